@@ -1,0 +1,1 @@
+"""The contract: specs, quantities, model and device facts, and the memory budget. Pure: no I/O, no torch."""

@@ -1,0 +1,41 @@
+"""Errors a human can act on: each names the field, the value found, and the fix."""
+
+
+class PlimsollError(Exception):
+    """Base of every error shown to a user without a traceback.
+
+    Args:
+        message: what is wrong, in plain words.
+        field: dotted path of the offending field or file (`spec.kvCache.ratio`), if there is one.
+        value: the value found there, if showing it helps. Never a secret.
+        fix: what to do about it.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None, value: object = None, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.value = value
+        self.fix = fix
+
+    def __str__(self) -> str:
+        where = f"{self.field}: " if self.field else ""
+        found = f" (found {self.value!r})" if self.value is not None else ""
+        fix = f". {self.fix}" if self.fix else ""
+        return f"{where}{self.message}{found}{fix}"
+
+
+class SpecError(PlimsollError):
+    """A manifest or an option is incoherent."""
+
+
+class CheckpointError(PlimsollError):
+    """A checkpoint cannot be read, or is not what it says."""
+
+
+class DoesNotFitError(PlimsollError):
+    """The budget does not close; the message carries the sum and what would fit."""
+
+
+class NotRunYetError(PlimsollError):
+    """A coherent wish that the budget can size and this version cannot run."""

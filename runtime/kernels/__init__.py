@@ -1,0 +1,1 @@
+"""Every op behind one small table: plain torch first, faster twins beside it."""

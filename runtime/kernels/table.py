@@ -1,0 +1,70 @@
+"""The table of kernels: every op the models use, and nothing else.
+
+One `Kernels` value is one way of running a model. `torch_ops.py` is the specification: plain torch, any device.
+A faster table must agree with it; `tests/kernels` holds them together. Models call `ops.linear(x, w)` and never
+learn which table it is.
+
+Shapes: T tokens of the whole batch laid end to end, H query heads, G key-value heads, D head size, N/K out/in features.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Weight = Any
+"""A weight in the layout of the table that packed it: opaque to models, always with `.nbytes: int`."""
+
+
+@dataclass(frozen=True)
+class AttentionBatch:
+    """Where each sequence of a step lies. B sequences; sequence b owns rows query_start[b]:query_start[b+1].
+
+    Its last row is position context_lens[b]-1; its keys and values are in block_tables[b], the new ones included
+    (`write_kv` runs before `attention`). Rows of one sequence are consecutive positions.
+    """
+
+    query_start: Tensor
+    """int32 [B+1] on the device."""
+    context_lens: Tensor
+    """int32 [B] on the device: keys each sequence has after this step."""
+    block_tables: Tensor
+    """int32 [B, M] on the device, padded with 0."""
+    slot_mapping: Tensor
+    """int64 [T]: block * block_size + offset where each row's key and value go."""
+    query_start_cpu: list[int]
+    context_lens_cpu: list[int]
+    max_query: int
+    max_context: int
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Callables of one table. `dtype` is that of activations; weights and cache may be narrower (bf16 beside float32)."""
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    pack: Callable[[Tensor], Weight]
+    """(weight [N, K]) -> Weight. Takes the tensor as read; may keep it or copy it into its own layout of equal size
+    (rows padded to the table's tile: `packed_bytes` tells)."""
+    embedding: Callable[[Tensor, Weight], Tensor]
+    """(ids int64 [T], w) -> [T, K] in `dtype`. The same Weight serves a tied head."""
+    linear: Callable[[Tensor, Weight, Tensor | None], Tensor]
+    """(x [T, K], w, bias [N] or None) -> [T, N]."""
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    """(x [..., K], weight [K], eps) -> [..., K]. Statistics in float32."""
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    """(x [T, K], residual [T, K], weight, eps) -> norm(x + residual); residual becomes x + residual in place."""
+    silu_mul: Callable[[Tensor], Tensor]
+    """(gate_up [T, 2I]) -> silu(gate) * up, [T, I]. Gate is the first half."""
+    rope: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+    """(q [T, H, D], k [T, G, D], cos [T, D/2], sin [T, D/2]): rotates in place, NeoX halves. q and k may be strided
+    views of one qkv row; cos and sin are float32, already scaled and gathered for each row."""
+    write_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+    """(k [T, G, D], v [T, G, D], k_cache, v_cache [blocks, G, block_size, D], slot_mapping [T])."""
+    attention: Callable[[Tensor, Tensor, Tensor, AttentionBatch, float, int | None], Tensor]
+    """(q [T, H, D], k_cache, v_cache, batch, scale, sliding_window or None) -> [T, H*D]. Causal; with a window w,
+    position p sees keys p-w+1 .. p."""

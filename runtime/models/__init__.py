@@ -1,0 +1,1 @@
+"""Architectures as data, positions, and the loading of weights."""

@@ -1,0 +1,168 @@
+"""What crosses between client, server and engine: plain messages, encoded by msgspec.
+
+Names follow the field (vLLM, OpenAI) so that nobody has to learn ours.
+"""
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "abort", "error", "rejected"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens. `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off.
+
+    `logprobs` and `prompt_logprobs`: None is off; k returns the chosen token's log-probability and the k likeliest
+    alternatives. Log-probabilities are of the raw model distribution, before temperature and penalties, as in vLLM.
+    `seed`: a request with a seed gives the same tokens whatever else is in the batch. Sample i of n uses seed + i.
+    """
+
+    n: int = 1
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    """One token's log-probability (natural log) and its rank in the vocabulary, 1 being the likeliest."""
+
+    token_id: int
+    logprob: float
+    rank: int
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """The chosen token first, then the k likeliest in order (the chosen one may be among them)."""
+
+    chosen: Logprob
+    top: list[Logprob]
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
+    """One sequence to generate. The front end expands n > 1 into n of these (`params.n` is 1 here)."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    arrival: float
+    """time.monotonic() of this machine when the request arrived."""
+
+
+class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):
+    request_ids: list[str]
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Stop at once; the front end has drained already."""
+
+
+ToEngine = EngineRequest | AbortRequests | Shutdown
+
+
+class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What one step produced for one request. The last one carries `finish_reason`."""
+
+    request_id: str
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    """One per token in `token_ids`, when asked for."""
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    """Once, with the first output: one per prompt token, the first None."""
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    """The token that ended it, when one did. It is not in `token_ids` unless it was an ordinary token."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that came from the prefix cache; set with the first output."""
+    error: str | None = None
+    """Why, for `error` and `rejected`: words for a human, no traceback."""
+
+
+class RequestTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds, sent when a request finishes; feeds the histograms of /metrics."""
+
+    request_id: str
+    queue: float
+    prefill: float
+    decode: float
+
+
+class EngineStats(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Counters since the engine started, and gauges of now."""
+
+    tick: int = 0
+    """Turns of the loop, also when idle: what /health watches."""
+    running: int = 0
+    waiting: int = 0
+    waiting_tokens: int = 0
+    blocks_total: int = 0
+    blocks_free: int = 0
+    """Neither in use nor cached."""
+    blocks_cached: int = 0
+    """Warm and unused: taken when needed."""
+    prefix_queries: int = 0
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int = 0
+    """Of those, tokens found."""
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    steps: int = 0
+    last_step_tokens: int = 0
+
+
+class StepOutputs(msgspec.Struct, kw_only=True, tag="step"):
+    outputs: list[TokenOutput]
+    stats: EngineStats
+    finished: list[RequestTimes] = []
+
+
+class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
+    """Loading, as it goes: `phase` is one of `weights`, `cache`, `warmup`."""
+
+    phase: str
+    done_bytes: int
+    total_bytes: int
+    seconds: float
+
+
+class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The engine has loaded and has generated a token."""
+
+    model_len: int
+    num_blocks: int
+    block_size: int
+    precision: str
+    predicted: dict[str, int]
+    """Bytes by budget term: total, context, weights, workspace, kvCache, headroom."""
+    observed: dict[str, int]
+    """Bytes: weights, kvCache, resident (of the engine process)."""
+    startup: dict[str, float]
+    """Seconds by phase: load, cache, warmup."""
+    kernels: str
+    """Which table of kernels runs, e.g. `torch` or `native-avx2`."""
+    threads: int
+
+
+class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """The engine cannot start; it exits after sending this."""
+
+    error: str
+
+
+FromEngine = StepOutputs | LoadProgress | EngineReady | EngineFailed
