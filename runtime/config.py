@@ -1,0 +1,55 @@
+"""How one engine and its server are set up. `serve`, `up` and `LLM` all end here, so they cannot drift apart."""
+
+import msgspec
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine process is told. Sizes in bytes, lengths in tokens."""
+
+    model: str
+    """Path of a Hugging Face folder or a GGUF file on this machine."""
+    precision: str = "auto"
+    """auto, bfloat16, float16 or float32: how weights are held (float16 only on CUDA)."""
+    device: str = "auto"
+    """cpu, cuda, cuda:0; auto takes CUDA where there is one."""
+    memory: int | None = None
+    """The budget's total; None reads the container's limit (CPU) or the card's memory."""
+    kv_ratio: float = 0.8
+    """Share of what is free after weights, workspace and context that becomes KV cache."""
+    kv_cache_bytes: int | None = None
+    """Absolute size of the cache; overrides `kv_ratio`."""
+    block_size: int = 64
+    prefix_caching: bool = True
+    max_model_len: int | None = None
+    """Longest prompt + answer; None takes what the model was trained for, or what the cache holds if that is less."""
+    rope_type: str | None = None
+    """Overrides the checkpoint's scaling: linear, dynamic, yarn, llama3."""
+    rope_factor: float | None = None
+    max_batched_tokens: int = 2048
+    max_running: int = 64
+    max_queued_requests: int = 256
+    max_queued_tokens: int = 1_000_000
+    threads: int | None = None
+    """CPU threads; None follows the container's CPU limit."""
+    kernels: str = "auto"
+    """auto, native or torch."""
+    seed: int = 0
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the HTTP server is told."""
+
+    served_name: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys_file: str | None = None
+    """One key a line; blank lines and `#` comments ignored. Never given on the command line or the environment."""
+    request_timeout: float = 600.0
+    drain_timeout: float = 120.0
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_n: int = 16
+    max_prompts: int = 64
+    """Prompts in one /v1/completions request."""
+    max_logprobs: int = 20
+    chat_template: str | None = None
+    """Path of a Jinja file that replaces the checkpoint's."""
