@@ -1,0 +1,52 @@
+"""The `plimsoll` command. Each subcommand is a file of this folder that holds a function of the same name.
+
+Only the file that is asked for gets imported: `plimsoll version` must not wait for torch, and `plimsoll --help`
+imports the files but none of them imports anything heavy at its top.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from plimsoll.api.errors import PlimsollError
+
+#: In the order that `--help` shows them.
+COMMANDS = ("plan", "up", "serve", "chat", "bench", "convert", "version")
+
+
+def build(names: Sequence[str] = COMMANDS) -> typer.Typer:
+    """The application with these subcommands."""
+    app = typer.Typer(
+        name="plimsoll",
+        help="Serve large language models up to the memory line and never past it.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name in names:
+        app.command(name)(getattr(importlib.import_module(f"plimsoll.cli.{name}"), name))
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 1 an error in plain words on stderr, 2 wrong usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    wanted = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
+    try:
+        build(wanted)(arguments, prog_name="plimsoll")
+    except PlimsollError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _root() -> None:
+    """Keeps `plimsoll NAME` a subcommand even when a single one is registered."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Shared by every area: the real model. Fixtures of one area live in tests/support/."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from plimsoll.cli import demo_model
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """Path of SmolLM2-135M-Instruct as GGUF: $PLIMSOLL_TEST_MODEL, or the cache folder, fetched when it is not there."""
+    given = os.environ.get("PLIMSOLL_TEST_MODEL")
+    if given:
+        path = Path(given)
+        assert demo_model.file_sha256(path) == demo_model.SHA256, f"{path} is not the demo model"
+        return path
+    return demo_model.fetch(ROOT / ".cache" / "plimsoll")
