@@ -1,0 +1,77 @@
+"""The outermost layer: every request gets an id, a line in the log, and, whatever goes wrong, OpenAI's error body."""
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import structlog
+
+from plimsoll.runtime.server.errors import ApiError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Probes and scrapes come every few seconds; their lines would bury the others.
+QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
+
+
+class ClientGone(Exception):
+    """The client hung up; there is nobody to answer."""
+
+
+async def send_error(send: Send, error: ApiError) -> None:
+    body = error.encoded()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
+    raw = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Boundary:
+    """ASGI middleware around everything. Logs method, path, status and seconds: never a prompt, an answer or a key."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.log = structlog.get_logger("plimsoll.server")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(12)
+        scope["request_id"] = request_id
+        start = time.monotonic()
+        status = 0
+
+        async def marked(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, marked)
+        except ClientGone:
+            status = status or 499
+        except ApiError as error:
+            if not status:
+                await send_error(marked, error)
+        except Exception:
+            self.log.exception("request failed", request_id=request_id, path=scope["path"])
+            if not status:
+                await send_error(marked, ApiError(500, "The server failed on this request.", code="internal_error"))
+        if scope["path"] not in QUIET_PATHS or status >= 400:
+            seconds = round(time.monotonic() - start, 4)
+            self.log.info(
+                "request",
+                request_id=request_id,
+                method=scope["method"],
+                path=scope["path"][:200],
+                status=status,
+                seconds=seconds,
+            )

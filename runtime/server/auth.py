@@ -1,0 +1,83 @@
+"""API keys from a file. Only their SHA-256 stays in memory, and the file is read again whenever it changes."""
+
+import hashlib
+import hmac
+import os
+from pathlib import Path
+
+from plimsoll.api.errors import SpecError
+from plimsoll.runtime.server.asgi import App, Receive, Scope, Send
+from plimsoll.runtime.server.errors import ApiError
+
+#: Probes carry no key; everything else does, so a path added later is closed until someone opens it.
+OPEN_PATHS = frozenset({"/health", "/ready"})
+
+
+class KeyFile:
+    """One key a line; blank lines and lines that start with `#` are ignored.
+
+    A file that has become unreadable or empty lets nobody in: losing the file must never open the server.
+
+    Raises:
+        SpecError: at construction, when the file cannot be read or holds no key.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self._stamp: tuple[int, int, int] | None = None
+        self._digests: tuple[bytes, ...] = ()
+        try:
+            self._reload(self._stat())
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError("cannot read the API keys file", field="api-keys", value=path, fix=str(error)) from None
+        if not self._digests:
+            raise SpecError("the API keys file holds no key", field="api-keys", value=path, fix="Write one key a line")
+
+    def _stat(self) -> tuple[int, int, int]:
+        found = os.stat(self.path)
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def _reload(self, stamp: tuple[int, int, int]) -> None:
+        lines = (line.strip() for line in self.path.read_text(encoding="utf-8").splitlines())
+        keys = [line for line in lines if line and not line.startswith("#")]
+        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+        self._stamp = stamp
+
+    def allows(self, key: str) -> bool:
+        """Compares with every key, in time that does not depend on which one matches."""
+        try:
+            stamp = self._stat()
+            if stamp != self._stamp:
+                self._reload(stamp)
+        except (OSError, UnicodeDecodeError):
+            self._digests, self._stamp = (), None
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        found = False
+        for known in self._digests:
+            found |= hmac.compare_digest(known, digest)
+        return found
+
+
+class RequireKey:
+    """ASGI middleware: no key, no answer, on every path but the probes."""
+
+    def __init__(self, app: App, keys: KeyFile) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._allowed(scope):
+            raise ApiError(
+                401,
+                "Missing or wrong API key: send it as `Authorization: Bearer KEY`.",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        await self.app(scope, receive, send)
+
+    def _allowed(self, scope: Scope) -> bool:
+        values = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(values) != 1:
+            return False
+        scheme, _, key = values[0].decode("latin-1").partition(" ")
+        return scheme.lower() == "bearer" and self.keys.allows(key.strip())

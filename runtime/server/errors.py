@@ -1,0 +1,85 @@
+"""OpenAI's error bodies: `{"error": {"message", "type", "param", "code"}}`, one exception for all of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+TYPES: Mapping[int, str] = {
+    400: "invalid_request_error",
+    401: "invalid_request_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    408: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(Exception):
+    """A refusal or a failure on its way to the client; any route, dependency or middleware may raise it.
+
+    Args:
+        status: HTTP status. 400 and below 500 blame the request, 500 and up the server.
+        message: for a human, naming what was wrong and what would be right. Never a traceback or a prompt.
+        param: the request's field, in OpenAI's spelling (`messages[0].content`).
+        code: for a program (`model_not_found`, `context_length_exceeded`).
+        headers: extra response headers, e.g. Retry-After in seconds.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        kind = TYPES.get(self.status, "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def encoded(self) -> bytes:
+        return msgspec.json.encode(self.body())
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def queue_full(message: str) -> ApiError:
+    """429: the engine's queue holds all it may; a client should come back when something has finished."""
+    return ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
+
+
+def engine_dead() -> ApiError:
+    """503: the engine process died under this request and is being restarted."""
+    return ApiError(
+        503,
+        "The engine stopped while it worked on this request; it is being restarted. Try again shortly.",
+        code="engine_dead",
+        headers={"Retry-After": "5"},
+    )
+
+
+def not_ready(message: str, retry_after: int = 5) -> ApiError:
+    return ApiError(503, message, code="not_ready", headers={"Retry-After": str(retry_after)})
+
+
+def timed_out(seconds: float) -> ApiError:
+    """504: the request used up its time. The openai client retries 5xx unless told otherwise, and a retry would
+    only use up the same time again."""
+    return ApiError(
+        504,
+        f"The request took longer than this server allows ({seconds:g} s). Ask for fewer tokens, or stream.",
+        code="timeout",
+        headers={"X-Should-Retry": "false"},
+    )
