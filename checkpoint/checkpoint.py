@@ -1,0 +1,157 @@
+"""A checkpoint on disk, whatever its format: configuration, facts, and tensors read one at a time."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from plimsoll.api.errors import CheckpointError
+from plimsoll.api.facts import expected_tensors
+from plimsoll.api.model import ModelFacts, TensorFact
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """One tensor in memory of its own: writable, C order, `data.shape == shape`.
+
+    `dtype` is the safetensors name of the values; BF16 and F8 come as unsigned integers of the same width, since numpy
+    has no such types. Block-quantised GGUF tensors come dequantised, as F32.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[Any]
+
+
+class Checkpoint(ABC):
+    """An opened checkpoint: headers read and checked, no weights in memory.
+
+    Attributes:
+        path: the folder, or the GGUF file.
+        format: `huggingface` or `gguf`.
+        config: the configuration under Hugging Face names (built from metadata for GGUF).
+        generation_config: sampling defaults and end-of-sequence ids; empty when the checkpoint has none.
+        facts: what the budget and the runtime need. `facts.tensors` names tensors as Hugging Face does and gives the
+            dtype and bytes *stored*: for GGUF the block type (`Q4_1`) and its packed bytes.
+    """
+
+    path: Path
+    format: Literal["huggingface", "gguf"]
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+    facts: ModelFacts
+
+    @property
+    def tensors(self) -> Mapping[str, TensorFact]:
+        """Headers by Hugging Face name, in file order."""
+        assert self.facts.tensors is not None
+        return self.facts.tensors
+
+    @property
+    def tensor_names(self) -> Sequence[str]:
+        return tuple(self.tensors)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @abstractmethod
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> RawTensor:
+        """One tensor, or rows [start, stop) of its first dimension; only those bytes are read.
+
+        Raises:
+            KeyError: no tensor of that name.
+            CheckpointError: the file is unreadable or has become shorter.
+        """
+
+    @abstractmethod
+    def files(self) -> Sequence[Path]:
+        """The files that hold tensors."""
+
+    def digest(self) -> str:
+        """`sha256:…` of the configuration, every tensor's name, dtype, shape and bytes, and the files' names and sizes.
+
+        Stable across machines and copies, and costs no read of the weights. It tells one checkpoint from another, a
+        finished download from a cut one and a retyped configuration from the original. It is *not* a checksum of the
+        weights: two fine-tunes of one shape have the same digest.
+        """
+        identity = {
+            "format": self.format,
+            "config": self.config,
+            "generation_config": self.generation_config,
+            "tensors": sorted((fact.name, fact.dtype, list(fact.shape), fact.nbytes) for fact in self.tensors.values()),
+            "files": sorted((file.name, file.stat().st_size) for file in self.files()),
+        }
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+#: Dtypes a weight may be stored in; integers and F8 need scales that this version does not read.
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+def row_range(shape: tuple[int, ...], rows: tuple[int, int] | None, name: str) -> tuple[int, int, int]:
+    """(start, stop, elements per row) of `rows` in `shape`.
+
+    Raises:
+        ValueError: the range leaves the tensor.
+    """
+    count = shape[0] if shape else 1
+    start, stop = (0, count) if rows is None else rows
+    if not 0 <= start <= stop <= count:
+        raise ValueError(f"rows {start}:{stop} leave {name}, which has {count}")
+    width = int(np.prod(shape[1:], dtype=np.int64)) if len(shape) > 1 else 1
+    return start, stop, width
+
+
+def _ignorable(name: str, facts: ModelFacts) -> bool:
+    # Old exports carry the rotary table, and tied models sometimes the tied head: both are computed from what is read.
+    return name.endswith("rotary_emb.inv_freq") or (facts.tie_embeddings and name in ("lm_head.weight", "output.weight"))
+
+
+def check_tensors(facts: ModelFacts, where: str) -> None:
+    """Hold the headers against what the configuration asks for: every tensor there, of its shape, and no other.
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape, or would be ignored.
+    """
+    assert facts.tensors is not None
+    # Before listing what a layer needs: a hostile layer count must not cost memory.
+    if facts.num_layers > len(facts.tensors):
+        raise CheckpointError(
+            f"the configuration has {facts.num_layers} layers, the files only {len(facts.tensors)} tensors",
+            field=where,
+            fix="Use the config.json that came with these weights",
+        )
+    wanted = expected_tensors(facts)
+    missing = [name for name in wanted if name not in facts.tensors]
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise CheckpointError(
+            f"{facts.architecture} needs tensors that are not there: {shown}",
+            field=where,
+            fix="Complete the download, or use the config.json that came with these weights",
+        )
+    for name, shape in wanted.items():
+        if facts.tensors[name].shape != tuple(shape):
+            raise CheckpointError(
+                f"the configuration gives {name} the shape {list(shape)}",
+                field=where,
+                value=list(facts.tensors[name].shape),
+                fix="Use the config.json that came with these weights",
+            )
+    extra = [name for name in facts.tensors if name not in wanted and not _ignorable(name, facts)]
+    if extra:
+        shown = ", ".join(name[:120] for name in extra[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
+        raise CheckpointError(
+            f"{facts.architecture} with this configuration has no place for: {shown}",
+            field=where,
+            fix="Ignoring weights would change the answers; use the configuration they were saved with",
+        )

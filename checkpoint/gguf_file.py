@@ -1,0 +1,294 @@
+"""One GGUF file: its metadata and tensor table, strictly checked.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Parsed here and not by
+`gguf.GGUFReader`, which makes an array object of every vocabulary entry (seconds for a small model) and trusts counts
+and offsets; the `gguf` package still tells block sizes and dequantises.
+"""
+
+import mmap
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from plimsoll.api.errors import CheckpointError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+#: Far beyond any real file, near enough to keep a hostile one cheap.
+MAX_ENTRIES = 1 << 16
+MAX_ARRAY = 1 << 24
+MAX_TEXT_BYTES = 16 * 1024 * 1024
+MAX_RANK = 4
+
+_STRING, _ARRAY, _BOOL = 8, 9, 7
+#: struct codes of the scalar value types, by number.
+_SCALARS: Mapping[int, str] = {
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ArrayField:
+    """A metadata array left in the file: `count` elements of value type `kind` from byte `start`."""
+
+    kind: int
+    count: int
+    start: int
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """`shape` in numpy's order (rows first); `start` and `nbytes` in bytes of the file; `kind` is the ggml type number."""
+
+    name: str
+    kind: int
+    type_name: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+class _Cursor:
+    """Reads little-endian values from a mapped file and never past its end."""
+
+    def __init__(self, data: mmap.mmap, where: str) -> None:
+        self.data = data
+        self.size = len(data)
+        self.where = where
+        self.at = 0
+
+    def fail(self, message: str, value: object = None) -> CheckpointError:
+        return CheckpointError(
+            f"{message} at byte {self.at}", field=self.where, value=value, fix="The file is damaged; download it again"
+        )
+
+    def scalar(self, code: str) -> Any:
+        layout = "<" + code
+        end = self.at + struct.calcsize(layout)
+        if end > self.size:
+            raise self.fail("ends inside its header")
+        (value,) = struct.unpack_from(layout, self.data, self.at)
+        self.at = end
+        return value
+
+    def count(self, what: str, limit: int) -> int:
+        value = int(self.scalar("Q"))
+        if value > limit:
+            raise self.fail(f"counts more {what} than the {limit} allowed", value)
+        return value
+
+    def text(self) -> str:
+        length = self.count("bytes in a string", MAX_TEXT_BYTES)
+        end = self.at + length
+        if end > self.size:
+            raise self.fail("ends inside a string")
+        raw = self.data[self.at : end]
+        self.at = end
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.fail("holds a string that is not UTF-8", raw[:40]) from None
+
+    def skip_strings(self, count: int) -> None:
+        data, at, size = self.data, self.at, self.size
+        unpack = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if at + 8 > size:
+                break
+            at += 8 + unpack(data, at)[0]
+        else:
+            if at <= size:
+                self.at = at
+                return
+        raise self.fail("ends inside an array of strings")
+
+    def value(self) -> Any:
+        kind = self.scalar("I")
+        if kind in _SCALARS:
+            return self.scalar(_SCALARS[kind])
+        if kind == _STRING:
+            return self.text()
+        if kind != _ARRAY:
+            raise self.fail("has metadata of an unknown type", kind)
+        element = self.scalar("I")
+        count = self.count("array elements", MAX_ARRAY)
+        field = ArrayField(element, count, self.at)
+        if element == _STRING:
+            self.skip_strings(count)
+        elif element in _SCALARS:
+            self.at += count * struct.calcsize("<" + _SCALARS[element])
+            if self.at > self.size:
+                raise self.fail("ends inside an array")
+        else:
+            raise self.fail("has an array of an unknown type", element)
+        return field
+
+
+class GgufFile:
+    """Metadata and tensor table of one file. The constructor checks all of it and reads no weights.
+
+    Attributes:
+        metadata: scalars and strings by key; arrays as `ArrayField`, read by `array`.
+        tensors: by GGUF name, in file order.
+
+    Raises:
+        CheckpointError: wrong magic, version or byte order; counts, strings, offsets or sizes that leave the file;
+            a block type the `gguf` package does not know.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, Any] = {}
+        self.tensors: dict[str, GgufTensor] = {}
+        with _mapped(path) as data:
+            cursor = _Cursor(data, str(path))
+            self._read_header(cursor)
+
+    def _read_header(self, cursor: _Cursor) -> None:
+        if cursor.size < 24 or cursor.data[:4] != MAGIC:
+            raise CheckpointError("is not a GGUF file", field=cursor.where, value=cursor.data[:4], fix="Check the path")
+        cursor.at = 4
+        version = cursor.scalar("I")
+        if version not in VERSIONS:
+            big_endian = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
+            raise CheckpointError(
+                "is a big-endian GGUF file" if big_endian else "has a GGUF version that cannot be read",
+                field=cursor.where,
+                value=version,
+                fix=f"Write it little-endian, version {VERSIONS[-1]}, with llama.cpp's tools",
+            )
+        tensor_count = cursor.count("tensors", MAX_ENTRIES)
+        entry_count = cursor.count("metadata entries", MAX_ENTRIES)
+        for _ in range(entry_count):
+            key = cursor.text()
+            if key in self.metadata:
+                raise cursor.fail(f"has metadata key {key[:80]!r} twice")
+            self.metadata[key] = cursor.value()
+        self._check_split()
+        alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
+            raise CheckpointError("must be a power of two", field=f"{self.path}: general.alignment", value=alignment)
+        rows = [self._tensor_row(cursor) for _ in range(tensor_count)]
+        data_start = -(-cursor.at // alignment) * alignment
+        for name, kind, shape, offset in rows:
+            self.tensors[name] = self._place(name, kind, shape, data_start + offset, cursor.size)
+            if offset % alignment:
+                raise CheckpointError(
+                    f"starts at {offset}, not a multiple of {alignment}", field=f"{self.path}: tensor {name[:80]!r}"
+                )
+
+    def _check_split(self) -> None:
+        parts = self.metadata.get("split.count", 1)
+        if isinstance(parts, int) and parts > 1:
+            raise CheckpointError(
+                "is one part of a split GGUF",
+                field=f"{self.path}: split.count",
+                value=parts,
+                fix="Join the parts first: llama-gguf-split --merge FIRST_PART OUT.gguf",
+            )
+
+    def _tensor_row(self, cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
+        name = cursor.text()
+        if name in self.tensors:
+            raise cursor.fail(f"has tensor {name[:80]!r} twice")
+        rank = cursor.scalar("I")
+        if not 1 <= rank <= MAX_RANK:
+            raise cursor.fail(f"gives tensor {name[:80]!r} an impossible number of dimensions", rank)
+        # ggml writes the fastest dimension first; numpy and Hugging Face want it last.
+        shape = tuple(cursor.scalar("Q") for _ in range(rank))[::-1]
+        kind = cursor.scalar("I")
+        offset = cursor.scalar("Q")
+        # The name is taken now, so that a second one is caught; `_place` replaces this once the data's start is known.
+        self.tensors[name] = GgufTensor(name, kind, "", shape, 0, 0)
+        return name, kind, shape, offset
+
+    def _place(self, name: str, kind: int, shape: tuple[int, ...], start: int, file_size: int) -> GgufTensor:
+        field = f"{self.path}: tensor {name[:80]!r}"
+        type_name, block, block_bytes = block_layout(kind, field)
+        if min(shape) < 1 or shape[-1] % block:
+            raise CheckpointError(f"has a shape that {type_name} blocks of {block} cannot hold", field=field, value=shape)
+        nbytes = prod(shape) // block * block_bytes
+        if start + nbytes > file_size:
+            raise CheckpointError(
+                f"needs bytes up to {start + nbytes}, the file holds {file_size}",
+                field=field,
+                fix="The file is truncated; download it again",
+            )
+        return GgufTensor(name, kind, type_name, shape, start, nbytes)
+
+    def array(self, key: str) -> list[Any] | None:
+        """All elements of a metadata array; None where there is no such array.
+
+        Raises:
+            CheckpointError: a string in it is not UTF-8 or leaves the file.
+        """
+        field = self.metadata.get(key)
+        if not isinstance(field, ArrayField):
+            return None
+        with _mapped(self.path) as data:
+            if field.kind == _STRING:
+                return list(_strings(data, field, f"{self.path}: {key}"))
+            layout = f"<{field.count}{_SCALARS[field.kind]}"
+            if field.start + struct.calcsize(layout) > len(data):
+                raise CheckpointError("became shorter while it was read", field=str(self.path))
+            return list(struct.unpack_from(layout, data, field.start))
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        raise CheckpointError("is empty", field=str(path), fix="Download it again") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", field=str(path), fix="Check the path") from None
+
+
+def _strings(data: mmap.mmap, field: ArrayField, where: str) -> Iterator[str]:
+    unpack = struct.Struct("<Q").unpack_from
+    at, size = field.start, len(data)
+    for index in range(field.count):
+        end = at + 8 + (unpack(data, at)[0] if at + 8 <= size else size)
+        if end > size:
+            raise CheckpointError(f"element {index} leaves the file", field=where)
+        try:
+            yield data[at + 8 : end].decode("utf-8")
+        except UnicodeDecodeError:
+            raise CheckpointError(
+                f"element {index} is not UTF-8", field=where, value=data[at + 8 : min(end, at + 48)]
+            ) from None
+        at = end
+
+
+def block_layout(kind: int, field: str) -> tuple[str, int, int]:
+    """(type name, elements per block, bytes per block) of a ggml type that can be dequantised.
+
+    Raises:
+        CheckpointError: a type the `gguf` package does not know or cannot dequantise.
+    """
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        ggml_type = GGMLQuantizationType(kind)
+        block, block_bytes = GGML_QUANT_SIZES[ggml_type]
+    except (ValueError, KeyError):
+        raise CheckpointError("has a block type the gguf package does not know", field=field, value=kind) from None
+    if ggml_type not in readable_types():
+        raise CheckpointError(
+            "has a block type that cannot be dequantised",
+            field=field,
+            value=ggml_type.name,
+            fix="Readable: " + " ".join(sorted(known.name for known in readable_types())),
+        )
+    return ggml_type.name, int(block), int(block_bytes)
+
+
+def readable_types() -> frozenset[Any]:
+    """The `GGMLQuantizationType`s the installed `gguf` package can turn into float32."""
+    from gguf import quants
+    from gguf.constants import GGMLQuantizationType
+
+    return frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F16, *quants._type_traits})

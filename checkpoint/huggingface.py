@@ -1,0 +1,142 @@
+"""A Hugging Face folder: config.json, generation_config.json, and safetensors, single or sharded with an index."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from plimsoll.api.errors import CheckpointError
+from plimsoll.api.facts import facts_from_config
+from plimsoll.api.model import TensorFact
+from plimsoll.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, RawTensor, check_tensors, row_range
+from plimsoll.checkpoint.json_file import read_object
+from plimsoll.checkpoint.safetensors_file import STORAGE, StoredTensor, read_header, read_range
+
+INDEX_NAME = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def _shards(folder: Path) -> tuple[list[Path], Mapping[str, str] | None]:
+    """The files that hold tensors, and the index's map from tensor to file where there is an index."""
+    index_path = folder / INDEX_NAME
+    if index_path.is_file():
+        weight_map = read_object(index_path).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+            raise CheckpointError("needs a weight_map from tensor to file name", field=str(index_path))
+        names = sorted(set(weight_map.values()))
+        # A shard is a plain name beside the index: `..` or `/` would read files the user did not point at.
+        for name in names:
+            if name != Path(name).name or not name.endswith(".safetensors") or "\0" in name:
+                raise CheckpointError("names a shard outside the folder", field=str(index_path), value=name[:200])
+        absent = [name for name in names if not (folder / name).is_file()]
+        if absent:
+            raise CheckpointError(
+                f"{len(absent)} of {len(names)} shards are not in the folder: {', '.join(absent[:3])}",
+                field=str(index_path),
+                fix="Complete the download",
+            )
+        return [folder / name for name in names], weight_map
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        _refuse_without_weights(folder)
+    if len(files) > 1:
+        single = folder / "model.safetensors"
+        if single not in files:
+            raise CheckpointError(
+                f"holds {len(files)} safetensors files and no {INDEX_NAME}",
+                field=str(folder),
+                fix=f"Add the {INDEX_NAME} that came with the shards",
+            )
+        files = [single]
+    return files, None
+
+
+def _refuse_without_weights(folder: Path) -> None:
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            "holds only pickled weights, and loading a pickle runs whatever code is in it",
+            field=str(folder),
+            value=pickles[0],
+            fix="Convert where you trust the file: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST)",
+        )
+    raise CheckpointError("holds no safetensors weights", field=str(folder), fix="Complete the download")
+
+
+def _refuse_quantized(config: Mapping[str, Any], where: str) -> None:
+    if (quantization := config.get("quantization_config")) is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise CheckpointError(
+            "this version reads unquantised weights only",
+            field=f"{where}: quantization_config",
+            value=str(method)[:80],
+            fix="Use the unquantised checkpoint, or a GGUF file",
+        )
+
+
+class HuggingFaceCheckpoint(Checkpoint):
+    """See `Checkpoint`. Tensors keep the names and dtypes of the files."""
+
+    format: Literal["huggingface", "gguf"] = "huggingface"
+
+    def __init__(self, folder: Path) -> None:
+        """Read every header; take no memory for weights.
+
+        Raises:
+            CheckpointError: anything missing, truncated, mismatched or not supported, by file and field.
+        """
+        self.path = folder
+        config_path = folder / "config.json"
+        if not config_path.is_file():
+            raise CheckpointError(
+                "holds no config.json", field=str(folder), fix="Point at a Hugging Face model folder or a .gguf file"
+            )
+        self.config = read_object(config_path)
+        _refuse_quantized(self.config, str(config_path))
+        generation_path = folder / "generation_config.json"
+        self.generation_config = read_object(generation_path) if generation_path.is_file() else {}
+
+        self._files, weight_map = _shards(folder)
+        self._stored: dict[str, tuple[Path, StoredTensor]] = {}
+        for file in self._files:
+            for name, tensor in read_header(file).items():
+                if name in self._stored:
+                    raise CheckpointError(
+                        f"tensor {name[:200]!r} is in two files", field=str(file), value=self._stored[name][0].name
+                    )
+                self._stored[name] = (file, tensor)
+        if weight_map is not None:
+            self._check_index(weight_map)
+        tensors = {
+            name: TensorFact(name, tensor.shape, tensor.dtype, tensor.nbytes)
+            for name, (_, tensor) in self._stored.items()
+        }
+        self.facts = facts_from_config(self.config, tensors)
+        check_tensors(self.facts, str(folder))
+        for fact in tensors.values():
+            if fact.dtype not in FLOAT_DTYPES:
+                raise CheckpointError(
+                    f"is stored as {fact.dtype}", field=f"{folder}: {fact.name}", fix=f"Weights must be {FLOAT_DTYPES}"
+                )
+
+    def _check_index(self, weight_map: Mapping[str, str]) -> None:
+        for name, file_name in weight_map.items():
+            found = self._stored.get(name)
+            if found is None or found[0].name != file_name:
+                raise CheckpointError(
+                    f"says tensor {name[:200]!r} is in {file_name}",
+                    field=str(self.path / INDEX_NAME),
+                    value=found[0].name if found else "no shard has it",
+                    fix="Index and shards are from different exports; download both again",
+                )
+
+    def files(self) -> Sequence[Path]:
+        return tuple(self._files)
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> RawTensor:
+        file, tensor = self._stored[name]
+        start, stop, width = row_range(tensor.shape, rows, name)
+        storage = STORAGE[tensor.dtype]
+        row_bytes = width * int(storage[-1])
+        data = read_range(file, tensor.start + start * row_bytes, (stop - start) * row_bytes).view(storage)
+        shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
+        return RawTensor(tensor.dtype, shape, data.reshape(shape))

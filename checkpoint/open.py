@@ -1,0 +1,45 @@
+"""Open whatever checkpoint lies at a path."""
+
+from pathlib import Path
+
+from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.checkpoint.huggingface import HuggingFaceCheckpoint
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """A Hugging Face folder, a GGUF file, or a folder whose only weights are one GGUF file.
+
+    Headers are read and checked; no memory is taken for weights.
+
+    Raises:
+        CheckpointError: nothing there, or not a whole, coherent checkpoint of a served architecture.
+    """
+    path = Path(path)
+    try:
+        if path.is_file():
+            return _open_gguf(path)
+        if not path.is_dir():
+            raise CheckpointError("there is no such file or folder", field=str(path), fix="Check the path")
+        ggufs = sorted(path.glob("*.gguf"))
+        if ggufs and not any(path.glob("*.safetensors")):
+            if len(ggufs) > 1:
+                raise CheckpointError(
+                    f"holds {len(ggufs)} GGUF files", field=str(path), value=[file.name for file in ggufs[:5]],
+                    fix="Name the one to load",
+                )  # fmt: skip
+            return _open_gguf(ggufs[0])
+        return HuggingFaceCheckpoint(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", field=str(path)) from None
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
+        raise CheckpointError(
+            "is weights alone, without a configuration", field=str(path), fix="Point at the folder, not the file"
+        )
+    # The gguf package takes a fifth of a second to import: only those who need it pay.
+    from plimsoll.checkpoint.gguf_checkpoint import GgufCheckpoint
+
+    return GgufCheckpoint(path)
