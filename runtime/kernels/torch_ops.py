@@ -1,0 +1,185 @@
+"""Plain torch, on any device: the specification every faster table is held to, and the table that always runs."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
+
+GATHER_BYTES = 32 * 1024 * 1024
+"""Keys, and as many bytes of values, copied out of the cache at once. One sequence alone may need more."""
+QUERY_ROWS = 512
+"""Prefill rows that share one mask, which is [QUERY_ROWS, context]."""
+UPCAST_ELEMENTS = 4 * 1024 * 1024
+"""Elements of a narrow weight widened at once."""
+
+
+def torch_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
+    """The plain table. `dtype` (float32, bfloat16, float16) is that of activations; a Weight is the tensor [N, K] itself
+    and may be narrower, as may the cache: both are widened to the activations' dtype before any arithmetic.
+    """
+
+    def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding(ids, weight).to(dtype)
+
+    return Kernels(
+        name="torch",
+        device=torch.device(device),
+        dtype=dtype,
+        pack=lambda weight: weight.to(device).contiguous(),
+        embedding=embedding,
+        linear=linear,
+        rms_norm=rms_norm,
+        add_rms_norm=add_rms_norm,
+        silu_mul=silu_mul,
+        rope=rope,
+        write_kv=write_kv,
+        attention=attention,
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(x [T, K], weight [N, K], bias [N] or None) -> [T, N] in x's dtype."""
+    if weight.dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    parts = weight.split(max(1, UPCAST_ELEMENTS // weight.shape[1]))
+    out = torch.cat([F.linear(x, part.to(x.dtype)) for part in parts], dim=-1)
+    return out if bias is None else out.add_(bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) * weight over the last dimension, statistics in float32 (Zhang & Sennrich 2019)."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (weight * normed.to(x.dtype)).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """rms_norm(x + residual); residual becomes the sum, in place."""
+    residual.add_(x)
+    return rms_norm(residual, weight, eps)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """(gate_up [T, 2I]) -> silu(gate) * up, [T, I]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotates q [T, H, D] and k [T, G, D] in place by the angles of cos, sin [T, D/2]; dimension i pairs with i + D/2."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    for x in (q, k):
+        first, second = x.chunk(2, dim=-1)
+        rotated = first * cos - second * sin
+        second.copy_(second * cos + first * sin)
+        first.copy_(rotated)
+
+
+def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Puts row t of k, v [T, G, D] at slot_mapping[t] = block * block_size + offset of the caches."""
+    block_size = k_cache.shape[2]
+    block = torch.div(slot_mapping, block_size, rounding_mode="floor")
+    offset = slot_mapping % block_size
+    k_cache[block, :, offset] = k.to(k_cache.dtype)
+    v_cache[block, :, offset] = v.to(v_cache.dtype)
+
+
+def attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None
+) -> Tensor:
+    """Causal attention of q [T, H, D] over the paged cache -> [T, H*D].
+
+    Neighbouring sequences with one row each go together; a prefill chunk goes alone, in slices of QUERY_ROWS.
+    """
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    starts, contexts = batch.query_start_cpu, batch.context_lens_cpu
+    block_size = k_cache.shape[2]
+    token_bytes = k_cache.shape[1] * k_cache.shape[3] * q.element_size()
+    b = 0
+    while b < len(contexts):
+        if starts[b + 1] - starts[b] > 1:
+            _prefill(
+                q, k_cache, v_cache, batch.block_tables[b], starts[b], starts[b + 1], contexts[b], scale, window, out
+            )
+            b += 1
+            continue
+        first, longest = b, 0
+        while b < len(contexts) and starts[b + 1] - starts[b] == 1:
+            padded = -(-max(longest, contexts[b]) // block_size) * block_size
+            if b > first and (b + 1 - first) * padded * token_bytes > GATHER_BYTES:
+                break
+            longest = max(longest, contexts[b])
+            b += 1
+        _decode(q, k_cache, v_cache, batch, first, b, longest, scale, window, out)
+    return out.flatten(1)
+
+
+def _gather(cache: Tensor, blocks: Tensor, dtype: torch.dtype) -> Tensor:
+    """(cache [blocks, G, S, D], blocks [B, M]) -> [B, G, M*S, D]: every sequence's keys in order, in one copy."""
+    heads = torch.arange(cache.shape[1], device=cache.device)
+    picked = cache[blocks.unsqueeze(1), heads.view(1, -1, 1)]
+    return picked.flatten(2, 3).to(dtype)
+
+
+def _decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: AttentionBatch,
+    first: int,
+    last: int,
+    longest: int,
+    scale: float,
+    window: int | None,
+    out: Tensor,
+) -> None:
+    """Sequences first..last-1, one row each. The queries of a group are rows against their one key-value head."""
+    kv_heads, block_size, head_dim = k_cache.shape[1:]
+    contexts = batch.context_lens_cpu[first:last]
+    # Keys before every sequence's window are not even gathered.
+    begin = 0 if window is None else max(0, min(contexts) - window) // block_size
+    blocks = batch.block_tables[first:last, begin : -(-longest // block_size)]
+    k, v = _gather(k_cache, blocks, q.dtype), _gather(v_cache, blocks, q.dtype)
+    position = torch.arange(begin * block_size, begin * block_size + k.shape[2], device=q.device)
+    ends = batch.context_lens[first:last].unsqueeze(1)
+    seen = position < ends
+    if window is not None:
+        seen &= position >= ends - window
+    row = batch.query_start_cpu[first]
+    rows = q[row : row + last - first].reshape(last - first, kv_heads, -1, head_dim)
+    mixed = F.scaled_dot_product_attention(rows, k, v, attn_mask=seen[:, None, None, :], scale=scale)
+    out[row : row + last - first] = mixed.reshape(last - first, -1, head_dim)
+
+
+def _prefill(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    table: Tensor,
+    start: int,
+    end: int,
+    context: int,
+    scale: float,
+    window: int | None,
+    out: Tensor,
+) -> None:
+    """Rows start..end-1, one sequence whose last row is position context-1: a causal mask aligned at the lower right."""
+    heads, head_dim = q.shape[1:]
+    kv_heads, block_size = k_cache.shape[1:3]
+    group = heads // kv_heads
+    for row in range(start, end, QUERY_ROWS):
+        stop = min(row + QUERY_ROWS, end)
+        position, reach = context - (end - row), context - (end - stop)
+        begin = 0 if window is None else max(0, position - window + 1) // block_size
+        blocks = table[begin : -(-reach // block_size)].unsqueeze(0)
+        key = torch.arange(begin * block_size, reach, device=q.device)
+        k = _gather(k_cache, blocks, q.dtype)[0, :, : len(key)].unsqueeze(1).expand(-1, group, -1, -1)
+        v = _gather(v_cache, blocks, q.dtype)[0, :, : len(key)].unsqueeze(1).expand(-1, group, -1, -1)
+        query = torch.arange(position, reach, device=q.device).unsqueeze(1)
+        seen = key <= query
+        if window is not None:
+            seen &= key > query - window
+        rows = q[row:stop].unflatten(1, (kv_heads, group)).permute(1, 2, 0, 3)
+        mixed = F.scaled_dot_product_attention(rows, k, v, attn_mask=seen, scale=scale)
+        out[row:stop] = mixed.permute(2, 0, 1, 3).flatten(1, 2)

@@ -1,0 +1,107 @@
+"""The one decoder: every architecture of the registry is this forward pass with other weights and facts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plimsoll.api.model import ModelFacts
+from plimsoll.runtime.kernels.table import AttentionBatch, Kernels, Weight
+
+KVCaches = Sequence[tuple[Tensor, Tensor]]
+"""Per layer (keys, values), each [blocks, kv_heads, block_size, head_dim]."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """Weights of one layer. Norms and biases are plain tensors in the activations' dtype."""
+
+    attention_norm: Tensor
+    qkv: Weight
+    """Rows: all query heads, then keys, then values."""
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    output: Weight
+    output_bias: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Weight
+    gate_up_bias: Tensor | None
+    down: Weight
+    down_bias: Tensor | None
+    window: int | None
+    """Tokens a position sees, itself included; None is all before it."""
+
+
+class Decoder:
+    """Token ids in, logits out; no state of its own besides the weights.
+
+    Args:
+        facts: shapes and constants.
+        kernels: the table every operation goes through.
+        rope: (cos, sin) as `rope_table` makes them, on the table's device; as many rows as there are positions.
+        embedding: [vocab, hidden]; the same object as `head` where they are tied.
+    """
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        kernels: Kernels,
+        rope: tuple[Tensor, Tensor],
+        embedding: Weight,
+        layers: Sequence[DecoderLayer],
+        final_norm: Tensor,
+        head: Weight,
+    ) -> None:
+        self.facts = facts
+        self.kernels = kernels
+        self.cos, self.sin = rope
+        self.embedding = embedding
+        self.layers = tuple(layers)
+        self.final_norm = final_norm
+        self.head = head
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, norms and biases as they lie in memory; a tied head counts once."""
+        return sum(weight.nbytes for weight in self._weights())
+
+    def _weights(self) -> Iterator[Weight]:
+        yield self.embedding
+        yield self.final_norm
+        if self.head is not self.embedding:
+            yield self.head
+        for layer in self.layers:
+            parts = (getattr(layer, name) for name in DecoderLayer.__slots__ if name != "window")
+            yield from (part for part in parts if part is not None)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, kv_caches: KVCaches, batch: AttentionBatch) -> Tensor:
+        """(token_ids int64 [T], positions int64 [T]) -> normed hidden states [T, hidden]; writes the rows' keys and values."""
+        ops, facts = self.kernels, self.facts
+        heads, kv_heads, dim, eps = facts.num_heads, facts.num_kv_heads, facts.head_dim, facts.rms_norm_eps
+        split = (heads, kv_heads, kv_heads)
+        scale = dim**-0.5
+        slots = batch.slot_mapping
+        cos, sin = self.cos.index_select(0, positions), self.sin.index_select(0, positions)
+        residual = ops.embedding(token_ids, self.embedding)
+        hidden = ops.rms_norm(residual, self.layers[0].attention_norm, eps)
+        next_norms = [*(layer.attention_norm for layer in self.layers[1:]), self.final_norm]
+        for layer, (k_cache, v_cache), next_norm in zip(self.layers, kv_caches, next_norms, strict=True):
+            qkv = ops.linear(hidden, layer.qkv, layer.qkv_bias)
+            q, k, v = qkv.view(len(qkv), -1, dim).split(split, dim=1)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                q, k = ops.rms_norm(q, layer.q_norm, eps), ops.rms_norm(k, layer.k_norm, eps)
+            ops.rope(q, k, cos, sin)
+            ops.write_kv(k, v, k_cache, v_cache, slots)
+            mixed = ops.attention(q, k_cache, v_cache, batch, scale, layer.window)
+            hidden = ops.linear(mixed, layer.output, layer.output_bias)
+            hidden = ops.add_rms_norm(hidden, residual, layer.mlp_norm, eps)
+            gate_up = ops.linear(hidden, layer.gate_up, layer.gate_up_bias)
+            hidden = ops.linear(ops.silu_mul(gate_up), layer.down, layer.down_bias)
+            hidden = ops.add_rms_norm(hidden, residual, next_norm, eps)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(hidden [L, hidden] as `forward` returns it) -> float32 [L, vocab]."""
+        return self.kernels.linear(hidden, self.head, None).to(torch.float32)

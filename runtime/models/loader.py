@@ -1,0 +1,203 @@
+"""From a checkpoint to a Decoder, tensor by tensor: never more than one fused weight beyond what is kept."""
+
+import ctypes
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from plimsoll.api.errors import CheckpointError
+from plimsoll.api.model import ModelFacts, RopeFacts
+from plimsoll.runtime.kernels.table import Kernels, Weight
+from plimsoll.runtime.models.decoder import Decoder, DecoderLayer
+from plimsoll.runtime.models.registry import find_architecture
+from plimsoll.runtime.models.rope import rope_table
+from plimsoll.runtime.models.spec import Architecture, expected_tensors
+
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""Dtypes a weight may be stored in, by safetensors name."""
+
+Progress = Callable[[int, int], None]
+"""(bytes done, bytes in all), counted in the precision served."""
+
+
+class RawTensor(Protocol):
+    """A tensor as stored: `data` a numpy array of the right byte length, bfloat16 as uint16."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Any
+
+
+class TensorSource(Protocol):
+    """The part of a checkpoint the loader needs."""
+
+    def read(self, name: str) -> RawTensor: ...
+
+
+def load_decoder(
+    checkpoint: TensorSource,
+    facts: ModelFacts,
+    kernels: Kernels,
+    weight_dtype: torch.dtype,
+    *,
+    max_model_len: int | None = None,
+    rope: RopeFacts | None = None,
+    on_progress: Progress | None = None,
+) -> Decoder:
+    """Reads every tensor once, in `weight_dtype` for matrices and the table's dtype for norms and biases.
+
+    Args:
+        max_model_len: positions the decoder can take; the trained length if None.
+        rope: in place of the checkpoint's rotary embedding (`override_rope`).
+
+    Raises CheckpointError for an architecture that is not run, a tensor that is missing or has the wrong shape or
+    type. When `facts.tensors` is known that happens before any weight is read.
+    """
+    arch = find_architecture(facts.architecture)
+    shapes = expected_tensors(arch, facts)
+    _check_headers(facts, shapes)
+    loader = _Loader(checkpoint, kernels, weight_dtype, shapes, on_progress)
+    embedding = loader.weight((arch.embedding,))
+    layers = [_load_layer(loader, arch, facts, index) for index in range(facts.num_layers)]
+    final_norm = loader.vector((f"{arch.final_norm}.weight",))
+    head = embedding if facts.tie_embeddings else loader.weight((arch.head,))
+    table = rope_table(facts, rope or facts.rope, max_model_len or facts.max_position, kernels.device)
+    _return_freed_memory()
+    return Decoder(facts, kernels, table, embedding, layers, final_norm, head)
+
+
+def _load_layer(loader: "_Loader", arch: Architecture, facts: ModelFacts, index: int) -> DecoderLayer:
+    prefix = arch.layer.format(index)
+    qkv, gate_up = tuple(prefix + name for name in arch.qkv), tuple(prefix + name for name in arch.gate_up)
+    output, down = (prefix + arch.output,), (prefix + arch.down,)
+    groups = (facts.num_kv_heads, facts.num_heads // facts.num_kv_heads) if arch.qkv_layout == "grouped" else None
+    sliding = facts.sliding_layers is None or facts.sliding_layers[index]
+    return DecoderLayer(
+        attention_norm=loader.vector((f"{prefix}{arch.attention_norm}.weight",)),
+        qkv=loader.weight(qkv, groups),
+        qkv_bias=loader.bias(qkv, facts.qkv_bias, groups),
+        q_norm=loader.vector((f"{prefix}{arch.q_norm}.weight",)) if facts.qk_norm else None,
+        k_norm=loader.vector((f"{prefix}{arch.k_norm}.weight",)) if facts.qk_norm else None,
+        output=loader.weight(output),
+        output_bias=loader.bias(output, facts.output_bias),
+        mlp_norm=loader.vector((f"{prefix}{arch.mlp_norm}.weight",)),
+        gate_up=loader.weight(gate_up),
+        gate_up_bias=loader.bias(gate_up, facts.mlp_bias),
+        down=loader.weight(down),
+        down_bias=loader.bias(down, facts.mlp_bias),
+        window=facts.sliding_window if sliding else None,
+    )
+
+
+class _Loader:
+    """Reads, converts, fuses and packs, and keeps count."""
+
+    def __init__(
+        self,
+        checkpoint: TensorSource,
+        kernels: Kernels,
+        weight_dtype: torch.dtype,
+        shapes: Mapping[str, tuple[int, ...]],
+        on_progress: Progress | None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.kernels = kernels
+        self.weight_dtype = weight_dtype
+        self.shapes = shapes
+        self.on_progress = on_progress
+        self.done = 0
+        self.total = sum(self._bytes(name) for name in shapes)
+
+    def weight(self, names: Sequence[str], groups: tuple[int, int] | None = None) -> Weight:
+        """The matrices `names` stacked and packed."""
+        return self.kernels.pack(self._stack([f"{name}.weight" for name in names], self.weight_dtype, groups))
+
+    def bias(self, names: Sequence[str], present: bool, groups: tuple[int, int] | None = None) -> Tensor | None:
+        return self._stack([f"{name}.bias" for name in names], self.kernels.dtype, groups) if present else None
+
+    def vector(self, names: Sequence[str]) -> Tensor:
+        return self._stack(names, self.kernels.dtype, None)
+
+    def _stack(self, names: Sequence[str], dtype: torch.dtype, groups: tuple[int, int] | None) -> Tensor:
+        rows = sum(self.shapes[name][0] for name in names)
+        fused = torch.empty(rows, *self.shapes[names[0]][1:], dtype=dtype, device=self.kernels.device)
+        start = 0
+        for name in names:
+            source = self._read(name)
+            target = fused[start : start + len(source)]
+            start += len(source)
+            if groups is None:
+                target.copy_(source)
+            else:
+                _ungroup(source, target, *groups)
+            self._advance(name)
+        return fused
+
+    def _read(self, name: str) -> Tensor:
+        raw = self.checkpoint.read(name)
+        if tuple(raw.shape) != self.shapes[name]:
+            raise _wrong_shape(name, tuple(raw.shape), self.shapes[name])
+        if raw.dtype not in TORCH_DTYPES:
+            raise CheckpointError("weights must be floating point", field=name, value=raw.dtype)
+        with warnings.catch_warnings():
+            # A memory map is read-only and torch warns that writing would be undefined; it is only read from.
+            warnings.filterwarnings("ignore", message=".*not writable.*", category=UserWarning)
+            return torch.from_numpy(raw.data).view(TORCH_DTYPES[raw.dtype]).reshape(self.shapes[name])
+
+    def _bytes(self, name: str) -> int:
+        shape = self.shapes[name]
+        dtype = self.weight_dtype if len(shape) == 2 else self.kernels.dtype
+        return torch.Size(shape).numel() * dtype.itemsize
+
+    def _advance(self, name: str) -> None:
+        self.done += self._bytes(name)
+        if self.on_progress is not None:
+            self.on_progress(self.done, self.total)
+
+
+def _ungroup(source: Tensor, target: Tensor, kv_heads: int, group: int) -> None:
+    """(source [G * (group + 2) * D, ...]) -> target rows: all query heads, then all keys, then all values."""
+    grouped = source.unflatten(0, (kv_heads, group + 2, -1))
+    start = 0
+    for part in (grouped[:, :group], grouped[:, group], grouped[:, group + 1]):
+        rows = part.numel() // max(1, source[0].numel())
+        target[start : start + rows].unflatten(0, part.shape[: part.dim() - source.dim() + 1]).copy_(part)
+        start += rows
+
+
+def _check_headers(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if facts.tensors is None:
+        return
+    missing = [name for name in shapes if name not in facts.tensors]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"a {facts.architecture} needs this tensor{more}, and the checkpoint lacks it",
+            field=missing[0],
+            fix="Fetch the checkpoint again, or check its config.json",
+        )
+    for name, shape in shapes.items():
+        found = facts.tensors[name].shape
+        if tuple(found) != shape:
+            raise _wrong_shape(name, tuple(found), shape)
+
+
+def _wrong_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(f"its config.json asks for shape {list(wanted)}", field=name, value=list(found))
+
+
+def _return_freed_memory() -> None:
+    """What was read and converted went through the C heap; glibc keeps it for itself unless asked."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
