@@ -18,7 +18,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    """Path of SmolLM2-135M-Instruct as GGUF: $PLIMSOLL_TEST_MODEL, or the cache folder, fetched when it is not there."""
+    """Path of SmolLM2-135M-Instruct as GGUF: $PLIMSOLL_TEST_MODEL, or the cache folder, fetched if it is not there."""
     given = os.environ.get("PLIMSOLL_TEST_MODEL")
     if given:
         path = Path(given)

@@ -1,0 +1,56 @@
+# Everything happens in .venv; nothing outside this folder is touched.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One worker a core, each with one thread: tests are many and small.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -gt 8 ] && n=8; echo $$n)
+QUESTION ?= What is the capital of France?
+
+.PHONY: help quickstart test lint format bench clean
+
+help:
+	@echo "make quickstart   install, fetch a small model, serve it and talk to it"
+	@echo "make test         every test; no GPU, cluster or hub needed"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        speed beside other engines on this processor"
+
+quickstart: $(VENV)/.runtime
+	@$(BIN)/python -m plimsoll.cli.demo_model >/dev/null
+	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/plimsoll up -f examples/quickstart.yaml --chat; \
+	else $(BIN)/plimsoll up -f examples/quickstart.yaml --ask "$(QUESTION)"; fi
+
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	@$(BIN)/python -m plimsoll.cli.demo_model >/dev/null
+	$(BIN)/python -m benchmarks.cpu $(ARGS)
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+
+# Stamps: pip runs again only when what it would install has changed. Constraints always apply, for torch above all.
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (torch is large; minutes the first time) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[runtime]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) with what tests need (minutes the first time) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+$(BIN)/python:
+	@[ -n "$(PYTHON)" ] || { echo "error: Python 3.11 or newer was not found; give it as PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
