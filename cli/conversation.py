@@ -1,0 +1,161 @@
+"""Talking to an OpenAI endpoint from a terminal: one question, or a chat."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from plimsoll.api.errors import PlimsollError
+
+HELP = "/clear forgets the conversation · /system TEXT sets the system prompt · /exit leaves · Ctrl-C stops an answer"
+
+
+class EndpointError(PlimsollError):
+    """An endpoint cannot be reached, or answered with an error."""
+
+
+class Endpoint:
+    """An OpenAI endpoint.
+
+    Args:
+        url: with or without the `/v1` at its end.
+        model: None asks the endpoint and takes the first it names.
+        key: sent as bearer token when given.
+    """
+
+    def __init__(self, url: str, model: str | None = None, key: str | None = None) -> None:
+        root = url.rstrip("/")
+        self.url = root if root.endswith("/v1") else f"{root}/v1"
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # An answer may take its time; only connecting may not.
+        self.client = httpx.Client(headers=headers, timeout=httpx.Timeout(None, connect=10))
+        self._model = model
+
+    @property
+    def model(self) -> str:
+        if self._model is None:
+            with self._plainly():
+                answer = self.client.get(f"{self.url}/models")
+                self._check(answer)
+                names = [item["id"] for item in answer.json()["data"]]
+            if not names:
+                raise EndpointError("the endpoint serves no model", field="url", value=self.url)
+            self._model = names[0]
+        return self._model
+
+    def stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Iterator[str]:
+        """The answer's pieces as they come. Closing the iterator early hangs up, which ends the request.
+
+        Raises:
+            EndpointError: in the endpoint's own words where it has some.
+        """
+        body = {"model": self.model, "messages": messages, "stream": True, **options}
+        with self._plainly(), self.client.stream("POST", f"{self.url}/chat/completions", json=body) as answer:
+            if answer.status_code != 200:
+                answer.read()
+                self._check(answer)
+            for line in answer.iter_lines():
+                if not line.startswith("data: ") or line == "data: [DONE]":
+                    continue
+                chunk = json.loads(line[6:])
+                if "error" in chunk:
+                    raise EndpointError(str(chunk["error"].get("message", chunk["error"])))
+                for choice in chunk.get("choices", ()):
+                    if text := choice.get("delta", {}).get("content"):
+                        yield text
+
+    @contextlib.contextmanager
+    def _plainly(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.ConnectError:
+            raise EndpointError(
+                "nothing answers there", field="url", value=self.url, fix="Start a server with `plimsoll serve`"
+            ) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise EndpointError(f"the connection failed: {error}", field="url", value=self.url) from None
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            raise EndpointError("does not answer as an OpenAI endpoint does", field="url", value=self.url) from None
+
+    def _check(self, answer: httpx.Response) -> None:
+        if answer.status_code == 200:
+            return
+        try:
+            message = answer.json()["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = answer.text[:200]
+        raise EndpointError(f"HTTP {answer.status_code}: {message}", field="url", value=self.url)
+
+    def close(self) -> None:
+        self.client.close()
+
+
+def ask(endpoint: Endpoint, question: str, options: dict[str, Any]) -> str:
+    """Streams the answer to one question to stdout and returns it."""
+    pieces = []
+    for text in endpoint.stream([{"role": "user", "content": question}], options):
+        pieces.append(text)
+        print(text, end="", flush=True)
+    print(flush=True)
+    return "".join(pieces)
+
+
+def chat(endpoint: Endpoint, options: dict[str, Any], system: str | None, console: Console) -> None:
+    """Reads questions until /exit or the end of input. Blocks; runs in the main thread, where Ctrl-C arrives."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # gives input() a history and line editing
+    console.print(f"[bold]{endpoint.model}[/] at {endpoint.url}\n[dim]{HELP}[/]")
+    start = [{"role": "system", "content": system}] if system else []
+    messages = list(start)
+    while True:
+        try:
+            line = input("\n> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            console.print("\n[dim]/exit or Ctrl-D leaves[/]")
+            continue
+        command, _, rest = line.partition(" ")
+        if not line:
+            continue
+        if command in ("/exit", "/quit"):
+            return
+        if command == "/clear":
+            messages = list(start)
+            console.print("[dim]forgotten[/]")
+        elif command == "/system":
+            start = [{"role": "system", "content": rest}] if rest else []
+            messages = list(start)
+            console.print("[dim]system prompt set; conversation starts anew[/]")
+        elif command == "/help":
+            console.print(f"[dim]{HELP}[/]")
+        elif command.startswith("/"):
+            console.print(f"[dim]no such command: {command}. {HELP}[/]", markup=True)
+        else:
+            _turn(endpoint, messages, line, options, console)
+
+
+def _turn(
+    endpoint: Endpoint, messages: list[dict[str, str]], line: str, options: dict[str, Any], console: Console
+) -> None:
+    """One question and its answer, both kept; a question that failed is forgotten, an answer cut short is kept."""
+    messages.append({"role": "user", "content": line})
+    pieces: list[str] = []
+    try:
+        with contextlib.closing(endpoint.stream(messages, options)) as answer:
+            for text in answer:
+                pieces.append(text)
+                print(text, end="", flush=True)
+    except KeyboardInterrupt:
+        console.print(" [dim](stopped)[/]", end="")
+    except EndpointError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        if not pieces:
+            messages.pop()
+            return
+    print(flush=True)
+    messages.append({"role": "assistant", "content": "".join(pieces)})

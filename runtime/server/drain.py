@@ -1,0 +1,47 @@
+"""Letting go without dropping anyone: nothing new comes in, what runs may finish."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from plimsoll.runtime.server.errors import not_ready
+
+
+class Gate:
+    """Counts requests in flight. Once it is closed it lets none in."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.closed = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Around one request.
+
+        Raises:
+            ApiError: 503 with Retry-After when the gate is closed.
+        """
+        if self.closed:
+            raise not_ready("This server is shutting down; another one may take the request.", retry_after=10)
+        self.inside += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self.inside -= 1
+            if not self.inside:
+                self._empty.set()
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def emptied(self, seconds: float) -> bool:
+        """Waits until nothing is inside, up to `seconds`. Returns whether that was reached."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True

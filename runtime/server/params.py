@@ -1,0 +1,126 @@
+"""A request's fields to the engine's sampling parameters, within this server's limits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from plimsoll.runtime.config import ServerConfig
+from plimsoll.runtime.server.errors import ApiError, bad_request
+from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest, Sampling
+from plimsoll.runtime.types import SamplingParams
+
+
+def check_limits(request: Sampling, config: ServerConfig, vocab_size: int) -> None:
+    """What the operator of this server allows, and what the model's vocabulary holds.
+
+    Raises:
+        ApiError: 400, naming the field and its limit.
+    """
+    limits = {"n": config.max_n, "best_of": config.max_n}
+    limits |= dict.fromkeys(("top_logprobs", "prompt_logprobs"), config.max_logprobs)
+    if isinstance(request, CompletionRequest):
+        limits["logprobs"] = config.max_logprobs
+        if len(request.prompt) > config.max_prompts:
+            raise _above("prompt", len(request.prompt), config.max_prompts)
+    for name, most in limits.items():
+        value = getattr(request, name, None)
+        if value is not None and value > most:
+            raise _above(name, value, most)
+    for name, ids in (("logit_bias", request.logit_bias), ("stop_token_ids", request.stop_token_ids)):
+        if any(token >= vocab_size for token in ids):
+            raise bad_request(f"{name} names a token outside the vocabulary of {vocab_size}.", name, "invalid_value")
+
+
+def _above(name: str, value: int, most: int) -> ApiError:
+    return bad_request(f"Invalid value for {name}: this server allows up to {most} (found {value}).", name, "invalid_value")
+
+
+def answer_length(request: ChatCompletionRequest | CompletionRequest, prompt_tokens: int, model_len: int) -> int:
+    """Tokens the answer may have; a chat without a limit gets the rest of the context.
+
+    Raises:
+        ApiError: 400 `context_length_exceeded`, with OpenAI's sentence.
+    """
+    chat = isinstance(request, ChatCompletionRequest)
+    limit_name, limit = "max_tokens", request.max_tokens
+    if isinstance(request, ChatCompletionRequest) and limit is None:
+        limit_name, limit = "max_completion_tokens", request.max_completion_tokens
+    least = 1 if limit is None else limit
+    if prompt_tokens + least > model_len:
+        prompt_name = "messages" if chat else "prompt"
+        wanted = f" and {limit} for the answer ({limit_name})" if limit is not None else ""
+        raise bad_request(
+            f"This model's maximum context length is {model_len} tokens. However, you requested "
+            f"{prompt_tokens} tokens in the {prompt_name}{wanted}. Please shorten one of them.",
+            prompt_name if prompt_tokens >= model_len or limit is None else limit_name,
+            "context_length_exceeded",
+        )
+    return model_len - prompt_tokens if limit is None else limit
+
+
+#: Fields that a checkpoint's generation_config.json may set for requests that do not, as in vLLM.
+DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def model_defaults(generation_config: Mapping[str, Any]) -> dict[str, float]:
+    """The checkpoint's own sampling defaults, those of them that a request could set as well."""
+    found = {name: generation_config[name] for name in DEFAULTED if generation_config.get(name) is not None}
+    try:
+        checked = Sampling(model="", **found)
+    except ValidationError:
+        # Someone else's file; a value that no request may hold is no default either.
+        return {}
+    return {name: getattr(checked, name) for name in found}
+
+
+def sampling_params(
+    request: ChatCompletionRequest | CompletionRequest,
+    max_tokens: int,
+    index: int,
+    *,
+    logprobs: int | None,
+    defaults: Mapping[str, float],
+) -> SamplingParams:
+    """For sample `index` of the request's n; every sample draws from its own seed.
+
+    Args:
+        request: what the client sent.
+        max_tokens: what `answer_length` made of it.
+        index: which sample.
+        logprobs: alternatives to return for each token; None for no log-probabilities.
+        defaults: `model_defaults`, for fields the request left out.
+
+    Raises:
+        ApiError: 400 when `min_tokens` is more than `max_tokens`.
+    """
+    if request.min_tokens > max_tokens:
+        raise bad_request(
+            f"Invalid value for min_tokens: more than the answer may have ({max_tokens}).", "min_tokens", "invalid_value"
+        )
+    chosen = {name: defaults.get(name, getattr(request, name)) for name in DEFAULTED}
+    chosen |= {name: getattr(request, name) for name in DEFAULTED if name in request.model_fields_set}
+    prompt_logprobs = request.prompt_logprobs
+    if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None:
+        prompt_logprobs = max(request.logprobs, prompt_logprobs or 0)
+    return SamplingParams(
+        # A prompt that is only scored still makes the engine take one step; its token is dropped.
+        max_tokens=max(1, max_tokens),
+        min_tokens=request.min_tokens,
+        temperature=chosen["temperature"],
+        top_k=max(0, int(chosen["top_k"])),
+        top_p=chosen["top_p"],
+        min_p=chosen["min_p"],
+        repetition_penalty=chosen["repetition_penalty"],
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=request.logit_bias,
+        seed=None if request.seed is None else (request.seed + index) & (2**63 - 1),
+        stop=tuple(request.stop),
+        stop_token_ids=tuple(request.stop_token_ids),
+        include_stop_str_in_output=request.include_stop_str_in_output,
+        ignore_eos=request.ignore_eos,
+        skip_special_tokens=request.skip_special_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )

@@ -1,0 +1,114 @@
+"""Server-sent events, and noticing that nobody listens any more.
+
+At 16 streams every engine step makes 16 events, on cores that the engine wants as well. So an event is bytes around
+one encoded string: all that stays the same in a stream is encoded once.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+from starlette.responses import Response
+
+from plimsoll.runtime.server.asgi import ClientGone, Receive, Scope, Send
+from plimsoll.runtime.server.errors import ApiError
+
+Result = TypeVar("Result")
+
+log = structlog.get_logger("plimsoll.server")
+encode = msgspec.json.encode
+DONE = b"data: [DONE]\n\n"
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # nginx holds a response back until it has enough of it, unless told not to.
+    (b"x-accel-buffering", b"no"),
+]
+
+
+def event(payload: Any) -> bytes:
+    return b"data: " + encode(payload) + b"\n\n"
+
+
+class Frame:
+    """Chunks of one choice that differ in nothing but their text."""
+
+    def __init__(self, chunk: dict[str, Any], marker: str) -> None:
+        head, found, tail = event(chunk).partition(encode(marker))
+        assert found, "the marker is not in the chunk"
+        self.head, self.tail = head, tail
+
+    def event(self, text: str) -> bytes:
+        return self.head + encode(text) + self.tail
+
+
+async def while_connected(receive: Receive, work: Awaitable[Result]) -> Result:
+    """Runs `work` and cancels it when the client hangs up. The request's body must have been read.
+
+    Raises:
+        ClientGone: the client hung up first.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_hung_up(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+            # What a cancelled task still has to say is of no use to anyone.
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Sends what `events` yields, each as it comes.
+
+    The status line goes out with the first event, so whatever is refused before there is one (a full queue, a prompt
+    that is too long) has a status of its own. What goes wrong later becomes an event with OpenAI's error body.
+
+    Args:
+        events: yields whole events; it is closed when the client hangs up.
+        seconds: from the first byte wanted to the last one sent.
+        expired: makes the error for a stream that took longer.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], seconds: float, expired: Callable[[], ApiError]) -> None:
+        super().__init__()
+        self.events, self.seconds, self.expired = events, seconds, expired
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await while_connected(receive, self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        started = False
+        try:
+            try:
+                async with asyncio.timeout(self.seconds), contextlib.aclosing(self.events) as events:  # type: ignore[type-var]
+                    async for data in events:
+                        if not started:
+                            await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+                            started = True
+                        await send({"type": "http.response.body", "body": data, "more_body": True})
+            except TimeoutError:
+                raise self.expired() from None
+        except Exception as error:
+            if not started:
+                raise
+            if not isinstance(error, ApiError):
+                log.exception("stream failed")
+                error = ApiError(500, "The server failed on this request.", code="internal_error")
+            await send({"type": "http.response.body", "body": event(error.body()) + DONE, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
