@@ -1,8 +1,8 @@
 """Plain torch, on any device: the specification every faster table is held to, and the table that always runs."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
@@ -15,12 +15,13 @@ UPCAST_ELEMENTS = 4 * 1024 * 1024
 
 
 def torch_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
-    """The plain table. `dtype` (float32, bfloat16, float16) is that of activations; a Weight is the tensor [N, K] itself
-    and may be narrower, as may the cache: both are widened to the activations' dtype before any arithmetic.
+    """The plain table. `dtype` (float32, bfloat16, float16) is that of activations; a Weight is the tensor [N, K].
+
+    Weights and cache may be narrower: both are widened to the activations' dtype before any arithmetic.
     """
 
     def embedding(ids: Tensor, weight: Tensor) -> Tensor:
-        return F.embedding(ids, weight).to(dtype)
+        return functional.embedding(ids, weight).to(dtype)
 
     return Kernels(
         name="torch",
@@ -41,9 +42,9 @@ def torch_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(x [T, K], weight [N, K], bias [N] or None) -> [T, N] in x's dtype."""
     if weight.dtype == x.dtype:
-        return F.linear(x, weight, bias)
+        return functional.linear(x, weight, bias)
     parts = weight.split(max(1, UPCAST_ELEMENTS // weight.shape[1]))
-    out = torch.cat([F.linear(x, part.to(x.dtype)) for part in parts], dim=-1)
+    out = torch.cat([functional.linear(x, part.to(x.dtype)) for part in parts], dim=-1)
     return out if bias is None else out.add_(bias)
 
 
@@ -63,11 +64,11 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
 def silu_mul(gate_up: Tensor) -> Tensor:
     """(gate_up [T, 2I]) -> silu(gate) * up, [T, I]."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
+    return functional.silu(gate).mul_(up)
 
 
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotates q [T, H, D] and k [T, G, D] in place by the angles of cos, sin [T, D/2]; dimension i pairs with i + D/2."""
+    """Rotates q [T, H, D], k [T, G, D] in place by the angles of cos, sin [T, D/2]; i pairs with i + D/2."""
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     for x in (q, k):
         first, second = x.chunk(2, dim=-1)
@@ -148,7 +149,7 @@ def _decode(
         seen &= position >= ends - window
     row = batch.query_start_cpu[first]
     rows = q[row : row + last - first].reshape(last - first, kv_heads, -1, head_dim)
-    mixed = F.scaled_dot_product_attention(rows, k, v, attn_mask=seen[:, None, None, :], scale=scale)
+    mixed = functional.scaled_dot_product_attention(rows, k, v, attn_mask=seen[:, None, None, :], scale=scale)
     out[row : row + last - first] = mixed.reshape(last - first, -1, head_dim)
 
 
@@ -164,10 +165,9 @@ def _prefill(
     window: int | None,
     out: Tensor,
 ) -> None:
-    """Rows start..end-1, one sequence whose last row is position context-1: a causal mask aligned at the lower right."""
-    heads, head_dim = q.shape[1:]
+    """Rows start..end-1, one sequence whose last row is position context-1: the mask is causal from the lower right."""
     kv_heads, block_size = k_cache.shape[1:3]
-    group = heads // kv_heads
+    group = q.shape[1] // kv_heads
     for row in range(start, end, QUERY_ROWS):
         stop = min(row + QUERY_ROWS, end)
         position, reach = context - (end - row), context - (end - stop)
@@ -181,5 +181,5 @@ def _prefill(
         if window is not None:
             seen &= key > query - window
         rows = q[row:stop].unflatten(1, (kv_heads, group)).permute(1, 2, 0, 3)
-        mixed = F.scaled_dot_product_attention(rows, k, v, attn_mask=seen, scale=scale)
+        mixed = functional.scaled_dot_product_attention(rows, k, v, attn_mask=seen, scale=scale)
         out[row:stop] = mixed.permute(2, 0, 1, 3).flatten(1, 2)

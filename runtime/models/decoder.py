@@ -77,7 +77,7 @@ class Decoder:
             yield from (part for part in parts if part is not None)
 
     def forward(self, token_ids: Tensor, positions: Tensor, kv_caches: KVCaches, batch: AttentionBatch) -> Tensor:
-        """(token_ids int64 [T], positions int64 [T]) -> normed hidden states [T, hidden]; writes the rows' keys and values."""
+        """(token_ids, positions int64 [T]) -> normed hidden states [T, hidden]. Writes keys and values of the rows."""
         ops, facts = self.kernels, self.facts
         heads, kv_heads, dim, eps = facts.num_heads, facts.num_kv_heads, facts.head_dim, facts.rms_norm_eps
         split = (heads, kv_heads, kv_heads)

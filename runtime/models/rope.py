@@ -53,8 +53,9 @@ def rope_table(
 ) -> tuple[Tensor, Tensor]:
     """(cos, sin), each float32 [max_model_len, head_dim / 2]: head_dim * 4 bytes a position together.
 
-    `dynamic` takes its base for `max_model_len` where that exceeds the trained length, else the plain base. So it agrees
-    with transformers for every prompt when nothing is stretched, and for a prompt of `max_model_len` tokens when it is.
+    `dynamic` takes its base for `max_model_len` where that exceeds the trained length, else the plain base. So it
+    agrees with transformers for every prompt when nothing is stretched, and for one of `max_model_len` tokens when it
+    is: transformers takes the length of the moment, which keys already cached cannot follow.
     """
     inv_freq, magnitude = inverse_frequencies(facts, rope, max_model_len)
     cos = torch.empty(max_model_len, facts.head_dim // 2)
