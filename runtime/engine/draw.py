@@ -1,0 +1,172 @@
+"""Drawing tokens: one uniform number a row, inverted through the filtered distribution in a fixed order.
+
+A draw is a function of the row's logits, its filters and its own (seed, index): what else is in the batch cannot
+change it, and a preempted request that is computed again draws the same tokens.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+CHUNK = 128
+"""Probabilities are summed in chunks of this many, so that only chunk sums need a float64 running sum."""
+
+CANDIDATES = (256, 4096)
+"""Sizes tried, in order, for the likeliest tokens a row's top-k or top-p may need; the whole vocabulary comes last."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_MASK = (1 << 64) - 1
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    bits = (bits ^ (bits >> np.uint64(30))) * _MIX_1
+    bits = (bits ^ (bits >> np.uint64(27))) * _MIX_2
+    return np.asarray(bits ^ (bits >> np.uint64(31)))
+
+
+def uniforms(seeds: Sequence[int], indices: Sequence[int]) -> np.ndarray:
+    """float64 [n] in [0, 1): number `indices[i]` of the stream that `seeds[i]` names.
+
+    SplitMix64 (Steele, Lea and Flood, 2014) read by position instead of in turn. Any Python integer is a seed.
+    """
+    state = _mix(np.array([seed & _MASK for seed in seeds], dtype=np.uint64) + _GOLDEN)
+    bits = _mix(state + (np.array(indices, dtype=np.uint64) + np.uint64(1)) * _GOLDEN)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest values of each row of [n, vocabulary] and their ids, both [n, count].
+
+    Ordered by value, then by id: topk alone orders equals as it likes. Which of several equals at the very end of
+    the list are chosen is still topk's own affair unless `count` is the vocabulary.
+    """
+    if count >= logits.shape[-1]:
+        values, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
+        return values, ids
+    values, ids = logits.topk(count, dim=-1)
+    if bool((values[:, 1:] == values[:, :-1]).any()):
+        ids, order = ids.sort(dim=-1)
+        values, order = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+        ids = ids.gather(-1, order)
+    return values, ids
+
+
+def draw(
+    logits: torch.Tensor, top_k: Sequence[int], top_p: Sequence[float], min_p: Sequence[float], uniform: np.ndarray
+) -> list[int]:
+    """One token id a row.
+
+    Args:
+        logits: float32 [n, vocabulary], divided by the temperature; the largest of each row is finite.
+        top_k: 0 is off. top_p: 1 is off (Holtzman et al., 2020). min_p: 0 is off (Nguyen et al., 2024).
+        uniform: float64 [n] in [0, 1).
+
+    min_p comes first, then top_k, then top_p of what these left, as in vLLM.
+    """
+    vocabulary = logits.shape[-1]
+    whole: list[int] = []
+    nucleus: list[int] = []
+    for row, (k, p) in enumerate(zip(top_k, top_p, strict=True)):
+        (whole if p >= 1.0 and not 0 < k < vocabulary else nucleus).append(row)
+    tokens = [0] * logits.shape[0]
+    if whole:
+        part = logits if not nucleus else logits[whole]
+        chosen = _draw_whole(part, [min_p[row] for row in whole], uniform[whole])
+        for row, token in zip(whole, chosen, strict=True):
+            tokens[row] = token
+    if nucleus:
+        part = logits if not whole else logits[nucleus]
+        filters = [(top_k[row], top_p[row], min_p[row]) for row in nucleus]
+        chosen = _draw_nucleus(part, filters, uniform[nucleus])
+        for row, token in zip(nucleus, chosen, strict=True):
+            tokens[row] = token
+    return tokens
+
+
+def _chunked(logits: torch.Tensor, min_p: Sequence[float]) -> torch.Tensor:
+    """Weights relative to the likeliest token's, float32 [n, chunks, CHUNK], zero where min_p or padding says so."""
+    weights = (logits - logits.amax(dim=-1, keepdim=True)).exp_()
+    if any(min_p):
+        floor = torch.tensor(min_p, dtype=weights.dtype, device=weights.device)[:, None]
+        weights.masked_fill_(weights < floor, 0.0)
+    short = -weights.shape[-1] % CHUNK
+    if short:
+        weights = torch.nn.functional.pad(weights, (0, short))
+    return weights.view(weights.shape[0], -1, CHUNK)
+
+
+def _last_positive(weights: torch.Tensor) -> torch.Tensor:
+    """Index of the last positive entry of each row: where a draw that rounding pushed past the end belongs."""
+    places = torch.arange(weights.shape[-1], device=weights.device)
+    return (places * (weights > 0)).amax(dim=-1)
+
+
+def _draw_whole(logits: torch.Tensor, min_p: Sequence[float], uniform: np.ndarray) -> list[int]:
+    """Inverts the distribution function in the order of ids: first over chunks, then inside the chunk."""
+    weights = _chunked(logits, min_p)
+    rows = torch.arange(weights.shape[0], device=weights.device)
+    sums = weights.sum(dim=-1).double()
+    running = sums.cumsum(dim=-1)
+    target = _to(uniform, weights) * running[:, -1]
+    chunk = torch.minimum((running <= target[:, None]).sum(dim=-1), _last_positive(sums))
+    before = torch.where(chunk > 0, running[rows, (chunk - 1).clamp(min=0)], 0.0)
+    inside = weights[rows, chunk]
+    place = (inside.double().cumsum(dim=-1) <= (target - before)[:, None]).sum(dim=-1)
+    return [int(token) for token in (chunk * CHUNK + torch.minimum(place, _last_positive(inside))).tolist()]
+
+
+def _draw_nucleus(logits: torch.Tensor, filters: Sequence[tuple[int, float, float]], uniform: np.ndarray) -> list[int]:
+    """Draws among the likeliest tokens, taking more of them for the rows whose filters reach further."""
+    vocabulary = logits.shape[-1]
+    tokens = [0] * len(filters)
+    # Without top_k, top_p is a share of everything that min_p left, seen among the candidates or not.
+    mass = _to(np.full(len(filters), np.nan), logits)
+    open_ended = [row for row, (k, _, _) in enumerate(filters) if not 0 < k < vocabulary]
+    if open_ended:
+        weights = _chunked(logits[open_ended], [filters[row][2] for row in open_ended])
+        mass[open_ended] = weights.sum(dim=-1).double().sum(dim=-1)
+    left = list(range(len(filters)))
+    for count in (*(size for size in CANDIDATES if size < vocabulary), vocabulary):
+        values, ids = likeliest(logits if len(left) == len(filters) else logits[left], count)
+        k, p, floor = (
+            _to(np.array(column, dtype=np.float64), logits) for column in zip(*_pick(filters, left), strict=True)
+        )
+        rows = torch.arange(len(left), device=logits.device)
+        weights = (values - values[:, :1]).double().exp()
+        places = torch.arange(count, device=logits.device)
+        limited = (k > 0) & (k < vocabulary)
+        keep = (weights >= floor[:, None]) & ((places < k[:, None]) | ~limited[:, None])
+        # A limited row's mass is known only if its limit lies among the candidates.
+        measured = (keep.sum(dim=-1) < count) | ~limited
+        weights = weights * keep
+        running = weights.cumsum(dim=-1)
+        share = p * torch.where(limited, running[:, -1], mass[left])
+        keep &= (running - weights < share[:, None]) | (places == 0)
+        kept = keep.sum(dim=-1)
+        end = running[rows, kept - 1]
+        # And what a row keeps must end strictly above the last candidate: no equal may have been left outside.
+        settled = measured & (values[rows, kept - 1] > values[:, -1])
+        target = _to(uniform[left], logits) * end
+        place = torch.minimum((running <= target[:, None]).sum(dim=-1), kept - 1)
+        chosen = ids[rows, place].tolist()
+        unsettled = []
+        for row, token, done in zip(left, chosen, settled.tolist(), strict=True):
+            if done or count == vocabulary:
+                tokens[row] = int(token)
+            else:
+                unsettled.append(row)
+        left = unsettled
+        if not left:
+            break
+    return tokens
+
+
+def _pick(filters: Sequence[tuple[int, float, float]], rows: Sequence[int]) -> list[tuple[int, float, float]]:
+    return [filters[row] for row in rows]
+
+
+def _to(numbers: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(numbers).to(like.device)

@@ -1,0 +1,95 @@
+"""What changes single logits before a token is chosen: bias, forbidden tokens, penalties on what was said already."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from plimsoll.runtime.types import SamplingParams
+
+
+class TokenCounts:
+    """How often a request has said each token; kept from step to step, so a step costs what is new."""
+
+    def __init__(self, prompt_token_ids: Sequence[int]) -> None:
+        self._prompt = prompt_token_ids
+        self._prompt_size = 0
+        self._counted = 0
+        self._place: dict[int, int] = {}
+        self._ids: list[int] = []
+        self._counts: list[int] = []
+
+    def _add(self, token: int, times: int) -> None:
+        place = self._place.setdefault(token, len(self._ids))
+        if place == len(self._ids):
+            self._ids.append(token)
+            self._counts.append(0)
+        self._counts[place] += times
+
+    def seen(self, output_token_ids: Sequence[int], *, with_prompt: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct ids, int64 [m], and how often each is in the output, float32 [m]; prompt-only tokens count 0."""
+        if with_prompt and not self._prompt_size:
+            for token in dict.fromkeys(self._prompt):
+                self._add(token, 0)
+            self._prompt_size = len(self._prompt)
+        for token in output_token_ids[self._counted :]:
+            self._add(token, 1)
+        self._counted = len(output_token_ids)
+        return np.array(self._ids, dtype=np.int64), np.array(self._counts, dtype=np.float32)
+
+
+def has_penalties(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+
+
+def add_bias(logits: torch.Tensor, rows: Sequence[int], biases: Sequence[dict[int, float]]) -> None:
+    """Adds OpenAI's `logit_bias`, in place, to the given rows of [batch, vocabulary]."""
+    at, ids, values = _scatter(
+        logits, [(row, list(bias), list(bias.values())) for row, bias in zip(rows, biases, strict=True)]
+    )
+    logits[at, ids] += values
+
+
+def forbid(logits: torch.Tensor, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
+    """Takes tokens out of the choice, in place."""
+    at, ids, values = _scatter(
+        logits, [(row, list(ids), [-np.inf] * len(ids)) for row, ids in zip(rows, token_ids, strict=True)]
+    )
+    logits[at, ids] = values
+
+
+def penalise(
+    logits: torch.Tensor,
+    rows: Sequence[int],
+    params: Sequence[SamplingParams],
+    seen: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """Applies the three penalties in place, all rows at once.
+
+    Repetition (Keskar et al., 2019, as Hugging Face has it): positive logits of tokens in prompt or output are divided
+    by it, negative ones multiplied. Then OpenAI's: frequency times the count in the output, and presence once.
+    `seen` is what `TokenCounts.seen` returned for each row.
+    """
+    at, ids, count = _scatter(logits, [(row, *both) for row, both in zip(rows, seen, strict=True)])
+    sizes = [len(ids) for ids, _ in seen]
+
+    def per_token(values: list[float]) -> torch.Tensor:
+        return torch.from_numpy(np.repeat(np.array(values, dtype=np.float32), sizes)).to(logits.device)
+
+    repetition = per_token([p.repetition_penalty for p in params])
+    value = logits[at, ids]
+    value = torch.where(value > 0, value / repetition, value * repetition)
+    value -= per_token([p.frequency_penalty for p in params]) * count
+    value -= per_token([p.presence_penalty for p in params]) * (count > 0)
+    logits[at, ids] = value
+
+
+def _scatter(
+    logits: torch.Tensor, edits: Sequence[tuple[int, Sequence[int] | np.ndarray, Sequence[float] | np.ndarray]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Row numbers, token ids and values of all edits, each flat, on the device of `logits`."""
+    at = np.repeat(np.array([row for row, _, _ in edits], dtype=np.int64), [len(ids) for _, ids, _ in edits])
+    ids = np.concatenate([np.asarray(ids, dtype=np.int64) for _, ids, _ in edits])
+    values = np.concatenate([np.asarray(values, dtype=np.float32) for _, _, values in edits])
+    device = logits.device
+    return torch.from_numpy(at).to(device), torch.from_numpy(ids).to(device), torch.from_numpy(values).to(device)

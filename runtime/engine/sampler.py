@@ -1,0 +1,136 @@
+"""Sampling in one pass for the batch; rows that ask for little cost little."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from plimsoll.runtime.engine.draw import draw, uniforms
+from plimsoll.runtime.engine.logprobs import token_logprobs
+from plimsoll.runtime.engine.penalties import TokenCounts, add_bias, forbid, has_penalties, penalise
+from plimsoll.runtime.types import SamplingParams, TokenLogprobs
+
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are greedy: dividing by less would only overflow."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SamplingRow:
+    """What the sampler must know of one sequence. Keep one a sequence for its lifetime: counts are carried along."""
+
+    params: SamplingParams
+    seed: int
+    prompt_token_ids: Sequence[int]
+    output_token_ids: Sequence[int]
+    """The sequence's own list, growing as it generates; its length is the index of the token drawn now."""
+    forbidden: Sequence[int] = ()
+    """Ids that may not be chosen now: end-of-text and stop ids until `min_tokens` are there."""
+    counts: TokenCounts | None = field(default=None, repr=False)
+    """Filled and used by the sampler."""
+
+
+@dataclass(slots=True)
+class SampledToken:
+    """The token chosen, or in `error` the reason why this row alone has none (`token_id` is -1 then)."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
+
+
+class Sampler:
+    """Chooses one token a row.
+
+    Order, as in vLLM: logit bias, forbidden tokens, penalties (repetition, frequency, presence), temperature, min_p,
+    top_k, top_p. Log-probabilities are of the raw logits. A row's token depends on that row alone.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
+        self.vocab_size = vocab_size
+        self.device = torch.device(device)
+
+    def sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+        """One result a row of `logits`, float32 [len(rows), vocab_size], which is left as it was.
+
+        A row whose logits hold NaN or +inf, or that leaves no token to choose, gets an error; the others do not notice.
+        """
+        if logits.shape != (len(rows), self.vocab_size):
+            raise ValueError(f"logits are {tuple(logits.shape)}, expected {(len(rows), self.vocab_size)}")
+        if not rows:
+            return []
+        best, tokens = _greedy(logits)
+        errors: dict[int, str] = {}
+        for row in np.flatnonzero(~np.isfinite(best)).tolist():
+            errors[row] = "the model's output for this request is not a number"
+        edited, touched = self._edit(logits, rows, errors)
+        if touched:
+            best, again = _greedy(edited if len(touched) == len(rows) else edited[touched])
+            tokens[touched] = again
+            for row, finite in zip(touched, np.isfinite(best).tolist(), strict=True):
+                if not finite:
+                    errors.setdefault(row, "no token is left to choose: logit_bias and min_tokens forbid them all")
+        random = [i for i, row in enumerate(rows) if i not in errors and row.params.temperature >= GREEDY_BELOW]
+        if random:
+            tokens[random] = self._draw(
+                edited if len(random) == len(rows) else edited[random], [rows[i] for i in random]
+            )
+        wanted = [i for i, row in enumerate(rows) if i not in errors and row.params.logprobs is not None]
+        found: dict[int, TokenLogprobs] = {}
+        if wanted:
+            raw = logits if len(wanted) == len(rows) else logits[wanted]
+            counts = [rows[i].params.logprobs or 0 for i in wanted]
+            found = dict(zip(wanted, token_logprobs(raw, tokens[wanted].tolist(), counts), strict=True))
+        return [
+            SampledToken(-1, error=errors[i]) if i in errors else SampledToken(token, found.get(i))
+            for i, token in enumerate(tokens.tolist())
+        ]
+
+    def _edit(
+        self, logits: torch.Tensor, rows: Sequence[SamplingRow], errors: dict[int, str]
+    ) -> tuple[torch.Tensor, list[int]]:
+        """A copy with bias, bans and penalties applied and the rows they changed; the original if there are none."""
+        for i, row in enumerate(rows):
+            foreign = [t for t in (*row.params.logit_bias, *row.forbidden) if not 0 <= t < self.vocab_size]
+            if foreign:
+                errors.setdefault(i, f"token id {foreign[0]} is outside the vocabulary of {self.vocab_size}")
+        usable = [i for i in range(len(rows)) if i not in errors]
+        biased = [i for i in usable if rows[i].params.logit_bias]
+        banned = [i for i in usable if rows[i].forbidden]
+        penalised = [i for i in usable if has_penalties(rows[i].params)]
+        touched = sorted({*biased, *banned, *penalised})
+        if not touched:
+            return logits, []
+        logits = logits.clone()
+        if biased:
+            add_bias(logits, biased, [rows[i].params.logit_bias for i in biased])
+        if banned:
+            forbid(logits, banned, [rows[i].forbidden for i in banned])
+        if penalised:
+            penalise(logits, penalised, [rows[i].params for i in penalised], [_seen(rows[i]) for i in penalised])
+        return logits, touched
+
+    def _draw(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+        params = [row.params for row in rows]
+        uniform = uniforms([row.seed for row in rows], [len(row.output_token_ids) for row in rows])
+        if any(p.temperature != 1.0 for p in params):
+            temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=logits.device)
+            logits = logits / temperature[:, None]
+        return draw(logits, [p.top_k for p in params], [p.top_p for p in params], [p.min_p for p in params], uniform)
+
+
+def _seen(row: SamplingRow) -> tuple[np.ndarray, np.ndarray]:
+    if row.counts is None:
+        row.counts = TokenCounts(row.prompt_token_ids)
+    return row.counts.seen(row.output_token_ids, with_prompt=row.params.repetition_penalty != 1.0)
+
+
+def _greedy(logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Largest logit and its first index, a row each: float32 [n] and int64 [n]. NaN counts as largest."""
+    if logits.device.type == "cpu":
+        # numpy's argmax is vectorised, torch's is not: a tenth of the time at 16 x 49,152.
+        array = logits.numpy()
+        ids = array.argmax(axis=-1)
+        return array[np.arange(len(ids)), ids], ids
+    values, indices = logits.max(dim=-1)
+    return values.cpu().numpy(), indices.cpu().numpy()
