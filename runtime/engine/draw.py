@@ -37,6 +37,13 @@ def uniforms(seeds: Sequence[int], indices: Sequence[int]) -> np.ndarray:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def pick(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """The given rows, in ascending order; `logits` itself, uncopied, when they are all of them."""
+    if len(rows) == logits.shape[0]:
+        return logits
+    return logits.index_select(0, torch.tensor(rows, dtype=torch.long, device=logits.device))
+
+
 def likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` largest values of each row of [n, vocabulary] and their ids, both [n, count].
 
@@ -73,12 +80,12 @@ def draw(
         (whole if p >= 1.0 and not 0 < k < vocabulary else nucleus).append(row)
     tokens = [0] * logits.shape[0]
     if whole:
-        part = logits if not nucleus else logits[whole]
+        part = pick(logits, whole)
         chosen = _draw_whole(part, [min_p[row] for row in whole], uniform[whole])
         for row, token in zip(whole, chosen, strict=True):
             tokens[row] = token
     if nucleus:
-        part = logits if not whole else logits[nucleus]
+        part = pick(logits, nucleus)
         filters = [(top_k[row], top_p[row], min_p[row]) for row in nucleus]
         chosen = _draw_nucleus(part, filters, uniform[nucleus])
         for row, token in zip(nucleus, chosen, strict=True):
@@ -86,16 +93,17 @@ def draw(
     return tokens
 
 
-def _chunked(logits: torch.Tensor, min_p: Sequence[float]) -> torch.Tensor:
-    """Weights relative to the likeliest token's, float32 [n, chunks, CHUNK], zero where min_p or padding says so."""
-    weights = (logits - logits.amax(dim=-1, keepdim=True)).exp_()
+def _chunked(logits: torch.Tensor, min_p: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities, float32 [n, chunks, CHUNK], zero where min_p or padding says so; and each row's largest, [n]."""
+    weights = logits.softmax(dim=-1)
+    largest = weights.amax(dim=-1)
     if any(min_p):
-        floor = torch.tensor(min_p, dtype=weights.dtype, device=weights.device)[:, None]
-        weights.masked_fill_(weights < floor, 0.0)
+        floor = torch.tensor(min_p, dtype=weights.dtype, device=weights.device) * largest
+        weights.masked_fill_(weights < floor[:, None], 0.0)
     short = -weights.shape[-1] % CHUNK
     if short:
         weights = torch.nn.functional.pad(weights, (0, short))
-    return weights.view(weights.shape[0], -1, CHUNK)
+    return weights.view(weights.shape[0], -1, CHUNK), largest
 
 
 def _last_positive(weights: torch.Tensor) -> torch.Tensor:
@@ -106,7 +114,7 @@ def _last_positive(weights: torch.Tensor) -> torch.Tensor:
 
 def _draw_whole(logits: torch.Tensor, min_p: Sequence[float], uniform: np.ndarray) -> list[int]:
     """Inverts the distribution function in the order of ids: first over chunks, then inside the chunk."""
-    weights = _chunked(logits, min_p)
+    weights, _ = _chunked(logits, min_p)
     rows = torch.arange(weights.shape[0], device=weights.device)
     sums = weights.sum(dim=-1).double()
     running = sums.cumsum(dim=-1)
@@ -126,13 +134,14 @@ def _draw_nucleus(logits: torch.Tensor, filters: Sequence[tuple[int, float, floa
     mass = _to(np.full(len(filters), np.nan), logits)
     open_ended = [row for row, (k, _, _) in enumerate(filters) if not 0 < k < vocabulary]
     if open_ended:
-        weights = _chunked(logits[open_ended], [filters[row][2] for row in open_ended])
-        mass[open_ended] = weights.sum(dim=-1).double().sum(dim=-1)
+        probabilities, largest = _chunked(pick(logits, open_ended), [filters[row][2] for row in open_ended])
+        mass[open_ended] = probabilities.sum(dim=-1).double().sum(dim=-1) / largest
     left = list(range(len(filters)))
     for count in (*(size for size in CANDIDATES if size < vocabulary), vocabulary):
-        values, ids = likeliest(logits if len(left) == len(filters) else logits[left], count)
+        values, ids = likeliest(pick(logits, left), count)
         k, p, floor = (
-            _to(np.array(column, dtype=np.float64), logits) for column in zip(*_pick(filters, left), strict=True)
+            _to(np.array(column, dtype=np.float64), logits)
+            for column in zip(*(filters[row] for row in left), strict=True)
         )
         rows = torch.arange(len(left), device=logits.device)
         weights = (values - values[:, :1]).double().exp()
@@ -162,10 +171,6 @@ def _draw_nucleus(logits: torch.Tensor, filters: Sequence[tuple[int, float, floa
         if not left:
             break
     return tokens
-
-
-def _pick(filters: Sequence[tuple[int, float, float]], rows: Sequence[int]) -> list[tuple[int, float, float]]:
-    return [filters[row] for row in rows]
 
 
 def _to(numbers: np.ndarray, like: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from plimsoll.runtime.engine.draw import draw, uniforms
+from plimsoll.runtime.engine.draw import draw, pick, uniforms
 from plimsoll.runtime.engine.logprobs import token_logprobs
 from plimsoll.runtime.engine.penalties import TokenCounts, add_bias, forbid, has_penalties, penalise
 from plimsoll.runtime.types import SamplingParams, TokenLogprobs
@@ -65,7 +65,7 @@ class Sampler:
             errors[row] = "the model's output for this request is not a number"
         edited, touched = self._edit(logits, rows, errors)
         if touched:
-            best, again = _greedy(edited if len(touched) == len(rows) else edited[touched])
+            best, again = _greedy(pick(edited, touched))
             tokens[touched] = again
             for row, finite in zip(touched, np.isfinite(best).tolist(), strict=True):
                 if not finite:
@@ -78,9 +78,10 @@ class Sampler:
         wanted = [i for i, row in enumerate(rows) if i not in errors and row.params.logprobs is not None]
         found: dict[int, TokenLogprobs] = {}
         if wanted:
-            raw = logits if len(wanted) == len(rows) else logits[wanted]
             counts = [rows[i].params.logprobs or 0 for i in wanted]
-            found = dict(zip(wanted, token_logprobs(raw, tokens[wanted].tolist(), counts), strict=True))
+            found = dict(
+                zip(wanted, token_logprobs(pick(logits, wanted), tokens[wanted].tolist(), counts), strict=True)
+            )
         return [
             SampledToken(-1, error=errors[i]) if i in errors else SampledToken(token, found.get(i))
             for i, token in enumerate(tokens.tolist())
