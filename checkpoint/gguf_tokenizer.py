@@ -1,0 +1,210 @@
+"""A tokenizer from the vocabulary inside a GGUF file.
+
+Built here and not by transformers' converter, which does not know how most vocabularies split text before merging
+(`tokenizer.ggml.pre`; SmolLM's digit by digit, for one) and so gives other ids than the model was trained on. An unknown
+way of splitting is refused: near-right ids answer badly without a word of warning.
+"""
+
+from typing import Any
+
+from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint.gguf_file import GgufFile
+
+# Token types of `tokenizer.ggml.token_type`.
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}"
+_QWEN2 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{{suffix}}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{{suffix}}"
+    rf"|\p{{N}}{{digits}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
+)
+_TEKKEN = _CASED.replace("{suffix}", "").replace("{digits}", "")
+_GPT4O = _CASED.replace("{suffix}", f"{_CONTRACTION}?").replace("{digits}", "{1,3}")
+
+#: What splits text before merges, applied in turn, by `tokenizer.ggml.pre`. As each family's tokenizer.json has it.
+SPLITS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("gpt-2", "olmo", "mpt", "phi-2", "jais", "trillion", "exaone4", "mellum", "gigachat"), (_GPT2,)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), (r"\p{N}", _GPT2)),
+    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "smaug-bpe", "dbrx", "lfm2"), (_LLAMA3,)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "kormo", "stablelm2", "hunyuan"), (_QWEN2,)),
+    "tekken": (_TEKKEN,),
+    "gpt-4o": (_GPT4O,),
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+}
+#: Vocabularies that hold whole words no sequence of merges reaches, and that begin every text with BOS.
+_WHOLE_WORDS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "lfm2", "tekken"})
+#: Families whose tokenizer composes characters first.
+_COMPOSED = frozenset({"qwen2", "deepseek-r1-qwen", "megrez"})
+
+
+def build_tokenizer(file: GgufFile) -> Any:
+    """The transformers fast tokenizer that `file` describes, with special tokens and chat template.
+
+    Raises:
+        CheckpointError: no vocabulary, a kind that cannot be rebuilt exactly, or damaged entries.
+    """
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    kind = file.metadata.get("tokenizer.ggml.model")
+    tokens = file.array("tokenizer.ggml.tokens")
+    if not tokens or not all(isinstance(token, str) for token in tokens):
+        raise CheckpointError("has no vocabulary", field=f"{file.path}: tokenizer.ggml.tokens")
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    if kind == "gpt2":
+        backend, add_bos = _byte_level(file, vocabulary)
+    elif kind == "llama":
+        backend, add_bos = _sentencepiece(file, tokens, vocabulary), True
+    else:
+        raise CheckpointError(
+            "is a kind of vocabulary that cannot be rebuilt", field=f"{file.path}: tokenizer.ggml.model",
+            value=str(kind)[:40], fix="Readable: gpt2 (byte-level BPE) and llama (sentencepiece BPE)",
+        )  # fmt: skip
+    _add_special(file, backend, tokens)
+
+    special = {name: _special_token(file, key, tokens) for name, key in _SPECIAL.items()}
+    begin = special["bos_token"] if _flag(file, "add_bos_token", add_bos) else None
+    end = special["eos_token"] if _flag(file, "add_eos_token", False) else None
+    around = [(token, vocabulary[token]) for token in (begin, end) if token is not None]
+    if around:
+        single = [*([begin] if begin else []), "$A", *([end] if end else [])]
+        backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)
+    template = file.metadata.get("tokenizer.chat_template")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=template if isinstance(template, str) else None,
+        clean_up_tokenization_spaces=False,
+        **{name: token for name, token in special.items() if token is not None},
+    )
+
+
+_SPECIAL = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+
+
+def _special_token(file: GgufFile, key: str, tokens: list[str]) -> str | None:
+    index = file.metadata.get(f"tokenizer.ggml.{key}")
+    if index is None:
+        return None
+    if not isinstance(index, int) or not 0 <= index < len(tokens):
+        raise CheckpointError(
+            f"is outside the vocabulary of {len(tokens)}", field=f"{file.path}: tokenizer.ggml.{key}", value=index
+        )
+    return tokens[index]
+
+
+def _flag(file: GgufFile, key: str, default: bool) -> bool:
+    value = file.metadata.get(f"tokenizer.ggml.{key}", default)
+    return value if isinstance(value, bool) else default
+
+
+def _token_types(file: GgufFile, count: int) -> list[int]:
+    types = file.array("tokenizer.ggml.token_type")
+    if types is None:
+        return [_NORMAL] * count
+    if len(types) != count:
+        raise CheckpointError(
+            f"has {len(types)} entries for {count} tokens", field=f"{file.path}: tokenizer.ggml.token_type"
+        )
+    return types
+
+
+def _byte_level(file: GgufFile, vocabulary: dict[str, int]) -> tuple[Any, bool]:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    pre = file.metadata.get("tokenizer.ggml.pre", "default")
+    if not isinstance(pre, str) or pre not in SPLITS:
+        raise CheckpointError(
+            "is a way of splitting text that is not known here",
+            field=f"{file.path}: tokenizer.ggml.pre",
+            value=str(pre)[:40],
+            fix=f"Use the Hugging Face folder of this model. Known: {', '.join(sorted(SPLITS))}",
+        )
+    pairs = []
+    for merge in file.array("tokenizer.ggml.merges") or []:
+        left, space, right = merge.partition(" ") if isinstance(merge, str) else ("", "", "")
+        if not space or left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+            raise CheckpointError(
+                "joins tokens that are not in the vocabulary",
+                field=f"{file.path}: tokenizer.ggml.merges",
+                value=str(merge)[:80],
+            )
+        pairs.append((left, right))
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre in _WHOLE_WORDS))
+    if pre in _COMPOSED:
+        backend.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in SPLITS[pre]]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend, pre in _WHOLE_WORDS
+
+
+def _sentencepiece(file: GgufFile, tokens: list[str], vocabulary: dict[str, int]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    scores = file.array("tokenizer.ggml.scores")
+    if scores is None or len(scores) != len(tokens):
+        raise CheckpointError(
+            f"needs one score for each of {len(tokens)} tokens", field=f"{file.path}: tokenizer.ggml.scores"
+        )
+    types = _token_types(file, len(tokens))
+    normal = {token for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL}
+    unknown = _special_token(file, "unknown_token_id", tokens)
+    backend = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=_merges(tokens, scores, normal, vocabulary),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    prefix = _flag(file, "add_space_prefix", True)
+    escape = normalizers.Replace(" ", "▁")
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), escape]) if prefix else escape
+    unescape = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*unescape, decoders.Strip(" ", 1, 0)] if prefix else unescape)
+    return backend
+
+
+def _merges(
+    tokens: list[str], scores: list[float], normal: set[str], vocabulary: dict[str, int]
+) -> list[tuple[str, str]]:
+    """Sentencepiece joins whichever neighbours make the best-scored token: the same as merges in order of score."""
+    ranked = []
+    for token, score in zip(tokens, scores, strict=True):
+        if token not in normal:
+            continue
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in normal and right in normal:
+                ranked.append((-score, vocabulary[left], vocabulary[right], left, right))
+    ranked.sort()
+    return [(left, right) for *_, left, right in ranked]
+
+
+def _add_special(file: GgufFile, backend: Any, tokens: list[str]) -> None:
+    """Control tokens are found in text and hidden in answers; user-defined ones are found and shown."""
+    from tokenizers import AddedToken
+
+    types = _token_types(file, len(tokens))
+    named = {file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "eot_token_id")}
+    control, shown = [], []
+    for index, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        if kind == _CONTROL or index in named:
+            control.append(AddedToken(token, special=True, normalized=False))
+        elif kind == _USER_DEFINED and token:
+            shown.append(AddedToken(token, special=False, normalized=False))
+    backend.add_special_tokens([token for token in control if token.content])
+    backend.add_tokens(shown)
