@@ -1,0 +1,191 @@
+"""Which tokens run in the next step: one budget for decodes and prompts together, first come first served.
+
+Pure bookkeeping: no tensors, no clock. Order of a step:
+
+    1. decodes, oldest first; where one needs a block and there is none, the newest sequence is preempted
+    2. prompts already begun, the next chunk of each
+    3. prompts from the queue, as long as budget, slots and blocks last
+
+A sequence takes the blocks of all its tokens when it is admitted, so only decodes can find the cache full. The oldest
+sequence is never preempted for another, and alone it fits (`max_model_len` is at most what the cache holds): every
+step makes progress.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.engine.block_manager import BlockManager
+from plimsoll.runtime.engine.sequence import Sequence
+
+
+class QueueFullError(PlimsollError):
+    """The queue's bound in requests or tokens is reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """One sequence of a step, and how many tokens after `num_computed` to run."""
+
+    seq: Sequence
+    num_new_tokens: int
+
+
+class Scheduler:
+    """Args:
+    blocks: the pool; the scheduler is the only one who allocates from it.
+    max_batched_tokens: the budget of a step.
+    max_running: sequences that hold blocks at once.
+    max_queued_requests, max_queued_tokens: bounds of what waits beyond the free slots.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        max_batched_tokens: int,
+        max_running: int,
+        max_queued_requests: int,
+        max_queued_tokens: int,
+    ) -> None:
+        self.blocks = blocks
+        self.max_batched_tokens = max_batched_tokens
+        self.max_running = max_running
+        self.max_queued_requests = max_queued_requests
+        self.max_queued_tokens = max_queued_tokens
+        # Both in order of arrival, and all of `running` before all of `waiting`.
+        self.running: list[Sequence] = []
+        self.waiting: deque[Sequence] = deque()
+        self.waiting_tokens = 0
+        self.preemptions = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from self.running
+        yield from self.waiting
+
+    def add(self, seq: Sequence) -> None:
+        """Queues a sequence; raises QueueFullError where the bounds say so.
+
+        Requests that a free slot awaits do not count against the queue's length, so a burst that fits is never
+        refused only because it came between two steps. One request alone is never too many tokens.
+        """
+        queued = len(self.waiting) - (self.max_running - len(self.running))
+        if queued >= self.max_queued_requests:
+            raise QueueFullError(f"{len(self.waiting)} requests are waiting", fix="Try again later")
+        if self.waiting and self.waiting_tokens + seq.num_tokens > self.max_queued_tokens:
+            raise QueueFullError(f"{self.waiting_tokens} prompt tokens are waiting", fix="Try again later")
+        self.waiting.append(seq)
+        self.waiting_tokens += seq.num_tokens
+
+    def schedule(self) -> list[Scheduled]:
+        """Chooses the step's tokens and makes sure of their blocks. What it returns must be run, all in one step.
+
+        Blocks that the step will fill are published at once: the runner writes every sequence's keys and values of a
+        layer before any attention of that layer, so a later sequence of this same step may share them.
+        """
+        chosen: list[Scheduled] = []
+        budget = self._schedule_decodes(chosen)
+        for seq in self.running:
+            if budget and seq.num_pending > 1:
+                budget = self._choose(seq, budget, chosen)
+        while budget and self.waiting and len(self.running) < self.max_running and self._admit(self.waiting[0]):
+            budget = self._choose(self.running[-1], budget, chosen)
+        return chosen
+
+    def finish(self, seq: Sequence) -> list[int]:
+        """Takes a sequence out, wherever it is; returns the blocks that hold nothing any more."""
+        if seq.block_table:
+            self.running.remove(seq)
+        else:
+            self.waiting.remove(seq)
+            self.waiting_tokens -= seq.num_tokens
+        return self._release(seq)
+
+    def discard(self, seq: Sequence, first_token: int) -> list[int]:
+        """`finish`, for a sequence whose keys and values from `first_token` on cannot be trusted."""
+        self.blocks.unpublish(seq.block_table[first_token // self.blocks.block_size :])
+        return self.finish(seq)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where the scheduler's books and the block manager's differ."""
+        self.blocks.check_integrity(seq.block_table for seq in self)
+        assert len(self.running) <= self.max_running, "more run than may"
+        assert self.waiting_tokens == sum(seq.num_tokens for seq in self.waiting), "waiting tokens do not add up"
+        for seq in self.running:
+            assert len(seq.block_table) >= self.blocks.blocks_for(seq.num_computed), "computed tokens without a block"
+            assert len(seq.block_table) <= self.blocks.blocks_for(seq.num_tokens), "a block too many"
+            assert seq.num_pending > 0, "a running sequence has nothing to run"
+        for seq in self.waiting:
+            assert not seq.block_table and not seq.num_computed, "a waiting sequence holds blocks"
+
+    def _schedule_decodes(self, chosen: list[Scheduled]) -> int:
+        budget, index = self.max_batched_tokens, 0
+        while index < len(self.running) and budget:
+            seq = self.running[index]
+            # Victims come from the end, so nobody who was chosen in this step can become one.
+            if seq.num_pending == 1 and self._grow(seq):
+                budget = self._choose(seq, budget, chosen)
+            index += 1
+        return budget
+
+    def _grow(self, seq: Sequence) -> bool:
+        """A block for the sequence's next token, if need be by preempting; False if it was itself the newest."""
+        if seq.num_computed < len(seq.block_table) * self.blocks.block_size:
+            return True
+        while not self.blocks.num_available:
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is seq:
+                return False
+        seq.block_table += self.blocks.allocate(1)
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Back to the front of the queue with all its tokens; what it had computed stays cached while there is room."""
+        self.running.remove(seq)
+        self._release(seq)
+        self.waiting.appendleft(seq)
+        self.waiting_tokens += seq.num_tokens
+        self.preemptions += 1
+
+    def _admit(self, seq: Sequence) -> bool:
+        """Moves the head of the queue to `running` with blocks for all its tokens, if there are enough."""
+        blocks, prefix = self.blocks, []
+        if blocks.prefix_caching:
+            prefix = blocks.find_prefix(seq.hashes(seq.reusable_tokens // blocks.block_size, blocks.block_size))
+        missing = blocks.blocks_for(seq.num_tokens) - len(prefix)
+        # A spare block for each that runs: who is admitted into the last block is preempted by the next that grows.
+        if missing + len(self.running) > blocks.room_after(prefix):
+            return False
+        blocks.hold(prefix)
+        seq.block_table = prefix + blocks.allocate(missing)
+        seq.num_computed = len(prefix) * blocks.block_size
+        if seq.num_cached < 0:
+            seq.num_cached = min(seq.num_computed, seq.prompt_len)
+            self.prefix_queries += seq.prompt_len
+            self.prefix_hits += seq.num_cached
+        self.waiting.popleft()
+        self.waiting_tokens -= seq.num_tokens
+        self.running.append(seq)
+        return True
+
+    def _choose(self, seq: Sequence, budget: int, chosen: list[Scheduled]) -> int:
+        """Adds as many of a sequence's pending tokens as the budget allows; returns what is left of it."""
+        count = min(budget, seq.num_pending)
+        chosen.append(Scheduled(seq, count))
+        size = self.blocks.block_size
+        before, after = seq.num_computed // size, (seq.num_computed + count) // size
+        if after > before and self.blocks.prefix_caching:
+            hashes = seq.hashes(after, size)
+            for index in range(before, after):
+                self.blocks.publish(seq.block_table[index], hashes[index])
+        return budget - count
+
+    def _release(self, seq: Sequence) -> list[int]:
+        freed = self.blocks.release(seq.block_table)
+        seq.block_table = []
+        seq.num_computed = 0
+        return freed

@@ -1,0 +1,113 @@
+"""One request inside the engine: its tokens, its blocks, its clock."""
+
+from collections.abc import Sequence as Tokens
+
+from plimsoll.runtime.engine.block_manager import ROOT, chain_hash
+from plimsoll.runtime.engine.sampler import SamplingRow
+from plimsoll.runtime.types import SamplingParams, TokenLogprobs
+
+
+class Sequence:
+    """A prompt and what was generated after it.
+
+        token_ids   [ prompt ............ | generated ..... ]
+                    0        num_computed ^ keys and values of everything before are in block_table
+
+    Args:
+        seed: of its random draws; draw i depends on (seed, i) alone.
+        eos_token_ids: end it and are not part of the answer; empty where the request ignores them.
+        max_tokens: as resolved against the model's length.
+        arrival: time.monotonic() of the request.
+    """
+
+    __slots__ = (
+        "arrival",
+        "block_hashes",
+        "block_table",
+        "eos_token_ids",
+        "first_scheduled",
+        "first_token",
+        "max_tokens",
+        "num_cached",
+        "num_computed",
+        "output_token_ids",
+        "params",
+        "prompt_len",
+        "prompt_logprobs",
+        "request_id",
+        "row",
+        "stop_token_ids",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: Tokens[int],
+        params: SamplingParams,
+        *,
+        seed: int = 0,
+        eos_token_ids: Tokens[int] = (),
+        max_tokens: int,
+        arrival: float,
+    ) -> None:
+        self.request_id = request_id
+        self.params = params
+        self.prompt_len = len(prompt_token_ids)
+        self.token_ids = list(prompt_token_ids)
+        self.output_token_ids: list[int] = []
+        self.max_tokens = max_tokens
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.stop_token_ids = frozenset(params.stop_token_ids)
+        self.num_computed = 0
+        # -1 until it is first admitted.
+        self.num_cached = -1
+        self.block_table: list[int] = []
+        self.block_hashes: list[bytes] = []
+        self.arrival = arrival
+        self.first_scheduled: float | None = None
+        self.first_token: float | None = None
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        forbidden = tuple(sorted(self.eos_token_ids | self.stop_token_ids)) if params.min_tokens else ()
+        self.row = SamplingRow(
+            params=params,
+            seed=seed,
+            prompt_token_ids=prompt_token_ids,
+            output_token_ids=self.output_token_ids,
+            forbidden=forbidden,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens known and not yet computed. 1 is a decode."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def reusable_tokens(self) -> int:
+        """How many leading tokens may come from the prefix cache.
+
+        The last one is always computed, for its logits. Prompt log-probabilities need the logits of every position
+        that has not been reported yet.
+        """
+        logprobs = self.prompt_logprobs
+        if logprobs is not None and len(logprobs) < self.prompt_len:
+            return len(logprobs) - 1
+        return len(self.token_ids) - 1
+
+    def hashes(self, count: int, block_size: int) -> list[bytes]:
+        """Chained hashes of the first `count` blocks, which must be full. Computed once, also across preemptions."""
+        known = self.block_hashes
+        for index in range(len(known), count):
+            parent = known[-1] if known else ROOT
+            known.append(chain_hash(parent, self.token_ids[index * block_size : (index + 1) * block_size]))
+        return known[:count]
+
+    def append(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        self.output_token_ids.append(token_id)
+        if len(self.output_token_ids) >= self.params.min_tokens:
+            self.row.forbidden = ()

@@ -1,0 +1,192 @@
+"""The scheduler alone: its promises on any trace of arrivals, lengths and aborts. No model, no clock."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plimsoll.runtime.engine.block_manager import BlockManager
+from plimsoll.runtime.engine.scheduler import QueueFullError, Scheduler
+from plimsoll.runtime.engine.sequence import Sequence
+from plimsoll.runtime.types import SamplingParams
+
+
+def make_scheduler(num_blocks=8, block_size=4, caching=True, **bounds) -> Scheduler:
+    bounds = {
+        "max_batched_tokens": 16,
+        "max_running": 4,
+        "max_queued_requests": 100,
+        "max_queued_tokens": 10**6,
+    } | bounds
+    return Scheduler(BlockManager(num_blocks, block_size, caching), **bounds)
+
+
+def make_sequence(name, prompt, max_tokens=4, **params) -> Sequence:
+    tokens = prompt if isinstance(prompt, list) else [int(name) * 1000 + i for i in range(prompt)]
+    return Sequence(str(name), tokens, SamplingParams(**params), max_tokens=max_tokens, arrival=float(name))
+
+
+def run(scheduler: Scheduler, *, token: int = 7) -> list[tuple[str, int]]:
+    """One step with a model that always says `token`: what was scheduled, by name and number of tokens."""
+    chosen = scheduler.schedule()
+    assert sum(item.num_new_tokens for item in chosen) <= scheduler.max_batched_tokens
+    assert len({item.seq.request_id for item in chosen}) == len(chosen)
+    for item in chosen:
+        assert item.num_new_tokens > 0
+        assert item.seq.num_computed + item.num_new_tokens <= len(item.seq.block_table) * scheduler.blocks.block_size
+    for item in chosen:
+        seq = item.seq
+        seq.num_computed += item.num_new_tokens
+        if not seq.num_pending:
+            seq.append(token)
+            if len(seq.output_token_ids) >= seq.max_tokens:
+                scheduler.finish(seq)
+    scheduler.check_integrity()
+    return [(item.seq.request_id, item.num_new_tokens) for item in chosen]
+
+
+def test_prompts_are_cut_to_the_budget_and_decodes_go_first():
+    scheduler = make_scheduler(num_blocks=20)
+    scheduler.add(make_sequence(0, 10))
+    assert run(scheduler) == [("0", 10)]
+    scheduler.add(make_sequence(1, 20))
+    scheduler.add(make_sequence(2, 3))
+    assert run(scheduler) == [("0", 1), ("1", 15)]
+    assert run(scheduler) == [("0", 1), ("1", 5), ("2", 3)]
+    assert run(scheduler) == [("0", 1), ("1", 1), ("2", 1)]
+
+
+def test_the_head_of_the_queue_is_never_overtaken():
+    scheduler = make_scheduler(num_blocks=8)
+    scheduler.add(make_sequence(0, 16, max_tokens=3))
+    run(scheduler)
+    scheduler.add(make_sequence(1, 20))
+    scheduler.add(make_sequence(2, 1))
+    assert run(scheduler) == [("0", 1)], "2 would fit and must wait behind 1"
+    assert run(scheduler) == [("0", 1)]
+    assert run(scheduler) == [("1", 16)]
+
+
+def test_a_full_cache_preempts_the_newest_and_resumes_it_first():
+    scheduler = make_scheduler(num_blocks=6)
+    for name in range(2):
+        scheduler.add(make_sequence(name, 8, max_tokens=10))
+    scheduler.add(make_sequence(2, 8, max_tokens=10))
+    assert run(scheduler) == [("0", 8), ("1", 8)]
+    while not scheduler.preemptions:
+        run(scheduler)
+    assert [seq.request_id for seq in scheduler.running] == ["0"]
+    assert [seq.request_id for seq in scheduler.waiting] == ["1", "2"]
+    resumed = scheduler.waiting[0]
+    known = list(resumed.token_ids)
+    assert len(known) > 8
+    while resumed in scheduler.waiting:
+        run(scheduler)
+    assert resumed.token_ids[: len(known)] == known
+
+
+def test_a_prompt_shares_the_blocks_of_an_equal_one_even_in_the_same_step():
+    prompt = list(range(11))
+    scheduler = make_scheduler(num_blocks=8, max_batched_tokens=32)
+    for name in range(3):
+        scheduler.add(make_sequence(name, prompt))
+    assert run(scheduler) == [("0", 11), ("1", 3), ("2", 3)], "two full blocks are shared"
+    assert (scheduler.prefix_queries, scheduler.prefix_hits) == (33, 16)
+    assert [seq.num_cached for seq in scheduler.running] == [0, 8, 8]
+    assert scheduler.running[0].block_table[:2] == scheduler.running[2].block_table[:2]
+
+
+def test_a_whole_prompt_in_the_cache_still_computes_its_last_token():
+    scheduler = make_scheduler()
+    for name in range(2):
+        scheduler.add(make_sequence(name, list(range(8)), max_tokens=1))
+        last = run(scheduler)
+    assert last == [("1", 4)]
+
+
+def test_prompt_logprobs_are_not_taken_from_the_cache():
+    scheduler = make_scheduler()
+    scheduler.add(make_sequence(0, list(range(9)), max_tokens=1))
+    run(scheduler)
+    scheduler.add(make_sequence(1, list(range(9)), max_tokens=1, prompt_logprobs=0))
+    assert run(scheduler) == [("1", 9)]
+
+
+def test_without_prefix_caching_nothing_is_shared_or_kept():
+    scheduler = make_scheduler(caching=False)
+    for name in range(2):
+        scheduler.add(make_sequence(name, list(range(8)), max_tokens=1))
+    assert run(scheduler) == [("0", 8), ("1", 8)]
+    assert scheduler.blocks.num_free == 8
+
+
+def test_the_queue_is_bounded_in_requests_beyond_the_free_slots():
+    scheduler = make_scheduler(max_running=2, max_queued_requests=3)
+    for name in range(5):
+        scheduler.add(make_sequence(name, 1))
+    with pytest.raises(QueueFullError, match="5 requests are waiting"):
+        scheduler.add(make_sequence(5, 1))
+    run(scheduler)
+    with pytest.raises(QueueFullError):
+        scheduler.add(make_sequence(5, 1))
+
+
+def test_the_queue_is_bounded_in_tokens_but_takes_one_request_of_any_size():
+    scheduler = make_scheduler(max_queued_tokens=10)
+    scheduler.add(make_sequence(0, 20))
+    with pytest.raises(QueueFullError, match="20 prompt tokens"):
+        scheduler.add(make_sequence(1, 1))
+
+
+lengths = st.tuples(st.integers(1, 20), st.integers(1, 12))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    data=st.data(),
+    requests=st.lists(lengths, min_size=1, max_size=10),
+    block_size=st.sampled_from([1, 2, 4, 16]),
+    spare=st.integers(0, 6),
+    budget=st.integers(1, 40),
+    max_running=st.integers(1, 6),
+    caching=st.booleans(),
+)
+def test_any_trace_ends_with_every_request_done_and_every_block_back(
+    data, requests, block_size, spare, budget, max_running, caching
+):
+    """Prompts share prefixes, the pool is hardly larger than the longest request, some hang up at any moment."""
+    num_blocks = max(-(-(prompt + answer) // block_size) for prompt, answer in requests) + spare
+    scheduler = make_scheduler(
+        num_blocks, block_size, caching, max_batched_tokens=budget, max_running=max_running, max_queued_requests=100
+    )
+    shared = [data.draw(st.integers(0, 1)) for _ in range(20)]
+    sequences = []
+    for name, (prompt, answer) in enumerate(requests):
+        kept = data.draw(st.integers(0, prompt))
+        tokens = shared[:kept] + [100 + name] * (prompt - kept)
+        sequences.append(make_sequence(name, tokens, answer))
+    arrivals = list(sequences)
+    aborted: set[str] = set()
+    while arrivals or scheduler.running or scheduler.waiting:
+        alive = list(scheduler)
+        for _ in range(min(len(arrivals), data.draw(st.integers(0 if alive else 1, 3)))):
+            scheduler.add(arrivals.pop(0))
+        alive = list(scheduler)
+        if data.draw(st.integers(0, 9)) == 0:
+            victim = data.draw(st.sampled_from(alive))
+            scheduler.finish(victim)
+            aborted.add(victim.request_id)
+            scheduler.check_integrity()
+        alive = list(scheduler)
+        order = [seq.arrival for seq in alive]
+        assert order == sorted(order), "nobody overtakes"
+        oldest = alive[0] if alive else None
+        before = oldest.num_computed if oldest else 0
+        chosen = run(scheduler, token=data.draw(st.integers(0, 1)))
+        if oldest is not None:
+            assert oldest.request_id in dict(chosen), "the oldest always advances"
+            assert oldest.num_computed > before or len(oldest.output_token_ids) >= oldest.max_tokens
+    for seq in sequences:
+        assert seq.request_id in aborted or len(seq.output_token_ids) == seq.max_tokens
+    blocks = scheduler.blocks
+    assert blocks.num_available == blocks.num_blocks
+    assert caching or blocks.num_free == blocks.num_blocks
