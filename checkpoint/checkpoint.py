@@ -113,7 +113,9 @@ def row_range(shape: tuple[int, ...], rows: tuple[int, int] | None, name: str) -
 
 def _ignorable(name: str, facts: ModelFacts) -> bool:
     # Old exports carry the rotary table, and tied models sometimes the tied head: both are computed from what is read.
-    return name.endswith("rotary_emb.inv_freq") or (facts.tie_embeddings and name in ("lm_head.weight", "output.weight"))
+    return name.endswith("rotary_emb.inv_freq") or (
+        facts.tie_embeddings and name in ("lm_head.weight", "output.weight")
+    )
 
 
 def check_tensors(facts: ModelFacts, where: str) -> None:

@@ -71,7 +71,9 @@ class GgufCheckpoint(Checkpoint):
         """Rows [start, stop) as stored, [rows, bytes per row]."""
         count = tensor.shape[0] if len(tensor.shape) > 1 else 1
         row_bytes = tensor.nbytes // count
-        return read_range(self.path, tensor.start + start * row_bytes, (stop - start) * row_bytes).reshape(-1, row_bytes)
+        return read_range(self.path, tensor.start + start * row_bytes, (stop - start) * row_bytes).reshape(
+            -1, row_bytes
+        )
 
     def _stored_order(self, name: str, rows: int) -> npt.NDArray[np.intp] | None:
         """Which stored row holds each Hugging Face row, where llama.cpp reorders them.

@@ -100,7 +100,9 @@ def build_config(file: GgufFile) -> dict[str, Any]:
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError("has no token_embd.weight matrix", field=str(file.path), fix="The file is incomplete")
     if file.metadata.get(f"{architecture}.expert_count", 0):
-        raise data.fail("expert_count", "mixtures of experts cannot be served", file.metadata[f"{architecture}.expert_count"])
+        raise data.fail(
+            "expert_count", "mixtures of experts cannot be served", file.metadata[f"{architecture}.expert_count"]
+        )
     hidden, heads = data.count("embedding_length"), data.count("attention.head_count")
     layers = data.count("block_count")
     if layers > MAX_LAYERS:
@@ -195,7 +197,9 @@ def _llama3_scaling(file: GgufFile, data: _Metadata, head_dim: int) -> dict[str,
     factor = _shortest(float(divisors.max()))
     original_lengths = dict.fromkeys((8192, data.count("context_length"), 4096, 2048, 16384, 32768))
     for original in original_lengths:
-        if np.isfinite(divisors).all() and np.allclose(llama3_divisors(frequencies, factor, original), divisors, rtol=1e-4):
+        if np.isfinite(divisors).all() and np.allclose(
+            llama3_divisors(frequencies, factor, original), divisors, rtol=1e-4
+        ):
             return {
                 "rope_type": "llama3",
                 "factor": factor,

@@ -209,7 +209,9 @@ class GgufFile:
         field = f"{self.path}: tensor {name[:80]!r}"
         type_name, block, block_bytes = block_layout(kind, field)
         if min(shape) < 1 or shape[-1] % block:
-            raise CheckpointError(f"has a shape that {type_name} blocks of {block} cannot hold", field=field, value=shape)
+            raise CheckpointError(
+                f"has a shape that {type_name} blocks of {block} cannot hold", field=field, value=shape
+            )
         nbytes = prod(shape) // block * block_bytes
         if start + nbytes > file_size:
             raise CheckpointError(

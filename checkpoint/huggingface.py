@@ -20,7 +20,11 @@ def _shards(folder: Path) -> tuple[list[Path], Mapping[str, str] | None]:
     index_path = folder / INDEX_NAME
     if index_path.is_file():
         weight_map = read_object(index_path).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(v, str) for v in weight_map.values())
+        ):
             raise CheckpointError("needs a weight_map from tensor to file name", field=str(index_path))
         names = sorted(set(weight_map.values()))
         # A shard is a plain name beside the index: `..` or `/` would read files the user did not point at.

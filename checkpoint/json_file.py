@@ -35,7 +35,9 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except RecursionError:
-        raise CheckpointError("is nested too deeply to be a model's JSON", field=where, fix="Download it again") from None
+        raise CheckpointError(
+            "is nested too deeply to be a model's JSON", field=where, fix="Download it again"
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"is not valid JSON: {error}", field=where, fix="Download the file again") from None
     if not isinstance(value, dict):

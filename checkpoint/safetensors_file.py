@@ -79,7 +79,9 @@ def _stored_tensor(name: str, entry: Any, where: str, data_start: int) -> Stored
         raise CheckpointError("needs exactly dtype, shape and data_offsets", field=field)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in STORAGE:
-        raise CheckpointError("has an unknown dtype", field=field, value=str(dtype)[:40], fix=f"Known: {' '.join(STORAGE)}")
+        raise CheckpointError(
+            "has an unknown dtype", field=field, value=str(dtype)[:40], fix=f"Known: {' '.join(STORAGE)}"
+        )
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(_is_count(size) for size in shape):
         raise CheckpointError("needs a shape of non-negative whole numbers", field=field, value=str(shape)[:80])
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
@@ -108,7 +110,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror}", field=where) from None
     if size < 8:
-        raise CheckpointError(f"holds {size} bytes, too few for a safetensors header", field=where, fix="Download it again")
+        raise CheckpointError(
+            f"holds {size} bytes, too few for a safetensors header", field=where, fix="Download it again"
+        )
     header_bytes = int.from_bytes(read_range(path, 0, 8).tobytes(), "little")
     if header_bytes > size - 8:
         raise CheckpointError(
@@ -136,6 +140,6 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(
             f"the header describes {expected} bytes, the file holds {size}",
             field=where,
-            fix="The file is truncated or has grown; download it again" ,
+            fix="The file is truncated or has grown; download it again",
         )
     return tensors

@@ -1,0 +1,205 @@
+"""Where a checkpoint comes from: a path on this machine, or a repository on the Hugging Face hub."""
+
+import errno
+import glob
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import unquote
+
+from plimsoll.api.errors import CheckpointError, SpecError
+
+#: Called with (bytes here, bytes wanted) as a download goes; the second grows as sizes become known.
+Progress = Callable[[int, int], None]
+
+#: What serving needs of a repository: never pickles, never code.
+HUB_FILES = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja")
+#: Second copies of the weights in their authors' own layout, and everything in subfolders.
+HUB_EXTRAS = ("consolidated*", "*/*")
+
+_HUB = re.compile(
+    r"hf://(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^/@\s]+))?(/(?P<file>[^@\s]+\.gguf))?"
+)
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """`hf://org/name@revision`, or one GGUF file of it. `revision` is a branch, a tag or a commit."""
+
+    repo: str
+    revision: str
+    file: str | None
+
+    def __str__(self) -> str:
+        return f"hf://{self.repo}@{self.revision}" + (f"/{self.file}" if self.file else "")
+
+
+def parse_hub(source: str) -> HubSource:
+    """Take apart `hf://org/name[@revision][/file.gguf]`; a slash inside a revision is written %2F.
+
+    Raises:
+        SpecError: not of that form.
+    """
+    match = _HUB.fullmatch(source)
+    if match is None or ".." in source:
+        raise SpecError(
+            "is not a hub address", field="spec.model.source", value=source,
+            fix="Write hf://org/name@revision, or hf://org/name@revision/file.gguf",
+        )  # fmt: skip
+    return HubSource(match["repo"], unquote(match["revision"] or "main"), match["file"])
+
+
+def resolve(source: str, *, progress: Progress | None = None, offline: bool | None = None) -> Path:
+    """The folder or GGUF file on this machine that `source` names, downloaded if need be.
+
+    Args:
+        source: `file://` with an absolute or relative path, a plain path, or `hf://org/name[@revision][/file.gguf]`.
+        progress: told of the bytes as a download goes.
+        offline: True uses only what is cached; None leaves it to HF_HUB_OFFLINE.
+
+    HF_HOME, HF_ENDPOINT and the token (HF_TOKEN or `hf auth login`) work as in huggingface_hub. A connection that drops
+    is resumed where it broke; files that arrived whole are never fetched again.
+
+    Raises:
+        SpecError: an address of a kind that is not known here.
+        CheckpointError: nothing there, no access, no connection, no space.
+    """
+    if source.startswith("hf://"):
+        return _from_hub(parse_hub(source), progress, offline)
+    scheme, separator, rest = source.partition("://")
+    if separator and scheme != "file":
+        raise SpecError(
+            "is a kind of source that cannot be opened on this machine",
+            field="spec.model.source",
+            value=source,
+            fix="Use file://PATH or hf://org/name@revision",
+        )
+    path = Path(unquote(rest) if separator else source).expanduser()
+    if not str(rest if separator else source).strip():
+        raise SpecError("is empty", field="spec.model.source", value=source, fix="Write file://PATH")
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be looked at: {error}", field="spec.model.source", value=source) from None
+    if not there:
+        raise CheckpointError(
+            "there is no such file or folder",
+            field="spec.model.source",
+            value=str(path.absolute()),
+            fix="Check the path; relative ones start where the command runs",
+        )
+    return path.resolve() if path.is_dir() else path.absolute()
+
+
+def _from_hub(hub: HubSource, progress: Progress | None, offline: bool | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    # fnmatch treats brackets in a file's name as a set.
+    wanted = [glob.escape(hub.file)] if hub.file else list(HUB_FILES)
+    try:
+        snapshot = Path(
+            snapshot_download(
+                hub.repo,
+                revision=hub.revision,
+                allow_patterns=wanted,
+                ignore_patterns=None if hub.file else list(HUB_EXTRAS),
+                local_files_only=bool(offline),
+                tqdm_class=_progress_bar(progress or (lambda done, total: None)),
+            )
+        )
+    except Exception as error:
+        _explain(error, hub)
+    if hub.file:
+        if not (snapshot / hub.file).is_file():
+            raise CheckpointError(
+                "has no such file at that revision", field=str(hub), value=hub.file, fix=_listing(hub, offline)
+            )
+        return snapshot / hub.file
+    if not any(snapshot.glob("*.safetensors")):
+        raise CheckpointError("has no safetensors weights at that revision", field=str(hub), fix=_listing(hub, offline))
+    return snapshot
+
+
+def _listing(hub: HubSource, offline: bool | None) -> str:
+    """What to do, from what the repository does hold."""
+    from huggingface_hub import HfApi
+
+    try:
+        names = [] if offline else HfApi().list_repo_files(hub.repo, revision=hub.revision)
+    except Exception:  # Only an embellishment of an error: nothing here may hide it.
+        names = []
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        return f"It has GGUF files; name one: hf://{hub.repo}@{hub.revision}/{ggufs[0]}"
+    return "Choose a repository with safetensors or GGUF files; pickled weights are never loaded"
+
+
+def _progress_bar(progress: Progress) -> type[Any]:
+    from huggingface_hub.utils import tqdm
+
+    lock = threading.Lock()
+
+    class Bar(tqdm):
+        """Tells `progress` of bytes, from the one bar of several that counts them on disk, and draws nothing."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.counts_bytes = kwargs.get("name") == "huggingface_hub.snapshot_download"
+            self.done = 0
+            super().__init__(*args, **(kwargs | {"disable": True}))
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self.counts_bytes:
+                with lock:
+                    self.done += int(n or 0)
+                    progress(self.done, int(self.total or 0))
+            return None
+
+    return Bar
+
+
+def _explain(error: Exception, hub: HubSource) -> NoReturn:
+    """Raise what went wrong in words for the user. Headers and tokens never reach the message."""
+    from huggingface_hub import constants, errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    cause = error.__cause__ or error
+    if isinstance(error, errors.GatedRepoError):
+        message = "is gated: its owner lets in only accounts that accepted its terms"
+        fix = f"Accept them at {constants.ENDPOINT}/{hub.repo}, then set HF_TOKEN or run `hf auth login`"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        message = "there is no such repository, or it is private and this token has no access"
+        fix = "Check the name; for a private one set HF_TOKEN or run `hf auth login`"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        message, fix = f"has no revision {hub.revision!r}", "Name a branch, tag or commit of this repository"
+    elif isinstance(error, errors.LocalEntryNotFoundError) and (
+        constants.HF_HUB_OFFLINE or cause is error or isinstance(cause, errors.OfflineModeIsEnabled)
+    ):
+        message = "is not whole in the cache, and downloads are off"
+        fix = "Download it once while online, or unset HF_HUB_OFFLINE"
+    elif isinstance(error, errors.LocalEntryNotFoundError):
+        message = f"cannot be reached at {constants.ENDPOINT} ({_reason(cause)}), and is not in the cache"
+        fix = "Check the network and HF_ENDPOINT"
+    elif isinstance(error, errors.HFValidationError):
+        message, fix = "is not a repository's name", "Write hf://org/name@revision"
+    elif isinstance(error, errors.FileMetadataError):
+        message = f"{constants.ENDPOINT} does not answer like a hub"
+        fix = "Check HF_ENDPOINT, proxies and firewalls"
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        message = f"does not fit on the disk that holds {constants.HF_HUB_CACHE}"
+        fix = "Free space there, or set HF_HOME to a larger disk; what has arrived whole is kept"
+    elif isinstance(error, PermissionError):
+        message, fix = f"cannot be written to {constants.HF_HUB_CACHE}", "Set HF_HOME to a folder you may write"
+    elif status is not None:
+        message = f"{constants.ENDPOINT} answered with HTTP status {status}"
+        fix = "Try again later; for 401 and 403 check HF_TOKEN"
+    else:
+        message, fix = f"the download broke off ({_reason(cause)})", "Run the command again: whole files are kept"
+    raise CheckpointError(message, field=str(hub), fix=fix) from error
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
