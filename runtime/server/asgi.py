@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import structlog
+from starlette.responses import Response
 
 from plimsoll.runtime.server.errors import ApiError
 
@@ -22,12 +23,8 @@ class ClientGone(Exception):
     """The client hung up; there is nobody to answer."""
 
 
-async def send_error(send: Send, error: ApiError) -> None:
-    body = error.encoded()
-    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
-    raw = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+def error_response(error: ApiError) -> Response:
+    return Response(error.encoded(), error.status, error.headers, "application/json")
 
 
 class Boundary:
@@ -60,11 +57,12 @@ class Boundary:
             status = status or 499
         except ApiError as error:
             if not status:
-                await send_error(marked, error)
+                await error_response(error)(scope, receive, marked)
         except Exception:
             self.log.exception("request failed", request_id=request_id, path=scope["path"])
             if not status:
-                await send_error(marked, ApiError(500, "The server failed on this request.", code="internal_error"))
+                failure = ApiError(500, "The server failed on this request.", code="internal_error")
+                await error_response(failure)(scope, receive, marked)
         if scope["path"] not in QUIET_PATHS or status >= 400:
             seconds = round(time.monotonic() - start, 4)
             self.log.info(

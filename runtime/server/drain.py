@@ -4,7 +4,11 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from plimsoll.runtime.server.asgi import App, Receive, Scope, Send
 from plimsoll.runtime.server.errors import not_ready
+
+#: Only these take a turn of the engine; the rest is answered until the end.
+GUARDED = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
 class Gate:
@@ -45,3 +49,18 @@ class Gate:
         except TimeoutError:
             return False
         return True
+
+
+class Admit:
+    """ASGI middleware: generation passes through the gate, from its first byte read to its last byte sent."""
+
+    def __init__(self, app: App, gate: Gate) -> None:
+        self.app = app
+        self.gate = gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in GUARDED:
+            await self.app(scope, receive, send)
+            return
+        with self.gate.enter():
+            await self.app(scope, receive, send)

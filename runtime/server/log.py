@@ -37,5 +37,6 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # httpx writes every URL it fetches at info; that is noise from `hf://` downloads.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # httpx writes every URL it fetches at info, uvicorn when it starts and stops; we say what matters ourselves.
+    for name in ("httpx", "uvicorn.error"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

@@ -88,7 +88,10 @@ class Metrics:
             registry=self.registry,
         )
         self._rejected = Counter(
-            f"{PREFIX}admission_rejections", "Requests refused, by why.", ["model_name", "reason"], registry=self.registry
+            f"{PREFIX}admission_rejections",
+            "Requests refused, by why.",
+            ["model_name", "reason"],
+            registry=self.registry,
         )
         for reason in ("stop", "length", "abort", "error"):
             self._success.labels(model, reason)
@@ -159,6 +162,8 @@ class Metrics:
                 "cache_dtype": info.precision,
                 "kernels": info.kernels,
             }
-            config = GaugeMetricFamily(f"{PREFIX}cache_config_info", "How the cache is set up.", labels=["model_name", *labels])
+            config = GaugeMetricFamily(
+                f"{PREFIX}cache_config_info", "How the cache is set up.", labels=["model_name", *labels]
+            )
             config.add_metric([self.model, *labels.values()], 1)
             yield config

@@ -33,7 +33,9 @@ def check_limits(request: Sampling, config: ServerConfig, vocab_size: int) -> No
 
 
 def _above(name: str, value: int, most: int) -> ApiError:
-    return bad_request(f"Invalid value for {name}: this server allows up to {most} (found {value}).", name, "invalid_value")
+    return bad_request(
+        f"Invalid value for {name}: this server allows up to {most} (found {value}).", name, "invalid_value"
+    )
 
 
 def answer_length(request: ChatCompletionRequest | CompletionRequest, prompt_tokens: int, model_len: int) -> int:
@@ -96,7 +98,9 @@ def sampling_params(
     """
     if request.min_tokens > max_tokens:
         raise bad_request(
-            f"Invalid value for min_tokens: more than the answer may have ({max_tokens}).", "min_tokens", "invalid_value"
+            f"Invalid value for min_tokens: more than the answer may have ({max_tokens}).",
+            "min_tokens",
+            "invalid_value",
         )
     chosen = {name: defaults.get(name, getattr(request, name)) for name in DEFAULTED}
     chosen |= {name: getattr(request, name) for name in DEFAULTED if name in request.model_fields_set}

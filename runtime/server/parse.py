@@ -40,7 +40,9 @@ def _refusal(error: ValidationError, kind: type[Strict]) -> ApiError:
     first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
     message, param = first["msg"], _path(first["loc"])
     if first["type"] == "json_invalid":
-        return bad_request(f"The body is not valid JSON: {message.removeprefix('Invalid JSON: ')}.", code="invalid_json")
+        return bad_request(
+            f"The body is not valid JSON: {message.removeprefix('Invalid JSON: ')}.", code="invalid_json"
+        )
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         if len(first["loc"]) > 1:

@@ -228,7 +228,11 @@ class ChatCompletionRequest(Sampling):
             raise PydanticCustomError("top_logprobs", "top_logprobs: needs logprobs: true")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise PydanticCustomError("max_tokens", "max_tokens: is the old name of max_completion_tokens; send one")
-        if self.continue_final_message and self.add_generation_prompt and "add_generation_prompt" in self.model_fields_set:
+        if (
+            self.continue_final_message
+            and self.add_generation_prompt
+            and "add_generation_prompt" in self.model_fields_set
+        ):
             raise PydanticCustomError(
                 "continue_final_message", "continue_final_message: cannot go with add_generation_prompt: true"
             )

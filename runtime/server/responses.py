@@ -79,6 +79,13 @@ class CompletionLogprobs(msgspec.Struct):
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+    """Characters of the tokens' texts before each."""
+
+    def extend(self, more: "CompletionLogprobs") -> None:
+        self.tokens += more.tokens
+        self.token_logprobs += more.token_logprobs
+        self.top_logprobs += more.top_logprobs
+        self.text_offset += more.text_offset
 
 
 class CompletionChoice(msgspec.Struct):
@@ -103,8 +110,8 @@ class Completion(msgspec.Struct):
 class Model(msgspec.Struct):
     id: str
     created: int
-    max_model_len: int
-    """Longest prompt and answer together, in tokens."""
+    max_model_len: int | None
+    """Longest prompt and answer together, in tokens; null until the model is loaded."""
     object: Literal["model"] = "model"
     owned_by: str = "plimsoll"
 

@@ -6,7 +6,7 @@ one encoded string: all that stays the same in a stream is encoded once.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,7 +14,7 @@ import structlog
 from starlette.responses import Response
 
 from plimsoll.runtime.server.asgi import ClientGone, Receive, Scope, Send
-from plimsoll.runtime.server.errors import ApiError
+from plimsoll.runtime.server.errors import ApiError, timed_out
 
 Result = TypeVar("Result")
 
@@ -33,13 +33,15 @@ def event(payload: Any) -> bytes:
     return b"data: " + encode(payload) + b"\n\n"
 
 
-class Frame:
-    """Chunks of one choice that differ in nothing but their text."""
+#: Stands for the text in a `Frame`. A field before it could only hold it if someone served a model by this name.
+MARKER = "\x00text\x00"
 
-    def __init__(self, chunk: dict[str, Any], marker: str) -> None:
-        head, found, tail = event(chunk).partition(encode(marker))
-        assert found, "the marker is not in the chunk"
-        self.head, self.tail = head, tail
+
+class Frame:
+    """Chunks of one choice that differ in nothing but their text, which is `MARKER` in `chunk`."""
+
+    def __init__(self, chunk: dict[str, Any]) -> None:
+        self.head, _, self.tail = event(chunk).partition(encode(MARKER))
 
     def event(self, text: str) -> bytes:
         return self.head + encode(text) + self.tail
@@ -79,15 +81,14 @@ class EventStream(Response):
 
     Args:
         events: yields whole events; it is closed when the client hangs up.
-        seconds: from the first byte wanted to the last one sent.
-        expired: makes the error for a stream that took longer.
+        seconds: the stream may take, until its last byte is sent.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], seconds: float, expired: Callable[[], ApiError]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], seconds: float) -> None:
         super().__init__()
-        self.events, self.seconds, self.expired = events, seconds, expired
+        self.events, self.seconds = events, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await while_connected(receive, self._send_all(send))
@@ -96,14 +97,14 @@ class EventStream(Response):
         started = False
         try:
             try:
-                async with asyncio.timeout(self.seconds), contextlib.aclosing(self.events) as events:  # type: ignore[type-var]
+                async with asyncio.timeout(self.seconds), contextlib.aclosing(self.events) as events:
                     async for data in events:
                         if not started:
                             await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
                             started = True
                         await send({"type": "http.response.body", "body": data, "more_body": True})
             except TimeoutError:
-                raise self.expired() from None
+                raise timed_out(self.seconds) from None
         except Exception as error:
             if not started:
                 raise

@@ -1,0 +1,67 @@
+"""`plimsoll chat`: a conversation in the terminal, with any OpenAI endpoint or with a model started for it."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from plimsoll.api.errors import SpecError
+
+
+def chat(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A checkpoint to start here: a folder, a .gguf file, or hf://ORG/NAME. Without it, --url."),
+    ] = None,
+    url: Annotated[str, typer.Option(help="The endpoint, with or without /v1.")] = "http://127.0.0.1:8000",
+    model_name: Annotated[str | None, typer.Option(help="Which of the endpoint's models. Default: its first.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File whose first line is the key. Default: $OPENAI_API_KEY, if set.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, max=2.0, help="0 always takes the likeliest token.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+) -> None:
+    """Chat with a model: /clear, /system, /exit; Ctrl-C stops an answer."""
+    from plimsoll.cli import conversation, local
+
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+    options = {name: value for name, value in options.items() if value is not None}
+    screen = local.console()
+
+    def talk(address: str, key: str | None) -> None:
+        endpoint = conversation.Endpoint(address, model_name, key)
+        try:
+            conversation.chat(endpoint, options, system, screen)
+        finally:
+            endpoint.close()
+
+    if model is None:
+        talk(url, _key(api_key_file))
+        return
+
+    from plimsoll.checkpoint.open import open_checkpoint
+    from plimsoll.runtime.config import EngineConfig, ServerConfig
+    from plimsoll.runtime.server import log
+    from plimsoll.runtime.server.service import Service
+
+    log.configure("warning")
+    path = local.fetch(model, screen)
+    server = ServerConfig(served_name=model_name or local.own_name(model, path), port=0)
+    service = Service(EngineConfig(model=str(path)), server, open_checkpoint(path))
+    local.run([service], screen, lambda: talk(service.url, None))
+
+
+def _key(path: Path | None) -> str | None:
+    if path is None:
+        return os.environ.get("OPENAI_API_KEY")
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot be read: {error}", field="--api-key-file", value=str(path)) from None
+    if not lines:
+        raise SpecError("holds no key", field="--api-key-file", value=str(path))
+    return lines[0]

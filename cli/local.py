@@ -1,0 +1,196 @@
+"""Services on this machine, as `serve`, `up` and `chat` run them: download, load, say where, wait, drain."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from plimsoll.runtime.server.service import Service
+
+PHASES = {"weights": "Loading weights", "cache": "Allocating the KV cache", "warmup": "Warming up"}
+
+
+def console() -> Console:
+    """Progress and words for a human go to stderr; stdout is for answers."""
+    return Console(stderr=True)
+
+
+def fetch(source: str, screen: Console) -> Path:
+    """The checkpoint's path on this machine, downloaded first (with a bar) for `hf://`.
+
+    Raises:
+        CheckpointError: in plain words, when it is not there or cannot be had.
+    """
+    from plimsoll.checkpoint.sources import resolve
+
+    with bars(screen) as progress:
+        task: Any = None
+
+        def advance(done: int, total: int) -> None:
+            nonlocal task
+            if task is None:
+                task = progress.add_task(f"Downloading {source}", total=total)
+            progress.update(task, completed=done, total=total)
+
+        return resolve(source, progress=advance)
+
+
+def own_name(source: str, path: Path) -> str:
+    """What clients call a model that nobody named: `org/name` on a hub, else the file's or folder's name."""
+    if path.is_file():
+        return path.stem
+    return source.removeprefix("hf://").partition("@")[0] if source.startswith("hf://") else path.resolve().name
+
+
+def bars(screen: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        console=screen,
+        transient=True,
+    )
+
+
+class Stopping:
+    """SIGTERM and Ctrl-C begin to drain, once; a second Ctrl-C interrupts at once."""
+
+    def __init__(self, services: Sequence["Service"], screen: Console) -> None:
+        self.services, self.screen = services, screen
+        self.asked = threading.Event()
+
+    @contextlib.contextmanager
+    def signals(self, *numbers: signal.Signals) -> Iterator[None]:
+        before = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked.set()
+        self.drain()
+
+    def drain(self) -> None:
+        for service in self.services:
+            service.stop()
+
+
+def run(services: Sequence["Service"], screen: Console, then: Callable[[], None] | None = None) -> None:
+    """Starts every service, waits until all are ready, does `then` (or waits for a signal), and drains.
+
+    Blocks. Called in the main thread, where signals arrive.
+
+    Raises:
+        PlimsollError: an engine could not start; the others are drained first.
+    """
+    stopping = Stopping(services, screen)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    try:
+        with stopping.signals(*numbers):
+            for service in services:
+                service.start()
+            wait_ready(services, screen)
+            failed = any(service.error for service in services)
+            if not failed and not stopping.asked.is_set():
+                for service in services:
+                    announce(service, screen)
+                if then is None:
+                    _wait(services)
+        if then is not None and not failed and not stopping.asked.is_set():
+            # Ctrl-C belongs to the conversation; SIGTERM still drains.
+            with stopping.signals(signal.SIGTERM):
+                then()
+    finally:
+        stopping.drain()
+        with stopping.signals(*numbers):
+            if any(service.serving.gate.inside for service in services):
+                screen.print("Draining: waiting for running requests (Ctrl-C stops them)")
+            errors = []
+            for service in services:
+                try:
+                    service.join()
+                except Exception as error:
+                    errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _wait(services: Sequence["Service"]) -> None:
+    """Until the services end; short waits, so that signal handlers get their turn."""
+    while any(service.running for service in services):
+        for service in services:
+            service.wait(1.0)
+
+
+def wait_ready(services: Sequence["Service"], screen: Console) -> None:
+    """Shows each load as it goes, until every service is ready or one has failed."""
+    with bars(screen) as progress:
+        tasks: dict[tuple[str, str], Any] = {}
+        while not all(service.settled.is_set() for service in services) and not any(s.error for s in services):
+            for service in services:
+                seen = service.progress
+                if seen is None:
+                    continue
+                name = service.config.served_name
+                key = (name, seen.phase)
+                if key not in tasks:
+                    tasks[key] = progress.add_task(f"{PHASES.get(seen.phase, seen.phase)} ({name})", total=None)
+                progress.update(tasks[key], completed=seen.done_bytes, total=seen.total_bytes or None)
+            next(s for s in services if not s.settled.is_set()).settled.wait(0.1)
+
+
+def gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def announce(service: "Service", screen: Console) -> None:
+    """Where the endpoint is, and what was predicted beside what is measured."""
+    info = service.info
+    assert info is not None
+    screen.print(f"[bold green]Ready[/] {service.config.served_name} at [bold]{service.url}[/]", highlight=False)
+    screen.print(memory_table(info.predicted, info.observed), highlight=False)
+    tokens = info.num_blocks * info.block_size
+    took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.startup.items())
+    screen.print(
+        f"context {info.model_len} tokens · cache {tokens} tokens · {info.precision} · {info.kernels} kernels on "
+        f"{info.threads} threads · {took}",
+        style="dim",
+        highlight=False,
+    )
+
+
+def memory_table(predicted: dict[str, int], observed: dict[str, int]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("memory")
+    table.add_column("predicted", justify="right")
+    table.add_column("measured", justify="right")
+    used = sum(predicted.get(term, 0) for term in ("context", "weights", "workspace", "kvCache"))
+    rows = (
+        ("weights", predicted.get("weights"), observed.get("weights")),
+        ("KV cache", predicted.get("kvCache"), observed.get("kvCache")),
+        ("workspace", predicted.get("workspace"), None),
+        ("context", predicted.get("context"), None),
+        ("in use", used, observed.get("resident")),
+        ("line", predicted.get("total"), None),
+    )
+    for name, expected, found in rows:
+        if expected is not None:
+            table.add_row(name, gib(expected), "" if found is None else gib(found))
+    return table
+
+
+def interactive() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()

@@ -1,0 +1,136 @@
+"""`plimsoll serve MODEL`: one checkpoint behind an OpenAI endpoint, with LMDeploy's option names."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plimsoll.api.errors import NotRunYetError, PlimsollError, SpecError
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, file://PATH or hf://ORG/NAME[@REVISION].")],
+    server_name: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
+    ] = "127.0.0.1",
+    server_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    model_name: Annotated[str | None, typer.Option(help="What clients call it. Default: the model's own name.")] = None,
+    api_keys: Annotated[
+        str | None,
+        typer.Option(
+            help="A FILE with one key a line. (LMDeploy takes the keys themselves; a command line is public.)"
+        ),
+    ] = None,
+    cache_max_entry_count: Annotated[
+        float, typer.Option(help="Share of the memory that is free after the weights to use as KV cache.")
+    ] = 0.8,
+    kv_cache_bytes: Annotated[
+        str | None, typer.Option(help="The KV cache's size itself, as 2Gi or 512Mi, instead of a share.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="The line, as 8Gi. Default: what this machine or container has.")
+    ] = None,
+    session_len: Annotated[
+        int | None, typer.Option(min=1, help="Longest prompt and answer together, in tokens.")
+    ] = None,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 64,
+    max_prefill_token_num: Annotated[int, typer.Option(min=16, help="Tokens one step may compute.")] = 2048,
+    cache_block_seq_len: Annotated[
+        int, typer.Option(help="Tokens in a block of the cache: 16, 32, 64, 128 or 256.")
+    ] = 64,
+    enable_prefix_caching: Annotated[bool, typer.Option(help="Share the cache of equal beginnings.")] = True,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    tp: Annotated[int, typer.Option(min=1, help="Tensor parallel size; 1 is what runs.")] = 1,
+    quant_policy: Annotated[int, typer.Option(help="KV cache: 0 as the model, 8 int8, 4 int4; 0 is what runs.")] = 0,
+    model_format: Annotated[str | None, typer.Option(help="hf or gguf; told from the files when not given.")] = None,
+    rope_scaling_factor: Annotated[
+        float, typer.Option(min=0.0, help="Dynamic NTK scaling beyond the trained length; 0 is the checkpoint's own.")
+    ] = 0.0,
+    chat_template: Annotated[Path | None, typer.Option(help="A Jinja file in place of the checkpoint's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: the container's CPU limit.")] = None,
+    request_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a request may take.")] = 600.0,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0.0, help="Seconds that running requests get on SIGTERM.")
+    ] = 120.0,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve a checkpoint as an OpenAI endpoint."""
+    _refuse_not_run_yet(tp, quant_policy, model_format)
+    if not 0 < cache_max_entry_count < 1:
+        raise SpecError(
+            "must be between 0 and 1, both excluded", field="--cache-max-entry-count", value=cache_max_entry_count,
+            fix="For an absolute size there is --kv-cache-bytes",
+        )  # fmt: skip
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise SpecError("is debug, info, warning or error", field="--log-level", value=log_level)
+    if api_keys is not None and not Path(api_keys).is_file():
+        # What was given may be a key: it is not repeated.
+        raise SpecError(
+            "is the path of a file with one key a line, and there is no such file", field="--api-keys",
+            fix="Unlike LMDeploy's, this option never takes the keys themselves: every user of the machine sees them",
+        )  # fmt: skip
+
+    from plimsoll.api.quantity import parse_bytes
+    from plimsoll.checkpoint.open import open_checkpoint
+    from plimsoll.cli import local
+    from plimsoll.runtime.config import EngineConfig, ServerConfig
+    from plimsoll.runtime.server import log
+    from plimsoll.runtime.server.service import Service
+
+    log.configure(log_level)
+    screen = local.console()
+    path = local.fetch(model, screen)
+    checkpoint = open_checkpoint(path)
+    expected = {"hf": "huggingface", "gguf": "gguf", None: checkpoint.format}[model_format]
+    if expected != checkpoint.format:
+        raise SpecError(f"the checkpoint is {checkpoint.format}", field="--model-format", value=model_format)
+    engine = EngineConfig(
+        model=str(path),
+        precision=dtype,
+        device=device,
+        memory=None if memory is None else parse_bytes(memory),
+        kv_ratio=cache_max_entry_count,
+        kv_cache_bytes=None if kv_cache_bytes is None else parse_bytes(kv_cache_bytes),
+        block_size=cache_block_seq_len,
+        prefix_caching=enable_prefix_caching,
+        max_model_len=session_len,
+        rope_type="dynamic" if rope_scaling_factor else None,
+        rope_factor=rope_scaling_factor or None,
+        max_batched_tokens=max_prefill_token_num,
+        max_running=max_batch_size,
+        threads=threads,
+    )
+    server = ServerConfig(
+        served_name=model_name or local.own_name(model, path),
+        host=server_name,
+        port=server_port,
+        api_keys_file=api_keys,
+        request_timeout=request_timeout,
+        drain_timeout=drain_timeout,
+        chat_template=None if chat_template is None else str(chat_template),
+    )
+    local.run([Service(engine, server, checkpoint)], screen)
+
+
+def _refuse_not_run_yet(tp: int, quant_policy: int, model_format: str | None) -> None:
+    refused: PlimsollError | None = None
+    if tp != 1:
+        refused = NotRunYetError("this version runs on one device", field="--tp", value=tp, fix="Use --tp 1")
+    elif quant_policy in (4, 8):
+        refused = NotRunYetError(
+            f"an int{quant_policy} KV cache is not run yet", field="--quant-policy", fix="Use --quant-policy 0"
+        )
+    elif quant_policy != 0:
+        refused = SpecError("is 0, 4 or 8", field="--quant-policy", value=quant_policy)
+    elif model_format in ("awq", "gptq"):
+        refused = NotRunYetError(
+            "4-bit checkpoints are not run yet",
+            field="--model-format",
+            value=model_format,
+            fix="Serve the original model",
+        )
+    elif model_format not in (None, "hf", "gguf"):
+        refused = SpecError("is hf or gguf", field="--model-format", value=model_format)
+    if refused:
+        raise refused

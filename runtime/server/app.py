@@ -1,0 +1,156 @@
+"""The HTTP application: routes, and the layers around them."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+import plimsoll
+from plimsoll.runtime.server import metrics, openapi
+from plimsoll.runtime.server.asgi import App, Boundary, ClientGone, error_response
+from plimsoll.runtime.server.auth import KeyFile, RequireKey
+from plimsoll.runtime.server.chat import Chat
+from plimsoll.runtime.server.completions import Completions
+from plimsoll.runtime.server.drain import Admit
+from plimsoll.runtime.server.errors import ApiError, not_ready, timed_out
+from plimsoll.runtime.server.limits import LimitBody
+from plimsoll.runtime.server.parse import parse
+from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
+from plimsoll.runtime.server.responses import ChatCompletion, Completion, Health, Model, ModelList, Version
+from plimsoll.runtime.server.serving import Serving
+from plimsoll.runtime.server.streaming import EventStream, while_connected
+
+DESCRIPTION = "OpenAI's API for one model, served by Plimsoll. A field that is not listed here is refused, not ignored."
+#: Seconds a client has to send its body.
+BODY_SECONDS = 60
+
+
+def build_app(serving: Serving) -> App:
+    """The whole application as ASGI: errors and log outside, then keys, the body's limit, the gate, the routes.
+
+    Raises:
+        SpecError: the API keys file cannot be used.
+    """
+    app: App = LimitBody(Admit(routes(serving), serving.gate), serving.config.max_body_bytes)
+    if serving.config.api_keys_file is not None:
+        app = RequireKey(app, KeyFile(serving.config.api_keys_file))
+    return Boundary(app)
+
+
+def routes(serving: Serving) -> FastAPI:
+    app = FastAPI(title="Plimsoll", description=DESCRIPTION, version=plimsoll.__version__, redoc_url=None)
+    app.openapi = lambda: openapi.document(app, serving.config.api_keys_file is not None)  # type: ignore[method-assign]
+    _errors(app)
+    _generation(app, serving)
+    _models(app, serving)
+    _operations(app, serving)
+    return app
+
+
+def reply(payload: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(payload), status, media_type="application/json")
+
+
+def _generation(app: FastAPI, serving: Serving) -> None:
+    seconds = serving.config.request_timeout
+
+    async def run(request: Request, work: Chat | Completions, stream: bool) -> Response:
+        """What can be refused is refused first; then the answer whole, or as events."""
+        await work.prepare()
+        if stream:
+            return EventStream(work.events(), seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                return reply(await while_connected(request.receive, work.complete()))
+        except TimeoutError:
+            raise timed_out(seconds) from None
+
+    @app.post("/v1/chat/completions", tags=["OpenAI"], **openapi.reads(ChatCompletionRequest, ChatCompletion))
+    async def chat_completions(request: Request) -> Response:
+        """Answers a conversation."""
+        parsed = parse(await _body(request), ChatCompletionRequest)
+        return await run(request, Chat(serving, parsed, request.scope["request_id"]), parsed.stream)
+
+    @app.post("/v1/completions", tags=["OpenAI"], **openapi.reads(CompletionRequest, Completion))
+    async def completions(request: Request) -> Response:
+        """Continues a prompt, or several."""
+        parsed = parse(await _body(request), CompletionRequest)
+        return await run(request, Completions(serving, parsed, request.scope["request_id"]), parsed.stream)
+
+
+async def _body(request: Request) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.body()
+    except ClientDisconnect:
+        raise ClientGone from None
+    except TimeoutError:
+        raise ApiError(408, f"The body did not arrive within {BODY_SECONDS} s.", code="timeout") from None
+
+
+def _models(app: FastAPI, serving: Serving) -> None:
+    def model() -> Model:
+        info = serving.engine.info
+        return Model(serving.config.served_name, serving.created, info.model_len if info else None)
+
+    @app.get("/v1/models", tags=["OpenAI"], **openapi.gives(ModelList, "401"))
+    async def list_models() -> Response:
+        """The one model this server has."""
+        return reply(ModelList([model()]))
+
+    @app.get("/v1/models/{model_id:path}", tags=["OpenAI"], **openapi.gives(Model, "401", "404"))
+    async def get_model(model_id: str) -> Response:
+        """That model, by its name."""
+        serving.check_model(model_id)
+        return reply(model())
+
+
+def _operations(app: FastAPI, serving: Serving) -> None:
+    @app.get("/health", tags=["Operations"], **openapi.gives(Health, "503"))
+    async def health() -> Response:
+        """200 while the engine's loop turns, loading and restarting included; a hung engine shows here."""
+        if not serving.engine.alive:
+            raise not_ready("The engine's loop does not turn.")
+        return reply(Health("ok"))
+
+    @app.get("/ready", tags=["Operations"], **openapi.gives(Health, "503"))
+    async def ready() -> Response:
+        """200 once the model is loaded and has generated a token, until shutdown begins."""
+        if serving.gate.closed:
+            raise not_ready("This server is shutting down.")
+        if not serving.engine.ready:
+            raise not_ready("The model is not loaded yet.")
+        return reply(Health("ready"))
+
+    @app.get("/version", tags=["Operations"], **openapi.gives(Version, "401"))
+    async def version() -> Response:
+        """Which Plimsoll this is."""
+        info = serving.engine.info
+        return reply(Version(plimsoll.__version__, info.kernels if info else None))
+
+    @app.get(
+        "/metrics", tags=["Operations"], responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    )
+    async def scrape() -> Response:
+        """For Prometheus, under vLLM's names with the prefix `plimsoll:`."""
+        return Response(serving.metrics.page(), media_type=metrics.CONTENT_TYPE)
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def unrouted(request: Request, error: HTTPException) -> Response:
+        said = {404: f"Unknown path: {request.url.path[:200]}", 405: f"{request.method} is not allowed here"}
+        message = said.get(error.status_code, str(error.detail))
+        return error_response(ApiError(error.status_code, message, headers=error.headers))
+
+    @app.exception_handler(ClientGone)
+    async def gone(request: Request, error: ClientGone) -> Response:
+        # Nobody reads this; nginx's number for it keeps the log truthful.
+        return Response(status_code=499)

@@ -1,0 +1,137 @@
+"""POST /v1/completions: prompts as text or token ids, many at once, with echo and best_of."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from plimsoll.runtime.output import TextDelta
+from plimsoll.runtime.server.generation import Answer, Generation
+from plimsoll.runtime.server.params import answer_length, check_limits, sampling_params
+from plimsoll.runtime.server.prompts import completion_prompts
+from plimsoll.runtime.server.protocol import CompletionRequest
+from plimsoll.runtime.server.responses import Completion, CompletionChoice, CompletionLogprobs
+from plimsoll.runtime.server.serving import Serving
+from plimsoll.runtime.server.streaming import DONE, MARKER, Frame, event
+
+
+class Completions:
+    """One completion request. `prepare`, then either `complete` or `events`."""
+
+    def __init__(self, serving: Serving, request: CompletionRequest, request_id: str) -> None:
+        self.serving, self.request, self.request_id = serving, request, request_id
+
+    async def prepare(self) -> None:
+        """Everything that can be refused before the engine is asked. Raises ApiError."""
+        serving, request = self.serving, self.request
+        serving.check_model(request.model)
+        info = serving.ready_engine()
+        check_limits(request, serving.config, serving.vocab_size)
+        self.prompts = await completion_prompts(serving, request, info.model_len)
+        self.samples = request.best_of or request.n
+        logprobs = request.logprobs
+        if self.samples > request.n and logprobs is None:
+            # Ranking needs each token's log-probability, asked for or not.
+            logprobs = 0
+        work = []
+        for _, ids in self.prompts:
+            max_tokens = answer_length(request, len(ids), info.model_len)
+            work += [
+                (ids, sampling_params(request, max_tokens, index, logprobs=logprobs, defaults=serving.defaults))
+                for index in range(self.samples)
+            ]
+        self.generation = Generation(serving, self.request_id, work)
+        self.head = serving.head(f"cmpl-{self.request_id}", info)
+
+    async def complete(self) -> Completion:
+        request, choices = self.request, []
+        answers = await self.generation.finish()
+        for number, (text, _) in enumerate(self.prompts):
+            group = answers[number * self.samples : (number + 1) * self.samples]
+            if self.samples > request.n:
+                group = sorted(group, key=Answer.mean_logprob, reverse=True)[: request.n]
+            for answer in group:
+                before = text if request.echo else ""
+                written = "" if request.max_tokens == 0 else "".join(answer.text)
+                choices.append(
+                    CompletionChoice(
+                        index=len(choices),
+                        text=before + written,
+                        logprobs=self._logprobs(answer),
+                        finish_reason="length" if request.max_tokens == 0 else answer.finish_reason,  # type: ignore[arg-type]
+                        stop_reason=answer.stop_reason,
+                        prompt_logprobs=self.serving.texts.prompt(answer.prompt_logprobs)
+                        if request.prompt_logprobs is not None
+                        else None,
+                    )
+                )
+        return Completion(**self.head, choices=choices, usage=self._usage())
+
+    def _usage(self) -> Any:
+        usage = self.generation.usage(len(self.prompts))
+        if self.request.max_tokens == 0:
+            usage.total_tokens, usage.completion_tokens = usage.prompt_tokens, 0
+        return usage
+
+    def _prompt_logprobs(self, answer: Answer) -> CompletionLogprobs:
+        entries = answer.prompt_logprobs or [None] * len(answer.request.prompt_token_ids)
+        return self.serving.texts.completion(entries, answer.request.prompt_token_ids, 0)
+
+    def _logprobs(self, answer: Answer) -> CompletionLogprobs | None:
+        if self.request.logprobs is None:
+            return None
+        found = CompletionLogprobs([], [], [], [])
+        if self.request.echo:
+            found = self._prompt_logprobs(answer)
+        if self.request.max_tokens:
+            found.extend(self._written_logprobs(answer, answer.logprobs, _end(found)))
+        return found
+
+    def _written_logprobs(self, answer: Answer, entries: list[Any], offset: int) -> CompletionLogprobs:
+        return self.serving.texts.completion(entries, [entry.chosen.token_id for entry in entries], offset)
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """Server-sent events: the prompt where it is echoed, the text as it comes, the reason it ended, the usage."""
+        request = self.request
+        usage = request.stream_options is not None and request.stream_options.include_usage
+        head = {**self.head, "object": "text_completion"} | ({"usage": None} if usage else {})
+        frames: dict[int, Frame] = {}
+        offsets: dict[int, int] = {}
+
+        def chunk(answer: Answer, text: str, logprobs: CompletionLogprobs | None = None) -> dict[str, Any]:
+            choice = {"index": answer.index, "text": text, "logprobs": logprobs, "finish_reason": None}
+            return {**head, "choices": [choice]}
+
+        def encoded(answer: Answer, delta: TextDelta) -> bytes:
+            data = b""
+            frame = frames.get(answer.index)
+            if frame is None:
+                frame = frames[answer.index] = Frame(chunk(answer, MARKER))
+                if request.echo:
+                    found = self._prompt_logprobs(answer) if request.logprobs is not None else None
+                    offsets[answer.index] = _end(found) if found else 0
+                    data = event(chunk(answer, self.prompts[answer.index // self.samples][0], found))
+            if request.max_tokens:
+                if delta.logprobs:
+                    found = self._written_logprobs(answer, delta.logprobs, offsets.get(answer.index, 0))
+                    offsets[answer.index] = _end(found)
+                    data += event(chunk(answer, delta.text, found))
+                elif delta.text:
+                    data += frame.event(delta.text)
+            if delta.finish_reason is not None:
+                last = chunk(answer, "")
+                reason = answer.finish_reason if request.max_tokens else "length"
+                last["choices"][0] |= {"finish_reason": reason, "stop_reason": answer.stop_reason}
+                data += event(last)
+            return data
+
+        async with contextlib.aclosing(self.generation.deltas()) as deltas:
+            async for answer, delta in deltas:
+                if data := encoded(answer, delta):
+                    yield data
+        tail = event({**head, "choices": [], "usage": self._usage()}) if usage else b""
+        yield tail + DONE
+
+
+def _end(found: CompletionLogprobs) -> int:
+    """Where the next token's text begins."""
+    return found.text_offset[-1] + len(found.tokens[-1]) if found.tokens else 0

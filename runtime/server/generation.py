@@ -1,0 +1,161 @@
+"""From prompts to text: the sequences of one request, run side by side in the engine."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+from plimsoll.runtime.engine.client import EngineBusy, EngineDead
+from plimsoll.runtime.output import OutputProcessor, TextDelta
+from plimsoll.runtime.server.errors import ApiError, bad_request, engine_dead, queue_full
+from plimsoll.runtime.server.responses import PromptDetails, Usage
+from plimsoll.runtime.server.serving import Serving
+from plimsoll.runtime.types import EngineRequest, SamplingParams, TokenLogprobs
+
+
+@dataclass
+class Answer:
+    """One sequence, as far as it has got."""
+
+    index: int
+    request: EngineRequest
+    text: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    generated: int = 0
+    """Tokens the engine generated, the one that ended the answer included."""
+    cached: int = 0
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    first: float | None = None
+    """Seconds from arrival to the first token."""
+
+    def mean_logprob(self) -> float:
+        """Mean log-probability of a token; what best_of ranks by."""
+        return sum(entry.chosen.logprob for entry in self.logprobs) / max(1, len(self.logprobs))
+
+
+class Generation:
+    """Runs one sequence for each (prompt, params) pair; leaving it in whatever way ends them all in the engine."""
+
+    def __init__(self, serving: Serving, request_id: str, work: Sequence[tuple[list[int], SamplingParams]]) -> None:
+        now = time.monotonic()
+        self.serving = serving
+        self.answers = [
+            Answer(
+                index,
+                EngineRequest(request_id=f"{request_id}-{index}", prompt_token_ids=ids, params=params, arrival=now),
+            )
+            for index, (ids, params) in enumerate(work)
+        ]
+
+    async def deltas(self) -> AsyncGenerator[tuple[Answer, TextDelta]]:
+        """What each sequence gained, as it comes; the answers are kept up to date.
+
+        Raises:
+            ApiError: 429 when the queue is full, 503 when the engine died, 400 or 500 with the engine's own words.
+        """
+        if len(self.answers) == 1:
+            async with contextlib.aclosing(self._one(self.answers[0])) as deltas:
+                async for delta in deltas:
+                    yield self.answers[0], delta
+            return
+        async with contextlib.aclosing(self._many()) as pairs:
+            async for pair in pairs:
+                yield pair
+
+    async def finish(self) -> list[Answer]:
+        """Runs to the end and keeps the text and the log-probabilities of every answer."""
+        async with contextlib.aclosing(self.deltas()) as deltas:
+            async for answer, delta in deltas:
+                answer.text.append(delta.text)
+                if delta.logprobs:
+                    answer.logprobs.extend(delta.logprobs)
+        return self.answers
+
+    async def _many(self) -> AsyncGenerator[tuple[Answer, TextDelta]]:
+        queue: asyncio.Queue[tuple[Answer, TextDelta] | Exception | None] = asyncio.Queue()
+
+        async def pump(answer: Answer) -> None:
+            try:
+                async with contextlib.aclosing(self._one(answer)) as deltas:
+                    async for delta in deltas:
+                        queue.put_nowait((answer, delta))
+            except Exception as error:
+                queue.put_nowait(error)
+            else:
+                queue.put_nowait(None)
+
+        tasks = [asyncio.create_task(pump(answer)) for answer in self.answers]
+        try:
+            running = len(tasks)
+            while running:
+                item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    running -= 1
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(self, answer: Answer) -> AsyncGenerator[TextDelta]:
+        request, metrics, engine = answer.request, self.serving.metrics, self.serving.engine
+        processor = OutputProcessor(self.serving.tokenizer, request.params)
+        last, reason = request.arrival, "abort"
+        try:
+            async with contextlib.aclosing(engine.generate(request)) as outputs:
+                async for output in outputs:
+                    now = time.monotonic()
+                    if output.finish_reason in ("error", "rejected", "abort"):
+                        reason = "error"
+                        raise _failure(output.finish_reason, output.error)
+                    if answer.first is None:
+                        answer.first = now - request.arrival
+                        answer.cached = output.num_cached_tokens
+                        answer.prompt_logprobs = output.prompt_logprobs
+                        metrics.time_to_first_token.observe(answer.first)
+                    else:
+                        metrics.inter_token_latency.observe(now - last)
+                    last = now
+                    delta = processor.add(output)
+                    answer.generated += delta.num_tokens
+                    if delta.finish_reason is not None:
+                        reason = answer.finish_reason = delta.finish_reason
+                        # The model's own end is no stop of the request's.
+                        if isinstance(delta.stop_reason, str) or delta.stop_reason in request.params.stop_token_ids:
+                            answer.stop_reason = delta.stop_reason
+                    yield delta
+                    if delta.finish_reason is not None:
+                        return
+        except EngineBusy as error:
+            reason = "error"
+            metrics.rejected("queue_full")
+            raise queue_full(str(error)) from None
+        except EngineDead:
+            reason = "error"
+            raise engine_dead() from None
+        finally:
+            total = time.monotonic() - request.arrival
+            metrics.finished(reason, len(request.prompt_token_ids), answer.generated, answer.first, total)
+
+    def usage(self, prompts: int = 1) -> Usage:
+        """Tokens of the `prompts` distinct prompts, each counted once however many samples it has."""
+        each = max(1, len(self.answers) // prompts)
+        asked = self.answers[::each]
+        prompt = sum(len(answer.request.prompt_token_ids) for answer in asked)
+        generated = sum(answer.generated for answer in self.answers)
+        cached = PromptDetails(sum(answer.cached for answer in asked))
+        return Usage(prompt, generated, prompt + generated, cached)
+
+
+def _failure(reason: str, words: str | None) -> ApiError:
+    if reason == "rejected":
+        return bad_request(words or "The engine cannot run this request.", code="rejected")
+    if reason == "abort":
+        return engine_dead()
+    return ApiError(500, words or "The engine failed on this request.", code="engine_error")

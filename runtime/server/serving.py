@@ -1,0 +1,73 @@
+"""What every route works with: one engine, one tokenizer, one served name."""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import plimsoll
+from plimsoll.checkpoint.tokenizer import Tokenizer
+from plimsoll.runtime.config import ServerConfig
+from plimsoll.runtime.engine.client import EngineClient
+from plimsoll.runtime.server.drain import Gate
+from plimsoll.runtime.server.errors import ApiError, not_ready
+from plimsoll.runtime.server.metrics import Metrics
+from plimsoll.runtime.server.tokens import TokenTexts
+from plimsoll.runtime.types import EngineReady
+
+
+@dataclass
+class Serving:
+    engine: EngineClient
+    tokenizer: Tokenizer
+    config: ServerConfig
+    metrics: Metrics
+    defaults: Mapping[str, float]
+    """Sampling defaults of the checkpoint, by request field."""
+    vocab_size: int
+    """Rows of the model's embedding: token ids below it can be computed."""
+    digest: str
+    """Identifies the checkpoint served."""
+    gate: Gate = field(default_factory=Gate)
+    created: int = field(default_factory=lambda: int(time.time()))
+    longest_token: int = field(init=False)
+    """Bytes of the longest token in the vocabulary."""
+    texts: TokenTexts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.texts = TokenTexts(self.tokenizer)
+        ids = range(self.tokenizer.vocab_size)
+        self.longest_token = max(len(self.tokenizer.token_bytes(token)) for token in ids)
+
+    def check_model(self, name: str) -> None:
+        """Raises ApiError 404 when the request names another model."""
+        if name != self.config.served_name:
+            raise ApiError(
+                404,
+                f"The model `{name[:80]}` does not exist; this server has `{self.config.served_name}`.",
+                param="model",
+                code="model_not_found",
+            )
+
+    def ready_engine(self) -> EngineReady:
+        """Raises ApiError 503 while the engine loads or is being restarted."""
+        info = self.engine.info
+        if not self.engine.ready or info is None:
+            self.metrics.rejected("not_ready")
+            raise not_ready("The model is not loaded yet; try again shortly.")
+        return info
+
+    def head(self, response_id: str, info: EngineReady) -> dict[str, Any]:
+        """What every response and every chunk of one begins with."""
+        return {
+            "id": response_id,
+            "created": int(time.time()),
+            "model": self.config.served_name,
+            "system_fingerprint": self.fingerprint(info),
+        }
+
+    def fingerprint(self, info: EngineReady) -> str:
+        """OpenAI's system_fingerprint: the same while everything that decides an answer is the same."""
+        parts = "\0".join((plimsoll.__version__, self.digest, info.precision, info.kernels))
+        return f"plimsoll-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
