@@ -1,9 +1,8 @@
-"""From a checkpoint to a Decoder, tensor by tensor: never more than one fused weight beyond what is kept."""
+"""From a checkpoint to a Decoder, in runs of rows: never more than one fused weight beyond what is kept."""
 
 import ctypes
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,18 +28,22 @@ Progress = Callable[[int, int], None]
 """(bytes done, bytes in all), counted in the precision served."""
 
 
+READ_ELEMENTS = 4 * 1024 * 1024
+"""Elements read and converted at once."""
+
+
 class RawTensor(Protocol):
-    """A tensor as stored: `data` a numpy array of the right byte length, bfloat16 as uint16."""
+    """Values as stored: `data` a C-ordered numpy array, bfloat16 as uint16."""
 
     dtype: str
-    shape: tuple[int, ...]
     data: Any
 
 
 class TensorSource(Protocol):
     """The part of a checkpoint the loader needs."""
 
-    def read(self, name: str) -> RawTensor: ...
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> RawTensor:
+        """Rows [start, stop) of a tensor, or all of it."""
 
 
 def load_decoder(
@@ -128,30 +131,24 @@ class _Loader:
         return self._stack(names, self.kernels.dtype, None)
 
     def _stack(self, names: Sequence[str], dtype: torch.dtype, groups: tuple[int, int] | None) -> Tensor:
-        rows = sum(self.shapes[name][0] for name in names)
-        fused = torch.empty(rows, *self.shapes[names[0]][1:], dtype=dtype, device=self.kernels.device)
-        start = 0
-        for name in names:
-            source = self._read(name)
-            target = fused[start : start + len(source)]
-            start += len(source)
-            if groups is None:
-                target.copy_(source)
-            else:
-                _ungroup(source, target, *groups)
+        rows = [self.shapes[name][0] for name in names]
+        columns = self.shapes[names[0]][1:]
+        fused = torch.empty(sum(rows), *columns, dtype=dtype, device=self.kernels.device)
+        first = 0
+        for name, count in zip(names, rows, strict=True):
+            runs = _in_order(count, columns) if groups is None else _ungrouped(count, *groups)
+            for start, stop, target in runs:
+                fused[first + target : first + target + stop - start].copy_(self._read(name, start, stop))
+            first += count
             self._advance(name)
         return fused
 
-    def _read(self, name: str) -> Tensor:
-        raw = self.checkpoint.read(name)
-        if tuple(raw.shape) != self.shapes[name]:
-            raise _wrong_shape(name, tuple(raw.shape), self.shapes[name])
+    def _read(self, name: str, start: int, stop: int) -> Tensor:
+        raw = self.checkpoint.read(name, (start, stop))
         if raw.dtype not in TORCH_DTYPES:
             raise CheckpointError("weights must be floating point", field=name, value=raw.dtype)
-        with warnings.catch_warnings():
-            # A memory map is read-only and torch warns that writing would be undefined; it is only read from.
-            warnings.filterwarnings("ignore", message=".*not writable.*", category=UserWarning)
-            return torch.from_numpy(raw.data).view(TORCH_DTYPES[raw.dtype]).reshape(self.shapes[name])
+        values = torch.from_numpy(raw.data).view(TORCH_DTYPES[raw.dtype])
+        return values.reshape(stop - start, *self.shapes[name][1:])
 
     def _bytes(self, name: str) -> int:
         shape = self.shapes[name]
@@ -164,14 +161,22 @@ class _Loader:
             self.on_progress(self.done, self.total)
 
 
-def _ungroup(source: Tensor, target: Tensor, kv_heads: int, group: int) -> None:
-    """(source [G * (group + 2) * D, ...]) -> target rows: all query heads, then all keys, then all values."""
-    grouped = source.unflatten(0, (kv_heads, group + 2, -1))
-    start = 0
-    for part in (grouped[:, :group], grouped[:, group], grouped[:, group + 1]):
-        rows = part.numel() // max(1, source[0].numel())
-        target[start : start + rows].unflatten(0, part.shape[: part.dim() - source.dim() + 1]).copy_(part)
-        start += rows
+def _in_order(rows: int, columns: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(first row, last row + 1, row of the fused weight) of each run to copy."""
+    step = max(1, READ_ELEMENTS // max(1, torch.Size(columns).numel()))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows), start
+
+
+def _ungrouped(rows: int, kv_heads: int, group: int) -> Iterator[tuple[int, int, int]]:
+    """The same for rows that lie as [kv_heads, group + 2, head_dim]: to all queries, then all keys, then all values."""
+    dim = rows // (kv_heads * (group + 2))
+    for head in range(kv_heads):
+        start = head * (group + 2) * dim
+        yield start, start + group * dim, head * group * dim
+        for extra in (0, 1):
+            key = start + (group + extra) * dim
+            yield key, key + dim, (kv_heads * (group + extra) + head) * dim
 
 
 def _check_headers(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -1,7 +1,5 @@
 """Angles against transformers' own rotary module, kind by kind."""
 
-from typing import Any
-
 import pytest
 import torch
 from transformers import LlamaConfig

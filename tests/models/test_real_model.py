@@ -1,0 +1,72 @@
+"""SmolLM2-135M-Instruct from its GGUF, against transformers reading the same file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from plimsoll.checkpoint import load_tokenizer, open_checkpoint
+from plimsoll.runtime.kernels.table import Kernels
+from plimsoll.runtime.models.loader import load_decoder
+from tests.support.paging import greedy, make_runner, prompt_logprobs
+from tests.support.tables import bfloat16_tables, float32_tables, table_name
+
+TEXT = """A ship's Plimsoll line shows how far she may be loaded before she founders. Samuel Plimsoll, a member of
+Parliament, fought for years to have it painted on every hull; the owners of coffin ships, over-insured and under-manned,
+fought back. In 1876 the law was passed. def fibonacci(n): return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+"""
+
+
+@pytest.fixture(scope="module")
+def prompts(smollm2_gguf: Path) -> list[list[int]]:
+    token_ids = list(load_tokenizer(open_checkpoint(smollm2_gguf)).encode(TEXT))
+    assert len(token_ids) > 90
+    return [token_ids, token_ids[20:57], token_ids[40:41]]
+
+
+@pytest.mark.parametrize("kernels", float32_tables(), ids=table_name)
+def test_every_position_is_within_1e_4(
+    smollm2_gguf: Path, smollm2_transformers: Any, prompts: list[list[int]], kernels: Kernels
+) -> None:
+    checkpoint = open_checkpoint(smollm2_gguf)
+    decoder = load_decoder(checkpoint, checkpoint.facts, kernels, torch.float32)
+    with torch.inference_mode():
+        wanted = [smollm2_transformers(torch.tensor([prompt])).logits[0].log_softmax(-1) for prompt in prompts]
+    for chunks, block_size in (((1000,), 64), ((37, 11, 1), 16)):
+        found = prompt_logprobs(decoder, prompts, chunks=chunks, block_size=block_size)
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", bfloat16_tables(), ids=table_name)
+def test_bfloat16_parts_from_float32_only_between_near_equals(
+    smollm2_gguf: Path, smollm2_transformers: Any, prompts: list[list[int]], kernels: Kernels
+) -> None:
+    """vLLM's rule: at the first divergence each token is among the other's top five."""
+    steps = 32
+    checkpoint = open_checkpoint(smollm2_gguf)
+    decoder = load_decoder(checkpoint, checkpoint.facts, kernels, torch.bfloat16)
+    runner = make_runner(decoder, prompts, 64, torch.bfloat16, room=steps)
+    for prompt, tokens, logprobs in zip(prompts, *greedy(runner, prompts, steps), strict=True):
+        theirs, their_logits = transformers_greedy(smollm2_transformers, prompt, steps)
+        parted = next((i for i in range(steps) if tokens[i] != theirs[i]), None)
+        if parted is not None:
+            assert theirs[parted] in logprobs[parted].topk(5).indices.tolist()
+            assert tokens[parted] in their_logits[parted].topk(5).indices.tolist()
+
+
+@torch.inference_mode()
+def transformers_greedy(model: Any, prompt: list[int], steps: int) -> tuple[list[int], list[Tensor]]:
+    """(token ids, logits [vocab] of each) of the likeliest continuation, end-of-text tokens included."""
+    tokens: list[int] = []
+    logits: list[Tensor] = []
+    past, rows = None, torch.tensor([prompt])
+    for _ in range(steps):
+        output = model(rows, past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        logits.append(output.logits[0, -1])
+        tokens.append(int(logits[-1].argmax()))
+        rows = torch.tensor([tokens[-1:]])
+    return tokens, logits

@@ -1,0 +1,63 @@
+"""A tiny decoder whose checkpoint is a dictionary: for tests of the loader and the runner alone."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from plimsoll.api.model import ModelFacts, RopeFacts
+from plimsoll.runtime.kernels.table import Kernels
+from plimsoll.runtime.models.decoder import Decoder
+from plimsoll.runtime.models.loader import load_decoder
+from plimsoll.runtime.models.registry import find_architecture
+from plimsoll.runtime.models.spec import expected_tensors
+
+
+def tiny_facts(**changes: Any) -> ModelFacts:
+    values: dict[str, Any] = {
+        "architecture": "LlamaForCausalLM",
+        "vocab_size": 50,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_layers": 3,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "max_position": 128,
+        "rms_norm_eps": 1e-5,
+        "rope": RopeFacts(),
+        "tie_embeddings": True,
+    }
+    return ModelFacts(**(values | changes))
+
+
+@dataclass
+class Raw:
+    dtype: str
+    data: Any
+
+
+@dataclass
+class MemorySource:
+    """Random tensors by name; `reads` keeps the elements of each read."""
+
+    tensors: dict[str, np.ndarray]
+    dtype: str = "F32"
+    reads: list[int] = field(default_factory=list)
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Raw:
+        data = self.tensors[name][slice(*(rows or (None, None)))]
+        self.reads.append(data.size)
+        return Raw(self.dtype, np.ascontiguousarray(data))
+
+
+def make_source(facts: ModelFacts) -> MemorySource:
+    random = np.random.default_rng(1)
+    shapes = expected_tensors(find_architecture(facts.architecture), facts)
+    return MemorySource({n: random.normal(0.1, 0.3, size=s).astype(np.float32) for n, s in shapes.items()})
+
+
+def make_decoder(kernels: Kernels, dtype: torch.dtype = torch.float32, **changes: Any) -> Decoder:
+    facts = tiny_facts(**changes)
+    return load_decoder(make_source(facts), facts, kernels, dtype)
