@@ -1,0 +1,118 @@
+"""`make bench`: our server and library beside transformers, llama-server and OpenVINO GenAI, on this processor.
+
+Every contestant gets the same model file, the same texts and the same number of threads, each in a fresh process, one
+at a time; rounds alternate the order, and medians over all repeats are compared. Ratios are printed first, then the
+figures, then where a decode step's time goes.
+
+OPENVINO_PYTHON names an interpreter that has `openvino-genai`, LLAMA_SERVER a `llama-server` binary; what is not named
+is left out, and said to be.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from benchmarks.contestants import Setting, contestants, decode_step, timed
+from benchmarks.report import merge, ratios, show_figures, show_profile, show_ratios
+from benchmarks.workload import make_workload
+from plimsoll.cli import demo_model
+
+
+def main() -> int:
+    everyone = contestants()
+    names = [contestant.name for contestant in everyone]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a GGUF file; default: the demo model")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=2, help="times everyone runs, in alternating order")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each measure within a round")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--skip-profile", action="store_true", help="leave out where a decode step's time goes")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cpu.json"))
+    given = parser.parse_args()
+    console = Console()
+    model = given.model or demo_model.fetch()
+    machine = describe_machine(given.threads)
+    console.print(
+        f"[bold]{machine['processor']}[/] ({', '.join(machine['extensions']) or 'no vector extensions known'}), "
+        f"{given.threads} threads, torch {machine['torch']}, transformers {machine['transformers']}\n{model.name}"
+    )
+    taking_part = []
+    for contestant in everyone:
+        reason = contestant.missing if contestant.name in given.only else "not asked for"
+        if reason:
+            console.print(f"[dim]{contestant.title} is left out: {reason}[/]")
+        else:
+            taking_part.append(contestant)
+    rounds: list[dict[str, Any]] = []
+    for number in range(given.rounds):
+        setting = Setting(model.resolve(), make_workload(given.seed + number, given.repeats), given.threads)
+        rounds.append({})
+        for contestant in taking_part[:: -1 if number % 2 else 1]:
+            console.print(f"[dim]round {number + 1} of {given.rounds}: {contestant.title} …[/]")
+            try:
+                rounds[-1][contestant.name] = timed(contestant, setting)
+            except Exception as error:
+                console.print(f"[red]{contestant.title} failed:[/] {error}", markup=True, highlight=False)
+                traceback.print_exc(limit=2)
+    results = {name: measures for name in names if (measures := merge(rounds).get(name))}
+    found = ratios(results, "amx" in machine["extensions"])
+    show_ratios(found, console)
+    show_figures(results, {contestant.name: contestant.title for contestant in everyone}, console)
+    steps = {} if given.skip_profile else decode_step(setting)
+    if steps:
+        show_profile(steps, console)
+    report = {
+        "machine": machine,
+        "ratios": [{"title": r.title, "value": r.value, "floor": r.floor} for r in found],
+        "results": results,
+        "decode_step": steps,
+    }
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(report, indent=1))
+    console.print(f"[dim]written to {given.output}[/]")
+    return 0 if results else 1
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """Processor, what decides its speed, and the versions that matter."""
+    flags: Mapping[str, list[str]] = {
+        "avx2": ["avx2"],
+        "avx512": ["avx512f"],
+        "avx512_vnni": ["avx512_vnni"],
+        "avx512_bf16": ["avx512_bf16"],
+        "amx": ["amx_tile"],
+    }
+    name, known = platform.processor() or platform.machine(), set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, text = line.partition(":")
+            if key.strip() == "model name":
+                name = text.strip()
+            elif key.strip() == "flags":
+                known = set(text.split())
+    except OSError:
+        pass  # Not Linux: the short name has to do.
+    return {
+        "processor": name,
+        "extensions": [title for title, needed in flags.items() if known.issuperset(needed)],
+        "threads": threads,
+        "memory": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in ("torch", "transformers", "plimsoll")},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

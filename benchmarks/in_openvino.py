@@ -1,0 +1,60 @@
+"""OpenVINO GenAI as contestant: paged cache and continuous batching, no HTTP. It reads the GGUF itself.
+
+Runs in an interpreter that has `openvino-genai` and nothing of ours, hence the plain JSON.
+Arguments: model, workload, threads, output.
+"""
+
+import json
+import sys
+import time
+
+import openvino_genai
+
+
+def main(model, workload, threads):
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.cache_size = 2
+    scheduler.max_num_seqs = workload["streams"]
+    scheduler.enable_prefix_caching = False
+    pipeline = openvino_genai.LLMPipeline(model, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=threads)
+    tokenizer = pipeline.get_tokenizer()
+
+    def generate(prompts, tokens):
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens = tokens
+        config.ignore_eos = True
+        config.do_sample = False
+        config.apply_chat_template = False
+        start = time.perf_counter()
+        answer = pipeline.generate(prompts, config)
+        seconds = time.perf_counter() - start
+        made = answer.perf_metrics.get_num_generated_tokens()
+        assert made == tokens * len(prompts), (made, tokens, len(prompts))
+        return seconds, answer.perf_metrics
+
+    def count(prompt):
+        return int(tokenizer.encode(prompt).input_ids.shape[1])
+
+    output, result = workload["output_tokens"], {"first_token": {}, "prompt_tokens": {}}
+    generate(workload["warmup"], 8)
+    alone = [generate([prompt], output) for prompt in workload["one_stream"]]
+    result["one_stream"] = [output / seconds for seconds, _ in alone]
+    result["one_stream_decode"] = [1000 / metrics.get_tpot().mean for _, metrics in alone]
+    result["prompt_tokens"]["short"] = count(workload["one_stream"][0])
+    for size, prompts in workload["long"].items():
+        result["first_token"][size] = [generate([prompt], 1)[0] for prompt in prompts]
+        result["prompt_tokens"][size] = count(prompts[0])
+    batches = [generate(prompts, output)[0] for prompts in workload["sixteen"]]
+    result["sixteen"] = [workload["streams"] * output / seconds for seconds in batches]
+    seconds, _ = generate(workload["sustained"], output)
+    result["sustained"] = [len(workload["sustained"]) * output / seconds]
+    result["version"] = openvino_genai.__version__
+    return result
+
+
+if __name__ == "__main__":
+    with open(sys.argv[2]) as file:
+        asked = json.load(file)
+    found = main(sys.argv[1], asked, int(sys.argv[3]))
+    with open(sys.argv[4], "w") as file:
+        json.dump(found, file)

@@ -1,0 +1,167 @@
+"""From measures to what is printed: ratios against the floor first, then the figures themselves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+#: Parts of a decode step, in the order shown.
+PARTS = (
+    "qkv", "attention", "output", "gate_up", "down", "head", "norms", "rope", "write_kv", "silu_mul", "embedding",
+    "around the ops", "sampling", "scheduling and books",
+)  # fmt: skip
+Results = Mapping[str, Mapping[str, Any]]
+"""Measures by contestant, the values of all rounds in one list."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    title: str
+    ours: float | None
+    theirs: float | None
+    floor: float | None
+    """None where the ratio is printed as it is."""
+    sooner: bool = False
+    """The values are seconds: less is better."""
+
+    @property
+    def value(self) -> float | None:
+        if self.ours is None or self.theirs is None:
+            return None
+        return self.theirs / self.ours if self.sooner else self.ours / self.theirs
+
+
+def merge(rounds: Sequence[Results]) -> dict[str, dict[str, Any]]:
+    """One set of measures a contestant; lists are joined over the rounds, other values are the last round's."""
+    merged: dict[str, dict[str, Any]] = {}
+    for one in rounds:
+        for name, measures in one.items():
+            merged[name] = _join(merged.get(name, {}), measures)
+    return merged
+
+
+def _join(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    joined = dict(old)
+    for key, value in new.items():
+        if isinstance(value, list):
+            joined[key] = [*old.get(key, []), *value]
+        elif isinstance(value, dict):
+            joined[key] = _join(old.get(key, {}), value)
+        else:
+            joined[key] = value
+    return joined
+
+
+def value(results: Results, name: str, *path: str) -> float | None:
+    """The median over all repeats; None where that was not measured."""
+    found: Any = results.get(name, {})
+    for step in path:
+        found = found.get(step) if found else None
+    return median(found) if found else None
+
+
+def ratios(results: Results, has_amx: bool) -> list[Ratio]:
+    def pair(title: str, ours: str, theirs: str, path: Sequence[str], floor: float | None, **kind: Any) -> Ratio:
+        return Ratio(title, value(results, ours, *path), value(results, theirs, *path), floor, **kind)
+
+    first = ("first_token", "2000")
+    return [
+        Ratio(
+            "16 streams, tokens/s, over transformers one by one",
+            value(results, "server", "sixteen"),
+            value(results, "transformers", "one_stream"),
+            10,
+        ),
+        pair("16 streams, tokens/s, over llama-server", "server", "llama", ("sixteen",), 2),
+        pair("one stream, tokens/s, over transformers", "server", "transformers", ("one_stream",), 1.3),
+        pair(
+            "first token of 2,000, sooner than llama-server",
+            "server",
+            "llama",
+            first,
+            5 if has_amx else 2.5,
+            sooner=True,
+        ),
+        pair("16 streams over transformers' static batch of 16", "server", "transformers", ("sixteen",), None),
+        pair("one stream over llama-server", "server", "llama", ("one_stream",), None),
+        pair("first token of 2,000, sooner than transformers", "server", "transformers", first, None, sooner=True),
+        pair("one stream, LLM.generate over OpenVINO GenAI", "library", "openvino", ("one_stream",), None),
+        pair("16 streams, LLM.generate over OpenVINO GenAI", "library", "openvino", ("sixteen",), None),
+        pair("48 requests, 16 at a time, over OpenVINO GenAI", "library", "openvino", ("sustained",), None),
+        pair("first token of 2,000, sooner than OpenVINO GenAI", "library", "openvino", first, None, sooner=True),
+    ]
+
+
+def show_ratios(found: Sequence[Ratio], console: Console) -> None:
+    table = Table("ratio", "", "floor", "", title="Plimsoll beside its peers", title_justify="left")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for ratio in found:
+        if ratio.value is None:
+            table.add_row(ratio.title, "–", f"{ratio.floor or ''}", "not measured", style="dim")
+        elif ratio.floor is None:
+            table.add_row(ratio.title, f"{ratio.value:.2f} ×", "", "")
+        else:
+            reached = ratio.value >= ratio.floor
+            mark = "[green]reached[/]" if reached else "[red]below[/]"
+            table.add_row(ratio.title, f"{ratio.value:.2f} ×", f"{ratio.floor:g} ×", mark)
+    console.print(table)
+
+
+def show_figures(results: Results, titles: Mapping[str, str], console: Console) -> None:
+    """Medians; the least and the most seen in brackets."""
+    columns = {
+        "one stream\ntokens/s": ("one_stream",),
+        "16 streams\ntokens/s": ("sixteen",),
+        "48 at 16\ntokens/s": ("sustained",),
+        "first of 512\ns": ("first_token", "512"),
+        "first of 2,000\ns": ("first_token", "2000"),
+    }
+    table = Table("", *columns, "prefill\ntokens/s", "strangers\ncores", title="Figures", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, measures in results.items():
+        cells = [_spread(measures, path) for path in columns.values()]
+        first, tokens = value(results, name, "first_token", "2000"), measures["prompt_tokens"].get("2000")
+        prefill = f"{tokens / first:.0f}" if first and tokens else "–"
+        table.add_row(titles[name], *cells, prefill, f"{measures['strangers']:.2f}")
+    console.print(table)
+    lost = max((measures["strangers"] for measures in results.values()), default=0.0)
+    if lost > 0.1:
+        console.print(f"[yellow]Other processes took up to {lost:.1f} cores meanwhile: figures are low and uneven.[/]")
+
+
+def show_profile(found: dict[str, Any], console: Console) -> None:
+    sizes = list(found["batches"])
+    table = Table(
+        "milliseconds of a decode step",
+        *(f"batch {size}" for size in sizes),
+        title_justify="left",
+        title=f"Where it goes: {found['kernels']} kernels, {found['precision']}, context {found['context']}",
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in PARTS:
+        cells = []
+        for batch in found["batches"].values():
+            ms = batch["parts"].get(name, 0.0)
+            cells.append(f"{ms:.2f}  {ms / sum(batch['parts'].values()):4.0%}")
+        table.add_row(name, *cells)
+    table.add_section()
+    table.add_row("whole step, without timers", *(f"{batch['step']:.2f}      " for batch in found["batches"].values()))
+    speeds = (f"{int(size) / batch['step'] * 1000:.0f}      " for size, batch in found["batches"].items())
+    table.add_row("tokens a second, decoding", *speeds)
+    console.print(table)
+
+
+def _spread(measures: Mapping[str, Any], path: Sequence[str]) -> str:
+    found: Any = measures
+    for step in path:
+        found = found.get(step) if found else None
+    if not found:
+        return "–"
+    digits = 1 if max(found) >= 10 else 2
+    middle = f"{median(found):.{digits}f}"
+    return middle if len(found) == 1 else f"{middle}\n({min(found):.{digits}f}–{max(found):.{digits}f})"
