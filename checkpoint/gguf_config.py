@@ -14,7 +14,7 @@ from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.gguf_file import ArrayField, GgufFile
 from plimsoll.checkpoint.safetensors_file import read_range
 
-#: GGUF architecture to (Hugging Face class, model_type). InternLM2 without its packed wqkv is Llama, and GGUF unpacks it.
+#: GGUF architecture to (Hugging Face class, model_type). InternLM2 is Llama but for its packed wqkv; GGUF unpacks it.
 ARCHITECTURES = {
     "llama": ("LlamaForCausalLM", "llama"),
     "internlm2": ("LlamaForCausalLM", "llama"),
@@ -130,12 +130,13 @@ def build_config(file: GgufFile) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "torch_dtype": "bfloat16",
         "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": build_generation_config(file).get("eos_token_id"),
     }
     if architecture in PERMUTED:
         config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
-        if data.has("attention.sliding_window"):
+        # Some converters write 0 for no window.
+        if file.metadata.get(f"{architecture}.attention.sliding_window"):
             config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
             config["sliding_window"] = data.count("attention.sliding_window")
     return {key: value for key, value in config.items() if value is not None}

@@ -1,8 +1,8 @@
 """One GGUF file: its metadata and tensor table, strictly checked.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Parsed here and not by
-`gguf.GGUFReader`, which makes an array object of every vocabulary entry (seconds for a small model) and trusts counts
-and offsets; the `gguf` package still tells block sizes and dequantises.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Parsed here and not
+by `gguf.GGUFReader`, which makes an array object of every vocabulary entry (seconds for a small model) and trusts
+counts and offsets; the `gguf` package still tells block sizes and dequantises.
 """
 
 import mmap
@@ -41,7 +41,7 @@ class ArrayField:
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """`shape` in numpy's order (rows first); `start` and `nbytes` in bytes of the file; `kind` is the ggml type number."""
+    """`shape` rows first, as in numpy; `start` and `nbytes` in bytes of the file; `kind` is the ggml type number."""
 
     name: str
     kind: int

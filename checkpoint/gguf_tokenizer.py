@@ -1,8 +1,8 @@
 """A tokenizer from the vocabulary inside a GGUF file.
 
 Built here and not by transformers' converter, which does not know how most vocabularies split text before merging
-(`tokenizer.ggml.pre`; SmolLM's digit by digit, for one) and so gives other ids than the model was trained on. An unknown
-way of splitting is refused: near-right ids answer badly without a word of warning.
+(`tokenizer.ggml.pre`; SmolLM's digit by digit, for one) and so gives other ids than the model was trained on. An
+unknown way of splitting is refused: near-right ids answer badly without a word of warning.
 """
 
 from typing import Any
@@ -75,7 +75,8 @@ def build_tokenizer(file: GgufFile) -> Any:
         single = [*([begin] if begin else []), "$A", *([end] if end else [])]
         backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)
     template = file.metadata.get("tokenizer.chat_template")
-    return PreTrainedTokenizerFast(
+    fast: Any = PreTrainedTokenizerFast
+    return fast(
         tokenizer_object=backend,
         chat_template=template if isinstance(template, str) else None,
         clean_up_tokenization_spaces=False,

@@ -49,7 +49,7 @@ def read_range(path: Path, start: int, nbytes: int) -> npt.NDArray[np.uint8]:
         CheckpointError: the file is unreadable or shorter than it was.
     """
     data = np.empty(nbytes, dtype=np.uint8)
-    view = memoryview(data)
+    view = data.data
     done = 0
     try:
         with open(path, "rb", buffering=0) as file:

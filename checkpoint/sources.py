@@ -148,7 +148,7 @@ def _progress_bar(progress: Progress) -> type[Any]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.counts_bytes = kwargs.get("name") == "huggingface_hub.snapshot_download"
             self.done = 0
-            super().__init__(*args, **(kwargs | {"disable": True}))
+            super().__init__(*args, **(kwargs | {"disable": True}))  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> bool | None:
             if self.counts_bytes:

@@ -38,7 +38,7 @@ class Tokenizer:
         self.pad_token_id: int | None = fast.pad_token_id
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
-        self._added = {index: token.content for index, token in added.items()}
+        self._added: dict[int, str] = {index: token.content for index, token in added.items()}
         self._byte_level = "ByteLevel" in _kinds(self._backend.decoder)
         self._bytes_of = {spelled: byte for byte, spelled in _byte_alphabet().items()}
 
@@ -76,7 +76,7 @@ class Tokenizer:
         """The bytes this token stands for; concatenated over an answer they are its exact UTF-8."""
         if token_id in self._added:
             return self._added[token_id].encode()
-        token = self._backend.id_to_token(token_id)
+        token: str | None = self._backend.id_to_token(token_id)
         if token is None:
             return b""
         if self._byte_level:
@@ -84,7 +84,7 @@ class Tokenizer:
             return bytes(byte for byte in spelled if byte is not None) if None not in spelled else token.encode()
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             return bytes([int(token[3:5], 16)])
-        return str(token).replace("▁", " ").encode()
+        return token.replace("▁", " ").encode()
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any

@@ -1,7 +1,7 @@
 """Makers of tiny, valid checkpoints with random weights: every architecture, every format.
 
-Weights are wide (standard deviation 0.25) and norms and biases uneven, so that a forgotten bias, a wrong head order or a
-wrong rotation moves the logits far beyond rounding.
+Weights are wide (standard deviation 0.25) and norms and biases uneven, so that a forgotten bias, a wrong head order or
+a wrong rotation moves the logits far beyond rounding.
 """
 
 import json

@@ -75,11 +75,14 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"] and len(parts) >= 4:
             repo = "/".join(parts[2:4])
-            return self._allowed(repo, body) and self._api(repo, parts[4:], body) or None
-        if len(parts) >= 5 and parts[2] == "resolve":
+            if self._allowed(repo, body):
+                self._api(repo, parts[4:], body)
+        elif len(parts) >= 5 and parts[2] == "resolve":
             repo = "/".join(parts[:2])
-            return self._allowed(repo, body) and self._file(repo, parts[3], "/".join(parts[4:]), body) or None
-        return self._send(404, b"{}", body)
+            if self._allowed(repo, body):
+                self._file(repo, parts[3], "/".join(parts[4:]), body)
+        else:
+            self._send(404, b"{}", body)
 
     def _allowed(self, repo: str, body: bool) -> bool:
         if repo not in self.hub.repos:

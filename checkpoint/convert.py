@@ -1,0 +1,112 @@
+"""A GGUF file as a Hugging Face folder that transformers and everything built on it loads."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from plimsoll.api.errors import CheckpointError, SpecError
+from plimsoll.api.model import DTYPE_BYTES
+from plimsoll.checkpoint.gguf_checkpoint import GgufCheckpoint
+from plimsoll.checkpoint.safetensors_writer import write_shards
+from plimsoll.checkpoint.tokenizer import load_tokenizer
+
+#: Precisions a folder can be written in, by torch's name.
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+DEFAULT_SHARD_BYTES = 5 * 1024**3
+#: Values held in float32 at a time.
+_PIECE = 16 * 1024 * 1024
+
+
+def convert_gguf(
+    path: Path,
+    out: Path,
+    dtype: str = "bfloat16",
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Write `path` as a folder: config, generation config, tokenizer, chat template, sharded safetensors and index.
+
+    All of it appears at `out` at once, when it is complete; a run that fails leaves nothing. Weights are dequantised,
+    so float32 holds exactly what the GGUF means and the other precisions round to nearest.
+
+    Args:
+        dtype: bfloat16, float16 or float32.
+        progress: told (bytes written, bytes in all).
+
+    Returns:
+        `out`.
+
+    Raises:
+        SpecError: an unknown dtype or a shard size below one byte.
+        CheckpointError: the file cannot be read, `out` exists, or the disk cannot hold it.
+    """
+    if dtype not in DTYPES:
+        raise SpecError("is not a precision to write", field="--dtype", value=dtype, fix=f"Use {', '.join(DTYPES)}")
+    if max_shard_bytes < 1:
+        raise SpecError("must be at least one byte", field="--max-shard-size", value=max_shard_bytes)
+    if os.path.lexists(out):
+        raise CheckpointError("exists already", field=str(out), fix="Name a folder that does not exist yet")
+    checkpoint = GgufCheckpoint(path)
+    tokenizer = load_tokenizer(checkpoint)
+    stored = DTYPES[dtype]
+    shapes = {name: fact.shape for name, fact in checkpoint.tensors.items()}
+    total = sum(prod(shape) for shape in shapes.values()) * DTYPE_BYTES[stored]
+    done = 0
+
+    def wrote(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(done, total)
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        if free < total:
+            raise CheckpointError(
+                f"takes {total} bytes in {dtype}, the disk has {free} free", field=str(out), fix="Free space there"
+            )
+        # Beside the target, so that the last step is one rename on one file system.
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.partial-") as scratch:
+            folder = Path(scratch) / "model"
+            folder.mkdir()
+            write_shards(folder, shapes, stored, max_shard_bytes, lambda name: _pieces(checkpoint, name), wrote)
+            _write_json(folder / "config.json", {**checkpoint.config, "torch_dtype": dtype})
+            _write_json(folder / "generation_config.json", dict(checkpoint.generation_config))
+            tokenizer.save(folder)
+            _name_tokenizer_class(folder / "tokenizer_config.json")
+            folder.rename(out)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise CheckpointError(
+            f"cannot be written: {'the disk is full' if full else error.strerror or error}",
+            field=str(out),
+            fix="Free space there, or name another place; nothing was left behind",
+        ) from error
+    return out
+
+
+def _pieces(checkpoint: GgufCheckpoint, name: str) -> Iterator[npt.NDArray[np.float32]]:
+    shape = checkpoint.tensors[name].shape
+    step = max(1, _PIECE // (prod(shape[1:]) or 1))
+    for start in range(0, shape[0], step):
+        yield checkpoint.read(name, (start, min(start + step, shape[0]))).data
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _name_tokenizer_class(path: Path) -> None:
+    # The name every release of transformers knows; the newest writes one that older ones refuse.
+    config = json.loads(path.read_text(encoding="utf-8"))
+    _write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})

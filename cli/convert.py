@@ -1,0 +1,33 @@
+"""`plimsoll convert`: a GGUF file as a Hugging Face folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    gguf: Annotated[Path, typer.Argument(help="The GGUF file.", metavar="GGUF")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.", metavar="OUT")],
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.", metavar="DTYPE")] = "bfloat16",
+    max_shard_size: Annotated[str, typer.Option(help="Largest file of weights, e.g. 5Gi.", metavar="SIZE")] = "5Gi",
+) -> None:
+    """Write a GGUF file as a Hugging Face folder: configuration, tokenizer, chat template and safetensors."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from plimsoll.api.quantity import parse_bytes
+    from plimsoll.checkpoint.convert import convert_gguf
+
+    shard_bytes = parse_bytes(max_shard_size, "--max-shard-size")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("Writing", total=None)
+        convert_gguf(
+            gguf,
+            out,
+            dtype,
+            max_shard_bytes=shard_bytes,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    typer.echo(f"Wrote {out}")
