@@ -91,6 +91,8 @@ class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Prompt tokens that came from the prefix cache; set with the first output."""
     error: str | None = None
     """Why, for `error` and `rejected`: words for a human, no traceback."""
+    busy: bool = False
+    """Rejected because the queue is full: the same request may be taken later."""
 
 
 class RequestTimes(msgspec.Struct, frozen=True, kw_only=True):
