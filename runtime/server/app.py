@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 
 import plimsoll
 from plimsoll.runtime.server import metrics, openapi
-from plimsoll.runtime.server.asgi import App, Boundary, ClientGone, error_response
+from plimsoll.runtime.server.asgi import App, Boundary, ClientGoneError, error_response
 from plimsoll.runtime.server.auth import KeyFile, RequireKey
 from plimsoll.runtime.server.chat import Chat
 from plimsoll.runtime.server.completions import Completions
@@ -86,7 +86,7 @@ async def _body(request: Request) -> bytes:
         async with asyncio.timeout(BODY_SECONDS):
             return await request.body()
     except ClientDisconnect:
-        raise ClientGone from None
+        raise ClientGoneError from None
     except TimeoutError:
         raise ApiError(408, f"The body did not arrive within {BODY_SECONDS} s.", code="timeout") from None
 
@@ -150,7 +150,7 @@ def _errors(app: FastAPI) -> None:
         message = said.get(error.status_code, str(error.detail))
         return error_response(ApiError(error.status_code, message, headers=error.headers))
 
-    @app.exception_handler(ClientGone)
-    async def gone(request: Request, error: ClientGone) -> Response:
+    @app.exception_handler(ClientGoneError)
+    async def gone(request: Request, error: ClientGoneError) -> Response:
         # Nobody reads this; nginx's number for it keeps the log truthful.
         return Response(status_code=499)

@@ -19,7 +19,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 
-class ClientGone(Exception):
+class ClientGoneError(Exception):
     """The client hung up; there is nobody to answer."""
 
 
@@ -53,8 +53,8 @@ class Boundary:
 
         try:
             await self.app(scope, receive, marked)
-        except ClientGone:
-            status = status or 499
+        except ClientGoneError:
+            pass
         except ApiError as error:
             if not status:
                 await error_response(error)(scope, receive, marked)
@@ -70,6 +70,7 @@ class Boundary:
                 request_id=request_id,
                 method=scope["method"],
                 path=scope["path"][:200],
-                status=status,
+                # nginx's number for a client that left before there was anything to send.
+                status=status or 499,
                 seconds=seconds,
             )

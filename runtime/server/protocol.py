@@ -192,7 +192,7 @@ class Sampling(Strict):
 
 
 class Message(Strict):
-    """One turn. A null field is an absent one: clients send their last answer back with `refusal: null` and the like."""
+    """One turn. A null field is an absent one: clients send an answer back with `refusal: null` and the like."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content = None
@@ -203,7 +203,7 @@ class Message(Strict):
     def _absent(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        return {name: value for name, value in data.items() if value is not None and value != [] or name == "content"}
+        return {name: value for name, value in data.items() if name == "content" or value not in (None, [])}
 
     @model_validator(mode="after")
     def _said(self) -> "Message":

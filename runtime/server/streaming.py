@@ -13,7 +13,7 @@ import msgspec
 import structlog
 from starlette.responses import Response
 
-from plimsoll.runtime.server.asgi import ClientGone, Receive, Scope, Send
+from plimsoll.runtime.server.asgi import ClientGoneError, Receive, Scope, Send
 from plimsoll.runtime.server.errors import ApiError, timed_out
 
 Result = TypeVar("Result")
@@ -51,14 +51,14 @@ async def while_connected(receive: Receive, work: Awaitable[Result]) -> Result:
     """Runs `work` and cancels it when the client hangs up. The request's body must have been read.
 
     Raises:
-        ClientGone: the client hung up first.
+        ClientGoneError: the client hung up first.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_hung_up(receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGone
+            raise ClientGoneError
         return working.result()
     finally:
         for task in (working, watching):
@@ -91,7 +91,9 @@ class EventStream(Response):
         self.events, self.seconds = events, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await while_connected(receive, self._send_all(send))
+        # Who hung up needs neither the rest nor an error.
+        with contextlib.suppress(ClientGoneError):
+            await while_connected(receive, self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
         started = False
