@@ -50,9 +50,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) * weight over the last dimension, statistics in float32 (Zhang & Sennrich 2019)."""
-    wide = x.float()
-    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (weight * normed.to(x.dtype)).to(x.dtype)
+    return functional.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -116,11 +114,16 @@ def attention(
     return out.flatten(1)
 
 
-def _gather(cache: Tensor, blocks: Tensor, dtype: torch.dtype) -> Tensor:
-    """(cache [blocks, G, S, D], blocks [B, M]) -> [B, G, M*S, D]: every sequence's keys in order, in one copy."""
-    heads = torch.arange(cache.shape[1], device=cache.device)
-    picked = cache[blocks.unsqueeze(1), heads.view(1, -1, 1)]
-    return picked.flatten(2, 3).to(dtype)
+def _gather(cache: Tensor, places: Tensor, sequences: int, dtype: torch.dtype) -> Tensor:
+    """(cache [blocks, G, S, D], places as `_places` gives them) -> [B, G, M*S, D]: keys in order, in one copy."""
+    kv_heads, _, head_dim = cache.shape[1:]
+    return cache.flatten(0, 1).index_select(0, places).view(sequences, kv_heads, -1, head_dim).to(dtype)
+
+
+def _places(blocks: Tensor, kv_heads: int) -> Tensor:
+    """(blocks [B, M]) -> [B * G * M]: where each head of each block lies in a cache seen as [blocks * G, S, D]."""
+    heads = torch.arange(kv_heads, dtype=blocks.dtype, device=blocks.device)
+    return (blocks.unsqueeze(1) * kv_heads + heads.view(1, -1, 1)).flatten()
 
 
 def _decode(
@@ -141,7 +144,8 @@ def _decode(
     # Keys before every sequence's window are not even gathered.
     begin = 0 if window is None else max(0, min(contexts) - window) // block_size
     blocks = batch.block_tables[first:last, begin : -(-longest // block_size)]
-    k, v = _gather(k_cache, blocks, q.dtype), _gather(v_cache, blocks, q.dtype)
+    places = _places(blocks, kv_heads)
+    k, v = (_gather(cache, places, last - first, q.dtype) for cache in (k_cache, v_cache))
     position = torch.arange(begin * block_size, begin * block_size + k.shape[2], device=q.device)
     ends = batch.context_lens[first:last].unsqueeze(1)
     seen = position < ends
@@ -174,8 +178,11 @@ def _prefill(
         begin = 0 if window is None else max(0, position - window + 1) // block_size
         blocks = table[begin : -(-reach // block_size)].unsqueeze(0)
         key = torch.arange(begin * block_size, reach, device=q.device)
-        k = _gather(k_cache, blocks, q.dtype)[0, :, : len(key)].unsqueeze(1).expand(-1, group, -1, -1)
-        v = _gather(v_cache, blocks, q.dtype)[0, :, : len(key)].unsqueeze(1).expand(-1, group, -1, -1)
+        places = _places(blocks, kv_heads)
+        k, v = (
+            _gather(cache, places, 1, q.dtype)[0, :, : len(key)].unsqueeze(1).expand(-1, group, -1, -1)
+            for cache in (k_cache, v_cache)
+        )
         query = torch.arange(position, reach, device=q.device).unsqueeze(1)
         seen = key <= query
         if window is not None:

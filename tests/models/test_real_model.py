@@ -14,8 +14,9 @@ from tests.support.paging import greedy, make_runner, prompt_logprobs
 from tests.support.tables import bfloat16_tables, float32_tables, table_name
 
 TEXT = """A ship's Plimsoll line shows how far she may be loaded before she founders. Samuel Plimsoll, a member of
-Parliament, fought for years to have it painted on every hull; the owners of coffin ships, over-insured and under-manned,
-fought back. In 1876 the law was passed. def fibonacci(n): return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+Parliament, fought for years to have it painted on every hull; the owners of coffin ships, over-insured and
+under-manned, fought back. In 1876 the law was passed.
+def fibonacci(n): return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
 """
 
 
