@@ -104,10 +104,9 @@ class Scheduler:
             self.waiting_tokens -= seq.num_tokens
         return self._release(seq)
 
-    def discard(self, seq: Sequence, first_token: int) -> list[int]:
-        """`finish`, for a sequence whose keys and values from `first_token` on cannot be trusted."""
+    def distrust(self, seq: Sequence, first_token: int) -> None:
+        """Nobody else shall find a sequence's keys and values from `first_token` on in the cache."""
         self.blocks.unpublish(seq.block_table[first_token // self.blocks.block_size :])
-        return self.finish(seq)
 
     def check_integrity(self) -> None:
         """Raises AssertionError where the scheduler's books and the block manager's differ."""
@@ -119,7 +118,8 @@ class Scheduler:
             assert len(seq.block_table) <= self.blocks.blocks_for(seq.num_tokens), "a block too many"
             assert seq.num_pending > 0, "a running sequence has nothing to run"
         for seq in self.waiting:
-            assert not seq.block_table and not seq.num_computed, "a waiting sequence holds blocks"
+            assert not seq.block_table, "a waiting sequence holds blocks"
+            assert not seq.num_computed, "a waiting sequence has computed tokens"
 
     def _schedule_decodes(self, chosen: list[Scheduled]) -> int:
         budget, index = self.max_batched_tokens, 0

@@ -11,13 +11,8 @@ from plimsoll.runtime.types import SamplingParams
 
 
 def make_scheduler(num_blocks=8, block_size=4, caching=True, **bounds) -> Scheduler:
-    bounds = {
-        "max_batched_tokens": 16,
-        "max_running": 4,
-        "max_queued_requests": 100,
-        "max_queued_tokens": 10**6,
-    } | bounds
-    return Scheduler(BlockManager(num_blocks, block_size, caching), **bounds)
+    defaults = {"max_batched_tokens": 16, "max_running": 4, "max_queued_requests": 100, "max_queued_tokens": 10**6}
+    return Scheduler(BlockManager(num_blocks, block_size, caching), **(defaults | bounds))
 
 
 def make_sequence(name, prompt, max_tokens=4, **params) -> Sequence:

@@ -1,0 +1,302 @@
+"""One model, many requests: the loop body that turns waiting prompts into tokens, one step at a time."""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence as Items
+
+import torch
+
+from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.block_manager import BlockManager
+from plimsoll.runtime.engine.loading import Loaded, OnProgress, load
+from plimsoll.runtime.engine.logprobs import prompt_logprobs
+from plimsoll.runtime.engine.requests import RequestReader
+from plimsoll.runtime.engine.runner import StepResult
+from plimsoll.runtime.engine.sampler import SampledToken, Sampler, SamplingRow
+from plimsoll.runtime.engine.scheduler import QueueFullError, Scheduled, Scheduler
+from plimsoll.runtime.engine.sequence import Sequence
+from plimsoll.runtime.types import (
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    RequestTimes,
+    SamplingParams,
+    TokenOutput,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Loads a model and generates for the requests that are added. Not for several threads.
+
+    Whoever runs it calls `step` while `has_work`, and passes on what comes out. A request that cannot be run, or
+    whose sampling fails, ends alone; when a whole step fails, the requests of that step end and the rest go on.
+
+    Args:
+        config: what to load, and how much of the machine it may take.
+        on_progress: told how far loading is.
+
+    Raises PlimsollError where the checkpoint, the budget or the options forbid a start.
+    """
+
+    def __init__(self, config: EngineConfig, on_progress: OnProgress | None = None) -> None:
+        loaded = load(config, on_progress)
+        self.config = config
+        self.facts = loaded.facts
+        self.runner = loaded.runner
+        self.sampler = Sampler(loaded.facts.vocab_size, loaded.runner.device)
+        self._build(loaded)
+        started = time.monotonic()
+        self._warm_up()
+        loaded.report("warmup", started)
+        self.ready: EngineReady = loaded.ready(config)
+        self._build(loaded)
+
+    def _build(self, loaded: Loaded) -> None:
+        """Fresh books: nothing queued, nothing cached, counters at zero."""
+        config, runner = self.config, self.runner
+        self.scheduler = Scheduler(
+            BlockManager(runner.num_blocks, runner.block_size, config.prefix_caching),
+            max_batched_tokens=config.max_batched_tokens,
+            max_running=config.max_running,
+            max_queued_requests=config.max_queued_requests,
+            max_queued_tokens=config.max_queued_tokens,
+        )
+        self._reader = RequestReader(
+            vocab_size=self.facts.vocab_size,
+            model_len=loaded.model_len,
+            eos_token_ids=self.facts.eos_token_ids,
+            seed=config.seed,
+        )
+        self._sequences: dict[str, Sequence] = {}
+        self._ready_outputs: list[TokenOutput] = []
+        self._times: list[RequestTimes] = []
+        self._stats = EngineStats(blocks_total=runner.num_blocks)
+
+    def _warm_up(self) -> None:
+        """Generates a token, so that being ready means that it works."""
+        params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+        self.add(EngineRequest(request_id="", prompt_token_ids=[0], params=params, arrival=time.monotonic()))
+        for output in self.step():
+            if output.error is not None:
+                raise PlimsollError(
+                    f"the model cannot generate: {output.error}", field="model", value=self.config.model
+                )
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do or return anything."""
+        return bool(self._sequences or self._ready_outputs)
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counters and gauges of now; the same object until the engine starts anew."""
+        stats, scheduler = self._stats, self.scheduler
+        stats.running = len(scheduler.running)
+        stats.waiting = len(scheduler.waiting)
+        stats.waiting_tokens = scheduler.waiting_tokens
+        stats.blocks_free = scheduler.blocks.num_free
+        stats.blocks_cached = scheduler.blocks.num_cached
+        stats.prefix_queries = scheduler.prefix_queries
+        stats.prefix_hits = scheduler.prefix_hits
+        stats.preemptions = scheduler.preemptions
+        return stats
+
+    def add(self, request: EngineRequest) -> None:
+        """Queues a request. One that cannot be run comes back from the next `step` as `rejected`, with the reason."""
+        try:
+            if request.request_id in self._sequences:
+                raise PlimsollError("a request of this id is running", field="request_id", value=request.request_id)
+            seq = self._reader.read(request)
+            self.scheduler.add(seq)
+        except Exception as error:
+            self._reject(request.request_id, _words(error), busy=isinstance(error, QueueFullError))
+            return
+        self._sequences[seq.request_id] = seq
+
+    def validate(self, request: EngineRequest) -> None:
+        """Raises RequestError for what `add` would reject whatever the load."""
+        self._reader.check(request)
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Ends requests at once and frees their blocks; ids that are not known (any more) are ignored."""
+        for request_id in request_ids:
+            seq = self._sequences.get(request_id)
+            if seq is not None:
+                self._end(seq, TokenOutput(request_id=request_id), "abort", self._ready_outputs)
+
+    def step(self) -> list[TokenOutput]:
+        """Runs one step, if there is anything to run; returns what is new for each request."""
+        outputs, self._ready_outputs = self._ready_outputs, []
+        self._stats.tick += 1
+        chosen = self.scheduler.schedule()
+        self._stats.last_step_tokens = sum(item.num_new_tokens for item in chosen)
+        if not chosen:
+            return outputs
+        self._stats.steps += 1
+        started = time.monotonic()
+        for item in chosen:
+            if item.seq.first_scheduled is None:
+                item.seq.first_scheduled = started
+        try:
+            result = self.runner.step(chosen)
+        except Exception as error:
+            self._fail_step(chosen, error, outputs)
+        else:
+            self._advance(chosen, result, outputs)
+        return outputs
+
+    def take_times(self) -> list[RequestTimes]:
+        """Clocks of the requests that ended since the last call."""
+        times, self._times = self._times, []
+        return times
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where the books of engine, scheduler and block manager differ."""
+        self.scheduler.check_integrity()
+        assert {seq.request_id: seq for seq in self.scheduler} == self._sequences, "a request is lost or left behind"
+        if not self._sequences:
+            blocks = self.scheduler.blocks
+            assert blocks.num_available == blocks.num_blocks, "idle, and a block is neither free nor cached"
+
+    def _advance(self, chosen: list[Scheduled], result: StepResult, outputs: list[TokenOutput]) -> None:
+        """Books what the step computed: prompt log-probabilities, then one token for each row that is due one."""
+        failed: dict[Sequence, str] = {}
+        for index, item in enumerate(chosen):
+            seq = item.seq
+            logprobs = seq.prompt_logprobs
+            if logprobs is not None and len(logprobs) < seq.prompt_len:
+                try:
+                    _extend_prompt_logprobs(seq, result, index)
+                except Exception as error:
+                    logger.exception("prompt log-probabilities of request %s failed", seq.request_id)
+                    failed[seq] = _words(error)
+            seq.num_computed += item.num_new_tokens
+        for seq, reason in failed.items():
+            self._fail(seq, reason, outputs)
+        due, rows = [], []
+        for row, index in enumerate(result.sampled):
+            seq = chosen[index].seq
+            if seq in failed:
+                continue
+            if not seq.max_tokens:
+                self._end(seq, self._output(seq), "length", outputs)
+                continue
+            due.append(seq)
+            rows.append(row)
+        if not due:
+            return
+        logits = result.logits if len(rows) == len(result.sampled) else result.logits[rows]
+        tokens = self._sample(logits, [seq.row for seq in due])
+        now = time.monotonic()
+        for index, (seq, sampled) in enumerate(zip(due, tokens, strict=True)):
+            if sampled.error is None:
+                self._append(seq, sampled, now, outputs)
+            elif torch.isfinite(logits[index]).all():
+                self._fail(seq, sampled.error, outputs)
+            else:
+                # Not a number, and whatever is in its blocks may be none either: nobody may inherit it.
+                self.scheduler.distrust(seq, 0)
+                self._fail(seq, sampled.error, outputs, wipe=True)
+
+    def _sample(self, logits: torch.Tensor, rows: list[SamplingRow]) -> list[SampledToken]:
+        """One token a row. Should the batch as a whole fail, each row is tried alone, so that only the culprit fails."""
+        try:
+            return self.sampler.sample(logits, rows)
+        except Exception:
+            logger.exception("sampling %d rows together failed; trying each alone", len(rows))
+        tokens = []
+        for index, row in enumerate(rows):
+            try:
+                tokens += self.sampler.sample(logits[index : index + 1], [row])
+            except Exception as error:
+                tokens.append(SampledToken(-1, error=_words(error)))
+        return tokens
+
+    def _append(self, seq: Sequence, sampled: SampledToken, now: float, outputs: list[TokenOutput]) -> None:
+        output, token = self._output(seq), sampled.token_id
+        if seq.first_token is None:
+            seq.first_token = now
+            self._stats.prompt_tokens += seq.prompt_len
+        self._stats.generation_tokens += 1
+        if token in seq.eos_token_ids:
+            output.stop_token_id = token
+            self._end(seq, output, "stop", outputs)
+            return
+        seq.append(token)
+        output.token_ids = [token]
+        if sampled.logprobs is not None:
+            output.logprobs = [sampled.logprobs]
+        if token in seq.stop_token_ids:
+            output.stop_token_id = token
+            self._end(seq, output, "stop", outputs)
+        elif len(seq.output_token_ids) >= seq.max_tokens:
+            self._end(seq, output, "length", outputs)
+        else:
+            outputs.append(output)
+
+    def _output(self, seq: Sequence) -> TokenOutput:
+        """An empty output; the first of a request carries what is known about its prompt."""
+        output = TokenOutput(request_id=seq.request_id)
+        if seq.first_token is None:
+            output.num_cached_tokens = seq.num_cached
+            output.prompt_logprobs = seq.prompt_logprobs
+        return output
+
+    def _fail_step(self, chosen: Items[Scheduled], error: Exception, outputs: list[TokenOutput]) -> None:
+        """The forward pass failed: what it was to write cannot be trusted, so its requests end and nothing is kept."""
+        logger.error("a step of %d requests failed", len(chosen), exc_info=error)
+        for item in chosen:
+            self.scheduler.distrust(item.seq, item.seq.num_computed)
+            self._fail(item.seq, f"the step failed: {_words(error)}", outputs, wipe=True)
+
+    def _fail(self, seq: Sequence, reason: str, outputs: list[TokenOutput], *, wipe: bool = False) -> None:
+        freed = self._end(seq, TokenOutput(request_id=seq.request_id, error=reason), "error", outputs)
+        if wipe and freed:
+            self.runner.clear_blocks(freed)
+
+    def _reject(self, request_id: str, reason: str, *, busy: bool) -> None:
+        self._ready_outputs.append(
+            TokenOutput(request_id=request_id, finish_reason="rejected", error=reason, busy=busy)
+        )
+
+    def _end(self, seq: Sequence, output: TokenOutput, reason: FinishReason, outputs: list[TokenOutput]) -> list[int]:
+        """The request's last output; its blocks go back. Returns those that hold nothing any more."""
+        del self._sequences[seq.request_id]
+        freed = self.scheduler.finish(seq)
+        now = time.monotonic()
+        scheduled = now if seq.first_scheduled is None else seq.first_scheduled
+        token = now if seq.first_token is None else seq.first_token
+        self._times.append(
+            RequestTimes(
+                request_id=seq.request_id,
+                queue=max(0.0, scheduled - seq.arrival),
+                prefill=token - scheduled,
+                decode=now - token,
+            )
+        )
+        output.finish_reason = reason
+        outputs.append(output)
+        return freed
+
+
+def _extend_prompt_logprobs(seq: Sequence, result: StepResult, index: int) -> None:
+    """Adds what this step's rows say about prompt tokens. Rows reported before a preemption are left out."""
+    known, count = seq.prompt_logprobs, seq.params.prompt_logprobs
+    assert known is not None
+    assert count is not None
+    for row, logits in result.prompt_logits(index):
+        # Row r of the chunk is about token num_computed + r + 1; the next one missing is len(known).
+        first = seq.num_computed + row + 1
+        skip = max(0, len(known) - first)
+        next_ids = seq.token_ids[first + skip : min(first + len(logits), seq.prompt_len)]
+        if next_ids:
+            known += prompt_logprobs(logits[skip : skip + len(next_ids)], next_ids, count)
+
+
+def _words(error: Exception) -> str:
+    """What to tell whoever sent the request: our own words as they are, anything else with its kind."""
+    return str(error) if isinstance(error, PlimsollError) else f"{type(error).__name__}: {error}"
