@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from plimsoll.runtime.server.asgi import App, Receive, Scope, Send
-from plimsoll.runtime.server.errors import not_ready
+from plimsoll.runtime.server.errors import shutting_down
 
 #: Only these take a turn of the engine; the rest is answered until the end.
 GUARDED = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -28,7 +28,7 @@ class Gate:
             ApiError: 503 with Retry-After when the gate is closed.
         """
         if self.closed:
-            raise not_ready("This server is shutting down; another one may take the request.", retry_after=10)
+            raise shutting_down()
         self.inside += 1
         self._empty.clear()
         try:

@@ -74,6 +74,10 @@ def not_ready(message: str, retry_after: int = 5) -> ApiError:
     return ApiError(503, message, code="not_ready", headers={"Retry-After": str(retry_after)})
 
 
+def shutting_down() -> ApiError:
+    return not_ready("This server is shutting down; another one may take the request.", retry_after=10)
+
+
 def timed_out(seconds: float) -> ApiError:
     """504: the request used up its time. The openai client retries 5xx unless told otherwise, and a retry would
     only use up the same time again."""

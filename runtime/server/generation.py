@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from plimsoll.runtime.engine.client import EngineBusy, EngineDead
 from plimsoll.runtime.output import OutputProcessor, TextDelta
-from plimsoll.runtime.server.errors import ApiError, bad_request, engine_dead, queue_full
+from plimsoll.runtime.server.errors import ApiError, bad_request, engine_dead, queue_full, shutting_down
 from plimsoll.runtime.server.responses import PromptDetails, Usage
 from plimsoll.runtime.server.serving import Serving
 from plimsoll.runtime.types import EngineRequest, SamplingParams, TokenLogprobs
@@ -138,7 +138,7 @@ class Generation:
             raise queue_full(str(error)) from None
         except EngineDead:
             reason = "error"
-            raise engine_dead() from None
+            raise (shutting_down() if self.serving.gate.closed else engine_dead()) from None
         finally:
             total = time.monotonic() - request.arrival
             metrics.finished(reason, len(request.prompt_token_ids), answer.generated, answer.first, total)

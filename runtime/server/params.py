@@ -48,7 +48,8 @@ def answer_length(request: ChatCompletionRequest | CompletionRequest, prompt_tok
     limit_name, limit = "max_tokens", request.max_tokens
     if isinstance(request, ChatCompletionRequest) and limit is None:
         limit_name, limit = "max_completion_tokens", request.max_completion_tokens
-    least = 1 if limit is None else limit
+    # Even a prompt that is only scored leaves room for a token: the engine counts so.
+    least = limit or 1
     if prompt_tokens + least > model_len:
         prompt_name = "messages" if chat else "prompt"
         wanted = f" and {limit} for the answer ({limit_name})" if limit is not None else ""
@@ -108,8 +109,8 @@ def sampling_params(
     if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None:
         prompt_logprobs = max(request.logprobs, prompt_logprobs or 0)
     return SamplingParams(
-        # A prompt that is only scored still makes the engine take one step; its token is dropped.
-        max_tokens=max(1, max_tokens),
+        # Without prompt log-probabilities an echo alone still takes one step; its token is dropped.
+        max_tokens=max_tokens if prompt_logprobs is not None else max(1, max_tokens),
         min_tokens=request.min_tokens,
         temperature=chosen["temperature"],
         top_k=max(0, int(chosen["top_k"])),

@@ -55,6 +55,7 @@ class Service:
         metrics = Metrics(
             server.served_name, lambda: self.engine.stats, lambda: self.engine.info, lambda: self.engine.restarts
         )
+        self.engine.on_step = metrics.step
         self.serving = Serving(
             engine=self.engine,
             tokenizer=self.tokenizer,

@@ -1,0 +1,29 @@
+"""One server for each model; starting one takes seconds, a request takes milliseconds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkpoints import make_checkpoint
+from tests.support.endpoint import Endpoint, serving
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with random weights: 320 tokens, 256 positions."""
+    return make_checkpoint(tmp_path_factory.mktemp("served") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_checkpoint: Path) -> Iterator[Endpoint]:
+    with serving(tiny_checkpoint) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def smol(smollm2_gguf: Path) -> Iterator[Endpoint]:
+    """The real model in bfloat16."""
+    settings = {"precision": "bfloat16", "kv_cache_bytes": 64 << 20, "block_size": 64, "max_model_len": 2048}
+    with serving(smollm2_gguf, settings, served_name="smol") as endpoint:
+        yield endpoint
