@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from plimsoll.api.architecture import Architecture, find_architecture
 from plimsoll.api.errors import CheckpointError
+from plimsoll.api.facts import expected_tensors
 from plimsoll.api.model import ModelFacts, RopeFacts
 from plimsoll.runtime.kernels.table import Kernels, Weight
 from plimsoll.runtime.models.decoder import Decoder, DecoderLayer
-from plimsoll.runtime.models.registry import find_architecture
 from plimsoll.runtime.models.rope import rope_table
-from plimsoll.runtime.models.spec import Architecture, expected_tensors
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -66,7 +66,7 @@ def load_decoder(
     type. When `facts.tensors` is known that happens before any weight is read.
     """
     arch = find_architecture(facts.architecture)
-    shapes = expected_tensors(arch, facts)
+    shapes = expected_tensors(facts)
     _check_headers(facts, shapes)
     loader = _Loader(checkpoint, kernels, weight_dtype, shapes, on_progress)
     embedding = loader.weight((arch.embedding,))
