@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from plimsoll.checkpoint import load_tokenizer, open_checkpoint
+from plimsoll.checkpoint import open_checkpoint
+from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.models.loader import load_decoder
 from tests.support.paging import greedy, make_runner, prompt_logprobs
 from tests.support.tables import bfloat16_tables, float32_tables, table_name
 
+STEPS = 32
 TEXT = """A ship's Plimsoll line shows how far she may be loaded before she founders. Samuel Plimsoll, a member of
 Parliament, fought for years to have it painted on every hull; the owners of coffin ships, over-insured and
 under-manned, fought back. In 1876 the law was passed.
@@ -25,6 +27,12 @@ def prompts(smollm2_gguf: Path) -> list[list[int]]:
     token_ids = list(load_tokenizer(open_checkpoint(smollm2_gguf)).encode(TEXT))
     assert len(token_ids) > 90
     return [token_ids, token_ids[20:57], token_ids[40:41]]
+
+
+@pytest.fixture(scope="module")
+def continuations(smollm2_transformers: Any, prompts: list[list[int]]) -> list[tuple[list[int], list[Tensor]]]:
+    """Per prompt, the tokens transformers would choose in float32, and the logits [vocab] of each choice."""
+    return [transformers_greedy(smollm2_transformers, prompt, STEPS) for prompt in prompts]
 
 
 @pytest.mark.parametrize("kernels", float32_tables(), ids=table_name)
@@ -43,16 +51,18 @@ def test_every_position_is_within_1e_4(
 
 @pytest.mark.parametrize("kernels", bfloat16_tables(), ids=table_name)
 def test_bfloat16_parts_from_float32_only_between_near_equals(
-    smollm2_gguf: Path, smollm2_transformers: Any, prompts: list[list[int]], kernels: Kernels
+    smollm2_gguf: Path,
+    prompts: list[list[int]],
+    continuations: list[tuple[list[int], list[Tensor]]],
+    kernels: Kernels,
 ) -> None:
     """vLLM's rule: at the first divergence each token is among the other's top five."""
-    steps = 32
     checkpoint = open_checkpoint(smollm2_gguf)
     decoder = load_decoder(checkpoint, checkpoint.facts, kernels, torch.bfloat16)
-    runner = make_runner(decoder, prompts, 64, torch.bfloat16, room=steps)
-    for prompt, tokens, logprobs in zip(prompts, *greedy(runner, prompts, steps), strict=True):
-        theirs, their_logits = transformers_greedy(smollm2_transformers, prompt, steps)
-        parted = next((i for i in range(steps) if tokens[i] != theirs[i]), None)
+    runner = make_runner(decoder, prompts, 64, torch.bfloat16, room=STEPS)
+    found = zip(*greedy(runner, prompts, STEPS), strict=True)
+    for (tokens, logprobs), (theirs, their_logits) in zip(found, continuations, strict=True):
+        parted = next((i for i in range(STEPS) if tokens[i] != theirs[i]), None)
         if parted is not None:
             assert theirs[parted] in logprobs[parted].topk(5).indices.tolist()
             assert tokens[parted] in their_logits[parted].topk(5).indices.tolist()
