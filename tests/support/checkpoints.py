@@ -216,13 +216,23 @@ _GGUF_NAMES = {
 }
 
 
-def make_gguf(path: Path, model: Any, *, block_type: str = "F32", architecture: str | None = None) -> Path:
+def make_gguf(
+    path: Path,
+    model: Any,
+    *,
+    block_type: str = "F32",
+    architecture: str | None = None,
+    extra: dict[str, Any] | None = None,
+    replace: dict[str, tuple[Any, Any]] | None = None,
+) -> Path:
     """A GGUF of a transformers model, laid out as llama.cpp's converter does, with the tiny tokenizer.
 
     Args:
         block_type: a ggml type that the `gguf` package can quantise; matrices take it, vectors stay F32.
         architecture: `general.architecture`; default from the model (Mistral writes llama). `internlm2` for a Llama
             model gives what llama.cpp makes of InternLM2.
+        extra: more tensors, by GGUF name.
+        replace: GGUF name to (packed bytes, ggml type) in place of the model's values.
     """
     import gguf
 
@@ -257,10 +267,15 @@ def make_gguf(path: Path, model: Any, *, block_type: str = "F32", architecture: 
             value = value.reshape(heads, 2, head_dim // 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
         for theirs, ours in _GGUF_NAMES.items():
             name = name.replace(theirs, ours)
-        if value.ndim == 1 or block_type == "F32":
+        if replace and name in replace:
+            packed, packed_kind = replace[name]
+            writer.add_tensor(name, packed, raw_dtype=packed_kind)
+        elif value.ndim == 1 or block_type == "F32":
             writer.add_tensor(name, np.ascontiguousarray(value, dtype=np.float32))
         else:
             writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(value), kind), raw_dtype=kind)
+    for name, value in (extra or {}).items():
+        writer.add_tensor(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
