@@ -1,0 +1,307 @@
+"""The front end's side of the engine: requests in, tokens out, and a new process when the old one dies."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.spawn import EngineProcess
+from plimsoll.runtime.types import (
+    AbortRequests,
+    EngineFailed,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    FromEngine,
+    LoadProgress,
+    RequestTimes,
+    Shutdown,
+    StepOutputs,
+    ToEngine,
+    TokenOutput,
+)
+
+logger = logging.getLogger("plimsoll.engine.client")
+
+LOADING_STALL_SECONDS = 600.0
+"""A loading engine that says nothing for this long counts as hung; one large tensor may take a while."""
+
+QUICK_CRASHES = 8
+"""Crashes in a row, each within STEADY_SECONDS of readiness or before it, after which no new process is started."""
+
+STEADY_SECONDS = 30.0
+
+BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Pause before each restart of such a row; the last one repeats."""
+
+CLOSE_SECONDS = 5.0
+"""An engine told to stop has this long before it is killed; a long step may be under way."""
+
+
+class EngineBusy(PlimsollError):  # noqa: N818 - the name the server and its users know it by
+    """The queue is full: the request was not taken and may be sent again later."""
+
+
+class EngineDead(PlimsollError):  # noqa: N818
+    """The engine process is not there: it died under the request, is loading, or cannot be started."""
+
+
+class _Stream:
+    """What has arrived for one request and not been taken yet; outputs that pile up become one."""
+
+    def __init__(self) -> None:
+        self._output: TokenOutput | None = None
+        self._error: EngineDead | None = None
+        self._arrived = asyncio.Event()
+
+    def put(self, output: TokenOutput) -> None:
+        if self._output is None:
+            self._output = output
+        else:
+            _merge(self._output, output)
+        self._arrived.set()
+
+    def fail(self, error: EngineDead) -> None:
+        self._error = error
+        self._arrived.set()
+
+    async def take(self) -> TokenOutput:
+        """Waits for an output. Raises EngineDead once the process died and all it said was taken."""
+        await self._arrived.wait()
+        output, self._output = self._output, None
+        if output is None:
+            assert self._error is not None
+            raise self._error
+        if self._error is None:
+            self._arrived.clear()
+        return output
+
+
+def _merge(into: TokenOutput, output: TokenOutput) -> None:
+    into.token_ids = into.token_ids + output.token_ids
+    if output.logprobs is not None:
+        into.logprobs = (into.logprobs or []) + output.logprobs
+    if into.prompt_logprobs is None:
+        into.prompt_logprobs = output.prompt_logprobs
+    into.num_cached_tokens = max(into.num_cached_tokens, output.num_cached_tokens)
+    into.finish_reason, into.stop_token_id = output.finish_reason, output.stop_token_id
+    into.error, into.busy = output.error, output.busy
+
+
+class EngineClient:
+    """One engine process and all requests to it. Belongs to the event loop that `start` runs in.
+
+    Args:
+        config: what the engine is told.
+        stall_seconds: a ready engine that says nothing for so long counts as hung. It speaks after every step and
+            every 200 ms when idle, so this bounds the longest step.
+
+    Attributes:
+        info: what the engine said when it last became ready, None before it first did.
+        progress: how far loading is; of the last process.
+        stats: the engine's last word on itself; its counters start anew when the engine does.
+        restarts: how many times the engine died and was started again.
+        failure: why no engine is running or will be, None while there is hope.
+        on_step: called with statistics and clocks of ended requests after each engine step.
+    """
+
+    def __init__(self, config: EngineConfig, *, stall_seconds: float = 120.0) -> None:
+        self.config = config
+        self.info: EngineReady | None = None
+        self.progress: LoadProgress | None = None
+        self.stats = EngineStats()
+        self.restarts = 0
+        self.failure: str | None = None
+        self.on_step: Callable[[EngineStats, list[RequestTimes]], None] | None = None
+        self._stall_seconds = stall_seconds
+        self._streams: dict[str, _Stream] = {}
+        self._outgoing: list[ToEngine] = []
+        self._running: EngineProcess | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+        self._closing = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether a process runs that has loaded the model and generated a token."""
+        return self._running is not None and self._running.ready_at is not None
+
+    @property
+    def alive(self) -> bool:
+        """Whether things move: the loop turns, or a process is loading or about to be started again."""
+        if self.failure is not None or self._closing or self._supervisor is None:
+            return False
+        running = self._running
+        if running is None:
+            return True
+        limit = LOADING_STALL_SECONDS if running.ready_at is None else self._stall_seconds
+        return time.monotonic() - running.last_word < limit
+
+    @property
+    def pid(self) -> int | None:
+        """Of the engine process, while there is one."""
+        return None if self._running is None else self._running.pid
+
+    @property
+    def inflight(self) -> int:
+        """Requests whose iterator is open."""
+        return len(self._streams)
+
+    async def start(self) -> None:
+        """Starts the process and its supervision; `wait_ready` tells when it has loaded."""
+        if self._supervisor is None:
+            self._supervisor = asyncio.create_task(self._supervise())
+
+    async def wait_ready(self, timeout: float | None = None) -> EngineReady:
+        """Raises EngineDead with the engine's own words when it cannot start, TimeoutError when it takes longer."""
+        async with asyncio.timeout(timeout):
+            await self._settled.wait()
+        if self.failure is not None:
+            raise EngineDead(self.failure)
+        assert self.info is not None
+        return self.info
+
+    async def generate(self, request: EngineRequest) -> AsyncIterator[TokenOutput]:
+        """Outputs of one request, the last with its `finish_reason`. Leaving early in whatever way aborts the request.
+
+        Raises:
+            EngineBusy: the engine's queue is full.
+            EngineDead: no engine is ready, or it died before the request had ended.
+        """
+        if not self.ready:
+            raise EngineDead(self.failure or "the engine is not ready", fix="Try again shortly")
+        if request.request_id in self._streams:
+            raise ValueError(f"a request {request.request_id!r} is running")
+        stream = self._streams[request.request_id] = _Stream()
+        finished = False
+        self._send(request)
+        try:
+            while not finished:
+                output = await stream.take()
+                finished = output.finish_reason is not None
+                if output.busy:
+                    raise EngineBusy(output.error or "the queue is full", fix="Try again later")
+                yield output
+        finally:
+            del self._streams[request.request_id]
+            if not finished:
+                self._send(AbortRequests([request.request_id]))
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Ends requests; their iterators end with `finish_reason` abort. Unknown ids are ignored."""
+        known = [request_id for request_id in request_ids if request_id in self._streams]
+        if known:
+            self._send(AbortRequests(known))
+
+    async def close(self) -> None:
+        """Stops the engine. Requests still running end with EngineDead."""
+        self._closing = True
+        self._send(Shutdown())
+        self._flush()
+        self._fail_streams("the engine is shutting down")
+        if self._running is not None and self.ready:
+            await self._running.wait(CLOSE_SECONDS)
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        self.failure = self.failure or "the engine is shut down"
+        self._settled.set()
+
+    def _send(self, message: ToEngine) -> None:
+        """Queues a message; all of one turn of the event loop go out together."""
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing.append(message)
+
+    def _flush(self) -> None:
+        batch, self._outgoing = self._outgoing, []
+        # Without a process there is nobody to tell: its requests have ended with it.
+        if batch and self._running is not None:
+            self._running.send(batch)
+
+    async def _supervise(self) -> None:
+        quick = 0
+        while not self._closing:
+            try:
+                running = EngineProcess(self.config)
+                reason = await self._live(running)
+            except OSError as error:
+                self._give_up(f"the engine process cannot be started: {error}")
+                return
+            if running.refused is not None and self.info is None:
+                self._give_up(running.refused)
+                return
+            steady = running.ready_at is not None and time.monotonic() - running.ready_at > STEADY_SECONDS
+            quick = 1 if steady else quick + 1
+            if quick >= QUICK_CRASHES:
+                self._give_up(f"the engine died {quick} times in a row, at last: {reason}")
+                return
+            logger.error("the engine died and is started again: %s", reason)
+            await asyncio.sleep(BACKOFF_SECONDS[min(quick, len(BACKOFF_SECONDS)) - 1])
+            self.restarts += 1
+            self.stats = EngineStats()
+
+    async def _live(self, running: EngineProcess) -> str:
+        """One process from start to end; returns why it ended. Requests that it leaves behind have failed by then."""
+        reason = "it was told to"
+        try:
+            await running.start()
+            self._running = running
+            reason = await self._follow(running)
+        finally:
+            self._running = None
+            self._settled.clear()
+            self._fail_streams(f"the engine died: {reason}")
+            await running.close()
+        return reason
+
+    async def _follow(self, running: EngineProcess) -> str:
+        """Passes on all the process says, until it ends or says what nobody understands; returns why."""
+        reader = asyncio.create_task(self._read(running))
+        ended = asyncio.create_task(running.ended())
+        try:
+            await asyncio.wait((reader, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                return f"its messages cannot be read: {reader.exception()}"
+            return running.refused or ended.result()
+        finally:
+            reader.cancel()
+            ended.cancel()
+            await asyncio.gather(reader, ended, return_exceptions=True)
+
+    async def _read(self, running: EngineProcess) -> None:
+        while True:
+            self._hear(running, await running.receive())
+
+    def _hear(self, running: EngineProcess, message: FromEngine) -> None:
+        if isinstance(message, StepOutputs):
+            for output in message.outputs:
+                if stream := self._streams.get(output.request_id):
+                    stream.put(output)
+            stepped = message.stats.steps != self.stats.steps
+            self.stats = message.stats
+            if self.on_step is not None and (stepped or message.finished):
+                try:
+                    self.on_step(message.stats, message.finished)
+                except Exception:
+                    logger.exception("a listener to the engine's steps failed")
+        elif isinstance(message, LoadProgress):
+            self.progress = message
+        elif isinstance(message, EngineReady):
+            self.info = message
+            running.ready_at = time.monotonic()
+            self._settled.set()
+        elif isinstance(message, EngineFailed):
+            running.refused = message.error
+
+    def _fail_streams(self, reason: str) -> None:
+        for stream in self._streams.values():
+            stream.fail(EngineDead(reason, fix="Try again shortly"))
+
+    def _give_up(self, reason: str) -> None:
+        self.failure = reason
+        self._settled.set()

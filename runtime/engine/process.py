@@ -1,0 +1,162 @@
+"""The engine's own process: `python -m plimsoll.runtime.engine.process`, told what to do through standard input.
+
+It sees token ids only, and outlives neither its parent nor a fault of its own: the client starts another.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+import zmq
+from plimsoll.runtime.engine.threads import apply_threads
+
+from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.engine.wire import Handover, connect, decode_batch, encode_message, read_handover
+from plimsoll.runtime.types import (
+    AbortRequests,
+    EngineFailed,
+    EngineRequest,
+    FromEngine,
+    LoadProgress,
+    Shutdown,
+    StepOutputs,
+)
+
+if TYPE_CHECKING:
+    from plimsoll.runtime.engine.engine import Engine
+
+logger = logging.getLogger("plimsoll.engine")
+
+HEARTBEAT_MS = 200
+"""An idle engine says that often that it lives."""
+
+EXIT_CRASH = 1
+EXIT_REFUSED = 3
+"""The configuration cannot be served; starting again would not help."""
+
+
+class Link:
+    """The engine's side of the sockets."""
+
+    def __init__(self, handover: Handover) -> None:
+        self._context = zmq.Context()
+        self._inbox, self._outbox = connect(self._context, handover)
+
+    def send(self, message: FromEngine) -> None:
+        self._outbox.send(encode_message(message))
+
+    def receive(self, wait_ms: int) -> list[EngineRequest | AbortRequests | Shutdown]:
+        """All that has arrived, after waiting at most `wait_ms` for the first of it."""
+        messages: list[EngineRequest | AbortRequests | Shutdown] = []
+        if wait_ms and not self._inbox.poll(wait_ms):
+            return messages
+        while True:
+            try:
+                messages += decode_batch(self._inbox.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return messages
+            except msgspec.DecodeError as error:
+                logger.error("a message could not be read: %s", error)
+
+    def close(self) -> None:
+        # Long enough for the last words to be read, not for ever: the client may be gone.
+        self._context.destroy(linger=2000)
+
+
+def run(engine: "Engine", link: Link) -> None:
+    """Turns until told to shut down. Whatever `step` raises means that the engine itself is broken."""
+    while True:
+        for message in link.receive(0 if engine.has_work else HEARTBEAT_MS):
+            if isinstance(message, EngineRequest):
+                engine.add(message)
+            elif isinstance(message, AbortRequests):
+                engine.abort(message.request_ids)
+            else:
+                return
+        if engine.has_work:
+            outputs = engine.step()
+        else:
+            outputs = []
+            engine.stats.tick += 1
+        link.send(StepOutputs(outputs=outputs, stats=engine.stats, finished=engine.take_times()))
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, as the server logs; a traceback is a field of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = datetime.fromtimestamp(record.created, UTC).isoformat()
+        line = {
+            "timestamp": stamp,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            "pid": record.process,
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def main() -> int:
+    """The process; returns its exit status."""
+    # Ctrl-C in a terminal reaches the whole foreground group; the parent drains and then tells us to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    try:
+        handover = read_handover(sys.stdin.buffer)
+    except (EOFError, msgspec.DecodeError) as error:
+        logger.error("the engine process is started by the server, not by hand: %s", error)
+        return EXIT_REFUSED
+    threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
+    link = Link(handover)
+    try:
+        engine = _load(handover, link)
+    except PlimsollError as error:
+        link.send(EngineFailed(error=str(error)))
+        link.close()
+        return EXIT_REFUSED
+    except Exception as error:
+        logger.exception("the engine crashed while it was loading")
+        link.send(EngineFailed(error=f"{type(error).__name__}: {error}"))
+        link.close()
+        return EXIT_CRASH
+    try:
+        link.send(engine.ready)
+        run(engine, link)
+    except Exception:
+        logger.exception("the engine crashed")
+        return EXIT_CRASH
+    finally:
+        link.close()
+    return 0
+
+
+def _load(handover: Handover, link: Link) -> "Engine":
+    # OpenMP reads its settings once, when torch is imported.
+    apply_threads(handover.config.threads)
+    from plimsoll.runtime.engine.engine import Engine
+
+    def report(progress: LoadProgress) -> None:
+        link.send(progress)
+
+    return Engine(handover.config, report)
+
+
+def _follow_parent() -> None:
+    """Ends this process, whatever it is doing, when the parent's end of standard input closes."""
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

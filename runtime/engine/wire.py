@@ -1,0 +1,113 @@
+"""What client and engine process share: how the process is told what to do, and the two sockets between them."""
+
+import contextlib
+import shutil
+import tempfile
+from typing import Any
+
+import msgspec
+import zmq
+
+from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.types import FromEngine, ToEngine
+
+LENGTH_BYTES = 4
+"""The hand-over is preceded by its length, big-endian."""
+
+# A path longer than this does not fit into a Unix socket's address on every system.
+_LONGEST_PATH = 100
+
+
+class Handover(msgspec.Struct, frozen=True, kw_only=True):
+    """All an engine process is told at its start, through its standard input.
+
+    That input stays open as long as the parent lives: its end tells the engine to go too.
+    """
+
+    config: EngineConfig
+    requests: str
+    """Address where the client gives out batches of requests and aborts (PUSH)."""
+    outputs: str
+    """Address where the client takes outputs (PULL)."""
+    key: str | None = None
+    """The client's CURVE public key. None on Unix sockets, which the folder's mode guards."""
+
+
+def frame(handover: Handover) -> bytes:
+    body = msgspec.msgpack.encode(handover)
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def read_handover(stream: Any) -> Handover:
+    """From a binary stream. Raises EOFError when it ends too early."""
+    size = stream.read(LENGTH_BYTES)
+    body = stream.read(int.from_bytes(size, "big")) if len(size) == LENGTH_BYTES else b""
+    if not body or len(body) < int.from_bytes(size, "big"):
+        raise EOFError("the hand-over is cut short")
+    return msgspec.msgpack.decode(body, type=Handover)
+
+
+encode_batch = msgspec.msgpack.Encoder().encode
+"""list[ToEngine] to bytes."""
+decode_batch = msgspec.msgpack.Decoder(list[ToEngine]).decode
+encode_message = msgspec.msgpack.Encoder().encode
+"""FromEngine to bytes."""
+decode_message = msgspec.msgpack.Decoder(FromEngine).decode
+
+
+class Binding:
+    """Where one engine process finds its client: Unix sockets in a folder that only this user enters.
+
+    Where no such folder can be made (a read-only file system) it is loopback TCP, encrypted and closed to whoever was
+    not handed this binding's public key.
+    """
+
+    def __init__(self, config: EngineConfig, requests: zmq.Socket[Any], outputs: zmq.Socket[Any]) -> None:
+        self._folder: str | None = None
+        key: str | None = None
+        with contextlib.suppress(OSError):
+            # mkdtemp makes it with mode 0700.
+            self._folder = tempfile.mkdtemp(prefix="plimsoll-")
+        if self._folder is not None and len(self._folder) > _LONGEST_PATH - len("/requests"):
+            self.remove()
+        if self._folder is not None:
+            addresses = [f"ipc://{self._folder}/{name}" for name in ("requests", "outputs")]
+        else:
+            addresses = ["tcp://127.0.0.1:*"] * 2
+            public, secret = zmq.curve_keypair()
+            key = public.decode()
+            for socket in (requests, outputs):
+                socket.setsockopt(zmq.CURVE_SERVER, 1)
+                socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
+        bound = []
+        for socket, address in zip((requests, outputs), addresses, strict=True):
+            _unbounded(socket)
+            socket.bind(address)
+            bound.append(socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())  # type: ignore[union-attr]
+        self.handover = Handover(config=config, requests=bound[0], outputs=bound[1], key=key)
+
+    def remove(self) -> None:
+        """Takes the folder away; the sockets must be closed."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def connect(context: zmq.Context[zmq.Socket[bytes]], handover: Handover) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """The engine's ends: (requests to pull, outputs to push)."""
+    ends = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    for socket, address in zip(ends, (handover.requests, handover.outputs), strict=True):
+        _unbounded(socket)
+        if handover.key is not None:
+            public, secret = zmq.curve_keypair()
+            socket.setsockopt(zmq.CURVE_SERVERKEY, handover.key.encode())
+            socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
+            socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
+        socket.connect(address)
+    return ends
+
+
+def _unbounded(socket: zmq.Socket[Any]) -> None:
+    # The engine's own queue is what bounds requests; a message dropped or a step that waits would hang a request.
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
