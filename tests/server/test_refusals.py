@@ -1,0 +1,187 @@
+"""What is wrong is refused by name, in OpenAI's words, and never reaches the engine."""
+
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.support.endpoint import Endpoint
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+TEXT = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
+
+
+def refused(endpoint: Endpoint, path: str, body: Any, status: int = 400) -> dict[str, Any]:
+    """Asserts an OpenAI error body and returns its inside."""
+    found, answer = endpoint.post(path, body)
+    assert (found, set(answer)) == (status, {"error"}), answer
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert "Traceback" not in answer["error"]["message"]
+    return answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
+        ("response_format", {"type": "json_object"}),
+        ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "alloy"}),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("reasoning_effort", "high"),
+        ("web_search_options", {}),
+        ("service_tier", "flex"),
+        ("store", True),
+        ("verbosity", "low"),
+        ("guided_json", {}),
+        ("use_beam_search", True),
+        ("no_such_field", 1),
+    ],
+)
+def test_a_field_that_is_not_run_is_named(tiny: Endpoint, field: str, value: Any) -> None:
+    error = refused(tiny, "/v1/chat/completions", CHAT | {field: value})
+    assert error["param"] == field
+    assert field in error["message"]
+    assert error["code"] in ("unsupported_parameter", "unknown_parameter")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1), ("temperature", 2.1), ("temperature", "1"), ("temperature", True), ("top_p", 0),
+        ("top_p", 1.5), ("n", 0), ("n", 17), ("n", 1.5), ("max_tokens", 0), ("max_tokens", -1),
+        ("presence_penalty", 3), ("frequency_penalty", -3), ("logit_bias", {"x": 1}), ("logit_bias", {"1": 101}),
+        ("logit_bias", {"320": 1}), ("logit_bias", [1]), ("seed", 2**63), ("seed", "a"), ("stop", 5), ("stop", ""),
+        ("stop", ["a"] * 17), ("stop_token_ids", [-1]), ("stop_token_ids", [320]), ("top_k", -2), ("min_p", 2),
+        ("repetition_penalty", 0), ("min_tokens", -1), ("min_tokens", 3), ("prompt_logprobs", 21),
+        ("stream", "yes"), ("stream_options", {"include_usage": True}), ("messages", []), ("messages", "hi"),
+        ("messages", [{"role": "user"}]), ("messages", [{"role": "tool", "content": "x", "tool_call_id": "1"}]),
+        ("messages", [{"content": "x"}]), ("top_logprobs", 2), ("max_completion_tokens", 5),
+        ("chat_template_kwargs", {"messages": []}), ("continue_final_message", True), ("model", 5),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_in_a_chat_is_named(tiny: Endpoint, field: str, value: Any) -> None:
+    error = refused(tiny, "/v1/chat/completions", CHAT | {field: value})
+    assert error["param"].startswith(field) or (field, error["param"]) == ("max_completion_tokens", "max_tokens")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", ""), ("prompt", []), ("prompt", [[]]), ("prompt", [1, "a"]), ("prompt", [320]), ("prompt", [-1]),
+        ("prompt", [True]), ("prompt", None), ("prompt", ["a"] * 65), ("suffix", "end"), ("best_of", 17), ("logprobs", 21),
+        ("logprobs", True), ("max_tokens", 0), ("echo", "yes"), ("messages", []),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_in_a_completion_is_named(tiny: Endpoint, field: str, value: Any) -> None:
+    assert refused(tiny, "/v1/completions", TEXT | {field: value})["param"] == field
+
+
+def test_best_of_below_n_or_streamed_is_refused(tiny: Endpoint) -> None:
+    assert refused(tiny, "/v1/completions", TEXT | {"n": 2, "best_of": 1})["param"] == "best_of"
+    assert refused(tiny, "/v1/completions", TEXT | {"best_of": 2, "stream": True})["param"] == "best_of"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"null", b"[]", b'"text"', b"\xff\xfe", b"[" * 100_000, b'{"model":' * 10_000,
+        b'{"model":"tiny","messages":[{"role":"user","content":"\\ud800"}]}',
+        b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"temperature":NaN}',
+        b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"top_p":1e999}',
+        b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"n":' + b"9" * 10_000 + b"}",
+        b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"chat_template_kwargs":' + b'{"a":' * 5000 + b"1",
+    ],
+)  # fmt: skip
+def test_hostile_json_is_a_plain_400(tiny: Endpoint, body: bytes) -> None:
+    refused(tiny, "/v1/chat/completions", body)
+    refused(tiny, "/v1/completions", body)
+
+
+def test_parts_that_are_not_text_are_named(tiny: Endpoint) -> None:
+    image = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}]
+    error = refused(tiny, "/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": image}]})
+    assert error["param"] == "messages[0].content"
+    assert "image_url" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"user": "u1"}, {"metadata": {"a": "b"}}, {"store": False}, {"service_tier": "auto"}, {"tools": []},
+        {"tool_choice": "none"}, {"parallel_tool_calls": True}, {"response_format": {"type": "text"}},
+        {"modalities": ["text"]}, {"logit_bias": None}, {"tools": None}, {"stop": None}, {"temperature": None},
+        {"safety_identifier": "s"}, {"prompt_cache_key": "k"}, {"max_completion_tokens": 2}, {"top_k": -1},
+    ],
+)  # fmt: skip
+def test_what_could_only_mean_what_happens_anyway_is_accepted(tiny: Endpoint, extra: dict[str, Any]) -> None:
+    status, answer = tiny.post("/v1/chat/completions", CHAT | extra)
+    assert status == 200, answer
+
+
+def test_context_overflow_says_what_fits(tiny: Endpoint) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        tiny.openai.completions.create(model="tiny", prompt=[5] * 250, max_tokens=10)
+    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.param == "max_tokens"
+    assert "256 tokens" in caught.value.message
+    for prompt in ([5] * 256, "word " * 2000, "x" * 1_000_000):
+        error = refused(tiny, "/v1/completions", TEXT | {"prompt": prompt})
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+    error = refused(tiny, "/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": "long " * 900}]})
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+
+
+def test_another_model_is_not_found(tiny: Endpoint) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        tiny.openai.chat.completions.create(**(CHAT | {"model": "gpt-4"}))
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+def test_unknown_paths_and_methods_have_openai_bodies(tiny: Endpoint) -> None:
+    assert refused(tiny, "/v1/embeddings", {}, 404)["message"] == "Unknown path: /v1/embeddings"
+    answer = tiny.http.get("/v1/completions")
+    assert answer.status_code == 405
+    assert "error" in answer.json()
+
+
+def test_a_body_that_is_too_large_is_413_whole_or_in_chunks(tiny: Endpoint) -> None:
+    large = b" " * (17 * 1024 * 1024)
+    assert refused(tiny, "/v1/chat/completions", large, 413)["code"] == "request_too_large"
+
+    def chunks():
+        for start in range(0, len(large), 1 << 20):
+            yield large[start : start + (1 << 20)]
+
+    try:
+        answer = httpx.post(f"{tiny.url}/chat/completions", content=chunks(), timeout=30)
+    except (httpx.WriteError, httpx.RemoteProtocolError):
+        return  # The server closed while we were still sending, which it may.
+    assert answer.status_code == 413
+
+
+def test_a_template_that_refuses_is_a_400(tiny: Endpoint) -> None:
+    odd = CHAT | {"chat_template_kwargs": {"bos_token": {"a": 1}}, "messages": [{"role": "user", "content": "x"}]}
+    status, _ = tiny.post("/v1/chat/completions", odd)
+    assert status in (200, 400)
+
+
+def test_refused_requests_leave_no_trace_in_the_engine(tiny: Endpoint) -> None:
+    steps = tiny.service.engine.stats.steps
+    for body in (CHAT | {"tools": [1]}, CHAT | {"temperature": 9}, TEXT):
+        tiny.post("/v1/chat/completions", body)
+    assert tiny.service.engine.stats.steps == steps
+    assert tiny.idle()
+
+
+def test_the_openapi_document_describes_what_is_parsed(tiny: Endpoint) -> None:
+    document = tiny.http.get("/openapi.json").json()
+    chat = document["components"]["schemas"]["ChatCompletionRequest"]
+    assert chat["additionalProperties"] is False
+    assert {"messages", "temperature", "top_k", "stream_options"} <= chat["properties"].keys()
+    assert "tools" not in chat["properties"]
+    assert tiny.http.get("/docs").status_code == 200
