@@ -61,6 +61,9 @@ class Decoder:
         self.layers = tuple(layers)
         self.final_norm = final_norm
         self.head = head
+        self._next_norms = (*(layer.attention_norm for layer in self.layers[1:]), final_norm)
+        self._heads = (facts.num_heads, facts.num_kv_heads, facts.num_kv_heads)
+        self._scale = facts.head_dim**-0.5
 
     @property
     def weight_bytes(self) -> int:
@@ -78,29 +81,39 @@ class Decoder:
 
     def forward(self, token_ids: Tensor, positions: Tensor, kv_caches: KVCaches, batch: AttentionBatch) -> Tensor:
         """(token_ids, positions int64 [T]) -> normed hidden states [T, hidden]. Writes keys and values of the rows."""
-        ops, facts = self.kernels, self.facts
-        heads, kv_heads, dim, eps = facts.num_heads, facts.num_kv_heads, facts.head_dim, facts.rms_norm_eps
-        split = (heads, kv_heads, kv_heads)
-        scale = dim**-0.5
-        slots = batch.slot_mapping
-        cos, sin = self.cos.index_select(0, positions), self.sin.index_select(0, positions)
+        ops, eps = self.kernels, self.facts.rms_norm_eps
+        rotation = self.cos.index_select(0, positions), self.sin.index_select(0, positions)
         residual = ops.embedding(token_ids, self.embedding)
         hidden = ops.rms_norm(residual, self.layers[0].attention_norm, eps)
-        next_norms = [*(layer.attention_norm for layer in self.layers[1:]), self.final_norm]
-        for layer, (k_cache, v_cache), next_norm in zip(self.layers, kv_caches, next_norms, strict=True):
-            qkv = ops.linear(hidden, layer.qkv, layer.qkv_bias)
-            q, k, v = qkv.view(len(qkv), -1, dim).split(split, dim=1)
-            if layer.q_norm is not None and layer.k_norm is not None:
-                q, k = ops.rms_norm(q, layer.q_norm, eps), ops.rms_norm(k, layer.k_norm, eps)
-            ops.rope(q, k, cos, sin)
-            ops.write_kv(k, v, k_cache, v_cache, slots)
-            mixed = ops.attention(q, k_cache, v_cache, batch, scale, layer.window)
-            hidden = ops.linear(mixed, layer.output, layer.output_bias)
+        # Each layer ends with the norm the next one begins with, so that adding and norming are one operation.
+        for layer, kv_cache, next_norm in zip(self.layers, kv_caches, self._next_norms, strict=True):
+            hidden = self._attend(layer, hidden, rotation, kv_cache, batch)
             hidden = ops.add_rms_norm(hidden, residual, layer.mlp_norm, eps)
             gate_up = ops.linear(hidden, layer.gate_up, layer.gate_up_bias)
-            hidden = ops.linear(ops.silu_mul(gate_up), layer.down, layer.down_bias)
+            hidden = ops.silu_mul(gate_up)
+            del gate_up
+            hidden = ops.linear(hidden, layer.down, layer.down_bias)
             hidden = ops.add_rms_norm(hidden, residual, next_norm, eps)
         return hidden
+
+    def _attend(
+        self,
+        layer: DecoderLayer,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        kv_cache: tuple[Tensor, Tensor],
+        batch: AttentionBatch,
+    ) -> Tensor:
+        """(hidden [T, hidden]) -> what attention adds to the residual, [T, hidden]."""
+        ops, eps = self.kernels, self.facts.rms_norm_eps
+        qkv = ops.linear(hidden, layer.qkv, layer.qkv_bias)
+        q, k, v = qkv.view(len(qkv), -1, self.facts.head_dim).split(self._heads, dim=1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = ops.rms_norm(q, layer.q_norm, eps), ops.rms_norm(k, layer.k_norm, eps)
+        ops.rope(q, k, *rotation)
+        ops.write_kv(k, v, *kv_cache, batch.slot_mapping)
+        mixed = ops.attention(q, *kv_cache, batch, self._scale, layer.window)
+        return ops.linear(mixed, layer.output, layer.output_bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(hidden [L, hidden] as `forward` returns it) -> float32 [L, vocab]."""
