@@ -62,12 +62,11 @@ def load_decoder(
         max_model_len: positions the decoder can take; the trained length if None.
         rope: in place of the checkpoint's rotary embedding (`override_rope`).
 
-    Raises CheckpointError for an architecture that is not run, a tensor that is missing or has the wrong shape or
-    type. When `facts.tensors` is known that happens before any weight is read.
+    Names and shapes were checked when the checkpoint was opened. Raises CheckpointError for an architecture that is not
+    run and for a tensor that is not of floating point.
     """
     arch = find_architecture(facts.architecture)
     shapes = expected_tensors(facts)
-    _check_headers(facts, shapes)
     loader = _Loader(checkpoint, kernels, weight_dtype, shapes, on_progress)
     embedding = loader.weight((arch.embedding,))
     layers = [_load_layer(loader, arch, facts, index) for index in range(facts.num_layers)]
@@ -177,27 +176,6 @@ def _ungrouped(rows: int, kv_heads: int, group: int) -> Iterator[tuple[int, int,
         for extra in (0, 1):
             key = start + (group + extra) * dim
             yield key, key + dim, (kv_heads * (group + extra) + head) * dim
-
-
-def _check_headers(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    if facts.tensors is None:
-        return
-    missing = [name for name in shapes if name not in facts.tensors]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(
-            f"a {facts.architecture} needs this tensor{more}, and the checkpoint lacks it",
-            field=missing[0],
-            fix="Fetch the checkpoint again, or check its config.json",
-        )
-    for name, shape in shapes.items():
-        found = facts.tensors[name].shape
-        if tuple(found) != shape:
-            raise _wrong_shape(name, tuple(found), shape)
-
-
-def _wrong_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> CheckpointError:
-    return CheckpointError(f"its config.json asks for shape {list(wanted)}", field=name, value=list(found))
 
 
 def _return_freed_memory() -> None:

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from plimsoll.api.facts import expected_tensors
 from plimsoll.api.model import ModelFacts, RopeFacts
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.loader import load_decoder
-from plimsoll.runtime.models.registry import find_architecture
-from plimsoll.runtime.models.spec import expected_tensors
 
 
 def tiny_facts(**changes: Any) -> ModelFacts:
@@ -54,7 +53,7 @@ class MemorySource:
 
 def make_source(facts: ModelFacts) -> MemorySource:
     random = np.random.default_rng(1)
-    shapes = expected_tensors(find_architecture(facts.architecture), facts)
+    shapes = expected_tensors(facts)
     return MemorySource({n: random.normal(0.1, 0.3, size=s).astype(np.float32) for n, s in shapes.items()})
 
 
