@@ -179,9 +179,7 @@ def _rope(config: Mapping[str, Any], max_position: int) -> RopeFacts:
     for key, value in scaling.items():
         if key in ("rope_type", "type", "rope_theta") or value is None:
             continue
-        if isinstance(value, bool):
-            params[key] = float(value)
-        elif isinstance(value, int | float) and math.isfinite(value):
+        if isinstance(value, int | float) and math.isfinite(value):
             params[key] = float(value)
     for key in ROPE_NEEDS[kind]:
         if key not in params:

@@ -1,0 +1,314 @@
+"""The budget: what one rank holds, to the byte, before anything runs.
+
+    free   = total - context - weights - workspace
+    cache  = ratio * free, in whole blocks
+
+`plan` prints it, `up` refuses by it, and the engine sizes its pool with it, so that they cannot disagree.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+from plimsoll.api.device import DeviceFacts
+from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.model import ModelFacts
+from plimsoll.api.quantity import format_bytes
+from plimsoll.api.sizes import (
+    CachePrecision,
+    Precision,
+    block_bytes,
+    check_tensor_size,
+    tensor_sizes,
+    weight_bytes,
+    workspace_terms,
+)
+
+MIB = 1 << 20
+#: What lies on a device before the first tensor. CUDA: driver context and library handles, as measured by peers at
+#: 0.5 to 0.6 GiB. CPU: interpreter, torch and compiled kernels of the engine process, by `benchmarks/memory.py`.
+CONTEXT_BYTES: Mapping[str, int] = {"cuda": 600 * MIB, "cpu": 400 * MIB}
+#: Tokens of the largest step where nobody says otherwise: what fills the arithmetic of a card, or of a few cores.
+BATCHED_TOKENS: Mapping[str, int] = {"cuda": 8192, "cpu": 2048}
+#: From the least degraded to the most, what `auto` goes through.
+AUTO_PRECISIONS: tuple[Precision, ...] = ("bfloat16", "w8a16", "w4a16")
+#: What this version's engine runs; the rest can be sized.
+RUNS: frozenset[str] = frozenset({"float32", "bfloat16", "float16"})
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a user wants loaded onto each device. Lengths in tokens, sizes in bytes."""
+
+    precision: Precision | Literal["auto"] = "auto"
+    cache_precision: CachePrecision = "auto"
+    ratio: float = 0.8
+    cache_bytes: int | None = None
+    """Absolute size of the cache; overrides `ratio`."""
+    block_size: int = 64
+    max_length: int | None = None
+    """Longest prompt and answer together; None takes the trained length, or what the cache holds if that is less."""
+    tensor: int | Literal["auto"] = 1
+    max_batched_tokens: int | None = None
+    """Tokens of the largest step; None takes `BATCHED_TOKENS`."""
+    max_running: int = 64
+    trained_length: int | None = None
+    """Overrides the model's own, where positions are stretched."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An option that `auto` passed over."""
+
+    option: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The loaded line: bytes per device of the fullest rank, and what they hold."""
+
+    precision: Precision
+    cache_precision: CachePrecision
+    tensor: int
+    total: int
+    context: int
+    weights: int
+    workspace: int
+    workspace_terms: Mapping[str, int]
+    kv_cache: int
+    block_bytes: int
+    block_size: int
+    blocks: int
+    max_length: int
+    rejected: tuple[Rejection, ...] = ()
+
+    @property
+    def in_use(self) -> int:
+        return self.context + self.weights + self.workspace + self.kv_cache
+
+    @property
+    def headroom(self) -> int:
+        """Bytes left alone."""
+        return self.total - self.in_use
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.blocks * self.block_size
+
+    @property
+    def concurrent_requests(self) -> int:
+        """Requests of `max_length` that the cache holds at once."""
+        return self.blocks // -(-self.max_length // self.block_size)
+
+    def per_device(self) -> dict[str, int]:
+        """The terms under the names that status, `plan -o json` and the engine share."""
+        return {
+            "total": self.total, "context": self.context, "weights": self.weights,
+            "workspace": self.workspace, "kvCache": self.kv_cache, "headroom": self.headroom,
+        }  # fmt: skip
+
+
+def budget(facts: ModelFacts, device: DeviceFacts, load: Load, runs: frozenset[str] | None = None) -> Budget:
+    """The budget of `load` on `device`.
+
+    Args:
+        runs: precisions that `auto` may choose; None sizes them all.
+
+    Raises:
+        SpecError: the wish is incoherent; the field, the value and the fix are named.
+        DoesNotFitError: it does not fit; the sum is shown, and what would fit.
+    """
+    _check(load)
+    rejected: list[Rejection] = []
+    wanted = AUTO_PRECISIONS if load.precision == "auto" else (load.precision,)
+    tensors = tensor_sizes(facts)[:4] if load.tensor == "auto" else (load.tensor,)
+    first: _Sum | None = None
+    for precision in wanted:
+        if load.precision == "auto" and runs is not None and precision not in runs:
+            rejected.append(Rejection(f"precision {precision}", "not run by this version"))
+            continue
+        for tensor in tensors:
+            check_tensor_size(facts, tensor)
+            option = f"precision {precision}" + (f", tensor {tensor}" if len(tensors) > 1 else "")
+            try:
+                found = _sum(facts, device, replace(load, precision=precision, tensor=tensor))
+            except SpecError as error:
+                if load.precision != "auto":
+                    raise
+                rejected.append(Rejection(option, error.message))
+                continue
+            if found.fits:
+                return found.budget(tuple(rejected))
+            first = first or found
+            rejected.append(Rejection(option, found.shortage))
+    assert first is not None
+    ways = list(_ways_out(facts, device, first.load))
+    raise DoesNotFitError(
+        f"{first.shortage}\nfits with: {', or '.join(ways[:4])}" if ways else first.shortage, field="budget"
+    )
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """One concrete option, added up."""
+
+    load: Load
+    device: DeviceFacts
+    weights: int
+    terms: Mapping[str, int]
+    block_bytes: int
+    kv_cache: int
+    blocks: int
+    trained_length: int
+
+    @property
+    def workspace(self) -> int:
+        return sum(self.terms.values())
+
+    @property
+    def context(self) -> int:
+        return CONTEXT_BYTES[self.device.kind]
+
+    @property
+    def length(self) -> int:
+        """Tokens the cache must hold for one request: the wish, or one block when there is none."""
+        return self.load.max_length or self.load.block_size
+
+    @property
+    def needed_blocks(self) -> int:
+        return -(-self.length // self.load.block_size)
+
+    @property
+    def fits(self) -> bool:
+        spent = self.context + self.weights + self.workspace + self.kv_cache
+        return self.blocks >= self.needed_blocks and spent <= self.device.total
+
+    @property
+    def shortage(self) -> str:
+        """The sum, as a sentence."""
+        fixed = self.context + self.weights + self.workspace
+        text = (
+            f"needs {format_bytes(self.weights)} weights + {format_bytes(self.context + self.workspace)} workspace and "
+            f"context = {format_bytes(fixed)} of {format_bytes(self.device.total)} per device"
+        )
+        if fixed >= self.device.total:
+            return text
+        need = self.needed_blocks * self.block_bytes
+        share = "asked for" if self.load.cache_bytes is not None else f"left at ratio {self.load.ratio:g}"
+        cache = (
+            f"a cache of {self.length} tokens takes {format_bytes(need)} and {format_bytes(self.kv_cache)} is {share}"
+        )
+        return f"{text}; {cache}"
+
+    def budget(self, rejected: tuple[Rejection, ...]) -> Budget:
+        return Budget(
+            precision=cast(Precision, self.load.precision),
+            cache_precision=self.load.cache_precision,
+            tensor=cast(int, self.load.tensor),
+            total=self.device.total,
+            context=self.context,
+            weights=self.weights,
+            workspace=self.workspace,
+            workspace_terms=self.terms,
+            kv_cache=self.blocks * self.block_bytes,
+            block_bytes=self.block_bytes,
+            block_size=self.load.block_size,
+            blocks=self.blocks,
+            max_length=self.load.max_length or min(self.trained_length, self.blocks * self.load.block_size),
+            rejected=rejected,
+        )
+
+
+def _sum(facts: ModelFacts, device: DeviceFacts, load: Load) -> _Sum:
+    precision, tensor = cast(Precision, load.precision), cast(int, load.tensor)
+    trained = load.trained_length or facts.max_position
+    weights = weight_bytes(facts, precision, device, tensor)
+    terms = workspace_terms(
+        facts, precision, device, tensor,
+        load.max_batched_tokens or BATCHED_TOKENS[device.kind], load.max_running, load.max_length or trained,
+    )  # fmt: skip
+    block = block_bytes(facts, load.block_size, precision, load.cache_precision, tensor)
+    free = max(0, device.total - CONTEXT_BYTES[device.kind] - weights - sum(terms.values()))
+    cache = int(load.ratio * free) if load.cache_bytes is None else load.cache_bytes
+    return _Sum(load, device, weights, terms, block, cache, cache // block, trained)
+
+
+def _ways_out(facts: ModelFacts, device: DeviceFacts, load: Load) -> Iterator[str]:
+    """What would fit, the smallest change first; each is checked by the same sum."""
+
+    def fits(**change: object) -> _Sum | None:
+        try:
+            found = _sum(facts, device, replace(load, **change))  # type: ignore[arg-type]
+        except SpecError:
+            return None
+        return found if found.fits else None
+
+    def unrun(what: str) -> str:
+        return f"{what} (sized, not run by this version)"
+
+    if load.max_length:
+        holds = fits(max_length=load.block_size)
+        tokens = holds.blocks * load.block_size if holds else 0
+        # The tables of positions shrink with the length, so the cache can only be larger than this.
+        if tokens >= 256:
+            yield f"context.maxLength {tokens}"
+    if load.cache_bytes is None:
+        ratio = next((r for r in (0.9, 0.95) if r > load.ratio and fits(ratio=r)), None)
+        if ratio:
+            yield f"kvCache.ratio {ratio:g}"
+    else:
+        holds = fits(cache_bytes=None)
+        if holds:
+            yield f"kvCache.ratio {load.ratio:g} instead of an absolute size"
+    if load.cache_precision == "auto" and fits(cache_precision="int8"):
+        yield unrun("kvCache.precision int8")
+    for precision in ("bfloat16", "w8a16", "w4a16"):
+        if precision != load.precision and weight_bytes_less(facts, device, load, precision):
+            found = fits(precision=precision)
+            if found:
+                tokens = found.blocks * load.block_size
+                text = f"precision {precision} ({format_bytes(found.weights)} weights, {tokens} tokens of cache)"
+                yield text if precision in RUNS else unrun(text)
+                break
+    for tensor in tensor_sizes(facts)[1:4]:
+        if load.tensor == 1 and fits(tensor=tensor):
+            yield unrun(f"parallelism.tensor {tensor}")
+            break
+    yield f"a device of {format_bytes(_least_total(facts, device, load))}"
+
+
+def weight_bytes_less(facts: ModelFacts, device: DeviceFacts, load: Load, precision: Precision) -> bool:
+    """Whether `precision` takes less than what `load` asks for, and can hold this model at all."""
+    try:
+        now = weight_bytes(facts, cast(Precision, load.precision), device, cast(int, load.tensor))
+        return weight_bytes(facts, precision, device, cast(int, load.tensor)) < now
+    except SpecError:
+        return False
+
+
+def _least_total(facts: ModelFacts, device: DeviceFacts, load: Load) -> int:
+    """The least memory this load fits in, rounded up to 16 MiB."""
+    low, high = 0, 1 << 50
+    while high - low > 16 * MIB:
+        middle = (low + high) // 2
+        if _sum(facts, replace(device, total=middle), load).fits:
+            high = middle
+        else:
+            low = middle
+    return -(-high // (16 * MIB)) * 16 * MIB
+
+
+def _check(load: Load) -> None:
+    if not 0 < load.ratio <= 1:
+        raise SpecError("must be above 0 and at most 1", field="spec.kvCache.ratio", value=load.ratio, fix="Try 0.8")
+    size = load.block_size
+    if size < 16 or size > 256 or size & (size - 1):
+        raise SpecError(
+            "must be a power of two from 16 to 256", field="spec.kvCache.blockSize", value=size, fix="Try 64"
+        )
+    if load.max_length is not None and load.max_length < 1:
+        raise SpecError("must be 1 or more", field="spec.context.maxLength", value=load.max_length)
+    for name, value in (("maxBatchedTokens", load.max_batched_tokens), ("maxRunningRequests", load.max_running)):
+        if value is not None and value < 1:
+            raise SpecError("must be 1 or more", field=f"spec.serving.{name}", value=value)

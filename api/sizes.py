@@ -1,0 +1,161 @@
+"""Bytes of weights and cache, exact for each rank; and the sums behind the workspace. Pure arithmetic."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from plimsoll.api.device import DeviceFacts
+from plimsoll.api.errors import SpecError
+from plimsoll.api.model import ModelFacts
+
+Precision = Literal["float32", "bfloat16", "float16", "w8a16", "w4a16"]
+CachePrecision = Literal["auto", "int8", "int4"]
+
+#: Bytes of one weight that is kept whole.
+WHOLE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+#: Group sizes of 4-bit weights, the one preferred first.
+GROUP_SIZES = (128, 64, 32)
+#: int8 and int4 caches keep one (scale, minimum) pair of fp16 a head and token, for keys and for values each.
+PAIR_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight as the runtime fuses it: `rows` out, `columns` in, on one rank. Embedding and head are not `linear`."""
+
+    rows: int
+    columns: int
+    linear: bool = True
+    count: int = 1
+
+
+def element_bytes(precision: Precision) -> int:
+    """Bytes of an element that is not quantised: the cache at `auto`, norms, embedding and head."""
+    return WHOLE_BYTES.get(precision, 2)
+
+
+def tensor_sizes(facts: ModelFacts) -> tuple[int, ...]:
+    """Sizes of a tensor-parallel group that divide this model evenly, up to 64."""
+    return tuple(size for size in range(1, 65) if not _undivided(facts, size))
+
+
+def check_tensor_size(facts: ModelFacts, tensor: int) -> None:
+    """Raises SpecError where heads or the feed-forward width do not divide by `tensor`, with the sizes that work."""
+    reason = _undivided(facts, tensor)
+    if reason:
+        raise SpecError(
+            reason, field="spec.parallelism.tensor", value=tensor,
+            fix=f"Sizes that work: {', '.join(map(str, tensor_sizes(facts)))}",
+        )  # fmt: skip
+
+
+def _undivided(facts: ModelFacts, tensor: int) -> str | None:
+    if tensor < 1:
+        return "must be 1 or more"
+    if facts.num_heads % tensor:
+        return f"{facts.num_heads} attention heads do not divide by {tensor}"
+    if facts.num_kv_heads % tensor and tensor % facts.num_kv_heads:
+        return f"{facts.num_kv_heads} key-value heads neither divide by {tensor} nor repeat evenly over it"
+    if facts.intermediate_size % tensor:
+        return f"the feed-forward width {facts.intermediate_size} does not divide by {tensor}"
+    return None
+
+
+def kv_heads_per_rank(facts: ModelFacts, tensor: int) -> int:
+    """Key-value heads that one rank holds; each is replicated where the group is larger than their number."""
+    return max(1, facts.num_kv_heads // tensor)
+
+
+def matrices(facts: ModelFacts, tensor: int) -> Iterator[Matrix]:
+    """Every matrix that rank 0 holds; no rank holds more."""
+    heads, kv_heads = facts.num_heads // tensor, kv_heads_per_rank(facts, tensor)
+    inner, hidden, layers = facts.intermediate_size // tensor, facts.hidden_size, facts.num_layers
+    vocab = -(-facts.vocab_size // tensor)
+    yield Matrix(vocab, hidden, linear=False)
+    if not facts.tie_embeddings:
+        yield Matrix(vocab, hidden, linear=False)
+    yield Matrix((heads + 2 * kv_heads) * facts.head_dim, hidden, count=layers)
+    yield Matrix(hidden, heads * facts.head_dim, count=layers)
+    yield Matrix(2 * inner, hidden, count=layers)
+    yield Matrix(hidden, inner, count=layers)
+
+
+def vector_elements(facts: ModelFacts, tensor: int) -> int:
+    """Elements of norms and biases of one rank; they stay in the precision of activations."""
+    hidden, dim = facts.hidden_size, facts.head_dim
+    layer = 2 * hidden + (2 * dim if facts.qk_norm else 0)
+    if facts.qkv_bias:
+        layer += (facts.num_heads // tensor + 2 * kv_heads_per_rank(facts, tensor)) * dim
+    if facts.output_bias:
+        layer += hidden
+    if facts.mlp_bias:
+        layer += 2 * facts.intermediate_size // tensor + hidden
+    return facts.num_layers * layer + hidden
+
+
+def weight_bytes(facts: ModelFacts, precision: Precision, device: DeviceFacts, tensor: int = 1) -> int:
+    """Bytes of all weights of the fullest rank as they lie in memory, quantised ones with scales and zero points.
+
+    Raises:
+        SpecError: 4 bits were asked for and no group size divides a matrix.
+    """
+    activation = device.activation_bytes or element_bytes(precision)
+    total = vector_elements(facts, tensor) * activation
+    for matrix in matrices(facts, tensor):
+        rows = -(-matrix.rows // device.row_tile) * device.row_tile
+        total += matrix.count * _matrix_bytes(rows, matrix, precision)
+    return total
+
+
+def _matrix_bytes(rows: int, matrix: Matrix, precision: Precision) -> int:
+    if not matrix.linear or precision in WHOLE_BYTES:
+        return rows * matrix.columns * element_bytes(precision)
+    if precision == "w8a16":
+        return rows * (matrix.columns + 2)
+    group = next((size for size in GROUP_SIZES if matrix.columns % size == 0), None)
+    if group is None:
+        raise SpecError(
+            f"4-bit weights need a group size in {list(GROUP_SIZES)}; none divides {matrix.columns} columns",
+            field="spec.precision", value="w4a16", fix="Use w8a16 or bfloat16",
+        )  # fmt: skip
+    groups = matrix.columns // group
+    # A scale is fp16, a zero point 4 bits, packed eight to a word as the codes are.
+    return rows * (matrix.columns // 2 + groups * 2) + -(-rows * groups // 8) * 4
+
+
+def block_bytes(
+    facts: ModelFacts, block_size: int, precision: Precision, cache: CachePrecision = "auto", tensor: int = 1
+) -> int:
+    """Bytes of one block of `block_size` tokens over all layers of one rank, keys and values, with their scales."""
+    heads = kv_heads_per_rank(facts, tensor)
+    if cache == "auto":
+        vector = facts.head_dim * element_bytes(precision)
+    else:
+        bits = 8 if cache == "int8" else 4
+        vector = -(-facts.head_dim * bits // 8) + PAIR_BYTES
+    return facts.num_layers * 2 * heads * block_size * vector
+
+
+def workspace_terms(
+    facts: ModelFacts, precision: Precision, device: DeviceFacts, tensor: int,
+    max_batched_tokens: int, max_running: int, max_length: int,
+) -> Mapping[str, int]:  # fmt: skip
+    """Bytes that come and go while a step runs, by name.
+
+    - `activations`: the widest moment of a layer at the largest chunk: the residual, the normed input, and the larger
+      of attention (qkv and its result) and the feed-forward (gate, up and their product).
+    - `logits`: float32 logits of every running sequence, and two copies of their size for the sampler.
+    - `positions`: float32 cosines and sines up to the longest sequence.
+    - `kernels`: what the table of kernels keeps for itself.
+    """
+    activation = device.activation_bytes or element_bytes(precision)
+    heads, kv_heads = facts.num_heads // tensor, kv_heads_per_rank(facts, tensor)
+    attention = (2 * heads + 2 * kv_heads) * facts.head_dim
+    feed_forward = 3 * facts.intermediate_size // tensor
+    row = 3 * facts.hidden_size + max(attention, feed_forward)
+    return {
+        "activations": max_batched_tokens * row * activation,
+        "logits": 3 * max_running * facts.vocab_size * 4,
+        "positions": max_length * facts.head_dim * 4,
+        "kernels": device.scratch_bytes,
+    }
