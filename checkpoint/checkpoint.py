@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.facts import expected_tensors
+from plimsoll.api.facts import expected_tensors, facts_from_config
 from plimsoll.api.model import ModelFacts, TensorFact
 
 
@@ -111,6 +111,32 @@ def row_range(shape: tuple[int, ...], rows: tuple[int, int] | None, name: str) -
     return start, stop, width
 
 
+def facts_of(config: Mapping[str, Any], tensors: Mapping[str, TensorFact], where: str) -> ModelFacts:
+    """Facts of `config`, held against the headers: every tensor it asks for is there, of its shape, and no other.
+
+    Args:
+        where: the file the configuration comes from, for the error.
+
+    Raises:
+        CheckpointError: the configuration makes no sense, or does not describe these tensors.
+    """
+    layers = config.get("num_hidden_layers")
+    # Before anything is listed per layer: a hostile count must not cost memory.
+    if isinstance(layers, int | float) and layers > len(tensors):
+        raise CheckpointError(
+            f"counts {layers} layers, but there are only {len(tensors)} tensors",
+            field=f"{where}: num_hidden_layers",
+            fix="Use the configuration that came with these weights",
+        )
+    try:
+        facts = facts_from_config(config, tensors)
+    except CheckpointError as error:
+        field = f"{where}: {error.field}" if error.field else where
+        raise CheckpointError(error.message, field=field, value=error.value, fix=error.fix) from None
+    _check_tensors(facts, tensors, where)
+    return facts
+
+
 def _ignorable(name: str, facts: ModelFacts) -> bool:
     # Old exports carry the rotary table, and tied models sometimes the tied head: both are computed from what is read.
     return name.endswith("rotary_emb.inv_freq") or (
@@ -118,22 +144,9 @@ def _ignorable(name: str, facts: ModelFacts) -> bool:
     )
 
 
-def check_tensors(facts: ModelFacts, where: str) -> None:
-    """Hold the headers against what the configuration asks for: every tensor there, of its shape, and no other.
-
-    Raises:
-        CheckpointError: a tensor is missing, has another shape, or would be ignored.
-    """
-    assert facts.tensors is not None
-    # Before listing what a layer needs: a hostile layer count must not cost memory.
-    if facts.num_layers > len(facts.tensors):
-        raise CheckpointError(
-            f"the configuration has {facts.num_layers} layers, the files only {len(facts.tensors)} tensors",
-            field=where,
-            fix="Use the config.json that came with these weights",
-        )
+def _check_tensors(facts: ModelFacts, tensors: Mapping[str, TensorFact], where: str) -> None:
     wanted = expected_tensors(facts)
-    missing = [name for name in wanted if name not in facts.tensors]
+    missing = [name for name in wanted if name not in tensors]
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise CheckpointError(
@@ -142,14 +155,14 @@ def check_tensors(facts: ModelFacts, where: str) -> None:
             fix="Complete the download, or use the config.json that came with these weights",
         )
     for name, shape in wanted.items():
-        if facts.tensors[name].shape != tuple(shape):
+        if tensors[name].shape != tuple(shape):
             raise CheckpointError(
                 f"the configuration gives {name} the shape {list(shape)}",
                 field=where,
-                value=list(facts.tensors[name].shape),
+                value=list(tensors[name].shape),
                 fix="Use the config.json that came with these weights",
             )
-    extra = [name for name in facts.tensors if name not in wanted and not _ignorable(name, facts)]
+    extra = [name for name in tensors if name not in wanted and not _ignorable(name, facts)]
     if extra:
         shown = ", ".join(name[:120] for name in extra[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
         raise CheckpointError(

@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.facts import facts_from_config
 from plimsoll.api.model import TensorFact
-from plimsoll.checkpoint.checkpoint import Checkpoint, RawTensor, check_tensors, row_range
+from plimsoll.checkpoint.checkpoint import Checkpoint, RawTensor, facts_of, row_range
 from plimsoll.checkpoint.gguf_config import PERMUTED, architecture_of, build_config, build_generation_config
 from plimsoll.checkpoint.gguf_file import GgufFile, GgufTensor
 from plimsoll.checkpoint.gguf_names import huggingface_name
@@ -42,8 +41,7 @@ class GgufCheckpoint(Checkpoint):
             name: TensorFact(name, tensor.shape, tensor.type_name, tensor.nbytes)
             for name, tensor in self._stored.items()
         }
-        self.facts = facts_from_config(self.config, tensors)
-        check_tensors(self.facts, str(path))
+        self.facts = facts_of(self.config, tensors, str(path))
 
     def files(self) -> Sequence[Path]:
         return (self.path,)
@@ -54,10 +52,8 @@ class GgufCheckpoint(Checkpoint):
         if len(tensor.shape) == 1:
             # One row of blocks: a slice of it need not fall on a block.
             values = _dequantize(self._packed(tensor, 0, 1), tensor)[0]
-            start, stop, order = (start, stop, None) if rows else (0, len(values), None)
-            if (order := self._stored_order(name, tensor.shape[0])) is not None:
-                values = values[order]
-            values = values[start:stop]
+            order = self._stored_order(name, tensor.shape[0])
+            values = (values if order is None else values[order])[start:stop]
         elif (order := self._stored_order(name, tensor.shape[0])) is not None:
             wanted = order[start:stop]
             first, last = (int(wanted.min()), int(wanted.max()) + 1) if len(wanted) else (0, 0)

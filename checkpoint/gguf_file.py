@@ -171,14 +171,16 @@ class GgufFile:
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
             raise CheckpointError("must be a power of two", field=f"{self.path}: general.alignment", value=alignment)
-        rows = [self._tensor_row(cursor) for _ in range(tensor_count)]
+        rows = [_tensor_row(cursor) for _ in range(tensor_count)]
         data_start = -(-cursor.at // alignment) * alignment
         for name, kind, shape, offset in rows:
-            self.tensors[name] = self._place(name, kind, shape, data_start + offset, cursor.size)
+            if name in self.tensors:
+                raise cursor.fail(f"has tensor {name[:80]!r} twice")
             if offset % alignment:
                 raise CheckpointError(
                     f"starts at {offset}, not a multiple of {alignment}", field=f"{self.path}: tensor {name[:80]!r}"
                 )
+            self.tensors[name] = self._place(name, kind, shape, data_start + offset, cursor.size)
 
     def _check_split(self) -> None:
         parts = self.metadata.get("split.count", 1)
@@ -189,21 +191,6 @@ class GgufFile:
                 value=parts,
                 fix="Join the parts first: llama-gguf-split --merge FIRST_PART OUT.gguf",
             )
-
-    def _tensor_row(self, cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
-        name = cursor.text()
-        if name in self.tensors:
-            raise cursor.fail(f"has tensor {name[:80]!r} twice")
-        rank = cursor.scalar("I")
-        if not 1 <= rank <= MAX_RANK:
-            raise cursor.fail(f"gives tensor {name[:80]!r} an impossible number of dimensions", rank)
-        # ggml writes the fastest dimension first; numpy and Hugging Face want it last.
-        shape = tuple(cursor.scalar("Q") for _ in range(rank))[::-1]
-        kind = cursor.scalar("I")
-        offset = cursor.scalar("Q")
-        # The name is taken now, so that a second one is caught; `_place` replaces this once the data's start is known.
-        self.tensors[name] = GgufTensor(name, kind, "", shape, 0, 0)
-        return name, kind, shape, offset
 
     def _place(self, name: str, kind: int, shape: tuple[int, ...], start: int, file_size: int) -> GgufTensor:
         field = f"{self.path}: tensor {name[:80]!r}"
@@ -237,6 +224,17 @@ class GgufFile:
             if field.start + struct.calcsize(layout) > len(data):
                 raise CheckpointError("became shorter while it was read", field=str(self.path))
             return list(struct.unpack_from(layout, data, field.start))
+
+
+def _tensor_row(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
+    """One entry of the tensor table: name, ggml type, shape with rows first, offset into the data."""
+    name = cursor.text()
+    rank = cursor.scalar("I")
+    if not 1 <= rank <= MAX_RANK:
+        raise cursor.fail(f"gives tensor {name[:80]!r} an impossible number of dimensions", rank)
+    # ggml writes the fastest dimension first; numpy and Hugging Face want it last.
+    shape = tuple(cursor.scalar("Q") for _ in range(rank))[::-1]
+    return name, cursor.scalar("I"), shape, cursor.scalar("Q")
 
 
 def _mapped(path: Path) -> mmap.mmap:

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.facts import facts_from_config
 from plimsoll.api.model import TensorFact
-from plimsoll.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, RawTensor, check_tensors, row_range
+from plimsoll.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, RawTensor, facts_of, row_range
 from plimsoll.checkpoint.json_file import read_object
 from plimsoll.checkpoint.safetensors_file import STORAGE, StoredTensor, read_header, read_range
 
@@ -66,17 +65,6 @@ def _refuse_without_weights(folder: Path) -> None:
     raise CheckpointError("holds no safetensors weights", field=str(folder), fix="Complete the download")
 
 
-def _refuse_quantized(config: Mapping[str, Any], where: str) -> None:
-    if (quantization := config.get("quantization_config")) is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise CheckpointError(
-            "this version reads unquantised weights only",
-            field=f"{where}: quantization_config",
-            value=str(method)[:80],
-            fix="Use the unquantised checkpoint, or a GGUF file",
-        )
-
-
 class HuggingFaceCheckpoint(Checkpoint):
     """See `Checkpoint`. Tensors keep the names and dtypes of the files."""
 
@@ -95,7 +83,6 @@ class HuggingFaceCheckpoint(Checkpoint):
                 "holds no config.json", field=str(folder), fix="Point at a Hugging Face model folder or a .gguf file"
             )
         self.config = read_object(config_path)
-        _refuse_quantized(self.config, str(config_path))
         generation_path = folder / "generation_config.json"
         self.generation_config = read_object(generation_path) if generation_path.is_file() else {}
 
@@ -114,8 +101,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             name: TensorFact(name, tensor.shape, tensor.dtype, tensor.nbytes)
             for name, (_, tensor) in self._stored.items()
         }
-        self.facts = facts_from_config(self.config, tensors)
-        check_tensors(self.facts, str(folder))
+        self.facts = facts_of(self.config, tensors, str(config_path))
         for fact in tensors.values():
             if fact.dtype not in FLOAT_DTYPES:
                 raise CheckpointError(

@@ -55,7 +55,7 @@ def write_shards(
     pieces: Pieces,
     wrote: Callable[[int], None],
 ) -> None:
-    """Write every tensor of `shapes` to `folder` in `dtype` (F32, F16 or BF16), with an index if there are several files.
+    """Write every tensor of `shapes` to `folder` in `dtype` (F32, F16 or BF16), with an index for several files.
 
     Args:
         wrote: told the bytes of each piece once it is written.

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from plimsoll.api.errors import SpecError
+
 
 def convert(
     gguf: Annotated[Path, typer.Argument(help="The GGUF file.", metavar="GGUF")],
@@ -19,7 +21,10 @@ def convert(
     from plimsoll.api.quantity import parse_bytes
     from plimsoll.checkpoint.convert import convert_gguf
 
-    shard_bytes = parse_bytes(max_shard_size, "--max-shard-size")
+    try:
+        shard_bytes = parse_bytes(max_shard_size)
+    except ValueError as error:
+        raise SpecError(str(error), field="--max-shard-size", value=max_shard_size) from None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("Writing", total=None)

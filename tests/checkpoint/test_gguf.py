@@ -210,9 +210,9 @@ def test_file_cut_after_opening_is_an_error_and_not_a_crash(llama_gguf: Path, tm
     checkpoint = open_checkpoint(path)
     with open(path, "r+b") as file:
         file.truncate(50_000)
+    last = max(checkpoint.tensor_names, key=lambda name: checkpoint.tensors[name].nbytes)
     with pytest.raises(CheckpointError, match="promised"):
-        for name in checkpoint.tensor_names:
-            checkpoint.read(name)
+        checkpoint.read(last)
 
 
 def test_what_this_version_does_not_serve(tmp_path: Path, llama: Any) -> None:

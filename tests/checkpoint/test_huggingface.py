@@ -119,9 +119,9 @@ def test_file_cut_after_opening_is_an_error_and_not_a_crash(folder: Path) -> Non
     checkpoint = open_checkpoint(folder)
     with open(folder / "model.safetensors", "r+b") as file:
         file.truncate(10_000)
+    last = max(checkpoint.tensor_names, key=lambda name: checkpoint.tensors[name].nbytes)
     with pytest.raises(CheckpointError, match="promised"):
-        for name in checkpoint.tensor_names:
-            checkpoint.read(name)
+        checkpoint.read(last)
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -216,7 +216,7 @@ def test_missing_wrong_and_unplaced_tensors(folder: Path) -> None:
     edit(config, lambda c: c.update(num_hidden_layers=3))
     assert "model.layers.2" in refusal(folder)
     edit(config, lambda c: c.update(num_hidden_layers=10**9))
-    assert "1000000000 layers" in refusal(folder)
+    assert "counts 1000000000 layers" in refusal(folder)
     config.write_text(original)
     edit(config, lambda c: c.update(intermediate_size=128))
     assert "[96, 64]" in refusal(folder)

@@ -224,6 +224,8 @@ def make_gguf(
     architecture: str | None = None,
     extra: dict[str, Any] | None = None,
     replace: dict[str, tuple[Any, Any]] | None = None,
+    pre: str = "gpt-2",
+    sentencepiece: tuple[list[str], list[float], list[int]] | None = None,
 ) -> Path:
     """A GGUF of a transformers model, laid out as llama.cpp's converter does, with the tiny tokenizer.
 
@@ -233,6 +235,8 @@ def make_gguf(
             model gives what llama.cpp makes of InternLM2.
         extra: more tensors, by GGUF name.
         replace: GGUF name to (packed bytes, ggml type) in place of the model's values.
+        pre: how the vocabulary says that text is split.
+        sentencepiece: pieces, scores and token types of a vocabulary to write in place of the byte-level one.
     """
     import gguf
 
@@ -255,7 +259,10 @@ def make_gguf(
     _write_rope(writer, config.rope_parameters)
     if config.model_type == "mistral" and config.sliding_window:
         writer.add_sliding_window(config.sliding_window)
-    _write_gguf_tokenizer(writer)
+    if sentencepiece is None:
+        _write_gguf_tokenizer(writer, pre)
+    else:
+        _write_sentencepiece(writer, *sentencepiece)
     kind = gguf.GGMLQuantizationType[block_type]
     state = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
@@ -295,13 +302,23 @@ def _write_rope(writer: Any, rope: dict[str, Any]) -> None:
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 
-def _write_gguf_tokenizer(writer: Any) -> None:
+def _write_sentencepiece(writer: Any, pieces: list[str], scores: list[float], types: list[int]) -> None:
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def _write_gguf_tokenizer(writer: Any, pre: str) -> None:
     from gguf import TokenType
 
     model = json.loads(tokenizer_json())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([TokenType.CONTROL if token in SPECIAL_TOKENS else TokenType.NORMAL for token in tokens])
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]])
