@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +26,16 @@ def smollm2_gguf() -> Path:
         assert demo_model.file_sha256(path) == demo_model.SHA256, f"{path} is not the demo model"
         return path
     return demo_model.fetch(ROOT / ".cache" / "plimsoll")
+
+
+@pytest.fixture(scope="session")
+def smollm2_transformers(smollm2_gguf: Path) -> Any:
+    """SmolLM2-135M-Instruct dequantised by transformers from the same GGUF, float32, in eval mode.
+
+    The reference of every claim about right answers; loading takes transformers many seconds, so once for all areas.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder, name = smollm2_gguf.parent, smollm2_gguf.name
+    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()

@@ -20,15 +20,17 @@ from tests.support.checkpoints import make_gguf, make_model
 QUESTION = [{"role": "user", "content": "What is the capital of France? Name 12 others."}]
 
 
-def load(folder: Path, **options: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options).eval()
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
 
 
-def test_real_model_equals_transformers_own_reading_of_the_file(smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_real_model_equals_transformers_own_reading_of_the_file(
+    smollm2_gguf: Path, smollm2_transformers: Any, tmp_path: Path
+) -> None:
     out = convert_gguf(smollm2_gguf, tmp_path / "out", "float32", max_shard_bytes=200 * 1024**2)
     assert len(list(out.glob("model-*-of-*.safetensors"))) == 3
     ours = load(out)
-    theirs = load(smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32)
+    theirs = smollm2_transformers
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor), name
     before, after = load_tokenizer(open_checkpoint(smollm2_gguf)), load_tokenizer(open_checkpoint(out))
