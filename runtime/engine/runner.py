@@ -12,7 +12,7 @@ from torch import Tensor
 from plimsoll.runtime.kernels.table import AttentionBatch
 from plimsoll.runtime.models.decoder import Decoder
 
-PROMPT_LOGIT_ROWS = 64
+PROMPT_LOGIT_ROWS = 16
 """Prompt positions whose logits exist at once when prompt log-probabilities are asked for."""
 
 

@@ -8,8 +8,8 @@ from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
 GATHER_BYTES = 32 * 1024 * 1024
 """Keys, and as many bytes of values, copied out of the cache at once. One sequence alone may need more."""
-QUERY_ROWS = 512
-"""Prefill rows that share one mask, which is [QUERY_ROWS, context]."""
+MASK_ELEMENTS = 2 * 1024 * 1024
+"""Of one causal mask [rows, context]: how many rows of a prefill go together."""
 UPCAST_ELEMENTS = 4 * 1024 * 1024
 """Elements of a narrow weight widened at once."""
 
@@ -89,7 +89,7 @@ def attention(
 ) -> Tensor:
     """Causal attention of q [T, H, D] over the paged cache -> [T, H*D].
 
-    Neighbouring sequences with one row each go together; a prefill chunk goes alone, in slices of QUERY_ROWS.
+    Neighbouring sequences with one row each go together; a prefill chunk goes alone, in slices.
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     starts, contexts = batch.query_start_cpu, batch.context_lens_cpu
@@ -172,8 +172,9 @@ def _prefill(
     """Rows start..end-1, one sequence whose last row is position context-1: the mask is causal from the lower right."""
     kv_heads, block_size = k_cache.shape[1:3]
     group = q.shape[1] // kv_heads
-    for row in range(start, end, QUERY_ROWS):
-        stop = min(row + QUERY_ROWS, end)
+    step = max(1, MASK_ELEMENTS // context)
+    for row in range(start, end, step):
+        stop = min(row + step, end)
         position, reach = context - (end - row), context - (end - stop)
         begin = 0 if window is None else max(0, position - window + 1) // block_size
         blocks = table[begin : -(-reach // block_size)].unsqueeze(0)

@@ -141,7 +141,7 @@ MIXES = {
 def test_attention_sees_the_past_of_its_own_sequence(
     mix: str, window: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_ops, "QUERY_ROWS", 6)
+    monkeypatch.setattr(torch_ops, "MASK_ELEMENTS", 6 * 40)
     monkeypatch.setattr(torch_ops, "GATHER_BYTES", 2 * 48 * 2 * 8 * 4)
     batch, k_cache, v_cache, q, keys, values = paged(MIXES[mix], 16, 6, 2, dtype)
     found = torch_kernels("cpu", dtype).attention(q, k_cache, v_cache, batch, 8**-0.5, window)
