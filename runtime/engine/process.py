@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
-from plimsoll.runtime.engine.threads import apply_threads
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.engine.wire import Handover, connect, decode_batch, encode_message, read_handover
@@ -141,8 +140,7 @@ def main() -> int:
 
 
 def _load(handover: Handover, link: Link) -> "Engine":
-    # OpenMP reads its settings once, when torch is imported.
-    apply_threads(handover.config.threads)
+    # Torch takes seconds to import; whoever starts this by hand is answered without.
     from plimsoll.runtime.engine.engine import Engine
 
     def report(progress: LoadProgress) -> None:

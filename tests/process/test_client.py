@@ -1,0 +1,399 @@
+"""The client and a real engine process: answers, hang-ups, deaths and returns."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine import client as client_module
+from plimsoll.runtime.engine.client import EngineBusy, EngineClient, EngineDead
+from plimsoll.runtime.types import EngineRequest, EngineStats, RequestTimes, SamplingParams, TokenOutput
+from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
+
+SECONDS = 60
+"""Far longer than anything here takes: what does not come by then does not come."""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
+    folder = make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", tokenizer=False)
+    return EngineConfig(
+        model=str(folder), precision="float32", device="cpu", kv_cache_bytes=1 << 20, block_size=16, threads=1
+    )
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def shared(config: EngineConfig, loop: asyncio.Runner) -> Iterator[EngineClient]:
+    """One engine for the tests that leave it as they found it."""
+    client = EngineClient(config)
+
+    async def begin() -> None:
+        await client.start()
+        await client.wait_ready(SECONDS)
+
+    loop.run(begin())
+    yield client
+    loop.run(client.close())
+
+
+def running(config: EngineConfig, test: Callable[[EngineClient], Coroutine[Any, Any, None]], **options: Any) -> None:
+    """Runs `test` on a client of its own whose engine is ready."""
+
+    async def whole() -> None:
+        client = EngineClient(config, **options)
+        try:
+            await client.start()
+            await client.wait_ready(SECONDS)
+            await test(client)
+        finally:
+            await client.close()
+
+    asyncio.run(whole())
+
+
+def request(name: str, tokens: int = 8, *, prompt: tuple[int, ...] = (5, 6, 7), **params: Any) -> EngineRequest:
+    chosen = SamplingParams(max_tokens=tokens, ignore_eos=True, **({"temperature": 0.0} | params))
+    return EngineRequest(request_id=name, prompt_token_ids=list(prompt), params=chosen, arrival=time.monotonic())
+
+
+async def answer(client: EngineClient, asked: EngineRequest) -> list[int]:
+    tokens: list[int] = []
+    async for output in client.generate(asked):
+        assert output.error is None
+        tokens += output.token_ids
+    return tokens
+
+
+async def drain(stream: AsyncIterator[TokenOutput]) -> None:
+    async for output in stream:
+        assert output.finish_reason is None
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def idle(client: EngineClient) -> None:
+    """Until the engine has nothing left, and then its books must balance."""
+    await until(lambda: not client.stats.running and not client.stats.waiting)
+    assert client.inflight == 0
+    assert client.stats.blocks_free + client.stats.blocks_cached == client.stats.blocks_total
+
+
+def test_an_answer_does_not_depend_on_company(shared: EngineClient, loop: asyncio.Runner) -> None:
+    async def test() -> None:
+        asked = [
+            request(f"r{i}", 12, prompt=tuple(range(1, 4 + i)), temperature=0.9, seed=i, top_p=0.9) for i in range(12)
+        ]
+        alone = [await answer(shared, one) for one in asked]
+        together = await asyncio.gather(*(answer(shared, one) for one in asked))
+        assert together == alone
+        assert all(len(tokens) == 12 for tokens in alone)
+        assert len({tuple(tokens) for tokens in alone}) > 6
+        await idle(shared)
+
+    loop.run(test())
+
+
+def test_two_hundred_requests_of_which_a_third_hang_up(shared: EngineClient, loop: asyncio.Runner) -> None:
+    async def hang_up(asked: EngineRequest, way: int) -> None:
+        async with contextlib.aclosing(shared.generate(asked)) as outputs:
+            async for _ in outputs:
+                if way == 0:
+                    return
+                if way == 1:
+                    raise ConnectionResetError
+                await asyncio.Event().wait()
+
+    async def test() -> None:
+        before = len(asyncio.all_tasks())
+        staying = [request(f"stay{i}", 30, prompt=(1 + i % 7, 2, 3)) for i in range(134)]
+        leaving = [request(f"leave{i}", 100, prompt=(9, 1 + i % 5)) for i in range(66)]
+        tasks = [asyncio.create_task(hang_up(asked, i % 3)) for i, asked in enumerate(leaving)]
+        answers = asyncio.gather(*(answer(shared, asked) for asked in staying))
+        # The last third waits for ever until it is cancelled, as a dropped connection cancels its handler.
+        await until(lambda: all(task.done() for i, task in enumerate(tasks) if i % 3 < 2))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        tokens = await answers
+        assert all(len(one) == 30 for one in tokens)
+        for i, one in enumerate(tokens):
+            assert one == tokens[i % 7]
+        await idle(shared)
+        assert len(asyncio.all_tasks()) == before
+
+    loop.run(test())
+
+
+def test_outputs_that_pile_up_arrive_as_one(shared: EngineClient, loop: asyncio.Runner) -> None:
+    async def test() -> None:
+        expected = await answer(shared, request("a", 40))
+        async with contextlib.aclosing(shared.generate(request("b", 40, logprobs=1))) as outputs:
+            first = await anext(outputs)
+            await until(lambda: not shared.stats.running)
+            second = await anext(outputs)
+            assert first.token_ids + second.token_ids == expected
+            assert second.logprobs is not None
+            assert [entry.chosen.token_id for entry in second.logprobs] == second.token_ids
+            assert second.finish_reason == "length"
+            assert [output async for output in outputs] == []
+
+    loop.run(test())
+
+
+def test_an_abort_from_outside_ends_the_iterator(shared: EngineClient, loop: asyncio.Runner) -> None:
+    async def test() -> None:
+        reasons: list[str | None] = []
+        async for output in shared.generate(request("long", 200)):
+            reasons.append(output.finish_reason)
+            shared.abort(["long", "unknown"])
+        assert reasons[-1] == "abort"
+        await idle(shared)
+
+    loop.run(test())
+
+
+def test_a_request_that_cannot_run_is_rejected_with_words(shared: EngineClient, loop: asyncio.Runner) -> None:
+    async def test() -> None:
+        [output] = [output async for output in shared.generate(request("foreign", prompt=(VOCAB_SIZE,)))]
+        assert output.finish_reason == "rejected"
+        assert "prompt" in (output.error or "")
+        assert await answer(shared, request("next"))
+
+    loop.run(test())
+
+
+def test_a_message_that_nobody_understands_changes_nothing(shared: EngineClient, loop: asyncio.Runner) -> None:
+    async def test() -> None:
+        assert shared._running is not None
+        pid = shared.pid
+        for junk in (b"", b"junk", b"\x91\xc0", b"\x91\x81\xa4type\xa5shape"):
+            shared._running._push.send(junk)
+        assert len(await answer(shared, request("after"))) == 8
+        assert (shared.pid, shared.restarts) == (pid, 0)
+
+    loop.run(test())
+
+
+def test_steps_and_clocks_are_reported(shared: EngineClient, loop: asyncio.Runner) -> None:
+    steps: list[EngineStats] = []
+    clocks: list[RequestTimes] = []
+
+    def note(stats: EngineStats, finished: list[RequestTimes]) -> None:
+        steps.append(stats)
+        clocks.extend(finished)
+        raise RuntimeError("a listener's fault is its own")
+
+    async def test() -> None:
+        shared.on_step = note
+        await answer(shared, request("timed", 10))
+        await until(lambda: bool(clocks))
+        shared.on_step = None
+        assert [times.request_id for times in clocks] == ["timed"]
+        assert len(steps) >= 10
+        tick = shared.stats.tick
+        await until(lambda: shared.stats.tick > tick)
+        assert shared.alive
+
+    loop.run(test())
+
+
+def test_the_engine_process_loads_no_tokenizer(shared: EngineClient) -> None:
+    maps = {Path(region.path).name for region in psutil.Process(shared.pid).memory_maps()}
+    assert any(name.startswith("libtorch_cpu") for name in maps)
+    assert not any(name.startswith("tokenizers") for name in maps)
+
+
+def test_the_sockets_are_out_of_reach_of_others(config: EngineConfig) -> None:
+    folders: list[Path] = []
+
+    async def test(client: EngineClient) -> None:
+        assert client._running is not None
+        handover = client._running._binding.handover
+        folders.append(Path(handover.requests.removeprefix("ipc://")).parent)
+        assert stat.S_IMODE(folders[0].stat().st_mode) == 0o700
+        assert "plimsoll.runtime.engine.process" in psutil.Process(client.pid).cmdline()
+
+    running(config, test)
+    assert not folders[0].exists()
+
+
+def test_without_a_folder_for_sockets_loopback_serves(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> str:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+
+    async def test(client: EngineClient) -> None:
+        assert client._running is not None
+        handover = client._running._binding.handover
+        assert handover.requests.startswith("tcp://127.0.0.1:")
+        assert handover.key
+        assert len(await answer(client, request("a"))) == 8
+
+    running(config, test)
+
+
+def test_a_killed_engine_comes_back_and_answers_as_before(config: EngineConfig) -> None:
+    async def test(client: EngineClient) -> None:
+        before = await answer(client, request("before"))
+        outputs = [client.generate(request(f"long{i}", 240)) for i in range(5)]
+        for stream in outputs:
+            await anext(stream)
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGKILL)
+        for stream in outputs:
+            with pytest.raises(EngineDead, match="signal 9"):
+                await drain(stream)
+        assert client.inflight == 0
+        assert not client.ready
+        assert client.alive
+        with pytest.raises(EngineDead):
+            await answer(client, request("between"))
+        await client.wait_ready(SECONDS)
+        assert client.restarts == 1
+        assert await answer(client, request("after")) == before
+        assert client.stats.generation_tokens == len(before)
+        await idle(client)
+
+    running(config, test)
+
+
+def test_an_engine_that_hangs_is_not_alive(config: EngineConfig) -> None:
+    async def test(client: EngineClient) -> None:
+        assert client.alive
+        process = psutil.Process(client.pid)
+        process.suspend()
+        await until(lambda: not client.alive)
+        process.resume()
+        await until(lambda: client.alive)
+        assert await answer(client, request("after"))
+
+    running(config, test, stall_seconds=1.0)
+
+
+def test_a_row_of_crashes_ends_in_giving_up(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "QUICK_CRASHES", 2)
+
+    async def test() -> None:
+        client = EngineClient(config)
+        await client.start()
+        for _ in range(2):
+            await until(lambda: client.pid is not None)
+            pid = client.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: client.pid != pid)  # type: ignore[misc]
+        with pytest.raises(EngineDead, match="died 2 times in a row, at last: killed by signal 9"):
+            await client.wait_ready(SECONDS)
+        assert not client.alive
+        assert client.restarts == 1
+        await client.close()
+
+    asyncio.run(test())
+
+
+def test_a_configuration_that_cannot_be_served_is_told_once(config: EngineConfig, tmp_path: Path) -> None:
+    async def test() -> None:
+        client = EngineClient(EngineConfig(model=str(tmp_path / "nowhere")))
+        await client.start()
+        with pytest.raises(EngineDead, match="nowhere"):
+            await client.wait_ready(SECONDS)
+        assert "nowhere" in (client.failure or "")
+        assert (client.restarts, client.alive, client.ready, client.pid) == (0, False, False, None)
+        with pytest.raises(EngineDead, match="nowhere"):
+            await answer(client, request("a"))
+        await client.close()
+
+    asyncio.run(test())
+
+
+def test_a_full_queue_is_busy_and_nothing_else_suffers(config: EngineConfig) -> None:
+    import msgspec
+
+    async def test(client: EngineClient) -> None:
+        results = await asyncio.gather(
+            *(answer(client, request(f"r{i}", 60)) for i in range(8)), return_exceptions=True
+        )
+        busy = [result for result in results if isinstance(result, EngineBusy)]
+        served = [result for result in results if isinstance(result, list)]
+        assert busy
+        assert served
+        assert len(busy) + len(served) == 8
+        assert all(len(tokens) == 60 for tokens in served)
+        await idle(client)
+        assert len(await answer(client, request("later"))) == 8
+
+    running(msgspec.structs.replace(config, max_running=1, max_queued_requests=2), test)
+
+
+def test_closing_ends_what_runs(config: EngineConfig) -> None:
+    async def test() -> None:
+        client = EngineClient(config)
+        with pytest.raises(EngineDead):
+            await answer(client, request("early"))
+        await client.start()
+        await client.wait_ready(SECONDS)
+        assert client.pid is not None
+        process = psutil.Process(client.pid)
+        stream: AsyncIterator[TokenOutput] = client.generate(request("long", 240))
+        await anext(stream)
+        await client.close()
+        with pytest.raises(EngineDead):
+            await drain(stream)
+        assert not process.is_running()
+        assert (client.alive, client.ready, client.restarts) == (False, False, 0)
+        await client.close()
+
+    asyncio.run(test())
+
+
+def test_the_engine_does_not_outlive_its_parent(config: EngineConfig, tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        f"""
+import asyncio, time
+from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.client import EngineClient
+from plimsoll.runtime.types import EngineRequest, SamplingParams
+
+async def main():
+    client = EngineClient(EngineConfig(model={config.model!r}, kv_cache_bytes=1 << 20, threads=1))
+    await client.start()
+    await client.wait_ready({SECONDS})
+    params = SamplingParams(max_tokens=200, ignore_eos=True)
+    while True:
+        request = EngineRequest(request_id="r", prompt_token_ids=[1], params=params, arrival=time.monotonic())
+        async for _ in client.generate(request):
+            print(client.pid, flush=True)
+
+asyncio.run(main())
+"""
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        engine = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        engine.wait(SECONDS)
+    assert not engine.is_running()
