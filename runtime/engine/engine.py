@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence as Items
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
 
 import torch
 
@@ -49,10 +50,9 @@ class Engine:
         self.runner = loaded.runner
         self.sampler = Sampler(loaded.facts.vocab_size, loaded.runner.device)
         self._build(loaded)
-        started = time.monotonic()
-        self._warm_up()
-        loaded.report("warmup", started)
-        self.ready: EngineReady = loaded.ready(config)
+        with loaded.clock.phase("warmup"):
+            self._warm_up()
+        self.ready: EngineReady = loaded.ready()
         self._build(loaded)
 
     def _build(self, loaded: Loaded) -> None:
@@ -67,7 +67,7 @@ class Engine:
         )
         self._reader = RequestReader(
             vocab_size=self.facts.vocab_size,
-            model_len=loaded.model_len,
+            model_len=loaded.plan.model_len,
             eos_token_ids=self.facts.eos_token_ids,
             seed=config.seed,
         )
@@ -203,7 +203,7 @@ class Engine:
                 self._fail(seq, sampled.error, outputs, wipe=True)
 
     def _sample(self, logits: torch.Tensor, rows: list[SamplingRow]) -> list[SampledToken]:
-        """One token a row. Should the batch as a whole fail, each row is tried alone, so that only the culprit fails."""
+        """One token a row. Should the batch fail as a whole, each row is tried alone, so that only the culprit fails."""
         try:
             return self.sampler.sample(logits, rows)
         except Exception:

@@ -1,0 +1,108 @@
+"""From a configuration to a model that can run: checkpoint, budget, weights, cache, each timed and measured."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from plimsoll.runtime.engine.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
+from plimsoll.runtime.engine.threads import apply_threads
+from plimsoll.runtime.kernels.select import select
+
+from plimsoll.api.model import ModelFacts
+from plimsoll.checkpoint import open_checkpoint
+from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.runner import Runner
+from plimsoll.runtime.models.loader import load_decoder
+from plimsoll.runtime.types import EngineReady, LoadProgress
+
+OnProgress = Callable[[LoadProgress], None]
+
+PROGRESS_SECONDS = 0.1
+"""Shortest time between two reports of one phase."""
+
+
+class Clock:
+    """Notes how long each phase takes, and tells whoever listens how far it is."""
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._on_progress = on_progress
+        self._phase = ""
+        self._started = self._told = 0.0
+
+    @contextmanager
+    def phase(self, name: str, total: int = 0) -> Iterator[None]:
+        """One phase from its beginning to its end. `total` in bytes, if it has a size."""
+        self._phase, self._started = name, time.monotonic()
+        self.tell(0, total)
+        yield
+        self.seconds[name] = time.monotonic() - self._started
+        self.tell(total, total)
+
+    def tell(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._on_progress is None or (0 < done < total and now - self._told < PROGRESS_SECONDS):
+            return
+        self._told = now
+        seconds = now - self._started
+        self._on_progress(LoadProgress(phase=self._phase, done_bytes=done, total_bytes=total, seconds=seconds))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory beside its empty cache."""
+
+    facts: ModelFacts
+    plan: MemoryPlan
+    runner: Runner
+    threads: int
+    clock: Clock
+
+    def ready(self) -> EngineReady:
+        """What the engine tells the world once it has generated a token: predicted bytes beside observed ones."""
+        runner, plan, seconds = self.runner, self.plan, self.clock.seconds
+        return EngineReady(
+            model_len=plan.model_len,
+            num_blocks=runner.num_blocks,
+            block_size=runner.block_size,
+            precision=plan.precision,
+            predicted=dict(plan.predicted),
+            observed={
+                "weights": runner.decoder.weight_bytes,
+                "kvCache": runner.pool.nbytes,
+                "resident": resident_bytes(runner.device),
+            },
+            startup={"load": seconds["weights"], "cache": seconds["cache"], "warmup": seconds["warmup"]},
+            kernels=runner.decoder.kernels.name,
+            threads=self.threads,
+        )
+
+
+def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
+    """Opens the checkpoint, closes the budget, then takes the memory: weights first, the cache after them.
+
+    Raises PlimsollError for what cannot be read, run or fitted, before any of that memory is taken.
+    """
+    threads = apply_threads(config.threads)
+    checkpoint = open_checkpoint(Path(config.model))
+    facts = checkpoint.facts
+    device = find_device(config.device)
+    dtype = find_dtype(config.precision, device)
+    kernels = select(device, dtype, config.kernels)
+    plan = plan_memory(config, facts, kernels, dtype)
+    clock = Clock(on_progress)
+    with clock.phase("weights", plan.predicted["weights"]):
+        decoder = load_decoder(
+            checkpoint,
+            facts,
+            kernels,
+            dtype,
+            max_model_len=plan.model_len,
+            rope=plan.rope,
+            on_progress=clock.tell,
+        )
+    with clock.phase("cache", plan.predicted["kvCache"]):
+        runner = Runner(decoder, plan.num_blocks, config.block_size, dtype)
+    return Loaded(facts, plan, runner, threads, clock)
