@@ -1,0 +1,113 @@
+"""`plimsoll serve`: what it refuses, what it says, and how it goes."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from plimsoll.cli.main import main
+from tests.support.checkpoints import make_checkpoint
+from tests.support.endpoint import eventually
+
+SERVE = [sys.executable, "-m", "plimsoll.cli.main", "serve"]
+SMALL = ["--memory", "4Gi", "--kv-cache-bytes", "8Mi", "--cache-block-seq-len", "16", "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("serve") / "tiny", max_position_embeddings=2048)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", *arguments])
+    assert ended.value.code in (1, 2)
+    words = capsys.readouterr().err
+    assert "Traceback" not in words
+    return words
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--tp", "2"], "--tp"),
+        (["--quant-policy", "8"], "int8 KV cache"),
+        (["--quant-policy", "4"], "int4 KV cache"),
+        (["--quant-policy", "3"], "--quant-policy"),
+        (["--model-format", "awq"], "4-bit"),
+        (["--model-format", "onnx"], "--model-format"),
+        (["--model-format", "gguf"], "huggingface"),
+        (["--cache-max-entry-count", "1.5"], "--kv-cache-bytes"),
+        (["--cache-block-seq-len", "48"], "48"),
+        (["--dtype", "int3"], "int3"),
+        (["--memory", "lots"], "lots"),
+        (["--memory", "1Mi"], "MiB"),
+        (["--session-len", "9999999"], "9999999"),
+        (["--log-level", "loud"], "--log-level"),
+        (["--server-port", "70000"], "--server-port"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_plain_words(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    assert said in re.sub(r"\x1b\[[0-9;]*m", "", refusal(capsys, str(checkpoint), "--server-port", "0", *options))
+
+
+def test_a_key_given_in_place_of_a_file_is_not_repeated(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = refusal(capsys, str(checkpoint), "--api-keys", "sk-very-secret")
+    assert "--api-keys" in words
+    assert "sk-very-secret" not in words
+
+
+def test_a_missing_model_and_a_taken_port_are_said_plainly(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no such file" in refusal(capsys, str(tmp_path / "absent"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert "--server-port" in refusal(capsys, str(checkpoint), "--server-port", port, *SMALL)
+
+
+def test_serves_drains_on_sigterm_while_streaming_and_exits_0(checkpoint: Path) -> None:
+    command = [*SERVE, str(checkpoint), "--server-port", "0", "--model-name", "named", *SMALL]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        said: list[str] = []
+        reader = threading.Thread(target=lambda: said.extend(iter(server.stderr.readline, "")))
+        reader.start()
+        try:
+            eventually(lambda: any("http://" in line for line in said), 60)
+            url = next(found[0] for line in said if (found := re.search(r"http://[\d.:]+/v1", line)))
+            body = {"model": "named", "messages": [{"role": "user", "content": "secret words"}], "stream": True,
+                    "max_tokens": 1500, "ignore_eos": True}  # fmt: skip
+            with httpx.stream("POST", f"{url}/chat/completions", json=body, timeout=60) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                server.send_signal(signal.SIGTERM)
+                eventually(lambda: httpx.get(url.replace("/v1", "/ready")).status_code == 503)
+                assert httpx.post(f"{url}/chat/completions", json=body | {"stream": False}).status_code == 503
+                rest = [line for line in lines if line]
+            assert rest[-1] == "data: [DONE]"
+            assert '"finish_reason":"length"' in rest[-2]
+            assert server.wait(20) == 0
+        finally:
+            if server.poll() is None:
+                os.kill(server.pid, signal.SIGKILL)
+            reader.join()
+    everything = "".join(said)
+    assert "predicted" in everything
+    assert "measured" in everything
+    assert "secret words" not in everything
+    logged = [json.loads(line) for line in said if line.startswith("{")]
+    assert any(line["event"] == "request" and line["status"] == 200 for line in logged)
