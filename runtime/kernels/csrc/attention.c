@@ -1,0 +1,175 @@
+/* Causal attention over the paged cache, by Milakov and Gimelshein's online softmax (arXiv 1805.02867), a cache block
+ * at a time: keys and values of a block are read once for all query heads that share them.
+ *
+ * Invariant: a query row's sums run over its keys in ascending order, block by block, whatever tile, chunk or batch it
+ * is computed in; keys it must not see enter as weight 0, which changes no bit. So chunked equals whole. */
+#include "vec.h"
+#include <omp.h>
+#include <stdlib.h>
+
+/* Query rows (positions x heads of a group) that share a pass over the keys. */
+#define TILE_ROWS 48
+/* Stands for no key seen yet: below any score, and not so far that differences overflow. */
+#define NOTHING -1e30f
+
+INLINE v8f widen_bf16(const uint16_t *p) { return widen8(p); }
+INLINE v8f widen_f32(const float *p) { return load8(p); }
+
+/* y[rows][8 * vectors] (+)= x[rows][depth] w[depth][8 * vectors]. */
+#define DEFINE_PRODUCT(KIND, C)                                                                                        \
+    INLINE void fixed_##KIND(const int rows, const int vectors, const int add, long depth, const float *x, long ldx,   \
+                             const C *w, long ldw, float *y, long ldy)                                                 \
+    {                                                                                                                  \
+        v8f sum[rows][2];                                                                                              \
+        _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++)                                                        \
+            _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++)                                                  \
+                sum[r][v] = add ? load8(y + r * ldy + 8 * v) : (v8f){0};                                               \
+        for (long k = 0; k < depth; k++) {                                                                             \
+            v8f b[2];                                                                                                  \
+            _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) b[v] = widen_##KIND(w + k * ldw + 8 * v);        \
+            _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++)                                                    \
+                _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) sum[r][v] += x[r * ldx + k] * b[v];          \
+        }                                                                                                              \
+        _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++)                                                        \
+            _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) store8(y + r * ldy + 8 * v, sum[r][v]);          \
+    }                                                                                                                  \
+    INLINE void rows_##KIND(long rows, const int vectors, const int add, long depth, const float *x, long ldx,         \
+                            const C *w, long ldw, float *y, long ldy)                                                  \
+    {                                                                                                                  \
+        switch (rows) {                                                                                                \
+            PRODUCT(KIND, 1) PRODUCT(KIND, 2) PRODUCT(KIND, 3) PRODUCT(KIND, 4) PRODUCT(KIND, 5) PRODUCT(KIND, 6)      \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static void product_##KIND(long rows, long width, const int add, long depth, const float *x, long ldx, const C *w, \
+                               long ldw, float *y, long ldy)                                                           \
+    {                                                                                                                  \
+        long tiles = (rows + 5) / 6;                                                                                   \
+        for (long n = 0; n < width; n += 16)                                                                           \
+            for (long t = 0; t < tiles; t++) {                                                                         \
+                long row = rows * t / tiles, count = rows * (t + 1) / tiles - row;                                     \
+                const float *a = x + row * ldx;                                                                        \
+                float *c = y + row * ldy + n;                                                                          \
+                if (n + 16 <= width) {                                                                                 \
+                    if (add) rows_##KIND(count, 2, 1, depth, a, ldx, w + n, ldw, c, ldy);                              \
+                    else rows_##KIND(count, 2, 0, depth, a, ldx, w + n, ldw, c, ldy);                                  \
+                } else rows_##KIND(count, 1, add, depth, a, ldx, w + n, ldw, c, ldy);                                  \
+            }                                                                                                          \
+    }
+#define PRODUCT(KIND, R) case R: fixed_##KIND(R, vectors, add, depth, x, ldx, w, ldw, y, ldy); break;
+DEFINE_PRODUCT(bf16, uint16_t)
+DEFINE_PRODUCT(f32, float)
+
+/* One row's scores of a block become weights; keys outside [low, high) weigh 0. Its sums so far are rescaled. */
+static void soften(float *scores, long width, long low, long high, float *top, float *mass, float *mixed, long D)
+{
+    for (long i = 0; i < low && i < width; i++) scores[i] = -__builtin_inff();
+    for (long i = high < 0 ? 0 : high; i < width; i++) scores[i] = -__builtin_inff();
+    v8f most = load8(scores);
+    for (long i = 8; i < width; i += 8) {
+        v8f v = load8(scores + i);
+        v8i more = v > most;
+        most = (v8f)(((v8i)v & more) | ((v8i)most & ~more));
+    }
+    float highest = *top;
+    for (int i = 0; i < 8; i++) highest = most[i] > highest ? most[i] : highest;
+    v8f sum = load8(mass);
+    if (highest > *top) {
+        v8f shrink = vexp8((v8f){0} + (*top - highest));
+        sum = sum * shrink;
+        for (long d = 0; d < D; d += 8) store8(mixed + d, load8(mixed + d) * shrink);
+        *top = highest;
+    }
+    v8f block = {0};
+    for (long i = 0; i < width; i += 8) {
+        v8f weight = vexp8(load8(scores + i) - highest);
+        block = block + weight;
+        store8(scores + i, weight);
+    }
+    store8(mass, sum + block);
+}
+
+typedef struct {
+    const float *q;
+    long q_row, q_head, H, G, D, S;
+    const void *k_cache, *v_cache;
+    const int32_t *starts, *contexts, *tables;
+    long table_width, window;
+    float scale, *out;
+} Job;
+
+/* Query rows [first, last) of the step, all of sequence b, for the heads of group g. Rows lie position-major. */
+#define DEFINE_ATTEND(KIND, C)                                                                                         \
+    static void attend_##KIND(const Job *job, long b, long g, long first, long last, float *scratch)                   \
+    {                                                                                                                  \
+        long D = job->D, S = job->S, group = job->H / job->G, rows = (last - first) * group;                           \
+        float *q = scratch, *mixed = q + rows * D, *scores = mixed + rows * D, *mass = scores + rows * S;              \
+        float *top = mass + rows * 8;                                                                                  \
+        for (long r = 0; r < rows; r++) {                                                                              \
+            const float *from = job->q + (first + r / group) * job->q_row + (g * group + r % group) * job->q_head;     \
+            for (long d = 0; d < D; d++) q[r * D + d] = from[d] * job->scale;                                          \
+            top[r] = NOTHING;                                                                                          \
+        }                                                                                                              \
+        memset(mixed, 0, rows * D * sizeof(float));                                                                    \
+        memset(mass, 0, rows * 8 * sizeof(float));                                                                     \
+        long position = job->contexts[b] - (job->starts[b + 1] - first), reach = position + (last - first);            \
+        long begin = job->window && position >= job->window ? (position - job->window + 1) / S : 0;                    \
+        for (long n = begin; n * S < reach; n++) {                                                                     \
+            long block = job->tables[b * job->table_width + n], here = reach - n * S < S ? reach - n * S : S;          \
+            long width = (here + 15) / 16 * 16;                                                                        \
+            const C *keys = (const C *)job->k_cache + (block * job->G + g) * S * D;                                    \
+            const C *values = (const C *)job->v_cache + (block * job->G + g) * S * D;                                  \
+            product_##KIND(rows, width, 0, D, q, D, keys, S, scores, S);                                               \
+            for (long r = 0; r < rows; r++) {                                                                          \
+                long own = position + r / group - n * S, low = job->window ? own - job->window + 1 : 0;                \
+                soften(scores + r * S, width, low, own + 1, top + r, mass + r * 8, mixed + r * D, D);                  \
+            }                                                                                                          \
+            product_##KIND(rows, D, 1, width, scores, S, values, D, mixed, D);                                         \
+        }                                                                                                              \
+        for (long r = 0; r < rows; r++) {                                                                              \
+            float all = 0;                                                                                             \
+            for (int i = 0; i < 8; i++) all += mass[r * 8 + i];                                                        \
+            float *to = job->out + ((first + r / group) * job->H + g * group + r % group) * D;                         \
+            for (long d = 0; d < D; d++) to[d] = mixed[r * D + d] / all;                                               \
+        }                                                                                                              \
+    }
+DEFINE_ATTEND(bf16, uint16_t)
+DEFINE_ATTEND(f32, float)
+
+/* Returns 0, or 1 where memory ran out. q [T, H, D] with strides; out dense [T, H*D]; window 0 is none. */
+int attention(const float *q, long q_row, long q_head, const void *k_cache, const void *v_cache, int narrow, float *out,
+              const int32_t *starts, const int32_t *contexts, const int32_t *tables, long B, long table_width, long H,
+              long G, long S, long D, float scale, long window)
+{
+    Job job = {q, q_row, q_head, H, G, D, S, k_cache, v_cache, starts, contexts, tables, table_width, window, scale, out};
+    long group = H / G, span = group < TILE_ROWS ? TILE_ROWS / group : 1, tasks = 0, failed = 0;
+    long *first_task = malloc((B + 1) * sizeof(long));
+    if (!first_task) return 1;
+    for (long b = 0; b < B; b++) {
+        first_task[b] = tasks;
+        tasks += (starts[b + 1] - starts[b] + span - 1) / span * G;
+    }
+    first_task[B] = tasks;
+    long rows = span * group;
+#pragma omp parallel reduction(| : failed)
+    {
+        float *scratch = aligned_alloc(64, ((rows * (2 * D + S + 9)) * sizeof(float) + 63) / 64 * 64);
+        failed = !scratch;
+        /* Later tiles of a prompt see more keys: they go first, so that none is left alone at the end. */
+#pragma omp for schedule(dynamic, 1)
+        for (long task = tasks - 1; task >= 0; task--) {
+            if (!scratch) continue;
+            long b = 0, end = B;
+            while (end - b > 1) {
+                long middle = (b + end) / 2;
+                if (first_task[middle] <= task) b = middle;
+                else end = middle;
+            }
+            long tile = (task - first_task[b]) / G, first = starts[b] + tile * span;
+            long last = first + span < starts[b + 1] ? first + span : starts[b + 1];
+            (narrow ? attend_bf16 : attend_f32)(&job, b, (task - first_task[b]) % G, first, last, scratch);
+        }
+        free(scratch);
+    }
+    free(first_task);
+    return (int)failed;
+}

@@ -1,0 +1,102 @@
+/* Vectors of the widest kind the compiler was told of, as GCC's extension: no instruction is named here.
+ *
+ * A product added to a sum in one expression is one fused operation (-ffp-contract=fast), so every sum that must not
+ * depend on the batch is written in exactly that form. */
+#ifndef PLIMSOLL_VEC_H
+#define PLIMSOLL_VEC_H
+
+#include <stdint.h>
+#include <string.h>
+
+/* LANES floats a vector; ROWS rows of a register tile that is two vectors wide, so that it leaves room for operands. */
+#if defined(__AVX512F__)
+#define LANES 16
+#define ROWS 12
+#elif defined(__AVX__)
+#define LANES 8
+#define ROWS 6
+#elif defined(__aarch64__)
+#define LANES 4
+#define ROWS 12
+#else
+#define LANES 4
+#define ROWS 6
+#endif
+#define PANEL (2 * LANES)
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(LANES * 4)));
+typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(LANES * 4)));
+/* Attention works on 8 lanes everywhere: head sizes are multiples of 8, blocks of 16. */
+typedef float v8f __attribute__((vector_size(32)));
+typedef uint32_t v8u __attribute__((vector_size(32)));
+typedef int32_t v8i __attribute__((vector_size(32)));
+typedef uint16_t v8h __attribute__((vector_size(16)));
+
+INLINE vf load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
+INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+INLINE v8f load8(const float *p) { v8f v; memcpy(&v, p, sizeof v); return v; }
+INLINE void store8(float *p, v8f v) { memcpy(p, &v, sizeof v); }
+
+/* LANES pairs of bfloat16, the first of each pair low: widening is a shift and a mask. */
+INLINE void load_pairs(const uint16_t *p, vf *low, vf *high)
+{
+    vu v;
+    memcpy(&v, p, sizeof v);
+    *low = (vf)(v << 16);
+    *high = (vf)(v & 0xffff0000u);
+}
+
+INLINE v8f widen8(const uint16_t *p)
+{
+    v8h v;
+    memcpy(&v, p, sizeof v);
+    return (v8f)(__builtin_convertvector(v, v8u) << 16);
+}
+
+/* Round to nearest even, as torch does; NaN stays NaN. */
+INLINE uint16_t to_bf16(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;
+    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+}
+
+INLINE float from_bf16(uint16_t h)
+{
+    uint32_t u = (uint32_t)h << 16;
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+/* e^x within 2 ulp on [-87.3, 88.3], below it 0, above it clamped; e^0 is 1 exactly. Cody and Waite's reduction and
+ * Cephes' polynomial. NaN becomes 0 or large: callers that must keep it look for it. */
+#define DEFINE_EXP(NAME, F, I)                                                                                         \
+    INLINE F NAME(F x)                                                                                                 \
+    {                                                                                                                  \
+        I tiny = x < -87.3f;                                                                                           \
+        x = (F)(((I)x & ~tiny));                                                                                       \
+        I big = x > 88.3f;                                                                                             \
+        F cap = (F){0} + 88.3f;                                                                                       \
+        x = (F)(((I)x & ~big) | ((I)cap & big));                                                                       \
+        F shifted = x * 1.44269504088896341f + 12582912.0f;                                                            \
+        F n = shifted - 12582912.0f;                                                                                   \
+        F r = x - n * 0.693359375f;                                                                                    \
+        r = r - n * -2.12194440e-4f;                                                                                   \
+        F p = r * 1.9875691500e-4f + 1.3981999507e-3f;                                                                 \
+        p = p * r + 8.3334519073e-3f;                                                                                  \
+        p = p * r + 4.1665795894e-2f;                                                                                  \
+        p = p * r + 1.6666665459e-1f;                                                                                  \
+        p = p * r + 5.0000001201e-1f;                                                                                  \
+        p = (r * r) * p + r;                                                                                           \
+        p = p + 1.0f;                                                                                                  \
+        I power = ((I)shifted << 23) + (127 << 23);                                                                    \
+        return (F)((I)(p * (F)power) & ~tiny);                                                                         \
+    }
+DEFINE_EXP(vexp, vf, vi)
+DEFINE_EXP(vexp8, v8f, v8i)
+
+#endif

@@ -1,0 +1,234 @@
+"""The native table: C kernels for CPUs, in `csrc/`. Activations are float32; weights and cache bfloat16 or float32.
+
+Each output row is to the bit what it would be alone: no sum depends on the batch, the chunk or the threads.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plimsoll.runtime.kernels.build import NativeUnavailable, load
+from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
+
+__all__ = ["NativeUnavailable", "PackedWeight", "native_kernels", "packed_bytes"]
+
+KINDS = {torch.bfloat16: "bf16", torch.float32: "f32"}
+_P, _L, _F, _I = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+SIGNATURES: dict[str, list[Any]] = {
+    "pack_": [_P, _P, _L, _L],
+    "unpack_": [_P, _P, _L, _L],
+    "embed_": [_P, _P, _P, _L, _L],
+    "linear_": [_P, _P, _P, _P, _L, _L, _L],
+    "write_kv_": [_P, _L, _L, _P, _L, _L, _P, _P, _P, _L, _L, _L, _L],
+    "rms_norm": [_P, _L, _L, _L, _L, _P, _P, _L, _F],
+    "add_rms_norm": [_P, _P, _P, _P, _L, _L, _F],
+    "silu_mul": [_P, _P, _L, _L],
+    "rope": [_P, _L, _L, _L, _P, _L, _L, _L, _P, _P, _L, _L],
+    "attention": [_P, _L, _L, _P, _P, _I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _F, _L],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """[N, K] as panels of outputs, [panels, K, panel], the last one filled with zeros."""
+
+    data: Tensor
+    rows: int
+    columns: int
+    address: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+
+def packed_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
+    """Bytes a weight [rows, columns] takes once packed: rows are padded to the panel. Raises NativeUnavailable."""
+    panel = _library().panel_width()
+    return -(-rows // panel) * panel * columns * dtype.itemsize
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    loaded = load()
+    for name, arguments in SIGNATURES.items():
+        for symbol in [name + kind for kind in KINDS.values()] if name.endswith("_") else [name]:
+            function = getattr(loaded, symbol)
+            function.argtypes = arguments
+            function.restype = _I if name == "attention" else None
+    loaded.panel_width.restype = loaded.threads_in_use.restype = _L
+    return loaded
+
+
+def threads_in_use() -> int:
+    """Threads a parallel kernel really gets. Raises NativeUnavailable."""
+    return int(_library().threads_in_use())
+
+
+def _instruction_set() -> str:
+    return torch.backends.cpu.get_cpu_capability().lower().replace("default", "generic")
+
+
+def native_kernels(device: torch.device | str, weight_dtype: torch.dtype) -> Kernels:
+    """The table for weights and cache of `weight_dtype`, bfloat16 or float32, with float32 activations.
+
+    Raises NativeUnavailable where it cannot be built, or for another device or dtype.
+    """
+    device = torch.device(device)
+    if device.type != "cpu" or weight_dtype not in KINDS:
+        raise NativeUnavailable(f"they run {' and '.join(map(str, KINDS))} on a CPU, not {weight_dtype} on {device}")
+    library, kind = _library(), KINDS[weight_dtype]
+    return Kernels(
+        name=f"native-{_instruction_set()}",
+        device=device,
+        dtype=torch.float32,
+        pack=_pack(getattr(library, f"pack_{kind}"), weight_dtype),
+        embedding=_embedding(getattr(library, f"embed_{kind}")),
+        linear=_linear(getattr(library, f"linear_{kind}")),
+        rms_norm=_rms_norm(library.rms_norm),
+        add_rms_norm=_add_rms_norm(library.add_rms_norm),
+        silu_mul=_silu_mul(library.silu_mul),
+        rope=_rope(library.rope),
+        write_kv=_write_kv(getattr(library, f"write_kv_{kind}"), weight_dtype),
+        attention=_attention(library.attention, weight_dtype),
+    )
+
+
+def _pack(function: Any, dtype: torch.dtype) -> Callable[[Tensor], PackedWeight]:
+    def pack(weight: Tensor) -> PackedWeight:
+        rows, columns = weight.shape
+        weight = weight.to(dtype).contiguous()
+        data = torch.empty(packed_bytes(rows, columns, dtype) // dtype.itemsize, dtype=dtype)
+        function(weight.data_ptr(), data.data_ptr(), rows, columns)
+        return PackedWeight(data, rows, columns, data.data_ptr())
+
+    return pack
+
+
+def _embedding(function: Any) -> Callable[[Tensor, PackedWeight], Tensor]:
+    def embedding(ids: Tensor, weight: PackedWeight) -> Tensor:
+        out = torch.empty(len(ids), weight.columns)
+        function(ids.contiguous().data_ptr(), weight.address, out.data_ptr(), len(ids), weight.columns)
+        return out
+
+    return embedding
+
+
+def _linear(function: Any) -> Callable[[Tensor, PackedWeight, Tensor | None], Tensor]:
+    def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+        count, rows, columns = len(x), weight.rows, weight.columns
+        if x.shape[1] != columns:
+            raise ValueError(f"x has {x.shape[1]} columns, the weight takes {columns}")
+        out = torch.empty(count, rows)
+        if count:
+            added = None if bias is None else bias.data_ptr()
+            function(x.contiguous().data_ptr(), weight.address, added, out.data_ptr(), count, rows, columns)
+        return out
+
+    return linear
+
+
+def _rms_norm(function: Any) -> Callable[[Tensor, Tensor, float], Tensor]:
+    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out = torch.empty(x.shape)
+        if x.dim() != 3 or x.stride(2) != 1:
+            x = x.reshape(1, -1, x.shape[-1]).contiguous()
+        outer, inner, columns = x.shape
+        function(x.data_ptr(), outer, inner, x.stride(0), x.stride(1), weight.data_ptr(), out.data_ptr(), columns, eps)
+        return out
+
+    return rms_norm
+
+
+def _add_rms_norm(function: Any) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
+    def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if not residual.is_contiguous():
+            raise ValueError("residual is changed in place and must be contiguous")
+        rows, columns = x.shape
+        out = torch.empty(rows, columns)
+        function(x.contiguous().data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, columns, eps)
+        return out
+
+    return add_rms_norm
+
+
+def _silu_mul(function: Any) -> Callable[[Tensor], Tensor]:
+    def silu_mul(gate_up: Tensor) -> Tensor:
+        rows, columns = len(gate_up), gate_up.shape[1] // 2
+        out = torch.empty(rows, columns)
+        function(gate_up.contiguous().data_ptr(), out.data_ptr(), rows, columns)
+        return out
+
+    return silu_mul
+
+
+def _dense_heads(x: Tensor) -> Tensor:
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _rope(function: Any) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
+    def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
+        (rows, heads, dim), kv_heads = q.shape, k.shape[1]
+        (q_row, q_head, q_step), (k_row, k_head, k_step) = q.stride(), k.stride()
+        if q_step != 1 or k_step != 1:
+            raise ValueError("q and k are changed in place and their heads must be contiguous")
+        cos, sin = cos.contiguous(), sin.contiguous()
+        function(
+            q.data_ptr(), heads, q_row, q_head, k.data_ptr(), kv_heads, k_row, k_head,
+            cos.data_ptr(), sin.data_ptr(), rows, dim,
+        )  # fmt: skip
+
+    return rope
+
+
+def _write_kv(function: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]:
+    def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+        _check_cache(k_cache, v_cache, dtype)
+        k, v, slot_mapping = _dense_heads(k), _dense_heads(v), slot_mapping.contiguous()
+        rows, kv_heads, dim = k.shape
+        (k_row, k_head, _), (v_row, v_head, _) = k.stride(), v.stride()
+        function(
+            k.data_ptr(), k_row, k_head, v.data_ptr(), v_row, v_head, k_cache.data_ptr(), v_cache.data_ptr(),
+            slot_mapping.data_ptr(), rows, kv_heads, k_cache.shape[2], dim,
+        )  # fmt: skip
+
+    return write_kv
+
+
+def _attention(
+    function: Any, dtype: torch.dtype
+) -> Callable[[Tensor, Tensor, Tensor, AttentionBatch, float, int | None], Tensor]:
+    narrow = int(dtype == torch.bfloat16)
+
+    def attention(
+        q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None
+    ) -> Tensor:
+        _check_cache(k_cache, v_cache, dtype)
+        q = _dense_heads(q)
+        rows, heads, dim = q.shape
+        _, kv_heads, block_size, _ = k_cache.shape
+        if dim % 8 or block_size % 16:
+            raise ValueError(f"head size {dim} must be a multiple of 8 and block size {block_size} one of 16")
+        row, head, _ = q.stride()
+        tables = batch.block_tables
+        out = torch.empty(rows, heads * dim)
+        failed = function(
+            q.data_ptr(), row, head, k_cache.data_ptr(), v_cache.data_ptr(), narrow, out.data_ptr(),
+            batch.query_start.data_ptr(), batch.context_lens.data_ptr(), tables.data_ptr(),
+            len(tables), tables.stride(0), heads, kv_heads, block_size, dim, scale, window or 0,
+        )  # fmt: skip
+        if failed:
+            raise MemoryError("no memory for the working space of attention")
+        return out
+
+    return attention
+
+
+def _check_cache(k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype) -> None:
+    if not (k_cache.dtype == v_cache.dtype == dtype and k_cache.is_contiguous() and v_cache.is_contiguous()):
+        raise ValueError(f"the cache must be contiguous {dtype}, found {k_cache.dtype} and {v_cache.dtype}")
