@@ -12,9 +12,9 @@ from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import DoesNotFitError, NotRunYetError, SpecError
 from plimsoll.api.model import ModelFacts, RopeFacts
 from plimsoll.api.quantity import format_bytes
+from plimsoll.api.rope import check_length, default_length, override_rope
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.kernels.table import Kernels
-from plimsoll.runtime.models.rope import override_rope, trained_length
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -74,12 +74,7 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
         DoesNotFitError: the sum is larger than what there is.
     """
     rope = override_rope(facts, config.rope_type, config.rope_factor)
-    reach = reachable_length(facts, rope)
-    if config.max_model_len is not None and config.max_model_len > reach:
-        raise SpecError(
-            f"the model's positions reach {reach}", field="max_model_len", value=config.max_model_len,
-            fix="Lower it, or stretch the positions with rope_type and rope_factor",
-        )  # fmt: skip
+    check_length(facts, rope, config.max_model_len, "max_model_len")
     load = Load(
         precision=next(name for name, known in DTYPES.items() if known == dtype),  # type: ignore[arg-type]
         ratio=config.kv_ratio,
@@ -88,7 +83,7 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
         max_length=config.max_model_len,
         max_batched_tokens=config.max_batched_tokens,
         max_running=config.max_running,
-        trained_length=reach,
+        trained_length=default_length(facts, rope),
     )
     device, limited = device_facts(config, kernels)
     found = budget(facts, device, load)
@@ -109,12 +104,6 @@ def device_facts(config: EngineConfig, kernels: Kernels) -> tuple[DeviceFacts, b
     total = limit or psutil.virtual_memory().available // 2
     kind = "cuda" if kernels.device.type == "cuda" else "cpu"
     return DeviceFacts(kind=kind, total=total, activation_bytes=kernels.dtype.itemsize), limit is not None
-
-
-def reachable_length(facts: ModelFacts, rope: RopeFacts) -> int:
-    """Longest sequence whose positions the model was trained for or is stretched to."""
-    factor = rope.params.get("factor", 1.0) if rope.kind in ("linear", "dynamic", "yarn") else 1.0
-    return max(facts.max_position, int(trained_length(facts) * factor))
 
 
 def memory_limit(device: torch.device) -> int | None:

@@ -6,46 +6,14 @@ its prompt was cut. Otherwise a cached key and a fresh one would disagree.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from plimsoll.api.errors import SpecError
-from plimsoll.api.model import ModelFacts, RopeFacts, RopeKind
+from plimsoll.api.model import ModelFacts, RopeFacts
 
 TABLE_ROWS = 4096
 """Positions whose angles are computed at once."""
-
-
-def override_rope(facts: ModelFacts, kind: str | None, factor: float | None) -> RopeFacts:
-    """The checkpoint's rotary embedding, or with `context.rope` in its place.
-
-    The trained length of what is stretched is the checkpoint's original one; frequencies bounds and the like take the
-    values of the papers. Raises SpecError for an unknown kind, a missing factor or a factor below 1.
-    """
-    if kind is None:
-        if factor is not None:
-            raise SpecError("a factor needs a type", field="context.rope.type", fix="Set it, e.g. to dynamic")
-        return facts.rope
-    if kind not in FREQUENCIES:
-        raise SpecError(
-            "unknown kind of RoPE", field="context.rope.type", value=kind, fix=f"One of {sorted(FREQUENCIES)}"
-        )
-    if kind == "default":
-        return RopeFacts(theta=facts.rope.theta)
-    if factor is None or not factor >= 1:
-        raise SpecError("must be a number, 1 or more", field="context.rope.factor", value=factor, fix="Set e.g. 2.0")
-    params: dict[str, float] = {"factor": factor, "original_max_position_embeddings": trained_length(facts)}
-    if kind == "llama3":
-        params |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    return replace(facts.rope, kind=cast(RopeKind, kind), params=params)
-
-
-def trained_length(facts: ModelFacts) -> int:
-    """Positions the rotary embedding saw before any scaling."""
-    return int(facts.rope.params.get("original_max_position_embeddings", facts.max_position))
 
 
 def rope_table(

@@ -7,8 +7,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from plimsoll.api.errors import SpecError
 from plimsoll.api.model import ModelFacts, RopeFacts
+from plimsoll.api.rope import override_rope
 from plimsoll.runtime.models import rope as rope_module
-from plimsoll.runtime.models.rope import inverse_frequencies, override_rope, rope_table
+from plimsoll.runtime.models.rope import inverse_frequencies, rope_table
 
 TRAINED = 64
 

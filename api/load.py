@@ -1,0 +1,53 @@
+"""From a spec to the load the budget sizes, and what of it this version cannot run."""
+
+from plimsoll.api.budget import RUNS, Load
+from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.errors import NotRunYetError
+from plimsoll.api.model import ModelFacts
+from plimsoll.api.rope import check_length, default_length, override_rope
+
+
+def load_of(spec: ModelDeploymentSpec, facts: ModelFacts) -> Load:
+    """What `spec` wants of each device.
+
+    Raises:
+        SpecError: `context.maxLength` is beyond what the positions of the model reach.
+    """
+    given, wanted = spec.context.rope, spec.context.max_length
+    rope = override_rope(facts, given.type, given.factor) if given else facts.rope
+    check_length(facts, rope, wanted)
+    return Load(
+        precision=spec.precision,
+        cache_precision=spec.kv_cache.precision,
+        ratio=spec.kv_cache.ratio,
+        block_size=spec.kv_cache.block_size,
+        max_length=wanted,
+        tensor=spec.parallelism.tensor,
+        max_batched_tokens=spec.serving.max_batched_tokens,
+        max_running=spec.serving.max_running_requests,
+        trained_length=default_length(facts, rope),
+    )
+
+
+def refuse_not_run_yet(spec: ModelDeploymentSpec) -> None:
+    """Raises NotRunYetError for what the budget sizes and this version's engine does not run."""
+    cache, tensor = spec.kv_cache.precision, spec.parallelism.tensor
+    if spec.precision != "auto" and spec.precision not in RUNS:
+        raise NotRunYetError(
+            "quantised weights can be planned for and are not run yet",
+            field="spec.precision", value=spec.precision, fix="Use auto or bfloat16",
+        )  # fmt: skip
+    if spec.precision == "float16" and spec.accelerator.resource == "cpu":
+        raise NotRunYetError(
+            "float16 is run on GPUs only", field="spec.precision", value="float16", fix="Use bfloat16 or float32"
+        )
+    if cache != "auto":
+        raise NotRunYetError(
+            "a quantised cache can be planned for and is not run yet",
+            field="spec.kvCache.precision", value=cache, fix="Use auto",
+        )  # fmt: skip
+    if tensor not in ("auto", 1):
+        raise NotRunYetError(
+            "a model spread over several devices can be planned for and is not run yet",
+            field="spec.parallelism.tensor", value=tensor, fix="Use auto or 1",
+        )  # fmt: skip
