@@ -9,17 +9,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
+import zmq
 
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine import client as client_module
 from plimsoll.runtime.engine.client import EngineBusy, EngineClient, EngineDead
-from plimsoll.runtime.types import EngineRequest, EngineStats, RequestTimes, SamplingParams, TokenOutput
+from plimsoll.runtime.engine.wire import encode_message
+from plimsoll.runtime.types import EngineFailed, EngineRequest, EngineStats, RequestTimes, SamplingParams, TokenOutput
 from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
 
 SECONDS = 60
@@ -54,19 +57,24 @@ def shared(config: EngineConfig, loop: asyncio.Runner) -> Iterator[EngineClient]
     loop.run(client.close())
 
 
-def running(config: EngineConfig, test: Callable[[EngineClient], Coroutine[Any, Any, None]], **options: Any) -> None:
-    """Runs `test` on a client of its own whose engine is ready."""
+@pytest.fixture(scope="module")
+def narrow(config: EngineConfig, loop: asyncio.Runner) -> Iterator[EngineClient]:
+    """An engine with one slot and two places in its queue, where no folder for sockets could be made."""
 
-    async def whole() -> None:
-        client = EngineClient(config, **options)
-        try:
-            await client.start()
-            await client.wait_ready(SECONDS)
-            await test(client)
-        finally:
-            await client.close()
+    def refuse(**_: object) -> str:
+        raise OSError("read-only file system")
 
-    asyncio.run(whole())
+    client = EngineClient(msgspec.structs.replace(config, max_running=1, max_queued_requests=2))
+
+    async def begin() -> None:
+        await client.start()
+        await client.wait_ready(SECONDS)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "mkdtemp", refuse)
+        loop.run(begin())
+    yield client
+    loop.run(client.close())
 
 
 def request(name: str, tokens: int = 8, *, prompt: tuple[int, ...] = (5, 6, 7), **params: Any) -> EngineRequest:
@@ -187,11 +195,11 @@ def test_a_request_that_cannot_run_is_rejected_with_words(shared: EngineClient, 
 def test_a_message_that_nobody_understands_changes_nothing(shared: EngineClient, loop: asyncio.Runner) -> None:
     async def test() -> None:
         assert shared._running is not None
-        pid = shared.pid
+        pid, restarts = shared.pid, shared.restarts
         for junk in (b"", b"junk", b"\x91\xc0", b"\x91\x81\xa4type\xa5shape"):
             shared._running._push.send(junk)
         assert len(await answer(shared, request("after"))) == 8
-        assert (shared.pid, shared.restarts) == (pid, 0)
+        assert (shared.pid, shared.restarts) == (pid, restarts)
 
     loop.run(test())
 
@@ -225,38 +233,32 @@ def test_the_engine_process_loads_no_tokenizer(shared: EngineClient) -> None:
     assert not any(name.startswith("tokenizers") for name in maps)
 
 
-def test_the_sockets_are_out_of_reach_of_others(config: EngineConfig) -> None:
-    folders: list[Path] = []
-
-    async def test(client: EngineClient) -> None:
-        assert client._running is not None
-        handover = client._running._binding.handover
-        folders.append(Path(handover.requests.removeprefix("ipc://")).parent)
-        assert stat.S_IMODE(folders[0].stat().st_mode) == 0o700
-        assert "plimsoll.runtime.engine.process" in psutil.Process(client.pid).cmdline()
-
-    running(config, test)
-    assert not folders[0].exists()
+def test_the_sockets_are_out_of_reach_of_others(shared: EngineClient) -> None:
+    assert shared._running is not None
+    folder = Path(shared._running._binding.handover.requests.removeprefix("ipc://")).parent
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert psutil.Process(shared.pid).cmdline()[-1] == "plimsoll.runtime.engine.process"
 
 
-def test_without_a_folder_for_sockets_loopback_serves(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: object) -> str:
-        raise OSError("read-only file system")
-
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-
-    async def test(client: EngineClient) -> None:
-        assert client._running is not None
-        handover = client._running._binding.handover
+def test_without_a_folder_for_sockets_encrypted_loopback_serves(narrow: EngineClient, loop: asyncio.Runner) -> None:
+    async def test() -> None:
+        assert narrow._running is not None
+        handover = narrow._running._binding.handover
         assert handover.requests.startswith("tcp://127.0.0.1:")
         assert handover.key
-        assert len(await answer(client, request("a"))) == 8
+        with zmq.Context() as context, context.socket(zmq.PUSH) as stranger:
+            stranger.setsockopt(zmq.LINGER, 0)
+            stranger.connect(handover.outputs)
+            stranger.send(encode_message(EngineFailed(error="a lie")))
+            assert len(await answer(narrow, request("a"))) == 8
+        assert narrow._running.refused is None
 
-    running(config, test)
+    loop.run(test())
 
 
-def test_a_killed_engine_comes_back_and_answers_as_before(config: EngineConfig) -> None:
-    async def test(client: EngineClient) -> None:
+def test_a_killed_engine_comes_back_and_answers_as_before(shared: EngineClient, loop: asyncio.Runner) -> None:
+    async def test() -> None:
+        client, restarts = shared, shared.restarts
         before = await answer(client, request("before"))
         outputs = [client.generate(request(f"long{i}", 240)) for i in range(5)]
         for stream in outputs:
@@ -272,25 +274,29 @@ def test_a_killed_engine_comes_back_and_answers_as_before(config: EngineConfig) 
         with pytest.raises(EngineDead):
             await answer(client, request("between"))
         await client.wait_ready(SECONDS)
-        assert client.restarts == 1
+        assert client.restarts == restarts + 1
         assert await answer(client, request("after")) == before
         assert client.stats.generation_tokens == len(before)
         await idle(client)
 
-    running(config, test)
+    loop.run(test())
 
 
-def test_an_engine_that_hangs_is_not_alive(config: EngineConfig) -> None:
-    async def test(client: EngineClient) -> None:
-        assert client.alive
-        process = psutil.Process(client.pid)
+def test_an_engine_that_hangs_is_not_alive(
+    shared: EngineClient, loop: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_stall_seconds", 1.0)
+
+    async def test() -> None:
+        await until(lambda: shared.alive)
+        process = psutil.Process(shared.pid)
         process.suspend()
-        await until(lambda: not client.alive)
+        await until(lambda: not shared.alive)
         process.resume()
-        await until(lambda: client.alive)
-        assert await answer(client, request("after"))
+        await until(lambda: shared.alive)
+        assert await answer(shared, request("after"))
 
-    running(config, test, stall_seconds=1.0)
+    loop.run(test())
 
 
 def test_a_row_of_crashes_ends_in_giving_up(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,12 +335,10 @@ def test_a_configuration_that_cannot_be_served_is_told_once(config: EngineConfig
     asyncio.run(test())
 
 
-def test_a_full_queue_is_busy_and_nothing_else_suffers(config: EngineConfig) -> None:
-    import msgspec
-
-    async def test(client: EngineClient) -> None:
+def test_a_full_queue_is_busy_and_nothing_else_suffers(narrow: EngineClient, loop: asyncio.Runner) -> None:
+    async def test() -> None:
         results = await asyncio.gather(
-            *(answer(client, request(f"r{i}", 60)) for i in range(8)), return_exceptions=True
+            *(answer(narrow, request(f"r{i}", 60)) for i in range(8)), return_exceptions=True
         )
         busy = [result for result in results if isinstance(result, EngineBusy)]
         served = [result for result in results if isinstance(result, list)]
@@ -342,10 +346,10 @@ def test_a_full_queue_is_busy_and_nothing_else_suffers(config: EngineConfig) -> 
         assert served
         assert len(busy) + len(served) == 8
         assert all(len(tokens) == 60 for tokens in served)
-        await idle(client)
-        assert len(await answer(client, request("later"))) == 8
+        await idle(narrow)
+        assert len(await answer(narrow, request("later"))) == 8
 
-    running(msgspec.structs.replace(config, max_running=1, max_queued_requests=2), test)
+    loop.run(test())
 
 
 def test_closing_ends_what_runs(config: EngineConfig) -> None:
@@ -359,7 +363,10 @@ def test_closing_ends_what_runs(config: EngineConfig) -> None:
         process = psutil.Process(client.pid)
         stream: AsyncIterator[TokenOutput] = client.generate(request("long", 240))
         await anext(stream)
+        assert client._running is not None
+        folder = Path(client._running._binding.handover.requests.removeprefix("ipc://")).parent
         await client.close()
+        assert not folder.exists()
         with pytest.raises(EngineDead):
             await drain(stream)
         assert not process.is_running()
