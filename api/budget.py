@@ -113,7 +113,7 @@ def budget(facts: ModelFacts, device: DeviceFacts, load: Load, runs: frozenset[s
     """The budget of `load` on `device`.
 
     Args:
-        runs: precisions that `auto` may choose; None sizes them all.
+        runs: precisions that `auto` may choose, on one device; None sizes them all, and tensor sizes up to 8.
 
     Raises:
         SpecError: the wish is incoherent; the field, the value and the fix are named.
@@ -121,32 +121,39 @@ def budget(facts: ModelFacts, device: DeviceFacts, load: Load, runs: frozenset[s
     """
     _check(load)
     rejected: list[Rejection] = []
-    wanted = AUTO_PRECISIONS if load.precision == "auto" else (load.precision,)
-    tensors = tensor_sizes(facts)[:4] if load.tensor == "auto" else (load.tensor,)
-    first: _Sum | None = None
-    for precision in wanted:
-        if load.precision == "auto" and runs is not None and precision not in runs:
-            rejected.append(Rejection(f"precision {precision}", "not run by this version"))
+    tried: list[_Sum] = []
+    for precision, tensor in _options(facts, load, runs):
+        option = f"precision {precision}" + (f", tensor {tensor}" if load.tensor == "auto" and tensor > 1 else "")
+        try:
+            found = _sum(facts, device, replace(load, precision=precision, tensor=tensor))
+        except SpecError as error:
+            if load.precision != "auto":
+                raise
+            rejected.append(Rejection(option, error.message))
             continue
+        if found.fits:
+            return found.budget(tuple(rejected))
+        tried.append(found)
+        rejected.append(Rejection(option, found.shortage))
+    ways = list(_ways_out(facts, device, tried[0].load))
+    least = min(_least_total(facts, device, found.load) for found in tried)
+    raise DoesNotFitError(tried[0].shortage, ways=[*ways, f"a device of {format_bytes(least)}"])
+
+
+def _options(facts: ModelFacts, load: Load, runs: frozenset[str] | None) -> Iterator[tuple[Precision, int]]:
+    """(precision, tensor size) from the least degraded on; of one precision, the fewest devices first."""
+    precisions = AUTO_PRECISIONS if load.precision == "auto" else (load.precision,)
+    if load.precision == "auto" and runs is not None:
+        precisions = tuple(name for name in precisions if name in runs) or ("float32",)
+    if load.tensor != "auto":
+        check_tensor_size(facts, load.tensor)
+        tensors: tuple[int, ...] = (load.tensor,)
+    else:
+        # Engines that run run on one device today.
+        tensors = tensor_sizes(facts)[:4] if runs is None else (1,)
+    for precision in precisions:
         for tensor in tensors:
-            check_tensor_size(facts, tensor)
-            option = f"precision {precision}" + (f", tensor {tensor}" if len(tensors) > 1 else "")
-            try:
-                found = _sum(facts, device, replace(load, precision=precision, tensor=tensor))
-            except SpecError as error:
-                if load.precision != "auto":
-                    raise
-                rejected.append(Rejection(option, error.message))
-                continue
-            if found.fits:
-                return found.budget(tuple(rejected))
-            first = first or found
-            rejected.append(Rejection(option, found.shortage))
-    assert first is not None
-    ways = list(_ways_out(facts, device, first.load))
-    raise DoesNotFitError(
-        f"{first.shortage}\nfits with: {', or '.join(ways[:4])}" if ways else first.shortage, field="budget"
-    )
+            yield precision, tensor
 
 
 @dataclass(frozen=True)
@@ -248,10 +255,11 @@ def _ways_out(facts: ModelFacts, device: DeviceFacts, load: Load) -> Iterator[st
         return f"{what} (sized, not run by this version)"
 
     if load.max_length:
-        holds = fits(max_length=load.block_size)
-        tokens = holds.blocks * load.block_size if holds else 0
-        # The tables of positions shrink with the length, so the cache can only be larger than this.
-        if tokens >= 256:
+        # Twice: the table of positions shrinks with the length, and leaves its part to the cache.
+        tokens = load.max_length
+        for _ in range(2):
+            tokens = _sum(facts, device, replace(load, max_length=max(tokens, 1))).blocks * load.block_size
+        if 256 <= tokens < load.max_length and fits(max_length=tokens):
             yield f"context.maxLength {tokens}"
     if load.cache_bytes is None:
         ratio = next((r for r in (0.9, 0.95) if r > load.ratio and fits(ratio=r)), None)
@@ -275,7 +283,6 @@ def _ways_out(facts: ModelFacts, device: DeviceFacts, load: Load) -> Iterator[st
         if load.tensor == 1 and fits(tensor=tensor):
             yield unrun(f"parallelism.tensor {tensor}")
             break
-    yield f"a device of {format_bytes(_least_total(facts, device, load))}"
 
 
 def weight_bytes_less(facts: ModelFacts, device: DeviceFacts, load: Load, precision: Precision) -> bool:

@@ -1,5 +1,7 @@
 """Errors a human can act on: each names the field, the value found, and the fix."""
 
+from collections.abc import Sequence
+
 
 class PlimsollError(Exception):
     """Base of every error shown to a user without a traceback.
@@ -34,7 +36,27 @@ class CheckpointError(PlimsollError):
 
 
 class DoesNotFitError(PlimsollError):
-    """The budget does not close; the message carries the sum and what would fit."""
+    """The budget does not close; the message carries the sum and what would fit.
+
+    Args:
+        ways: what would fit, one change each, the smallest first.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        value: object = None,
+        fix: str | None = None,
+        ways: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, field=field, value=value, fix=fix)
+        self.ways = tuple(ways)
+
+    def __str__(self) -> str:
+        ways = f"\nfits with: {', or '.join(self.ways)}" if self.ways else ""
+        return f"{super().__str__()}{ways}"
 
 
 class NotRunYetError(PlimsollError):

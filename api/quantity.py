@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from plimsoll.api.errors import SpecError
+
 _UNITS = {
     "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18,
     "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60,
@@ -44,6 +46,18 @@ def parse_bytes(text: str | int | float) -> int:
     if value <= 0:
         raise ValueError("must be above 0, such as 24Gi")
     return int(value.to_integral_value(rounding="ROUND_CEILING"))
+
+
+def byte_option(text: str, option: str) -> int:
+    """Bytes of a command-line option; `24GiB` is taken as 24Gi.
+
+    Raises:
+        SpecError: it is no quantity of memory; `option` is named.
+    """
+    try:
+        return parse_bytes(text.strip().removesuffix("B") if text.strip().endswith("iB") else text)
+    except ValueError as error:
+        raise SpecError(str(error), field=option, value=text[:80]) from None
 
 
 def parse_cpus(text: str | int | float) -> int:

@@ -66,6 +66,13 @@ def kv_heads_per_rank(facts: ModelFacts, tensor: int) -> int:
     return max(1, facts.num_kv_heads // tensor)
 
 
+def replication(facts: ModelFacts, tensor: int) -> str | None:
+    """What a tensor-parallel group holds more than once, in words; None where every head lies on one rank."""
+    if tensor <= facts.num_kv_heads:
+        return None
+    return f"each of the {facts.num_kv_heads} key-value heads lies on {tensor // facts.num_kv_heads} devices"
+
+
 def matrices(facts: ModelFacts, tensor: int) -> Iterator[Matrix]:
     """Every matrix that rank 0 holds; no rank holds more."""
     heads, kv_heads = facts.num_heads // tensor, kv_heads_per_rank(facts, tensor)

@@ -18,11 +18,11 @@ def convert(
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from plimsoll.api.quantity import parse_bytes
+    from plimsoll.api.quantity import byte_option
     from plimsoll.checkpoint.convert import convert_gguf
 
     try:
-        shard_bytes = parse_bytes(max_shard_size)
+        shard_bytes = byte_option(max_shard_size)
     except ValueError as error:
         raise SpecError(str(error), field="--max-shard-size", value=max_shard_size) from None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
