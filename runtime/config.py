@@ -1,6 +1,12 @@
 """How one engine and its server are set up. `serve`, `up` and `LLM` all end here, so they cannot drift apart."""
 
+from pathlib import Path
+
 import msgspec
+
+from plimsoll.api.budget import BATCHED_TOKENS
+from plimsoll.api.deployment import ModelDeployment
+from plimsoll.api.load import refuse_not_run_yet
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,3 +59,48 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_logprobs: int = 20
     chat_template: str | None = None
     """Path of a Jinja file that replaces the checkpoint's."""
+
+
+def from_deployment(
+    deployment: ModelDeployment, path: Path, *, host: str = "127.0.0.1", port: int = 8000
+) -> tuple[EngineConfig, ServerConfig]:
+    """What a manifest means for one process on this machine.
+
+    Args:
+        deployment: a parsed manifest.
+        path: its `model.source` on this machine.
+        host: address to listen on.
+        port: 0 takes a free one.
+
+    Raises NotRunYetError for what the budget can size and this version does not run.
+    """
+    spec = deployment.spec
+    refuse_not_run_yet(spec)
+    kind = "cpu" if spec.accelerator.resource == "cpu" else "cuda"
+    rope = spec.context.rope
+    engine = EngineConfig(
+        model=str(path),
+        precision=spec.precision,
+        device=kind,
+        memory=spec.accelerator.memory,
+        kv_ratio=spec.kv_cache.ratio,
+        block_size=spec.kv_cache.block_size,
+        prefix_caching=spec.kv_cache.prefix_caching,
+        max_model_len=spec.context.max_length,
+        rope_type=None if rope is None else rope.type,
+        rope_factor=None if rope is None else rope.factor,
+        max_batched_tokens=spec.serving.max_batched_tokens or BATCHED_TOKENS[kind],
+        max_running=spec.serving.max_running_requests,
+        max_queued_requests=spec.serving.max_queued_requests,
+        max_queued_tokens=spec.serving.max_queued_tokens,
+        threads=spec.pod.cpu,
+    )
+    server = ServerConfig(
+        served_name=deployment.served_name,
+        host=host,
+        port=port,
+        api_keys_file=spec.serving.api_keys_file,
+        request_timeout=spec.serving.request_timeout,
+        drain_timeout=spec.rollout.drain_timeout,
+    )
+    return engine, server

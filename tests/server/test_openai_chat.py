@@ -86,7 +86,10 @@ def test_logprobs_name_the_token_its_bytes_and_the_alternatives(tiny: Endpoint) 
     )  # fmt: skip
     entries = answer.choices[0].logprobs.content
     assert len(entries) == 8
-    assert b"".join(bytes(entry.bytes) for entry in entries).decode("utf-8", "replace") == answer.choices[0].message.content
+    assert (
+        b"".join(bytes(entry.bytes) for entry in entries).decode("utf-8", "replace")
+        == answer.choices[0].message.content
+    )
     for entry in entries:
         assert len(entry.top_logprobs) == 4
         assert entry.logprob == entry.top_logprobs[0].logprob  # greedy takes the likeliest
@@ -94,7 +97,14 @@ def test_logprobs_name_the_token_its_bytes_and_the_alternatives(tiny: Endpoint) 
 
 
 def test_streamed_logprobs_are_those_of_the_whole_answer(tiny: Endpoint) -> None:
-    settings = {"model": "tiny", "messages": QUESTION, "temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": 1}
+    settings = {
+        "model": "tiny",
+        "messages": QUESTION,
+        "temperature": 0,
+        "max_tokens": 8,
+        "logprobs": True,
+        "top_logprobs": 1,
+    }
     whole = tiny.openai.chat.completions.create(**settings)
     entries = []
     for chunk in tiny.openai.chat.completions.create(**settings, stream=True):
@@ -121,7 +131,12 @@ def test_a_stop_string_ends_the_answer_before_it(smol: Endpoint) -> None:
 def test_sampling_extras_of_vllm_work(tiny: Endpoint) -> None:
     def ask(**extra: object) -> str:
         answer = tiny.openai.chat.completions.create(
-            model="tiny", messages=QUESTION, max_tokens=10, temperature=1.5, seed=3, extra_body={"ignore_eos": True, **extra}
+            model="tiny",
+            messages=QUESTION,
+            max_tokens=10,
+            temperature=1.5,
+            seed=3,
+            extra_body={"ignore_eos": True, **extra},
         )
         return answer.choices[0].message.content
 

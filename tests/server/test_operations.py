@@ -105,7 +105,16 @@ def test_every_path_but_the_probes_needs_a_key(strict: tuple[Endpoint, Path]) ->
     endpoint, _ = strict
     for path in ("/health", "/ready"):
         assert httpx.get(endpoint.root + path).status_code == 200
-    for path in ("/metrics", "/docs", "/openapi.json", "/version", "/v1/models", "/no/such/path", "//health", "/health/"):
+    for path in (
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+        "/version",
+        "/v1/models",
+        "/no/such/path",
+        "//health",
+        "/health/",
+    ):
         answer = httpx.get(endpoint.root + path)
         assert answer.status_code == 401, path
         assert answer.json()["error"]["code"] == "invalid_api_key"

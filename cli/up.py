@@ -1,0 +1,113 @@
+"""`plimsoll up -f FILE`: the manifests a cluster would take, as processes on this machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plimsoll.api.errors import DoesNotFitError, SpecError
+
+if TYPE_CHECKING:
+    from plimsoll.api.budget import Budget
+    from plimsoll.api.deployment import ModelDeployment
+    from plimsoll.api.model import ModelFacts
+
+
+def up(
+    file: Annotated[Path, typer.Option("--file", "-f", help="Manifests, in one YAML file.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The first deployment's; the next ones take the ports after it.")
+    ] = 8000,
+    ask: Annotated[str | None, typer.Option(help="Ask this once, print the answer, and stop.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Chat in this terminal; leaving it stops everything.")] = False,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
+) -> None:
+    """Run ModelDeployments on this machine: budget first, then load, serve, and drain on Ctrl-C."""
+    if ask is not None and chat:
+        raise SpecError("goes without --chat", field="--ask")
+
+    from plimsoll.api.manifest import parse_manifests
+    from plimsoll.checkpoint.open import open_checkpoint
+    from plimsoll.cli import conversation, local
+    from plimsoll.runtime.config import from_deployment
+    from plimsoll.runtime.server import log
+    from plimsoll.runtime.server.service import Service
+
+    log.configure(log_level)
+    screen = local.console()
+    try:
+        deployments = parse_manifests(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot be read: {error}", field="--file", value=str(file)) from None
+
+    prepared, budgets = [], []
+    for number, deployment in enumerate(deployments):
+        path = local.fetch(deployment.spec.model.source, screen)
+        checkpoint = open_checkpoint(path)
+        configs = from_deployment(deployment, path, host=host, port=port and port + number)
+        budgets.append((deployment, _budget(deployment, checkpoint.facts)))
+        prepared.append((*configs, checkpoint))
+    _refuse_together(budgets)
+    services = [Service(engine, server, checkpoint) for engine, server, checkpoint in prepared]
+
+    def talk() -> None:
+        endpoint = conversation.Endpoint(services[0].url, services[0].config.served_name, _key(deployments[0]))
+        try:
+            if ask is None:
+                conversation.chat(endpoint, {}, None, screen)
+            else:
+                screen.print(f"[bold]> {ask}[/]", highlight=False)
+                conversation.ask(endpoint, ask, {"temperature": 0, "max_tokens": 256})
+        finally:
+            endpoint.close()
+
+    local.run(services, screen, talk if chat or ask is not None else None)
+
+
+def _budget(deployment: "ModelDeployment", facts: "ModelFacts") -> "Budget | None":
+    """Refuses with the sum before any process starts, where the manifest draws the line.
+
+    Without `accelerator.memory` the line is the machine's, which the engine reads and closes the same budget on.
+    """
+    from plimsoll.api.budget import RUNS, budget
+    from plimsoll.api.device import DeviceFacts
+    from plimsoll.api.load import load_of
+
+    accelerator = deployment.spec.accelerator
+    if accelerator.memory is None:
+        return None
+    device = DeviceFacts(kind="cpu" if accelerator.resource == "cpu" else "cuda", total=accelerator.memory)
+    return budget(facts, device, load_of(deployment.spec, facts), RUNS)
+
+
+def _refuse_together(budgets: "list[tuple[ModelDeployment, Budget | None]]") -> None:
+    """Each deployment may fit where all of them do not.
+
+    Raises DoesNotFitError with the sum.
+    """
+    import psutil
+
+    from plimsoll.api.quantity import format_bytes
+
+    on_cpu = [
+        (deployment.metadata.name, found.in_use)
+        for deployment, found in budgets
+        if found is not None and deployment.spec.accelerator.resource == "cpu"
+    ]
+    needed, free = sum(size for _, size in on_cpu), psutil.virtual_memory().available
+    if needed > free:
+        parts = " + ".join(f"{format_bytes(size)} {name}" for name, size in on_cpu)
+        raise DoesNotFitError(
+            f"needs {parts} = {format_bytes(needed)}, and {format_bytes(free)} of this machine's memory are free",
+            field="spec.accelerator.memory", fix="Lower kvCache.ratio or accelerator.memory, or run fewer at once",
+        )  # fmt: skip
+
+
+def _key(deployment: "ModelDeployment") -> str | None:
+    """A key the server will accept from our own client."""
+    path = deployment.spec.serving.api_keys_file
+    if path is None:
+        return None
+    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return next((line for line in lines if line and not line.startswith("#")), None)
