@@ -22,7 +22,7 @@ def convert(
     from plimsoll.checkpoint.convert import convert_gguf
 
     try:
-        shard_bytes = byte_option(max_shard_size)
+        shard_bytes = byte_option(max_shard_size, "--max-shard-size")
     except ValueError as error:
         raise SpecError(str(error), field="--max-shard-size", value=max_shard_size) from None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
