@@ -203,7 +203,7 @@ class Engine:
                 self._fail(seq, sampled.error, outputs, wipe=True)
 
     def _sample(self, logits: torch.Tensor, rows: list[SamplingRow]) -> list[SampledToken]:
-        """One token a row. Should the batch fail as a whole, each row is tried alone, so that only the culprit fails."""
+        """One token a row. Should the batch fail as a whole, each row is tried alone: only the culprit fails."""
         try:
             return self.sampler.sample(logits, rows)
         except Exception:

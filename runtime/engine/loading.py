@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from plimsoll.runtime.engine.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
-from plimsoll.runtime.engine.threads import apply_threads
-from plimsoll.runtime.kernels.select import select
-
 from plimsoll.api.model import ModelFacts
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
 from plimsoll.runtime.engine.runner import Runner
+from plimsoll.runtime.engine.threads import apply_threads
+from plimsoll.runtime.kernels.select import select
 from plimsoll.runtime.models.loader import load_decoder
 from plimsoll.runtime.types import EngineReady, LoadProgress
 

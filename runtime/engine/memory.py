@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
@@ -13,10 +14,11 @@ from plimsoll.api.errors import DoesNotFitError, NotRunYetError, SpecError
 from plimsoll.api.model import ModelFacts, RopeFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.rope import check_length, default_length, override_rope
+from plimsoll.api.sizes import Precision
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.kernels.table import Kernels
 
-DTYPES: Mapping[str, torch.dtype] = {
+DTYPES: Mapping[Precision, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -59,11 +61,12 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision in ("w8a16", "w4a16"):
         raise NotRunYetError("is sized by `plan` and not run by this version", field="precision", value=precision,
                              fix=f"Use one of {', '.join(sorted(RUNS))}")  # fmt: skip
-    if precision not in DTYPES or (precision == "float16" and device.type == "cpu"):
-        fit = [name for name in DTYPES if name != "float16" or device.type != "cpu"]
-        raise SpecError(f"does not run on {device.type}", field="precision", value=precision,
-                        fix=f"Use one of auto, {', '.join(fit)}")  # fmt: skip
-    return DTYPES[precision]
+    fit = {name: dtype for name, dtype in DTYPES.items() if name != "float16" or device.type != "cpu"}
+    for name, dtype in fit.items():
+        if name == precision:
+            return dtype
+    raise SpecError(f"does not run on {device.type}", field="precision", value=precision,
+                    fix=f"Use one of auto, {', '.join(fit)}")  # fmt: skip
 
 
 def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype: torch.dtype) -> MemoryPlan:
@@ -76,7 +79,7 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
     rope = override_rope(facts, config.rope_type, config.rope_factor)
     check_length(facts, rope, config.max_model_len, "max_model_len")
     load = Load(
-        precision=next(name for name, known in DTYPES.items() if known == dtype),  # type: ignore[arg-type]
+        precision=next(name for name, known in DTYPES.items() if known == dtype),
         ratio=config.kv_ratio,
         cache_bytes=config.kv_cache_bytes,
         block_size=config.block_size,
@@ -102,7 +105,7 @@ def device_facts(config: EngineConfig, kernels: Kernels) -> tuple[DeviceFacts, b
     """The device the budget is closed on, and whether somebody set its total: the user, a container or a card."""
     limit = config.memory or memory_limit(kernels.device)
     total = limit or psutil.virtual_memory().available // 2
-    kind = "cuda" if kernels.device.type == "cuda" else "cpu"
+    kind: Literal["cpu", "cuda"] = "cuda" if kernels.device.type == "cuda" else "cpu"
     return DeviceFacts(kind=kind, total=total, activation_bytes=kernels.dtype.itemsize), limit is not None
 
 
@@ -110,8 +113,7 @@ def memory_limit(device: torch.device) -> int | None:
     """Bytes of the card, or what the container may take; None where nothing limits this process."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    limits = _cgroup_limits(CGROUP_ROOT, PROC_CGROUP)
-    return min(limits, default=None)
+    return min(_cgroup_limits(CGROUP_ROOT, PROC_CGROUP), default=None)
 
 
 def available_bytes(device: torch.device) -> int:

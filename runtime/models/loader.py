@@ -35,8 +35,11 @@ READ_ELEMENTS = 4 * 1024 * 1024
 class RawTensor(Protocol):
     """Values as stored: `data` a C-ordered numpy array, bfloat16 as uint16."""
 
-    dtype: str
-    data: Any
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def data(self) -> Any: ...
 
 
 class TensorSource(Protocol):
