@@ -4,7 +4,7 @@ import errno
 import glob
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,13 +52,16 @@ def parse_hub(source: str) -> HubSource:
     return HubSource(match["repo"], unquote(match["revision"] or "main"), match["file"])
 
 
-def resolve(source: str, *, progress: Progress | None = None, offline: bool | None = None) -> Path:
+def resolve(
+    source: str, *, progress: Progress | None = None, offline: bool | None = None, files: Sequence[str] | None = None
+) -> Path:
     """The folder or GGUF file on this machine that `source` names, downloaded if need be.
 
     Args:
         source: `file://` with an absolute or relative path, a plain path, or `hf://org/name[@revision][/file.gguf]`.
         progress: told of the bytes as a download goes.
         offline: True uses only what is cached; None leaves it to HF_HUB_OFFLINE.
+        files: of a repository on the hub, only these; None for all that serving needs.
 
     HF_HOME, HF_ENDPOINT and the token (HF_TOKEN or `hf auth login`) work as in huggingface_hub. A connection that drops
     is resumed where it broke; files that arrived whole are never fetched again.
@@ -68,7 +71,7 @@ def resolve(source: str, *, progress: Progress | None = None, offline: bool | No
         CheckpointError: nothing there, no access, no connection, no space.
     """
     if source.startswith("hf://"):
-        return _from_hub(parse_hub(source), progress, offline)
+        return _from_hub(parse_hub(source), progress, offline, files)
     scheme, separator, rest = source.partition("://")
     if separator and scheme != "file":
         raise SpecError(
@@ -94,11 +97,11 @@ def resolve(source: str, *, progress: Progress | None = None, offline: bool | No
     return path.resolve() if path.is_dir() else path.absolute()
 
 
-def _from_hub(hub: HubSource, progress: Progress | None, offline: bool | None) -> Path:
+def _from_hub(hub: HubSource, progress: Progress | None, offline: bool | None, files: Sequence[str] | None) -> Path:
     from huggingface_hub import snapshot_download
 
     # fnmatch treats brackets in a file's name as a set.
-    wanted = [glob.escape(hub.file)] if hub.file else list(HUB_FILES)
+    wanted = [glob.escape(hub.file)] if hub.file else list(files or HUB_FILES)
     try:
         snapshot = Path(
             snapshot_download(
@@ -118,7 +121,7 @@ def _from_hub(hub: HubSource, progress: Progress | None, offline: bool | None) -
                 "has no such file at that revision", field=str(hub), value=hub.file, fix=_listing(hub, offline)
             )
         return snapshot / hub.file
-    if not any(snapshot.glob("*.safetensors")):
+    if files is None and not any(snapshot.glob("*.safetensors")):
         raise CheckpointError("has no safetensors weights at that revision", field=str(hub), fix=_listing(hub, offline))
     return snapshot
 

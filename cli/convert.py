@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from plimsoll.api.errors import SpecError
-
 
 def convert(
     gguf: Annotated[Path, typer.Argument(help="The GGUF file.", metavar="GGUF")],
@@ -21,10 +19,7 @@ def convert(
     from plimsoll.api.quantity import byte_option
     from plimsoll.checkpoint.convert import convert_gguf
 
-    try:
-        shard_bytes = byte_option(max_shard_size, "--max-shard-size")
-    except ValueError as error:
-        raise SpecError(str(error), field="--max-shard-size", value=max_shard_size) from None
+    shard_bytes = byte_option(max_shard_size, "--max-shard-size")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("Writing", total=None)

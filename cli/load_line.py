@@ -1,0 +1,96 @@
+"""The budget for the eye: a bar up to the load line, and a table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from plimsoll.api.quantity import format_bytes
+
+#: (term of the budget, its name, colour, mark). The mark tells segments apart where there is no colour.
+TERMS = (
+    ("context", "context", "bright_black", "▒"),
+    ("weights", "weights", "blue", "█"),
+    ("workspace", "workspace", "magenta", "▓"),
+    ("kvCache", "KV cache", "green", "█"),
+    ("headroom", "headroom", "bright_black", "·"),
+)
+EXPLAINED = {
+    "context": "driver, interpreter and libraries",
+    "weights": "exact",
+    "workspace": "",
+    "kvCache": "",
+    "headroom": "left alone",
+}
+
+
+def show(report: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints the report of `plimsoll plan` to stdout."""
+    console = console or Console()
+    device, terms = report["device"], report["perDevice"]
+    spread = f" on each of {report['tensor']} devices" if report["tensor"] > 1 else ""
+    console.print(
+        f"[bold]{report['name']}[/] · {report['architecture']} · {report['precision']} · "
+        f"{device['kind']} {format_bytes(device['total'])}{spread}",
+        highlight=False,
+    )
+    console.print(bar(terms, max(24, min(console.width - 4, 76))))
+    console.print(_table(report))
+    console.print(
+        f"cache: {report['kvTokens']} tokens in {report['blocks']} blocks of {report['blockSize']} "
+        f"({format_bytes(report['blockBytes'])} each)\n"
+        f"requests: {report['concurrentRequests']} at once of {report['maxLength']} tokens "
+        f"(length: {report['maxLengthFrom']})",
+        highlight=False,
+        markup=False,
+    )
+    for item in report["rejected"]:
+        console.print(f"passed over {item['option']}: {item['reason']}", style="yellow", highlight=False, markup=False)
+    for note in report["notes"]:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    if report["notRunYet"]:
+        console.print(f"sized, and not run yet: {report['notRunYet']}", style="yellow", highlight=False, markup=False)
+
+
+def bar(terms: Mapping[str, int], width: int) -> Text:
+    """One cell per share of the total; what is there at all gets at least one. The line is at the end."""
+    cells = shares([terms[name] for name, *_ in TERMS], width)
+    text = Text()
+    for (_, _, colour, mark), count in zip(TERMS, cells, strict=True):
+        text.append(mark * count, style=colour)
+    text.append("⊖", style="bold red")
+    return text
+
+
+def shares(sizes: list[int], width: int) -> list[int]:
+    """`width` cells over `sizes`, by largest remainder, at least one for each that is above 0."""
+    total = sum(sizes) or 1
+    exact = [size * width / total for size in sizes]
+    cells = [max(int(part), 1 if size else 0) for part, size in zip(exact, sizes, strict=True)]
+    while sum(cells) != width:
+        step = 1 if sum(cells) < width else -1
+        # The cell goes where it brings the count nearest to its share.
+        index = max(range(len(sizes)), key=lambda i: (step * (exact[i] - cells[i]), cells[i]))
+        cells[index] += step
+    return cells
+
+
+def _table(report: Mapping[str, Any]) -> Table:
+    terms, total = report["perDevice"], report["device"]["total"]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in report["workspace"].items() if size)
+    for name, title, colour, mark in TERMS:
+        explained = parts if name == "workspace" else EXPLAINED[name]
+        share = f"{100 * terms[name] / total:.1f} %"
+        table.add_row(Text(mark, style=colour), title, format_bytes(terms[name]), share, explained)
+    in_use = report["inUse"]
+    table.add_row("", Text("in use", style="bold"), format_bytes(in_use), f"{100 * in_use / total:.1f} %", "")
+    table.add_row(Text("⊖", style="bold red"), Text("line", style="bold"), format_bytes(total), "", "")
+    return table

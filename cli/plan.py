@@ -1,0 +1,170 @@
+"""`plimsoll plan -f FILE`: the memory budget, before anything is loaded."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plimsoll.api.errors import CheckpointError, DoesNotFitError, NotRunYetError, SpecError
+
+if TYPE_CHECKING:
+    from plimsoll.api.deployment import ModelDeployment
+    from plimsoll.api.device import DeviceFacts
+    from plimsoll.api.model import ModelFacts
+
+
+def plan(
+    file: Annotated[str, typer.Option("--file", "-f", help="A ModelDeployment in YAML; - reads it from stdin.")],
+    name: Annotated[str | None, typer.Option(help="Which deployment, where the file holds several.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A config.json or its folder, in place of the model's source."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: the manifest's accelerator.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="The line, as 24Gi. Default: the manifest's, else what this machine has.")
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="table or json.")] = "table",
+) -> None:
+    """Show what a deployment will hold in memory, whether it fits, and what would. Exits 1 when it does not."""
+    for option, value, known in (("--output", output, ("table", "json")), ("--device", device, ("cpu", "cuda", None))):
+        if value not in known:
+            raise SpecError(f"is {' or '.join(k for k in known if k)}", field=option, value=value)
+
+    from plimsoll.api.budget import budget
+    from plimsoll.api.load import load_of, refuse_not_run_yet
+    from plimsoll.api.manifest import parse_manifest
+    from plimsoll.api.quantity import byte_option
+    from plimsoll.api.sizes import replication
+
+    deployment = parse_manifest(_read(file), "stdin" if file == "-" else file, name)
+    spec = deployment.spec
+    facts = _facts(deployment, config)
+    line = spec.accelerator.memory if memory is None else byte_option(memory, "--memory")
+    card = _device(device or ("cpu" if spec.accelerator.resource == "cpu" else "cuda"), line)
+    load = load_of(spec, facts)
+    report: dict[str, Any] = {
+        "name": deployment.metadata.name,
+        "model": deployment.served_name,
+        "architecture": facts.architecture,
+        "device": {"kind": card.kind, "total": card.total},
+    }
+    try:
+        found = budget(facts, card, load)
+    except DoesNotFitError as error:
+        if output == "json":
+            typer.echo(json.dumps({**report, "fits": False, "reason": error.message, "fitsWith": error.ways}, indent=2))
+            raise typer.Exit(1) from None
+        raise
+    chosen = {"precision": found.precision, "parallelism": {"tensor": found.tensor}}
+    not_run = None
+    try:
+        wanted = spec.model_dump(by_alias=True, exclude_none=True) | chosen
+        refuse_not_run_yet(type(spec).model_validate(wanted))
+    except NotRunYetError as error:
+        not_run = str(error)
+    copies = replication(facts, found.tensor)
+    report |= {
+        "fits": True,
+        "precision": found.precision,
+        "cachePrecision": found.cache_precision,
+        "tensor": found.tensor,
+        "perDevice": found.per_device(),
+        "inUse": found.in_use,
+        "workspace": dict(found.workspace_terms),
+        "blocks": found.blocks,
+        "blockSize": found.block_size,
+        "blockBytes": found.block_bytes,
+        "kvTokens": found.kv_tokens,
+        "maxLength": found.max_length,
+        "maxLengthFrom": _length_from(load.max_length, load.trained_length, found.max_length),
+        "concurrentRequests": found.concurrent_requests,
+        "rejected": [{"option": item.option, "reason": item.reason} for item in found.rejected],
+        "notes": [copies] if copies else [],
+        "notRunYet": not_run,
+    }
+    if output == "json":
+        typer.echo(json.dumps(report, indent=2))
+        return
+
+    from plimsoll.cli.load_line import show
+
+    show(report)
+
+
+def _read(file: str) -> str:
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SpecError("is not UTF-8 text", field="--file", value=file) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SpecError(f"cannot be read: {reason}", field="--file", value=file) from None
+
+
+def _facts(deployment: "ModelDeployment", config: Path | None) -> "ModelFacts":
+    """Facts of the model, from headers where weights are at hand and from a bare configuration else."""
+    from plimsoll.api.facts import facts_from_config
+    from plimsoll.checkpoint.json_file import read_object
+    from plimsoll.checkpoint.open import open_checkpoint
+    from plimsoll.checkpoint.sources import resolve
+
+    source = deployment.spec.model.source
+    if config is None and source.startswith("hf://"):
+        config = _hub_config(source)
+    if config is None:
+        path = resolve(source)
+        weights = path.is_file() or any(any(path.glob(kind)) for kind in ("*.safetensors", "*.gguf", "*.bin"))
+        if path.suffix == ".json" or not weights:
+            config = path
+        else:
+            return open_checkpoint(path).facts
+    where = config / "config.json" if config.is_dir() else config
+    try:
+        return facts_from_config(read_object(where))
+    except CheckpointError as error:
+        field = error.field or ""
+        raise CheckpointError(
+            error.message, field=field if field.startswith(str(where)) else f"{where}: {field}".removesuffix(": "),
+            value=error.value, fix=error.fix,
+        ) from None  # fmt: skip
+
+
+def _hub_config(source: str) -> Path | None:
+    """The config.json of a hub's repository, a few kilobytes; None for a GGUF file, which holds its own."""
+    from plimsoll.checkpoint.sources import parse_hub, resolve
+
+    return None if parse_hub(source).file else resolve(source, files=("config.json",))
+
+
+def _device(kind: str, line: int | None) -> "DeviceFacts":
+    from plimsoll.api.device import DeviceFacts
+
+    if line is None:
+        line = _machine_memory(kind)
+    # The kernels of a CPU keep activations in float32 beside bfloat16 weights.
+    return DeviceFacts(
+        kind="cpu" if kind == "cpu" else "cuda", total=line, activation_bytes=4 if kind == "cpu" else None
+    )
+
+
+def _machine_memory(kind: str) -> int:
+    import psutil
+    import torch
+
+    from plimsoll.runtime.engine.memory import memory_limit
+
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise SpecError(
+            "is not given, and this machine has no GPU to ask", field="spec.accelerator.memory",
+            fix="Set it to the memory of one card, such as 24Gi, or give --memory",
+        )  # fmt: skip
+    return memory_limit(torch.device(kind)) or psutil.virtual_memory().available // 2
+
+
+def _length_from(asked: int | None, trained: int | None, length: int) -> str:
+    if asked is not None:
+        return "spec.context.maxLength"
+    return "trained length" if length == trained else "what the cache holds"
