@@ -22,7 +22,10 @@ class PlimsollError(Exception):
 
     def __str__(self) -> str:
         where = f"{self.field}: " if self.field else ""
-        found = f" (found {self.value!r})" if self.value is not None else ""
+        shown = repr(self.value)
+        # What a stranger's file holds may be megabytes long.
+        shown = shown if len(shown) <= 200 else shown[:197] + "..."
+        found = f" (found {shown})" if self.value is not None else ""
         fix = f". {self.fix}" if self.fix else ""
         return f"{where}{self.message}{found}{fix}"
 

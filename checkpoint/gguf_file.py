@@ -38,6 +38,9 @@ class ArrayField:
     count: int
     start: int
 
+    def __repr__(self) -> str:
+        return f"an array of {self.count}"
+
 
 @dataclass(frozen=True)
 class GgufTensor:
@@ -148,7 +151,9 @@ class GgufFile:
             self._read_header(cursor)
 
     def _read_header(self, cursor: _Cursor) -> None:
-        if cursor.size < 24 or cursor.data[:4] != MAGIC:
+        if cursor.size < 24:
+            raise cursor.fail(f"holds {cursor.size} bytes, too few for a GGUF header,")
+        if cursor.data[:4] != MAGIC:
             raise CheckpointError("is not a GGUF file", field=cursor.where, value=cursor.data[:4], fix="Check the path")
         cursor.at = 4
         version = cursor.scalar("I")

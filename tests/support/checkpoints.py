@@ -226,6 +226,7 @@ def make_gguf(
     replace: dict[str, tuple[Any, Any]] | None = None,
     pre: str = "gpt-2",
     sentencepiece: tuple[list[str], list[float], list[int]] | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> Path:
     """A GGUF of a transformers model, laid out as llama.cpp's converter does, with the tiny tokenizer.
 
@@ -237,6 +238,7 @@ def make_gguf(
         replace: GGUF name to (packed bytes, ggml type) in place of the model's values.
         pre: how the vocabulary says that text is split.
         sentencepiece: pieces, scores and token types of a vocabulary to write in place of the byte-level one.
+        metadata: values that win over those from the model; None leaves the key out.
     """
     import gguf
 
@@ -283,6 +285,10 @@ def make_gguf(
             writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(value), kind), raw_dtype=kind)
     for name, value in (extra or {}).items():
         writer.add_tensor(name, value)
+    for key, value in (metadata or {}).items():
+        writer.kv_data[0].pop(key, None)
+        if value is not None:
+            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
