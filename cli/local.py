@@ -116,6 +116,8 @@ def run(services: Sequence["Service"], screen: Console, then: Callable[[], None]
     finally:
         stopping.drain()
         with stopping.signals(*numbers):
+            for service in services:
+                service.wait(1.0)
             if any(service.serving.gate.inside for service in services):
                 screen.print("Draining: waiting for running requests (Ctrl-C stops them)")
             errors = []

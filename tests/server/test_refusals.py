@@ -73,8 +73,8 @@ def test_a_wrong_value_in_a_chat_is_named(tiny: Endpoint, field: str, value: Any
     ("field", "value"),
     [
         ("prompt", ""), ("prompt", []), ("prompt", [[]]), ("prompt", [1, "a"]), ("prompt", [320]), ("prompt", [-1]),
-        ("prompt", [True]), ("prompt", None), ("prompt", ["a"] * 65), ("suffix", "end"), ("best_of", 17), ("logprobs", 21),
-        ("logprobs", True), ("max_tokens", 0), ("echo", "yes"), ("messages", []),
+        ("prompt", [True]), ("prompt", None), ("prompt", ["a"] * 65), ("suffix", "end"), ("best_of", 17),
+        ("logprobs", 21), ("logprobs", True), ("max_tokens", 0), ("echo", "yes"), ("messages", []),
     ],
 )  # fmt: skip
 def test_a_wrong_value_in_a_completion_is_named(tiny: Endpoint, field: str, value: Any) -> None:

@@ -15,7 +15,14 @@ from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.server.service import Service
 
 #: What tiny test models get: small enough to fill, large enough to serve.
-SMALL: dict[str, Any] = {"precision": "float32", "memory": 4 << 30, "kv_cache_bytes": 8 << 20, "block_size": 16}
+SMALL: dict[str, Any] = {
+    "precision": "float32",
+    "memory": 4 << 30,
+    "kv_cache_bytes": 8 << 20,
+    "block_size": 16,
+    # Tests share their cores; threads that wait for each other would wait for the other tests too.
+    "threads": 1,
+}
 
 
 class Endpoint:
