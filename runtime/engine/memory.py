@@ -106,7 +106,8 @@ def device_facts(config: EngineConfig, kernels: Kernels) -> tuple[DeviceFacts, b
     limit = config.memory or memory_limit(kernels.device)
     total = limit or psutil.virtual_memory().available // 2
     kind: Literal["cpu", "cuda"] = "cuda" if kernels.device.type == "cuda" else "cpu"
-    return DeviceFacts(kind=kind, total=total, activation_bytes=kernels.dtype.itemsize), limit is not None
+    facts = DeviceFacts(kind=kind, total=total, activation_bytes=kernels.dtype.itemsize, row_tile=kernels.row_tile)
+    return facts, limit is not None
 
 
 def memory_limit(device: torch.device) -> int | None:

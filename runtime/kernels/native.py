@@ -96,6 +96,7 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype) -> Ker
         rope=_rope(library.rope),
         write_kv=_write_kv(getattr(library, f"write_kv_{kind}"), weight_dtype),
         attention=_attention(library.attention, weight_dtype),
+        row_tile=library.panel_width(),
     )
 
 

@@ -68,3 +68,5 @@ class Kernels:
     attention: Callable[[Tensor, Tensor, Tensor, AttentionBatch, float, int | None], Tensor]
     """(q [T, H, D], k_cache, v_cache, batch, scale, sliding_window or None) -> [T, H*D]. Causal; with a window w,
     position p sees keys p-w+1 .. p."""
+    row_tile: int = 1
+    """Rows of a packed weight are padded to a multiple of this."""
