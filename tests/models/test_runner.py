@@ -20,14 +20,22 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
+def same(kernels: Kernels, found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """To the bit, save for plain torch, whose matrix products round by the number of rows."""
+    close(found, wanted)
+    assert kernels.name == "torch" or torch.equal(found, wanted)
+
+
 @tables
 @pytest.mark.parametrize("window", [None, 9])
 def test_batched_and_chunked_are_sequential_and_whole(kernels: Kernels, window: int | None) -> None:
     decoder = make_decoder(kernels, sliding_window=window, sliding_layers=(True, False, True))
-    alone = [prompt_logprobs(decoder, [prompt], block_size=32)[0] for prompt in PROMPTS]
+    alone = [prompt_logprobs(decoder, [prompt])[0] for prompt in PROMPTS]
     for chunks in ((1000,), (1,), (5, 1, 17)):
         for found, wanted in zip(prompt_logprobs(decoder, PROMPTS, chunks=chunks), alone, strict=True):
-            close(found, wanted)
+            same(kernels, found, wanted)
+    for found, wanted in zip(prompt_logprobs(decoder, PROMPTS, block_size=64), alone, strict=True):
+        close(found, wanted)
 
 
 @tables
@@ -37,7 +45,7 @@ def test_a_shared_prefix_is_worth_what_it_costs_to_compute(kernels: Kernels) -> 
     first = PagedSequence(PROMPTS[0], [6, 2, 4])
     cold = runner.step([Chunk(first, 40)]).logits
     second = PagedSequence(PROMPTS[0], [6, 2, 7], num_computed=32)
-    close(runner.step([Chunk(second, 8)]).logits, cold)
+    same(kernels, runner.step([Chunk(second, 8)]).logits, cold)
 
 
 def test_only_sequences_that_are_up_to_date_get_logits() -> None:
@@ -81,7 +89,7 @@ def test_another_requests_nan_stays_its_own(kernels: Kernels) -> None:
     runner.pool[:, :, [0, 4, 6, 7]] = float("nan")
     for seq in sequences:
         seq.num_computed = len(seq.token_ids) - 1
-    close(runner.step([Chunk(seq, 1) for seq in sequences]).logits, clean)
+    same(kernels, runner.step([Chunk(seq, 1) for seq in sequences]).logits, clean)
 
 
 def test_cleared_blocks_are_zero() -> None:
