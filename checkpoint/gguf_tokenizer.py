@@ -9,9 +9,7 @@ from typing import Any
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.gguf_file import GgufFile
-
-# Token types of `tokenizer.ggml.token_type`.
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+from plimsoll.checkpoint.vocabulary import CONTROL, NORMAL, finish, mark_special, sentencepiece_bpe
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -48,9 +46,6 @@ def build_tokenizer(file: GgufFile) -> Any:
     Raises:
         CheckpointError: no vocabulary, a kind that cannot be rebuilt exactly, or damaged entries.
     """
-    from tokenizers import processors
-    from transformers import PreTrainedTokenizerFast
-
     kind = file.metadata.get("tokenizer.ggml.model")
     tokens = file.array("tokenizer.ggml.tokens")
     if not tokens or not all(isinstance(token, str) for token in tokens):
@@ -65,22 +60,16 @@ def build_tokenizer(file: GgufFile) -> Any:
             "is a kind of vocabulary that cannot be rebuilt", field=f"{file.path}: tokenizer.ggml.model",
             value=str(kind)[:40], fix="Readable: gpt2 (byte-level BPE) and llama (sentencepiece BPE)",
         )  # fmt: skip
-    _add_special(file, backend, tokens)
-
     special = {name: _special_token(file, key, tokens) for name, key in _SPECIAL.items()}
-    begin = special["bos_token"] if _flag(file, "add_bos_token", add_bos) else None
-    end = special["eos_token"] if _flag(file, "add_eos_token", False) else None
-    around = [(token, vocabulary[token]) for token in (begin, end) if token is not None]
-    if around:
-        single = [*([begin] if begin else []), "$A", *([end] if end else [])]
-        backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)
-    template = file.metadata.get("tokenizer.chat_template")
-    fast: Any = PreTrainedTokenizerFast
-    return fast(
-        tokenizer_object=backend,
-        chat_template=template if isinstance(template, str) else None,
-        clean_up_tokenization_spaces=False,
-        **{name: token for name, token in special.items() if token is not None},
+    named = {file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "eot_token_id")}
+    types = _token_types(file, len(tokens))
+    mark_special(backend, tokens, [CONTROL if index in named else kind for index, kind in enumerate(types)])
+    return finish(
+        backend,
+        special,
+        add_bos=_flag(file, "add_bos_token", add_bos),
+        add_eos=_flag(file, "add_eos_token", False),
+        chat_template=file.metadata.get("tokenizer.chat_template"),
     )
 
 
@@ -111,7 +100,7 @@ def _flag(file: GgufFile, key: str, default: bool) -> bool:
 def _token_types(file: GgufFile, count: int) -> list[int]:
     types = file.array("tokenizer.ggml.token_type")
     if types is None:
-        return [_NORMAL] * count
+        return [NORMAL] * count
     if len(types) != count:
         raise CheckpointError(
             f"has {len(types)} entries for {count} tokens", field=f"{file.path}: tokenizer.ggml.token_type"
@@ -152,60 +141,11 @@ def _byte_level(file: GgufFile, vocabulary: dict[str, int]) -> tuple[Any, bool]:
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str], vocabulary: dict[str, int]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
     scores = file.array("tokenizer.ggml.scores")
     if scores is None or len(scores) != len(tokens):
         raise CheckpointError(
             f"needs one score for each of {len(tokens)} tokens", field=f"{file.path}: tokenizer.ggml.scores"
         )
     types = _token_types(file, len(tokens))
-    normal = {token for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL}
     unknown = _special_token(file, "unknown_token_id", tokens)
-    backend = Tokenizer(
-        models.BPE(
-            vocab=vocabulary,
-            merges=_merges(tokens, scores, normal, vocabulary),
-            unk_token=unknown,
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    prefix = _flag(file, "add_space_prefix", True)
-    escape = normalizers.Replace(" ", "▁")
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), escape]) if prefix else escape
-    unescape = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*unescape, decoders.Strip(" ", 1, 0)] if prefix else unescape)
-    return backend
-
-
-def _merges(
-    tokens: list[str], scores: list[float], normal: set[str], vocabulary: dict[str, int]
-) -> list[tuple[str, str]]:
-    """Sentencepiece joins whichever neighbours make the best-scored token: the same as merges in order of score."""
-    ranked = []
-    for token, score in zip(tokens, scores, strict=True):
-        if token not in normal:
-            continue
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in normal and right in normal:
-                ranked.append((-score, vocabulary[left], vocabulary[right], left, right))
-    ranked.sort()
-    return [(left, right) for *_, left, right in ranked]
-
-
-def _add_special(file: GgufFile, backend: Any, tokens: list[str]) -> None:
-    """Control tokens are found in text and hidden in answers; user-defined ones are found and shown."""
-    from tokenizers import AddedToken
-
-    types = _token_types(file, len(tokens))
-    named = {file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "eot_token_id")}
-    control, shown = [], []
-    for index, (token, kind) in enumerate(zip(tokens, types, strict=True)):
-        if kind == _CONTROL or index in named:
-            control.append(AddedToken(token, special=True, normalized=False))
-        elif kind == _USER_DEFINED and token:
-            shown.append(AddedToken(token, special=False, normalized=False))
-    backend.add_special_tokens([token for token in control if token.content])
-    backend.add_tokens(shown)
+    return sentencepiece_bpe(vocabulary, tokens, scores, types, unknown, _flag(file, "add_space_prefix", True))

@@ -174,24 +174,19 @@ def _from_gguf(checkpoint: Checkpoint) -> Any:
 
 
 def _from_folder(folder: Path) -> Any:
-    from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
-
     # tokenizer.json is the whole pipeline as it was trained; classes chosen by name may rebuild it differently.
     if (folder / "tokenizer.json").is_file():
-        loader: Any = PreTrainedTokenizerFast
-    elif (folder / "tokenizer.model").is_file():
-        config_path = folder / "tokenizer_config.json"
-        named = json.loads(config_path.read_text()).get("tokenizer_class") if config_path.is_file() else None
-        # InternLM2 brings a class of its own as code, for what is Llama's sentencepiece BPE.
-        loader = LlamaTokenizer if named in (None, "InternLM2Tokenizer", "InternLM2TokenizerFast") else AutoTokenizer
-    else:
-        raise CheckpointError(
-            "holds neither tokenizer.json nor tokenizer.model", field=str(folder), fix="Complete the download"
-        )
-    fast = loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    if not getattr(fast, "is_fast", False):
-        raise CheckpointError("has no fast tokenizer", field=str(folder), fix="Add its tokenizer.json")
-    return fast
+        from transformers import PreTrainedTokenizerFast
+
+        fast: Any = PreTrainedTokenizerFast
+        return fast.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    if (folder / "tokenizer.model").is_file():
+        from plimsoll.checkpoint.sentencepiece_model import build_tokenizer
+
+        return build_tokenizer(folder)
+    raise CheckpointError(
+        "holds neither tokenizer.json nor tokenizer.model", field=str(folder), fix="Complete the download"
+    )
 
 
 def _read_template(path: Path) -> str:

@@ -22,12 +22,11 @@ def convert(
     shard_bytes = byte_option(max_shard_size, "--max-shard-size")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("Writing", total=None)
-        convert_gguf(
-            gguf,
-            out,
-            dtype,
-            max_shard_bytes=shard_bytes,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+
+        def show(done: int, total: int) -> None:
+            # The bar appears with the first bytes, so that a refusal stands alone.
+            task = bar.task_ids[0] if bar.task_ids else bar.add_task("Writing")
+            bar.update(task, completed=done, total=total)
+
+        convert_gguf(gguf, out, dtype, max_shard_bytes=shard_bytes, progress=show)
     typer.echo(f"Wrote {out}")

@@ -1,0 +1,99 @@
+"""From the parts of a vocabulary, wherever they were stored, to a transformers fast tokenizer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: Kinds of entries, numbered alike in sentencepiece models and GGUF files.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+
+
+def sentencepiece_bpe(
+    vocabulary: Mapping[str, int],
+    tokens: Sequence[str],
+    scores: Sequence[float],
+    types: Sequence[int],
+    unknown: str | None,
+    space_prefix: bool,
+) -> Any:
+    """A `tokenizers.Tokenizer` that does what sentencepiece's BPE does.
+
+    Args:
+        vocabulary: token to id.
+        tokens, scores, types: one for each id.
+        unknown: the token for what has neither a piece nor bytes.
+        space_prefix: whether text is read as if a space stood before it.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    normal = {token for token, kind in zip(tokens, types, strict=True) if kind == NORMAL}
+    backend = Tokenizer(
+        models.BPE(
+            vocab=dict(vocabulary),
+            merges=_merges(tokens, scores, normal, vocabulary),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    escape = normalizers.Replace(" ", "▁")
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), escape]) if space_prefix else escape
+    unescape = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*unescape, decoders.Strip(" ", 1, 0)] if space_prefix else unescape)
+    return backend
+
+
+def _merges(
+    tokens: Sequence[str], scores: Sequence[float], normal: set[str], vocabulary: Mapping[str, int]
+) -> list[tuple[str, str]]:
+    """Sentencepiece joins whichever neighbours make the best-scored token: the same as merges in order of score."""
+    ranked = []
+    for token, score in zip(tokens, scores, strict=True):
+        if token not in normal:
+            continue
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in normal and right in normal:
+                ranked.append((-score, vocabulary[left], vocabulary[right], left, right))
+    ranked.sort()
+    return [(left, right) for *_, left, right in ranked]
+
+
+def mark_special(backend: Any, tokens: Sequence[str], types: Sequence[int]) -> None:
+    """Control tokens are found in text and hidden in answers; user-defined ones are found and shown."""
+    from tokenizers import AddedToken
+
+    control, shown = [], []
+    for token, kind in zip(tokens, types, strict=True):
+        if token and kind == CONTROL:
+            control.append(AddedToken(token, special=True, normalized=False))
+        elif token and kind == USER_DEFINED:
+            shown.append(AddedToken(token, special=False, normalized=False))
+    backend.add_special_tokens(control)
+    backend.add_tokens(shown)
+
+
+def finish(
+    backend: Any, special: Mapping[str, str | None], *, add_bos: bool, add_eos: bool, chat_template: object
+) -> Any:
+    """The transformers fast tokenizer around `backend`.
+
+    Args:
+        special: token by role (`bos_token`, `eos_token`, `unk_token`, `pad_token`); None for a role nobody has.
+        add_bos, add_eos: put these tokens around every text.
+    """
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    begin = special["bos_token"] if add_bos else None
+    end = special["eos_token"] if add_eos else None
+    around = [(token, backend.token_to_id(token)) for token in (begin, end) if token is not None]
+    if around:
+        single = [*([begin] if begin else []), "$A", *([end] if end else [])]
+        backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)
+    fast: Any = PreTrainedTokenizerFast
+    return fast(
+        tokenizer_object=backend,
+        chat_template=chat_template if isinstance(chat_template, str) else None,
+        clean_up_tokenization_spaces=False,
+        **{role: token for role, token in special.items() if token is not None},
+    )
