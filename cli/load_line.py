@@ -71,8 +71,9 @@ def shares(sizes: list[int], width: int) -> list[int]:
     cells = [max(int(part), 1 if size else 0) for part, size in zip(exact, sizes, strict=True)]
     while sum(cells) != width:
         step = 1 if sum(cells) < width else -1
-        # The cell goes where it brings the count nearest to its share.
-        index = max(range(len(sizes)), key=lambda i: (step * (exact[i] - cells[i]), cells[i]))
+        # The cell goes where it brings the count nearest to its share; nothing that is there disappears.
+        free = [i for i, size in enumerate(sizes) if size and cells[i] + step > 0]
+        index = max(free or [len(sizes) - 1], key=lambda i: step * (exact[i] - cells[i]))
         cells[index] += step
     return cells
 

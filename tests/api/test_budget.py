@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.budget import RUNS, Budget, Load, budget
@@ -72,18 +72,18 @@ LOADS = st.builds(
     cache_precision=st.sampled_from(["auto", "int8", "int4"]),
     ratio=st.floats(0.01, 1),
     block_size=st.sampled_from([16, 32, 64, 128, 256]),
-    max_length=st.none() | st.integers(1, 200_000),
+    max_length=st.none() | st.integers(1, 50_000),
     tensor=st.sampled_from([1, "auto"]),
     max_running=st.integers(1, 512),
 )
+ROOMY = st.builds(DeviceFacts, kind=st.sampled_from(["cpu", "cuda"]), total=st.integers(100 * GIB, 800 * GIB))
 DEVICES = st.builds(DeviceFacts, kind=st.sampled_from(["cpu", "cuda"]), total=st.integers(1, 200 * GIB))
 
 
 def attempt(facts: ModelFacts, device: DeviceFacts, load: Load) -> Budget | None:
     try:
         return budget(facts, device, load)
-    except DoesNotFitError as error:
-        assert error.ways
+    except DoesNotFitError:
         return None
 
 
@@ -135,12 +135,12 @@ def test_a_block_is_the_bytes_of_its_tokens(facts: ModelFacts, size: int) -> Non
     assert block_bytes(facts, size, "float32") == vectors * 4 * facts.head_dim
 
 
-@settings(deadline=None)
-@given(configs(), DEVICES, LOADS)
+@settings(max_examples=200, deadline=None)
+@given(configs(), DEVICES | ROOMY, LOADS)
 def test_what_fits_stays_below_the_line_and_holds_a_request(facts: ModelFacts, device: DeviceFacts, load: Load) -> None:
     found = attempt(facts, device, load)
-    assume(found is not None)
-    assert found is not None
+    if found is None:
+        return
     assert 0 <= found.headroom < found.total == device.total
     assert found.in_use == found.context + found.weights + found.workspace + found.kv_cache
     free = found.total - found.context - found.weights - found.workspace
@@ -152,15 +152,15 @@ def test_what_fits_stays_below_the_line_and_holds_a_request(facts: ModelFacts, d
     assert sum(found.workspace_terms.values()) == found.workspace
 
 
-@settings(deadline=None)
-@given(configs(), DEVICES, LOADS, st.floats(0.01, 1), st.integers(0, 50 * GIB))
+@settings(max_examples=200, deadline=None)
+@given(configs(), DEVICES | ROOMY, LOADS, st.floats(0.01, 1), st.integers(0, 50 * GIB))
 def test_more_memory_or_a_larger_share_never_holds_less(
     facts: ModelFacts, device: DeviceFacts, load: Load, ratio: float, more: int
 ) -> None:
     load = replace(load, precision="bfloat16", tensor=1)
     smaller = attempt(facts, device, load)
-    assume(smaller is not None)
-    assert smaller is not None
+    if smaller is None:
+        return
     for larger in (
         attempt(facts, replace(device, total=device.total + more), load),
         attempt(facts, device, replace(load, ratio=max(load.ratio, ratio))),
@@ -170,7 +170,7 @@ def test_more_memory_or_a_larger_share_never_holds_less(
         assert larger.weights == smaller.weights
 
 
-@settings(deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(configs(), DEVICES, LOADS)
 def test_every_way_out_is_one(facts: ModelFacts, device: DeviceFacts, load: Load) -> None:
     load = replace(load, tensor=1)
@@ -180,18 +180,16 @@ def test_every_way_out_is_one(facts: ModelFacts, device: DeviceFacts, load: Load
     except DoesNotFitError as error:
         ways = error.ways
     asked = replace(load, precision="bfloat16") if load.precision == "auto" else load
-    for way in ways:
-        words = way.split()
-        change: dict[str, Any] = {
-            "context.maxLength": lambda: {"max_length": int(words[1])},
-            "kvCache.ratio": lambda: {"ratio": float(words[1])},
-            "kvCache.precision": lambda: {"cache_precision": words[1]},
-            "precision": lambda: {"precision": words[1]},
-            "parallelism.tensor": lambda: {"tensor": int(words[1])},
-            "a": dict,
-        }[words[0]]()
-        if change:
-            assert attempt(facts, device, replace(asked, **change)), way
+    fields = {
+        "context.maxLength": ("max_length", int), "kvCache.ratio": ("ratio", float),
+        "kvCache.precision": ("cache_precision", str), "precision": ("precision", str),
+        "parallelism.tensor": ("tensor", int),
+    }  # fmt: skip
+    assert ways[-1].startswith("a device of")
+    for way in ways[:-1]:
+        name, value, *_ = way.split()
+        field, kind = fields[name]
+        assert attempt(facts, device, replace(asked, **{field: kind(value)})), way
 
 
 @given(configs(), st.integers(1, 64))
@@ -233,13 +231,13 @@ def test_auto_takes_the_least_degraded_and_says_what_it_passed_over() -> None:
     found = budget(FACTS, DeviceFacts("cuda", 9 * GIB), load)
     assert [item.option for item in found.rejected] == ["precision bfloat16", "precision w8a16"]
     assert all("GiB" in item.reason for item in found.rejected)
-    spread = budget(FACTS, DeviceFacts("cuda", 9 * GIB), replace(load, tensor="auto"))
+    spread = budget(FACTS, DeviceFacts("cuda", 10 * GIB), replace(load, tensor="auto"))
     assert (spread.precision, spread.tensor) == ("bfloat16", 2)
 
 
 def test_engines_that_run_are_offered_only_what_they_run() -> None:
     load = Load(max_length=8192, tensor="auto")
-    with pytest.raises(DoesNotFitError, match="14.4 GiB weights"):
+    with pytest.raises(DoesNotFitError, match=r"14\.4 GiB weights"):
         budget(FACTS, DeviceFacts("cuda", 9 * GIB), load, RUNS)
     assert budget(FACTS, DeviceFacts("cuda", 64 * GIB), load, frozenset({"float32"})).precision == "float32"
 

@@ -1,0 +1,145 @@
+"""`plimsoll plan`: from a manifest and a checkpoint, or a bare configuration, to the load line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from plimsoll.cli.load_line import shares
+from plimsoll.cli.main import main
+from tests.api.test_budget import INTERNLM
+
+
+def manifest(folder: Path, source: str, **parts: Any) -> str:
+    spec = {"model": {"source": source}, "accelerator": {"resource": "cpu", "memory": "2Gi"}, **parts}
+    head = {"apiVersion": "plimsoll.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "demo"}}
+    path = folder / "demo.yaml"
+    path.write_text(yaml.safe_dump({**head, "spec": spec}))
+    return str(path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        main(["plan", *arguments])
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return code, out, err
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> tuple[str, ...]:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(INTERNLM))
+    gpu = {"resource": "nvidia.com/gpu", "memory": "24Gi"}
+    return "-f", manifest(tmp_path, "hf://internlm/internlm2_5-7b-chat@main", accelerator=gpu), "--config", str(config)
+
+
+def test_the_real_model_is_planned_from_its_headers(
+    smollm2_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = manifest(tmp_path, f"file://{smollm2_gguf}")
+    code, out, _ = run(capsys, "-f", file, "-o", "json")
+    report = json.loads(out)
+    assert (code, report["fits"], report["precision"], report["maxLength"]) == (0, True, "bfloat16", 8192)
+    terms = report["perDevice"]
+    assert (
+        terms["total"]
+        == 2 << 30
+        == sum(terms[name] for name in ("context", "weights", "workspace", "kvCache", "headroom"))
+    )
+    # 134,515,008 parameters in two bytes; 61 norms of 576 stay with the activations, in four.
+    assert terms["weights"] == 2 * 134_515_008 + 61 * 576 * 2
+    assert report["blockBytes"] == 30 * 2 * 3 * 64 * 64 * 2
+    code, out, _ = run(capsys, "-f", file)
+    assert code == 0
+    assert "⊖" in out
+    assert all(word in out for word in ("weights", "workspace", "KV cache", "headroom", "8192 tokens"))
+
+
+def test_a_bare_config_is_enough(card: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, *card, "-o", "json")
+    report = json.loads(out)
+    assert (code, report["precision"], report["tensor"]) == (0, "bfloat16", 1)
+    assert report["inUse"] / 2**30 == pytest.approx(23, rel=0.03)
+    assert report["notRunYet"] is None
+    assert report["maxLengthFrom"] == "trained length"
+
+
+def test_what_auto_passed_over_and_what_does_not_run_yet_are_said(
+    card: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, *card, "--memory", "10GiB")
+    assert code == 0
+    assert "passed over precision bfloat16" in out
+    assert "not run yet: spec.parallelism.tensor" in out
+
+
+def test_what_does_not_fit_exits_1_with_the_sum_and_ways_out(
+    card: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = {"tensor": 1}
+    gpu = {"resource": "nvidia.com/gpu", "memory": "16Gi"}
+    file = manifest(tmp_path, "file://x", accelerator=gpu, parallelism=one, precision="bfloat16",
+                    context={"maxLength": 8192})  # fmt: skip
+    arguments = ("-f", file, *card[2:])
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert "needs 14.4 GiB weights" in err
+    assert "fits with: context.maxLength 576" in err
+    code, out, _ = run(capsys, *arguments, "-o", "json")
+    report = json.loads(out)
+    assert (code, report["fits"]) == (1, False)
+    assert any(way.startswith("precision w8a16") for way in report["fitsWith"])
+
+
+def test_the_folder_of_a_config_without_weights_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(INTERNLM))
+    code, out, _ = run(capsys, "-f", manifest(tmp_path, f"file://{folder}"), "--memory", "40Gi", "-o", "json")
+    assert (code, json.loads(out)["device"]) == (0, {"kind": "cpu", "total": 40 << 30})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--memory", "lots"], "--memory"),
+        (["--device", "tpu"], "--device: is cpu or cuda"),
+        (["-o", "xml"], "--output: is table or json"),
+        (["--name", "other"], "no deployment of this name"),
+        (["--config", "/nowhere/config.json"], "cannot be read"),
+    ],
+)
+def test_wrong_options_are_named(
+    card: tuple[str, ...], capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    code, _, err = run(capsys, *card, *arguments)
+    assert code == 1
+    assert said in err
+
+
+def test_a_config_that_makes_no_sense_names_file_and_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(INTERNLM | {"num_key_value_heads": 5}))
+    code, _, err = run(capsys, "-f", manifest(tmp_path, "file://x"), "--config", str(config))
+    assert code == 1
+    assert f"{config}: num_key_value_heads" in err
+
+
+def test_a_file_that_is_not_there_is_said_plainly(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "-f", "nowhere.yaml")
+    assert code == 1
+    assert "cannot be read: No such file" in err
+
+
+def test_the_bar_has_its_width_and_shows_all_there_is() -> None:
+    assert shares([0, 1, 1, 2], 8) == [0, 2, 2, 4]
+    for sizes in ([1, 10**9, 1, 0, 1], [1, 1, 1, 1, 1], [5, 0, 0, 0, 0]):
+        cells = shares(sizes, 40)
+        assert sum(cells) == 40
+        assert all((cell > 0) == (size > 0) for cell, size in zip(cells, sizes, strict=True))
