@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import unquote
 
 from plimsoll.api.errors import CheckpointError, SpecError
@@ -114,7 +114,7 @@ def _from_hub(hub: HubSource, progress: Progress | None, offline: bool | None, f
             )
         )
     except Exception as error:
-        _explain(error, hub)
+        raise hub_error(error, hub) from error
     if hub.file:
         if not (snapshot / hub.file).is_file():
             raise CheckpointError(
@@ -163,8 +163,8 @@ def _progress_bar(progress: Progress) -> type[Any]:
     return Bar
 
 
-def _explain(error: Exception, hub: HubSource) -> NoReturn:
-    """Raise what went wrong in words for the user. Headers and tokens never reach the message."""
+def hub_error(error: Exception, hub: HubSource) -> CheckpointError:
+    """What went wrong with a download, in words for the user. Headers and tokens never reach the message."""
     from huggingface_hub import constants, errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -200,7 +200,7 @@ def _explain(error: Exception, hub: HubSource) -> NoReturn:
         fix = "Try again later; for 401 and 403 check HF_TOKEN"
     else:
         message, fix = f"the download broke off ({_reason(cause)})", "Run the command again: whole files are kept"
-    raise CheckpointError(message, field=str(hub), fix=fix) from error
+    return CheckpointError(message, field=str(hub), fix=fix)
 
 
 def _reason(error: BaseException) -> str:

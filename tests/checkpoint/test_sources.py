@@ -1,5 +1,6 @@
 """Where checkpoints come from: paths and the hub, in a process of its own since the endpoint is read at import."""
 
+import errno
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from plimsoll.api.errors import CheckpointError, SpecError
 from plimsoll.checkpoint import open_checkpoint
-from plimsoll.checkpoint.sources import HubSource, parse_hub, resolve
+from plimsoll.checkpoint.sources import HubSource, hub_error, parse_hub, resolve
 from tests.support.checkpoints import make_checkpoint
 from tests.support.hub import Hub, running_hub
 
@@ -146,6 +147,18 @@ def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
 def test_hub_that_is_broken(tmp_path: Path) -> None:
     with running_hub(Hub(status=403)) as hub:
         assert "403" in fetch(hub, tmp_path, "hf://org/tiny@main")["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "does not fit on the disk"),
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot be written"),
+        (RuntimeError("peer closed connection"), "broke off (RuntimeError: peer closed connection)"),
+    ],
+)
+def test_failures_of_this_machine(error: Exception, words: str) -> None:
+    assert words in str(hub_error(error, HubSource("org/tiny", "main", None)))
 
 
 def test_addresses() -> None:
