@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,7 +11,6 @@ from plimsoll.api.errors import CheckpointError, DoesNotFitError, NotRunYetError
 
 if TYPE_CHECKING:
     from plimsoll.api.deployment import ModelDeployment
-    from plimsoll.api.device import DeviceFacts
     from plimsoll.api.model import ModelFacts
 
 
@@ -34,6 +33,7 @@ def plan(
             raise SpecError(f"is {' or '.join(k for k in known if k)}", field=option, value=value)
 
     from plimsoll.api.budget import budget
+    from plimsoll.api.device import planned_device
     from plimsoll.api.load import load_of, refuse_not_run_yet
     from plimsoll.api.manifest import parse_manifest
     from plimsoll.api.quantity import byte_option
@@ -43,7 +43,8 @@ def plan(
     spec = deployment.spec
     facts = _facts(deployment, config)
     line = spec.accelerator.memory if memory is None else byte_option(memory, "--memory")
-    card = _device(device or ("cpu" if spec.accelerator.resource == "cpu" else "cuda"), line)
+    kind: Literal["cpu", "cuda"] = "cpu" if (device or spec.accelerator.resource) == "cpu" else "cuda"
+    card = planned_device(kind, line or _machine_memory(kind))
     load = load_of(spec, facts)
     report: dict[str, Any] = {
         "name": deployment.metadata.name,
@@ -137,17 +138,6 @@ def _hub_config(source: str) -> Path | None:
     from plimsoll.checkpoint.sources import parse_hub, resolve
 
     return None if parse_hub(source).file else resolve(source, files=("config.json",))
-
-
-def _device(kind: str, line: int | None) -> "DeviceFacts":
-    from plimsoll.api.device import DeviceFacts
-
-    if line is None:
-        line = _machine_memory(kind)
-    # The kernels of a CPU keep activations in float32 beside bfloat16 weights.
-    return DeviceFacts(
-        kind="cpu" if kind == "cpu" else "cuda", total=line, activation_bytes=4 if kind == "cpu" else None
-    )
 
 
 def _machine_memory(kind: str) -> int:

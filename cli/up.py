@@ -71,13 +71,13 @@ def _budget(deployment: "ModelDeployment", facts: "ModelFacts") -> "Budget | Non
     Without `accelerator.memory` the line is the machine's, which the engine reads and closes the same budget on.
     """
     from plimsoll.api.budget import RUNS, budget
-    from plimsoll.api.device import DeviceFacts
+    from plimsoll.api.device import planned_device
     from plimsoll.api.load import load_of
 
     accelerator = deployment.spec.accelerator
     if accelerator.memory is None:
         return None
-    device = DeviceFacts(kind="cpu" if accelerator.resource == "cpu" else "cuda", total=accelerator.memory)
+    device = planned_device("cpu" if accelerator.resource == "cpu" else "cuda", accelerator.memory)
     return budget(facts, device, load_of(deployment.spec, facts), RUNS)
 
 
