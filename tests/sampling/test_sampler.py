@@ -15,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from plimsoll.runtime.engine.draw import CANDIDATES, draw, uniforms
+from plimsoll.runtime.engine.draw import CANDIDATES, CHUNK, draw, likeliest, uniforms
 from plimsoll.runtime.engine.logprobs import prompt_logprobs, token_logprobs
 from plimsoll.runtime.engine.sampler import SampledToken, Sampler, SamplingRow
 from plimsoll.runtime.types import SamplingParams
@@ -317,6 +317,23 @@ def test_prompt_logprobs_of_many_rows_equal_those_of_each() -> None:
     ids = torch.randint(0, VOCABULARY, (150,), generator=torch.Generator().manual_seed(4)).tolist()
     together = prompt_logprobs(logits, ids, 2)
     assert together == [token_logprobs(logits[i : i + 1].float(), [ids[i]], [2])[0] for i in range(150)]
+
+
+@pytest.mark.parametrize("vocabulary", [400, 40_003])
+@pytest.mark.parametrize("count", [1, 50, 400])
+def test_the_likeliest_are_the_head_of_a_stable_sort(vocabulary: int, count: int) -> None:
+    logits = torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(count)) * 5
+    logits[1] = logits[1].round()
+    logits[2, ::3] = -math.inf
+    logits[3, : vocabulary // 2] = -0.0
+    logits[3, vocabulary // 2 :] = 0.0
+    expected, order = torch.sort(logits, dim=-1, descending=True, stable=True)
+    values, ids = likeliest(logits, count)
+    assert torch.equal(values, expected[:, :count])
+    assert torch.equal(logits.gather(-1, ids), values)
+    whole = vocabulary > count * CHUNK * 2 or vocabulary == count
+    for row in (0, 1, 2, 3) if whole else (0,):
+        assert torch.equal(ids[row], order[row, :count])
 
 
 def test_the_largest_uniform_number_draws_a_possible_token() -> None:
