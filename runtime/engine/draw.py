@@ -65,7 +65,7 @@ def likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def _likeliest_ids(logits: torch.Tensor, count: int) -> np.ndarray:
-    """int64 [n, count]. The `count`-th largest of the chunks' maxima bounds what can be chosen; a third of topk's time."""
+    """int64 [n, count]. The `count`-th largest chunk maximum bounds what can be chosen: a third of topk's time."""
     array = logits.numpy()
     chunks = array.shape[-1] // CHUNK
     maxima = logits[:, : chunks * CHUNK].unflatten(1, (chunks, CHUNK)).amax(dim=-1).numpy()
