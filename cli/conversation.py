@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import httpx
@@ -47,7 +47,7 @@ class Endpoint:
             self._model = names[0]
         return self._model
 
-    def stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Iterator[str]:
+    def stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Generator[str]:
         """The answer's pieces as they come. Closing the iterator early hangs up, which ends the request.
 
         Raises:

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from plimsoll.api.quantity import format_bytes
 
 if TYPE_CHECKING:
     from plimsoll.runtime.server.service import Service
@@ -154,10 +155,6 @@ def wait_ready(services: Sequence["Service"], screen: Console) -> None:
             next(s for s in services if not s.settled.is_set()).settled.wait(0.1)
 
 
-def gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
 def announce(service: "Service", screen: Console) -> None:
     """Where the endpoint is, and what was predicted beside what is measured."""
     info = service.info
@@ -190,9 +187,5 @@ def memory_table(predicted: dict[str, int], observed: dict[str, int]) -> Table:
     )
     for name, expected, found in rows:
         if expected is not None:
-            table.add_row(name, gib(expected), "" if found is None else gib(found))
+            table.add_row(name, format_bytes(expected), "" if found is None else format_bytes(found))
     return table
-
-
-def interactive() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from plimsoll.api.errors import NotRunYetError, PlimsollError, SpecError
-from plimsoll.api.quantity import parse_bytes
+from plimsoll.api.quantity import byte_option
 
 
 def serve(
@@ -89,9 +89,9 @@ def serve(
         model=str(path),
         precision=dtype,
         device=device,
-        memory=_bytes("--memory", memory),
+        memory=None if memory is None else byte_option(memory, "--memory"),
         kv_ratio=cache_max_entry_count,
-        kv_cache_bytes=_bytes("--kv-cache-bytes", kv_cache_bytes),
+        kv_cache_bytes=None if kv_cache_bytes is None else byte_option(kv_cache_bytes, "--kv-cache-bytes"),
         block_size=cache_block_seq_len,
         prefix_caching=enable_prefix_caching,
         max_model_len=session_len,
@@ -111,13 +111,6 @@ def serve(
         chat_template=None if chat_template is None else str(chat_template),
     )
     local.run([Service(engine, server, checkpoint)], screen)
-
-
-def _bytes(option: str, text: str | None) -> int | None:
-    try:
-        return None if text is None else parse_bytes(text)
-    except ValueError as error:
-        raise SpecError(str(error), field=option, value=text, fix="Write 8Gi or 512Mi") from None
 
 
 def _refuse_not_run_yet(tp: int, quant_policy: int, model_format: str | None) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.config import EngineConfig
@@ -164,7 +164,7 @@ class EngineClient:
         assert self.info is not None
         return self.info
 
-    async def generate(self, request: EngineRequest) -> AsyncIterator[TokenOutput]:
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenOutput, None]:
         """Outputs of one request, the last with its `finish_reason`. Leaving early in whatever way aborts the request.
 
         Raises:

@@ -43,7 +43,7 @@ class Completions:
         self.head = serving.head(f"cmpl-{self.request_id}", info)
 
     async def complete(self) -> Completion:
-        request, choices = self.request, []
+        request, choices = self.request, list[CompletionChoice]()
         answers = await self.generation.finish()
         for number, (text, _) in enumerate(self.prompts):
             group = answers[number * self.samples : (number + 1) * self.samples]

@@ -1,5 +1,8 @@
 """What a request may weigh before anything is made of it."""
 
+from collections.abc import MutableMapping
+from typing import Any
+
 from plimsoll.runtime.server.asgi import App, Receive, Scope, Send
 from plimsoll.runtime.server.errors import ApiError
 
@@ -29,7 +32,7 @@ class LimitBody:
                 raise self._too_large()
         seen = 0
 
-        async def counted() -> dict:
+        async def counted() -> MutableMapping[str, Any]:
             nonlocal seen
             message = await receive()
             if message["type"] == "http.request":

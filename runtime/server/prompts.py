@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from plimsoll.checkpoint.tokenizer import ChatTemplateError
@@ -89,7 +90,7 @@ async def completion_prompts(
             text = prompt
             ids = await _tokenised(
                 len(text),
-                lambda text=text: serving.tokenizer.encode(text, add_special_tokens=request.add_special_tokens),
+                partial(serving.tokenizer.encode, text, add_special_tokens=request.add_special_tokens),
             )
         else:
             vocabulary = serving.vocab_size
