@@ -42,7 +42,7 @@ class AttentionBatch:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Callables of one table. `dtype` is that of activations; weights and cache may be narrower (bf16 beside float32)."""
+    """Callables of one table. `dtype` is that of activations; weights and cache may be narrower."""
 
     name: str
     device: torch.device
@@ -70,3 +70,5 @@ class Kernels:
     position p sees keys p-w+1 .. p."""
     row_tile: int = 1
     """Rows of a packed weight are padded to a multiple of this."""
+    scratch_bytes: int = 0
+    """What its operations take beside their results, at most: the budget's `kernels` term."""

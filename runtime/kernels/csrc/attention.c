@@ -21,17 +21,18 @@ INLINE v8f widen_f32(const float *p) { return load8(p); }
                              const C *w, long ldw, float *y, long ldy)                                                 \
     {                                                                                                                  \
         v8f sum[rows][2];                                                                                              \
-        _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++)                                                        \
-            _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++)                                                  \
-                sum[r][v] = add ? load8(y + r * ldy + 8 * v) : (v8f){0};                                               \
+        UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (v8f){0};                                        \
         for (long k = 0; k < depth; k++) {                                                                             \
             v8f b[2];                                                                                                  \
-            _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) b[v] = widen_##KIND(w + k * ldw + 8 * v);        \
-            _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++)                                                    \
-                _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) sum[r][v] += x[r * ldx + k] * b[v];          \
+            UNROLL for (int v = 0; v < vectors; v++) b[v] = widen_##KIND(w + k * ldw + 8 * v);                         \
+            UNROLL for (int r = 0; r < rows; r++)                                                                      \
+                UNROLL for (int v = 0; v < vectors; v++) sum[r][v] += x[r * ldx + k] * b[v];                           \
         }                                                                                                              \
-        _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++)                                                        \
-            _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) store8(y + r * ldy + 8 * v, sum[r][v]);          \
+        UNROLL for (int r = 0; r < rows; r++)                                                                          \
+            UNROLL for (int v = 0; v < vectors; v++) {                                                                 \
+                float *out = y + r * ldy + 8 * v;                                                                      \
+                store8(out, add ? load8(out) + sum[r][v] : sum[r][v]);                                                 \
+            }                                                                                                          \
     }                                                                                                                  \
     INLINE void rows_##KIND(long rows, const int vectors, const int add, long depth, const float *x, long ldx,         \
                             const C *w, long ldw, float *y, long ldy)                                                  \

@@ -1,43 +1,47 @@
 /* y = x w^T + bias over weights packed in panels of PANEL outputs: [panels][K][PANEL].
  *
- * Invariant: output (m, n) is bias[n] or 0, then one fused multiply-add for each k in ascending order, whatever M, the
- * tile a row falls into and the number of threads. So a row of a batch is to the bit what it is alone. */
+ * Invariant: output (m, n) is bias[n] or 0, plus for each CHUNK of k in ascending order the sum over it, by one fused
+ * multiply-add for each k in ascending order; whatever M, the tile a row falls into and the number of threads. So a
+ * row of a batch is to the bit what it is alone. */
 #include "vec.h"
 #include <omp.h>
 
+/* A sum of sums rounds less than one long sum. */
+#define CHUNK 96
+
 /* Columns of x that stay in the first cache beside a panel, and rows that stay in the second. */
-#define DEPTH 512
+#define DEPTH (4 * CHUNK)
 #define BAND (12 * ROWS)
 #define PANELS_A_TASK 16
 
 static const float zeros[PANEL];
 
-/* `rows` x (`panels` * PANEL) outputs in registers. `from` holds what the sums start with. */
+/* `rows` x (`panels` * PANEL) outputs in registers: y = from + x w^T, a chunk of k at a time. */
 #define DEFINE_TILE(NAME, W, LOAD_TWO)                                                                                 \
     INLINE void NAME(const int rows, const int panels, long depth, const float *x, long ldx, const W *w, long stride,  \
                      const float *from, long ldf, long step, float *y, long ldy)                                       \
     {                                                                                                                  \
-        vf sum[panels][rows][2];                                                                                       \
-        _Pragma("GCC unroll 16") for (int p = 0; p < panels; p++)                                                      \
-            _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++) {                                                  \
-                sum[p][r][0] = load(from + r * ldf + p * step);                                                        \
-                sum[p][r][1] = load(from + r * ldf + p * step + LANES);                                                \
-            }                                                                                                          \
-        for (long k = 0; k < depth; k++) {                                                                             \
-            _Pragma("GCC unroll 16") for (int p = 0; p < panels; p++) {                                                \
-                vf a, b;                                                                                               \
-                LOAD_TWO(w + p * stride + k * PANEL, &a, &b);                                                          \
-                _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++) {                                              \
-                    sum[p][r][0] += x[r * ldx + k] * a;                                                                \
-                    sum[p][r][1] += x[r * ldx + k] * b;                                                                \
+        for (long done = 0; done < depth; done += CHUNK) {                                                             \
+            long now = depth - done < CHUNK ? depth - done : CHUNK;                                                    \
+            vf sum[panels][rows][2];                                                                                   \
+            UNROLL for (int p = 0; p < panels; p++)                                                                    \
+                UNROLL for (int r = 0; r < rows; r++) sum[p][r][0] = sum[p][r][1] = (vf){0};                           \
+            for (long k = 0; k < now; k++)                                                                             \
+                UNROLL for (int p = 0; p < panels; p++) {                                                              \
+                    vf a, b;                                                                                           \
+                    LOAD_TWO(w + p * stride + k * PANEL, &a, &b);                                                      \
+                    UNROLL for (int r = 0; r < rows; r++) {                                                            \
+                        sum[p][r][0] += x[r * ldx + k] * a;                                                            \
+                        sum[p][r][1] += x[r * ldx + k] * b;                                                            \
+                    }                                                                                                  \
                 }                                                                                                      \
-            }                                                                                                          \
+            UNROLL for (int p = 0; p < panels; p++)                                                                    \
+                UNROLL for (int r = 0; r < rows; r++)                                                                  \
+                    UNROLL for (int v = 0; v < 2; v++)                                                                 \
+                        store(y + r * ldy + p * PANEL + v * LANES,                                                     \
+                              load(from + r * ldf + p * step + v * LANES) + sum[p][r][v]);                             \
+            from = y, ldf = ldy, step = PANEL, x += now, w += now * PANEL;                                             \
         }                                                                                                              \
-        _Pragma("GCC unroll 16") for (int p = 0; p < panels; p++)                                                      \
-            _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++) {                                                  \
-                store(y + r * ldy + p * PANEL, sum[p][r][0]);                                                          \
-                store(y + r * ldy + p * PANEL + LANES, sum[p][r][1]);                                                  \
-            }                                                                                                          \
     }
 
 INLINE void load_floats(const float *p, vf *a, vf *b)

@@ -23,6 +23,7 @@
 #define ROWS 6
 #endif
 #define PANEL (2 * LANES)
+#define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vf __attribute__((vector_size(LANES * 4)));
