@@ -44,7 +44,9 @@ def contestants() -> list[Contestant]:
         Contestant("llama", "llama-server", _llama, _unusable("LLAMA_SERVER", llama)),
         Contestant("library", "Plimsoll, LLM.generate", _script("benchmarks.in_library")),
         Contestant("openvino", "OpenVINO GenAI", _openvino, _unusable("OPENVINO_PYTHON", openvino)),
-        Contestant("transformers", "transformers bf16", _script("benchmarks.in_transformers")),
+        Contestant("transformers", "transformers, bfloat16", _script("benchmarks.in_transformers", "bfloat16")),
+        # Where a processor has no bfloat16 arithmetic, this is what its users would run.
+        Contestant("transformers32", "transformers, float32", _script("benchmarks.in_transformers", "float32")),
     ]
 
 
@@ -97,15 +99,15 @@ def _openvino(setting: Setting) -> dict[str, Any]:
     return _process([os.environ["OPENVINO_PYTHON"], str(HERE / "in_openvino.py")], setting)
 
 
-def _script(module: str) -> Callable[[Setting], dict[str, Any]]:
-    return lambda setting: _process([sys.executable, "-m", module], setting)
+def _script(module: str, *more: str) -> Callable[[Setting], dict[str, Any]]:
+    return lambda setting: _process([sys.executable, "-m", module], setting, *more)
 
 
-def _process(command: list[str], setting: Setting) -> dict[str, Any]:
+def _process(command: list[str], setting: Setting, *more: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "workload.json", Path(folder) / "result.json"
         setting.workload.write(asked)
-        arguments = [str(setting.model), str(asked), str(setting.threads), str(answer)]
+        arguments = [str(setting.model), str(asked), str(setting.threads), str(answer), *more]
         done = subprocess.run(
             [*command, *arguments],
             cwd=HERE.parent,

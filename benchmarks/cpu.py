@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cpu.json"))
     given = parser.parse_args()
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     model = given.model or demo_model.fetch()
     machine = describe_machine(given.threads)
     console.print(

@@ -86,6 +86,8 @@ def ratios(results: Results, has_amx: bool) -> list[Ratio]:
             sooner=True,
         ),
         pair("16 streams over transformers' static batch of 16", "server", "transformers", ("sixteen",), None),
+        pair("16 streams over the same in float32", "server", "transformers32", ("sixteen",), None),
+        pair("one stream over transformers in float32", "server", "transformers32", ("one_stream",), None),
         pair("one stream over llama-server", "server", "llama", ("one_stream",), None),
         pair("first token of 2,000, sooner than transformers", "server", "transformers", first, None, sooner=True),
         pair("one stream, LLM.generate over OpenVINO GenAI", "library", "openvino", ("one_stream",), None),

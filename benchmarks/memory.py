@@ -1,0 +1,170 @@
+"""Predicted beside measured: the engine process's peak resident memory, over shapes, ratios, precisions and contexts.
+
+    python -m benchmarks.memory [--model FILE.gguf] [--output FILE.json]
+
+Each configuration starts an engine process of its own and gives it the worst that the budget allows for: prompts that
+fill the largest step, then as many running requests as it takes, all sampling with everything that sampling can cost.
+Measured is the process's high-water mark (VmHWM), loading included. Exits 1 if any lies above its prediction or more
+than 5 % below it.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from safetensors.torch import save_file
+
+from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.quantity import format_bytes
+from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.client import EngineClient
+from plimsoll.runtime.types import EngineRequest, SamplingParams
+
+GIB = 1 << 30
+TOLERANCE = 0.05
+
+#: Llama-like shapes beside the real model: narrow and deep, wide and shallow, many key-value heads, a large vocabulary.
+SHAPES = {
+    "deep": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 24, "num_attention_heads": 8,
+             "num_key_value_heads": 2, "vocab_size": 32000},
+    "wide": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 4, "num_attention_heads": 32,
+             "num_key_value_heads": 8, "vocab_size": 32000},
+    "vocab": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 12,
+              "num_key_value_heads": 12, "vocab_size": 151936},
+}  # fmt: skip
+
+#: shape, precision, ratio, total bytes, context, tokens of the largest step, running requests
+CONFIGURATIONS = [
+    ("smollm2", "bfloat16", 0.8, 2 * GIB, None, None, 64),
+    ("smollm2", "bfloat16", 0.4, 2 * GIB, 4096, None, 64),
+    ("smollm2", "float32", 0.8, 2 * GIB, 8192, None, 16),
+    ("smollm2", "float32", 0.5, 3 * GIB, 2048, 512, 64),
+    ("smollm2", "bfloat16", 0.9, 1 * GIB, 2048, 1024, 16),
+    ("deep", "bfloat16", 0.8, 1 * GIB, 4096, None, 64),
+    ("deep", "float32", 0.3, 2 * GIB, 2048, None, 64),
+    ("deep", "bfloat16", 0.95, 3 * GIB, 8192, 4096, 32),
+    ("wide", "bfloat16", 0.8, 2 * GIB, 2048, None, 64),
+    ("wide", "float32", 0.6, 3 * GIB, 4096, None, 32),
+    ("wide", "bfloat16", 0.2, 2 * GIB, 1024, 512, 8),
+    ("vocab", "bfloat16", 0.8, 2 * GIB, 4096, None, 64),
+    ("vocab", "float32", 0.5, 3 * GIB, 2048, None, 64),
+    ("vocab", "bfloat16", 0.4, 2 * GIB, 8192, 4096, 16),
+]  # fmt: skip
+
+
+def make_checkpoint(folder: Path, shape: dict[str, int]) -> Path:
+    """A random Llama-shaped checkpoint in bfloat16."""
+    config = {
+        **shape, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+        "hidden_act": "silu", "eos_token_id": 2, "bos_token_id": 1,
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    tensors = {
+        name: torch.randn(size, dtype=torch.float32).mul_(0.02).to(torch.bfloat16) if len(size) > 1
+        else torch.ones(size, dtype=torch.bfloat16)
+        for name, size in expected_tensors(facts_from_config(config)).items()
+    }  # fmt: skip
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+async def measure(config: EngineConfig, vocab: int) -> dict[str, object]:
+    """Predicted bytes and the peak that one engine process reached under the heaviest load."""
+    client = EngineClient(config)
+    await client.start()
+    try:
+        await client.wait_ready(300)
+        assert client.info is not None
+        (process,) = [child for child in psutil.Process().children() if "plimsoll" in " ".join(child.cmdline())]
+        draw = random.Random(0)
+        longest = client.info.model_len - 40
+        await asyncio.gather(
+            *(_run(client, f"long{i}", [draw.randrange(3, vocab) for _ in range(longest)], 2) for i in range(2))
+        )
+        await asyncio.gather(
+            *(
+                _run(client, f"many{i}", [draw.randrange(3, vocab) for _ in range(20)], 16)
+                for i in range(config.max_running)
+            )
+        )
+        info = client.info
+        return {
+            "predicted": sum(v for k, v in info.predicted.items() if k not in ("total", "headroom")),
+            "total": info.predicted["total"],
+            "terms": info.predicted,
+            "observed": info.observed,
+            "measured": _peak(process.pid),
+            "kernels": info.kernels,
+        }
+    finally:
+        await client.close()
+
+
+async def _run(client: EngineClient, name: str, prompt: list[int], tokens: int) -> None:
+    params = SamplingParams(
+        max_tokens=tokens, ignore_eos=True, temperature=1.2, top_p=0.999, min_p=0.0, repetition_penalty=1.1,
+        presence_penalty=0.3, frequency_penalty=0.1, logprobs=20, logit_bias={5: 1.0}, seed=1,
+    )  # fmt: skip
+    request = EngineRequest(request_id=name, prompt_token_ids=prompt, params=params, arrival=time.monotonic())
+    async for output in client.generate(request):
+        if output.error:
+            raise RuntimeError(output.error)
+
+
+def _peak(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this system does not tell a process's peak memory")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=".cache/plimsoll/SmolLM2-135M-Instruct.Q4_1.gguf")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--only", type=int, help="the number of one configuration")
+    options = parser.parse_args()
+    np.random.seed(0)
+    torch.manual_seed(0)
+    results: list[dict[str, object]] = []
+    worst = 0
+    print(f"{'#':>2} {'shape':8} {'precision':9} ratio  context {'predicted':>11} {'measured':>11}  measured/predicted")
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {name: make_checkpoint(Path(scratch) / name, shape) for name, shape in SHAPES.items()}
+        for index, (shape, precision, ratio, total, context, batched, running) in enumerate(CONFIGURATIONS):
+            if options.only is not None and index != options.only:
+                continue
+            config = EngineConfig(
+                model=str(folders.get(shape, options.model)), precision=precision, device="cpu", memory=total,
+                kv_ratio=ratio, max_model_len=context, max_running=running,
+                **({} if batched is None else {"max_batched_tokens": batched}),
+            )  # fmt: skip
+            found = asyncio.run(measure(config, SHAPES.get(shape, {"vocab_size": 49152})["vocab_size"]))
+            share = found["measured"] / found["predicted"]  # type: ignore[operator]
+            bad = not 1 - TOLERANCE <= share <= 1
+            worst += bad
+            results.append({"shape": shape, "precision": precision, "ratio": ratio, "context": context, **found})
+            print(
+                f"{index:>2} {shape:8} {precision:9} {ratio:5.2f} {context or 'all':>8} "
+                f"{format_bytes(found['predicted']):>11} {format_bytes(found['measured']):>11}  {share:.3f}"  # type: ignore[arg-type]
+                + ("  <-- outside" if bad else ""),
+                flush=True,
+            )
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=1))
+    print(f"{len(results) - worst} of {len(results)} within {TOLERANCE:.0%} below their prediction")
+    return 1 if worst else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
