@@ -106,7 +106,13 @@ def device_facts(config: EngineConfig, kernels: Kernels) -> tuple[DeviceFacts, b
     limit = config.memory or memory_limit(kernels.device)
     total = limit or psutil.virtual_memory().available // 2
     kind: Literal["cpu", "cuda"] = "cuda" if kernels.device.type == "cuda" else "cpu"
-    facts = DeviceFacts(kind=kind, total=total, activation_bytes=kernels.dtype.itemsize, row_tile=kernels.row_tile)
+    facts = DeviceFacts(
+        kind=kind,
+        total=total,
+        activation_bytes=kernels.dtype.itemsize,
+        row_tile=kernels.row_tile,
+        scratch_bytes=kernels.scratch_bytes,
+    )
     return facts, limit is not None
 
 
