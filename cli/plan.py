@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -44,7 +45,8 @@ def plan(
     facts = _facts(deployment, config)
     line = spec.accelerator.memory if memory is None else byte_option(memory, "--memory")
     kind: Literal["cpu", "cuda"] = "cpu" if (device or spec.accelerator.resource) == "cpu" else "cuda"
-    card = planned_device(kind, line or _machine_memory(kind))
+    total, cache_limit = (line, None) if line else _machine_memory(kind)
+    card = planned_device(kind, total)
     load = load_of(spec, facts)
     report: dict[str, Any] = {
         "name": deployment.metadata.name,
@@ -54,6 +56,8 @@ def plan(
     }
     try:
         found = budget(facts, card, load)
+        if cache_limit and found.kv_cache > cache_limit:
+            found = budget(facts, card, replace(load, cache_bytes=cache_limit))
     except DoesNotFitError as error:
         if output == "json":
             typer.echo(json.dumps({**report, "fits": False, "reason": error.message, "fitsWith": error.ways}, indent=2))
@@ -140,18 +144,20 @@ def _hub_config(source: str) -> Path | None:
     return None if parse_hub(source).file else resolve(source, files=("config.json",))
 
 
-def _machine_memory(kind: str) -> int:
+def _machine_memory(kind: str) -> tuple[int, int | None]:
+    """(the line, most that becomes cache) of this machine where the manifest draws none: what the engine does then."""
     import psutil
     import torch
 
-    from plimsoll.runtime.engine.memory import memory_limit
+    from plimsoll.runtime.engine.memory import UNASKED_CACHE_BYTES, memory_limit
 
     if kind == "cuda" and not torch.cuda.is_available():
         raise SpecError(
             "is not given, and this machine has no GPU to ask", field="spec.accelerator.memory",
             fix="Set it to the memory of one card, such as 24Gi, or give --memory",
         )  # fmt: skip
-    return memory_limit(torch.device(kind)) or psutil.virtual_memory().available // 2
+    limit = memory_limit(torch.device(kind))
+    return (limit, None) if limit else (psutil.virtual_memory().available // 2, UNASKED_CACHE_BYTES)
 
 
 def _length_from(asked: int | None, trained: int | None, length: int) -> str:

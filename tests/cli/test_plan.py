@@ -105,6 +105,15 @@ def test_the_folder_of_a_config_without_weights_is_enough(tmp_path: Path, capsys
     assert (code, json.loads(out)["device"]) == (0, {"kind": "cpu", "total": 40 << 30})
 
 
+def test_without_a_line_the_machine_is_asked(
+    smollm2_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = manifest(tmp_path, f"file://{smollm2_gguf}", accelerator={"resource": "cpu"})
+    code, out, _ = run(capsys, "-f", file, "-o", "json")
+    assert code == 0
+    assert 0 < json.loads(out)["perDevice"]["kvCache"] < json.loads(out)["device"]["total"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
