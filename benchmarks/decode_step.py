@@ -15,8 +15,8 @@ from typing import Any
 
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.engine import Engine
+from plimsoll.runtime.messages import EngineRequest, SamplingParams
 from plimsoll.runtime.models.decoder import Decoder
-from plimsoll.runtime.types import EngineRequest, SamplingParams
 
 CONTEXT = 200
 STEPS = 40

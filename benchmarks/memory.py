@@ -26,7 +26,7 @@ from plimsoll.api.facts import expected_tensors, facts_from_config
 from plimsoll.api.quantity import format_bytes
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.client import EngineClient
-from plimsoll.runtime.types import EngineRequest, SamplingParams
+from plimsoll.runtime.messages import EngineRequest, SamplingParams
 
 GIB = 1 << 30
 TOLERANCE = 0.05

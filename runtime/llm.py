@@ -17,8 +17,8 @@ from plimsoll.checkpoint.sources import resolve
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.engine import Engine
+from plimsoll.runtime.messages import EngineRequest, FinishReason, SamplingParams, TokenLogprobs, TokenOutput
 from plimsoll.runtime.output import OutputProcessor
-from plimsoll.runtime.types import EngineRequest, FinishReason, SamplingParams, TokenLogprobs, TokenOutput
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]

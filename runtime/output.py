@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from plimsoll.runtime.types import FinishReason, SamplingParams, TokenLogprobs, TokenOutput
+from plimsoll.runtime.messages import FinishReason, SamplingParams, TokenLogprobs, TokenOutput
 
 
 class TokenBytes(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.spawn import EngineProcess
-from plimsoll.runtime.types import (
+from plimsoll.runtime.messages import (
     AbortRequests,
     EngineFailed,
     EngineReady,

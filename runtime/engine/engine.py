@@ -17,7 +17,7 @@ from plimsoll.runtime.engine.runner import StepResult
 from plimsoll.runtime.engine.sampler import SampledToken, Sampler, SamplingRow
 from plimsoll.runtime.engine.scheduler import QueueFullError, Scheduled, Scheduler
 from plimsoll.runtime.engine.sequence import Sequence
-from plimsoll.runtime.types import (
+from plimsoll.runtime.messages import (
     EngineReady,
     EngineRequest,
     EngineStats,

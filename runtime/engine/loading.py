@@ -12,9 +12,9 @@ from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
 from plimsoll.runtime.engine.runner import Runner
 from plimsoll.runtime.engine.threads import apply_threads
-from plimsoll.runtime.kernels.select import select
+from plimsoll.runtime.kernels.selection import select
+from plimsoll.runtime.messages import EngineReady, LoadProgress
 from plimsoll.runtime.models.loader import load_decoder
-from plimsoll.runtime.types import EngineReady, LoadProgress
 
 OnProgress = Callable[[LoadProgress], None]
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from plimsoll.runtime.engine.draw import likeliest
-from plimsoll.runtime.types import Logprob, TokenLogprobs
+from plimsoll.runtime.messages import Logprob, TokenLogprobs
 
 SLICE = 64
 """Rows handled at once: bounds the temporary memory at a few times SLICE x vocabulary."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from plimsoll.runtime.types import SamplingParams
+from plimsoll.runtime.messages import SamplingParams
 
 
 class TokenCounts:

@@ -17,7 +17,7 @@ import zmq
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.engine.wire import Handover, connect, decode_batch, encode_message, read_handover
-from plimsoll.runtime.types import (
+from plimsoll.runtime.messages import (
     AbortRequests,
     EngineFailed,
     EngineRequest,

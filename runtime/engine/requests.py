@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.engine.sequence import Sequence
-from plimsoll.runtime.types import EngineRequest, SamplingParams
+from plimsoll.runtime.messages import EngineRequest, SamplingParams
 
 MAX_LOGPROBS = 100
 """Alternatives a request may ask for at each position: an answer is sent whole, so they cost memory here."""

@@ -9,7 +9,7 @@ import torch
 from plimsoll.runtime.engine.draw import draw, pick, uniforms
 from plimsoll.runtime.engine.logprobs import token_logprobs
 from plimsoll.runtime.engine.penalties import TokenCounts, add_bias, forbid, has_penalties, penalise
-from plimsoll.runtime.types import SamplingParams, TokenLogprobs
+from plimsoll.runtime.messages import SamplingParams, TokenLogprobs
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by less would only overflow."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence as Tokens
 
 from plimsoll.runtime.engine.block_manager import ROOT, chain_hash
 from plimsoll.runtime.engine.sampler import SamplingRow
-from plimsoll.runtime.types import SamplingParams, TokenLogprobs
+from plimsoll.runtime.messages import SamplingParams, TokenLogprobs
 
 
 class Sequence:

@@ -10,7 +10,7 @@ import zmq.asyncio
 
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.wire import Binding, decode_message, encode_batch, frame
-from plimsoll.runtime.types import FromEngine, ToEngine
+from plimsoll.runtime.messages import FromEngine, ToEngine
 
 LAST_WORDS_SECONDS = 0.05
 """After the process has ended, silence of this length means that all it said has arrived."""

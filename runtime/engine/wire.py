@@ -9,7 +9,7 @@ import msgspec
 import zmq
 
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.types import FromEngine, ToEngine
+from plimsoll.runtime.messages import FromEngine, ToEngine
 
 LENGTH_BYTES = 4
 """The hand-over is preceded by its length, big-endian."""

@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from plimsoll.runtime.engine.client import EngineBusy, EngineDead
+from plimsoll.runtime.messages import EngineRequest, SamplingParams, TokenLogprobs
 from plimsoll.runtime.output import OutputProcessor, TextDelta
 from plimsoll.runtime.server.errors import ApiError, bad_request, engine_dead, queue_full, shutting_down
 from plimsoll.runtime.server.responses import PromptDetails, Usage
 from plimsoll.runtime.server.serving import Serving
-from plimsoll.runtime.types import EngineRequest, SamplingParams, TokenLogprobs
 
 
 @dataclass

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from plimsoll.runtime.types import EngineReady, EngineStats, RequestTimes
+from plimsoll.runtime.messages import EngineReady, EngineStats, RequestTimes
 
 PREFIX = "plimsoll:"
 CONTENT_TYPE = CONTENT_TYPE_LATEST

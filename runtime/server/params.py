@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from plimsoll.runtime.config import ServerConfig
+from plimsoll.runtime.messages import SamplingParams
 from plimsoll.runtime.server.errors import ApiError, bad_request
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest, Sampling
-from plimsoll.runtime.types import SamplingParams
 
 
 def check_limits(request: Sampling, config: ServerConfig, vocab_size: int) -> None:

@@ -15,11 +15,11 @@ from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.engine.client import EngineClient
+from plimsoll.runtime.messages import EngineReady, LoadProgress
 from plimsoll.runtime.server.app import build_app
 from plimsoll.runtime.server.metrics import Metrics
 from plimsoll.runtime.server.params import model_defaults
 from plimsoll.runtime.server.serving import Serving
-from plimsoll.runtime.types import EngineReady, LoadProgress
 
 #: Seconds that connections have to close once every request has ended.
 CLOSE_SECONDS = 5

@@ -10,11 +10,11 @@ import plimsoll
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import ServerConfig
 from plimsoll.runtime.engine.client import EngineClient
+from plimsoll.runtime.messages import EngineReady
 from plimsoll.runtime.server.drain import Gate
 from plimsoll.runtime.server.errors import ApiError, not_ready
 from plimsoll.runtime.server.metrics import Metrics
 from plimsoll.runtime.server.tokens import TokenTexts
-from plimsoll.runtime.types import EngineReady
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from plimsoll.checkpoint.tokenizer import Tokenizer
+from plimsoll.runtime.messages import Logprob, TokenLogprobs
 from plimsoll.runtime.server.responses import (
     ChatLogprobs,
     CompletionLogprobs,
@@ -11,7 +12,6 @@ from plimsoll.runtime.server.responses import (
     TokenLogprob,
     TopLogprob,
 )
-from plimsoll.runtime.types import Logprob, TokenLogprobs
 
 #: JSON has no infinity; a token that cannot come has this, as with OpenAI.
 FLOOR = -9999.0

@@ -10,7 +10,7 @@ import torch
 
 from plimsoll.runtime.engine.block_manager import ROOT, chain_hash
 from plimsoll.runtime.engine.engine import Engine
-from plimsoll.runtime.types import LoadProgress
+from plimsoll.runtime.messages import LoadProgress
 from tests.support.checkpoints import TURN_END, VOCAB_SIZE, make_checkpoint
 from tests.support.engines import make_engine, make_request, run, run_alone
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plimsoll.runtime.engine.engine import Engine
-from plimsoll.runtime.types import EngineRequest
+from plimsoll.runtime.messages import EngineRequest
 from tests.support.checkpoints import VOCAB_SIZE
 from tests.support.engines import Result, assert_same, make_engine, make_request, run, run_alone
 

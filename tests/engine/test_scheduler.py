@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from plimsoll.runtime.engine.block_manager import BlockManager
 from plimsoll.runtime.engine.scheduler import QueueFullError, Scheduler
 from plimsoll.runtime.engine.sequence import Sequence
-from plimsoll.runtime.types import SamplingParams
+from plimsoll.runtime.messages import SamplingParams
 
 
 def make_scheduler(num_blocks=8, block_size=4, caching=True, **bounds) -> Scheduler:

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from plimsoll.runtime.messages import Logprob, SamplingParams, TokenLogprobs, TokenOutput
 from plimsoll.runtime.output import OutputProcessor, StopStrings, TextDelta
-from plimsoll.runtime.types import Logprob, SamplingParams, TokenLogprobs, TokenOutput
 from tests.support.checkpoints import tokenizer_json
 
 TEXTS = [

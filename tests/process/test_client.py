@@ -22,7 +22,14 @@ from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine import client as client_module
 from plimsoll.runtime.engine.client import EngineBusy, EngineClient, EngineDead
 from plimsoll.runtime.engine.wire import encode_message
-from plimsoll.runtime.types import EngineFailed, EngineRequest, EngineStats, RequestTimes, SamplingParams, TokenOutput
+from plimsoll.runtime.messages import (
+    EngineFailed,
+    EngineRequest,
+    EngineStats,
+    RequestTimes,
+    SamplingParams,
+    TokenOutput,
+)
 from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
 
 SECONDS = 60
@@ -383,7 +390,7 @@ def test_the_engine_does_not_outlive_its_parent(config: EngineConfig, tmp_path: 
 import asyncio, time
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.client import EngineClient
-from plimsoll.runtime.types import EngineRequest, SamplingParams
+from plimsoll.runtime.messages import EngineRequest, SamplingParams
 
 async def main():
     client = EngineClient(EngineConfig(model={config.model!r}, kv_cache_bytes=1 << 20, threads=1))

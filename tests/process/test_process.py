@@ -13,7 +13,7 @@ import pytest
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.engine.process import EXIT_REFUSED, JsonLines, run
-from plimsoll.runtime.types import (
+from plimsoll.runtime.messages import (
     AbortRequests,
     EngineRequest,
     FromEngine,

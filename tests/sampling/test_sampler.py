@@ -18,7 +18,7 @@ from transformers import (
 from plimsoll.runtime.engine.draw import CANDIDATES, CHUNK, draw, likeliest, uniforms
 from plimsoll.runtime.engine.logprobs import prompt_logprobs, token_logprobs
 from plimsoll.runtime.engine.sampler import SampledToken, Sampler, SamplingRow
-from plimsoll.runtime.types import SamplingParams
+from plimsoll.runtime.messages import SamplingParams
 
 VOCABULARY = 300
 

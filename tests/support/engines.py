@@ -12,7 +12,7 @@ from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.draw import uniforms
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.engine.loading import OnProgress
-from plimsoll.runtime.types import EngineRequest, FinishReason, SamplingParams, TokenLogprobs, TokenOutput
+from plimsoll.runtime.messages import EngineRequest, FinishReason, SamplingParams, TokenLogprobs, TokenOutput
 
 HAIR = 1e-4
 """Log-probabilities of float32 runs that differ only in how the work was cut agree this closely."""

@@ -1,8 +1,8 @@
 """Kernel tables that run here, so that every test of an op or a model holds for each of them."""
 
 import torch
-from plimsoll.runtime.kernels.select import select
 
+from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 
