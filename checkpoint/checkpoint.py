@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,10 +111,19 @@ def row_range(shape: tuple[int, ...], rows: tuple[int, int] | None, name: str) -
     return start, stop, width
 
 
-def facts_of(config: Mapping[str, Any], tensors: Mapping[str, TensorFact], where: str) -> ModelFacts:
+def token_ids(value: object) -> list[int]:
+    """The ids in a configuration's `eos_token_id`: one, a list of them, or none."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    return [index for index in listed if isinstance(index, int) and not isinstance(index, bool) and index >= 0]
+
+
+def facts_of(
+    config: Mapping[str, Any], generation_config: Mapping[str, Any], tensors: Mapping[str, TensorFact], where: str
+) -> ModelFacts:
     """Facts of `config`, held against the headers: every tensor it asks for is there, of its shape, and no other.
 
     Args:
+        generation_config: ids that end an answer are often only here (InternLM2.5's end of turn); they are added.
         where: the file the configuration comes from, for the error.
 
     Raises:
@@ -134,7 +143,8 @@ def facts_of(config: Mapping[str, Any], tensors: Mapping[str, TensorFact], where
         field = f"{where}: {error.field}" if error.field else where
         raise CheckpointError(error.message, field=field, value=error.value, fix=error.fix) from None
     _check_tensors(facts, tensors, where)
-    return facts
+    ends = dict.fromkeys([*facts.eos_token_ids, *token_ids(generation_config.get("eos_token_id"))])
+    return replace(facts, eos_token_ids=tuple(ends))
 
 
 def _ignorable(name: str, facts: ModelFacts) -> bool:

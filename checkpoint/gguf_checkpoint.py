@@ -41,7 +41,7 @@ class GgufCheckpoint(Checkpoint):
             name: TensorFact(name, tensor.shape, tensor.type_name, tensor.nbytes)
             for name, tensor in self._stored.items()
         }
-        self.facts = facts_of(self.config, tensors, str(path))
+        self.facts = facts_of(self.config, self.generation_config, tensors, str(path))
 
     def files(self) -> Sequence[Path]:
         return (self.path,)

@@ -9,6 +9,7 @@ import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,7 @@ def block_layout(kind: int, field: str) -> tuple[str, int, int]:
     return ggml_type.name, int(block), int(block_bytes)
 
 
+@cache
 def readable_types() -> frozenset[Any]:
     """The `GGMLQuantizationType`s the installed `gguf` package can turn into float32."""
     from gguf import quants

@@ -101,7 +101,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             name: TensorFact(name, tensor.shape, tensor.dtype, tensor.nbytes)
             for name, (_, tensor) in self._stored.items()
         }
-        self.facts = facts_of(self.config, tensors, str(config_path))
+        self.facts = facts_of(self.config, self.generation_config, tensors, str(config_path))
         for fact in tensors.values():
             if fact.dtype not in FLOAT_DTYPES:
                 raise CheckpointError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from plimsoll.api.errors import CheckpointError, PlimsollError
-from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.checkpoint.checkpoint import Checkpoint, token_ids
 
 MAX_TEMPLATE_BYTES = 4 * 1024 * 1024
 
@@ -160,8 +160,7 @@ def load_tokenizer(checkpoint: Checkpoint, chat_template_path: Path | str | None
         checkpoint.config.get("eos_token_id"),
         checkpoint.generation_config.get("eos_token_id"),
     ):
-        listed = value if isinstance(value, list) else [value]
-        ends |= {index for index in listed if isinstance(index, int) and not isinstance(index, bool)}
+        ends |= set(token_ids(value))
     return Tokenizer(fast, sorted(ends))
 
 

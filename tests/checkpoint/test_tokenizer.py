@@ -98,6 +98,7 @@ def test_every_end_counts(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
     assert load_tokenizer(open_checkpoint(copy)).eos_token_ids == (0, TURN_END)
+    assert set(open_checkpoint(copy).facts.eos_token_ids) == {0, TURN_END}
     assert load_tokenizer(open_checkpoint(copy)).pad_token_id == PAD
 
 
