@@ -20,6 +20,7 @@ ROPE_NEEDS: Mapping[str, tuple[str, ...]] = {
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 #: Beyond any published model; a hostile configuration must not make sums overflow or lists explode.
 _LARGEST = 1 << 31
+_MOST_LAYERS = 4096
 
 
 def facts_from_config(config: Mapping[str, Any], tensors: Mapping[str, TensorFact] | None = None) -> ModelFacts:
@@ -48,7 +49,7 @@ def facts_from_config(config: Mapping[str, Any], tensors: Mapping[str, TensorFac
     head_dim = _integer(config, "head_dim", default=hidden // heads)
     if head_dim % 2:
         raise CheckpointError("must be even: positions rotate pairs", field="head_dim", value=head_dim)
-    layers = _integer(config, "num_hidden_layers")
+    layers = _integer(config, "num_hidden_layers", most=_MOST_LAYERS)
     max_position = _integer(config, "max_position_embeddings")
     window, window_layers = _sliding(config, architecture, layers)
     qwen2, internlm2 = architecture == "Qwen2ForCausalLM", architecture == "InternLM2ForCausalLM"
@@ -221,7 +222,9 @@ def _token_ids(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
     return tuple(item for item in ids if item >= 0)
 
 
-def _integer(config: Mapping[str, Any], key: str, default: int | None = None, least: int = 1) -> int:
+def _integer(
+    config: Mapping[str, Any], key: str, default: int | None = None, least: int = 1, most: int = _LARGEST
+) -> int:
     value = config.get(key)
     if value is None:
         value = default
@@ -229,8 +232,8 @@ def _integer(config: Mapping[str, Any], key: str, default: int | None = None, le
         raise CheckpointError("is missing", field=key, fix="Use the config.json that came with the weights")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _LARGEST:
-        raise CheckpointError(f"must be a whole number, {least} or more", field=key, value=_short(value))
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise CheckpointError(f"must be a whole number from {least} to {most}", field=key, value=_short(value))
     return value
 
 
