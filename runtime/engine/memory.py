@@ -129,7 +129,7 @@ def available_bytes(device: torch.device) -> int:
         free, _total = torch.cuda.mem_get_info(device)
         # Asking has made the driver's context, which the budget counts as ours.
         return int(free) + CONTEXT_BYTES["cuda"]
-    return int(psutil.virtual_memory().available) + psutil.Process().memory_info().rss
+    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
 
 
 def resident_bytes(device: torch.device) -> int:

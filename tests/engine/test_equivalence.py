@@ -104,6 +104,15 @@ def test_preempted_equals_uninterrupted(tiny_llama, kernels, alone, requests, ca
     compare(alone, engine, longer, run(engine, longer))
 
 
+def test_a_crowd_in_a_small_cache_is_preempted_and_nobody_notices(tiny_llama, kernels, alone):
+    """The case the property is about, for certain: six that grow to five blocks each, in a pool of ten."""
+    engine = build(tiny_llama, kernels, num_blocks=10)
+    wishes = [{"logprobs": 6}, {"logprobs": 6, "temperature": 0.8, "top_k": 5, "seed": 3}]
+    requests = [make_request(name, [10 + name] * 20, 50, **wishes[name % 2]) for name in range(6)]
+    compare(alone, engine, requests, run(engine, requests))
+    assert engine.stats.preemptions >= 2
+
+
 def make_longer(request: EngineRequest) -> EngineRequest:
     params = {"logprobs": 6, "temperature": request.params.temperature, "top_k": request.params.top_k}
     params |= {"seed": request.params.seed, "prompt_logprobs": request.params.prompt_logprobs}
