@@ -1,4 +1,4 @@
-"""Builds the C kernels with the machine's compiler, once for each source, compiler and processor.
+"""Builds the C kernels with the machine's compiler, once for each source and processor.
 
 `python -m plimsoll.runtime.kernels.build` does it ahead of time, for an image that will have no compiler.
 """
@@ -20,21 +20,21 @@ FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "
 COMPILE_SECONDS = 300
 
 
-class NativeUnavailable(Exception):
+class NativeUnavailableError(Exception):
     """The native kernels cannot be built or loaded here; the message says why."""
 
 
 def library() -> Path:
     """The shared library for this machine, built now unless the cache has it.
 
-    $PLIMSOLL_KERNELS_LIBRARY names one to use as it is. Raises NativeUnavailable.
+    $PLIMSOLL_KERNELS_LIBRARY names one to use as it is. Raises NativeUnavailableError.
     """
     ready_made = os.environ.get("PLIMSOLL_KERNELS_LIBRARY")
     if ready_made:
         return Path(ready_made)
     if sys.platform != "linux":
-        raise NativeUnavailable(f"they are built on Linux only, this is {sys.platform}")
-    name = f"kernels-{_key(_compiler())}.so"
+        raise NativeUnavailableError(f"they are built on Linux only, this is {sys.platform}")
+    name = f"kernels-{_key()}.so"
     folders = _folders()
     for folder in folders:
         if _is_ours(folder / name):
@@ -46,7 +46,7 @@ def library() -> Path:
             return _build(folder, name)
         except OSError as error:
             reasons.append(f"{folder}: {error.strerror}")
-    raise NativeUnavailable("no folder to build them in: " + "; ".join(reasons))
+    raise NativeUnavailableError("no folder to build them in: " + "; ".join(reasons))
 
 
 def _compiler() -> list[str]:
@@ -73,10 +73,10 @@ def _is_ours(path: Path) -> bool:
     return all(entry.st_uid in (os.getuid(), 0) and not entry.st_mode & 0o022 for entry in (status, folder))
 
 
-def _key(compiler: list[str]) -> str:
-    """Names the build: another source, flag, compiler or processor is another library.
+def _key() -> str:
+    """Names the build: another source, flag or processor is another library.
 
-    Without a compiler its version is unknown, and a library built ahead of time is found by the rest.
+    Not another compiler: a library built ahead of time must be found where there is none.
     """
     digest = hashlib.sha256()
     for path in sorted(SOURCES.iterdir()):
@@ -112,23 +112,23 @@ def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
     except FileNotFoundError:
-        raise NativeUnavailable(f"there is no compiler: {command[0]} is not found ($CC names another)") from None
+        raise NativeUnavailableError(f"there is no compiler: {command[0]} is not found ($CC names another)") from None
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NativeUnavailable(f"the compiler does not run: {error}") from None
+        raise NativeUnavailableError(f"the compiler does not run: {error}") from None
     if done.returncode != 0:
         words = (done.stderr.strip().splitlines() or ["it said nothing"])[0]
-        raise NativeUnavailable(f"{shlex.join(command[:1])} failed: {words}")
+        raise NativeUnavailableError(f"{shlex.join(command[:1])} failed: {words}")
 
 
 def load() -> ctypes.CDLL:
-    """The library, bound to the OpenMP runtime that torch has loaded. Raises NativeUnavailable."""
+    """The library, bound to the OpenMP runtime that torch has loaded. Raises NativeUnavailableError."""
     path = library()
     try:
         for runtime in _openmp_in_use():
             ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise NativeUnavailable(f"the library cannot be loaded: {error}") from None
+        raise NativeUnavailableError(f"the library cannot be loaded: {error}") from None
 
 
 def _openmp_in_use() -> list[str]:

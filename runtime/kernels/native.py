@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plimsoll.runtime.kernels.build import NativeUnavailable, load
+from plimsoll.runtime.kernels.build import NativeUnavailableError, load
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
-__all__ = ["NativeUnavailable", "PackedWeight", "native_kernels", "packed_bytes"]
+__all__ = ["NativeUnavailableError", "PackedWeight", "native_kernels", "packed_bytes"]
 
 KINDS = {torch.bfloat16: "bf16", torch.float32: "f32"}
 _P, _L, _F, _I = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
@@ -48,7 +48,7 @@ class PackedWeight:
 
 
 def packed_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
-    """Bytes a weight [rows, columns] takes once packed: rows are padded to the panel. Raises NativeUnavailable."""
+    """Bytes a weight [rows, columns] takes once packed: rows are padded to the panel. Raises NativeUnavailableError."""
     panel = _library().panel_width()
     return -(-rows // panel) * panel * columns * dtype.itemsize
 
@@ -66,7 +66,7 @@ def _library() -> ctypes.CDLL:
 
 
 def threads_in_use() -> int:
-    """Threads a parallel kernel really gets. Raises NativeUnavailable."""
+    """Threads a parallel kernel really gets. Raises NativeUnavailableError."""
     return int(_library().threads_in_use())
 
 
@@ -77,11 +77,13 @@ def _instruction_set() -> str:
 def native_kernels(device: torch.device | str, weight_dtype: torch.dtype) -> Kernels:
     """The table for weights and cache of `weight_dtype`, bfloat16 or float32, with float32 activations.
 
-    Raises NativeUnavailable where it cannot be built, or for another device or dtype.
+    Raises NativeUnavailableError where it cannot be built, or for another device or dtype.
     """
     device = torch.device(device)
     if device.type != "cpu" or weight_dtype not in KINDS:
-        raise NativeUnavailable(f"they run {' and '.join(map(str, KINDS))} on a CPU, not {weight_dtype} on {device}")
+        raise NativeUnavailableError(
+            f"they run {' and '.join(map(str, KINDS))} on a CPU, not {weight_dtype} on {device}"
+        )
     library, kind = _library(), KINDS[weight_dtype]
     return Kernels(
         name=f"native-{_instruction_set()}",

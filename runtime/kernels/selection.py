@@ -6,7 +6,7 @@ import os
 import torch
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.kernels.native import NativeUnavailable, native_kernels
+from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 
@@ -30,7 +30,7 @@ def select(device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto
         return torch_kernels(device, weight_dtype)
     try:
         return native_kernels(device, weight_dtype)
-    except NativeUnavailable as error:
+    except NativeUnavailableError as error:
         if wanted == "native":
             raise PlimsollError(
                 str(error), field="kernels", value=wanted, fix="Use auto, which falls back to plain torch"
