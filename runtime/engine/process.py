@@ -6,6 +6,7 @@ It sees token ids only, and outlives neither its parent nor a fault of its own: 
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -115,7 +116,7 @@ def main() -> int:
     except (EOFError, msgspec.DecodeError) as error:
         logger.error("the engine process is started by the server, not by hand: %s", error)
         return EXIT_REFUSED
-    threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
+    threading.Thread(target=_follow_parent, args=(handover.folder,), name="parent", daemon=True).start()
     link = Link(handover)
     try:
         engine = _load(handover, link)
@@ -149,10 +150,12 @@ def _load(handover: Handover, link: Link) -> "Engine":
     return Engine(handover.config, report)
 
 
-def _follow_parent() -> None:
+def _follow_parent(folder: str | None) -> None:
     """Ends this process, whatever it is doing, when the parent's end of standard input closes."""
     while os.read(0, 4096):
         pass
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
 

@@ -72,9 +72,7 @@ class Sampler:
                     errors.setdefault(row, "no token is left to choose: logit_bias and min_tokens forbid them all")
         random = [i for i, row in enumerate(rows) if i not in errors and row.params.temperature >= GREEDY_BELOW]
         if random:
-            tokens[random] = self._draw(
-                edited if len(random) == len(rows) else edited[random], [rows[i] for i in random]
-            )
+            tokens[random] = self._draw(pick(edited, random), [rows[i] for i in random])
         wanted = [i for i, row in enumerate(rows) if i not in errors and row.params.logprobs is not None]
         found: dict[int, TokenLogprobs] = {}
         if wanted:

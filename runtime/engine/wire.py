@@ -29,6 +29,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     """Address where the client gives out batches of requests and aborts (PUSH)."""
     outputs: str
     """Address where the client takes outputs (PULL)."""
+    folder: str | None = None
+    """Where the Unix sockets are. The engine takes it away if its parent dies; else the parent does."""
     key: str | None = None
     """The client's CURVE public key. None on Unix sockets, which the folder's mode guards."""
 
@@ -84,7 +86,7 @@ class Binding:
             _unbounded(socket)
             socket.bind(address)
             bound.append(socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())  # type: ignore[union-attr]
-        self.handover = Handover(config=config, requests=bound[0], outputs=bound[1], key=key)
+        self.handover = Handover(config=config, requests=bound[0], outputs=bound[1], folder=self._folder, key=key)
 
     def remove(self) -> None:
         """Takes the folder away; the sockets must be closed."""

@@ -242,7 +242,7 @@ def test_the_engine_process_loads_no_tokenizer(shared: EngineClient) -> None:
 
 def test_the_sockets_are_out_of_reach_of_others(shared: EngineClient) -> None:
     assert shared._running is not None
-    folder = Path(shared._running._binding.handover.requests.removeprefix("ipc://")).parent
+    folder = Path(shared._running._binding.handover.folder or "")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert psutil.Process(shared.pid).cmdline()[-1] == "plimsoll.runtime.engine.process"
 
@@ -371,7 +371,7 @@ def test_closing_ends_what_runs(config: EngineConfig) -> None:
         stream: AsyncIterator[TokenOutput] = client.generate(request("long", 240))
         await anext(stream)
         assert client._running is not None
-        folder = Path(client._running._binding.handover.requests.removeprefix("ipc://")).parent
+        folder = Path(client._running._binding.handover.folder or "")
         await client.close()
         assert not folder.exists()
         with pytest.raises(EngineDead):
@@ -400,14 +400,17 @@ async def main():
     while True:
         request = EngineRequest(request_id="r", prompt_token_ids=[1], params=params, arrival=time.monotonic())
         async for _ in client.generate(request):
-            print(client.pid, flush=True)
+            print(client.pid, client._running._binding.handover.folder, flush=True)
 
 asyncio.run(main())
 """
     )
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        engine = psutil.Process(int(parent.stdout.readline()))
+        pid, folder = parent.stdout.readline().split()
+        engine = psutil.Process(int(pid))
+        assert Path(folder).is_dir()
         parent.kill()
         engine.wait(SECONDS)
     assert not engine.is_running()
+    assert not Path(folder).exists()
