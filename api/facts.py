@@ -233,7 +233,8 @@ def _integer(
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise CheckpointError(f"must be a whole number from {least} to {most}", field=key, value=_short(value))
+        limit = "" if most == _LARGEST else f", at most {most}"
+        raise CheckpointError(f"must be a whole number, {least} or more{limit}", field=key, value=_short(value))
     return value
 
 
