@@ -26,7 +26,7 @@ INLINE v8f widen_f32(const float *p) { return load8(p); }
             v8f b[2];                                                                                                  \
             UNROLL for (int v = 0; v < vectors; v++) b[v] = widen_##KIND(w + k * ldw + 8 * v);                         \
             UNROLL for (int r = 0; r < rows; r++)                                                                      \
-                UNROLL for (int v = 0; v < vectors; v++) sum[r][v] += x[r * ldx + k] * b[v];                           \
+                UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = madd8(fill8(x[r * ldx + k]), b[v], sum[r][v]);    \
         }                                                                                                              \
         UNROLL for (int r = 0; r < rows; r++)                                                                          \
             UNROLL for (int v = 0; v < vectors; v++) {                                                                 \

@@ -31,8 +31,9 @@ static const float zeros[PANEL];
                     vf a, b;                                                                                           \
                     LOAD_TWO(w + p * stride + k * PANEL, &a, &b);                                                      \
                     UNROLL for (int r = 0; r < rows; r++) {                                                            \
-                        sum[p][r][0] += x[r * ldx + k] * a;                                                            \
-                        sum[p][r][1] += x[r * ldx + k] * b;                                                            \
+                        vf one = fill(x[r * ldx + k]);                                                                 \
+                        sum[p][r][0] = madd(one, a, sum[p][r][0]);                                                     \
+                        sum[p][r][1] = madd(one, b, sum[p][r][1]);                                                     \
                     }                                                                                                  \
                 }                                                                                                      \
             UNROLL for (int p = 0; p < panels; p++)                                                                    \

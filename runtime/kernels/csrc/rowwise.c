@@ -18,11 +18,11 @@ static void normalise(const float *x, const float *weight, float *y, long K, flo
     for (; k + 4 * LANES <= K; k += 4 * LANES)
         for (int j = 0; j < 4; j++) {
             vf v = load(x + k + j * LANES);
-            sums[j] += v * v;
+            sums[j] = madd(v, v, sums[j]);
         }
     for (; k + LANES <= K; k += LANES) {
         vf v = load(x + k);
-        sums[0] += v * v;
+        sums[0] = madd(v, v, sums[0]);
     }
     float square = total((sums[0] + sums[1]) + (sums[2] + sums[3]));
     for (; k < K; k++) square += x[k] * x[k];

@@ -1,12 +1,17 @@
-/* Vectors of the widest kind the compiler was told of, as GCC's extension: no instruction is named here.
+/* Vectors of the widest kind the compiler was told of, as GCC's extension.
  *
- * A product added to a sum in one expression is one fused operation (-ffp-contract=fast), so every sum that must not
- * depend on the batch is written in exactly that form. */
+ * Sums that must not depend on the batch say `madd`. The compiler itself fuses nothing (-ffp-contract=off): it would
+ * do so in one tile and not in another, as its tuning for some processors avoids chains of fused operations. */
 #ifndef PLIMSOLL_VEC_H
 #define PLIMSOLL_VEC_H
 
 #include <stdint.h>
 #include <string.h>
+#if defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 /* LANES floats a vector; ROWS rows of a register tile that is two vectors wide, so that it leaves room for operands. */
 #if defined(__AVX512F__)
@@ -39,6 +44,39 @@ INLINE vf load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE v8f load8(const float *p) { v8f v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store8(float *p, v8f v) { memcpy(p, &v, sizeof v); }
+
+/* a * b + c, rounded once where the processor can. */
+INLINE v8f madd8(v8f a, v8f b, v8f c)
+{
+#if defined(__FMA__)
+    return (v8f)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    float32x4_t x[2], y[2], z[2];
+    memcpy(x, &a, sizeof a), memcpy(y, &b, sizeof b), memcpy(z, &c, sizeof c);
+    z[0] = vfmaq_f32(z[0], x[0], y[0]), z[1] = vfmaq_f32(z[1], x[1], y[1]);
+    memcpy(&c, z, sizeof c);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE vf madd(vf a, vf b, vf c)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+/* All lanes x. */
+INLINE vf fill(float x) { return x - (vf){0}; }
+INLINE v8f fill8(float x) { return x - (v8f){0}; }
 
 /* LANES pairs of bfloat16, the first of each pair low: widening is a shift and a mask. */
 INLINE void load_pairs(const uint16_t *p, vf *low, vf *high)
@@ -75,29 +113,27 @@ INLINE float from_bf16(uint16_t h)
 
 /* e^x within 2 ulp on [-87.3, 88.3], below it 0, above it clamped; e^0 is 1 exactly. Cody and Waite's reduction and
  * Cephes' polynomial. NaN becomes 0 or large: callers that must keep it look for it. */
-#define DEFINE_EXP(NAME, F, I)                                                                                         \
+#define DEFINE_EXP(NAME, F, I, FILL, MADD)                                                                             \
     INLINE F NAME(F x)                                                                                                 \
     {                                                                                                                  \
         I tiny = x < -87.3f;                                                                                           \
-        x = (F)(((I)x & ~tiny));                                                                                       \
+        x = (F)((I)x & ~tiny);                                                                                         \
         I big = x > 88.3f;                                                                                             \
-        F cap = (F){0} + 88.3f;                                                                                       \
-        x = (F)(((I)x & ~big) | ((I)cap & big));                                                                       \
-        F shifted = x * 1.44269504088896341f + 12582912.0f;                                                            \
+        x = (F)(((I)x & ~big) | ((I)FILL(88.3f) & big));                                                               \
+        F shifted = MADD(x, FILL(1.44269504088896341f), FILL(12582912.0f));                                            \
         F n = shifted - 12582912.0f;                                                                                   \
-        F r = x - n * 0.693359375f;                                                                                    \
-        r = r - n * -2.12194440e-4f;                                                                                   \
-        F p = r * 1.9875691500e-4f + 1.3981999507e-3f;                                                                 \
-        p = p * r + 8.3334519073e-3f;                                                                                  \
-        p = p * r + 4.1665795894e-2f;                                                                                  \
-        p = p * r + 1.6666665459e-1f;                                                                                  \
-        p = p * r + 5.0000001201e-1f;                                                                                  \
-        p = (r * r) * p + r;                                                                                           \
-        p = p + 1.0f;                                                                                                  \
+        F r = MADD(n, FILL(-0.693359375f), x);                                                                         \
+        r = MADD(n, FILL(2.12194440e-4f), r);                                                                          \
+        F p = MADD(r, FILL(1.9875691500e-4f), FILL(1.3981999507e-3f));                                                 \
+        p = MADD(p, r, FILL(8.3334519073e-3f));                                                                        \
+        p = MADD(p, r, FILL(4.1665795894e-2f));                                                                        \
+        p = MADD(p, r, FILL(1.6666665459e-1f));                                                                        \
+        p = MADD(p, r, FILL(5.0000001201e-1f));                                                                        \
+        p = MADD(r * r, p, r) + 1.0f;                                                                                  \
         I power = ((I)shifted << 23) + (127 << 23);                                                                    \
         return (F)((I)(p * (F)power) & ~tiny);                                                                         \
     }
-DEFINE_EXP(vexp, vf, vi)
-DEFINE_EXP(vexp8, v8f, v8i)
+DEFINE_EXP(vexp, vf, vi, fill, madd)
+DEFINE_EXP(vexp8, v8f, v8i, fill8, madd8)
 
 #endif

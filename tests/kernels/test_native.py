@@ -1,0 +1,253 @@
+"""The native table against its plain twin, and against itself: no row may depend on what else is in the batch."""
+
+import dataclasses
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.kernels import build, native
+from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels, packed_bytes
+from plimsoll.runtime.kernels.selection import select
+from plimsoll.runtime.kernels.table import AttentionBatch
+from plimsoll.runtime.kernels.torch_ops import torch_kernels
+
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
+PLAIN = torch_kernels("cpu", torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 90), st.integers(1, 150), st.integers(1, 420), DTYPES, st.booleans(), st.sampled_from([1, 2, 3]))
+def test_linear_agrees_and_each_row_is_what_it_is_alone(
+    rows: int, outputs: int, inputs: int, dtype: torch.dtype, biased: bool, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    ops = native_kernels("cpu", dtype)
+    weight, x = (torch.randn(outputs, inputs) / inputs**0.5).to(dtype), torch.randn(rows, inputs)
+    bias = torch.randn(outputs) if biased else None
+    packed = ops.pack(weight)
+    found = ops.linear(x, packed, bias)
+    close(found, torch.nn.functional.linear(x, weight.float(), bias))
+    for row in {0, rows // 2, rows - 1}:
+        assert torch.equal(ops.linear(x[row : row + 1], packed, bias)[0], found[row])
+    ids = torch.randint(outputs, (rows,))
+    assert torch.equal(ops.embedding(ids, packed), weight.float()[ids])
+    assert packed.nbytes == packed_bytes(outputs, inputs, dtype) >= weight.nbytes
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 70), st.integers(1, 3))
+def test_norms_gates_and_rotations_agree(rows: int, heads: int, half: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    ops, dim = native_kernels("cpu", torch.bfloat16), 2 * half
+    x, residual, weight = torch.randn(rows, heads * dim) * 3, torch.randn(rows, heads * dim), torch.randn(heads * dim)
+    close(ops.rms_norm(x, weight, 1e-5), PLAIN.rms_norm(x, weight, 1e-5))
+    sums = [residual.clone(), residual.clone()]
+    close(ops.add_rms_norm(x, sums[0], weight, 1e-5), PLAIN.add_rms_norm(x, sums[1], weight, 1e-5))
+    assert torch.equal(sums[0], sums[1])
+    close(ops.silu_mul(x * 10), PLAIN.silu_mul(x * 10))
+    qkv = torch.randn(rows, heads + 2, dim)
+    angles = torch.rand(rows, half) * 6
+    turned = [qkv.clone(), qkv.clone()]
+    for table, rotated in zip((ops, PLAIN), turned, strict=True):
+        q, k, _ = rotated.split((heads, 1, 1), dim=1)
+        table.rope(q, k, angles.cos(), angles.sin())
+        norm = table.rms_norm(q, weight[:dim], 1e-5)
+        close(norm, PLAIN.rms_norm(q, weight[:dim], 1e-5))
+    close(turned[0], turned[1])
+
+
+@dataclasses.dataclass
+class Paged:
+    """Sequences of (rows of this step, context) written through one table into blocks dealt in a shuffled order."""
+
+    batch: AttentionBatch
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+
+
+def paged(
+    ops: native.Kernels,
+    keys: list[torch.Tensor],
+    values: list[torch.Tensor],
+    rows: list[int],
+    block_size: int,
+    dtype: torch.dtype,
+) -> Paged:
+    contexts = [len(key) for key in keys]
+    counts = [-(-context // block_size) for context in contexts]
+    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(5)).tolist()
+    tables = torch.zeros(len(keys), max(counts), dtype=torch.int32)
+    _, heads, dim = keys[0].shape
+    k_cache = torch.full((sum(counts), heads, block_size, dim), 3e3, dtype=dtype)
+    v_cache = k_cache.clone()
+    for b, context in enumerate(contexts):
+        tables[b, : counts[b]] = torch.tensor([order.pop() for _ in range(counts[b])])
+        position = torch.arange(context)
+        slots = tables[b, position // block_size].long() * block_size + position % block_size
+        ops.write_kv(keys[b], values[b], k_cache, v_cache, slots)
+    starts = [0, *torch.tensor(rows).cumsum(0).tolist()]
+    batch = AttentionBatch(
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        context_lens=torch.tensor(contexts, dtype=torch.int32),
+        block_tables=tables,
+        slot_mapping=torch.zeros(starts[-1], dtype=torch.int64),
+        query_start_cpu=starts,
+        context_lens_cpu=contexts,
+        max_query=max(rows),
+        max_context=max(contexts),
+    )
+    return Paged(batch, k_cache, v_cache)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(1, 70), st.integers(0, 150)), min_size=1, max_size=4),
+    st.integers(1, 2),
+    st.sampled_from([1, 3, 7]),
+    st.sampled_from([8, 24, 64, 128]),
+    st.sampled_from([16, 32, 64]),
+    st.sampled_from([None, 1, 20, 64, 500]),
+    DTYPES,
+    st.integers(1, 2),
+)
+def test_attention_agrees_and_chunks_are_the_whole(
+    lengths: list[tuple[int, int]],
+    kv_heads: int,
+    group: int,
+    dim: int,
+    block_size: int,
+    window: int | None,
+    dtype: torch.dtype,
+    threads: int,
+) -> None:
+    torch.set_num_threads(threads)
+    ops = native_kernels("cpu", dtype)
+    rows, contexts = [new for new, _ in lengths], [new + past for new, past in lengths]
+    keys, values = ([torch.randn(context, kv_heads, dim) for context in contexts] for _ in range(2))
+    q = torch.randn(sum(rows), kv_heads * group + 1, dim)[:, 1:]
+    found = []
+    for table in (ops, PLAIN):
+        step = paged(table, keys, values, rows, block_size, dtype)
+        found.append(table.attention(q, step.k_cache, step.v_cache, step.batch, dim**-0.5, window))
+    close(found[0], found[1])
+    # The last row of each sequence as a decode of its own.
+    last = [sum(rows[: b + 1]) - 1 for b in range(len(rows))]
+    step = paged(ops, keys, values, [1] * len(rows), block_size, dtype)
+    alone = ops.attention(q[last], step.k_cache, step.v_cache, step.batch, dim**-0.5, window)
+    assert torch.equal(alone, found[0][last])
+
+
+def test_values_are_rounded_to_nearest_even_in_the_cache() -> None:
+    ops, count = native_kernels("cpu", torch.bfloat16), 16
+    v = torch.cat([torch.randn(count - 4), torch.tensor([1.00390625, 1.01171875, float("nan"), float("inf")])])
+    k_cache, v_cache = (torch.zeros(1, 1, 16, 8, dtype=torch.bfloat16) for _ in range(2))
+    rows = v.view(count, 1, 1).expand(count, 1, 8)
+    ops.write_kv(rows, rows, k_cache, v_cache, torch.arange(count))
+    torch.testing.assert_close(v_cache[0, 0], rows[:, 0].bfloat16(), equal_nan=True, rtol=0, atol=0)
+
+
+def test_one_openmp_runtime_follows_torch() -> None:
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        assert native.threads_in_use() == threads
+    assert len(build._openmp_in_use()) == 1
+
+
+def test_wrong_shapes_are_refused_before_memory_is_touched() -> None:
+    ops = native_kernels("cpu", torch.bfloat16)
+    with pytest.raises(ValueError, match="5 columns"):
+        ops.linear(torch.randn(2, 5), ops.pack(torch.randn(3, 4)), None)
+    cache = torch.zeros(1, 1, 16, 8)
+    with pytest.raises(ValueError, match=r"must be contiguous torch\.bfloat16"):
+        ops.write_kv(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), cache, cache, torch.zeros(1, dtype=torch.int64))
+
+
+def build_in(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "plimsoll.runtime.kernels.build"],
+        env={**os.environ, "PLIMSOLL_CACHE": str(folder), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_builds_at_once_leave_one_library(tmp_path: Path) -> None:
+    builds = [build_in(tmp_path) for _ in range(2)]
+    paths = {process.communicate(timeout=300)[0].strip() for process in builds}
+    assert [process.returncode for process in builds] == [0, 0]
+    assert [str(path) for path in (tmp_path / "kernels").iterdir()] == list(paths)
+    (library,) = (tmp_path / "kernels").iterdir()
+    written = library.stat().st_mtime_ns
+    again = build_in(tmp_path, CC="/no/such/compiler")
+    assert again.communicate(timeout=60)[0].strip() == str(library)
+    assert library.stat().st_mtime_ns == written
+
+
+def test_a_library_others_can_write_is_not_loaded(tmp_path: Path) -> None:
+    library = tmp_path / "kernels.so"
+    library.write_bytes(b"")
+    library.chmod(0o755)
+    assert build._is_ours(library)
+    library.chmod(0o777)
+    assert not build._is_ours(library)
+
+
+def test_without_a_compiler_plain_torch_runs_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PLIMSOLL_CACHE", str(tmp_path))
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.delenv("PLIMSOLL_KERNELS", raising=False)
+    native._library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            table = select(torch.device("cpu"), torch.bfloat16)
+        assert (table.name, table.dtype) == ("torch", torch.bfloat16)
+        assert [record.message for record in caplog.records if "there is no compiler" in record.message]
+        with pytest.raises(PlimsollError, match=r"kernels: .*no compiler"):
+            select(torch.device("cpu"), torch.bfloat16, "native")
+    finally:
+        native._library.cache_clear()
+
+
+def test_the_environment_decides_where_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLIMSOLL_KERNELS", "torch")
+    assert select(torch.device("cpu"), torch.float32).name == "torch"
+    assert select(torch.device("cpu"), torch.float32, "native").name.startswith("native-")
+    monkeypatch.setenv("PLIMSOLL_KERNELS", "fast")
+    with pytest.raises(PlimsollError, match="no such table"):
+        select(torch.device("cpu"), torch.float32)
+
+
+def test_other_dtypes_and_devices_are_left_to_torch() -> None:
+    with pytest.raises(NativeUnavailableError, match="float16"):
+        native_kernels("cpu", torch.float16)
+    with pytest.raises(NativeUnavailableError, match="cuda"):
+        native_kernels("cuda", torch.bfloat16)
