@@ -63,7 +63,8 @@ class Boundary:
             if not status:
                 failure = ApiError(500, "The server failed on this request.", code="internal_error")
                 await error_response(failure)(scope, receive, marked)
-        if scope["path"] not in QUIET_PATHS or status >= 400:
+        # A 503 is a probe's answer, not a failure of the probe.
+        if scope["path"] not in QUIET_PATHS or status not in (200, 503):
             seconds = round(time.monotonic() - start, 4)
             self.log.info(
                 "request",

@@ -11,9 +11,10 @@ from plimsoll.runtime.server.errors import ApiError, bad_request
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
 from plimsoll.runtime.server.serving import Serving
 
-#: What a chat template is called with by us; a request may not bring its own.
+#: What transformers' `apply_chat_template` takes by name: ours to set, or nothing a template could use.
 RESERVED = frozenset(
-    {"messages", "tools", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message"}
+    "add_generation_prompt chat_template continue_final_message conversation documents max_length messages padding "
+    "return_assistant_tokens_mask return_dict return_tensors self tokenize tokenizer_kwargs tools truncation".split()
 )
 #: Characters up to which tokenising takes less time than asking a thread to do it.
 SHORT = 2000
@@ -69,9 +70,7 @@ async def chat_prompt(serving: Serving, request: ChatCompletionRequest, model_le
             ),
         )
     except ChatTemplateError as error:
-        raise bad_request(
-            f"The model's chat template refuses this conversation: {error}", "messages", "invalid_value"
-        ) from None
+        raise bad_request(error.message[:1].upper() + error.message[1:], "messages", "invalid_value") from None
 
 
 async def completion_prompts(
