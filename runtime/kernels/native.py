@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
 __all__ = ["NativeUnavailableError", "PackedWeight", "native_kernels", "packed_bytes"]
 
+UNPACK_ELEMENTS = 4 * 1024 * 1024
+"""Elements of a weight unpacked at once for torch."""
 KINDS = {torch.bfloat16: "bf16", torch.float32: "f32"}
 _P, _L, _F, _I = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
 SIGNATURES: dict[str, list[Any]] = {
@@ -74,8 +77,11 @@ def _instruction_set() -> str:
     return torch.backends.cpu.get_cpu_capability().lower().replace("default", "generic")
 
 
-def native_kernels(device: torch.device | str, weight_dtype: torch.dtype) -> Kernels:
+def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_rows: int | None = None) -> Kernels:
     """The table for weights and cache of `weight_dtype`, bfloat16 or float32, with float32 activations.
+
+    `wide_rows`: products of at least so many rows go through torch's, with activations rounded to the weights' dtype;
+    it pays where torch multiplies bfloat16 in hardware. A row's bits then depend on which side its chunk falls.
 
     Raises NativeUnavailableError where it cannot be built, or for another device or dtype.
     """
@@ -91,7 +97,7 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype) -> Ker
         dtype=torch.float32,
         pack=_pack(getattr(library, f"pack_{kind}"), weight_dtype),
         embedding=_embedding(getattr(library, f"embed_{kind}")),
-        linear=_linear(getattr(library, f"linear_{kind}")),
+        linear=_linear(library, kind, wide_rows),
         rms_norm=_rms_norm(library.rms_norm),
         add_rms_norm=_add_rms_norm(library.add_rms_norm),
         silu_mul=_silu_mul(library.silu_mul),
@@ -122,18 +128,36 @@ def _embedding(function: Any) -> Callable[[Tensor, PackedWeight], Tensor]:
     return embedding
 
 
-def _linear(function: Any) -> Callable[[Tensor, PackedWeight, Tensor | None], Tensor]:
+def _linear(library: Any, kind: str, wide_rows: int | None) -> Callable[[Tensor, PackedWeight, Tensor | None], Tensor]:
+    function, unpack = getattr(library, f"linear_{kind}"), getattr(library, f"unpack_{kind}")
+    panel = library.panel_width()
+
     def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
         count, rows, columns = len(x), weight.rows, weight.columns
         if x.shape[1] != columns:
             raise ValueError(f"x has {x.shape[1]} columns, the weight takes {columns}")
         out = torch.empty(count, rows)
-        if count:
+        if wide_rows is not None and count >= wide_rows:
+            _through_torch(unpack, panel, x, weight, bias, out)
+        elif count:
             added = None if bias is None else bias.data_ptr()
             function(x.contiguous().data_ptr(), weight.address, added, out.data_ptr(), count, rows, columns)
         return out
 
     return linear
+
+
+def _through_torch(unpack: Any, panel: int, x: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor) -> None:
+    """out = x w^T + bias by torch's product of bfloat16, a run of unpacked rows at a time."""
+    columns, step = weight.columns, max(1, UNPACK_ELEMENTS // weight.columns // panel) * panel
+    narrow = x.to(weight.data.dtype)
+    for start in range(0, weight.rows, step):
+        stop = min(start + step, weight.rows)
+        run = torch.empty(stop - start, columns, dtype=weight.data.dtype)
+        unpack(weight.data[start * columns :].data_ptr(), run.data_ptr(), stop - start, columns)
+        out[:, start:stop] = functional.linear(narrow, run)
+    if bias is not None:
+        out += bias
 
 
 def _rms_norm(function: Any) -> Callable[[Tensor, Tensor, float], Tensor]:

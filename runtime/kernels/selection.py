@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,10 @@ from plimsoll.runtime.kernels.torch_ops import torch_kernels
 
 log = logging.getLogger(__name__)
 
+WIDE_ROWS = 256
+"""Rows from which torch's bfloat16 in hardware makes up for unpacking the weight."""
+HARDWARE_BF16 = {"amx_bf16", "avx512_bf16"}
+CPU_INFO = Path("/proc/cpuinfo")
 TABLES = ("auto", "native", "torch")
 
 
@@ -19,7 +24,8 @@ def select(device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto
     """The table for weights and cache of `weight_dtype` on `device`; the same one for the same machine every time.
 
     On a CPU `auto` is the native table; where it cannot be built, plain torch, and one line in the log says why.
-    Elsewhere it is plain torch in the weights' dtype. The environment's PLIMSOLL_KERNELS decides where `auto` is asked.
+    There, products of many bfloat16 rows go through torch where the processor has instructions for them (AMX,
+    AVX512-BF16). Elsewhere than on a CPU it is plain torch in the weights' dtype. The environment's PLIMSOLL_KERNELS decides where `auto` is asked.
 
     Raises PlimsollError for a name that is no table, and for `native` where it cannot run.
     """
@@ -29,7 +35,7 @@ def select(device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto
     if wanted == "torch" or (wanted == "auto" and device.type != "cpu"):
         return torch_kernels(device, weight_dtype)
     try:
-        return native_kernels(device, weight_dtype)
+        return native_kernels(device, weight_dtype, _wide_rows(weight_dtype))
     except NativeUnavailableError as error:
         if wanted == "native":
             raise PlimsollError(
@@ -37,3 +43,18 @@ def select(device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto
             ) from error
         log.warning("native kernels cannot run, plain torch will: %s", error)
         return torch_kernels(device, weight_dtype)
+
+
+def _wide_rows(weight_dtype: torch.dtype) -> int | None:
+    """PLIMSOLL_TORCH_ROWS overrides it, for measuring: 0 is never."""
+    given = os.environ.get("PLIMSOLL_TORCH_ROWS")
+    if given is not None:
+        if not given.isdigit():
+            raise PlimsollError("not a number of rows", field="PLIMSOLL_TORCH_ROWS", value=given, fix="Give 0 or more")
+        return int(given) or None
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
+        return None
+    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    return WIDE_ROWS if weight_dtype == torch.bfloat16 and flags & HARDWARE_BF16 else None

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.kernels import build, native
+from plimsoll.runtime.kernels import build, native, selection
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels, packed_bytes
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import AttentionBatch
@@ -251,3 +251,29 @@ def test_other_dtypes_and_devices_are_left_to_torch() -> None:
         native_kernels("cpu", torch.float16)
     with pytest.raises(NativeUnavailableError, match="cuda"):
         native_kernels("cuda", torch.bfloat16)
+
+
+def test_wide_products_may_go_through_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native, "UNPACK_ELEMENTS", 64 * 40)
+    ops, wide = native_kernels("cpu", torch.bfloat16), native_kernels("cpu", torch.bfloat16, 8)
+    weight, bias = (torch.randn(150, 40) / 7).bfloat16(), torch.randn(150)
+    for rows in (7, 8, 20):
+        x = torch.randn(rows, 40)
+        found, wanted = wide.linear(x, wide.pack(weight), bias), ops.linear(x, ops.pack(weight), bias)
+        close(found, wanted, 3e-2)
+        assert torch.equal(found, wanted) == (rows < 8)
+
+
+def test_torch_takes_wide_products_where_the_processor_has_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PLIMSOLL_TORCH_ROWS", raising=False)
+    info = tmp_path / "cpuinfo"
+    monkeypatch.setattr(selection, "CPU_INFO", info)
+    info.write_text("processor : 0\nflags : avx2 fma avx512_bf16\n")
+    assert selection._wide_rows(torch.bfloat16) == selection.WIDE_ROWS
+    assert selection._wide_rows(torch.float32) is None
+    info.write_text("flags : avx2 fma\n")
+    assert selection._wide_rows(torch.bfloat16) is None
+    monkeypatch.setenv("PLIMSOLL_TORCH_ROWS", "7")
+    assert selection._wide_rows(torch.bfloat16) == 7
