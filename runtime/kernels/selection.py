@@ -25,7 +25,8 @@ def select(device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto
 
     On a CPU `auto` is the native table; where it cannot be built, plain torch, and one line in the log says why.
     There, products of many bfloat16 rows go through torch where the processor has instructions for them (AMX,
-    AVX512-BF16). Elsewhere than on a CPU it is plain torch in the weights' dtype. The environment's PLIMSOLL_KERNELS decides where `auto` is asked.
+    AVX512-BF16). Elsewhere than on a CPU it is plain torch in the weights' dtype. The environment's PLIMSOLL_KERNELS
+    decides where `auto` is asked.
 
     Raises PlimsollError for a name that is no table, and for `native` where it cannot run.
     """
