@@ -186,7 +186,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """On uvloop where it is installed: it halves what an event costs."""
+    """On uvloop where it is installed."""
     try:
         import uvloop
     except ImportError:
