@@ -18,7 +18,8 @@ from tests.support.checkpoints import make_checkpoint
 from tests.support.endpoint import eventually
 
 SERVE = [sys.executable, "-m", "plimsoll.cli.main", "serve"]
-SMALL = ["--threads", "1", "--memory", "4Gi", "--kv-cache-bytes", "8Mi", "--cache-block-seq-len", "16", "--dtype", "float32"]
+SMALL = ["--threads", "1", "--memory", "4Gi", "--kv-cache-bytes", "8Mi"]
+SMALL += ["--cache-block-seq-len", "16", "--dtype", "float32"]
 
 
 @pytest.fixture(scope="module")
