@@ -4,7 +4,9 @@ import math
 import os
 from pathlib import Path
 
-import torch
+# OpenMP reads it when torch loads it, so it is said before. A thread that waits by spinning takes its CPU from the server
+# beside the engine, and is then stopped itself when its part of a step comes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 PROC_CGROUP = Path("/proc/self/cgroup")
@@ -12,6 +14,8 @@ PROC_CGROUP = Path("/proc/self/cgroup")
 
 def apply_threads(wanted: int | None) -> int:
     """Sets the threads of torch, and of every kernel that shares its OpenMP. None follows `cpu_limit`. Returns them."""
+    import torch
+
     threads = wanted or cpu_limit()
     torch.set_num_threads(threads)
     return threads

@@ -9,6 +9,8 @@
 
 /* Query rows (positions x heads of a group) that share a pass over the keys. */
 #define TILE_ROWS 48
+/* Rows from which widening a block beforehand costs less than in every register tile. */
+#define WIDEN_ROWS 24
 /* Stands for no key seen yet: below any score, and not so far that differences overflow. */
 #define NOTHING -1e30f
 
@@ -98,13 +100,26 @@ typedef struct {
     float scale, *out;
 } Job;
 
+/* A block as float32, made once where enough rows will read it. */
+static const float *widened_bf16(const uint16_t *block, float *spare, long count)
+{
+    for (long i = 0; i < count; i += 8) store8(spare + i, widen8(block + i));
+    return spare;
+}
+
+static const float *widened_f32(const float *block, float *spare, long count)
+{
+    (void)spare, (void)count;
+    return block;
+}
+
 /* Query rows [first, last) of the step, all of sequence b, for the heads of group g. Rows lie position-major. */
 #define DEFINE_ATTEND(KIND, C)                                                                                         \
     static void attend_##KIND(const Job *job, long b, long g, long first, long last, float *scratch)                   \
     {                                                                                                                  \
         long D = job->D, S = job->S, group = job->H / job->G, rows = (last - first) * group;                           \
         float *q = scratch, *mixed = q + rows * D, *scores = mixed + rows * D, *mass = scores + rows * S;              \
-        float *top = mass + rows * 8;                                                                                  \
+        float *top = mass + rows * 8, *spare = top + rows;                                                             \
         for (long r = 0; r < rows; r++) {                                                                              \
             const float *from = job->q + (first + r / group) * job->q_row + (g * group + r % group) * job->q_head;     \
             for (long d = 0; d < D; d++) q[r * D + d] = from[d] * job->scale;                                          \
@@ -119,12 +134,16 @@ typedef struct {
             long width = (here + 15) / 16 * 16;                                                                        \
             const C *keys = (const C *)job->k_cache + (block * job->G + g) * S * D;                                    \
             const C *values = (const C *)job->v_cache + (block * job->G + g) * S * D;                                  \
-            product_##KIND(rows, width, 0, D, q, D, keys, S, scores, S);                                               \
+            const float *wide = rows < WIDEN_ROWS ? 0 : widened_##KIND(keys, spare, S * D);                            \
+            if (wide) product_f32(rows, width, 0, D, q, D, wide, S, scores, S);                                        \
+            else product_##KIND(rows, width, 0, D, q, D, keys, S, scores, S);                                          \
             for (long r = 0; r < rows; r++) {                                                                          \
                 long own = position + r / group - n * S, low = job->window ? own - job->window + 1 : 0;                \
                 soften(scores + r * S, width, low, own + 1, top + r, mass + r * 8, mixed + r * D, D);                  \
             }                                                                                                          \
-            product_##KIND(rows, D, 1, width, scores, S, values, D, mixed, D);                                         \
+            wide = rows < WIDEN_ROWS ? 0 : widened_##KIND(values, spare, S * D);                                       \
+            if (wide) product_f32(rows, D, 1, width, scores, S, wide, D, mixed, D);                                    \
+            else product_##KIND(rows, D, 1, width, scores, S, values, D, mixed, D);                                    \
         }                                                                                                              \
         for (long r = 0; r < rows; r++) {                                                                              \
             float all = 0;                                                                                             \
@@ -153,7 +172,7 @@ int attention(const float *q, long q_row, long q_head, const void *k_cache, cons
     long rows = span * group;
 #pragma omp parallel reduction(| : failed)
     {
-        float *scratch = aligned_alloc(64, ((rows * (2 * D + S + 9)) * sizeof(float) + 63) / 64 * 64);
+        float *scratch = aligned_alloc(64, ((rows * (2 * D + S + 9) + S * D) * sizeof(float) + 63) / 64 * 64);
         failed = !scratch;
         /* Later tiles of a prompt see more keys: they go first, so that none is left alone at the end. */
 #pragma omp for schedule(dynamic, 1)
