@@ -4,8 +4,8 @@ import math
 import os
 from pathlib import Path
 
-# OpenMP reads it when torch loads it, so it is said before. A thread that waits by spinning takes its CPU from the server
-# beside the engine, and is then stopped itself when its part of a step comes.
+# OpenMP reads it when torch loads it, so it is said before. A thread that waits by spinning takes its CPU from the
+# server beside the engine, and is then stopped itself when its part of a step comes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
