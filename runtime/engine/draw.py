@@ -16,6 +16,9 @@ bound the likeliest tokens."""
 CANDIDATES = 256
 """How many of the likeliest tokens top-k and top-p look at first; rows that reach further are sorted whole."""
 
+WHOLE_ROWS = 4
+"""Rows that are sorted whole at once: 30 bytes or so a token of the vocabulary each."""
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -168,39 +171,51 @@ def _draw_nucleus(logits: torch.Tensor, filters: Sequence[tuple[int, float, floa
         mass[open_ended] = probabilities.sum(dim=-1).double().sum(dim=-1) / largest
     left = list(range(len(filters)))
     for count in (CANDIDATES, vocabulary) if vocabulary > CANDIDATES else (vocabulary,):
-        values, ids = likeliest(pick(logits, left), count)
-        k, p, floor = (
-            _to(np.array(column, dtype=np.float64), logits)
-            for column in zip(*(filters[row] for row in left), strict=True)
-        )
-        rows = torch.arange(len(left), device=logits.device)
-        weights = (values - values[:, :1]).double().exp()
-        places = torch.arange(count, device=logits.device)
-        limited = (k > 0) & (k < vocabulary)
-        keep = (weights >= floor[:, None]) & ((places < k[:, None]) | ~limited[:, None])
-        # A limited row's mass is known only if its limit lies among the candidates.
-        measured = (keep.sum(dim=-1) < count) | ~limited
-        weights = weights * keep
-        running = weights.cumsum(dim=-1)
-        share = p * torch.where(limited, running[:, -1], mass[left])
-        keep &= (running - weights < share[:, None]) | (places == 0)
-        kept = keep.sum(dim=-1)
-        end = running[rows, kept - 1]
-        # And what a row keeps must end strictly above the last candidate: no equal may have been left outside.
-        settled = measured & (values[rows, kept - 1] > values[:, -1])
-        target = _to(uniform[left], logits) * end
-        place = torch.minimum((running <= target[:, None]).sum(dim=-1), kept - 1)
-        chosen = ids[rows, place].tolist()
-        unsettled = []
-        for row, token, done in zip(left, chosen, settled.tolist(), strict=True):
-            if done or count == vocabulary:
-                tokens[row] = int(token)
-            else:
-                unsettled.append(row)
+        # Whole sorts go a few rows at a time: their memory is part of the budget.
+        step = WHOLE_ROWS if count == vocabulary else len(left)
+        unsettled: list[int] = []
+        for start in range(0, len(left), step):
+            part = left[start : start + step]
+            found = _draw_among(pick(logits, part), count, [filters[row] for row in part], mass[part], uniform[part])
+            for row, (token, settled) in zip(part, found, strict=True):
+                tokens[row] = token
+                if not settled and count < vocabulary:
+                    unsettled.append(row)
         left = unsettled
         if not left:
             break
     return tokens
+
+
+def _draw_among(
+    logits: torch.Tensor,
+    count: int,
+    filters: Sequence[tuple[int, float, float]],
+    mass: torch.Tensor,
+    uniform: np.ndarray,
+) -> list[tuple[int, bool]]:
+    """A token a row out of the `count` likeliest, and whether no token beyond them could have changed it."""
+    vocabulary = logits.shape[-1]
+    values, ids = likeliest(logits, count)
+    k, p, floor = (_to(np.array(column, dtype=np.float64), logits) for column in zip(*filters, strict=True))
+    rows = torch.arange(len(filters), device=logits.device)
+    weights = (values - values[:, :1]).double().exp()
+    places = torch.arange(count, device=logits.device)
+    limited = (k > 0) & (k < vocabulary)
+    keep = (weights >= floor[:, None]) & ((places < k[:, None]) | ~limited[:, None])
+    # A limited row's mass is known only if its limit lies among the candidates.
+    measured = (keep.sum(dim=-1) < count) | ~limited
+    weights = weights * keep
+    running = weights.cumsum(dim=-1)
+    share = p * torch.where(limited, running[:, -1], mass)
+    keep &= (running - weights < share[:, None]) | (places == 0)
+    kept = keep.sum(dim=-1)
+    end = running[rows, kept - 1]
+    # And what a row keeps must end strictly above the last candidate: no equal may have been left outside.
+    settled = measured & (values[rows, kept - 1] > values[:, -1])
+    target = _to(uniform, logits) * end
+    place = torch.minimum((running <= target[:, None]).sum(dim=-1), kept - 1)
+    return list(zip(ids[rows, place].tolist(), settled.tolist(), strict=True))
 
 
 def _to(numbers: np.ndarray, like: torch.Tensor) -> torch.Tensor:
