@@ -143,7 +143,7 @@ def main() -> int:
 def _load(handover: Handover, link: Link) -> "Engine":
     # Torch takes seconds to import; whoever starts this by hand is answered without.
     # `threads` before anything that imports torch: it says how OpenMP waits.
-    import plimsoll.runtime.engine.threads  # noqa: F401, I001
+    import plimsoll.runtime.engine.threads  # noqa: F401
     from plimsoll.runtime.engine.engine import Engine
 
     def report(progress: LoadProgress) -> None:
