@@ -90,6 +90,7 @@ def _prompts(value: Any) -> Any:
 
 
 STRING = {"type": "string"}
+WORDS = {**STRING, "minLength": 1}
 TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 
 Stops = Annotated[
@@ -111,8 +112,9 @@ Stops = Annotated[
 Bias = Annotated[
     dict[int, float],
     BeforeValidator(_bias),
-    WithJsonSchema({"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
-]
+    WithJsonSchema({"type": "object", "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+                    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
+]  # fmt: skip
 TextPart = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": STRING},
@@ -122,12 +124,12 @@ TextPart = {
 Content = Annotated[
     str | None,
     BeforeValidator(_text),
-    WithJsonSchema({"anyOf": [STRING, {"type": "array", "items": TextPart}, {"type": "null"}]}),
+    WithJsonSchema({"anyOf": [STRING, {"type": "array", "items": TextPart}]}),
 ]
 Prompts = Annotated[
     list[str] | list[list[int]],
     BeforeValidator(_prompts),
-    WithJsonSchema({"anyOf": [STRING, {"type": "array", "items": STRING, "minItems": 1}, TOKENS,
+    WithJsonSchema({"anyOf": [WORDS, {"type": "array", "items": WORDS, "minItems": 1}, TOKENS,
                               {"type": "array", "items": TOKENS, "minItems": 1}]}),
 ]  # fmt: skip
 
@@ -193,6 +195,9 @@ class Sampling(Strict):
 
 class Message(Strict):
     """One turn. A null field is an absent one: clients send an answer back with `refusal: null` and the like."""
+
+    # `content` has a default so that its absence gets the same words as a null; a message has to have it.
+    model_config = ConfigDict(json_schema_extra={"required": ["role", "content"]})
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content = None
