@@ -109,11 +109,18 @@ class Budget:
         }  # fmt: skip
 
 
-def budget(facts: ModelFacts, device: DeviceFacts, load: Load, runs: frozenset[str] | None = None) -> Budget:
+def budget(
+    facts: ModelFacts,
+    device: DeviceFacts,
+    load: Load,
+    runs: frozenset[str] | None = None,
+    cache_limit: int | None = None,
+) -> Budget:
     """The budget of `load` on `device`.
 
     Args:
         runs: precisions that `auto` may choose, on one device; None sizes them all, and tensor sizes up to 8.
+        cache_limit: most bytes that become cache where `load` names no absolute size; one request still fits.
 
     Raises:
         SpecError: the wish is incoherent; the field, the value and the fix are named.
@@ -132,6 +139,9 @@ def budget(facts: ModelFacts, device: DeviceFacts, load: Load, runs: frozenset[s
             rejected.append(Rejection(option, error.message))
             continue
         if found.fits:
+            if cache_limit is not None and load.cache_bytes is None and found.kv_cache > cache_limit:
+                enough = max(cache_limit, found.needed_blocks * found.block_bytes)
+                found = _sum(facts, device, replace(found.load, cache_bytes=enough))
             return found.budget(tuple(rejected))
         tried.append(found)
         rejected.append(Rejection(option, found.shortage))

@@ -1,32 +1,40 @@
-"""Facts of a device: what the budget needs to know of where a model will lie."""
+"""Facts of a device, and of the kernels that will run on it: what the budget needs to know of where a model lies."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+DeviceKind = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """What a table of kernels makes of a model's bytes."""
+
+    activation_bytes: int | None = None
+    """Bytes of an activation where they differ from the weights' (4 where weights are narrower than arithmetic)."""
+    row_tile: int = 1
+    """Rows of a packed weight are padded to a multiple of this."""
+    scratch_bytes: int = 0
+    """What its operations take beside their results, at most: the budget's `kernels` term."""
+
+
+TORCH_TABLE = TableFacts(scratch_bytes=64 << 20)
+"""Plain torch: activations as wide as the weights. Scratch: keys and values gathered from the cache, masks included;
+enough while one sequence's own are less than this."""
+
+
+def native_table(panel: int) -> TableFacts:
+    """The native table of a CPU: float32 activations, weights in panels of `panel` rows."""
+    return TableFacts(activation_bytes=4, row_tile=panel)
+
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """One device, or one container's share of a host's memory.
+    """One device, or one container's share of a host's memory, with the kernels that run there.
 
     `total` bytes are what a rank may take in all, the driver's and libraries' share included.
     """
 
-    kind: Literal["cpu", "cuda"]
+    kind: DeviceKind
     total: int
-    name: str = ""
-    activation_bytes: int | None = None
-    """Bytes of an activation where they differ from the weights' (4 on a CPU without bf16 arithmetic)."""
-    row_tile: int = 1
-    """Rows of a weight are padded to a multiple of this by the kernels that will read it."""
-    scratch_bytes: int = 0
-    """What the kernels keep for themselves, as their table says."""
-
-
-def planned_device(kind: Literal["cpu", "cuda"], total: int) -> DeviceFacts:
-    """A device that is not at hand, as our kernels would use it: what it predicts is never less than what runs.
-
-    On a CPU activations are float32 beside narrower weights, and rows come in panels of up to 32 (AVX-512).
-    """
-    if kind == "cpu":
-        return DeviceFacts(kind="cpu", total=total, activation_bytes=4, row_tile=32)
-    return DeviceFacts(kind="cuda", total=total)
+    table: TableFacts = TableFacts()

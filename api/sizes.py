@@ -17,6 +17,8 @@ WHOLE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 GROUP_SIZES = (128, 64, 32)
 #: int8 and int4 caches keep one (scale, minimum) pair of fp16 a head and token, for keys and for values each.
 PAIR_BYTES = 4
+#: Prompt positions whose logits exist at once when prompt log-probabilities are asked for.
+PROMPT_LOGIT_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,10 @@ def weight_bytes(facts: ModelFacts, precision: Precision, device: DeviceFacts, t
     Raises:
         SpecError: 4 bits were asked for and no group size divides a matrix.
     """
-    activation = device.activation_bytes or element_bytes(precision)
+    activation = device.table.activation_bytes or element_bytes(precision)
     total = vector_elements(facts, tensor) * activation
     for matrix in matrices(facts, tensor):
-        rows = -(-matrix.rows // device.row_tile) * device.row_tile
+        rows = -(-matrix.rows // device.table.row_tile) * device.table.row_tile
         total += matrix.count * _matrix_bytes(rows, matrix, precision)
     return total
 
@@ -151,18 +153,19 @@ def workspace_terms(
 
     - `activations`: the widest moment of a layer at the largest chunk: the residual, the normed input, and the larger
       of attention (qkv and its result) and the feed-forward (gate, up and their product).
-    - `logits`: float32 logits of every running sequence, and two copies of their size for the sampler.
+    - `logits`: float32 logits of every running sequence, or of a slice of prompt positions where those are more, and
+      two copies of their size for the sampler.
     - `positions`: float32 cosines and sines up to the longest sequence.
     - `kernels`: what the table of kernels keeps for itself.
     """
-    activation = device.activation_bytes or element_bytes(precision)
+    activation = device.table.activation_bytes or element_bytes(precision)
     heads, kv_heads = facts.num_heads // tensor, kv_heads_per_rank(facts, tensor)
     attention = (2 * heads + 2 * kv_heads) * facts.head_dim
     feed_forward = 3 * facts.intermediate_size // tensor
     row = 3 * facts.hidden_size + max(attention, feed_forward)
     return {
         "activations": max_batched_tokens * row * activation,
-        "logits": 3 * max_running * facts.vocab_size * 4,
+        "logits": 3 * max(max_running, PROMPT_LOGIT_ROWS) * facts.vocab_size * 4,
         "positions": max_length * facts.head_dim * 4,
-        "kernels": device.scratch_bytes,
+        "kernels": device.table.scratch_bytes,
     }

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ from plimsoll.api.errors import CheckpointError, DoesNotFitError, NotRunYetError
 
 if TYPE_CHECKING:
     from plimsoll.api.deployment import ModelDeployment
+    from plimsoll.api.device import TableFacts
     from plimsoll.api.model import ModelFacts
 
 
@@ -34,11 +34,12 @@ def plan(
             raise SpecError(f"is {' or '.join(k for k in known if k)}", field=option, value=value)
 
     from plimsoll.api.budget import budget
-    from plimsoll.api.device import planned_device
+    from plimsoll.api.device import DeviceFacts
     from plimsoll.api.load import load_of, refuse_not_run_yet
     from plimsoll.api.manifest import parse_manifest
     from plimsoll.api.quantity import byte_option
     from plimsoll.api.sizes import replication
+    from plimsoll.runtime.kernels.forecast import foreseen_table
 
     deployment = parse_manifest(_read(file), "stdin" if file == "-" else file, name)
     spec = deployment.spec
@@ -46,18 +47,16 @@ def plan(
     line = spec.accelerator.memory if memory is None else byte_option(memory, "--memory")
     kind: Literal["cpu", "cuda"] = "cpu" if (device or spec.accelerator.resource) == "cpu" else "cuda"
     total, cache_limit = (line, None) if line else _machine_memory(kind)
-    card = planned_device(kind, total)
+    card = DeviceFacts(kind, total, foreseen_table(kind))
     load = load_of(spec, facts)
     report: dict[str, Any] = {
         "name": deployment.metadata.name,
         "model": deployment.served_name,
         "architecture": facts.architecture,
-        "device": {"kind": card.kind, "total": card.total},
+        "device": {"kind": card.kind, "total": card.total, "kernels": _kernels(card.table)},
     }
     try:
-        found = budget(facts, card, load)
-        if cache_limit and found.kv_cache > cache_limit:
-            found = budget(facts, card, replace(load, cache_bytes=cache_limit))
+        found = budget(facts, card, load, cache_limit=cache_limit)
     except DoesNotFitError as error:
         if output == "json":
             typer.echo(json.dumps({**report, "fits": False, "reason": error.message, "fitsWith": error.ways}, indent=2))
@@ -146,18 +145,24 @@ def _hub_config(source: str) -> Path | None:
 
 def _machine_memory(kind: str) -> tuple[int, int | None]:
     """(the line, most that becomes cache) of this machine where the manifest draws none: what the engine does then."""
-    import psutil
+    from plimsoll.runtime.engine.cgroup import host_line
+
+    if kind == "cpu":
+        return host_line()
+
     import torch
 
-    from plimsoll.runtime.engine.memory import UNASKED_CACHE_BYTES, memory_limit
-
-    if kind == "cuda" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise SpecError(
             "is not given, and this machine has no GPU to ask", field="spec.accelerator.memory",
             fix="Set it to the memory of one card, such as 24Gi, or give --memory",
         )  # fmt: skip
-    limit = memory_limit(torch.device(kind))
-    return (limit, None) if limit else (psutil.virtual_memory().available // 2, UNASKED_CACHE_BYTES)
+    return int(torch.cuda.get_device_properties(0).total_memory), None
+
+
+def _kernels(table: "TableFacts") -> str:
+    """What is assumed of the kernels that will run, in words: they decide how weights and activations lie."""
+    return f"native, panels of {table.row_tile} rows" if table.row_tile > 1 else "plain torch"
 
 
 def _length_from(asked: int | None, trained: int | None, length: int) -> str:

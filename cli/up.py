@@ -71,13 +71,15 @@ def _budget(deployment: "ModelDeployment", facts: "ModelFacts") -> "Budget | Non
     Without `accelerator.memory` the line is the machine's, which the engine reads and closes the same budget on.
     """
     from plimsoll.api.budget import RUNS, budget
-    from plimsoll.api.device import planned_device
+    from plimsoll.api.device import DeviceFacts, DeviceKind
     from plimsoll.api.load import load_of
+    from plimsoll.runtime.kernels.forecast import foreseen_table
 
     accelerator = deployment.spec.accelerator
     if accelerator.memory is None:
         return None
-    device = planned_device("cpu" if accelerator.resource == "cpu" else "cuda", accelerator.memory)
+    kind: DeviceKind = "cpu" if accelerator.resource == "cpu" else "cuda"
+    device = DeviceFacts(kind, accelerator.memory, foreseen_table(kind))
     return budget(facts, device, load_of(deployment.spec, facts), RUNS)
 
 

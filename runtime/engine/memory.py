@@ -1,9 +1,7 @@
 """How much of the machine the engine may take, and what the one budget function makes of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -16,6 +14,7 @@ from plimsoll.api.quantity import format_bytes
 from plimsoll.api.rope import check_length, default_length, override_rope
 from plimsoll.api.sizes import Precision
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.cgroup import host_line
 from plimsoll.runtime.kernels.table import Kernels
 
 DTYPES: Mapping[Precision, torch.dtype] = {
@@ -23,12 +22,6 @@ DTYPES: Mapping[Precision, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-UNASKED_CACHE_BYTES = 4 * 2**30
-"""Most that becomes cache on a machine that sets no limit, for a user who named no size."""
-
-CGROUP_ROOT = Path("/sys/fs/cgroup")
-PROC_CGROUP = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -88,10 +81,9 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
         max_running=config.max_running,
         trained_length=default_length(facts, rope),
     )
-    device, limited = device_facts(config, kernels)
-    found = budget(facts, device, load)
-    if not limited and config.kv_cache_bytes is None and found.kv_cache > UNASKED_CACHE_BYTES:
-        found = budget(facts, device, replace(load, cache_bytes=UNASKED_CACHE_BYTES))
+    total, cache_limit = memory_line(config, kernels.device)
+    device = DeviceFacts("cuda" if kernels.device.type == "cuda" else "cpu", total, kernels.facts)
+    found = budget(facts, device, load, cache_limit=cache_limit)
     available = available_bytes(kernels.device)
     if found.in_use > available:
         raise DoesNotFitError(
@@ -101,26 +93,13 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
     return MemoryPlan(found.precision, rope, found.max_length, found.blocks, found.per_device())
 
 
-def device_facts(config: EngineConfig, kernels: Kernels) -> tuple[DeviceFacts, bool]:
-    """The device the budget is closed on, and whether somebody set its total: the user, a container or a card."""
-    limit = config.memory or memory_limit(kernels.device)
-    total = limit or psutil.virtual_memory().available // 2
-    kind: Literal["cpu", "cuda"] = "cuda" if kernels.device.type == "cuda" else "cpu"
-    facts = DeviceFacts(
-        kind=kind,
-        total=total,
-        activation_bytes=kernels.dtype.itemsize,
-        row_tile=kernels.row_tile,
-        scratch_bytes=kernels.scratch_bytes,
-    )
-    return facts, limit is not None
-
-
-def memory_limit(device: torch.device) -> int | None:
-    """Bytes of the card, or what the container may take; None where nothing limits this process."""
+def memory_line(config: EngineConfig, device: torch.device) -> tuple[int, int | None]:
+    """(the budget's total, most of it that becomes cache): of the user, the card, or as `host_line` has it."""
+    if config.memory is not None:
+        return config.memory, None
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return min(_cgroup_limits(CGROUP_ROOT, PROC_CGROUP), default=None)
+        return int(torch.cuda.get_device_properties(device).total_memory), None
+    return host_line()
 
 
 def available_bytes(device: torch.device) -> int:
@@ -137,38 +116,3 @@ def resident_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.memory_reserved(device))
     return int(psutil.Process().memory_info().rss)
-
-
-def _cgroup_limits(root: Path, own: Path) -> list[int]:
-    """Memory limits of this process's cgroup and those above it; version 2 and version 1 alike."""
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base = root / "memory" if controllers else root
-        folder = base / path.lstrip("/")
-        # A container without a cgroup namespace sees its host's path and only its own folder: the root is its own.
-        for group in (folder, *folder.parents):
-            limit = _limit(group)
-            if limit is not None:
-                found.append(limit)
-            if group == base:
-                break
-    return found
-
-
-def _limit(group: Path) -> int | None:
-    """Bytes one cgroup allows; None where it sets no limit. Version 1 says so with a number beyond any machine."""
-    for name in ("memory.max", "memory.limit_in_bytes"):
-        try:
-            text = (group / name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < psutil.virtual_memory().total:
-            return int(text)
-    return None

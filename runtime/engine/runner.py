@@ -9,11 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from plimsoll.api.sizes import PROMPT_LOGIT_ROWS
 from plimsoll.runtime.kernels.table import AttentionBatch
 from plimsoll.runtime.models.decoder import Decoder
-
-PROMPT_LOGIT_ROWS = 16
-"""Prompt positions whose logits exist at once when prompt log-probabilities are asked for."""
 
 
 class SequenceState(Protocol):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from plimsoll.api.device import native_table
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
@@ -104,7 +105,7 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         rope=_rope(library.rope),
         write_kv=_write_kv(getattr(library, f"write_kv_{kind}"), weight_dtype),
         attention=_attention(library.attention, weight_dtype),
-        row_tile=library.panel_width(),
+        facts=native_table(library.panel_width()),
     )
 
 

@@ -2,11 +2,11 @@
 
 import logging
 import os
-from pathlib import Path
 
 import torch
 
 from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.kernels.forecast import processor_flags, wanted_table
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
@@ -16,8 +16,6 @@ log = logging.getLogger(__name__)
 WIDE_ROWS = 256
 """Rows from which torch's bfloat16 in hardware makes up for unpacking the weight."""
 HARDWARE_BF16 = {"amx_bf16", "avx512_bf16"}
-CPU_INFO = Path("/proc/cpuinfo")
-TABLES = ("auto", "native", "torch")
 
 
 def select(device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto") -> Kernels:
@@ -30,9 +28,7 @@ def select(device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto
 
     Raises PlimsollError for a name that is no table, and for `native` where it cannot run.
     """
-    wanted = kernels if kernels != "auto" else os.environ.get("PLIMSOLL_KERNELS") or "auto"
-    if wanted not in TABLES:
-        raise PlimsollError("no such table", field="kernels", value=wanted, fix=f"Use one of {', '.join(TABLES)}")
+    wanted = wanted_table(kernels)
     if wanted == "torch" or (wanted == "auto" and device.type != "cpu"):
         return torch_kernels(device, weight_dtype)
     try:
@@ -53,9 +49,4 @@ def _wide_rows(weight_dtype: torch.dtype) -> int | None:
         if not given.isdigit():
             raise PlimsollError("not a number of rows", field="PLIMSOLL_TORCH_ROWS", value=given, fix="Give 0 or more")
         return int(given) or None
-    try:
-        lines = CPU_INFO.read_text().splitlines()
-    except OSError:
-        return None
-    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
-    return WIDE_ROWS if weight_dtype == torch.bfloat16 and flags & HARDWARE_BF16 else None
+    return WIDE_ROWS if weight_dtype == torch.bfloat16 and processor_flags() & HARDWARE_BF16 else None

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plimsoll.api.device import TableFacts
+
 Weight = Any
 """A weight in the layout of the table that packed it: opaque to models, always with `.nbytes: int`."""
 
@@ -68,7 +70,5 @@ class Kernels:
     attention: Callable[[Tensor, Tensor, Tensor, AttentionBatch, float, int | None], Tensor]
     """(q [T, H, D], k_cache, v_cache, batch, scale, sliding_window or None) -> [T, H*D]. Causal; with a window w,
     position p sees keys p-w+1 .. p."""
-    row_tile: int = 1
-    """Rows of a packed weight are padded to a multiple of this."""
-    scratch_bytes: int = 0
-    """What its operations take beside their results, at most: the budget's `kernels` term."""
+    facts: TableFacts
+    """What the budget needs to know of this table."""

@@ -4,12 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from plimsoll.api.device import TORCH_TABLE
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
-GATHER_BYTES = 32 * 1024 * 1024
+GATHER_BYTES = TORCH_TABLE.scratch_bytes // 2
 """Keys, and as many bytes of values, copied out of the cache at once. One sequence alone may need more."""
-SCRATCH_BYTES = 2 * GATHER_BYTES
-"""Gathered keys and values, masks included: enough while one sequence's own keys and values are less than this."""
 MASK_ELEMENTS = 2 * 1024 * 1024
 """Of one causal mask [rows, context]: how many rows of a prefill go together."""
 UPCAST_ELEMENTS = 4 * 1024 * 1024
@@ -38,7 +37,7 @@ def torch_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
         rope=rope,
         write_kv=write_kv,
         attention=attention,
-        scratch_bytes=SCRATCH_BYTES,
+        facts=TORCH_TABLE,
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.budget import RUNS, Budget, Load, budget
-from plimsoll.api.device import DeviceFacts
+from plimsoll.api.device import DeviceFacts, TableFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import expected_tensors, facts_from_config
 from plimsoll.api.model import ModelFacts
@@ -89,7 +89,7 @@ def attempt(facts: ModelFacts, device: DeviceFacts, load: Load) -> Budget | None
 
 @given(configs(), st.sampled_from(["float32", "bfloat16"]), st.sampled_from([2, 4]))
 def test_weights_are_the_bytes_of_the_tensors(facts: ModelFacts, precision: Any, activation: int) -> None:
-    device = DeviceFacts("cpu", GIB, activation_bytes=activation)
+    device = DeviceFacts("cpu", GIB, TableFacts(activation_bytes=activation))
     size = 4 if precision == "float32" else 2
     shapes = expected_tensors(facts).values()
     assert weight_bytes(facts, precision, device) == sum(

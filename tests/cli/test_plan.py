@@ -7,8 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from plimsoll.api.manifest import parse_manifest
+from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.cli.load_line import shares
 from plimsoll.cli.main import main
+from plimsoll.runtime.config import from_deployment
+from plimsoll.runtime.engine.memory import find_device, find_dtype, plan_memory
+from plimsoll.runtime.kernels.selection import select
 from tests.api.test_budget import INTERNLM
 
 
@@ -83,7 +88,7 @@ def test_what_does_not_fit_exits_1_with_the_sum_and_ways_out(
     card: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = {"tensor": 1}
-    gpu = {"resource": "nvidia.com/gpu", "memory": "16Gi"}
+    gpu = {"resource": "nvidia.com/gpu", "memory": "16448Mi"}
     file = manifest(tmp_path, "file://x", accelerator=gpu, parallelism=one, precision="bfloat16",
                     context={"maxLength": 8192})  # fmt: skip
     arguments = ("-f", file, *card[2:])
@@ -102,7 +107,8 @@ def test_the_folder_of_a_config_without_weights_is_enough(tmp_path: Path, capsys
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(INTERNLM))
     code, out, _ = run(capsys, "-f", manifest(tmp_path, f"file://{folder}"), "--memory", "40Gi", "-o", "json")
-    assert (code, json.loads(out)["device"]) == (0, {"kind": "cpu", "total": 40 << 30})
+    device = json.loads(out)["device"]
+    assert (code, device["kind"], device["total"]) == (0, "cpu", 40 << 30)
 
 
 def test_without_a_line_the_machine_is_asked(
@@ -152,3 +158,21 @@ def test_the_bar_has_its_width_and_shows_all_there_is() -> None:
         cells = shares(sizes, 40)
         assert sum(cells) == 40
         assert all((cell > 0) == (size > 0) for cell, size in zip(cells, sizes, strict=True))
+
+
+@pytest.mark.parametrize("table", ["auto", "torch"])
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_the_engine_is_told_the_very_bytes_that_were_planned(
+    table: str, precision: str, smollm2_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PLIMSOLL_KERNELS", table)
+    file = manifest(tmp_path, f"file://{smollm2_gguf}", precision=precision, context={"maxLength": 2048})
+    _, out, _ = run(capsys, "-f", file, "-o", "json")
+    planned = json.loads(out)
+    engine, _ = from_deployment(parse_manifest(Path(file).read_text(), file), smollm2_gguf)
+    device = find_device(engine.device)
+    dtype = find_dtype(engine.precision, device)
+    closed = plan_memory(engine, open_checkpoint(smollm2_gguf).facts, select(device, dtype, engine.kernels), dtype)
+    assert closed.predicted == planned["perDevice"]
+    assert (closed.precision, closed.num_blocks) == (planned["precision"], planned["blocks"])

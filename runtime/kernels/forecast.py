@@ -1,0 +1,52 @@
+"""Which table `select` will choose on this machine, without torch: so `plan` and `up` predict what the engine does."""
+
+import os
+import platform
+from pathlib import Path
+
+from plimsoll.api.device import TORCH_TABLE, DeviceKind, TableFacts, native_table
+from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.kernels.build import NativeUnavailableError, library
+
+CPU_INFO = Path("/proc/cpuinfo")
+TABLES = ("auto", "native", "torch")
+
+
+def foreseen_table(kind: DeviceKind) -> TableFacts:
+    """The facts of the table that runs here. Builds the native kernels if nobody has, to know that they can be.
+
+    Raises PlimsollError where the environment's PLIMSOLL_KERNELS names no table.
+    """
+    wanted = wanted_table()
+    if kind != "cpu" or wanted == "torch":
+        return TORCH_TABLE
+    try:
+        library()
+    except NativeUnavailableError:
+        return TORCH_TABLE
+    return native_table(panel_width())
+
+
+def wanted_table(kernels: str = "auto") -> str:
+    """The environment's PLIMSOLL_KERNELS decides where `auto` is asked. Raises PlimsollError for an unknown name."""
+    wanted = kernels if kernels != "auto" else os.environ.get("PLIMSOLL_KERNELS") or "auto"
+    if wanted not in TABLES:
+        raise PlimsollError("no such table", field="kernels", value=wanted, fix=f"Use one of {', '.join(TABLES)}")
+    return wanted
+
+
+def panel_width() -> int:
+    """Rows of a panel as `csrc/vec.h` has it for this processor: two of its widest vectors of float32."""
+    if platform.machine() != "x86_64":
+        return 8
+    flags = processor_flags()
+    return 32 if "avx512f" in flags else 16 if "avx" in flags else 8
+
+
+def processor_flags() -> set[str]:
+    """Instruction sets as Linux names them; empty where it does not say."""
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
