@@ -124,7 +124,7 @@ def load() -> ctypes.CDLL:
     """The library, bound to the OpenMP runtime that torch has loaded. Raises NativeUnavailableError."""
     path = library()
     try:
-        for runtime in _openmp_in_use():
+        for runtime in _openmp_in_use()[:1]:
             ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(path))
     except OSError as error:
@@ -132,7 +132,7 @@ def load() -> ctypes.CDLL:
 
 
 def _openmp_in_use() -> list[str]:
-    """Files of the OpenMP runtimes this process has mapped. Torch is imported, so its own is among them."""
+    """Files of the OpenMP runtimes this process has mapped, torch's own first: other packages bring theirs."""
     import torch
 
     torch.get_num_threads()
@@ -141,7 +141,7 @@ def _openmp_in_use() -> list[str]:
         path = line.split(maxsplit=5)[-1]
         if any(part in os.path.basename(path) for part in ("libgomp", "libiomp5", "libomp")) and path not in found:
             found.append(path)
-    return found
+    return sorted(found, key=lambda path: "torch" not in Path(path).parts)
 
 
 if __name__ == "__main__":
