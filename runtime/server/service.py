@@ -17,6 +17,7 @@ from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.engine.client import EngineClient
 from plimsoll.runtime.messages import EngineReady, LoadProgress
 from plimsoll.runtime.server.app import build_app
+from plimsoll.runtime.server.connection import Connection
 from plimsoll.runtime.server.metrics import Metrics
 from plimsoll.runtime.server.params import model_defaults
 from plimsoll.runtime.server.serving import Serving
@@ -130,6 +131,8 @@ class Service:
         http = Http(
             uvicorn.Config(
                 self.app,
+                http=Connection,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 lifespan="off",

@@ -30,11 +30,12 @@ GENERATED = 100
 
 #: JSON texts, so that what JSON cannot say, or Python cannot hold, is among them.
 NASTY = (
-    "null", "true", "false", "-1", "0", "1", "2", "0.5", "-0.0", "1e-320", "1e308", "1e400", "-1e400", "NaN", "Infinity",
-    "2147483647", "2147483648", "9223372036854775807", "9223372036854775808", "18446744073709551616", "1" + "0" * 400,
-    '""', '"x"', '"\\u0000"', '"\\ud800"', '"\\udc00\\ud800"', '"\\uffff"', '"' + "a" * 100_000 + '"', '"🦀"',
-    '"../../etc/passwd"', '"{{ 1 / 0 }}"', '"%s%n"', "[]", "[null]", "[[]]", "[1]", "[-1]", "[320]", '[""]', '["a","a"]',
-    "[1.5]", "[[1],[2]]", "[[1],[]]", '["a",1]', '[{"type":"text","text":"x"}]', '[{"role":"robot","content":"x"}]',
+    "null", "true", "false", "-1", "0", "1", "2", "0.5", "-0.0", "1e-320", "1e308", "1e400", "-1e400", "NaN",
+    "Infinity", "2147483647", "2147483648", "9223372036854775807", "9223372036854775808", "18446744073709551616",
+    "1" + "0" * 400, '""', '"x"', '"\\u0000"', '"\\ud800"', '"\\udc00\\ud800"', '"\\uffff"', '"' + "a" * 100_000 + '"',
+    '"🦀"', '"../../etc/passwd"', '"{{ 1 / 0 }}"', '"%s%n"', "[]", "[null]", "[[]]", "[1]", "[-1]", "[320]", '[""]',
+    '["a","a"]', "[1.5]", "[[1],[2]]", "[[1],[]]", '["a",1]', '[{"type":"text","text":"x"}]',
+    '[{"role":"robot","content":"x"}]',
     '[{"role":"tool","content":"x","tool_call_id":"c"}]', '[{"role":"user","content":[{"type":"text","text":"x"}]}]',
     '[{"role":"user","content":[{"type":"image_url","image_url":{"url":"file:///etc/passwd"}}]}]',
     '[{"role":"user","content":"x","role":"system"}]', '[{"role":"assistant","content":null,"tool_calls":[{}]}]',
@@ -183,8 +184,9 @@ def test_keys_that_are_none(server: ServerProcess) -> None:
 
 def test_every_method_on_every_path(server: ServerProcess) -> None:
     paths = (
-        "/", "/v1", "/v1/", "/v1/models", "/v1/models/", "/v1/models/tiny", "/v1/models/a/b/../c", "/v1/chat/completions",
-        "/v1/completions", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json", "/redoc",
+        "/", "/v1", "/v1/", "/v1/models", "/v1/models/", "/v1/models/tiny", "/v1/models/a/b/../c",
+        "/v1/chat/completions", "/v1/completions", "/health", "/ready", "/version", "/metrics",
+        "/docs", "/openapi.json", "/redoc",
         "/v1/chat/completions/", "//v1//models", "/v1/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/v1/models/%00",
         "/v1/models/%ff%fe", "/v1/models/" + "x" * 20_000, "/v1/models?" + "a=b&" * 5_000, "/static/../../etc/passwd",
         "/v1/models/%F0%9F%A6%80", "/docs/oauth2-redirect", "/.env", "/v1/embeddings",
