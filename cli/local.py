@@ -95,7 +95,7 @@ def run(services: Sequence["Service"], screen: Console, then: Callable[[], None]
     Blocks. Called in the main thread, where signals arrive.
 
     Raises:
-        PlimsollError: an engine could not start; the others are drained first.
+        PlimsollError: an engine could not start, or died too often; the others are drained first.
     """
     stopping = Stopping(services, screen)
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -132,8 +132,8 @@ def run(services: Sequence["Service"], screen: Console, then: Callable[[], None]
 
 
 def _wait(services: Sequence["Service"]) -> None:
-    """Until the services end; short waits, so that signal handlers get their turn."""
-    while any(service.running for service in services):
+    """Until a service ends, told to or not; short waits, so that signal handlers get their turn."""
+    while all(service.running for service in services):
         for service in services:
             service.wait(1.0)
 

@@ -164,6 +164,14 @@ class EngineClient:
         assert self.info is not None
         return self.info
 
+    async def given_up(self) -> str:
+        """Waits until no engine runs or will be started again; returns why."""
+        if self._supervisor is not None:
+            await asyncio.wait((self._supervisor,))
+            if self.failure is None and not self._supervisor.cancelled() and (error := self._supervisor.exception()):
+                self._give_up(f"supervision of the engine failed: {type(error).__name__}: {error}")
+        return self.failure or "the engine is shut down"
+
     async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenOutput, None]:
         """Outputs of one request, the last with its `finish_reason`. Leaving early in whatever way aborts the request.
 

@@ -109,7 +109,7 @@ class Service:
         self._thread.join(seconds)
 
     def join(self) -> None:
-        """Waits for the end. Raises PlimsollError when the engine could not start."""
+        """Waits for the end. Raises PlimsollError when the engine could not start, or died too often."""
         self._thread.join()
         if self.error is not None:
             raise self.error
@@ -144,7 +144,7 @@ class Service:
         stopping = asyncio.create_task(stopped.wait())
         try:
             await self._load(stopping)
-            await stopping
+            await self._until(stopping)
             self.serving.gate.close()
             self._log.info("draining", requests=self.serving.gate.inside, seconds=self.config.drain_timeout)
             if not await self.serving.gate.emptied(self.config.drain_timeout):
@@ -154,6 +154,16 @@ class Service:
             await self.engine.close()
             http.should_exit = True
             await listening
+
+    async def _until(self, stopping: asyncio.Task[Any]) -> None:
+        """Serves until told to stop. Raises PlimsollError when no engine will run any more."""
+        given_up = asyncio.create_task(self.engine.given_up())
+        try:
+            await asyncio.wait((stopping, given_up), return_when=asyncio.FIRST_COMPLETED)
+            if not stopping.done():
+                raise PlimsollError(f"nothing is served any more: {given_up.result()}")
+        finally:
+            given_up.cancel()
 
     async def _load(self, stopping: asyncio.Task[Any]) -> None:
         async def load() -> None:
