@@ -11,13 +11,17 @@ from plimsoll.runtime.engine import client
 from tests.support.endpoint import eventually, serving
 
 
-def test_a_service_whose_engine_dies_too_often_ends_with_the_reason(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "QUICK_CRASHES", 1)
-    reason = "nothing is served any more: the engine died 1 times in a row, at last: killed by signal 9"
-    with pytest.raises(PlimsollError, match=reason), serving(tiny_checkpoint) as endpoint:
+def kill_the_engine(checkpoint: Path) -> None:
+    with serving(checkpoint) as endpoint:
         pid = endpoint.service.engine.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: not endpoint.service.running)
+
+
+def test_a_service_whose_engine_dies_too_often_ends_with_the_reason(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "QUICK_CRASHES", 1)
+    with pytest.raises(PlimsollError, match="the engine died 1 times in a row, at last: killed by signal 9"):
+        kill_the_engine(tiny_checkpoint)
