@@ -1,7 +1,10 @@
 """From a spec to the load the budget sizes, and what of it this version cannot run."""
 
+from dataclasses import dataclass
+
 from plimsoll.api.budget import RUNS, Load
 from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import NotRunYetError
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.rope import check_length, default_length, override_rope
@@ -29,25 +32,41 @@ def load_of(spec: ModelDeploymentSpec, facts: ModelFacts) -> Load:
     )
 
 
+@dataclass(frozen=True)
+class Fields:
+    """What the user calls each wish, for errors: a manifest's fields, a command's options or a library's arguments."""
+
+    precision: str = "spec.precision"
+    cache: str = "spec.kvCache.precision"
+    tensor: str = "spec.parallelism.tensor"
+
+
 def refuse_not_run_yet(spec: ModelDeploymentSpec) -> None:
     """Raises NotRunYetError for what the budget sizes and this version's engine does not run."""
-    cache, tensor = spec.kv_cache.precision, spec.parallelism.tensor
-    if spec.precision != "auto" and spec.precision not in RUNS:
+    kind: DeviceKind = "cpu" if spec.accelerator.resource == "cpu" else "cuda"
+    refuse_unrun(spec.precision, spec.kv_cache.precision, spec.parallelism.tensor, kind)
+
+
+def refuse_unrun(
+    precision: str, cache: str, tensor: int | str, kind: DeviceKind | None, fields: Fields = Fields()
+) -> None:
+    """The same for wishes that are in no manifest; `kind` is None where the device is not known yet."""
+    if precision != "auto" and precision not in RUNS:
         raise NotRunYetError(
             "quantised weights can be planned for and are not run yet",
-            field="spec.precision", value=spec.precision, fix="Use auto or bfloat16",
+            field=fields.precision, value=precision, fix="Use auto or bfloat16",
         )  # fmt: skip
-    if spec.precision == "float16" and spec.accelerator.resource == "cpu":
+    if precision == "float16" and kind == "cpu":
         raise NotRunYetError(
-            "float16 is run on GPUs only", field="spec.precision", value="float16", fix="Use bfloat16 or float32"
+            "float16 is run on GPUs only", field=fields.precision, value="float16", fix="Use bfloat16 or float32"
         )
     if cache != "auto":
         raise NotRunYetError(
-            "a quantised cache can be planned for and is not run yet",
-            field="spec.kvCache.precision", value=cache, fix="Use auto",
+            "a quantised cache can be planned for and is not run yet", field=fields.cache, value=cache,
+            fix="Leave it out",
         )  # fmt: skip
     if tensor not in ("auto", 1):
         raise NotRunYetError(
             "a model spread over several devices can be planned for and is not run yet",
-            field="spec.parallelism.tensor", value=tensor, fix="Use auto or 1",
+            field=fields.tensor, value=tensor, fix="Use 1",
         )  # fmt: skip

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from plimsoll.api.errors import NotRunYetError, PlimsollError, SpecError
+from plimsoll.api.errors import NotRunYetError, SpecError
+from plimsoll.api.load import Fields, refuse_unrun
 from plimsoll.api.quantity import byte_option
 
 
@@ -57,7 +58,7 @@ def serve(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve a checkpoint as an OpenAI endpoint."""
-    _refuse_not_run_yet(tp, quant_policy, model_format)
+    _refuse_not_run_yet(dtype, device, tp, quant_policy, model_format)
     if not 0 < cache_max_entry_count < 1:
         raise SpecError(
             "must be between 0 and 1, both excluded", field="--cache-max-entry-count", value=cache_max_entry_count,
@@ -113,24 +114,18 @@ def serve(
     local.run([Service(engine, server, checkpoint)], screen)
 
 
-def _refuse_not_run_yet(tp: int, quant_policy: int, model_format: str | None) -> None:
-    refused: PlimsollError | None = None
-    if tp != 1:
-        refused = NotRunYetError("this version runs on one device", field="--tp", value=tp, fix="Use --tp 1")
-    elif quant_policy in (4, 8):
-        refused = NotRunYetError(
-            f"an int{quant_policy} KV cache is not run yet", field="--quant-policy", fix="Use --quant-policy 0"
-        )
-    elif quant_policy != 0:
-        refused = SpecError("is 0, 4 or 8", field="--quant-policy", value=quant_policy)
-    elif model_format in ("awq", "gptq"):
-        refused = NotRunYetError(
-            "4-bit checkpoints are not run yet",
-            field="--model-format",
-            value=model_format,
+def _refuse_not_run_yet(dtype: str, device: str, tp: int, quant_policy: int, model_format: str | None) -> None:
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise SpecError("is auto, bfloat16, float16 or float32", field="--dtype", value=dtype)
+    if quant_policy not in (0, 4, 8):
+        raise SpecError("is 0, 4 or 8", field="--quant-policy", value=quant_policy)
+    if model_format not in (None, "hf", "gguf", "awq", "gptq"):
+        raise SpecError("is hf or gguf", field="--model-format", value=model_format)
+    fields = Fields(precision="--dtype", cache="--quant-policy", tensor="--tp")
+    cache = {0: "auto", 4: "int4", 8: "int8"}[quant_policy]
+    refuse_unrun(dtype, cache, tp, "cpu" if device == "cpu" else None, fields)
+    if model_format in ("awq", "gptq"):
+        raise NotRunYetError(
+            "4-bit checkpoints are not run yet", field="--model-format", value=model_format,
             fix="Serve the original model",
-        )
-    elif model_format not in (None, "hf", "gguf"):
-        refused = SpecError("is hf or gguf", field="--model-format", value=model_format)
-    if refused:
-        raise refused
+        )  # fmt: skip

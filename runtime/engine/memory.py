@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast, get_args
 
 import psutil
 import torch
 
-from plimsoll.api.budget import CONTEXT_BYTES, RUNS, Load, budget
-from plimsoll.api.device import DeviceFacts
-from plimsoll.api.errors import DoesNotFitError, NotRunYetError, SpecError
+from plimsoll.api.budget import CONTEXT_BYTES, Load, budget
+from plimsoll.api.device import DeviceFacts, DeviceKind
+from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.load import Fields, refuse_unrun
 from plimsoll.api.model import ModelFacts, RopeFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.rope import check_length, default_length, override_rope
@@ -51,15 +53,11 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     """How weights and cache are held. Raises SpecError or NotRunYetError for what this device does not run."""
     if precision == "auto":
         precision = "float16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bfloat16"
-    if precision in ("w8a16", "w4a16"):
-        raise NotRunYetError("is sized by `plan` and not run by this version", field="precision", value=precision,
-                             fix=f"Use one of {', '.join(sorted(RUNS))}")  # fmt: skip
-    fit = {name: dtype for name, dtype in DTYPES.items() if name != "float16" or device.type != "cpu"}
-    for name, dtype in fit.items():
-        if name == precision:
-            return dtype
-    raise SpecError(f"does not run on {device.type}", field="precision", value=precision,
-                    fix=f"Use one of auto, {', '.join(fit)}")  # fmt: skip
+    if precision not in get_args(Precision):
+        raise SpecError("is unknown", field="precision", value=precision, fix=f"Use one of auto, {', '.join(DTYPES)}")
+    kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
+    refuse_unrun(precision, "auto", 1, kind, Fields(precision="precision"))
+    return DTYPES[cast(Precision, precision)]
 
 
 def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype: torch.dtype) -> MemoryPlan:

@@ -40,8 +40,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("options", "said"),
     [
         (["--tp", "2"], "--tp"),
-        (["--quant-policy", "8"], "int8 KV cache"),
-        (["--quant-policy", "4"], "int4 KV cache"),
+        (["--quant-policy", "8"], "'int8'"),
+        (["--quant-policy", "4"], "'int4'"),
         (["--quant-policy", "3"], "--quant-policy"),
         (["--model-format", "awq"], "4-bit"),
         (["--model-format", "onnx"], "--model-format"),
