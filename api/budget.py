@@ -146,8 +146,10 @@ def budget(
         tried.append(found)
         rejected.append(Rejection(option, found.shortage))
     ways = list(_ways_out(facts, device, tried[0].load))
-    least = min(_least_total(facts, device, found.load) for found in tried)
-    raise DoesNotFitError(tried[0].shortage, ways=[*ways, f"a device of {format_bytes(least)}"])
+    totals = [total for found in tried if (total := _least_total(facts, device, found.load)) is not None]
+    if totals:
+        ways.append(f"a device of {format_bytes(min(totals))}")
+    raise DoesNotFitError(tried[0].shortage, ways=ways)
 
 
 def _options(facts: ModelFacts, load: Load, runs: frozenset[str] | None) -> Iterator[tuple[Precision, int]]:
@@ -279,6 +281,10 @@ def _ways_out(facts: ModelFacts, device: DeviceFacts, load: Load) -> Iterator[st
         holds = fits(cache_bytes=None)
         if holds:
             yield f"kvCache.ratio {load.ratio:g} instead of an absolute size"
+        asked = _sum(facts, device, load)
+        need = asked.needed_blocks * asked.block_bytes
+        if need > load.cache_bytes and fits(cache_bytes=need):
+            yield f"a cache of {format_bytes(need)}"
     if load.cache_precision == "auto" and fits(cache_precision="int8"):
         yield unrun("kvCache.precision int8")
     for precision in ("bfloat16", "w8a16", "w4a16"):
@@ -304,9 +310,11 @@ def weight_bytes_less(facts: ModelFacts, device: DeviceFacts, load: Load, precis
         return False
 
 
-def _least_total(facts: ModelFacts, device: DeviceFacts, load: Load) -> int:
-    """The least memory this load fits in, rounded up to 16 MiB."""
+def _least_total(facts: ModelFacts, device: DeviceFacts, load: Load) -> int | None:
+    """The least memory this load fits in, rounded up to 16 MiB; None for a cache whose own size is too small."""
     low, high = 0, 1 << 50
+    if not _sum(facts, replace(device, total=high), load).fits:
+        return None
     while high - low > 16 * MIB:
         middle = (low + high) // 2
         if _sum(facts, replace(device, total=middle), load).fits:

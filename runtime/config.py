@@ -1,15 +1,20 @@
 """How one engine and its server are set up. `serve`, `up` and `LLM` all end here, so they cannot drift apart."""
 
+import difflib
 from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
 
 from plimsoll.api.budget import BATCHED_TOKENS
 from plimsoll.api.deployment import ModelDeployment
+from plimsoll.api.errors import SpecError
 from plimsoll.api.load import refuse_not_run_yet
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
 
-class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the engine process is told. Sizes in bytes, lengths in tokens."""
 
     model: str
@@ -18,28 +23,45 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """auto, bfloat16, float16 or float32: how weights are held (float16 only on CUDA)."""
     device: str = "auto"
     """cpu, cuda, cuda:0; auto takes CUDA where there is one."""
-    memory: int | None = None
+    memory: Count | None = None
     """The budget's total; None reads the container's limit (CPU) or the card's memory."""
-    kv_ratio: float = 0.8
+    kv_ratio: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.8
     """Share of what is free after weights, workspace and context that becomes KV cache."""
-    kv_cache_bytes: int | None = None
+    kv_cache_bytes: Count | None = None
     """Absolute size of the cache; overrides `kv_ratio`."""
     block_size: int = 64
     prefix_caching: bool = True
-    max_model_len: int | None = None
+    max_model_len: Count | None = None
     """Longest prompt + answer; None takes what the model was trained for, or what the cache holds if that is less."""
     rope_type: str | None = None
     """Overrides the checkpoint's scaling: linear, dynamic, yarn, llama3."""
     rope_factor: float | None = None
-    max_batched_tokens: int = 2048
-    max_running: int = 64
-    max_queued_requests: int = 256
-    max_queued_tokens: int = 1_000_000
-    threads: int | None = None
+    max_batched_tokens: Count = 2048
+    max_running: Count = 64
+    max_queued_requests: Count = 256
+    max_queued_tokens: Count = 1_000_000
+    threads: Count | None = None
     """CPU threads; None follows the container's CPU limit."""
     kernels: str = "auto"
     """auto, native or torch."""
     seed: int = 0
+
+
+def engine_config(model: Path, **options: Any) -> EngineConfig:
+    """An EngineConfig from what a user wrote. Raises SpecError for a name that is none, and for a wrong value."""
+    for name in options:
+        if name not in EngineConfig.__struct_fields__:
+            close = difflib.get_close_matches(name, EngineConfig.__struct_fields__, 1)
+            fix = f"Did you mean {close[0]}?" if close else f"Known: {', '.join(EngineConfig.__struct_fields__)}"
+            raise SpecError("unknown option", field=name, fix=fix)
+    try:
+        return msgspec.convert({"model": str(model), **options}, EngineConfig)
+    except msgspec.ValidationError as error:
+        wanted, _, field = str(error).replace("`", "").partition(" - at $.")
+        wanted = wanted.partition(", got")[0].replace("null", "None")
+        for theirs, ours in (("Expected", "must be"), (" >=", ", at least"), (" >", ", above"), (" <=", ", at most")):
+            wanted = wanted.replace(theirs, ours)
+        raise SpecError(wanted, field=field, value=options.get(field)) from None
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):

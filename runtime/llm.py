@@ -15,7 +15,7 @@ from plimsoll.api.errors import SpecError
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.sources import resolve
 from plimsoll.checkpoint.tokenizer import load_tokenizer
-from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.config import engine_config
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.messages import EngineRequest, FinishReason, SamplingParams, TokenLogprobs, TokenOutput
 from plimsoll.runtime.output import OutputProcessor
@@ -70,12 +70,12 @@ class LLM:
         model: a path, `file://…` or `hf://org/name@revision`.
         options: fields of `EngineConfig`, such as `precision="bfloat16"` or `memory=8 * 2**30`.
 
-    Raises PlimsollError where the checkpoint cannot be read or the budget does not close.
+    Raises PlimsollError where an option is wrong, the checkpoint cannot be read or the budget does not close.
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
         path = resolve(str(model))
-        config = EngineConfig(model=str(path), **options)
+        config = engine_config(path, **options)
         checkpoint = open_checkpoint(path)
         self.tokenizer = load_tokenizer(checkpoint)
         self.generation_config = checkpoint.generation_config

@@ -265,3 +265,9 @@ def test_incoherent_wishes_name_their_field(load: Load, field: str) -> None:
     with pytest.raises(SpecError) as caught:
         budget(FACTS, CARD, load)
     assert caught.value.field == field
+
+
+def test_a_cache_too_small_for_a_request_fits_no_device() -> None:
+    with pytest.raises(DoesNotFitError) as refused:
+        budget(FACTS, DeviceFacts("cuda", 24 * GIB), Load("bfloat16", cache_bytes=1, max_length=4096))
+    assert refused.value.ways == ("kvCache.ratio 0.8 instead of an absolute size", "a cache of 512.0 MiB")

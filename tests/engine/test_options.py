@@ -1,0 +1,31 @@
+"""Options of the library: a wrong one is named before anything is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plimsoll.api.errors import SpecError
+from plimsoll.runtime.config import EngineConfig, engine_config
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_runing": 4}, "max_runing: unknown option. Did you mean max_running?"),
+        ({"temperature": 1.0}, "temperature: unknown option. Known: model, precision"),
+        ({"memory": "8Gi"}, "memory: must be int | None (found '8Gi')"),
+        ({"memory": -1}, "memory: must be int, at least 1 (found -1)"),
+        ({"kv_ratio": 1.5}, "kv_ratio: must be float, at most 1.0 (found 1.5)"),
+        ({"threads": 0}, "threads: must be int, at least 1 (found 0)"),
+        ({"prefix_caching": "no"}, "prefix_caching: must be bool (found 'no')"),
+    ],
+)
+def test_a_wrong_option_is_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        engine_config(Path("model"), **options)
+    assert said in str(caught.value)
+
+
+def test_the_rest_are_defaults() -> None:
+    assert engine_config(Path("model"), seed=3) == EngineConfig(model="model", seed=3)
