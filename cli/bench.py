@@ -43,14 +43,14 @@ def bench(
 ) -> None:
     """Measure an OpenAI endpoint: latency percentiles and throughput under load."""
     from plimsoll.cli import load
-    from plimsoll.cli.conversation import Endpoint
+    from plimsoll.cli.conversation import Endpoint, first_key
 
     if rate is not None and (concurrency is not None or rate <= 0):
         raise SpecError("is a positive number, and goes without --concurrency", field="--rate", value=rate)
     if api not in ("chat", "completions"):
         raise SpecError("is chat or completions", field="--api", value=api)
     in_flight = None if rate is not None else concurrency or 8
-    key = _first_line(api_key_file, "--api-key-file") if api_key_file else None
+    key = first_key(api_key_file, "--api-key-file") if api_key_file else None
     endpoint = Endpoint(url, model, key)
     target = load.Target(
         url=endpoint.url, model=endpoint.model, key=key, api="chat" if api == "chat" else "completions",
@@ -171,13 +171,6 @@ def draw(outcomes: Any, title: str, path: Path) -> None:
 
 def _kinds(result: dict[str, Any]) -> str:
     return ", ".join(f"{count} × {kind}" for kind, count in sorted(result["errors"].items()))
-
-
-def _first_line(path: Path, option: str) -> str:
-    lines = [line.strip() for line in _read(path, option).splitlines() if line.strip() and not line.startswith("#")]
-    if not lines:
-        raise SpecError("holds no key", field=option, value=str(path))
-    return lines[0]
 
 
 def _read(path: Path, option: str) -> str:

@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from plimsoll.api.errors import SpecError
-
 
 def chat(
     model: Annotated[
@@ -40,7 +38,8 @@ def chat(
             endpoint.close()
 
     if model is None:
-        talk(url, _key(api_key_file))
+        key = os.environ.get("OPENAI_API_KEY")
+        talk(url, conversation.first_key(api_key_file, "--api-key-file") if api_key_file else key)
         return
 
     from plimsoll.checkpoint.open import open_checkpoint
@@ -53,15 +52,3 @@ def chat(
     server = ServerConfig(served_name=model_name or local.own_name(model, path), port=0)
     service = Service(EngineConfig(model=str(path)), server, open_checkpoint(path))
     local.run([service], screen, lambda: talk(service.url, None))
-
-
-def _key(path: Path | None) -> str | None:
-    if path is None:
-        return os.environ.get("OPENAI_API_KEY")
-    try:
-        lines = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot be read: {error}", field="--api-key-file", value=str(path)) from None
-    if not lines:
-        raise SpecError("holds no key", field="--api-key-file", value=str(path))
-    return lines[0]

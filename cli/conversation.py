@@ -4,18 +4,35 @@ import contextlib
 import json
 import sys
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
 
-from plimsoll.api.errors import PlimsollError
+from plimsoll.api.errors import PlimsollError, SpecError
 
 HELP = "/clear forgets the conversation · /system TEXT sets the system prompt · /exit leaves · Ctrl-C stops an answer"
 
 
 class EndpointError(PlimsollError):
     """An endpoint cannot be reached, or answered with an error."""
+
+
+def first_key(path: Path, option: str) -> str:
+    """The first key of a file as the server reads it: one a line, `#` starts a comment.
+
+    Raises:
+        SpecError: it cannot be read or holds none; `option` is named.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot be read: {error}", field=option, value=str(path)) from None
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise SpecError("holds no key", field=option, value=str(path), fix="Write one key a line")
+    return keys[0]
 
 
 class Endpoint:

@@ -33,7 +33,7 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
     spread = f" on each of {report['tensor']} devices" if report["tensor"] > 1 else ""
     console.print(
         f"[bold]{report['name']}[/] · {report['architecture']} · {report['precision']} · "
-        f"{device['kind']} {format_bytes(device['total'])}{spread}",
+        f"{device['kind']} {format_bytes(device['total'])}{spread} · kernels {device['kernels']}",
         highlight=False,
     )
     console.print(bar(terms, max(24, min(console.width - 4, 76))))
