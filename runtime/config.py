@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import msgspec
 
-from plimsoll.api.budget import BATCHED_TOKENS
 from plimsoll.api.deployment import ModelDeployment
 from plimsoll.api.errors import SpecError
 from plimsoll.api.load import refuse_not_run_yet
@@ -36,7 +35,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rope_type: str | None = None
     """Overrides the checkpoint's scaling: linear, dynamic, yarn, llama3."""
     rope_factor: float | None = None
-    max_batched_tokens: Count = 2048
+    max_batched_tokens: Count | None = None
+    """Tokens of the largest step; None takes the device's default, 8192 on a GPU and 2048 on a CPU."""
     max_running: Count = 64
     max_queued_requests: Count = 256
     max_queued_tokens: Count = 1_000_000
@@ -111,7 +111,7 @@ def from_deployment(
         max_model_len=spec.context.max_length,
         rope_type=None if rope is None else rope.type,
         rope_factor=None if rope is None else rope.factor,
-        max_batched_tokens=spec.serving.max_batched_tokens or BATCHED_TOKENS[kind],
+        max_batched_tokens=spec.serving.max_batched_tokens,
         max_running=spec.serving.max_running_requests,
         max_queued_requests=spec.serving.max_queued_requests,
         max_queued_tokens=spec.serving.max_queued_tokens,

@@ -60,7 +60,7 @@ class Engine:
         config, runner = self.config, self.runner
         self.scheduler = Scheduler(
             BlockManager(runner.num_blocks, runner.block_size, config.prefix_caching),
-            max_batched_tokens=config.max_batched_tokens,
+            max_batched_tokens=loaded.plan.max_batched_tokens,
             max_running=config.max_running,
             max_queued_requests=config.max_queued_requests,
             max_queued_tokens=config.max_queued_tokens,

@@ -7,7 +7,7 @@ from typing import cast, get_args
 import psutil
 import torch
 
-from plimsoll.api.budget import CONTEXT_BYTES, Load, budget
+from plimsoll.api.budget import BATCHED_TOKENS, CONTEXT_BYTES, Load, budget
 from plimsoll.api.device import DeviceFacts, DeviceKind
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.load import Fields, refuse_unrun
@@ -34,6 +34,7 @@ class MemoryPlan:
     rope: RopeFacts
     model_len: int
     num_blocks: int
+    max_batched_tokens: int
     predicted: Mapping[str, int]
 
 
@@ -69,18 +70,20 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
     """
     rope = override_rope(facts, config.rope_type, config.rope_factor)
     check_length(facts, rope, config.max_model_len, "max_model_len")
+    kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
+    step = config.max_batched_tokens or BATCHED_TOKENS[kind]
     load = Load(
         precision=next(name for name, known in DTYPES.items() if known == dtype),
         ratio=config.kv_ratio,
         cache_bytes=config.kv_cache_bytes,
         block_size=config.block_size,
         max_length=config.max_model_len,
-        max_batched_tokens=config.max_batched_tokens,
+        max_batched_tokens=step,
         max_running=config.max_running,
         trained_length=default_length(facts, rope),
     )
     total, cache_limit = memory_line(config, kernels.device)
-    device = DeviceFacts("cuda" if kernels.device.type == "cuda" else "cpu", total, kernels.facts)
+    device = DeviceFacts(kind, total, kernels.facts)
     found = budget(facts, device, load, cache_limit=cache_limit)
     available = available_bytes(kernels.device)
     if found.in_use > available:
@@ -88,7 +91,7 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
             f"takes {format_bytes(found.in_use)}, and others leave {format_bytes(available)} of this machine's memory",
             field="memory", fix="Stop them, or lower memory or kv_cache_bytes",
         )  # fmt: skip
-    return MemoryPlan(found.precision, rope, found.max_length, found.blocks, found.per_device())
+    return MemoryPlan(found.precision, rope, found.max_length, found.blocks, step, found.per_device())
 
 
 def memory_line(config: EngineConfig, device: torch.device) -> tuple[int, int | None]:
