@@ -122,7 +122,7 @@ class Rollout(_Part):
 
 
 class Pod(_Part):
-    cpu: Cpus | None = None
+    cpu: Annotated[Cpus, Field(le=1024)] | None = None
     """Threads of the engine; None takes what the machine or the container allows."""
 
 

@@ -59,6 +59,8 @@ def bars(screen: Console) -> Progress:
         TimeElapsedColumn(),
         console=screen,
         transient=True,
+        # Into a file a bar would only leave an empty line.
+        disable=not screen.is_terminal,
     )
 
 

@@ -1,7 +1,6 @@
 """`plimsoll plan -f FILE`: the memory budget, before anything is loaded."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -39,9 +38,10 @@ def plan(
     from plimsoll.api.manifest import parse_manifest
     from plimsoll.api.quantity import byte_option
     from plimsoll.api.sizes import replication
+    from plimsoll.cli.manifest_file import read_manifest
     from plimsoll.runtime.kernels.forecast import foreseen_table
 
-    deployment = parse_manifest(_read(file), "stdin" if file == "-" else file, name)
+    deployment = parse_manifest(*read_manifest(file), name)
     spec = deployment.spec
     facts = _facts(deployment, config)
     line = spec.accelerator.memory if memory is None else byte_option(memory, "--memory")
@@ -96,16 +96,6 @@ def plan(
     from plimsoll.cli.load_line import show
 
     show(report)
-
-
-def _read(file: str) -> str:
-    try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise SpecError("is not UTF-8 text", field="--file", value=file) from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise SpecError(f"cannot be read: {reason}", field="--file", value=file) from None
 
 
 def _facts(deployment: "ModelDeployment", config: Path | None) -> "ModelFacts":

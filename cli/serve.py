@@ -11,7 +11,7 @@ from plimsoll.api.quantity import byte_option
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, file://PATH or hf://ORG/NAME[@REVISION].")],
+    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, file://PATH or hf://ORG/NAME@REVISION.")],
     server_name: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
     ] = "127.0.0.1",
@@ -33,10 +33,12 @@ def serve(
         str | None, typer.Option(help="The line, as 8Gi. Default: what this machine or container has.")
     ] = None,
     session_len: Annotated[
-        int | None, typer.Option(min=1, help="Longest prompt and answer together, in tokens.")
+        int | None, typer.Option(min=1, max=(1 << 31) - 1, help="Longest prompt and answer together, in tokens.")
     ] = None,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 64,
-    max_prefill_token_num: Annotated[int, typer.Option(min=16, help="Tokens one step may compute.")] = 2048,
+    max_batch_size: Annotated[int, typer.Option(min=1, max=1 << 16, help="Requests that run at once.")] = 64,
+    max_prefill_token_num: Annotated[
+        int, typer.Option(min=16, max=1 << 20, help="Tokens one step may compute.")
+    ] = 2048,
     cache_block_seq_len: Annotated[
         int, typer.Option(help="Tokens in a block of the cache: 16, 32, 64, 128 or 256.")
     ] = 64,
@@ -47,10 +49,15 @@ def serve(
     quant_policy: Annotated[int, typer.Option(help="KV cache: 0 as the model, 8 int8, 4 int4; 0 is what runs.")] = 0,
     model_format: Annotated[str | None, typer.Option(help="hf or gguf; told from the files when not given.")] = None,
     rope_scaling_factor: Annotated[
-        float, typer.Option(min=0.0, help="Dynamic NTK scaling beyond the trained length; 0 is the checkpoint's own.")
+        float,
+        typer.Option(
+            min=0.0, max=1024.0, help="Dynamic NTK scaling beyond the trained length; 0 is the checkpoint's own."
+        ),
     ] = 0.0,
     chat_template: Annotated[Path | None, typer.Option(help="A Jinja file in place of the checkpoint's.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: the container's CPU limit.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: the container's CPU limit.")
+    ] = None,
     request_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a request may take.")] = 600.0,
     drain_timeout: Annotated[
         float, typer.Option(min=0.0, help="Seconds that running requests get on SIGTERM.")
@@ -64,6 +71,12 @@ def serve(
             "must be between 0 and 1, both excluded", field="--cache-max-entry-count", value=cache_max_entry_count,
             fix="For an absolute size there is --kv-cache-bytes",
         )  # fmt: skip
+    if 0 < rope_scaling_factor < 1:
+        raise SpecError(
+            "must be at least 1, or 0 for the checkpoint's own",
+            field="--rope-scaling-factor",
+            value=rope_scaling_factor,
+        )
     if log_level not in ("debug", "info", "warning", "error"):
         raise SpecError("is debug, info, warning or error", field="--log-level", value=log_level)
     if api_keys is not None and not Path(api_keys).is_file():
