@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def up(
-    file: Annotated[Path, typer.Option("--file", "-f", help="Manifests, in one YAML file.")],
+    file: Annotated[str, typer.Option("--file", "-f", help="Manifests, in one YAML file; - reads them from stdin.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The first deployment's; the next ones take the ports after it.")
@@ -30,16 +30,14 @@ def up(
     from plimsoll.api.manifest import parse_manifests
     from plimsoll.checkpoint.open import open_checkpoint
     from plimsoll.cli import conversation, local
+    from plimsoll.cli.manifest_file import read_manifest
     from plimsoll.runtime.config import from_deployment
     from plimsoll.runtime.server import log
     from plimsoll.runtime.server.service import Service
 
     log.configure(log_level)
     screen = local.console()
-    try:
-        deployments = parse_manifests(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot be read: {error}", field="--file", value=str(file)) from None
+    deployments = parse_manifests(*read_manifest(file))
 
     prepared, budgets = [], []
     for number, deployment in enumerate(deployments):
@@ -52,7 +50,9 @@ def up(
     services = [Service(engine, server, checkpoint) for engine, server, checkpoint in prepared]
 
     def talk() -> None:
-        endpoint = conversation.Endpoint(services[0].url, services[0].config.served_name, _key(deployments[0]))
+        keys = deployments[0].spec.serving.api_keys_file
+        key = conversation.first_key(Path(keys), "spec.serving.apiKeysFile") if keys else None
+        endpoint = conversation.Endpoint(services[0].url, services[0].config.served_name, key)
         try:
             if ask is None:
                 conversation.chat(endpoint, {}, None, screen)
@@ -104,12 +104,3 @@ def _refuse_together(budgets: "list[tuple[ModelDeployment, Budget | None]]") -> 
             f"needs {parts} = {format_bytes(needed)}, and {format_bytes(free)} of this machine's memory are free",
             field="spec.accelerator.memory", fix="Lower kvCache.ratio or accelerator.memory, or run fewer at once",
         )  # fmt: skip
-
-
-def _key(deployment: "ModelDeployment") -> str | None:
-    """A key the server will accept from our own client."""
-    path = deployment.spec.serving.api_keys_file
-    if path is None:
-        return None
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    return next((line for line in lines if line and not line.startswith("#")), None)
