@@ -5,8 +5,6 @@ import contextlib
 import os
 import signal
 import stat
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -381,36 +379,3 @@ def test_closing_ends_what_runs(config: EngineConfig) -> None:
         await client.close()
 
     asyncio.run(test())
-
-
-def test_the_engine_does_not_outlive_its_parent(config: EngineConfig, tmp_path: Path) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(
-        f"""
-import asyncio, time
-from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.client import EngineClient
-from plimsoll.runtime.messages import EngineRequest, SamplingParams
-
-async def main():
-    client = EngineClient(EngineConfig(model={config.model!r}, kv_cache_bytes=1 << 20, threads=1))
-    await client.start()
-    await client.wait_ready({SECONDS})
-    params = SamplingParams(max_tokens=200, ignore_eos=True)
-    while True:
-        request = EngineRequest(request_id="r", prompt_token_ids=[1], params=params, arrival=time.monotonic())
-        async for _ in client.generate(request):
-            print(client.pid, client._running._binding.handover.folder, flush=True)
-
-asyncio.run(main())
-"""
-    )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        pid, folder = parent.stdout.readline().split()
-        engine = psutil.Process(int(pid))
-        assert Path(folder).is_dir()
-        parent.kill()
-        engine.wait(SECONDS)
-    assert not engine.is_running()
-    assert not Path(folder).exists()
