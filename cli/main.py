@@ -4,7 +4,10 @@ Only the file that is asked for gets imported: `plimsoll version` must not wait 
 imports the files but none of them imports anything heavy at its top.
 """
 
+import contextlib
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -35,13 +38,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 an error in plain words on stderr, 2 wrong usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     wanted = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a character shows another one; that is no reason to fail.
+        sys.stdout.reconfigure(errors="replace")
     try:
-        build(wanted)(arguments, prog_name="plimsoll")
+        try:
+            build(wanted)(arguments, prog_name="plimsoll")
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except PlimsollError as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         raise SystemExit(1) from None
+    except OSError as error:
+        # The disk under standard output is full, say; a reader that has left needs no words.
+        if not isinstance(error, BrokenPipeError):
+            typer.secho(f"error: {error.strerror or error}", fg=typer.colors.RED, err=True)
+        _discard_output()
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _discard_output() -> None:
+    """What is still buffered cannot be written; without this Python would try again at its end, and complain."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _root() -> None:
