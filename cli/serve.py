@@ -37,8 +37,9 @@ def serve(
     ] = None,
     max_batch_size: Annotated[int, typer.Option(min=1, max=1 << 16, help="Requests that run at once.")] = 64,
     max_prefill_token_num: Annotated[
-        int, typer.Option(min=16, max=1 << 20, help="Tokens one step may compute.")
-    ] = 2048,
+        int | None,
+        typer.Option(min=16, max=1 << 20, help="Tokens one step may compute. Default: 8192 on a GPU, 2048 on a CPU."),
+    ] = None,
     cache_block_seq_len: Annotated[
         int, typer.Option(help="Tokens in a block of the cache: 16, 32, 64, 128 or 256.")
     ] = 64,
