@@ -111,10 +111,15 @@ class Endpoint:
         self.client.close()
 
 
+def legible(typed: str) -> str:
+    """What was typed or given as an argument, with a question mark for each byte that was no UTF-8."""
+    return typed.encode("utf-8", "replace").decode()
+
+
 def ask(endpoint: Endpoint, question: str, options: dict[str, Any]) -> str:
     """Streams the answer to one question to stdout and returns it."""
     pieces = []
-    for text in endpoint.stream([{"role": "user", "content": question}], options):
+    for text in endpoint.stream([{"role": "user", "content": legible(question)}], options):
         pieces.append(text)
         print(text, end="", flush=True)
     print(flush=True)
@@ -130,7 +135,7 @@ def chat(endpoint: Endpoint, options: dict[str, Any], system: str | None, consol
     messages = list(start)
     while True:
         try:
-            line = input("\n> " if sys.stdin.isatty() else "").strip()
+            line = legible(input("\n> " if sys.stdin.isatty() else "").strip())
         except EOFError:
             return
         except KeyboardInterrupt:
