@@ -27,7 +27,7 @@ from plimsoll.api.sizes import (
 MIB = 1 << 20
 #: What lies on a device before the first tensor. CUDA: driver context and library handles, as measured by peers at
 #: 0.5 to 0.6 GiB. CPU: interpreter, torch and compiled kernels of the engine process, by `benchmarks/memory.py`.
-CONTEXT_BYTES: Mapping[str, int] = {"cuda": 600 * MIB, "cpu": 400 * MIB}
+CONTEXT_BYTES: Mapping[str, int] = {"cuda": 600 * MIB, "cpu": 288 * MIB}
 #: Tokens of the largest step where nobody says otherwise: what fills the arithmetic of a card, or of a few cores.
 BATCHED_TOKENS: Mapping[str, int] = {"cuda": 8192, "cpu": 2048}
 #: From the least degraded to the most, what `auto` goes through.

@@ -23,9 +23,16 @@ TORCH_TABLE = TableFacts(scratch_bytes=64 << 20)
 enough while one sequence's own are less than this."""
 
 
-def native_table(panel: int) -> TableFacts:
-    """The native table of a CPU: float32 activations, weights in panels of `panel` rows."""
-    return TableFacts(activation_bytes=4, row_tile=panel)
+WIDE_SCRATCH_BYTES = 48 << 20
+"""Unpacked weights, narrowed activations and products, where wide products go through torch's bfloat16."""
+
+
+def native_table(panel: int, wide: bool = False) -> TableFacts:
+    """The native table of a CPU: float32 activations, weights in panels of `panel` rows.
+
+    `wide`: the processor multiplies bfloat16 itself, so products of many rows leave the table.
+    """
+    return TableFacts(activation_bytes=4, row_tile=panel, scratch_bytes=WIDE_SCRATCH_BYTES if wide else 0)
 
 
 @dataclass(frozen=True)

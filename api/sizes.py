@@ -19,6 +19,9 @@ GROUP_SIZES = (128, 64, 32)
 PAIR_BYTES = 4
 #: Prompt positions whose logits exist at once when prompt log-probabilities are asked for.
 PROMPT_LOGIT_ROWS = 16
+#: Rows of logits that the sampler's copies of a slice amount to: edited, divided, filtered, summed, and four of them
+#: sorted whole.
+SAMPLER_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -151,21 +154,21 @@ def workspace_terms(
 ) -> Mapping[str, int]:  # fmt: skip
     """Bytes that come and go while a step runs, by name.
 
-    - `activations`: the widest moment of a layer at the largest chunk: the residual, the normed input, and the larger
-      of attention (qkv and its result) and the feed-forward (gate, up and their product).
+    - `activations`: a layer at the largest chunk: the residual, the normed input and what a block adds to it; qkv and
+      its mixed values; gate, up and their product; normed queries and keys where the model has such norms.
     - `logits`: float32 logits of every running sequence, or of a slice of prompt positions where those are more, and
-      two copies of their size for the sampler.
+      `SAMPLER_ROWS` more for the sampler, which works on slices of them.
     - `positions`: float32 cosines and sines up to the longest sequence.
     - `kernels`: what the table of kernels keeps for itself.
     """
     activation = device.table.activation_bytes or element_bytes(precision)
     heads, kv_heads = facts.num_heads // tensor, kv_heads_per_rank(facts, tensor)
-    attention = (2 * heads + 2 * kv_heads) * facts.head_dim
-    feed_forward = 3 * facts.intermediate_size // tensor
-    row = 3 * facts.hidden_size + max(attention, feed_forward)
+    row = 3 * facts.hidden_size + (2 * heads + 2 * kv_heads) * facts.head_dim + 3 * facts.intermediate_size // tensor
+    if facts.qk_norm:
+        row += (heads + kv_heads) * facts.head_dim
     return {
         "activations": max_batched_tokens * row * activation,
-        "logits": 3 * max(max_running, PROMPT_LOGIT_ROWS) * facts.vocab_size * 4,
+        "logits": (max(max_running, PROMPT_LOGIT_ROWS) + SAMPLER_ROWS) * facts.vocab_size * 4,
         "positions": max_length * facts.head_dim * 4,
         "kernels": device.table.scratch_bytes,
     }

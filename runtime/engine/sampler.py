@@ -11,6 +11,9 @@ from plimsoll.runtime.engine.logprobs import token_logprobs
 from plimsoll.runtime.engine.penalties import TokenCounts, add_bias, forbid, has_penalties, penalise
 from plimsoll.runtime.messages import SamplingParams, TokenLogprobs
 
+SLICE_ROWS = 16
+"""Rows whose filtered distributions exist at once: what sampling takes beside the logits is part of the budget."""
+
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by less would only overflow."""
 
@@ -57,8 +60,12 @@ class Sampler:
         """
         if logits.shape != (len(rows), self.vocab_size):
             raise ValueError(f"logits are {tuple(logits.shape)}, expected {(len(rows), self.vocab_size)}")
-        if not rows:
-            return []
+        sampled: list[SampledToken] = []
+        for start in range(0, len(rows), SLICE_ROWS):
+            sampled += self._sample(logits[start : start + SLICE_ROWS], rows[start : start + SLICE_ROWS])
+        return sampled
+
+    def _sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         best, tokens = _greedy(logits)
         errors: dict[int, str] = {}
         for row in np.flatnonzero(~np.isfinite(best)).tolist():

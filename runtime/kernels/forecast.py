@@ -24,7 +24,7 @@ def foreseen_table(kind: DeviceKind) -> TableFacts:
         library()
     except NativeUnavailableError:
         return TORCH_TABLE
-    return native_table(panel_width())
+    return native_table(panel_width(), multiplies_bf16())
 
 
 def wanted_table(kernels: str = "auto") -> str:
@@ -41,6 +41,11 @@ def panel_width() -> int:
         return 8
     flags = processor_flags()
     return 32 if "avx512f" in flags else 16 if "avx" in flags else 8
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor has instructions for products of bfloat16."""
+    return not processor_flags().isdisjoint(("amx_bf16", "avx512_bf16"))
 
 
 def processor_flags() -> set[str]:

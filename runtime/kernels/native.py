@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from plimsoll.api.device import native_table
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
+from plimsoll.runtime.kernels.forecast import multiplies_bf16
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
 __all__ = ["NativeUnavailableError", "PackedWeight", "native_kernels", "packed_bytes"]
@@ -49,6 +50,30 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         return self.data.nbytes
+
+
+KEPT_ROWS = 256
+"""Rows from which an operation's result lies in memory that is kept."""
+
+
+class Results:
+    """Where operations put what they return: [rows, columns] float32.
+
+    Results of large steps lie in buffers that are kept, one for each operation and width, until that operation's next
+    result of that width. So a step's memory is a sum the budget can state, not what an allocator's holes make of it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, int], Tensor] = {}
+
+    def take(self, operation: str, rows: int, columns: int) -> Tensor:
+        if rows < KEPT_ROWS:
+            return torch.empty(rows, columns)
+        key, count = (operation, columns), rows * columns
+        if key not in self._kept or len(self._kept[key]) < count:
+            self._kept.pop(key, None)
+            self._kept[key] = torch.empty(count)
+        return self._kept[key][:count].view(rows, columns)
 
 
 def packed_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
@@ -91,21 +116,21 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         raise NativeUnavailableError(
             f"they run {' and '.join(map(str, KINDS))} on a CPU, not {weight_dtype} on {device}"
         )
-    library, kind = _library(), KINDS[weight_dtype]
+    library, kind, results = _library(), KINDS[weight_dtype], Results()
     return Kernels(
         name=f"native-{_instruction_set()}",
         device=device,
         dtype=torch.float32,
         pack=_pack(getattr(library, f"pack_{kind}"), weight_dtype),
-        embedding=_embedding(getattr(library, f"embed_{kind}")),
-        linear=_linear(library, kind, wide_rows),
-        rms_norm=_rms_norm(library.rms_norm),
-        add_rms_norm=_add_rms_norm(library.add_rms_norm),
-        silu_mul=_silu_mul(library.silu_mul),
+        embedding=_embedding(getattr(library, f"embed_{kind}"), results),
+        linear=_linear(library, kind, wide_rows, results),
+        rms_norm=_rms_norm(library.rms_norm, results),
+        add_rms_norm=_add_rms_norm(library.add_rms_norm, results),
+        silu_mul=_silu_mul(library.silu_mul, results),
         rope=_rope(library.rope),
         write_kv=_write_kv(getattr(library, f"write_kv_{kind}"), weight_dtype),
-        attention=_attention(library.attention, weight_dtype),
-        facts=native_table(library.panel_width()),
+        attention=_attention(library.attention, weight_dtype, results),
+        facts=native_table(library.panel_width(), multiplies_bf16()),
     )
 
 
@@ -120,16 +145,18 @@ def _pack(function: Any, dtype: torch.dtype) -> Callable[[Tensor], PackedWeight]
     return pack
 
 
-def _embedding(function: Any) -> Callable[[Tensor, PackedWeight], Tensor]:
+def _embedding(function: Any, results: Results) -> Callable[[Tensor, PackedWeight], Tensor]:
     def embedding(ids: Tensor, weight: PackedWeight) -> Tensor:
-        out = torch.empty(len(ids), weight.columns)
+        out = results.take("embedding", len(ids), weight.columns)
         function(ids.contiguous().data_ptr(), weight.address, out.data_ptr(), len(ids), weight.columns)
         return out
 
     return embedding
 
 
-def _linear(library: Any, kind: str, wide_rows: int | None) -> Callable[[Tensor, PackedWeight, Tensor | None], Tensor]:
+def _linear(
+    library: Any, kind: str, wide_rows: int | None, results: Results
+) -> Callable[[Tensor, PackedWeight, Tensor | None], Tensor]:
     function, unpack = getattr(library, f"linear_{kind}"), getattr(library, f"unpack_{kind}")
     panel = library.panel_width()
 
@@ -137,7 +164,7 @@ def _linear(library: Any, kind: str, wide_rows: int | None) -> Callable[[Tensor,
         count, rows, columns = len(x), weight.rows, weight.columns
         if x.shape[1] != columns:
             raise ValueError(f"x has {x.shape[1]} columns, the weight takes {columns}")
-        out = torch.empty(count, rows)
+        out = results.take("linear", count, rows)
         if wide_rows is not None and count >= wide_rows:
             _through_torch(unpack, panel, x, weight, bias, out)
         elif count:
@@ -161,9 +188,10 @@ def _through_torch(unpack: Any, panel: int, x: Tensor, weight: PackedWeight, bia
         out += bias
 
 
-def _rms_norm(function: Any) -> Callable[[Tensor, Tensor, float], Tensor]:
+def _rms_norm(function: Any, results: Results) -> Callable[[Tensor, Tensor, float], Tensor]:
     def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out = torch.empty(x.shape)
+        # Norms of queries and keys are both alive at once, and may be equally wide: they never share a buffer.
+        out = results.take("norm", *x.shape) if x.dim() == 2 else torch.empty(x.shape)
         if x.dim() != 3 or x.stride(2) != 1:
             x = x.reshape(1, -1, x.shape[-1]).contiguous()
         outer, inner, columns = x.shape
@@ -173,22 +201,24 @@ def _rms_norm(function: Any) -> Callable[[Tensor, Tensor, float], Tensor]:
     return rms_norm
 
 
-def _add_rms_norm(function: Any) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
+def _add_rms_norm(function: Any, results: Results) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
     def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         if not residual.is_contiguous():
             raise ValueError("residual is changed in place and must be contiguous")
         rows, columns = x.shape
-        out = torch.empty(rows, columns)
+        out = results.take("norm", rows, columns)
+        if out.data_ptr() == x.data_ptr():
+            out = torch.empty(rows, columns)
         function(x.contiguous().data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, columns, eps)
         return out
 
     return add_rms_norm
 
 
-def _silu_mul(function: Any) -> Callable[[Tensor], Tensor]:
+def _silu_mul(function: Any, results: Results) -> Callable[[Tensor], Tensor]:
     def silu_mul(gate_up: Tensor) -> Tensor:
         rows, columns = len(gate_up), gate_up.shape[1] // 2
-        out = torch.empty(rows, columns)
+        out = results.take("silu_mul", rows, columns)
         function(gate_up.contiguous().data_ptr(), out.data_ptr(), rows, columns)
         return out
 
@@ -229,7 +259,7 @@ def _write_kv(function: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Te
 
 
 def _attention(
-    function: Any, dtype: torch.dtype
+    function: Any, dtype: torch.dtype, results: Results
 ) -> Callable[[Tensor, Tensor, Tensor, AttentionBatch, float, int | None], Tensor]:
     narrow = int(dtype == torch.bfloat16)
 
@@ -244,7 +274,7 @@ def _attention(
             raise ValueError(f"head size {dim} must be a multiple of 8 and block size {block_size} one of 16")
         row, head, _ = q.stride()
         tables = batch.block_tables
-        out = torch.empty(rows, heads * dim)
+        out = results.take("attention", rows, heads * dim)
         failed = function(
             q.data_ptr(), row, head, k_cache.data_ptr(), v_cache.data_ptr(), narrow, out.data_ptr(),
             batch.query_start.data_ptr(), batch.context_lens.data_ptr(), tables.data_ptr(),

@@ -6,7 +6,7 @@ import os
 import torch
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.kernels.forecast import processor_flags, wanted_table
+from plimsoll.runtime.kernels.forecast import multiplies_bf16, wanted_table
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
@@ -15,7 +15,6 @@ log = logging.getLogger(__name__)
 
 WIDE_ROWS = 256
 """Rows from which torch's bfloat16 in hardware makes up for unpacking the weight."""
-HARDWARE_BF16 = {"amx_bf16", "avx512_bf16"}
 
 
 def select(device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto") -> Kernels:
@@ -49,4 +48,4 @@ def _wide_rows(weight_dtype: torch.dtype) -> int | None:
         if not given.isdigit():
             raise PlimsollError("not a number of rows", field="PLIMSOLL_TORCH_ROWS", value=given, fix="Give 0 or more")
         return int(given) or None
-    return WIDE_ROWS if weight_dtype == torch.bfloat16 and processor_flags() & HARDWARE_BF16 else None
+    return WIDE_ROWS if weight_dtype == torch.bfloat16 and multiplies_bf16() else None

@@ -44,7 +44,10 @@ class AttentionBatch:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Callables of one table. `dtype` is that of activations; weights and cache may be narrower."""
+    """Callables of one table. What an operation returns is valid until its next result of that width: a step of many
+    rows may find its results in memory that is kept for them.
+
+    `dtype` is that of activations; weights and cache may be narrower."""
 
     name: str
     device: torch.device

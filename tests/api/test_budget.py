@@ -85,6 +85,10 @@ def attempt(facts: ModelFacts, device: DeviceFacts, load: Load) -> Budget | None
         return budget(facts, device, load)
     except DoesNotFitError:
         return None
+    except SpecError:
+        # No group size divides what this shape multiplies: 4 bits are refused before any sum.
+        assert load.precision == "w4a16"
+        return None
 
 
 @given(configs(), st.sampled_from(["float32", "bfloat16"]), st.sampled_from([2, 4]))
@@ -212,15 +216,15 @@ def test_heads_that_do_not_divide_are_refused_with_the_sizes_that_work() -> None
 
 
 def test_a_refusal_shows_its_sum_and_ways_out() -> None:
-    card = DeviceFacts("cuda", 16 * GIB)
+    card = DeviceFacts("cuda", 17 * GIB)
     with pytest.raises(DoesNotFitError) as caught:
         budget(FACTS, card, Load(precision="bfloat16", max_length=8192))
     said = str(caught.value)
-    assert "needs 14.4 GiB weights + 1.5 GiB workspace and context = 15.9 GiB of 16.0 GiB per device" in said
-    assert "fits with: context.maxLength 576" in said
+    assert "needs 14.4 GiB weights + 1.7 GiB workspace and context = 16.1 GiB of 17.0 GiB per device" in said
+    assert "fits with: context.maxLength 6080" in said
     assert "precision w8a16" in said
     assert "parallelism.tensor 2" in said
-    assert "a device of 17.2 GiB" in said
+    assert "a device of 17.3 GiB" in said
 
 
 def test_auto_takes_the_least_degraded_and_says_what_it_passed_over() -> None:

@@ -189,9 +189,12 @@ def test_wrong_shapes_are_refused_before_memory_is_touched() -> None:
 
 
 def build_in(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    # A library that another run left in the temporary folder would be used as it is.
+    temporary = folder / "temporary"
+    temporary.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-m", "plimsoll.runtime.kernels.build"],
-        env={**os.environ, "PLIMSOLL_CACHE": str(folder), **environment},
+        env={**os.environ, "PLIMSOLL_CACHE": str(folder), "TMPDIR": str(temporary), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,0 +1,23 @@
+"""How the engine process's C heap behaves: so that what it holds is what is in use, and a prediction can be exact."""
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+LARGE_BYTES = 4 << 20
+"""Tensors from this size on get pages of their own, which go back when they are freed."""
+SLACK_BYTES = 32 << 20
+"""What the heap may keep at its end. Less would be given back and taken again within every step."""
+
+
+def steady_heap() -> None:
+    """Pins glibc's thresholds. Left alone it raises them as it goes, and large holes stay behind in its heap.
+
+    Does nothing where the C library is not glibc.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, SLACK_BYTES)
