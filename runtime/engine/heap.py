@@ -1,9 +1,11 @@
 """How the engine process's C heap behaves: so that what it holds is what is in use, and a prediction can be exact."""
 
 import ctypes
+import mmap
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MADV_HUGEPAGE = 14
 LARGE_BYTES = 4 << 20
 """Tensors from this size on get pages of their own, which go back when they are freed."""
 SLACK_BYTES = 32 << 20
@@ -21,3 +23,18 @@ def steady_heap() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
         mallopt(_M_TRIM_THRESHOLD, SLACK_BYTES)
+
+
+def advise_huge_pages(address: int, nbytes: int) -> None:
+    """Asks for large pages behind memory that is not touched yet: the cache is read block by block, all over.
+
+    A wish: a kernel that has none to give changes nothing.
+    """
+    if sys.platform != "linux":
+        return
+    page = mmap.PAGESIZE
+    start = -(-address // page) * page
+    length = (address + nbytes - start) // page * page
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    if madvise is not None and length > 0:
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_HUGEPAGE)

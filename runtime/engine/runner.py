@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.sizes import PROMPT_LOGIT_ROWS
+from plimsoll.runtime.engine.heap import advise_huge_pages
 from plimsoll.runtime.kernels.table import AttentionBatch
 from plimsoll.runtime.models.decoder import Decoder
 
@@ -78,7 +79,10 @@ class Runner:
         self.num_blocks = num_blocks
         self.block_size = block_size
         shape = (facts.num_layers, 2, num_blocks, facts.num_kv_heads, block_size, facts.head_dim)
-        self.pool = torch.empty(shape, dtype=cache_dtype, device=self.device).zero_()
+        self.pool = torch.empty(shape, dtype=cache_dtype, device=self.device)
+        if self.device.type == "cpu":
+            advise_huge_pages(self.pool.data_ptr(), self.pool.nbytes)
+        self.pool.zero_()
         self.kv_caches = [(layer[0], layer[1]) for layer in self.pool]
 
     @torch.inference_mode()

@@ -62,6 +62,12 @@ INLINE v8f widen_f32(const float *p) { return load8(p); }
 DEFINE_PRODUCT(bf16, uint16_t)
 DEFINE_PRODUCT(f32, float)
 
+/* Few rows make little of a block: what comes next is asked of memory while they do. */
+static void ask_for(const void *from, long bytes)
+{
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)from + i);
+}
+
 /* One row's scores of a block become weights; keys outside [low, high) weigh 0. Its sums so far are rescaled. */
 static void soften(float *scores, long width, long low, long high, float *top, float *mass, float *mixed, long D)
 {
@@ -129,11 +135,15 @@ static const float *widened_f32(const float *block, float *spare, long count)
         memset(mass, 0, rows * 8 * sizeof(float));                                                                     \
         long position = job->contexts[b] - (job->starts[b + 1] - first), reach = position + (last - first);            \
         long begin = job->window && position >= job->window ? (position - job->window + 1) / S : 0;                    \
+        if (rows < WIDEN_ROWS)                                                                                         \
+            ask_for((const C *)job->k_cache + (job->tables[b * job->table_width + begin] * job->G + g) * S * D,        \
+                    S * D * sizeof(C));                                                                                \
         for (long n = begin; n * S < reach; n++) {                                                                     \
             long block = job->tables[b * job->table_width + n], here = reach - n * S < S ? reach - n * S : S;          \
             long width = (here + 15) / 16 * 16;                                                                        \
             const C *keys = (const C *)job->k_cache + (block * job->G + g) * S * D;                                    \
             const C *values = (const C *)job->v_cache + (block * job->G + g) * S * D;                                  \
+            if (rows < WIDEN_ROWS) ask_for(values, width * D * sizeof(C));                                             \
             const float *wide = rows < WIDEN_ROWS ? 0 : widened_##KIND(keys, spare, S * D);                            \
             if (wide) product_f32(rows, width, 0, D, q, D, wide, S, scores, S);                                        \
             else product_##KIND(rows, width, 0, D, q, D, keys, S, scores, S);                                          \
@@ -141,6 +151,9 @@ static const float *widened_f32(const float *block, float *spare, long count)
                 long own = position + r / group - n * S, low = job->window ? own - job->window + 1 : 0;                \
                 soften(scores + r * S, width, low, own + 1, top + r, mass + r * 8, mixed + r * D, D);                  \
             }                                                                                                          \
+            if (rows < WIDEN_ROWS && (n + 1) * S < reach)                                                              \
+                ask_for((const C *)job->k_cache + (job->tables[b * job->table_width + n + 1] * job->G + g) * S * D,    \
+                        S * D * sizeof(C));                                                                            \
             wide = rows < WIDEN_ROWS ? 0 : widened_##KIND(values, spare, S * D);                                       \
             if (wide) product_f32(rows, D, 1, width, scores, S, wide, D, mixed, D);                                    \
             else product_##KIND(rows, D, 1, width, scores, S, values, D, mixed, D);                                    \
