@@ -132,7 +132,7 @@ def test_a_closed_model_says_so(tiny_llama):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"memory": 400 * 2**20}, "needs .* workspace and context"),
+        ({"memory": 256 * 2**20}, "needs .* workspace and context"),
         ({"max_model_len": 10**6}, "the positions of this model reach 256"),
         ({"block_size": 24}, "must be a power of two"),
         ({"kv_ratio": 1.5}, "must be float, at most 1"),
