@@ -19,15 +19,17 @@ def chat(
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, max=2.0, help="0 always takes the likeliest token.")
+        float | None,
+        typer.Option(min=0.0, max=2.0, help="0 always takes the likeliest token. Default: 0.2, top_p 0.9."),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
 ) -> None:
     """Chat with a model: /clear, /system, /exit; Ctrl-C stops an answer."""
     from plimsoll.cli import conversation, local
 
-    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
-    options = {name: value for name, value in options.items() if value is not None}
+    options: dict[str, Any] = dict(conversation.CALM) if temperature is None else {"temperature": temperature}
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
     screen = local.console()
 
     def talk(address: str, key: str | None) -> None:

@@ -55,7 +55,7 @@ def up(
         endpoint = conversation.Endpoint(services[0].url, services[0].config.served_name, key)
         try:
             if ask is None:
-                conversation.chat(endpoint, {}, None, screen)
+                conversation.chat(endpoint, conversation.CALM, None, screen)
             else:
                 screen.print(f"[bold]> {ask}[/]", highlight=False)
                 conversation.ask(endpoint, ask, {"temperature": 0, "max_tokens": 256})
