@@ -53,7 +53,9 @@ class EngineProcess:
         )
         stdin = self._process.stdin
         assert stdin is not None
-        with contextlib.suppress(ConnectionError):
+        # A child that died before it read anything has closed the pipe; uvloop calls that a RuntimeError. Its end is
+        # noticed like any other.
+        with contextlib.suppress(ConnectionError, RuntimeError):
             # The pipe stays open: its end is how the process learns that we are gone.
             stdin.write(frame(self._binding.handover))
             await stdin.drain()

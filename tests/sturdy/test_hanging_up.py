@@ -11,7 +11,7 @@ from tests.support.streams import Heard, listen
 
 ROUNDS, STREAMS, KINDS = 10, 200, 20
 #: What a round may add to a process that has served a few: one page a stream would be more.
-GROWTH = 150_000
+GROWTH = 400_000
 
 
 def request(kind: int) -> dict[str, Any]:
