@@ -20,7 +20,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0.0, max=2.0, help="0 always takes the likeliest token. Default: 0.2, top_p 0.9."),
+        typer.Option(min=0.0, max=2.0, help="0 always takes the likeliest token. Default: 0."),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
 ) -> None:

@@ -117,7 +117,7 @@ def legible(typed: str) -> str:
 
 
 #: How a conversation samples unless told otherwise: at the API's own default of 1, small models ramble.
-CALM = {"temperature": 0.2, "top_p": 0.9}
+CALM = {"temperature": 0.0}
 
 
 def ask(endpoint: Endpoint, question: str, options: dict[str, Any]) -> str:
