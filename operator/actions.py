@@ -1,0 +1,75 @@
+"""What the planner wants done. Values only: `apply` carries them out, in order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from plimsoll.operator.snapshot import Failure
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Server-side apply of a whole object; its owner reference is in it."""
+
+    object: Mapping[str, Any]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sets a ReplicaSet's replicas and nothing else of it."""
+
+    name: str
+    replicas: int
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class MarkFailed:
+    """Writes (or with None removes) the FAILED annotation of a ReplicaSet."""
+
+    name: str
+    failure: Failure | None
+
+
+@dataclass(frozen=True)
+class Delete:
+    """kind is one of ReplicaSet, Pod, ConfigMap, ServiceMonitor …; a missing object is no error."""
+
+    kind: str
+    name: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Stores what an inspect pod reported under its source's key, and removes the pod."""
+
+    key: str
+
+
+Action = Apply | Scale | MarkFailed | Delete | Record
+
+
+@dataclass(frozen=True)
+class Event:
+    """One transition, for `kubectl describe`."""
+
+    type: str
+    """Normal or Warning."""
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one look at the cluster leads to."""
+
+    actions: tuple[Action, ...] = ()
+    status: Mapping[str, Any] = field(default_factory=dict)
+    """The whole status as it should read; written only where it differs."""
+    events: tuple[Event, ...] = ()
+    look_for_room: bool = False
+    """Look for free devices and plan again: this decision depends on them."""
+    again_in: float | None = None
+    """Seconds after which time itself may change the plan; None: only the cluster can."""

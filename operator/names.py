@@ -1,0 +1,55 @@
+"""Names and labels the operator writes. They are a contract with running clusters: none may change its meaning."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from plimsoll.api.deployment import API_VERSION
+
+GROUP, VERSION = API_VERSION.split("/")
+PLURAL = "modeldeployments"
+#: Server-side apply's field manager: the owner of every field we set.
+FIELD_MANAGER = "plimsoll"
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "plimsoll"
+#: On every object of a deployment; the Service, budgets and policies select pods by it.
+DEPLOYMENT = "plimsoll.dev/deployment"
+#: On ReplicaSets and their pods: what restarts a pod when it changes, hashed.
+REVISION = "plimsoll.dev/revision"
+#: `server` or `inspect`: which of our pods it is.
+COMPONENT = "plimsoll.dev/component"
+#: On inspect pods and records: which source, hashed.
+SOURCE = "plimsoll.dev/source"
+
+#: Annotations of a ReplicaSet.
+NUMBER = "plimsoll.dev/revision-number"
+BUILT_BY = "plimsoll.dev/built-by"
+"""The operator version that rendered the pod template; another one leaves the template alone."""
+SPEC = "plimsoll.dev/spec"
+"""The part of the user's spec that this revision was made from, as JSON: what to go back to."""
+FAILED = "plimsoll.dev/failed"
+"""JSON {reason, message, at}: this revision was given up; it is not tried again until the spec changes."""
+
+#: Selects everything that is ours, on the server's side.
+OURS = f"{MANAGED_BY}={MANAGER}"
+
+HTTP_PORT = 8000
+STATUS_PORT = 8001
+
+
+def digest(value: Any, length: int = 10) -> str:
+    """A short hash of plain data, the same for equal data whatever its order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def labels(name: str, component: str, **more: str) -> Mapping[str, str]:
+    """Labels of an object that belongs to deployment `name`."""
+    return {MANAGED_BY: MANAGER, "app.kubernetes.io/name": "plimsoll", DEPLOYMENT: name, COMPONENT: component, **more}
+
+
+def selector(name: str) -> Mapping[str, str]:
+    """Selects the server pods of deployment `name`, of every revision."""
+    return {DEPLOYMENT: name, COMPONENT: "server"}

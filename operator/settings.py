@@ -1,0 +1,65 @@
+"""The operator's own configuration: one YAML file, mounted by the chart."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from plimsoll.api.errors import SpecError
+
+#: Where a cloud's metadata, or the cluster itself, answers: no checkpoint comes from there, whatever the lists say.
+FORBIDDEN_HOSTS = (
+    "169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "127.0.0.0/8", "::1/128", "metadata.google.internal",
+    "kubernetes.default", "kubernetes.default.svc", "localhost",
+)  # fmt: skip
+
+
+class Settings(BaseModel):
+    """What the operator may do and what it starts."""
+
+    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True, populate_by_name=True)
+
+    namespaces: tuple[str, ...] = ()
+    """Namespaces it serves; none means all of the cluster."""
+    runtime_image: str = "plimsoll.dev/runtime:dev"
+    """What model pods on CPUs run, and inspect pods."""
+    cuda_runtime_image: str | None = None
+    """What model pods on GPUs run; None takes `runtimeImage`."""
+    image_pull_secrets: tuple[str, ...] = ()
+    allowed_sources: tuple[str, ...] = ("hf://*", "pvc://*", "s3://*", "oci://*")
+    """Shell patterns; a source that none of them matches is refused."""
+    allowed_endpoints: tuple[str, ...] = ("https://*",)
+    """Shell patterns for `spec.model.endpoint`."""
+    client_namespaces: tuple[str, ...] = ()
+    """Namespaces besides the deployment's own whose pods may call the endpoint."""
+    monitoring_namespaces: tuple[str, ...] = ("monitoring",)
+    """Namespaces that Prometheus scrapes from."""
+    operator_namespace: str = "plimsoll-system"
+    image_volumes: Literal["auto", "never"] = "auto"
+    """`auto` mounts oci:// sources as image volumes where API server and nodes can; else they are copied."""
+    lease_name: str = "plimsoll-operator"
+    workers: Annotated[int, Field(ge=1, le=64)] = 8
+    health_port: int = 8080
+    """/healthz, /readyz and /metrics; 0 takes none."""
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Reads $PLIMSOLL_OPERATOR_CONFIG, or `path`; without either everything has its default.
+
+    Raises:
+        SpecError: not YAML, an unknown field or a wrong value; the field is named.
+    """
+    given = path or (Path(os.environ["PLIMSOLL_OPERATOR_CONFIG"]) if "PLIMSOLL_OPERATOR_CONFIG" in os.environ else None)
+    if given is None:
+        return Settings()
+    try:
+        return Settings.model_validate(yaml.safe_load(given.read_text()) or {})
+    except (OSError, yaml.YAMLError) as error:
+        raise SpecError(f"cannot be read: {error}", field=str(given)) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SpecError(first["msg"], field=f"{given}: {where}", value=first["input"]) from None

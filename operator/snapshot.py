@@ -1,0 +1,166 @@
+"""What is there: one deployment's corner of the cluster at one moment, immutable, as the planner reads it.
+
+Times are seconds since the epoch, sizes bytes, processors thousandths. Raw Kubernetes objects appear only as `Mapping`s
+in `children`, for comparing with what should be there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from plimsoll.api.inspection import Inspection
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The ModelDeployment as the API server holds it."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    spec: Mapping[str, Any]
+    status: Mapping[str, Any] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    deleting: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.namespace, self.name
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container of a pod, now and the last time it ended."""
+
+    name: str
+    init: bool = False
+    state: Literal["waiting", "running", "terminated"] = "waiting"
+    reason: str = ""
+    """Why it waits or ended: CrashLoopBackOff, ImagePullBackOff, OOMKilled, Completed."""
+    message: str = ""
+    """The kubelet's words, or the container's own last ones (its termination message)."""
+    exit_code: int | None = None
+    restarts: int = 0
+    last_reason: str = ""
+    last_message: str = ""
+    last_exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """A pod's status page, as last read."""
+
+    read_at: float
+    moved_at: float
+    """When its bytes or its phase last changed: what a deadline counts from."""
+    phase: Literal["downloading", "loading", "warming", "ready", "draining"]
+    startup: Mapping[str, Any] = field(default_factory=dict)
+    """{download: {bytes, total, seconds}, load: {bytes, total, seconds}, warmup: {seconds}}; steps not begun are out."""
+    observed: Mapping[str, int] = field(default_factory=dict)
+    """{weights, kvCache, peak}, bytes as measured."""
+    running: int = 0
+    waiting: int = 0
+    cache_usage: float = 0.0
+    """Share of the cache's blocks that requests hold."""
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One of the deployment's server pods, or an inspect pod."""
+
+    name: str
+    uid: str = ""
+    revision: str = ""
+    owner: str = ""
+    """uid of its ReplicaSet."""
+    phase: str = "Pending"
+    ready: bool = False
+    routable: bool = False
+    """An endpoint slice of the Service lists it as ready."""
+    deleting: bool = False
+    created: float = 0.0
+    node: str | None = None
+    ip: str | None = None
+    unschedulable: str | None = None
+    """The scheduler's words, while it finds no place."""
+    message: str = ""
+    """Why the pod as a whole failed: evicted, node lost."""
+    containers: tuple[Container, ...] = ()
+    page: Page | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a revision was given up."""
+
+    reason: str
+    message: str
+    at: float
+
+
+@dataclass(frozen=True)
+class ReplicaSet:
+    """One revision of the pod template."""
+
+    name: str
+    uid: str
+    revision: str
+    replicas: int
+    """Pods it is told to keep."""
+    number: int = 0
+    """Counts revisions up, as `kubectl rollout history` does."""
+    created: float = 0.0
+    built_by: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    failure: Failure | None = None
+    resource_version: str = ""
+    deleting: bool = False
+    drifted: bool = False
+    """Somebody changed a field that is ours."""
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[Mapping[str, str], ...] = ()
+    """{key, value, effect}."""
+    usable: bool = True
+    """Ready and not cordoned."""
+    allocatable: Mapping[str, int] = field(default_factory=dict)
+    """cpu in thousandths, memory in bytes, pods and devices in ones."""
+    image_volumes: bool = False
+    """Its container runtime mounts images as volumes."""
+
+
+@dataclass(frozen=True)
+class Inspecting:
+    """The source's record, and the pod that looks at it while there is none."""
+
+    key: str
+    found: Inspection | None = None
+    error: str | None = None
+    """The inspect pod's last words: why the source cannot be read."""
+    pod: Pod | None = None
+    attempts: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    deployment: Deployment
+    now: float
+    inspecting: Inspecting | None = None
+    replica_sets: tuple[ReplicaSet, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    """The deployment's server pods of every revision, those that are ending included."""
+    children: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+    """(kind, name) to the raw object: what the deployment owns beside ReplicaSets and pods."""
+    nodes: tuple[Node, ...] | None = None
+    """None where the operator may not see nodes (one namespace only)."""
+    room: int | None = None
+    """Pods of the wanted revision that free devices would take now; None: nobody has looked, or nobody may."""
+    apis: frozenset[str] = frozenset()
+    """Optional kinds the cluster has: ServiceMonitor, PodMonitor."""
+    image_volumes: bool = False
+    """The API server keeps image volumes."""
