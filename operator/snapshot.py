@@ -114,6 +114,10 @@ class ReplicaSet:
     built_by: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
+    proven: bool = False
+    """It once served every replica that was wanted: what a failed rollout goes back to."""
+    blocked: str | None = None
+    """Why no pod can be created for it: a quota, a policy; the API server's words."""
     resource_version: str = ""
     deleting: bool = False
     drifted: bool = False

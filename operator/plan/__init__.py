@@ -1,0 +1,1 @@
+"""Pure: from what is there to what to do and what to say."""

@@ -1,0 +1,175 @@
+"""How many pods each revision should have next.
+
+A stateless step: it looks only at what is there, so that a restart between any two steps changes nothing. One wave of
+pods is in the air at a time, a quarter of the replicas. Invariants, held by tests/operator/test_rollout.py:
+
+- serving pods are taken away only when as many new ones serve, or when no device is free for one more pod;
+- no more pods are asked for than were wanted, plus what free devices would take;
+- an old pod's device is waited for only after that pod has been told to go.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from plimsoll.operator.snapshot import Pod, ReplicaSet
+
+#: Seconds a pod may lack a place while free devices are counted, before the scheduler is believed.
+PATIENCE = 30.0
+
+Strategy = Literal["Auto", "Surge", "Replace"]
+
+
+class Stage(StrEnum):
+    """Where a rollout is; the reason of the Progressing condition."""
+
+    COMPLETE = "Complete"
+    SCALING = "Scaling"
+    SURGING = "Surging"
+    REPLACING = "Replacing"
+    WAITING = "WaitingForDevice"
+    FAILED = "RolloutFailed"
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One ReplicaSet with the pods it has."""
+
+    set: ReplicaSet
+    pods: tuple[Pod, ...] = ()
+
+    @property
+    def serving(self) -> int:
+        return sum(pod.ready and pod.routable and not pod.deleting for pod in self.pods)
+
+    @property
+    def there(self) -> int:
+        """Pods that hold a device or will: those that are ending included, those that ended not."""
+        return sum(pod.phase not in ("Succeeded", "Failed") for pod in self.pods)
+
+    @property
+    def ending(self) -> int:
+        return sum(pod.deleting and pod.phase not in ("Succeeded", "Failed") for pod in self.pods)
+
+    @property
+    def unplaced(self) -> bool:
+        """Whether it wants a pod that cannot be placed, or not even be created."""
+        return self.set.blocked is not None or any(pod.unschedulable and not pod.deleting for pod in self.pods)
+
+    def unplaced_since(self, now: float) -> float:
+        """Seconds that its oldest unplaced pod has waited."""
+        return max((now - pod.created for pod in self.pods if pod.unschedulable and not pod.deleting), default=0.0)
+
+    @property
+    def worth(self) -> int:
+        """Pods worth keeping: one that never proved itself and does not serve is not."""
+        return self.set.replicas if self.set.proven else min(self.set.replicas, self.serving)
+
+
+@dataclass(frozen=True)
+class Step:
+    """replicas by ReplicaSet name, where the rollout is, and whether free devices would change the answer."""
+
+    replicas: Mapping[str, int]
+    stage: Stage
+    look_for_room: bool = False
+
+
+def next_step(
+    wanted: int,
+    new: Revision,
+    others: Sequence[Revision],
+    strategy: Strategy,
+    room: int | None,
+    now: float,
+    *,
+    failed: bool = False,
+    may_look: bool = True,
+) -> Step:
+    """The next replicas of every revision.
+
+    Args:
+        wanted: replicas the spec asks for.
+        new: the revision of the current spec; with `replicas` 0 when it has just been made.
+        others: every other revision.
+        room: pods of `new` that free devices would take; None when nobody looked.
+        now: seconds since the epoch.
+        failed: `new` was given up, and `others` hold a proven revision.
+        may_look: whether looking is possible; where it is not, a surge is tried and the scheduler answers.
+    """
+    if failed:
+        return _stand_still(wanted, new, others)
+    old_told = sum(old.set.replicas for old in others)
+    if old_told == 0:
+        settled = new.set.replicas == wanted and new.serving == wanted and new.there == wanted
+        ended = all(old.there == 0 for old in others)
+        return Step(_targets(new, wanted, others, 0), Stage.COMPLETE if settled and ended else Stage.SCALING)
+    wave = max(1, -(-wanted // 4))
+    told = min(new.set.replicas, wanted)
+    # As many old ones as new ones do not yet serve for; the ReplicaSet takes away those that are not ready first.
+    old = min(sum(revision.worth for revision in others), max(0, wanted - new.serving))
+    in_the_air = max(0, told - new.serving)
+    grow = min(wave - in_the_air, wanted - told)
+    vacated = wanted - told - max(old, sum(revision.there for revision in others))
+    if vacated > 0:
+        # Places that old pods have left are taken without asking: they were ours.
+        told += min(vacated, wanted - told)
+        return Step(_targets(new, told, others, old), Stage.REPLACING)
+    leaving = any(revision.ending or revision.there > revision.set.replicas for revision in others) or old < old_told
+    if strategy == "Surge":
+        over = told + old - wanted
+        told += max(0, min(grow, wave - max(0, over)))
+        stuck = new.unplaced and in_the_air > 0
+        return Step(_targets(new, told, others, old), Stage.WAITING if stuck else Stage.SURGING)
+    if strategy == "Replace":
+        if not in_the_air and not leaving:
+            old -= min(wave, old, wanted - told)
+        return Step(_targets(new, told, others, old), Stage.REPLACING)
+    if new.unplaced_since(now) > PATIENCE or new.set.blocked:
+        room = 0
+    return _auto(wanted, new, others, room, told, old, grow, wave, leaving, may_look)
+
+
+def _auto(
+    wanted: int, new: Revision, others: Sequence[Revision], room: int | None,
+    told: int, old: int, grow: int, wave: int, leaving: bool, may_look: bool,
+) -> Step:  # fmt: skip
+    """A surge where a device is free, else one drained and replaced."""
+    over = told + old - wanted
+    if new.unplaced and over > 0 and not leaving:
+        # The surge found no place: what it waits for must not be a device of ours that nobody gives up.
+        if room is None and may_look:
+            return Step(_targets(new, told, others, old), Stage.WAITING, look_for_room=True)
+        if not room:
+            old = max(0, old - min(over, wave))
+            return Step(_targets(new, told, others, old), Stage.REPLACING)
+    if grow <= 0 or leaving:
+        return Step(_targets(new, told, others, old), Stage.SURGING if over > 0 else Stage.REPLACING)
+    if room is None and may_look:
+        return Step(_targets(new, told, others, old), Stage.SURGING, look_for_room=True)
+    free = 1 if room is None else room
+    if free > 0:
+        return Step(_targets(new, told + min(grow, free), others, old), Stage.SURGING)
+    old -= min(wave, old, wanted - told)
+    return Step(_targets(new, told, others, old), Stage.REPLACING)
+
+
+def _stand_still(wanted: int, new: Revision, others: Sequence[Revision]) -> Step:
+    """What serves goes on; the proven revision fills the rest."""
+    serving = min(new.serving, wanted)
+    back_to = max((old for old in others if old.set.proven), key=lambda old: old.set.number)
+    targets = {old.set.name: 0 for old in others}
+    targets[back_to.set.name] = wanted - serving
+    targets[new.set.name] = serving
+    return Step(targets, Stage.FAILED)
+
+
+def _targets(new: Revision, told: int, others: Sequence[Revision], old: int) -> dict[str, int]:
+    """Shares `old` among the other revisions: those that serve most keep theirs, of equals the newest."""
+    targets = {new.set.name: told}
+    for revision in sorted(others, key=lambda r: (r.serving, r.set.proven, r.set.number), reverse=True):
+        keep = min(old, revision.worth)
+        targets[revision.set.name] = keep
+        old -= keep
+    return targets

@@ -1,0 +1,90 @@
+"""What is wrong with pods, in the cluster's own words, and when that is the revision's fault."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from plimsoll.operator.snapshot import Container, Pod
+
+#: Longest quotation of a container's last words in a condition.
+MOST_WORDS = 700
+#: Seconds in which what a pod refers to (a Secret, a claim) may still appear.
+GRACE = 30.0
+
+_PULL = frozenset({"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
+_CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """One pod that should serve and does not."""
+
+    pod: str
+    reason: str
+    """ImagePull, OutOfMemory, CrashLoop, ContainerConfig, Stalled, Evicted, Unschedulable."""
+    message: str
+    fatal: bool
+    """Waiting will not help: a rollout stops for it."""
+
+
+def troubles(pods: Iterable[Pod], deadline: float, now: float) -> tuple[Trouble, ...]:
+    """What keeps `pods` from serving, the fatal first.
+
+    Args:
+        deadline: seconds in which something must have moved: a byte, a phase, readiness.
+    """
+    found = [trouble for pod in pods if not pod.ready and not pod.deleting for trouble in _of(pod, deadline, now)]
+    return tuple(sorted(found, key=lambda trouble: not trouble.fatal))
+
+
+def words(text: str) -> str:
+    """The end of what a container said, bounded, on one line's worth of spaces."""
+    kept = " ".join(text.split())
+    return kept if len(kept) <= MOST_WORDS else f"… {kept[-MOST_WORDS:]}"
+
+
+def _of(pod: Pod, deadline: float, now: float) -> Iterator[Trouble]:
+    if pod.phase == "Failed":
+        yield Trouble(pod.name, "Evicted", words(pod.message) or "the pod failed", False)
+        return
+    if pod.unschedulable:
+        yield Trouble(pod.name, "Unschedulable", words(pod.unschedulable), False)
+        return
+    for container in pod.containers:
+        trouble = _container(pod, container, now)
+        if trouble:
+            yield trouble
+            return
+    moved = max(pod.created, pod.page.moved_at if pod.page else 0.0)
+    if pod.node and now - moved > deadline:
+        phase = pod.page.phase if pod.page else "starting"
+        yield Trouble(
+            pod.name, "Stalled", f"{phase}, and nothing has moved for {now - moved:.0f} s (progressDeadline)", True
+        )
+
+
+def _container(pod: Pod, container: Container, now: float) -> Trouble | None:
+    said = words(container.last_message or container.message)
+    if container.state == "waiting" and container.reason in _PULL:
+        return Trouble(pod.name, "ImagePull", f"{container.name}: {words(container.message) or container.reason}", True)
+    if container.state == "waiting" and container.reason in _CONFIG:
+        text = f"{container.name}: {words(container.message) or container.reason}"
+        return Trouble(pod.name, "ContainerConfig", text, now - pod.created > GRACE)
+    if "OOMKilled" in (container.reason, container.last_reason):
+        text = f"{container.name} was killed for taking more memory than its limit, {container.restarts} restarts"
+        return Trouble(pod.name, "OutOfMemory", text, True)
+    crashed = container.last_exit_code if container.state != "terminated" else container.exit_code
+    if crashed and (container.restarts >= 2 or container.reason == "CrashLoopBackOff"):
+        text = f"{container.name} exited with {crashed}, {container.restarts} restarts"
+        return Trouble(pod.name, "CrashLoop", f"{text}: {said}" if said else text, container.restarts >= 2)
+    return None
+
+
+def deadline_in(pods: Iterable[Pod], deadline: float, now: float) -> float | None:
+    """Seconds until the first of `pods` that moves no more would be late; None when none is on its way."""
+    left = [
+        max(pod.created, pod.page.moved_at if pod.page else 0.0) + deadline - now
+        for pod in pods
+        if pod.node and not pod.ready and not pod.deleting and pod.phase not in ("Succeeded", "Failed")
+    ]
+    waiting = [left_for for left_for in left if left_for > 0]
+    return min(waiting, default=None)
