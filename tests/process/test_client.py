@@ -163,14 +163,15 @@ def test_outputs_that_pile_up_arrive_as_one(shared: EngineClient, loop: asyncio.
     async def test() -> None:
         expected = await answer(shared, request("a", 40))
         async with contextlib.aclosing(shared.generate(request("b", 40, logprobs=1))) as outputs:
-            first = await anext(outputs)
+            taken = [await anext(outputs)]
             await until(lambda: not shared.stats.running)
-            second = await anext(outputs)
-            assert first.token_ids + second.token_ids == expected
-            assert second.logprobs is not None
-            assert [entry.chosen.token_id for entry in second.logprobs] == second.token_ids
-            assert second.finish_reason == "length"
-            assert [output async for output in outputs] == []
+            # On a quick machine everything may have piled up before the first was taken.
+            taken += [output async for output in outputs]
+            assert len(taken) <= 2
+            assert [token for output in taken for token in output.token_ids] == expected
+            logprobs = [entry for output in taken for entry in output.logprobs or []]
+            assert [entry.chosen.token_id for entry in logprobs] == expected
+            assert taken[-1].finish_reason == "length"
 
     loop.run(test())
 
