@@ -33,6 +33,21 @@ class MarkFailed:
 
 
 @dataclass(frozen=True)
+class MarkProven:
+    """Writes the PROVEN annotation of a ReplicaSet."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Renumber:
+    """Writes the NUMBER annotation of a ReplicaSet: one gone back to becomes the newest."""
+
+    name: str
+    number: int
+
+
+@dataclass(frozen=True)
 class Delete:
     """kind is one of ReplicaSet, Pod, ConfigMap, ServiceMonitor …; a missing object is no error."""
 
@@ -48,7 +63,7 @@ class Record:
     key: str
 
 
-Action = Apply | Scale | MarkFailed | Delete | Record
+Action = Apply | Scale | MarkFailed | MarkProven | Renumber | Delete | Record
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,7 @@ class Plan:
 
     actions: tuple[Action, ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
-    """The whole status as it should read; written only where it differs."""
+    """The whole status as it should read; written only where it differs. Empty: it is left as it is."""
     events: tuple[Event, ...] = ()
     look_for_room: bool = False
     """Look for free devices and plan again: this decision depends on them."""

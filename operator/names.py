@@ -31,6 +31,8 @@ SPEC = "plimsoll.dev/spec"
 """The part of the user's spec that this revision was made from, as JSON: what to go back to."""
 FAILED = "plimsoll.dev/failed"
 """JSON {reason, message, at}: this revision was given up; it is not tried again until the spec changes."""
+PROVEN = "plimsoll.dev/proven"
+"""`true` once every wanted replica of this revision served."""
 
 #: Selects everything that is ours, on the server's side.
 OURS = f"{MANAGED_BY}={MANAGER}"

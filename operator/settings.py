@@ -10,12 +10,6 @@ from pydantic.alias_generators import to_camel
 
 from plimsoll.api.errors import SpecError
 
-#: Where a cloud's metadata, or the cluster itself, answers: no checkpoint comes from there, whatever the lists say.
-FORBIDDEN_HOSTS = (
-    "169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "127.0.0.0/8", "::1/128", "metadata.google.internal",
-    "kubernetes.default", "kubernetes.default.svc", "localhost",
-)  # fmt: skip
-
 
 class Settings(BaseModel):
     """What the operator may do and what it starts."""

@@ -56,7 +56,7 @@ class Page:
     """When its bytes or its phase last changed: what a deadline counts from."""
     phase: Literal["downloading", "loading", "warming", "ready", "draining"]
     startup: Mapping[str, Any] = field(default_factory=dict)
-    """{download: {bytes, total, seconds}, load: {bytes, total, seconds}, warmup: {seconds}}; steps not begun are out."""
+    """{download: {bytes, total, seconds}, load: {bytes, total, seconds}, warmup: {seconds}}; only steps that began."""
     observed: Mapping[str, int] = field(default_factory=dict)
     """{weights, kvCache, peak}, bytes as measured."""
     running: int = 0

@@ -1,0 +1,75 @@
+"""What every object has: who owns it, and what a container of ours may do, which is next to nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from plimsoll.api.deployment import API_VERSION, KIND
+from plimsoll.operator import names
+from plimsoll.operator.snapshot import Deployment
+
+Object = dict[str, Any]
+
+#: The runtime image's own user; in its group are the volumes a pod writes to.
+USER = 65532
+
+
+def metadata(deployment: Deployment, name: str, annotations: Mapping[str, str] | None = None, **labels: str) -> Object:
+    """Of an object that goes with its deployment: the garbage collector removes it, no finalizer needed."""
+    found: Object = {
+        "name": name,
+        "namespace": deployment.namespace,
+        "labels": {**names.labels(deployment.name, "server"), **labels},
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION, "kind": KIND, "name": deployment.name, "uid": deployment.uid,
+                "controller": True, "blockOwnerDeletion": True,
+            }
+        ],
+    }  # fmt: skip
+    if annotations:
+        found["annotations"] = dict(annotations)
+    return found
+
+
+def source_metadata(namespace: str, name: str, key: str) -> Object:
+    """Of what all deployments of one source share. Nobody owns it: the operator sweeps it once no spec names it."""
+    labels = {names.MANAGED_BY: names.MANAGER, "app.kubernetes.io/name": "plimsoll"}
+    return {
+        "name": name,
+        "namespace": namespace,
+        "labels": {**labels, names.COMPONENT: "inspect", names.SOURCE: key},
+    }
+
+
+def pod_security() -> Object:
+    """The `restricted` Pod Security Standard, spelled out; volumes are handed over without a walk where they fit."""
+    return {
+        "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+        "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
+    }  # fmt: skip
+
+
+def container_security() -> Object:
+    return {
+        "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "privileged": False,
+        "readOnlyRootFilesystem": True, "runAsNonRoot": True,
+    }  # fmt: skip
+
+
+def quantity(count: int) -> str:
+    """Bytes as the API server itself writes them, so that what is applied reads back the same: 16Gi, 1536Mi, 5."""
+    for unit, size in (("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)):
+        if count and count % size == 0:
+            return f"{count // size}{unit}"
+    return str(count)
+
+
+def plain(value: Any) -> Any:
+    """A part of a spec as the API server writes it: no models, no tuples, nothing that is left out."""
+    if hasattr(value, "model_dump"):
+        return plain(value.model_dump(by_alias=True, exclude_none=True))
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

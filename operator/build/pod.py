@@ -1,0 +1,295 @@
+"""The pod that serves one revision: its template, the same for every replica."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from plimsoll.api.budget import Budget
+from plimsoll.api.deployment import API_VERSION, KIND, ModelDeploymentSpec
+from plimsoll.api.inspection import Inspection
+from plimsoll.operator import names
+from plimsoll.operator.build.common import Object, container_security, plain, pod_security, quantity
+from plimsoll.operator.build.revision import essentials
+from plimsoll.operator.build.source import IMAGE_FOLDER, cache_folder, credentials, file_uri, place, resolved
+from plimsoll.operator.settings import Settings
+from plimsoll.operator.snapshot import Deployment
+
+MIB, GIB = 1 << 20, 1 << 30
+MODELS = "/models"
+KEYS = "/etc/plimsoll/keys"
+#: What the kubelet waits for after the drain before it kills: the requests cut off at the timeout are still answered,
+#: and the engine lets go of its device.
+GRACE_SECONDS = 30
+#: Host memory of a GPU pod that names none. Weights pass through the host one tensor at a time, so it is the
+#: processes that count: Python, torch and CUDA's host side.
+HOST_BYTES_PER_DEVICE = 4 * GIB
+#: Shared memory: semaphores alone on one device; NCCL's buffers between several.
+SHARED_BYTES, SHARED_BYTES_PER_RANK = 64 * MIB, 512 * MIB
+#: Of `/tmp`: compiled GPU kernels, sockets.
+SCRATCH_BYTES = GIB
+
+
+@dataclass(frozen=True)
+class Models:
+    """How the checkpoint gets in: the volume, where the server sees it, and who fills it first."""
+
+    volume: Object
+    uri: str
+    mount_path: str = MODELS
+    init: list[Object] = field(default_factory=list)
+    pull_secret: str | None = None
+
+
+def pod_template(
+    deployment: Deployment, spec: ModelDeploymentSpec, inspection: Inspection, budget: Budget, settings: Settings,
+    *, revision: str, image_volumes: bool,
+) -> Object:  # fmt: skip
+    """Everything of it follows from the arguments; nothing names the operator's version."""
+    pod = spec.pod
+    models = models_of(spec, inspection, settings, image_volumes)
+    ours = {**names.labels(deployment.name, "server"), names.REVISION: revision}
+    annotations = {
+        "kubectl.kubernetes.io/default-container": "server",
+        # Nothing in these outlives the pod, so they need not keep an autoscaler from emptying the node.
+        "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes": "tmp,shm,models",
+    }
+    template: Object = {
+        "metadata": {"labels": {**plain(pod.labels), **ours}, "annotations": {**plain(pod.annotations), **annotations}},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": pod_security(),
+            "terminationGracePeriodSeconds": int(-(-spec.rollout.drain_timeout // 1)) + GRACE_SECONDS,
+            "topologySpreadConstraints": [_spread(deployment.name, revision)],
+            "containers": [_server(deployment, spec, models, budget, settings)],
+            "volumes": _volumes(spec, models, budget),
+        },
+    }
+    if models.init:
+        template["spec"]["initContainers"] = models.init
+    template["spec"] |= placement(spec, settings, models.pull_secret)
+    if pod.node_selector:
+        template["spec"]["nodeSelector"] = plain(pod.node_selector)
+    if pod.priority_class_name:
+        template["spec"]["priorityClassName"] = pod.priority_class_name
+    return template
+
+
+def placement(spec: ModelDeploymentSpec, settings: Settings, pull_secret: str | None) -> Object:
+    """What server and inspect pods share: who they are to the registry and the cloud, and which nodes take them."""
+    pulls = dict.fromkeys((*settings.image_pull_secrets, *spec.pod.image_pull_secrets))
+    if pull_secret:
+        pulls[pull_secret] = None
+    found: Object = {}
+    if pulls:
+        found["imagePullSecrets"] = [{"name": name} for name in pulls]
+    if spec.pod.tolerations:
+        found["tolerations"] = plain(spec.pod.tolerations)
+    if spec.pod.service_account_name:
+        found["serviceAccountName"] = spec.pod.service_account_name
+    return found
+
+
+def models_of(spec: ModelDeploymentSpec, inspection: Inspection, settings: Settings, image_volumes: bool) -> Models:
+    model, found = spec.model, place(spec.model.source)
+    if found.scheme == "pvc":
+        claim = {"claimName": found.holder, "readOnly": True}
+        volume = {"name": "models", "persistentVolumeClaim": claim}
+        return Models(volume, file_uri(MODELS, found.path, inspection.path))
+    if found.scheme == "oci":
+        return _image(spec, found.holder, found.path, inspection, image_volumes)
+    folder = MODELS
+    volume = {"name": "models", "emptyDir": {}}
+    if model.cache_claim:
+        folder = f"{MODELS}/{cache_folder(model, inspection)}"
+        volume = {"name": "models", "persistentVolumeClaim": {"claimName": model.cache_claim}}
+    fetch = fetch_container("fetch", spec, settings)
+    fetch["args"] = [
+        "fetch", resolved(model, inspection), "--into", folder, "--status-port", str(names.STATUS_PORT)
+    ]  # fmt: skip
+    fetch["volumeMounts"].append({"name": "models", "mountPath": MODELS})
+    if not model.cache_claim:
+        _reserve_disk(fetch, inspection)
+    return Models(volume, file_uri(folder, inspection.path), init=[fetch])
+
+
+def _image(
+    spec: ModelDeploymentSpec, image: str, path: str, inspection: Inspection, image_volumes: bool
+) -> Models:
+    """An image as a volume, or its files copied by itself, which needs `cp` in it. Both look the same to the server."""
+    uri, secret = file_uri(MODELS, path, inspection.path), spec.model.credentials_secret
+    if image_volumes:
+        return Models(image_volume("models", image), uri, pull_secret=secret)
+    copy = copy_container("fetch", image, path, "models")
+    _reserve_disk(copy, inspection)
+    volume = {"name": "models", "emptyDir": {}}
+    return Models(volume, uri, f"{MODELS}/{path or IMAGE_FOLDER}", [copy], pull_secret=secret)
+
+
+def image_volume(name: str, image: str) -> Object:
+    return {"name": name, "image": {"reference": image, "pullPolicy": "IfNotPresent"}}
+
+
+def copy_container(name: str, image: str, path: str, volume: str) -> Object:
+    """Runs in the model's image, so that needs `cp` and files that anybody may read."""
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["cp", "-r", f"/{path or IMAGE_FOLDER}/.", "/copy/"],
+        "securityContext": container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+        "volumeMounts": [{"name": volume, "mountPath": "/copy"}],
+    }
+
+
+def fetch_container(name: str, spec: ModelDeploymentSpec, settings: Settings) -> Object:
+    """A container of the runtime image that reads a source; its arguments and model mounts are the caller's."""
+    return {
+        "name": name,
+        "image": spec.pod.image or settings.runtime_image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": [
+            *environment(),
+            # A source must not lead to the node's or the cloud's own services, by redirect or by name.
+            {"name": "PLIMSOLL_FORBID_LOCAL", "value": "1"},
+            *credentials(spec.model),
+        ],
+        "securityContext": container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+
+
+def environment() -> list[Object]:
+    return [{"name": "HOME", "value": "/tmp"}, {"name": "HF_HUB_DISABLE_TELEMETRY", "value": "1"}]
+
+
+def _reserve_disk(container: Object, inspection: Inspection) -> None:
+    """The node's disk is asked for beforehand: a full one evicts its pods long after they were placed."""
+    container["resources"]["requests"]["ephemeral-storage"] = quantity(-(-inspection.bytes // MIB) * MIB)
+
+
+def _server(
+    deployment: Deployment, spec: ModelDeploymentSpec, models: Models, budget: Budget, settings: Settings
+) -> Object:
+    gpu = spec.accelerator.resource != "cpu"
+    image = (settings.cuda_runtime_image or settings.runtime_image) if gpu else settings.runtime_image
+    mounts = [
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "models", "mountPath": models.mount_path, "readOnly": True},
+    ]
+    if spec.serving.api_keys_secret:
+        mounts.append({"name": "keys", "mountPath": KEYS, "readOnly": True})
+    manifest = json.dumps(_manifest(deployment, spec, models, budget), sort_keys=True, separators=(",", ":"))
+    return {
+        "name": "server",
+        "image": spec.pod.image or image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": ["pod"],
+        "env": [
+            {"name": "PLIMSOLL_DEPLOYMENT", "value": manifest},
+            *environment(),
+            # Everything is in the pod by now; a tokenizer's file that is not must not be looked for elsewhere.
+            {"name": "HF_HUB_OFFLINE", "value": "1"},
+        ],
+        "ports": [
+            {"name": "http", "containerPort": names.HTTP_PORT, "protocol": "TCP"},
+            {"name": "status", "containerPort": names.STATUS_PORT, "protocol": "TCP"},
+        ],
+        "resources": resources(spec, budget),
+        "securityContext": container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "lifecycle": {"preStop": {"httpGet": {"path": "/drain", "port": "status", "scheme": "HTTP"}}},
+        **probes(),
+        "volumeMounts": mounts,
+    }
+
+
+def _manifest(deployment: Deployment, spec: ModelDeploymentSpec, models: Models, budget: Budget) -> Mapping[str, Any]:
+    """What the server reads: the user's wish with what was decided, the checkpoint as a path, and no secret's name."""
+    wish = essentials(spec)
+    model = {"source": models.uri}
+    if spec.model.served_name:
+        model["servedName"] = spec.model.served_name
+    serving = {k: v for k, v in wish.get("serving", {}).items() if k != "apiKeysSecret"}
+    if spec.serving.api_keys_secret:
+        serving["apiKeysFile"] = f"{KEYS}/keys"
+    kept = {name: wish[name] for name in ("accelerator", "kvCache", "context") if name in wish}
+    kept |= {"model": model, "precision": budget.precision, "parallelism": {"tensor": budget.tensor}}
+    kept["rollout"] = {"drainTimeout": spec.rollout.drain_timeout}
+    if serving:
+        kept["serving"] = serving
+    if spec.pod.cpu is not None:
+        kept["pod"] = {"cpu": wish["pod"]["cpu"]}
+    meta = {"name": deployment.name, "namespace": deployment.namespace}
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": kept}
+
+
+def resources(spec: ModelDeploymentSpec, budget: Budget) -> Object:
+    """The budget's own numbers. On a CPU the line is the limit; on GPUs the devices are, and host memory is beside."""
+    cpu = str(spec.pod.cpu or 1)
+    if spec.accelerator.resource == "cpu":
+        memory = quantity(budget.total)
+        found: Object = {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}
+    else:
+        memory = quantity(spec.pod.memory or HOST_BYTES_PER_DEVICE * budget.tensor)
+        devices = str(budget.tensor)
+        found = {
+            "requests": {"cpu": cpu, "memory": memory, spec.accelerator.resource: devices},
+            "limits": {"memory": memory, spec.accelerator.resource: devices},
+        }
+    if spec.pod.cpu is not None:
+        found["limits"]["cpu"] = cpu
+    return found
+
+
+def probes() -> Object:
+    """/live answers 200 while loading moves, so a probe that fails means a process that is not there or has stopped."""
+    live = {"httpGet": {"path": "/live", "port": "status", "scheme": "HTTP"}, "timeoutSeconds": 5}
+    return {
+        # Until the status port first answers: imports alone take half a minute on a busy node. Five minutes of silence
+        # are a process that will never speak; loading itself, however long, is past this probe and counts as alive.
+        "startupProbe": {**live, "periodSeconds": 2, "failureThreshold": 150},
+        # A minute of silence, where the loop turns many times a second: longer than a node's worst stall, and short
+        # beside what a dead server costs.
+        "livenessProbe": {**live, "periodSeconds": 10, "failureThreshold": 6},
+        # Quick to let in. Slow to take out: an overloaded node answers late, and taking its pod away only moves the
+        # load. A pod that goes, goes by its deletion, not by this.
+        "readinessProbe": {
+            "httpGet": {"path": "/ready", "port": "status", "scheme": "HTTP"},
+            "timeoutSeconds": 5, "periodSeconds": 2, "failureThreshold": 15,
+        },
+    }  # fmt: skip
+
+
+def _spread(name: str, revision: str) -> Object:
+    """Over nodes where that can be had; a node less is no reason not to serve."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {**names.selector(name), names.REVISION: revision}},
+    }
+
+
+def _volumes(spec: ModelDeploymentSpec, models: Models, budget: Budget) -> list[Object]:
+    shared = SHARED_BYTES if budget.tensor == 1 else SHARED_BYTES_PER_RANK * budget.tensor
+    found = [
+        models.volume,
+        scratch(),
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": quantity(shared)}},
+    ]
+    if spec.serving.api_keys_secret:
+        # Not by subPath: a mounted folder follows the Secret, and keys change without a restart.
+        secret = {"secretName": spec.serving.api_keys_secret, "items": [{"key": "keys", "path": "keys"}]}
+        found.append({"name": "keys", "secret": {**secret, "defaultMode": 0o440, "optional": False}})
+    return found
+
+
+def scratch() -> Object:
+    return {"name": "tmp", "emptyDir": {"sizeLimit": quantity(SCRATCH_BYTES)}}

@@ -1,0 +1,45 @@
+"""One revision of the pod template. A ReplicaSet brings dead pods back while the operator is away."""
+
+import json
+
+from plimsoll.api.budget import Budget
+from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.inspection import Inspection
+from plimsoll.operator import names
+from plimsoll.operator.build.common import Object, metadata
+from plimsoll.operator.build.pod import pod_template
+from plimsoll.operator.build.revision import restart_part
+from plimsoll.operator.settings import Settings
+from plimsoll.operator.snapshot import Deployment
+
+
+def replica_set(
+    deployment: Deployment, spec: ModelDeploymentSpec, inspection: Inspection, budget: Budget, settings: Settings,
+    *, revision: str, number: int, replicas: int, image_volumes: bool, version: str,
+) -> Object:  # fmt: skip
+    """The ReplicaSet NAME-REVISION.
+
+    Args:
+        spec: with what was resolved; `deployment.spec`, as the user wrote it, is what the annotation keeps.
+        revision: of `deployment.spec`, by `build.revision`.
+        number: counts revisions up.
+        version: of the operator; another version that finds this set leaves its template alone.
+    """
+    annotations = {
+        names.NUMBER: str(number),
+        names.BUILT_BY: version,
+        names.SPEC: json.dumps(restart_part(deployment.spec), sort_keys=True, separators=(",", ":")),
+    }
+    labels = {names.REVISION: revision}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "metadata": metadata(deployment, f"{deployment.name}-{revision}", annotations, **labels),
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {**names.selector(deployment.name), names.REVISION: revision}},
+            "template": pod_template(
+                deployment, spec, inspection, budget, settings, revision=revision, image_volumes=image_volumes
+            ),
+        },
+    }

@@ -1,0 +1,48 @@
+"""Which change restarts a pod, as a hash: two specs have the same one where a running pod serves both alike.
+
+It is a contract with running clusters. Defaults are dropped before hashing, so that a field added in a later version
+changes no hash of the specs that do not use it, and an upgrade of the operator restarts nothing. Hence a default, once
+released, never changes; tests/operator/builders/test_revision.py keeps golden hashes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.operator import names
+
+#: How many pods there are, and how they are exchanged, is no matter of the pod.
+_NOT_THE_PODS = frozenset({"replicas", "rollout"})
+
+
+def revision(spec: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits.
+
+    Raises:
+        pydantic.ValidationError: `spec` is no ModelDeploymentSpec.
+    """
+    return names.digest(restart_part(spec))
+
+
+def restart_part(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `spec` restarts a pod, in one spelling: sizes in bytes, seconds as numbers, defaults left out.
+
+    It is a spec itself, so a ReplicaSet that keeps it says what to go back to.
+    """
+    found = essentials(ModelDeploymentSpec.model_validate(dict(spec)))
+    return {name: value for name, value in found.items() if name not in _NOT_THE_PODS}
+
+
+def essentials(spec: ModelDeploymentSpec) -> dict[str, Any]:
+    """Only what differs from the defaults. An empty mapping or list says nothing, so it goes too."""
+    found: dict[str, Any] = _without_nothing(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    return found
+
+
+def _without_nothing(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nothing(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _without_nothing(item) for key, item in value.items()}
+    return {key: item for key, item in kept.items() if item is not None and item != {} and item != []}

@@ -1,0 +1,135 @@
+"""Whether a deployment may run at all: its words, its source, its arithmetic, before any model pod exists."""
+
+import fnmatch
+from dataclasses import dataclass
+
+from plimsoll.api.budget import RUNS, Budget, budget
+from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.device import TORCH_TABLE, DeviceFacts, native_table
+from plimsoll.api.errors import DoesNotFitError, NotRunYetError, PlimsollError, SpecError
+from plimsoll.api.inspection import Inspection
+from plimsoll.api.load import load_of, refuse_not_run_yet
+from plimsoll.api.manifest import parse_spec
+from plimsoll.api.source import forbidden_host
+from plimsoll.operator.plan.conditions import Condition
+from plimsoll.operator.plan.devices import device_memory
+from plimsoll.operator.settings import Settings
+from plimsoll.operator.snapshot import Snapshot
+
+#: The table of kernels that takes most, since a processor is known only once a pod runs on it.
+CPU_TABLE = native_table(32, wide=True)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What is known of the wish, as far as one could get."""
+
+    accepted: Condition
+    source_ready: Condition
+    spec: ModelDeploymentSpec | None = None
+    """With `precision` and `accelerator.memory` resolved once there is a budget."""
+    inspection: Inspection | None = None
+    budget: Budget | None = None
+    wants_inspection: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.budget is not None and self.accepted.status == "True"
+
+
+def admit(snapshot: Snapshot, settings: Settings) -> Admission:
+    """Goes as far as what is known allows; what stops it is in the conditions."""
+    unknown = Condition("SourceReady", "Unknown", "NotLookedAt", "The spec has to be accepted first.")
+    try:
+        spec = parse_spec(snapshot.deployment.spec)
+        _check_source(spec, settings)
+        refuse_not_run_yet(spec)
+    except NotRunYetError as error:
+        return Admission(Condition("Accepted", "False", "NotSupported", str(error)), unknown)
+    except _NotAllowedError as error:
+        return Admission(Condition("Accepted", "False", "SourceNotAllowed", str(error)), unknown)
+    except PlimsollError as error:
+        return Admission(Condition("Accepted", "False", "InvalidSpec", str(error)), unknown)
+    waiting = Condition("Accepted", "Unknown", "Inspecting", "The checkpoint's headers are being read.")
+    looking = snapshot.inspecting
+    if looking is None or looking.found is None:
+        if looking is not None and looking.error:
+            why = f"{spec.model.source} cannot be read: {looking.error}"
+            failed = Condition("SourceReady", "False", "Unreadable", why)
+            return Admission(
+                Condition("Accepted", "Unknown", "SourceUnreadable", why), failed, spec, wants_inspection=True
+            )
+        looks = Condition("SourceReady", "Unknown", "Inspecting", _inspecting(snapshot))
+        return Admission(waiting, looks, spec, wants_inspection=True)
+    found = looking.found
+    ready = Condition(
+        "SourceReady", "True", "Inspected", f"{found.bytes} bytes at revision {found.revision}, {found.digest}"
+    )
+    return _sized(snapshot, spec, found, ready)
+
+
+def _sized(snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, ready: Condition) -> Admission:
+    device = device_memory(spec, snapshot.nodes)
+    if device.total is None:
+        unknown = Condition("Accepted", "False", "MemoryUnknown", f"How much memory a device has is unknown: {device.why}.")
+        return Admission(unknown, ready, spec, found)
+    on_cpu = spec.accelerator.resource == "cpu"
+    facts = DeviceFacts("cpu" if on_cpu else "cuda", device.total, CPU_TABLE if on_cpu else TORCH_TABLE)
+    try:
+        fits = budget(found.facts, facts, load_of(spec, found.facts), RUNS)
+    except DoesNotFitError as error:
+        text = f"{error} (memory from {device.where})"
+        return Admission(Condition("Accepted", "False", "DoesNotFit", text), ready, spec, found)
+    except PlimsollError as error:
+        return Admission(Condition("Accepted", "False", "InvalidSpec", str(error)), ready, spec, found)
+    resolved = spec.model_copy(
+        update={
+            "precision": fits.precision,
+            "accelerator": spec.accelerator.model_copy(update={"memory": device.total}),
+        }
+    )
+    text = f"{fits.in_use} of {fits.total} bytes per device, {fits.kv_tokens} tokens of cache"
+    return Admission(Condition("Accepted", "True", "Fits", text), ready, resolved, found, fits)
+
+
+class _NotAllowedError(SpecError):
+    """The operator's configuration does not allow this source."""
+
+
+def _check_source(spec: ModelDeploymentSpec, settings: Settings) -> None:
+    model = spec.model
+    if model.source.startswith("file://"):
+        raise SpecError(
+            "names a path of one machine; a cluster has many", field="spec.model.source", value=model.source,
+            fix="Use pvc://CLAIM/PATH, hf://, s3:// or oci://",
+        )  # fmt: skip
+    if spec.serving.api_keys_file is not None:
+        raise SpecError(
+            "is a file of one machine", field="spec.serving.apiKeysFile", fix="Name a Secret in spec.serving.apiKeysSecret"
+        )
+    if not any(fnmatch.fnmatchcase(model.source, allowed) for allowed in settings.allowed_sources):
+        raise _NotAllowedError(
+            "this cluster's operator does not allow it", field="spec.model.source", value=model.source,
+            fix=f"Allowed are {', '.join(settings.allowed_sources) or 'none'}",
+        )  # fmt: skip
+    if model.endpoint is None:
+        return
+    if not any(fnmatch.fnmatchcase(model.endpoint, allowed) for allowed in settings.allowed_endpoints):
+        raise _NotAllowedError(
+            "this cluster's operator does not allow it", field="spec.model.endpoint", value=model.endpoint,
+            fix=f"Allowed are {', '.join(settings.allowed_endpoints) or 'none'}",
+        )  # fmt: skip
+    why = forbidden_host(model.endpoint)
+    if why:
+        raise _NotAllowedError(why, field="spec.model.endpoint", value=model.endpoint, fix="Use a public or a Service's name")
+
+
+def _inspecting(snapshot: Snapshot) -> str:
+    """What the inspect pod is waiting for, in its own words."""
+    pod = snapshot.inspecting.pod if snapshot.inspecting else None
+    if pod is None:
+        return "An inspect pod is about to read the checkpoint's headers."
+    if pod.unschedulable:
+        return f"The inspect pod finds no node: {pod.unschedulable}"
+    waits = next((c for c in pod.containers if c.state == "waiting" and c.message), None)
+    return f"The inspect pod waits: {waits.message}" if waits else "The inspect pod reads the checkpoint's headers."

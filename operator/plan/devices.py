@@ -1,0 +1,85 @@
+"""How much memory a device of a deployment has, from what the manifest or the nodes say."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.quantity import format_bytes
+from plimsoll.operator.snapshot import Node
+
+MIB = 1 << 20
+GIB = 1 << 30
+#: Labels of NVIDIA's GPU feature discovery; memory in MiB.
+GPU_MEMORY = "nvidia.com/gpu.memory"
+GPU_PRODUCT = "nvidia.com/gpu.product"
+
+#: GiB by the start of a product's name as feature discovery spells it; the first match counts. From NVIDIA's data sheets.
+PRODUCTS: tuple[tuple[str, int], ...] = (
+    ("NVIDIA-B200", 180), ("NVIDIA-H200", 141), ("NVIDIA-H100-NVL", 94), ("NVIDIA-H100", 80), ("NVIDIA-GH200", 96),
+    ("NVIDIA-A100-SXM4-40GB", 40), ("NVIDIA-A100-PCIE-40GB", 40), ("NVIDIA-A100", 80), ("NVIDIA-L40", 48),
+    ("NVIDIA-L4", 24), ("NVIDIA-A40", 48), ("NVIDIA-A30", 24), ("NVIDIA-A10", 24), ("NVIDIA-A16", 16), ("NVIDIA-A2", 16),
+    ("NVIDIA-RTX-6000-Ada", 48), ("NVIDIA-RTX-A6000", 48), ("NVIDIA-RTX-A5000", 24), ("NVIDIA-RTX-A4000", 16),
+    ("NVIDIA-GeForce-RTX-5090", 32), ("NVIDIA-GeForce-RTX-4090", 24), ("NVIDIA-GeForce-RTX-4080", 16),
+    ("NVIDIA-GeForce-RTX-3090", 24), ("Tesla-V100-SXM2-32GB", 32), ("Tesla-V100-PCIE-32GB", 32), ("Tesla-V100", 16),
+    ("Tesla-T4", 15), ("Tesla-P100", 16), ("Tesla-P40", 22),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """`total` bytes of one device, or None with `why` it is not known; `where` says who said so."""
+
+    total: int | None
+    where: str = ""
+    why: str = ""
+
+
+def device_memory(spec: ModelDeploymentSpec, nodes: Iterable[Node] | None) -> DeviceMemory:
+    """What the manifest draws as the line, else the smallest device among nodes that could take the pod."""
+    if spec.accelerator.memory is not None:
+        return DeviceMemory(spec.accelerator.memory, "spec.accelerator.memory")
+    fix = "set spec.accelerator.memory"
+    if nodes is None:
+        return DeviceMemory(None, why=f"this operator may not see nodes: {fix}")
+    seen = tuple(nodes)
+    able = [node for node in matching(seen, spec.pod.node_selector) if node.usable]
+    if not able:
+        return DeviceMemory(None, why=f"{selected(seen, spec.pod.node_selector) or 'no node is ready'}: {fix}")
+    if spec.accelerator.resource == "cpu":
+        least = min(able, key=lambda node: node.allocatable.get("memory", 0))
+        return DeviceMemory(least.allocatable.get("memory", 0), f"allocatable memory of node {least.name}")
+    gpus = [node for node in able if node.allocatable.get(spec.accelerator.resource, 0) > 0]
+    if not gpus:
+        return DeviceMemory(None, why=f"no node that could take the pod has {spec.accelerator.resource}: {fix}")
+    sizes = {node.name: _gpu_bytes(node.labels) for node in gpus}
+    known = {name: size for name, size in sizes.items() if size}
+    if not known:
+        labels = f"{GPU_MEMORY} or a known {GPU_PRODUCT}"
+        return DeviceMemory(None, why=f"nodes with {spec.accelerator.resource} carry no label {labels}: {fix}")
+    name = min(known, key=lambda node: known[node])
+    return DeviceMemory(known[name], f"labels of node {name} ({format_bytes(known[name])} a device)")
+
+
+def matching(nodes: Iterable[Node], wanted: Mapping[str, str]) -> list[Node]:
+    return [node for node in nodes if all(node.labels.get(key) == value for key, value in wanted.items())]
+
+
+def selected(nodes: Iterable[Node] | None, wanted: Mapping[str, str]) -> str | None:
+    """Names the labels that keep every node from being selected; None when some node is."""
+    if nodes is None or not wanted:
+        return None
+    seen = tuple(nodes)
+    if matching(seen, wanted):
+        return None
+    alone = [f"{key}={value}" for key, value in wanted.items() if not matching(seen, {key: value})]
+    if alone:
+        return f"no node has the label {' or '.join(alone)} that spec.pod.nodeSelector asks for"
+    return f"no node has all of {', '.join(f'{key}={value}' for key, value in wanted.items())} (spec.pod.nodeSelector)"
+
+
+def _gpu_bytes(labels: Mapping[str, str]) -> int | None:
+    given = labels.get(GPU_MEMORY, "")
+    if given.isascii() and given.isdigit() and int(given) > 0:
+        return int(given) * MIB
+    product = labels.get(GPU_PRODUCT, "")
+    return next((gib * GIB for start, gib in PRODUCTS if product.startswith(start)), None)

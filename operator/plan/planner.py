@@ -1,0 +1,232 @@
+"""From one deployment's snapshot to everything that should be done about it now.
+
+Level-triggered: nothing is remembered between two looks but what the cluster itself holds. Acting on a plan and looking
+again leads on; a plan without actions means that what is wanted is there, or that only others can move.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from plimsoll.operator import build
+from plimsoll.operator.actions import (
+    Action,
+    Apply,
+    Delete,
+    MarkFailed,
+    MarkProven,
+    Plan,
+    Record,
+    Renumber,
+    Scale,
+)
+from plimsoll.operator.plan import rollout
+from plimsoll.operator.plan.admission import Admission, admit
+from plimsoll.operator.plan.capacity import free_slots, need_of
+from plimsoll.operator.plan.rollout import Revision, Stage, Step
+from plimsoll.operator.plan.status import Rolling, status
+from plimsoll.operator.plan.transitions import transitions
+from plimsoll.operator.plan.trouble import Trouble, deadline_in, troubles
+from plimsoll.operator.settings import Settings
+from plimsoll.operator.snapshot import Failure, ReplicaSet, Snapshot
+
+#: Revisions without pods that are kept to go back to.
+HISTORY = 10
+
+
+def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
+    """What to do, what to say, and when to look again.
+
+    Args:
+        version: of this operator; pod templates rendered by another are left as they are.
+    """
+    if snapshot.deployment.deleting:
+        # Owner references take everything along; what is created now would only be in the way.
+        return Plan()
+    admission = admit(snapshot, settings)
+    revision = build.revision(snapshot.deployment.spec) if admission.spec else None
+    new, others = _revisions(snapshot, revision)
+    actions = list(_inspection(snapshot, admission, settings))
+    again: list[float] = []
+    if admission.ok:
+        assert admission.spec is not None
+        rolled = _Roll(snapshot, admission, settings, version, revision or "", new, others)
+        rolling, look = rolled.rolling, rolled.step.look_for_room
+        actions += [*rolled.children(), *rolled.sets()]
+        again += [] if rolled.again_in is None else [rolled.again_in]
+    else:
+        told = (new.set.replicas if new else 0) + sum(old.set.replicas for old in others)
+        wanted = admission.spec.replicas if admission.spec else told
+        rolling, look = Rolling(wanted, new, others, Stage.SCALING, ()), False
+    found = status(snapshot, admission, rolling, revision)
+    return Plan(
+        actions=tuple(actions),
+        status=found,
+        events=transitions(snapshot.deployment.status.get("conditions", ()), found["conditions"]),
+        look_for_room=look,
+        again_in=min(again, default=None),
+    )
+
+
+def room_for(
+    snapshot: Snapshot, settings: Settings, version: str, used: Mapping[str, Mapping[str, int]]
+) -> int | None:
+    """Pods of the wanted revision that would find a place now.
+
+    Args:
+        used: requests of all pods by node, as `free_slots` takes them. None where nodes or the wish are unknown.
+    """
+    admission = admit(snapshot, settings)
+    if not admission.ok or snapshot.nodes is None or admission.spec is None:
+        return None
+    revision = build.revision(snapshot.deployment.spec)
+    new, _ = _revisions(snapshot, revision)
+    template = _render(snapshot, admission, settings, revision, 1, 1, version)["spec"]["template"]
+    pod = admission.spec.pod
+    free = free_slots(
+        snapshot.nodes, used, need_of(template), pod.node_selector, template["spec"].get("tolerations", ())
+    )
+    unplaced = sum(pod.node is None and not pod.deleting for pod in new.pods) if new else 0
+    return max(0, free - unplaced)
+
+
+def _revisions(snapshot: Snapshot, revision: str | None) -> tuple[Revision | None, tuple[Revision, ...]]:
+    """The wanted revision, if it is there, and the others, oldest first."""
+    found = [
+        Revision(one, tuple(pod for pod in snapshot.pods if pod.owner == one.uid)) for one in snapshot.replica_sets
+    ]
+    new = next((one for one in found if one.set.revision == revision), None)
+    others = sorted((one for one in found if one is not new), key=lambda one: one.set.number)
+    return new, tuple(others)
+
+
+def _inspection(snapshot: Snapshot, admission: Admission, settings: Settings) -> Iterator[Action]:
+    looking = snapshot.inspecting
+    if admission.spec is None:
+        return
+    if looking is not None and looking.found is not None:
+        if looking.pod is not None:
+            yield Record(looking.key)
+        return
+    if admission.wants_inspection and (looking is None or looking.pod is None):
+        pod, policy = build.inspect_pod(
+            snapshot.deployment, admission.spec, settings, snapshot.image_volumes
+        ), build.inspect_policy(snapshot.deployment.namespace, settings)
+        if build.differs(policy, snapshot.children.get(("NetworkPolicy", policy["metadata"]["name"]), {})):
+            yield Apply(policy, "inspect pods reach only what they read")
+        yield Apply(pod, "read the checkpoint's headers")
+
+
+def _render(
+    snapshot: Snapshot, admission: Admission, settings: Settings, revision: str, number: int, replicas: int, version: str
+) -> dict:  # type: ignore[type-arg]
+    assert admission.spec is not None and admission.inspection is not None and admission.budget is not None
+    volumes = settings.image_volumes == "auto" and snapshot.image_volumes
+    return build.replica_set(
+        snapshot.deployment, admission.spec, admission.inspection, admission.budget, settings,
+        revision=revision, number=number, replicas=replicas, image_volumes=volumes, version=version,
+    )  # fmt: skip
+
+
+class _Roll:
+    """An accepted deployment: the step it takes now, and the objects that go with it."""
+
+    def __init__(
+        self, snapshot: Snapshot, admission: Admission, settings: Settings, version: str, revision: str,
+        new: Revision | None, others: tuple[Revision, ...],
+    ) -> None:  # fmt: skip
+        assert admission.spec is not None
+        self.snapshot, self.admission, self.settings, self.version = snapshot, admission, settings, version
+        self.spec, self.revision, self.others = admission.spec, revision, others
+        self.fresh = new is None
+        highest = max((old.set.number for old in others), default=0)
+        self.number = highest + 1 if new is None or new.set.number <= highest else new.set.number
+        self.new = new or Revision(
+            ReplicaSet(name=f"{snapshot.deployment.name}-{revision}", uid="", revision=revision, replicas=0)
+        )
+        now, deadline = snapshot.now, self.spec.rollout.progress_deadline
+        self.troubles = troubles(self.new.pods, deadline, now)
+        self.newly_failed = self._verdict()
+        failure = self.new.set.failure or self.newly_failed
+        goes_back = failure is not None and any(old.set.proven for old in others) and not self.new.set.proven
+        if goes_back and self.newly_failed:
+            self.new = replace(self.new, set=replace(self.new.set, failure=self.newly_failed))
+        self.forgiven = failure is not None and not goes_back
+        self.step: Step = rollout.next_step(
+            self.spec.replicas, self.new, others, self.spec.rollout.strategy, snapshot.room, now,
+            failed=goes_back, may_look=snapshot.nodes is not None,
+        )  # fmt: skip
+        serving_others = [pod for old in others if self.step.replicas[old.set.name] for pod in old.pods]
+        self.again_in = self._again(deadline)
+        also: tuple[Trouble, ...] = () if goes_back else troubles(serving_others, deadline, now)
+        self.rolling = Rolling(self.spec.replicas, self.new, others, self.step.stage, (*self.troubles, *also))
+
+    def _verdict(self) -> Failure | None:
+        """Whether the wanted revision is given up now: it never proved itself, and there is one to go back to."""
+        fatal = next((trouble for trouble in self.troubles if trouble.fatal), None)
+        known = self.new.set.failure is not None or self.new.set.proven
+        if fatal is None or known or not any(old.set.proven for old in self.others):
+            return None
+        return Failure(fatal.reason, f"pod {fatal.pod}: {fatal.message}", self.snapshot.now)
+
+    def _again(self, deadline: float) -> float | None:
+        times = [deadline_in(self.new.pods, deadline, self.snapshot.now)]
+        waited = self.new.unplaced_since(self.snapshot.now)
+        if waited:
+            times.append(max(1.0, rollout.PATIENCE - waited + 1.0) if waited <= rollout.PATIENCE else None)
+        if any(not trouble.fatal and trouble.reason == "ContainerConfig" for trouble in self.troubles):
+            times.append(10.0)
+        return min((one + 0.5 for one in times if one is not None), default=None)
+
+    def children(self) -> Iterator[Action]:
+        deployment = self.snapshot.deployment
+        wanted = [
+            build.service(deployment, self.spec, self.settings),
+            build.disruption_budget(deployment, self.spec, self.settings),
+            build.network_policy(deployment, self.spec, self.settings),
+            *build.monitors(deployment, self.snapshot.apis),
+        ]
+        for one in wanted:
+            live = self.snapshot.children.get((one["kind"], one["metadata"]["name"]))
+            if live is None or build.differs(one, live):
+                yield Apply(one, "missing" if live is None else "put back")
+
+    def sets(self) -> Iterator[Action]:
+        told = self.step.replicas
+        new = self.new.set
+        # Fewer first: what is given up makes room for what is asked for.
+        for old in sorted(self.others, key=lambda one: told[one.set.name] - one.set.replicas):
+            if old.set.failure is not None:
+                yield MarkFailed(old.set.name, None)
+            if told[old.set.name] != old.set.replicas:
+                yield Scale(old.set.name, told[old.set.name], self.step.stage.value)
+        if self.fresh:
+            yield Apply(self._rendered(told[new.name]), "a new revision")
+        else:
+            yield from self._existing(new, told[new.name])
+        yield from self._history()
+
+    def _existing(self, new: ReplicaSet, told: int) -> Iterator[Action]:
+        live = self.snapshot.children.get(("ReplicaSet", new.name))
+        if self.newly_failed is not None and new.failure is not None:
+            yield MarkFailed(new.name, new.failure)
+        elif self.forgiven and new.failure is not None:
+            yield MarkFailed(new.name, None)
+        if new.number != self.number:
+            yield Renumber(new.name, self.number)
+        if self.step.stage is Stage.COMPLETE and self.spec.replicas and not new.proven:
+            yield MarkProven(new.name)
+        # Another version's template is its own affair: rendering it anew would change pods that run well.
+        if new.built_by == self.version and live is not None and build.differs(self._rendered(told), live):
+            yield Apply(self._rendered(told), "put back")
+        elif told != new.replicas:
+            yield Scale(new.name, told, self.step.stage.value)
+
+    def _rendered(self, replicas: int) -> dict:  # type: ignore[type-arg]
+        return _render(
+            self.snapshot, self.admission, self.settings, self.revision, self.number, replicas, self.version
+        )
+
+    def _history(self) -> Iterator[Action]:
+        idle = [old for old in self.others if not old.pods and not old.set.replicas and not old.set.deleting]
+        for old in idle[: max(0, len(idle) - HISTORY)]:
+            yield Delete("ReplicaSet", old.set.name, f"only {HISTORY} revisions are kept")

@@ -1,0 +1,231 @@
+"""What a deployment's status says: only what was observed, each condition with words one can act on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plimsoll.api.budget import Budget
+from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.operator import names
+from plimsoll.operator.plan.admission import Admission
+from plimsoll.operator.plan.conditions import Condition, written
+from plimsoll.operator.plan.rollout import Revision, Stage
+from plimsoll.operator.plan.trouble import Trouble
+from plimsoll.operator.snapshot import Page, Pod, Snapshot
+
+
+@dataclass(frozen=True)
+class Rolling:
+    """Where the pods are, once there may be any."""
+
+    wanted: int
+    new: Revision | None
+    others: tuple[Revision, ...]
+    stage: Stage
+    troubles: tuple[Trouble, ...]
+    """Of the wanted revision's pods and, while they are told to serve, of the others'."""
+
+
+def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision: str | None) -> dict[str, Any]:
+    """The whole status. Keys without a value are left out."""
+    before = snapshot.deployment.status
+    generation = snapshot.deployment.generation
+    conditions = _conditions(snapshot, admission, rolling)
+    ready = next(condition for condition in conditions if condition.type == "Ready")
+    sets = (*rolling.others, *((rolling.new,) if rolling.new else ()))
+    pages = [pod.page for revision_ in sets for pod in revision_.pods if pod.page and not pod.deleting]
+    newest = [pod for pod in (rolling.new.pods if rolling.new else ()) if not pod.deleting]
+    found: dict[str, Any] = {
+        "observedGeneration": generation,
+        "phase": _phase(snapshot, admission, rolling, conditions),
+        "message": "" if ready.status == "True" else ready.message[:300],
+        "endpoint": _endpoint(snapshot) if sets else None,
+        "replicas": sum(len([p for p in s.pods if p.phase not in ("Succeeded", "Failed")]) for s in sets),
+        "readyReplicas": sum(s.serving for s in sets),
+        "updatedReplicas": rolling.new.serving if rolling.new else 0,
+        "selector": ",".join(f"{key}={value}" for key, value in names.selector(snapshot.deployment.name).items()),
+        "revision": revision,
+        "source": _source(admission, before),
+        "budget": _budget(admission.budget) if admission.budget else None,
+        "observed": _observed([pod.page for pod in newest if pod.page]),
+        "startup": _startup(newest, before),
+        "load": _load(pages, before),
+        "conditions": written(conditions, before.get("conditions", ()), generation, snapshot.now),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _conditions(snapshot: Snapshot, admission: Admission, rolling: Rolling) -> list[Condition]:
+    ready = _ready(admission, rolling)
+    progressing = _progressing(admission, rolling, ready)
+    degraded = _degraded(rolling, ready)
+    found = [admission.accepted, admission.source_ready, progressing, ready, degraded]
+    # kstatus: these two are there only while they are true.
+    stuck = admission.accepted.status == "False" or rolling.stage is Stage.FAILED or any(t.fatal for t in rolling.troubles)
+    if stuck:
+        first = admission.accepted if admission.accepted.status == "False" else degraded
+        found.append(Condition("Stalled", "True", first.reason, first.message))
+    elif progressing.status == "True":
+        found.append(Condition("Reconciling", "True", progressing.reason, progressing.message))
+    return found
+
+
+def _ready(admission: Admission, rolling: Rolling) -> Condition:
+    """Every wanted replica of this generation has loaded, generated a token, and is routable."""
+    if not admission.ok:
+        first = admission.accepted if admission.source_ready.status != "False" else admission.source_ready
+        kept = sum(revision.serving for revision in rolling.others) + (rolling.new.serving if rolling.new else 0)
+        also = f" An earlier revision goes on serving on {kept} replicas." if kept else ""
+        return Condition("Ready", "False", first.reason, first.message + also)
+    serving = rolling.new.serving if rolling.new else 0
+    if rolling.stage is Stage.FAILED:
+        words = rolling.troubles[0].message if rolling.troubles else ""
+        failure = rolling.new.set.failure if rolling.new else None
+        text = f"This revision failed: {failure.message if failure else words}"
+        return Condition("Ready", "False", "RolloutFailed", text)
+    if serving >= rolling.wanted:
+        if rolling.wanted == 0:
+            return Condition("Ready", "True", "ScaledToZero", "No replica is wanted.")
+        return Condition("Ready", "True", "Serving", f"{serving} of {rolling.wanted} replicas serve.")
+    count = f"{serving} of {rolling.wanted} replicas of this revision serve"
+    if rolling.new and rolling.new.set.blocked:
+        return Condition("Ready", "False", "PodsRefused", f"{count}; no pod can be created: {rolling.new.set.blocked}")
+    if rolling.troubles:
+        first_trouble = rolling.troubles[0]
+        text = f"{count}; pod {first_trouble.pod}: {first_trouble.message}"
+        return Condition("Ready", "False", first_trouble.reason, text)
+    return Condition("Ready", "False", "NotReady", f"{count}; {_doing(rolling)}")
+
+
+def _doing(rolling: Rolling) -> str:
+    pods = [pod for pod in (rolling.new.pods if rolling.new else ()) if not pod.ready and not pod.deleting]
+    for pod in pods:
+        if pod.page is not None:
+            return f"pod {pod.name} is {pod.page.phase}"
+        waits = next((c for c in pod.containers if c.state == "waiting" and c.reason), None)
+        if waits:
+            return f"pod {pod.name} waits: {waits.reason} {waits.message}".rstrip()
+    if pods:
+        return f"pod {pods[0].name} starts" if pods[0].node else f"pod {pods[0].name} waits for a node"
+    if rolling.stage is Stage.REPLACING:
+        return "an old replica drains first, as no device is free for one more"
+    return "pods are about to be created"
+
+
+def _progressing(admission: Admission, rolling: Rolling, ready: Condition) -> Condition:
+    if admission.accepted.status == "False":
+        return Condition("Progressing", "False", admission.accepted.reason, "Nothing is under way: the spec is refused.")
+    if not admission.ok:
+        return Condition("Progressing", "True", admission.source_ready.reason, admission.source_ready.message)
+    if rolling.stage is Stage.FAILED:
+        text = "The rollout has stopped; the last revision that proved itself serves. Change the spec to try again."
+        return Condition("Progressing", "False", "RolloutFailed", text)
+    if rolling.stage is Stage.COMPLETE or (ready.status == "True" and rolling.stage is Stage.SCALING):
+        return Condition("Progressing", "False", "Complete", "What is wanted is there.")
+    text = {
+        Stage.SCALING: "Pods are being created or ended.",
+        Stage.SURGING: "New replicas start beside the old ones, on free devices.",
+        Stage.REPLACING: "No device is free for one more replica: old ones are drained and replaced in turn.",
+        Stage.WAITING: "One more replica waits for a free device; rollout.strategy Auto or Replace would not wait.",
+    }[rolling.stage]
+    return Condition("Progressing", "True", rolling.stage.value, f"{text} {_doing(rolling).capitalize()}.")
+
+
+def _degraded(rolling: Rolling, ready: Condition) -> Condition:
+    """Something that should serve does not; the container's own words are in the message."""
+    if rolling.stage is Stage.FAILED and rolling.new and rolling.new.set.failure:
+        failure = rolling.new.set.failure
+        return Condition("Degraded", "True", failure.reason, failure.message)
+    fatal = [trouble for trouble in rolling.troubles if trouble.fatal]
+    if fatal:
+        return Condition("Degraded", "True", fatal[0].reason, f"pod {fatal[0].pod}: {fatal[0].message}")
+    known_good = rolling.new is not None and rolling.new.set.proven and rolling.new.serving < rolling.new.set.replicas
+    if known_good and rolling.stage is Stage.SCALING and ready.status != "True" and rolling.troubles:
+        first = rolling.troubles[0]
+        return Condition("Degraded", "True", first.reason, f"pod {first.pod}: {first.message}")
+    return Condition("Degraded", "False", "AsExpected", "Nothing that should serve fails to.")
+
+
+def _phase(snapshot: Snapshot, admission: Admission, rolling: Rolling, conditions: Sequence[Condition]) -> str:
+    """One word for a list; the conditions say the rest."""
+    by_type = {condition.type: condition for condition in conditions}
+    if admission.accepted.status == "False":
+        return "Refused"
+    if by_type["Degraded"].status == "True" or admission.source_ready.status == "False":
+        return "Degraded"
+    if not admission.ok:
+        return "Inspecting"
+    if by_type["Ready"].status == "True":
+        return "Stopped" if rolling.wanted == 0 else "Ready" if rolling.stage is Stage.COMPLETE else "Updating"
+    if any(revision.set.replicas for revision in rolling.others):
+        return "Updating"
+    pages = [pod.page for pod in (rolling.new.pods if rolling.new else ()) if pod.page and not pod.ready]
+    phases = {page.phase for page in pages}
+    return "Downloading" if "downloading" in phases else "Loading" if phases & {"loading", "warming"} else "Pending"
+
+
+def _endpoint(snapshot: Snapshot) -> str:
+    deployment = snapshot.deployment
+    return f"http://{deployment.name}.{deployment.namespace}:{names.HTTP_PORT}/v1"
+
+
+def _source(admission: Admission, before: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = admission.inspection
+    if found is None or admission.spec is None:
+        kept: dict[str, Any] | None = before.get("source")
+        return kept
+    uri = admission.spec.model.source
+    return {"uri": uri, "digest": found.digest, "revision": found.revision, "bytes": found.bytes}
+
+
+def _budget(budget: Budget) -> dict[str, Any]:
+    return {
+        "precision": budget.precision,
+        "tensor": budget.tensor,
+        "perDevice": budget.per_device(),
+        "kvTokens": budget.kv_tokens,
+        "concurrentRequests": budget.concurrent_requests,
+        "maxLength": budget.max_length,
+        "rejected": [{"option": rejection.option, "reason": rejection.reason} for rejection in budget.rejected],
+    }
+
+
+def _observed(pages: Sequence[Page]) -> dict[str, int] | None:
+    """The most that any replica was measured at."""
+    terms = {term for page in pages for term in page.observed}
+    return {term: max(page.observed.get(term, 0) for page in pages) for term in sorted(terms)} or None
+
+
+def _startup(pods: Sequence[Pod], before: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The time line of the replica that starts now, else of the one that was slowest to."""
+    starting = [pod.page for pod in pods if pod.page and not pod.ready and pod.page.startup]
+    done = [pod.page for pod in pods if pod.page and pod.ready and pod.page.startup]
+    if starting:
+        return min(starting, key=lambda page: page.moved_at).startup
+    if done:
+        return max(done, key=lambda page: sum(step.get("seconds", 0.0) for step in page.startup.values())).startup
+    kept: Mapping[str, Any] | None = before.get("startup")
+    return kept
+
+
+def _load(pages: Sequence[Page], before: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How busy the replicas are, in steps coarse enough that a steady load writes nothing."""
+    if not pages:
+        return None
+    running, waiting = sum(page.running for page in pages), sum(page.waiting for page in pages)
+    usage = 5 * round(20 * max(page.cache_usage for page in pages))
+    old: Mapping[str, Any] = before.get("load") or {}
+    was = old.get("runningRequests", -1), old.get("waitingRequests", -1), old.get("cacheUsage", -1)
+    near = all(
+        (then == 0) == (now == 0) and then >= 0 and max(then, now) <= 2 * min(then, now) + 1
+        for then, now in zip(was[:2], (running, waiting), strict=True)
+    )
+    if near and abs(was[2] - usage) < 10:
+        return old
+    summary = f"{running} running, {waiting} waiting, cache {usage}%" if running or waiting else "idle"
+    return {"runningRequests": running, "waitingRequests": waiting, "cacheUsage": usage, "summary": summary}
+
+
+def resolved(spec: ModelDeploymentSpec | None) -> int:
+    """Replicas that a spec asks for; 0 when it could not be read."""
+    return spec.replicas if spec else 0
