@@ -8,7 +8,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from plimsoll.api.deployment import API_VERSION, KIND, ModelDeployment
+from plimsoll.api.deployment import API_VERSION, KIND, ModelDeployment, ModelDeploymentSpec
 from plimsoll.api.errors import SpecError
 
 #: etcd takes no larger object.
@@ -118,8 +118,20 @@ def _deployment(document: Any, where: str) -> ModelDeployment:
             found = _Shown(value) if field in document else None
             message = f"is not {wanted}" if field in document else "is missing"
             raise SpecError(message, field=f"{where}: {field}", value=found, fix=f"Write {field}: {wanted}")
+    return _validated(dict(document), where)
+
+
+def parse_spec(spec: Mapping[str, Any]) -> ModelDeploymentSpec:
+    """The spec of an object that the API server holds. Raises SpecError as `parse_manifest` does."""
+    return _validated({**_BARE, "spec": dict(spec)}, "the deployment").spec
+
+
+_BARE = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "x"}}
+
+
+def _validated(document: dict[str, Any], where: str) -> ModelDeployment:
     try:
-        return ModelDeployment.model_validate(dict(document))
+        return ModelDeployment.model_validate(document)
     except ValidationError as error:
         problems = list(_problems(error))
     if len(problems) == 1:
