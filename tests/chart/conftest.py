@@ -22,7 +22,7 @@ def chart(repository: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def render(chart: Path) -> Callable[..., Objects]:
-    """render(values, apis=…, name=…, namespace=…) gives the objects that Helm would send. Raises ValueError with Helm's words."""
+    """render(values, apis=…, name=…, namespace=…) gives what Helm would send. Raises ValueError in Helm's words."""
     helm = shutil.which("helm")
     if helm is None:
         pytest.skip("helm is not on PATH: the chart is not rendered")
