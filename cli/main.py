@@ -17,9 +17,11 @@ from plimsoll.api.errors import PlimsollError
 
 #: In the order that `--help` shows them.
 COMMANDS = ("plan", "up", "serve", "chat", "bench", "convert", "version")
+#: For containers, not for people: they work and `--help` does not list them.
+HIDDEN = ("pod",)
 
 
-def build(names: Sequence[str] = COMMANDS) -> typer.Typer:
+def build(names: Sequence[str] = (*COMMANDS, *HIDDEN)) -> typer.Typer:
     """The application with these subcommands."""
     app = typer.Typer(
         name="plimsoll",
@@ -30,14 +32,15 @@ def build(names: Sequence[str] = COMMANDS) -> typer.Typer:
     )
     app.callback()(_root)
     for name in names:
-        app.command(name)(getattr(importlib.import_module(f"plimsoll.cli.{name}"), name))
+        app.command(name, hidden=name in HIDDEN)(getattr(importlib.import_module(f"plimsoll.cli.{name}"), name))
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 an error in plain words on stderr, 2 wrong usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    wanted = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
+    known = (*COMMANDS, *HIDDEN)
+    wanted = arguments[:1] if arguments and arguments[0] in known else known
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character shows another one; that is no reason to fail.
         sys.stdout.reconfigure(errors="replace")

@@ -102,6 +102,7 @@ class EngineClient:
     Attributes:
         info: what the engine said when it last became ready, None before it first did.
         progress: how far loading is; of the last process.
+        phases: the last word on each phase of loading; of the last process.
         stats: the engine's last word on itself; its counters start anew when the engine does.
         restarts: how many times the engine died and was started again.
         failure: why no engine is running or will be, None while there is hope.
@@ -112,6 +113,7 @@ class EngineClient:
         self.config = config
         self.info: EngineReady | None = None
         self.progress: LoadProgress | None = None
+        self.phases: dict[str, LoadProgress] = {}
         self.stats = EngineStats()
         self.restarts = 0
         self.failure: str | None = None
@@ -128,6 +130,11 @@ class EngineClient:
     def ready(self) -> bool:
         """Whether a process runs that has loaded the model and generated a token."""
         return self._running is not None and self._running.ready_at is not None
+
+    @property
+    def begun(self) -> bool:
+        """Whether `start` has been called."""
+        return self._supervisor is not None
 
     @property
     def alive(self) -> bool:
@@ -257,6 +264,7 @@ class EngineClient:
         """One process from start to end; returns why it ended. Requests that it leaves behind have failed by then."""
         reason = "it was told to"
         try:
+            self.phases = {}
             await running.start()
             self._running = running
             reason = await self._follow(running)
@@ -298,7 +306,7 @@ class EngineClient:
                 except Exception:
                     logger.exception("a listener to the engine's steps failed")
         elif isinstance(message, LoadProgress):
-            self.progress = message
+            self.progress = self.phases[message.phase] = message
         elif isinstance(message, EngineReady):
             self.info = message
             running.ready_at = time.monotonic()

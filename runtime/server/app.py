@@ -37,7 +37,7 @@ def build_app(serving: Serving) -> App:
     app: App = LimitBody(Admit(routes(serving), serving.gate), serving.config.max_body_bytes)
     if serving.config.api_keys_file is not None:
         app = RequireKey(app, KeyFile(serving.config.api_keys_file))
-    return Boundary(app)
+    return Boundary(app, serving.gate)
 
 
 def routes(serving: Serving) -> FastAPI:
@@ -119,7 +119,7 @@ def _operations(app: FastAPI, serving: Serving) -> None:
     @app.get("/ready", tags=["Operations"], **openapi.gives(Health, "503"))
     async def ready() -> Response:
         """200 once the model is loaded and has generated a token, until shutdown begins."""
-        if serving.gate.closed:
+        if serving.gate.leaving:
             raise not_ready("This server is shutting down.")
         if not serving.engine.ready:
             raise not_ready("The model is not loaded yet.")

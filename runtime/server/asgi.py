@@ -3,12 +3,15 @@
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from starlette.responses import Response
 
 from plimsoll.runtime.server.errors import ApiError
+
+if TYPE_CHECKING:
+    from plimsoll.runtime.server.drain import Gate
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,10 +31,13 @@ def error_response(error: ApiError) -> Response:
 
 
 class Boundary:
-    """ASGI middleware around everything. Logs method, path, status and seconds: never a prompt, an answer or a key."""
+    """ASGI middleware around everything. Logs method, path, status and seconds: never a prompt, an answer or a key.
 
-    def __init__(self, app: App) -> None:
-        self.app = app
+    While the server drains, each response ends its connection: whoever asks next asks another server.
+    """
+
+    def __init__(self, app: App, gate: "Gate") -> None:
+        self.app, self.gate = app, gate
         self.log = structlog.get_logger("plimsoll.server")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,12 +49,17 @@ class Boundary:
         scope["request_id"] = request_id
         start = time.monotonic()
         status = 0
+        quiet = scope["path"] in QUIET_PATHS
+        if not quiet:
+            self.gate.arrived()
 
         async def marked(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if self.gate.draining:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
@@ -64,7 +75,7 @@ class Boundary:
                 failure = ApiError(500, "The server failed on this request.", code="internal_error")
                 await error_response(failure)(scope, receive, marked)
         # A 503 is a probe's answer, not a failure of the probe.
-        if scope["path"] not in QUIET_PATHS or status not in (200, 503):
+        if not quiet or status not in (200, 503):
             seconds = round(time.monotonic() - start, 4)
             self.log.info(
                 "request",

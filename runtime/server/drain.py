@@ -1,6 +1,11 @@
-"""Letting go without dropping anyone: nothing new comes in, what runs may finish."""
+"""Letting go without dropping anyone: what runs may finish.
+
+On one machine nothing new comes in once that begins. In a cluster requests go on arriving for a while after a pod has
+left its Service: they are served, on connections that end with them, until none has come for some seconds.
+"""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,13 +17,27 @@ GUARDED = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
 class Gate:
-    """Counts requests in flight. Once it is closed it lets none in."""
+    """Counts requests in flight. Once it is closed it lets none in.
+
+    Attributes:
+        inside: requests in flight.
+        draining: readiness is false and every response ends its connection; requests are still let in.
+        closed: requests are refused.
+        drained: draining has come to its end with nothing inside.
+    """
 
     def __init__(self) -> None:
         self.inside = 0
+        self.draining = False
         self.closed = False
+        self.drained = False
+        self._last = self._began = time.monotonic()
         self._empty = asyncio.Event()
         self._empty.set()
+
+    def arrived(self) -> None:
+        """Notes that a client has asked for something, whatever it is."""
+        self._last = time.monotonic()
 
     @contextmanager
     def enter(self) -> Iterator[None]:
@@ -38,8 +57,36 @@ class Gate:
             if not self.inside:
                 self._empty.set()
 
+    @property
+    def leaving(self) -> bool:
+        """Whether nobody new should be sent here."""
+        return self.draining or self.closed
+
+    def drain(self) -> None:
+        """Begins to let go; once is enough, and more is harmless."""
+        if not self.draining:
+            self.draining = True
+            self._began = time.monotonic()
+
     def close(self) -> None:
         self.closed = True
+
+    async def quieted(self, quiet: float, limit: float) -> bool:
+        """Waits until nothing is inside and nothing has arrived for `quiet` seconds.
+
+        No longer than `limit` seconds after `drain` was first called, whoever waits how often. Returns whether it was
+        reached; where it has been before, nothing has to be waited for but what is inside.
+        """
+        while (left := self._began + limit - time.monotonic()) > 0 or not self.inside:
+            wait = 0.0 if self.drained else max(self._last, self._began) + quiet - time.monotonic()
+            if self.inside:
+                await self.emptied(left)
+            elif wait <= 0 or left <= 0:
+                self.drained = wait <= 0
+                return self.drained
+            else:
+                await asyncio.sleep(min(wait, left))
+        return False
 
     async def emptied(self, seconds: float) -> bool:
         """Waits until nothing is inside, up to `seconds`. Returns whether that was reached."""

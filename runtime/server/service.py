@@ -2,47 +2,39 @@
 
 import asyncio
 import contextlib
-import socket
 import threading
-from collections.abc import Coroutine
+import time
 from typing import Any
 
 import structlog
-import uvicorn
 
-from plimsoll.api.errors import PlimsollError, SpecError
+from plimsoll.api.errors import PlimsollError
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.engine.client import EngineClient
 from plimsoll.runtime.messages import EngineReady, LoadProgress
 from plimsoll.runtime.server.app import build_app
-from plimsoll.runtime.server.connection import Connection
+from plimsoll.runtime.server.listener import http_server, listen
+from plimsoll.runtime.server.loop import run
 from plimsoll.runtime.server.metrics import Metrics
 from plimsoll.runtime.server.params import model_defaults
 from plimsoll.runtime.server.serving import Serving
 
-#: Seconds that connections have to close once every request has ended.
-CLOSE_SECONDS = 5
-
-
-class Http(uvicorn.Server):
-    """uvicorn without its signal handlers: the service drains before the server stops listening."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
-
 
 class Service:
-    """Runs in a thread of its own, so that the caller's stays free for signals and a terminal.
+    """Runs in a thread of its own (`start`), so that the caller's stays free for signals and a terminal, or in the
+    caller's event loop (`serve`).
 
-    The endpoint listens from `start` on: probes get true answers while the model loads.
+    The endpoint listens from then on: probes get true answers while the model loads.
 
     Args:
         engine: the model and its memory.
         server: the endpoint.
         checkpoint: opened from `engine.model`.
+
+    Attributes:
+        ready_at: time.monotonic() of when a token was first generated, None before.
 
     Raises:
         SpecError: the address cannot be bound, or the API keys file cannot be used.
@@ -67,7 +59,9 @@ class Service:
             digest=checkpoint.digest(),
         )
         self.app = build_app(self.serving)
-        self.socket = _listen(server.host, server.port)
+        self.socket = listen(server.host, server.port)
+        self.socket_name: tuple[str, int] = self.socket.getsockname()[:2]
+        self.ready_at: float | None = None
         self.settled = threading.Event()
         """Set once the model is ready, or the service has ended."""
         self.error: BaseException | None = None
@@ -94,7 +88,6 @@ class Service:
         return self._thread.is_alive()
 
     def start(self) -> None:
-        self.socket_name: tuple[str, int] = self.socket.getsockname()[:2]
         self._thread.start()
 
     def stop(self) -> None:
@@ -116,7 +109,7 @@ class Service:
 
     def _work(self) -> None:
         try:
-            _run(self._serve())
+            run(self._serve())
         except BaseException as error:
             self.error = error
         finally:
@@ -128,32 +121,51 @@ class Service:
         self._wake = lambda: loop.call_soon_threadsafe(stopped.set)
         if self._stop.is_set():
             stopped.set()
-        http = Http(
-            uvicorn.Config(
-                self.app,
-                http=Connection,
-                ws="none",
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                timeout_graceful_shutdown=CLOSE_SECONDS,
-            )
-        )
+        await self.serve(stopped)
+
+    async def serve(self, stopped: asyncio.Event, quiet: float | None = None) -> None:
+        """Loads, serves until `stopped`, and drains.
+
+        Args:
+            quiet: None refuses new requests from then on. In a cluster, where they go on arriving for a while: serve
+                them until none has come for so many seconds.
+
+        Raises PlimsollError when the engine could not start, or died too often.
+        """
+        http = http_server(self.app)
         listening = asyncio.create_task(http.serve([self.socket]))
         stopping = asyncio.create_task(stopped.wait())
         try:
             await self._load(stopping)
             await self._until(stopping)
-            self.serving.gate.close()
-            self._log.info("draining", requests=self.serving.gate.inside, seconds=self.config.drain_timeout)
-            if not await self.serving.gate.emptied(self.config.drain_timeout):
-                self._log.warning("drain timed out", requests=self.serving.gate.inside)
+            if quiet is None:
+                self.serving.gate.close()
+            if not await self.drain(0.0 if quiet is None else quiet):
+                self.serving.gate.close()
         finally:
             stopping.cancel()
+            http.should_exit = not self.serving.gate.inside
+            if http.should_exit:
+                # The last request may come while idle connections close: the engine outlives the server.
+                await listening
             await self.engine.close()
             http.should_exit = True
             await listening
+
+    async def drain(self, quiet: float) -> bool:
+        """Lets go: nothing is inside and nothing has come for `quiet` seconds, or the time for it is up.
+
+        Whoever asks again waits for the same end. Returns whether nothing is left.
+        """
+        gate, limit = self.serving.gate, self.config.drain_timeout
+        if not gate.draining:
+            self._log.info("draining", requests=gate.inside, seconds=limit)
+        gate.drain()
+        # Nobody is sent to a server that never was ready.
+        done = await gate.quieted(quiet if self.ready_at is not None else 0.0, limit)
+        if not done and gate.inside:
+            self._log.warning("drain timed out", requests=gate.inside)
+        return not gate.inside
 
     async def _until(self, stopping: asyncio.Task[Any]) -> None:
         """Serves until told to stop. Raises PlimsollError when no engine will run any more."""
@@ -174,40 +186,10 @@ class Service:
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
+            self.ready_at = time.monotonic()
             self._log.info("ready", url=self.url, model=self.config.served_name)
             self.settled.set()
         else:
             loading.cancel()
             with contextlib.suppress(asyncio.CancelledError, PlimsollError):
                 await loading
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise SpecError(f"is no address to listen on: {error}", field="server-name", value=host) from None
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise SpecError(
-            f"cannot listen on {host} port {port}: {error}",
-            field="server-port",
-            fix="Choose another with --server-port",
-        ) from None
-    return listener
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """On uvloop where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(work)
-        return
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work)

@@ -1,0 +1,65 @@
+"""A port and the server behind it. Light: a pod's status port listens before anything heavy is imported."""
+
+import contextlib
+import socket
+from typing import Any
+
+import uvicorn
+
+from plimsoll.api.errors import SpecError
+from plimsoll.runtime.server.connection import Connection
+
+CLOSE_SECONDS = 5
+"""Connections have so long to close once every request has ended."""
+
+IDLE_SECONDS = 75
+"""An idle connection is kept for so long: longer than proxies and clients keep theirs (nginx 60 s, httpx 5 s), so that
+it is they who close it, and none of their requests meets a connection that we are just closing."""
+
+
+class Http(uvicorn.Server):
+    """uvicorn without its signal handlers: what runs is drained before the server stops listening."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+def http_server(app: Any) -> Http:
+    """Serves an ASGI application; bounded heads, no lifespan, no log of its own."""
+    return Http(
+        uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_keep_alive=IDLE_SECONDS,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+        )
+    )
+
+
+def listen(host: str, port: int, option: str = "server-port") -> socket.socket:
+    """A listening socket; `port` 0 takes a free one.
+
+    Raises:
+        SpecError: the address cannot be bound; `option` is where the port was given.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise SpecError(f"is no address to listen on: {error}", field="server-name", value=host) from None
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise SpecError(
+            f"cannot listen on {host} port {port}: {error}", field=option, fix=f"Choose another with --{option}"
+        ) from None
+    return listener

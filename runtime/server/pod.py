@@ -1,0 +1,131 @@
+"""One pod: probes are answered from the first moment, the model is served once it is there, SIGTERM empties the pod.
+
+Everything shares one event loop, in the main thread where signals arrive; imports and headers, which take seconds, are
+read in a thread beside it.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from plimsoll.api.errors import PlimsollError, SpecError
+from plimsoll.runtime.server.listener import http_server, listen
+from plimsoll.runtime.server.loop import run
+from plimsoll.runtime.server.status_port import QUIET_SECONDS, StatusPort
+
+if TYPE_CHECKING:
+    from plimsoll.runtime.server.service import Service
+
+MANIFEST = "PLIMSOLL_DEPLOYMENT"
+"""The environment variable with the ModelDeployment, as JSON; its source is a file:// of this container."""
+
+TERMINATION_LOG = "PLIMSOLL_TERMINATION_LOG"
+TERMINATION_BYTES = 4096
+"""Kubernetes keeps no more of a container's last words."""
+
+log = structlog.get_logger("plimsoll.pod")
+
+
+def run_pod(host: str, port: int, status_port: int) -> int:
+    """Serves until SIGTERM, and drains. Returns the process's exit status: 0 told to stop, 1 with last words."""
+    try:
+        run(_live(host, port, status_port))
+    except PlimsollError as error:
+        last_words(str(error))
+        log.error("stopped", reason=str(error))
+        return 1
+    except Exception as error:
+        last_words(f"crashed: {type(error).__name__}: {error}")
+        log.exception("crashed")
+        return 1
+    return 0
+
+
+def last_words(text: str) -> None:
+    """Leaves `text` where the container's owner looks for it (`terminated.message`)."""
+    path = Path(os.environ.get(TERMINATION_LOG) or "/dev/termination-log")
+    # Outside of a container there is no such file, and it must not appear.
+    with contextlib.suppress(OSError), path.open("r+b" if path == Path("/dev/termination-log") else "wb") as file:
+        file.write(text.encode("utf-8", "replace")[:TERMINATION_BYTES])
+
+
+async def _live(host: str, port: int, status_port: int) -> None:
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    page = StatusPort(_process_began())
+    http = http_server(page)
+    listener = listen(host, status_port, "status-port")
+    listening = asyncio.create_task(http.serve([listener]))
+    log.info("listening", status=listener.getsockname()[1])
+    try:
+        service = await _made(host, port, stopped)
+        if service is not None:
+            page.service = service
+            log.info("loading", url=service.url, model=service.config.served_name)
+            await service.serve(stopped, QUIET_SECONDS)
+    finally:
+        http.should_exit = True
+        await listening
+
+
+async def _made(host: str, port: int, stopped: asyncio.Event) -> "Service | None":
+    """The service, made in a thread; None when the pod is told to stop first: then nothing waits for the thread."""
+    made: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
+
+    def settle(service: "Service | None", error: BaseException | None) -> None:
+        if not made.done():
+            made.set_result(service) if service is not None else made.set_exception(error or RuntimeError())
+
+    def work() -> None:
+        service, error = None, None
+        try:
+            service = make_service(host, port)
+        except BaseException as caught:
+            error = caught
+        # The loop is gone when the pod was stopped meanwhile.
+        with contextlib.suppress(RuntimeError):
+            made.get_loop().call_soon_threadsafe(settle, service, error)
+
+    threading.Thread(target=work, name="plimsoll-make", daemon=True).start()
+    stopping = asyncio.create_task(stopped.wait())
+    await asyncio.wait((made, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if made.done():
+        return made.result()
+    made.cancel()
+    return None
+
+
+def make_service(host: str, port: int) -> "Service":
+    """Reads the manifest and the checkpoint's headers. Raises PlimsollError where they cannot be served."""
+    from plimsoll.api.manifest import parse_manifest
+    from plimsoll.checkpoint.open import open_checkpoint
+    from plimsoll.checkpoint.sources import resolve
+    from plimsoll.runtime.config import from_deployment
+    from plimsoll.runtime.server.service import Service
+
+    text = os.environ.get(MANIFEST)
+    if not text:
+        raise SpecError("is not set", field=MANIFEST, fix="It holds the ModelDeployment, as JSON")
+    deployment = parse_manifest(text, MANIFEST)
+    source = deployment.spec.model.source
+    if not source.startswith("file://"):
+        raise SpecError("a pod opens what is mounted", field="spec.model.source", value=source, fix="Give file://PATH")
+    path = resolve(source)
+    engine, server = from_deployment(deployment, path, host=host, port=port)
+    return Service(engine, server, open_checkpoint(path))
+
+
+def _process_began() -> float:
+    """time.monotonic() of this process's start."""
+    import psutil
+
+    return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())

@@ -1,0 +1,176 @@
+"""The second port of a pod: what probes, the operator and preStop ask. Plain HTTP without keys, and nothing to generate.
+
+It shares the API's event loop, so that an answer here means that the loop turns; and it is served before anything heavy
+is imported, so that a pod which has only begun says so instead of refusing connections.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+import plimsoll
+from plimsoll.runtime.server.asgi import Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from plimsoll.runtime.messages import EngineReady
+    from plimsoll.runtime.server.service import Service
+
+QUIET_SECONDS = 5.0
+"""Without a request for so long, a pod that has left its Service counts as left alone: kube-proxy takes a second or
+two to hear of it, some load balancers longer."""
+
+STARTING_SECONDS = 600.0
+"""Imports, headers and the tokenizer may take so long before the pod counts as hung."""
+
+READ = ("GET", "HEAD")
+#: kubelet's preStop hook can only GET, so reading /drain is what drains; a HEAD of it would be a trap.
+PATHS = {"/live": READ, "/ready": READ, "/status": READ, "/metrics": READ, "/drain": ("GET", "POST")}
+TEXT, JSON = b"text/plain; charset=utf-8", b"application/json"
+EXPOSITION = b"text/plain; version=0.0.4; charset=utf-8"
+Answer = tuple[int, bytes, bytes]
+
+
+class StatusPort:
+    """The ASGI application.
+
+    Attributes:
+        service: what is served; None until it has been made.
+        started: time.monotonic() of the process's beginning.
+        draining: asked to drain before there was a service.
+    """
+
+    def __init__(self, started: float) -> None:
+        self.service: Service | None = None
+        self.started = started
+        self.draining = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status, kind, body = await self._answer(scope["method"], scope["path"], scope.get("query_string", b""))
+        headers = [
+            (b"content-type", kind),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+        ]
+        if status == 405:
+            headers.append((b"allow", ", ".join(PATHS[scope["path"]]).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _answer(self, method: str, path: str, query: bytes) -> Answer:
+        if path not in PATHS:
+            return _words(404, "There are /live, /ready, /status, /metrics and /drain here.")
+        if method not in PATHS[path]:
+            return _words(405, f"{method[:20]} is not allowed here.")
+        if path == "/live":
+            return _words(200, "live") if self.alive else _words(503, "Nothing has moved for too long.")
+        if path == "/ready":
+            why = self.unready
+            return _words(503, why) if why else _words(200, "ready")
+        if path == "/status":
+            return 200, JSON, json.dumps(self.status()).encode()
+        if path == "/metrics":
+            return 200, EXPOSITION, self.service.serving.metrics.page() if self.service else b""
+        return await self._drain(query)
+
+    @property
+    def alive(self) -> bool:
+        """Whether loading moves or the engine's loop turns. An engine that is being started again moves."""
+        if self.service is None or not self.service.engine.begun:
+            return time.monotonic() - self.started < STARTING_SECONDS
+        return self.service.engine.alive
+
+    @property
+    def unready(self) -> str:
+        """Why no request should be sent here, empty when one should."""
+        if self.draining or (self.service is not None and self.service.serving.gate.leaving):
+            return "draining"
+        if self.service is None or not self.service.engine.ready:
+            return self.phase
+        return ""
+
+    @property
+    def phase(self) -> str:
+        if self.draining or (self.service is not None and self.service.serving.gate.leaving):
+            return "draining"
+        if self.service is None:
+            return "loading"
+        engine = self.service.engine
+        if engine.ready:
+            return "ready"
+        return "warming" if "warmup" in engine.phases else "loading"
+
+    def status(self) -> dict[str, Any]:
+        """What this pod knows of itself. Bytes and seconds; what is not known yet is left out."""
+        found: dict[str, Any] = {"phase": self.phase, "version": plimsoll.__version__, "startup": self._startup()}
+        service = self.service
+        if service is None:
+            return found | {"observed": {}, "predicted": {}, "running": 0, "waiting": 0, "cacheUsage": 0.0}
+        engine, stats = service.engine, service.engine.stats
+        used = stats.blocks_total - stats.blocks_free - stats.blocks_cached
+        return found | {
+            "model": service.config.served_name,
+            "observed": self._observed(engine.info),
+            "predicted": dict(engine.info.predicted) if engine.info else {},
+            "running": stats.running,
+            "waiting": stats.waiting,
+            "inFlight": service.serving.gate.inside,
+            "cacheUsage": round(used / (stats.blocks_total or 1), 4),
+            "restarts": engine.restarts,
+        }
+
+    def _observed(self, info: "EngineReady | None") -> dict[str, int]:
+        assert self.service is not None
+        found = {} if info is None else {term: info.observed[term] for term in ("weights", "kvCache")}
+        pid = self.service.engine.pid
+        peak = None if pid is None else peak_bytes(pid)
+        return found if peak is None else found | {"peak": peak}
+
+    def _startup(self) -> dict[str, Any]:
+        """Where the time went: `start` is the process, its imports and its headers; then load and warm-up."""
+        service = self.service
+        phases = service.engine.phases if service else {}
+        taken = {name: phase.seconds for name, phase in phases.items()}
+        ready_at = service.ready_at if service else None
+        elapsed = (time.monotonic() if ready_at is None else ready_at) - self.started
+        found: dict[str, Any] = {"start": {"seconds": round(max(0.0, elapsed - sum(taken.values())), 3)}}
+        if weights := phases.get("weights"):
+            seconds = taken["weights"] + taken.get("cache", 0.0)
+            found["load"] = {
+                "bytes": weights.done_bytes, "total": weights.total_bytes, "seconds": round(seconds, 3),
+            }  # fmt: skip
+        if "warmup" in taken:
+            found["warmup"] = {"seconds": round(taken["warmup"], 3)}
+        return found
+
+    async def _drain(self, query: bytes) -> Answer:
+        """Readiness turns false at once; the answer comes when nothing is left, or the time for it is up."""
+        try:
+            quiet = float(parse_qs(query.decode("ascii")).get("quiet", [str(QUIET_SECONDS)])[-1])
+        except ValueError:
+            quiet = -1.0
+        if not 0 <= quiet <= 3600:
+            return _words(400, "quiet is a number of seconds, from 0 to 3600.")
+        began = time.monotonic()
+        if self.service is None:
+            self.draining = True
+            done, left = True, 0
+        else:
+            done = await self.service.drain(quiet)
+            left = self.service.serving.gate.inside
+        seconds = round(time.monotonic() - began, 3)
+        return 200, JSON, json.dumps({"drained": done, "inFlight": left, "seconds": seconds}).encode()
+
+
+def _words(status: int, text: str) -> Answer:
+    return status, TEXT, text.encode() + b"\n"
+
+
+def peak_bytes(pid: int) -> int | None:
+    """Most resident memory that the process ever had, as the kernel keeps it; None once the process is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
