@@ -8,10 +8,19 @@ from typing import Any
 from plimsoll.api.budget import Budget
 from plimsoll.api.deployment import API_VERSION, KIND, ModelDeploymentSpec
 from plimsoll.api.inspection import Inspection
+from plimsoll.api.source import Source, parse_source
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, container_security, plain, pod_security, quantity
 from plimsoll.operator.build.revision import essentials
-from plimsoll.operator.build.source import IMAGE_FOLDER, cache_folder, credentials, file_uri, place, resolved
+from plimsoll.operator.build.source import (
+    IMAGE_FOLDER,
+    cache_folder,
+    credentials,
+    downloaded_uri,
+    image_reference,
+    mounted_uri,
+    resolved,
+)
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment
 
@@ -92,52 +101,55 @@ def placement(spec: ModelDeploymentSpec, settings: Settings, pull_secret: str | 
 
 
 def models_of(spec: ModelDeploymentSpec, inspection: Inspection, settings: Settings, image_volumes: bool) -> Models:
-    model, found = spec.model, place(spec.model.source)
-    if found.scheme == "pvc":
-        claim = {"claimName": found.holder, "readOnly": True}
+    model, source = spec.model, parse_source(spec.model.source)
+    if source.scheme == "pvc":
+        claim = {"claimName": source.name, "readOnly": True}
         volume = {"name": "models", "persistentVolumeClaim": claim}
-        return Models(volume, file_uri(MODELS, found.path, inspection.path))
-    if found.scheme == "oci":
-        return _image(spec, found.holder, found.path, inspection, image_volumes)
-    folder = MODELS
-    volume = {"name": "models", "emptyDir": {}}
+        return Models(volume, mounted_uri(MODELS, source, inspection))
+    if source.scheme == "oci":
+        return _image(spec, source, inspection, image_volumes)
+    folder, volume = MODELS, {"name": "models", "emptyDir": {}}
     if model.cache_claim:
         folder = f"{MODELS}/{cache_folder(model, inspection)}"
         volume = {"name": "models", "persistentVolumeClaim": {"claimName": model.cache_claim}}
-    fetch = fetch_container("fetch", spec, settings)
-    fetch["args"] = [
-        "fetch", resolved(model, inspection), "--into", folder, "--status-port", str(names.STATUS_PORT)
-    ]  # fmt: skip
+    fetch = reader("fetch", spec, settings)
+    # A source may begin with anything but a dash: every form of it begins with its scheme.
+    fetch["args"] = ["fetch", resolved(model, inspection), "--into", folder, "--status-port", str(names.STATUS_PORT)]
     fetch["volumeMounts"].append({"name": "models", "mountPath": MODELS})
     if not model.cache_claim:
         _reserve_disk(fetch, inspection)
-    return Models(volume, file_uri(folder, inspection.path), init=[fetch])
+    return Models(volume, downloaded_uri(folder, source, inspection), init=[fetch])
 
 
-def _image(
-    spec: ModelDeploymentSpec, image: str, path: str, inspection: Inspection, image_volumes: bool
-) -> Models:
+def _image(spec: ModelDeploymentSpec, source: Source, inspection: Inspection, image_volumes: bool) -> Models:
     """An image as a volume, or its files copied by itself, which needs `cp` in it. Both look the same to the server."""
-    uri, secret = file_uri(MODELS, path, inspection.path), spec.model.credentials_secret
+    image, uri, secret = image_reference(source), mounted_uri(MODELS, source, inspection), spec.model.credentials_secret
     if image_volumes:
         return Models(image_volume("models", image), uri, pull_secret=secret)
-    copy = copy_container("fetch", image, path, "models")
+    copy = copier("fetch", source, "models")
     _reserve_disk(copy, inspection)
     volume = {"name": "models", "emptyDir": {}}
-    return Models(volume, uri, f"{MODELS}/{path or IMAGE_FOLDER}", [copy], pull_secret=secret)
+    folder = copied_folder(source)
+    return Models(volume, uri, f"{MODELS}/{folder}", [copy], pull_secret=secret)
 
 
 def image_volume(name: str, image: str) -> Object:
     return {"name": name, "image": {"reference": image, "pullPolicy": "IfNotPresent"}}
 
 
-def copy_container(name: str, image: str, path: str, volume: str) -> Object:
+def copied_folder(source: Source) -> str:
+    """What is copied of an image: a file's folder, since a volume is mounted as a folder."""
+    path = source.path.rpartition("/")[0] if source.path.endswith(".gguf") else source.path
+    return path or IMAGE_FOLDER
+
+
+def copier(name: str, source: Source, volume: str) -> Object:
     """Runs in the model's image, so that needs `cp` and files that anybody may read."""
     return {
         "name": name,
-        "image": image,
+        "image": image_reference(source),
         "imagePullPolicy": "IfNotPresent",
-        "command": ["cp", "-r", f"/{path or IMAGE_FOLDER}/.", "/copy/"],
+        "command": ["cp", "-r", f"/{copied_folder(source)}/.", "/copy/"],
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
@@ -145,7 +157,7 @@ def copy_container(name: str, image: str, path: str, volume: str) -> Object:
     }
 
 
-def fetch_container(name: str, spec: ModelDeploymentSpec, settings: Settings) -> Object:
+def reader(name: str, spec: ModelDeploymentSpec, settings: Settings) -> Object:
     """A container of the runtime image that reads a source; its arguments and model mounts are the caller's."""
     return {
         "name": name,

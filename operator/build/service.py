@@ -8,7 +8,7 @@ from plimsoll.operator.snapshot import Deployment
 
 
 def service(deployment: Deployment, spec: ModelDeploymentSpec, settings: Settings) -> Object:
-    """`http://NAME.NAMESPACE:8000/v1`, for pods of every revision. The status port is not in it: clients have no use."""
+    """`http://NAME.NAMESPACE:8000/v1`, for pods of every revision. The status port is not in it."""
     return {
         "apiVersion": "v1",
         "kind": "Service",

@@ -1,0 +1,28 @@
+"""Builders: from values to the objects that should be there, ready for server-side apply. Pure; one concern a file."""
+
+from plimsoll.operator.build.compare import differs
+from plimsoll.operator.build.inspecting import inspect_name, inspect_pod, read_record, record, record_name
+from plimsoll.operator.build.monitors import monitors
+from plimsoll.operator.build.policy import disruption_budget, inspect_policy, network_policy
+from plimsoll.operator.build.replica_set import replica_set
+from plimsoll.operator.build.revision import restart_part, revision
+from plimsoll.operator.build.service import service
+from plimsoll.operator.build.source import source_key
+
+__all__ = [
+    "differs",
+    "disruption_budget",
+    "inspect_name",
+    "inspect_pod",
+    "inspect_policy",
+    "monitors",
+    "network_policy",
+    "read_record",
+    "record",
+    "record_name",
+    "replica_set",
+    "restart_part",
+    "revision",
+    "service",
+    "source_key",
+]

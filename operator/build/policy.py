@@ -1,0 +1,112 @@
+"""Who may reach a pod, whom it may reach, and how many may be taken away at once."""
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.source import parse_source
+from plimsoll.operator import names
+from plimsoll.operator.build.common import Object, metadata, source_metadata
+from plimsoll.operator.build.inspecting import inspect_name
+from plimsoll.operator.build.source import fetched, source_key
+from plimsoll.operator.settings import Settings
+from plimsoll.operator.snapshot import Deployment
+
+_API = "networking.k8s.io/v1"
+#: Of everything outside the cluster, what no checkpoint comes from: clouds keep their credentials there.
+_ANYWHERE = (
+    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
+    {"ipBlock": {"cidr": "::/0", "except": ["fd00:ec2::/32", "fe80::/10"]}},
+)
+#: An address range means nothing outside some network plugins' cluster, so pods are named as well.
+_PODS: Object = {"namespaceSelector": {}}
+
+
+def disruption_budget(
+    deployment: Deployment, spec: ModelDeploymentSpec, settings: Settings, *, let_go: bool = False
+) -> Object:
+    """What `kubectl drain` may take.
+
+    Of several replicas, one at a time: the others serve, and the next goes when its successor is ready. The only
+    replica is held, for nothing would serve while its successor loads. So that a drain does not wait for ever, whoever
+    plans makes a second one when its node is cordoned, and eviction proceeds once that serves; where no second one
+    has a place, `let_go` gives the only one up, since a node that can never be drained is worse than a pause.
+    A pod that does not serve, crashing or still loading, is never held.
+    """
+    held = spec.replicas == 1 and not let_go
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(deployment, deployment.name),
+        "spec": {
+            **({"minAvailable": 1} if held else {"maxUnavailable": 1}),
+            "selector": {"matchLabels": dict(names.selector(deployment.name))},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }
+
+
+def network_policy(deployment: Deployment, spec: ModelDeploymentSpec, settings: Settings) -> Object:
+    """In: clients of the namespace and those that the operator's configuration names; status page and metrics for the
+    operator and Prometheus. Out: what fetching needs. Probes come from the node, which policies do not hold."""
+    clients = [{"podSelector": {}}, *_namespaces(settings.client_namespaces)]
+    watchers = _namespaces((settings.operator_namespace, *settings.monitoring_namespaces))
+    return {
+        "apiVersion": _API,
+        "kind": "NetworkPolicy",
+        "metadata": metadata(deployment, deployment.name),
+        "spec": {
+            "podSelector": {"matchLabels": dict(names.selector(deployment.name))},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [
+                {"from": clients, "ports": _ports(names.HTTP_PORT)},
+                {"from": watchers, "ports": _ports(names.STATUS_PORT)},
+            ],
+            "egress": _egress(spec),
+        },
+    }
+
+
+def inspect_policy(deployment: Deployment, spec: ModelDeploymentSpec, settings: Settings) -> Object:
+    """Of the inspect pods of this source: nobody calls them, and they reach what fetching would."""
+    key = source_key(deployment.namespace, spec.model)
+    return {
+        "apiVersion": _API,
+        "kind": "NetworkPolicy",
+        "metadata": source_metadata(deployment.namespace, inspect_name(key), key),
+        "spec": {
+            "podSelector": {"matchLabels": {names.COMPONENT: "inspect", names.SOURCE: key}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [],
+            "egress": _egress(spec),
+        },
+    }
+
+
+def _egress(spec: ModelDeploymentSpec) -> list[Object]:
+    """Nothing for what the kubelet mounts. Policies know no host names, so ports are what can be named."""
+    if not fetched(parse_source(spec.model.source)):
+        return []
+    # Cluster DNS, a node's cache of it, or what a pod's dnsConfig names: wherever it is, it is port 53.
+    dns: Object = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
+    found = urlsplit(spec.model.endpoint or "https://")
+    port = found.port or (80 if found.scheme == "http" else 443)
+    # 443 always: hubs and stores send readers on to where the bytes are.
+    rules = [dns, {"to": [_PODS, *_ANYWHERE], "ports": _ports(*sorted({443, port}))}]
+    if _in_cluster(found.hostname or ""):
+        # A Service's port is not its pods', and policies see the pods'.
+        rules.append({"to": [_PODS]})
+    return rules
+
+
+def _in_cluster(host: str) -> bool:
+    return bool(host) and ("." not in host or host.count(".") == 1 or host.endswith((".svc", ".svc.cluster.local")))
+
+
+def _namespaces(found: Iterable[str]) -> list[Object]:
+    name = "kubernetes.io/metadata.name"
+    return [{"namespaceSelector": {"matchLabels": {name: namespace}}} for namespace in dict.fromkeys(found)]
+
+
+def _ports(*numbers: int) -> list[Object]:
+    return [{"protocol": "TCP", "port": number} for number in numbers]
