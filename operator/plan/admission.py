@@ -2,6 +2,7 @@
 
 import fnmatch
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from plimsoll.api.budget import RUNS, Budget, budget
 from plimsoll.api.deployment import ModelDeploymentSpec
@@ -71,7 +72,9 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
 def _sized(snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, ready: Condition) -> Admission:
     device = device_memory(spec, snapshot.nodes)
     if device.total is None:
-        unknown = Condition("Accepted", "False", "MemoryUnknown", f"How much memory a device has is unknown: {device.why}.")
+        unknown = Condition(
+            "Accepted", "False", "MemoryUnknown", f"How much memory a device has is unknown: {device.why}."
+        )
         return Admission(unknown, ready, spec, found)
     on_cpu = spec.accelerator.resource == "cpu"
     facts = DeviceFacts("cpu" if on_cpu else "cuda", device.total, CPU_TABLE if on_cpu else TORCH_TABLE)
@@ -105,7 +108,9 @@ def _check_source(spec: ModelDeploymentSpec, settings: Settings) -> None:
         )  # fmt: skip
     if spec.serving.api_keys_file is not None:
         raise SpecError(
-            "is a file of one machine", field="spec.serving.apiKeysFile", fix="Name a Secret in spec.serving.apiKeysSecret"
+            "is a file of one machine",
+            field="spec.serving.apiKeysFile",
+            fix="Name a Secret in spec.serving.apiKeysSecret",
         )
     if not any(fnmatch.fnmatchcase(model.source, allowed) for allowed in settings.allowed_sources):
         raise _NotAllowedError(
@@ -119,9 +124,11 @@ def _check_source(spec: ModelDeploymentSpec, settings: Settings) -> None:
             "this cluster's operator does not allow it", field="spec.model.endpoint", value=model.endpoint,
             fix=f"Allowed are {', '.join(settings.allowed_endpoints) or 'none'}",
         )  # fmt: skip
-    why = forbidden_host(model.endpoint)
+    why = forbidden_host(urlsplit(model.endpoint).hostname or "")
     if why:
-        raise _NotAllowedError(why, field="spec.model.endpoint", value=model.endpoint, fix="Use a public or a Service's name")
+        raise _NotAllowedError(
+            why, field="spec.model.endpoint", value=model.endpoint, fix="Use a public or a Service's name"
+        )
 
 
 def _inspecting(snapshot: Snapshot) -> str:

@@ -67,9 +67,7 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     )
 
 
-def room_for(
-    snapshot: Snapshot, settings: Settings, version: str, used: Mapping[str, Mapping[str, int]]
-) -> int | None:
+def room_for(snapshot: Snapshot, settings: Settings, version: str, used: Mapping[str, Mapping[str, int]]) -> int | None:
     """Pods of the wanted revision that would find a place now.
 
     Args:
@@ -108,16 +106,23 @@ def _inspection(snapshot: Snapshot, admission: Admission, settings: Settings) ->
             yield Record(looking.key)
         return
     if admission.wants_inspection and (looking is None or looking.pod is None):
-        pod, policy = build.inspect_pod(
-            snapshot.deployment, admission.spec, settings, snapshot.image_volumes
-        ), build.inspect_policy(snapshot.deployment.namespace, settings)
+        pod, policy = (
+            build.inspect_pod(snapshot.deployment, admission.spec, settings, snapshot.image_volumes),
+            build.inspect_policy(snapshot.deployment.namespace, settings),
+        )
         if build.differs(policy, snapshot.children.get(("NetworkPolicy", policy["metadata"]["name"]), {})):
             yield Apply(policy, "inspect pods reach only what they read")
         yield Apply(pod, "read the checkpoint's headers")
 
 
 def _render(
-    snapshot: Snapshot, admission: Admission, settings: Settings, revision: str, number: int, replicas: int, version: str
+    snapshot: Snapshot,
+    admission: Admission,
+    settings: Settings,
+    revision: str,
+    number: int,
+    replicas: int,
+    version: str,
 ) -> dict:  # type: ignore[type-arg]
     assert admission.spec is not None and admission.inspection is not None and admission.budget is not None
     volumes = settings.image_volumes == "auto" and snapshot.image_volumes
@@ -222,9 +227,7 @@ class _Roll:
             yield Scale(new.name, told, self.step.stage.value)
 
     def _rendered(self, replicas: int) -> dict:  # type: ignore[type-arg]
-        return _render(
-            self.snapshot, self.admission, self.settings, self.revision, self.number, replicas, self.version
-        )
+        return _render(self.snapshot, self.admission, self.settings, self.revision, self.number, replicas, self.version)
 
     def _history(self) -> Iterator[Action]:
         idle = [old for old in self.others if not old.pods and not old.set.replicas and not old.set.deleting]

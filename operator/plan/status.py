@@ -61,7 +61,9 @@ def _conditions(snapshot: Snapshot, admission: Admission, rolling: Rolling) -> l
     degraded = _degraded(rolling, ready)
     found = [admission.accepted, admission.source_ready, progressing, ready, degraded]
     # kstatus: these two are there only while they are true.
-    stuck = admission.accepted.status == "False" or rolling.stage is Stage.FAILED or any(t.fatal for t in rolling.troubles)
+    stuck = (
+        admission.accepted.status == "False" or rolling.stage is Stage.FAILED or any(t.fatal for t in rolling.troubles)
+    )
     if stuck:
         first = admission.accepted if admission.accepted.status == "False" else degraded
         found.append(Condition("Stalled", "True", first.reason, first.message))
@@ -114,7 +116,9 @@ def _doing(rolling: Rolling) -> str:
 
 def _progressing(admission: Admission, rolling: Rolling, ready: Condition) -> Condition:
     if admission.accepted.status == "False":
-        return Condition("Progressing", "False", admission.accepted.reason, "Nothing is under way: the spec is refused.")
+        return Condition(
+            "Progressing", "False", admission.accepted.reason, "Nothing is under way: the spec is refused."
+        )
     if not admission.ok:
         return Condition("Progressing", "True", admission.source_ready.reason, admission.source_ready.message)
     if rolling.stage is Stage.FAILED:

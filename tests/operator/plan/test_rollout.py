@@ -1,0 +1,312 @@
+"""Rollouts in a small world: ReplicaSets that make pods, a scheduler with so many devices, pods that start or fail."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from plimsoll.operator.plan.rollout import Revision, Stage, Step, Strategy, next_step
+from plimsoll.operator.snapshot import Failure, Pod, ReplicaSet
+
+NOW = 1000.0
+
+
+@dataclass
+class World:
+    """Devices that this deployment may have, and everything it has."""
+
+    devices: int
+    strategy: Strategy = "Auto"
+    sees_nodes: bool = True
+    bad: set[str] = field(default_factory=set)
+    """Revisions whose pods never become ready."""
+    sets: dict[str, ReplicaSet] = field(default_factory=dict)
+    pods: list[Pod] = field(default_factory=list)
+    wanted: int = 1
+    current: str = ""
+    clock: float = NOW
+    names: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def deploy(self, revision: str, wanted: int) -> None:
+        self.wanted, self.current = wanted, revision
+        if revision not in self.sets:
+            self.sets[revision] = ReplicaSet(revision, revision, revision, 0)
+        number = max(one.number for one in self.sets.values()) + 1
+        self.sets[revision] = replace(self.sets[revision], number=number)
+        for name, one in self.sets.items():
+            if name != revision:
+                self.sets[name] = replace(one, failure=None)
+
+    def revision(self, name: str) -> Revision:
+        return Revision(self.sets[name], tuple(pod for pod in self.pods if pod.owner == name))
+
+    @property
+    def others(self) -> list[Revision]:
+        return [self.revision(name) for name in self.sets if name != self.current]
+
+    @property
+    def held(self) -> int:
+        return sum(pod.node is not None for pod in self.pods)
+
+    @property
+    def serving(self) -> int:
+        return sum(pod.ready and not pod.deleting for pod in self.pods)
+
+    def step(self) -> Step:
+        """One look of the planner, carried out."""
+        new = self.revision(self.current)
+        proven = any(old.set.proven for old in self.others)
+        stuck = any(pod.message == "bad" for pod in new.pods)
+        if stuck and not new.set.proven and proven and new.set.failure is None:
+            self.sets[self.current] = replace(new.set, failure=Failure("CrashLoop", "bad", self.clock))
+            new = self.revision(self.current)
+        failed = new.set.failure is not None and proven and not new.set.proven
+        free = self.devices - self.held - sum(pod.node is None and not pod.deleting for pod in new.pods)
+        found = next_step(
+            self.wanted, new, self.others, self.strategy, None, self.clock, failed=failed, may_look=self.sees_nodes
+        )
+        if found.look_for_room:
+            room = max(0, free)
+            found = next_step(self.wanted, new, self.others, self.strategy, room, self.clock, failed=failed)
+            assert not found.look_for_room
+        for name, told in found.replicas.items():
+            self.sets[name] = replace(self.sets[name], replicas=told)
+        if found.stage is Stage.COMPLETE and self.wanted:
+            self.sets[self.current] = replace(self.sets[self.current], proven=True)
+        return found
+
+    def controllers(self) -> None:
+        """ReplicaSets create and delete pods, those that are not ready first."""
+        for name, one in self.sets.items():
+            mine = [pod for pod in self.pods if pod.owner == name and not pod.deleting]
+            for _ in range(one.replicas - len(mine)):
+                self.pods.append(Pod(f"{name}-{next(self.names)}", revision=name, owner=name, created=self.clock))
+            spare = sorted(mine, key=lambda pod: (pod.ready, pod.node is not None))[: max(0, len(mine) - one.replicas)]
+            self.pods = [replace(pod, deleting=True, routable=False) if pod in spare else pod for pod in self.pods]
+
+    def schedule(self) -> None:
+        for index, pod in enumerate(self.pods):
+            if pod.node is None and not pod.deleting:
+                fits = self.held < self.devices
+                self.pods[index] = replace(pod, node="n" if fits else None, unschedulable=None if fits else "0/1 nodes")
+
+    def kubelet(self, choice: int) -> None:
+        """One pod moves on: an ending one ends, a placed one becomes ready, or fails."""
+        movable = [pod for pod in self.pods if pod.deleting or (pod.node and not pod.ready and not pod.message)]
+        if not movable:
+            return
+        pod = movable[choice % len(movable)]
+        if pod.deleting:
+            self.pods.remove(pod)
+            return
+        changed = replace(pod, message="bad") if pod.revision in self.bad else replace(pod, ready=True, routable=True)
+        self.pods[self.pods.index(pod)] = changed
+
+    def settle(self, steps: int = 400) -> Step:
+        found = self.step()
+        for choice in range(steps):
+            self.controllers()
+            self.schedule()
+            self.kubelet(choice)
+            self.clock += 1
+            found = self.step()
+        return found
+
+
+def running(world: World, revision: str, wanted: int) -> World:
+    world.deploy(revision, wanted)
+    world.settle(100)
+    assert world.serving == wanted
+    assert world.sets[revision].proven
+    return world
+
+
+def test_a_first_revision_gets_every_replica_at_once() -> None:
+    world = World(devices=3)
+    world.deploy("a", 3)
+    world.step()
+    assert world.sets["a"].replicas == 3
+
+
+def test_with_a_free_device_the_new_one_serves_before_the_old_one_goes() -> None:
+    world = running(World(devices=2), "a", 1)
+    world.deploy("b", 1)
+    least = 1
+    for choice in range(60):
+        world.step()
+        world.controllers()
+        world.schedule()
+        world.kubelet(choice)
+        least = min(least, world.serving)
+    assert least == 1
+    assert [pod.revision for pod in world.pods] == ["b"]
+
+
+@pytest.mark.parametrize("sees_nodes", [True, False])
+def test_without_one_the_old_one_drains_and_makes_way(sees_nodes: bool) -> None:
+    world = running(World(devices=1, sees_nodes=sees_nodes), "a", 1)
+    world.deploy("b", 1)
+    found = world.settle()
+    assert found.stage is Stage.COMPLETE
+    assert [pod.revision for pod in world.pods] == ["b"]
+
+
+@pytest.mark.parametrize("strategy", ["Auto", "Replace"])
+def test_replacing_takes_one_wave_at_a_time(strategy: Strategy) -> None:
+    world = running(World(devices=3, strategy=strategy), "a", 3)
+    world.deploy("b", 3)
+    least = 3
+    for choice in range(120):
+        world.step()
+        world.controllers()
+        world.schedule()
+        world.kubelet(choice)
+        least = min(least, world.serving)
+    assert least == 2
+    assert world.step().stage is Stage.COMPLETE
+
+
+def test_surge_waits_for_a_device_and_never_drains_first() -> None:
+    world = running(World(devices=2, strategy="Surge"), "a", 2)
+    world.deploy("b", 2)
+    found = world.settle()
+    assert found.stage is Stage.WAITING
+    assert world.serving == 2
+    world.devices = 3
+    assert world.settle().stage is Stage.COMPLETE
+
+
+def test_a_failing_revision_stops_and_the_old_one_serves_on() -> None:
+    world = running(World(devices=4, bad={"b"}), "a", 3)
+    world.deploy("b", 3)
+    found = world.settle()
+    assert found.stage is Stage.FAILED
+    assert world.sets["a"].replicas == 3
+    assert world.sets["b"].replicas == 0
+    assert world.serving == 3
+
+
+def test_a_failing_revision_gives_the_only_device_back() -> None:
+    world = running(World(devices=1, bad={"b"}), "a", 1)
+    world.deploy("b", 1)
+    found = world.settle()
+    assert found.stage is Stage.FAILED
+    assert [(pod.revision, pod.ready) for pod in world.pods] == [("a", True)]
+
+
+def test_a_failed_revision_goes_back_to_the_one_that_served_last() -> None:
+    world = running(World(devices=1, bad={"c"}), "a", 1)
+    running(world, "b", 1)
+    running(world, "a", 1)
+    world.deploy("c", 1)
+    world.settle()
+    assert [pod.revision for pod in world.pods] == ["a"]
+
+
+def test_a_quota_that_refuses_pods_counts_as_no_room() -> None:
+    old = Revision(
+        ReplicaSet("a", "a", "a", 1, number=1, proven=True),
+        (Pod("a-1", owner="a", ready=True, routable=True, node="n"),),
+    )
+    new = Revision(ReplicaSet("b", "b", "b", 1, number=2, blocked="exceeded quota"))
+    found = next_step(1, new, [old], "Auto", 5, NOW)
+    assert found.replicas == {"a": 0, "b": 1}
+
+
+def test_a_scheduler_that_says_no_for_long_is_believed_over_the_count_of_devices() -> None:
+    old = Revision(
+        ReplicaSet("a", "a", "a", 1, number=1, proven=True),
+        (Pod("a-1", owner="a", ready=True, routable=True, node="n"),),
+    )
+    waiting = Pod("b-1", owner="b", unschedulable="volume node affinity conflict", created=NOW - 31)
+    new = Revision(ReplicaSet("b", "b", "b", 1, number=2), (waiting,))
+    assert next_step(1, new, [old], "Auto", 5, NOW).replicas == {"a": 0, "b": 1}
+    young = Revision(new.set, (replace(waiting, created=NOW - 5),))
+    assert next_step(1, young, [old], "Auto", 5, NOW).replicas == {"a": 1, "b": 1}
+
+
+moves = st.lists(
+    st.one_of(
+        st.tuples(st.just("kubelet"), st.integers(0, 20)),
+        st.tuples(st.just("deploy"), st.sampled_from("abc")),
+        st.tuples(st.just("scale"), st.integers(0, 5)),
+        st.tuples(st.just("devices"), st.integers(1, 7)),
+        st.tuples(st.just("wait"), st.integers(1, 40)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    devices=st.integers(1, 7), wanted=st.integers(1, 5), strategy=st.sampled_from(["Auto", "Surge", "Replace"]),
+    sees_nodes=st.booleans(), bad=st.sets(st.sampled_from("bc"), max_size=2), moves=moves,
+)  # fmt: skip
+def test_any_history_keeps_the_invariants_and_converges(
+    devices: int, wanted: int, strategy: Strategy, sees_nodes: bool, bad: set[str], moves: list[tuple[str, object]]
+) -> None:
+    world = World(devices=devices, strategy=strategy, sees_nodes=sees_nodes, bad=bad)
+    wanted = min(wanted, devices)
+    running(world, "a", wanted)
+    for move, value in moves:
+        if move == "kubelet":
+            world.kubelet(int(str(value)))
+        elif move == "deploy":
+            world.deploy(str(value), world.wanted)
+        elif move == "scale":
+            world.wanted = int(str(value))
+        elif move == "devices":
+            world.devices = max(int(str(value)), world.held)
+        else:
+            world.clock += float(str(value))
+        _looks(world)
+        world.controllers()
+        world.schedule()
+    world.wanted = min(world.wanted, world.devices)
+    if strategy == "Surge":
+        world.devices = max(world.devices, world.held, world.wanted + 2)
+    found = world.settle()
+    event(f"ends {found.stage}")
+    again = world.step()
+    assert {name: one.replicas for name, one in world.sets.items()} == dict(again.replicas), "a settled world moves"
+    if world.current in world.bad and not world.sets[world.current].proven:
+        assert found.stage in (Stage.FAILED, Stage.SCALING, Stage.REPLACING, Stage.SURGING, Stage.COMPLETE)
+        if found.stage is Stage.FAILED:
+            assert world.serving == world.wanted
+    else:
+        assert found.stage is Stage.COMPLETE
+        assert world.serving == world.wanted
+        assert {pod.revision for pod in world.pods} <= {world.current}
+
+
+def _looks(world: World) -> None:
+    """One step, and what must hold of it whatever came before."""
+    before = {name: one.replicas for name, one in world.sets.items()}
+    serving, free = world.serving, world.devices - world.held
+    told_before = sum(before.values())
+    found = world.step()
+    told = sum(found.replicas.values())
+    assert all(count >= 0 for count in found.replicas.values())
+    # Never more pods than wanted beyond what a wave may add; on a count of devices, never more than there are places.
+    wave = max(1, -(-world.wanted // 4))
+    assert told <= max(told_before, world.wanted + wave)
+    if world.strategy == "Replace":
+        assert told <= max(told_before, world.wanted)
+    if world.strategy == "Auto" and world.sees_nodes and told > max(told_before, world.wanted):
+        assert told - max(told_before, world.wanted) <= max(0, free)
+    # Never to zero while a device is free: what serves is cut only for others that serve, or for want of a place.
+    if world.wanted and serving and world.strategy == "Auto" and world.sees_nodes and free > 0:
+        kept = sum(
+            min(found.replicas[name], sum(p.ready and not p.deleting for p in world.pods if p.owner == name))
+            for name in found.replicas
+        )
+        assert kept > 0, (before, found)
+    if world.strategy == "Surge":
+        kept = sum(
+            min(found.replicas[name], sum(p.ready and not p.deleting for p in world.pods if p.owner == name))
+            for name in found.replicas
+        )
+        assert kept >= min(serving, world.wanted)

@@ -1,0 +1,66 @@
+"""Each rule of a rollout broken on purpose: the small world of test_rollout must notice every one."""
+
+import inspect
+import sys
+from types import ModuleType
+
+import pytest
+
+from plimsoll.operator.plan import rollout
+from tests.operator.plan import test_rollout as worlds
+
+RULES = {
+    "old ones stay while new ones do not serve": ("max(0, wanted - new.serving))", "max(0, wanted - told))"),
+    "pods that end do not count as serving": (
+        "pod.ready and pod.routable and not pod.deleting for pod", "pod.node is not None for pod"),
+    "a surge needs a free device": ("if free > 0:", "if free >= 0 and grow:"),
+    "without a device one is drained": ("    old -= min(wave, old, wanted - told)\n    return Step(_targets(new, told, others, old), Stage.REPLACING)\n\n\ndef _stand", "    return Step(_targets(new, told, others, old), Stage.REPLACING)\n\n\ndef _stand"),
+    "Replace never asks for more than wanted": ("        if not in_the_air and not leaving:\n            old -=", "        if not in_the_air and not leaving:\n            told += 1\n            old -="),
+    "Replace drains": ("            old -= min(wave, old, wanted - told)\n        return", "            pass\n        return"),
+    "Surge never drains ahead": ("        told += max(0, min(grow, wave - max(0, over)))", "        old -= min(1, old)\n        told += max(0, min(grow, wave - max(0, over)))"),
+    "places that were left are taken": ("    if vacated > 0:", "    if vacated > 99:"),
+    "a stuck surge makes way": ("        if not room:\n            old =", "        if False:\n            old ="),
+    "the scheduler is believed in the end": ("> PATIENCE or new.set.blocked", "> 1e9"),
+    "a failure gives everything back": ("    targets[back_to.set.name] = wanted - serving", "    targets[back_to.set.name] = back_to.set.replicas"),
+    "a failed revision keeps only what serves": ("    targets[new.set.name] = serving", "    targets[new.set.name] = new.set.replicas"),
+    "one goes back to the latest that served": ("key=lambda old: old.set.number)", "key=lambda old: -old.set.number)"),
+    "a wave is bounded": ("    wave = max(1, -(-wanted // 4))", "    wave = max(1, wanted)"),
+    "others are ended once the new one serves": ("        keep = min(old, revision.worth)", "        keep = revision.worth"),
+    "it is complete only when all serve": ("new.serving == wanted and", ""),
+}  # fmt: skip
+
+SCENARIOS = [
+    worlds.test_a_first_revision_gets_every_replica_at_once,
+    worlds.test_with_a_free_device_the_new_one_serves_before_the_old_one_goes,
+    lambda: worlds.test_without_one_the_old_one_drains_and_makes_way(True),
+    lambda: worlds.test_without_one_the_old_one_drains_and_makes_way(False),
+    lambda: worlds.test_replacing_takes_one_wave_at_a_time("Auto"),
+    lambda: worlds.test_replacing_takes_one_wave_at_a_time("Replace"),
+    worlds.test_surge_waits_for_a_device_and_never_drains_first,
+    worlds.test_a_failing_revision_stops_and_the_old_one_serves_on,
+    worlds.test_a_failing_revision_gives_the_only_device_back,
+    worlds.test_a_failed_revision_goes_back_to_the_one_that_served_last,
+    worlds.test_a_quota_that_refuses_pods_counts_as_no_room,
+    worlds.test_a_scheduler_that_says_no_for_long_is_believed_over_the_count_of_devices,
+    worlds.test_any_history_keeps_the_invariants_and_converges,
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_broken_rule_is_noticed(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = inspect.getsource(rollout)
+    before, after = RULES[rule]
+    assert source.count(before) == 1, "the mutation no longer fits the source"
+    mutated = ModuleType("mutated")
+    sys.modules["mutated"] = mutated  # dataclasses look their module up
+    exec(source.replace(before, after), mutated.__dict__)
+    for name in ("next_step", "Revision", "Step", "Stage"):
+        monkeypatch.setattr(worlds, name, mutated.__dict__[name])
+    for scenario in SCENARIOS:
+        try:
+            scenario()
+        except BaseException as found:
+            # Hypothesis groups what it found; an interrupted test is not a finding.
+            assert not isinstance(found, KeyboardInterrupt)
+            return
+    pytest.fail(f"nothing noticed that this rule is broken: {rule}")
