@@ -1,0 +1,113 @@
+"""How many more pods of one kind the nodes would take now: what the scheduler would find, without asking it.
+
+Amounts are whole numbers: processors in thousandths, memory and disk in bytes, pods and devices in ones.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from plimsoll.api.quantity import parse_quantity
+from plimsoll.operator.snapshot import Node
+
+#: The kubelet puts these on nodes of itself, and every pod of a ReplicaSet tolerates the first two for five minutes;
+#: a node that has one of them is not usable anyway.
+_KEEPS_AWAY = frozenset({"NoSchedule", "NoExecute"})
+#: Nodes that do not tell how much they have are not thought to be full of it.
+_UNTOLD = frozenset({"ephemeral-storage"})
+
+Amounts = Mapping[str, int]
+
+
+def free_slots(
+    nodes: Iterable[Node],
+    used: Mapping[str, Amounts],
+    need: Amounts,
+    node_selector: Mapping[str, str],
+    tolerations: Sequence[Mapping[str, Any]],
+) -> int:
+    """Pods that ask for `need` each and fit beside what is there, over all nodes.
+
+    Args:
+        used: by node, what the pods on it ask for together, `pods` being how many they are.
+        need: of one pod, by `need_of`.
+    """
+    return sum(
+        _slots(node, used.get(node.name, {}), need)
+        for node in nodes
+        if node.usable and _selected(node, node_selector) and tolerates(node.taints, tolerations)
+    )
+
+
+def _slots(node: Node, used: Amounts, need: Amounts) -> int:
+    found: list[int] = []
+    for resource, amount in {"pods": 1, **need}.items():
+        if amount <= 0 or (resource in _UNTOLD and resource not in node.allocatable):
+            continue
+        found.append(max(0, node.allocatable.get(resource, 0) - used.get(resource, 0)) // amount)
+    return min(found)
+
+
+def _selected(node: Node, selector: Mapping[str, str]) -> bool:
+    return all(node.labels.get(key) == value for key, value in selector.items())
+
+
+def tolerates(taints: Iterable[Mapping[str, str]], tolerations: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether pods with `tolerations` may be placed on a node with `taints`; PreferNoSchedule is only a wish."""
+    return all(
+        any(_tolerates(toleration, taint) for toleration in tolerations)
+        for taint in taints
+        if taint.get("effect") in _KEEPS_AWAY
+    )
+
+
+def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, str]) -> bool:
+    """An empty effect or key means all of them; a NoExecute toleration that runs out places the pod all the same."""
+    if toleration.get("effect") and toleration["effect"] != taint.get("effect"):
+        return False
+    if toleration.get("key") and toleration["key"] != taint.get("key"):
+        return False
+    if toleration.get("operator", "Equal") == "Exists":
+        return True
+    return bool(toleration.get("key")) and (toleration.get("value") or "") == (taint.get("value") or "")
+
+
+def need_of(pod_template: Mapping[str, Any]) -> dict[str, int]:
+    """What the scheduler counts for a pod: its containers together, or an init container where one asks for more.
+
+    An init container that goes on running (`restartPolicy: Always`) counts with the containers, and with every init
+    container after it. A pod itself serves as well as its template.
+    """
+    spec = pod_template["spec"]
+    running: dict[str, int] = {}
+    peak: dict[str, int] = {}
+    for container in spec.get("initContainers") or ():
+        asked = _requests(container)
+        if container.get("restartPolicy") == "Always":
+            running = _sum(running, asked)
+            peak = _most(peak, running)
+        else:
+            peak = _most(peak, _sum(running, asked))
+    for container in spec.get("containers") or ():
+        running = _sum(running, _requests(container))
+    overhead = {name: _amount(name, value) for name, value in (spec.get("overhead") or {}).items()}
+    return {**_sum(_most(peak, running), overhead), "pods": 1}
+
+
+def _requests(container: Mapping[str, Any]) -> dict[str, int]:
+    """A limit without a request is one, as the API server fills it in."""
+    resources = container.get("resources") or {}
+    asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return {name: _amount(name, value) for name, value in asked.items()}
+
+
+def _amount(resource: str, value: str | int | float) -> int:
+    exact = parse_quantity(value) * (1000 if resource == "cpu" else 1)
+    return int(exact.to_integral_value(rounding="ROUND_CEILING"))
+
+
+def _sum(one: Amounts, other: Amounts) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in (*one, *other)}
+
+
+def _most(one: Amounts, other: Amounts) -> dict[str, int]:
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in (*one, *other)}
