@@ -8,13 +8,19 @@ BIN := $(VENV)/bin
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -gt 8 ] && n=8; echo $$n)
 QUESTION ?= What is the capital of France?
 
-.PHONY: help quickstart test lint format bench clean
+# What builds an image: any command that takes -f FILE -t NAME FOLDER.
+IMAGE_BUILD ?= docker build
+IMAGE_TAG ?= dev
+
+.PHONY: help quickstart test lint format bench images chart clean
 
 help:
 	@echo "make quickstart   install, fetch a small model, serve it and talk to it"
 	@echo "make test         every test; no GPU, cluster or hub needed"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        speed beside other engines on this processor"
+	@echo "make images       container images of the operator and of model pods"
+	@echo "make chart        the Helm chart, linted and rendered (needs helm)"
 
 quickstart: $(VENV)/.runtime
 	@$(BIN)/python -m plimsoll.cli.demo_model >/dev/null
@@ -36,6 +42,15 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(BIN)/python -m plimsoll.cli.demo_model >/dev/null
 	$(BIN)/python -m benchmarks.cpu $(ARGS)
+
+images:
+	$(IMAGE_BUILD) -f Dockerfile.operator -t plimsoll.dev/operator:$(IMAGE_TAG) .
+	$(IMAGE_BUILD) -f Dockerfile.runtime -t plimsoll.dev/runtime:$(IMAGE_TAG) .
+
+chart: $(VENV)/.dev
+	@if command -v helm >/dev/null; then helm lint --strict charts/plimsoll; else \
+	echo "chart: helm is not on PATH, so the chart was neither linted nor rendered" >&2; fi
+	$(BIN)/python -m pytest tests/chart $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -6,6 +6,10 @@
 - apiGroups: [plimsoll.dev]
   resources: [modeldeployments/status]
   verbs: [patch]
+# Owner references that block deletion: clusters with OwnerReferencesPermissionEnforcement (OpenShift) ask for this.
+- apiGroups: [plimsoll.dev]
+  resources: [modeldeployments/finalizers]
+  verbs: [update]
 - apiGroups: [apps]
   resources: [replicasets]
   verbs: [get, list, watch, create, patch, delete]
