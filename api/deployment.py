@@ -1,79 +1,129 @@
 """`ModelDeployment` v1alpha1: what a user asks for. Only fields that work; an unknown one is an error.
 
-Sizes, durations and processors are read as Kubernetes writes them and held as bytes, seconds and threads.
+Sizes, durations and processors are read as Kubernetes writes them and held as bytes, seconds and threads. Docstrings
+of fields are what `kubectl explain` says: the CRD is generated from here.
 """
 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
-from plimsoll.api.quantity import Bytes, Cpus, Seconds
+from plimsoll.api.errors import SpecError
+from plimsoll.api.fields import (
+    LAPTOP_ONLY,
+    Count,
+    Deadline,
+    Limit,
+    Memory,
+    NodeLabels,
+    ObjectName,
+    Part,
+    PodAnnotations,
+    PodLabels,
+    Processors,
+    Wait,
+)
+from plimsoll.api.source import endpoint_host, parse_source
 
 API_VERSION = "plimsoll.dev/v1alpha1"
 KIND = "ModelDeployment"
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-
-#: Counts fit the 32-bit integers of the OpenAPI schema they will be served under.
-Count = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]
-
-
-class _Part(BaseModel):
-    """Strict as the API server is: a number in quotes is text, and `yes` is not a number."""
-
-    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_is_the_default(cls, data: Any) -> Any:
-        # `context:` with nothing under it; the API server prunes such fields.
-        if not isinstance(data, dict):
-            return data
-        known = {field.alias for field in cls.model_fields.values()}
-        return {key: value for key, value in data.items() if value is not None or key not in known}
+#: Names of Services, ReplicaSets and pods are made from it and have 63 characters.
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
-class Metadata(_Part):
+class Metadata(Part):
     name: str
     namespace: str = "default"
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
 
-    @field_validator("name", "namespace")
+    @field_validator("name")
+    @classmethod
+    def _short(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError("must be up to 40 lower-case letters, digits and '-', a letter first and no '-' last")
+        return value
+
+    @field_validator("namespace")
     @classmethod
     def _dns_label(cls, value: str) -> str:
-        # Services and pods take their names from it, so the narrowest of their rules holds.
         if not _DNS_LABEL.fullmatch(value):
             raise ValueError("must be up to 63 lower-case letters, digits and '-', not at an end")
         return value
 
 
-class Model(_Part):
-    source: str
-    """`file://PATH` or `hf://ORG/NAME[@REVISION]`: a Hugging Face folder or one GGUF file."""
+class Model(Part):
+    """Which checkpoint is served, and how it is reached."""
+
+    source: Annotated[str, Field(max_length=1024)]
+    """Where the checkpoint is, a Hugging Face folder or one GGUF file: `hf://ORG/NAME[@REVISION][/FILE.gguf]` on a hub,
+    `pvc://CLAIM/PATH` on a PersistentVolumeClaim, `s3://BUCKET/PREFIX` in object storage, or `oci://IMAGE@sha256:DIGEST`
+    in an image. A branch of a hub is resolved to its commit once, when the deployment is applied."""
     served_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """What clients call the model; None takes `metadata.name`."""
+    """What clients call the model. Default: metadata.name."""
+    credentials_secret: ObjectName | None = None
+    """A Secret of this namespace that opens the source. For hf:// its key HF_TOKEN; for s3:// AWS_ACCESS_KEY_ID and
+    AWS_SECRET_ACCESS_KEY, with AWS_SESSION_TOKEN if there is one; for oci:// a kubernetes.io/dockerconfigjson pull
+    secret. Only the container that fetches sees it."""
+    endpoint: Annotated[str, Field(min_length=8, max_length=512)] | None = None
+    """The service that answers for the source: a mirror of the hub (what HF_ENDPOINT is elsewhere), or the address of
+    an S3 service, such as https://minio.storage.svc:9000. Goes with hf:// and s3://."""
+    cache_claim: ObjectName | None = None
+    """A PersistentVolumeClaim of this namespace that keeps what is fetched from hf:// or s3://: later pods start from
+    it, and pods that start together fetch once. Pods on several nodes need a claim that is ReadWriteMany."""
 
     @field_validator("source")
     @classmethod
-    def _known_scheme(cls, value: str) -> str:
-        scheme, separator, rest = value.partition("://")
-        if scheme not in ("file", "hf") or not separator or not rest.strip() or "\0" in rest:
-            raise ValueError("must be file://PATH or hf://ORG/NAME@REVISION")
+    def _address(cls, value: str) -> str:
+        try:
+            parse_source(value)
+        except SpecError as error:
+            raise ValueError(f"{error.message}. {error.fix}") from None
+        if not value.startswith("file://") and _STRAY.search(value.partition("://")[2]):
+            raise ValueError("must not hold '..', '//' or '/.': write the folder's plain path")
+        return value
+
+    @field_validator("credentials_secret", "cache_claim", "endpoint")
+    @classmethod
+    def _goes_with(cls, value: str | None, info: ValidationInfo) -> str | None:
+        scheme = str(info.data.get("source", "")).partition("://")[0]
+        alone = ("pvc",) if info.field_name == "credentials_secret" else ("pvc", "oci")
+        if value is not None and scheme in alone:
+            raise ValueError(f"does not go with {scheme}://. Remove it")
+        if value is not None and info.field_name == "endpoint":
+            try:
+                endpoint_host(value)
+            except SpecError as error:
+                raise ValueError(f"{error.message}. {error.fix}") from None
         return value
 
 
-class Accelerator(_Part):
+_STRAY = re.compile(r"\.\.|//|/\.(/|$)")
+
+
+class Accelerator(Part):
+    """What a pod runs on, and the memory line it never passes."""
+
     resource: Literal["cpu", "nvidia.com/gpu"]
-    memory: Bytes | None = None
-    """The line: bytes of one device, or of the process on a CPU. None takes what the machine has."""
+    """The resource that pods ask the scheduler for."""
+    memory: Memory | None = None
+    """The line: memory of one device, or of the whole pod on a CPU, such as 24Gi. Default: what the machine has; in a
+    cluster, what the labels of the nodes say that the pod may run on."""
 
 
-class Parallelism(_Part):
-    tensor: int | Literal["auto"] = "auto"
-    """Devices that one model is spread over; `auto` takes the fewest that hold it."""
+class Parallelism(Part):
+    """How one replica is spread over devices."""
+
+    tensor: Annotated[
+        int | Literal["auto"],
+        WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": "^auto$", "minimum": 1, "maximum": 64}),
+    ] = "auto"
+    """Devices that one replica is spread over, 1 to 64; `auto` takes the fewest that hold it. More than 1 is sized and
+    not run yet."""
 
     @field_validator("tensor", mode="before")
     @classmethod
@@ -83,63 +133,155 @@ class Parallelism(_Part):
         return value
 
 
-class KVCache(_Part):
+class KVCache(Part):
+    """The KV cache: what is left of the line after context, weights and workspace, and how it is cut into blocks. Its
+    size decides how many requests run at once and how long they may be; `plimsoll plan` shows the sum."""
+
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of the memory free after context, weights and workspace that becomes cache."""
+    """Share of the memory left after context, weights and workspace that becomes cache, above 0 and up to 1."""
     precision: Literal["auto", "int8", "int4"] = "auto"
-    """`auto` is the model's own."""
+    """How keys and values are held; `auto` is the model's own precision. int8 and int4 are sized and not run yet."""
     block_size: Literal[16, 32, 64, 128, 256] = 64
-    """Tokens of a block."""
+    """Tokens in a block, the cache's unit of allocation and of prefix sharing."""
     prefix_caching: bool = True
+    """Requests that begin with the same tokens share their blocks."""
 
 
-class Rope(_Part):
+class Rope(Part):
+    """Scaling of positions, in place of the checkpoint's own, for prompts longer than the model was trained on."""
+
     type: Literal["linear", "dynamic", "yarn", "llama3"]
+    """The method, as Hugging Face configurations name it."""
     factor: Annotated[float, Field(ge=1, le=1024)]
+    """How many times longer than trained."""
 
 
-class Context(_Part):
+class Context(Part):
+    """How long a request may be."""
+
     max_length: Count | None = None
-    """Longest prompt and answer together, in tokens. None: as trained, or what the cache holds if that is less."""
+    """Longest prompt and answer together, in tokens. Default: as trained, or what the cache holds if that is less."""
     rope: Rope | None = None
-    """In place of the checkpoint's own scaling of positions."""
 
 
-class Serving(_Part):
+class Serving(Part):
+    """What the endpoint lets in."""
+
     max_running_requests: Count = 64
+    """Requests that compute at once in one replica; the others wait."""
     max_batched_tokens: Annotated[int, Field(ge=16, le=1 << 20)] | None = None
-    """Tokens that one step may compute: the largest prefill chunk. None: 8192 on a GPU, 2048 on a CPU."""
+    """Tokens that one step may compute: the largest piece of a prompt. Default: 8192 on a GPU, 2048 on a CPU."""
     max_queued_requests: Count = 256
+    """Requests that may wait in one replica; more are answered 429."""
     max_queued_tokens: Count = 1_000_000
-    request_timeout: Annotated[Seconds, Field(gt=0)] = 600.0
-    api_keys_file: Annotated[str, Field(min_length=1)] | None = None
+    """Prompt tokens that may wait in one replica; more are answered 429."""
+    request_timeout: Limit = 600.0
+    """What one request may take, waiting included."""
+    api_keys_secret: ObjectName | None = None
+    """A Secret of this namespace whose key `keys` holds one API key a line. Without it everybody who reaches the port
+    may ask. A change takes effect without a restart."""
+    api_keys_file: Annotated[str, Field(min_length=1, json_schema_extra={LAPTOP_ONLY: True})] | None = None
     """A file on this machine with one key a line."""
 
 
-class Rollout(_Part):
-    drain_timeout: Seconds = 120.0
-    """What running requests get to finish in."""
+class Rollout(Part):
+    """How a change reaches pods that are serving."""
+
+    strategy: Literal["Auto", "Surge", "Replace"] = "Auto"
+    """Surge starts a new pod before an old one goes; Replace drains one and starts its successor in its place; Auto
+    surges when a device is free for one more pod and replaces otherwise."""
+    drain_timeout: Wait = 120.0
+    """What running requests get to finish in when their pod goes."""
+    progress_deadline: Deadline = 600.0
+    """A new revision has failed when no byte, phase or readiness of its pods moved for so long; the old one goes on
+    serving."""
 
 
-class Pod(_Part):
-    cpu: Annotated[Cpus, Field(le=1024)] | None = None
-    """Threads of the engine; None takes what the machine or the container allows."""
+class Toleration(Part):
+    """A taint that does not keep pods away, as in a pod's spec."""
+
+    key: Annotated[str, Field(max_length=316)] | None = None
+    """The taint's key; without it `operator: Exists` tolerates everything."""
+    operator: Literal["Exists", "Equal"] = "Equal"
+    """Exists takes any value of the taint."""
+    value: Annotated[str, Field(max_length=63)] | None = None
+    """The taint's value, for Equal."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """The taint's effect. Default: all of them."""
+    toleration_seconds: Annotated[int, Field(ge=0, le=(1 << 31) - 1)] | None = None
+    """For NoExecute: how long a pod stays."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Toleration":
+        if self.key is None and self.operator == "Equal":
+            raise ValueError("names no key: write one, or operator: Exists")
+        if self.value is not None and self.operator == "Exists":
+            raise ValueError("operator Exists goes without a value")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError("tolerationSeconds goes with effect: NoExecute")
+        return self
 
 
-class ModelDeploymentSpec(_Part):
+class Pod(Part):
+    """The few things of a pod that are the cluster's business and not the model's."""
+
+    cpu: Processors | None = None
+    """Processors of a pod, and threads of its engine. Default: what the machine or the container allows; a request of
+    1 in a cluster."""
+    memory: Memory | None = None
+    """Host memory of a pod on a GPU. On a CPU accelerator.memory is the pod's memory, and this is refused."""
+    image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._:/@]*$")] | None = None
+    """The runtime image, in place of the operator's."""
+    node_selector: NodeLabels = Field(default_factory=dict)
+    """Labels a node must have to run a pod."""
+    tolerations: list[Toleration] = Field(default_factory=list, max_length=32)
+    """Taints of nodes that do not keep pods away."""
+    priority_class_name: ObjectName | None = None
+    """The PriorityClass of pods."""
+    service_account_name: ObjectName | None = None
+    """The ServiceAccount of pods; no token of it is mounted. Default: `default` of the namespace."""
+    image_pull_secrets: list[ObjectName] = Field(default_factory=list, max_length=16)
+    """Names of pull secrets of this namespace for the runtime image."""
+    labels: PodLabels = Field(default_factory=dict)
+    """More labels of pods."""
+    annotations: PodAnnotations = Field(default_factory=dict)
+    """More annotations of pods."""
+
+
+class ModelDeploymentSpec(Part):
+    """What is wanted."""
+
     model: Model
     accelerator: Accelerator
     parallelism: Parallelism = Parallelism()
     precision: Literal["auto", "bfloat16", "float16", "float32", "w8a16", "w4a16"] = "auto"
+    """How weights are held. `auto` keeps the best that fits and says what it passed over in status.budget.rejected.
+    float16 runs on GPUs; w8a16 and w4a16 are sized and not run yet."""
     kv_cache: KVCache = Field(default=KVCache(), alias="kvCache")
     context: Context = Context()
     serving: Serving = Serving()
+    replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Pods that serve, each a whole copy of the model. 0 stops them and keeps everything else; `kubectl scale` and
+    autoscalers write it."""
     rollout: Rollout = Rollout()
     pod: Pod = Pod()
 
+    @model_validator(mode="after")
+    def _one_memory(self) -> "ModelDeploymentSpec":
+        if self.pod.memory is not None and self.accelerator.resource == "cpu":
+            error = ValueError(ONE_MEMORY)
+            details = InitErrorDetails(
+                type="value_error", loc=("pod", "memory"), input=self.pod.memory, ctx={"error": error}
+            )
+            raise ValidationError.from_exception_data("spec", [details])
+        return self
 
-class ModelDeployment(_Part):
-    """Serve this checkpoint on these devices with this much cache."""
+
+ONE_MEMORY = "is the host memory of pods on GPUs; on a CPU accelerator.memory is the pod's memory. Remove it"
+
+
+class ModelDeployment(Part):
+    """Serves one checkpoint behind an OpenAI-compatible endpoint, up to a line of memory and never past it."""
 
     api_version: Literal["plimsoll.dev/v1alpha1"]
     kind: Literal["ModelDeployment"]

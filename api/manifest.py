@@ -60,18 +60,35 @@ def parse_manifest(
 
 
 def parse_manifests(manifest: str | Mapping[str, Any], filename: str = "manifest") -> list[ModelDeployment]:
-    """Every deployment of a manifest, in order; never none. Raises as `parse_manifest` does."""
+    """Every deployment of a manifest, in order; never none. Other kinds of object beside them are passed over.
+
+    Raises as `parse_manifest` does.
+    """
     documents = [manifest] if isinstance(manifest, Mapping) else _load(manifest, filename)
     if not documents:
         raise SpecError("is empty", field=filename, fix=f"It must hold apiVersion: {API_VERSION}, kind: {KIND}")
     found = []
     for index, document in enumerate(documents):
+        if _is_of_others(document) and any(_is_ours(other) for other in documents):
+            continue
         found.append(_deployment(document, f"{filename}[{index}]" if len(documents) > 1 else filename))
     names = [deployment.metadata.name for deployment in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise SpecError("two deployments have this name", field=filename, value=twice, fix="Rename one")
     return found
+
+
+def _is_ours(document: Any) -> bool:
+    return isinstance(document, Mapping) and document.get("kind") == KIND
+
+
+def _is_of_others(document: Any) -> bool:
+    """A claim or a Secret beside the deployment that uses it; a misspelt deployment is not one."""
+    if not isinstance(document, Mapping) or document.get("kind") == KIND:
+        return False
+    group = document.get("apiVersion")
+    return isinstance(group, str) and isinstance(document.get("kind"), str) and not group.startswith("plimsoll.")
 
 
 class _Loader(yaml.SafeLoader):

@@ -61,8 +61,8 @@ def test_the_example_of_every_setting_has_every_setting(repository: Path) -> Non
                 found += missing(inner, given[info.alias], f"{path}{info.alias}.")
         return found
 
-    # Shown as a comment: a file of keys that does not exist would keep the example from running.
-    assert missing(ModelDeployment.model_fields["spec"].annotation, spec, "") == ["serving.apiKeysFile"]
+    # Shown as comments: the one goes with one machine alone, the other with GPUs.
+    assert missing(ModelDeployment.model_fields["spec"].annotation, spec, "") == ["serving.apiKeysFile", "pod.memory"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_wrong_line_is_answered_with_field_value_and_fix(lines: str, said: str
         (SMALLEST.replace("v1alpha1", "v1"), "Write apiVersion: plimsoll.dev/v1alpha1"),
         (SMALLEST.replace("kind: ModelDeployment\n", ""), "kind: is missing"),
         (SMALLEST.replace("name: demo", "name: De_mo"), "metadata.name"),
-        (SMALLEST.replace("hf:", "s3:"), "must be file://PATH or hf://ORG/NAME@REVISION (found 's3://org/name@main')"),
+        (SMALLEST.replace("hf:", "ftp:"), "Write hf://ORG/NAME@REVISION, s3://BUCKET/PREFIX, pvc://CLAIM/PATH"),
         (SMALLEST.replace("1.5Gi", "lots"), "must be a quantity such as 24Gi"),
         (SMALLEST.replace("resource: cpu", "resource: gpu"), "must be cpu or nvidia.com/gpu (found 'gpu')"),
         (HEAD, "spec: is missing"),
