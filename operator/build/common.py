@@ -13,7 +13,9 @@ Object = dict[str, Any]
 USER = 65532
 
 
-def metadata(deployment: Deployment, name: str, annotations: Mapping[str, str] | None = None, **labels: str) -> Object:
+def metadata(
+    deployment: Deployment, name: str, *, labels: Mapping[str, str] = {}, annotations: Mapping[str, str] = {}
+) -> Object:
     """Of an object that goes with its deployment: the garbage collector removes it, no finalizer needed."""
     found: Object = {
         "name": name,

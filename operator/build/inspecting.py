@@ -22,7 +22,7 @@ _DATA = "inspection"
 
 
 def inspect_name(key: str) -> str:
-    """Of the pod that looks at a source, and of the policy that holds it."""
+    """Of the pod that looks at a source."""
     return f"plimsoll-inspect-{key}"
 
 
@@ -78,7 +78,7 @@ def record(namespace: str, key: str, inspection: Inspection) -> Object:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": source_metadata(namespace, record_name(key), key),
-        "data": {_DATA: inspection.encode().decode("ascii")},
+        "data": {_DATA: str(inspection.encode(), "ascii")},
     }
 
 

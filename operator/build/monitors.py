@@ -35,7 +35,7 @@ def monitors(deployment: Deployment, apis: Collection[str]) -> list[Object]:
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": metadata(deployment, name, **only),
+            "metadata": metadata(deployment, name, labels=only),
             "spec": {
                 "clusterIP": "None",
                 "publishNotReadyAddresses": True,

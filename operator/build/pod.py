@@ -231,7 +231,7 @@ def _manifest(deployment: Deployment, spec: ModelDeploymentSpec, models: Models,
     serving = {k: v for k, v in wish.get("serving", {}).items() if k != "apiKeysSecret"}
     if spec.serving.api_keys_secret:
         serving["apiKeysFile"] = f"{KEYS}/keys"
-    kept = {name: wish[name] for name in ("accelerator", "kvCache", "context") if name in wish}
+    kept: Object = {name: wish[name] for name in ("accelerator", "kvCache", "context") if name in wish}
     kept |= {"model": model, "precision": budget.precision, "parallelism": {"tensor": budget.tensor}}
     kept["rollout"] = {"drainTimeout": spec.rollout.drain_timeout}
     if serving:

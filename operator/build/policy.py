@@ -6,9 +6,8 @@ from urllib.parse import urlsplit
 from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.source import parse_source
 from plimsoll.operator import names
-from plimsoll.operator.build.common import Object, metadata, source_metadata
-from plimsoll.operator.build.inspecting import inspect_name
-from plimsoll.operator.build.source import fetched, source_key
+from plimsoll.operator.build.common import Object, metadata
+from plimsoll.operator.build.source import fetched
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment
 
@@ -20,20 +19,24 @@ _ANYWHERE = (
 )
 #: An address range means nothing outside some network plugins' cluster, so pods are named as well.
 _PODS: Object = {"namespaceSelector": {}}
+#: The cluster's, a node's cache of it, or what a pod's dnsConfig names: wherever it is, it is port 53.
+_DNS: Object = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
 
 
 def disruption_budget(
-    deployment: Deployment, spec: ModelDeploymentSpec, settings: Settings, *, let_go: bool = False
+    deployment: Deployment, spec: ModelDeploymentSpec, settings: Settings, *, hold: bool = False
 ) -> Object:
     """What `kubectl drain` may take.
 
-    Of several replicas, one at a time: the others serve, and the next goes when its successor is ready. The only
-    replica is held, for nothing would serve while its successor loads. So that a drain does not wait for ever, whoever
-    plans makes a second one when its node is cordoned, and eviction proceeds once that serves; where no second one
-    has a place, `let_go` gives the only one up, since a node that can never be drained is worse than a pause.
-    A pod that does not serve, crashing or still loading, is never held.
+    Of several replicas, one at a time: the others serve, and the next goes when its successor is ready. Of one alone
+    nothing would serve while its successor loads, so a drain without a gap takes a planner that makes a second pod
+    when it sees the node cordoned, and that says `hold` from the beginning: eviction follows the cordon within
+    milliseconds. Without `hold`, or once it finds no place for a second one, the only pod may go, draining its
+    requests: a node that can never be emptied is worse than a pause.
+
+    Pods that do not serve, crashing or still loading, are never held.
     """
-    held = spec.replicas == 1 and not let_go
+    held = spec.replicas == 1 and hold
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
@@ -67,18 +70,21 @@ def network_policy(deployment: Deployment, spec: ModelDeploymentSpec, settings: 
     }
 
 
-def inspect_policy(deployment: Deployment, spec: ModelDeploymentSpec, settings: Settings) -> Object:
-    """Of the inspect pods of this source: nobody calls them, and they reach what fetching would."""
-    key = source_key(deployment.namespace, spec.model)
+def inspect_policy(namespace: str, settings: Settings) -> Object:
+    """Of all inspect pods of a namespace: nobody calls them, and they reach anything but what no checkpoint comes from.
+
+    One for all, since they live for seconds and of a thousand sources each may name another port.
+    """
+    labels = {names.MANAGED_BY: names.MANAGER, "app.kubernetes.io/name": "plimsoll", names.COMPONENT: "inspect"}
     return {
         "apiVersion": _API,
         "kind": "NetworkPolicy",
-        "metadata": source_metadata(deployment.namespace, inspect_name(key), key),
+        "metadata": {"name": "plimsoll-inspect", "namespace": namespace, "labels": labels},
         "spec": {
-            "podSelector": {"matchLabels": {names.COMPONENT: "inspect", names.SOURCE: key}},
+            "podSelector": {"matchLabels": {names.MANAGED_BY: names.MANAGER, names.COMPONENT: "inspect"}},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [],
-            "egress": _egress(spec),
+            "egress": [_DNS, {"to": [_PODS, *_ANYWHERE]}],
         },
     }
 
@@ -87,12 +93,10 @@ def _egress(spec: ModelDeploymentSpec) -> list[Object]:
     """Nothing for what the kubelet mounts. Policies know no host names, so ports are what can be named."""
     if not fetched(parse_source(spec.model.source)):
         return []
-    # Cluster DNS, a node's cache of it, or what a pod's dnsConfig names: wherever it is, it is port 53.
-    dns: Object = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
     found = urlsplit(spec.model.endpoint or "https://")
     port = found.port or (80 if found.scheme == "http" else 443)
     # 443 always: hubs and stores send readers on to where the bytes are.
-    rules = [dns, {"to": [_PODS, *_ANYWHERE], "ports": _ports(*sorted({443, port}))}]
+    rules = [_DNS, {"to": [_PODS, *_ANYWHERE], "ports": _ports(*sorted({443, port}))}]
     if _in_cluster(found.hostname or ""):
         # A Service's port is not its pods', and policies see the pods'.
         rules.append({"to": [_PODS]})

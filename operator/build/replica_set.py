@@ -30,11 +30,12 @@ def replica_set(
         names.BUILT_BY: version,
         names.SPEC: json.dumps(restart_part(deployment.spec), sort_keys=True, separators=(",", ":")),
     }
-    labels = {names.REVISION: revision}
     return {
         "apiVersion": "apps/v1",
         "kind": "ReplicaSet",
-        "metadata": metadata(deployment, f"{deployment.name}-{revision}", annotations, **labels),
+        "metadata": metadata(
+            deployment, f"{deployment.name}-{revision}", labels={names.REVISION: revision}, annotations=annotations
+        ),
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": {**names.selector(deployment.name), names.REVISION: revision}},

@@ -49,8 +49,8 @@ def file_uri(root: str, *inside: str) -> str:
 
 def mounted_uri(root: str, source: Source, inspection: Inspection) -> str:
     """Of the checkpoint where `root` shows the whole claim or image. A source may name the one file itself."""
-    inside = () if source.path.endswith(".gguf") else (inspection.path,)
-    return file_uri(root, source.path, *inside)
+    named = bool(source.path) and posixpath.basename(source.path) == inspection.path
+    return file_uri(root, source.path, "" if named else inspection.path)
 
 
 def downloaded_uri(folder: str, source: Source, inspection: Inspection) -> str:
