@@ -1,8 +1,10 @@
 """Builds the C kernels with the machine's compiler, once for each source and processor.
 
-`python -m plimsoll.runtime.kernels.build` does it ahead of time, for an image that will have no compiler.
+`python -m plimsoll.runtime.kernels.build --into FOLDER` builds one library for each kind of processor instead, for an
+image that has no compiler and may run anywhere; $PLIMSOLL_KERNELS_DIR then names that folder.
 """
 
+import argparse
 import contextlib
 import ctypes
 import hashlib
@@ -12,9 +14,14 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from plimsoll.runtime.kernels.processor import VARIANTS, Variant, fitting, variants
+
 SOURCES = Path(__file__).parent / "csrc"
+PACKAGED = Path(__file__).parent / "built"
+"""Where a package may bring libraries along."""
 UNITS = ("gemm.c", "rowwise.c", "attention.c")
 FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
 COMPILE_SECONDS = 300
@@ -25,7 +32,7 @@ class NativeUnavailableError(Exception):
 
 
 def library() -> Path:
-    """The shared library for this machine, built now unless the cache has it.
+    """The shared library for this machine: of the cache, else one built ahead of time, else built now.
 
     $PLIMSOLL_KERNELS_LIBRARY names one to use as it is. Raises NativeUnavailableError.
     """
@@ -39,14 +46,40 @@ def library() -> Path:
     for folder in folders:
         if _is_ours(folder / name):
             return folder / name
+    ahead = built_ahead()
+    if ahead is not None:
+        return ahead
     reasons = []
     for folder in folders:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return _build(folder, name)
+            return _build(folder, name, ("-march=native",))
         except OSError as error:
             reasons.append(f"{folder}: {error.strerror}")
     raise NativeUnavailableError("no folder to build them in: " + "; ".join(reasons))
+
+
+def built_ahead() -> Path | None:
+    """The best library for this processor among those built ahead of time from these sources; None without one."""
+    given = os.environ.get("PLIMSOLL_KERNELS_DIR")
+    folders = ([Path(given)] if given else []) + [PACKAGED]
+    paths = (folder / _variant_name(variant) for variant in fitting() for folder in folders)
+    return next((path for path in paths if _is_ours(path)), None)
+
+
+def build_into(folder: Path) -> list[Path]:
+    """Builds every variant of this kind of machine into `folder`. Raises NativeUnavailableError, OSError."""
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return [_build(folder, _variant_name(variant), variant.flags) for variant in variants()]
+
+
+def variant_of(library: Path) -> Variant | None:
+    """For which kind of processor a library was built, by its name; None for one that was built for its own."""
+    return next((variant for variant in VARIANTS if library.name.startswith(f"kernels-{variant.name}-")), None)
+
+
+def _variant_name(variant: Variant) -> str:
+    return f"kernels-{variant.name}-{_digest(variant.machine, variant.flags)}.so"
 
 
 def _compiler() -> list[str]:
@@ -78,10 +111,14 @@ def _key() -> str:
 
     Not another compiler: a library built ahead of time must be found where there is none.
     """
+    return _digest(platform.machine(), _processor())
+
+
+def _digest(*what: object) -> str:
     digest = hashlib.sha256()
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.read_bytes())
-    digest.update(repr((FLAGS, platform.machine(), _processor())).encode())
+    digest.update(repr((FLAGS, *what)).encode())
     return digest.hexdigest()[:24]
 
 
@@ -94,13 +131,13 @@ def _processor() -> str:
     return "\n".join(sorted(lines))
 
 
-def _build(folder: Path, name: str) -> Path:
+def _build(folder: Path, name: str, flags: Sequence[str]) -> Path:
     """Compiles beside the target and renames: whoever looks sees all of it or nothing, however many build at once."""
     compiler = _compiler()
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as work:
         objects = [f"{work}/{unit}.o" for unit in UNITS]
         for unit, target in zip(UNITS, objects, strict=True):
-            _run([*compiler, *FLAGS, "-march=native", "-c", str(SOURCES / unit), "-o", target])
+            _run([*compiler, *FLAGS, *flags, "-c", str(SOURCES / unit), "-o", target])
         # Linked without -fopenmp: its symbols come from the OpenMP that torch has loaded, so there is one thread pool.
         _run([*compiler, "-shared", *objects, "-o", f"{work}/{name}"])
         os.chmod(f"{work}/{name}", 0o755)
@@ -144,5 +181,17 @@ def _openmp_in_use() -> list[str]:
     return sorted(found, key=lambda path: "torch" not in Path(path).parts)
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Builds, and prints the path of each library. Exits 1 with the reason where that cannot be."""
+    parser = argparse.ArgumentParser(prog="python -m plimsoll.runtime.kernels.build", description=__doc__)
+    parser.add_argument("--into", type=Path, metavar="FOLDER", help="one library for each kind of processor")
+    into = parser.parse_args(arguments).into
+    try:
+        for path in [library()] if into is None else build_into(into):
+            print(path)
+    except (NativeUnavailableError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    print(library())
+    main()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from plimsoll.api.device import TORCH_TABLE, DeviceKind, TableFacts, native_table
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.kernels.build import NativeUnavailableError, library
+from plimsoll.runtime.kernels.build import NativeUnavailableError, library, variant_of
+from plimsoll.runtime.kernels.processor import multiplies_bf16, processor_flags
 
-CPU_INFO = Path("/proc/cpuinfo")
 TABLES = ("auto", "native", "torch")
 
 
@@ -21,10 +21,10 @@ def foreseen_table(kind: DeviceKind) -> TableFacts:
     if kind != "cpu" or wanted == "torch":
         return TORCH_TABLE
     try:
-        library()
+        path = library()
     except NativeUnavailableError:
         return TORCH_TABLE
-    return native_table(panel_width(), multiplies_bf16())
+    return native_table(panel_width(path), multiplies_bf16())
 
 
 def wanted_table(kernels: str = "auto") -> str:
@@ -35,23 +35,15 @@ def wanted_table(kernels: str = "auto") -> str:
     return wanted
 
 
-def panel_width() -> int:
-    """Rows of a panel as `csrc/vec.h` has it for this processor: two of its widest vectors of float32."""
+def panel_width(library: Path | None = None) -> int:
+    """Rows of a panel as `csrc/vec.h` has it: two vectors of float32, of the widest that the library was built for.
+
+    That is the processor's widest, unless the library was built ahead of time for a kind of processor.
+    """
+    variant = None if library is None else variant_of(library)
+    if variant is not None:
+        return variant.panel
     if platform.machine() != "x86_64":
         return 8
     flags = processor_flags()
     return 32 if "avx512f" in flags else 16 if "avx" in flags else 8
-
-
-def multiplies_bf16() -> bool:
-    """Whether the processor has instructions for products of bfloat16."""
-    return not processor_flags().isdisjoint(("amx_bf16", "avx512_bf16"))
-
-
-def processor_flags() -> set[str]:
-    """Instruction sets as Linux names them; empty where it does not say."""
-    try:
-        lines = CPU_INFO.read_text().splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split()) for line in lines if line.startswith("flags")), set())

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from plimsoll.api.device import native_table
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
-from plimsoll.runtime.kernels.forecast import multiplies_bf16
+from plimsoll.runtime.kernels.processor import multiplies_bf16
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
 __all__ = ["NativeUnavailableError", "PackedWeight", "native_kernels", "packed_bytes"]

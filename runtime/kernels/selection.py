@@ -6,8 +6,9 @@ import os
 import torch
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.kernels.forecast import multiplies_bf16, wanted_table
+from plimsoll.runtime.kernels.forecast import wanted_table
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels
+from plimsoll.runtime.kernels.processor import multiplies_bf16
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 

@@ -1,4 +1,4 @@
-"""The second port of a pod: what probes, the operator and preStop ask. Plain HTTP without keys, and nothing to generate.
+"""The second port of a pod: what probes, the operator and preStop ask. Plain HTTP, no keys, nothing to generate.
 
 It shares the API's event loop, so that an answer here means that the loop turns; and it is served before anything heavy
 is imported, so that a pod which has only begun says so instead of refusing connections.

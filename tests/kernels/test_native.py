@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.kernels import build, forecast, native, selection
+from plimsoll.runtime.kernels import build, forecast, native, processor, selection
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels, packed_bytes
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import AttentionBatch
@@ -273,7 +273,7 @@ def test_torch_takes_wide_products_where_the_processor_has_bfloat16(
 ) -> None:
     monkeypatch.delenv("PLIMSOLL_TORCH_ROWS", raising=False)
     info = tmp_path / "cpuinfo"
-    monkeypatch.setattr(forecast, "CPU_INFO", info)
+    monkeypatch.setattr(processor, "CPU_INFO", info)
     info.write_text("processor : 0\nflags : avx2 fma avx512_bf16\n")
     assert selection._wide_rows(torch.bfloat16) == selection.WIDE_ROWS
     assert selection._wide_rows(torch.float32) is None
@@ -290,7 +290,7 @@ def test_the_table_is_foreseen_without_torch(monkeypatch: pytest.MonkeyPatch, ta
 
 
 def test_panels_are_two_of_the_widest_vectors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(forecast, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(forecast.platform, "machine", lambda: "x86_64")
     for flags, panel in (("sse2", 8), ("sse2 avx avx2", 16), ("avx avx512f", 32)):
         (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")

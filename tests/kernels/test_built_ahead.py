@@ -1,0 +1,118 @@
+"""Libraries built ahead of time for kinds of processors: the right one is found, and each computes what torch does."""
+
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from plimsoll.runtime.kernels import build, forecast, native, processor
+from plimsoll.runtime.kernels.native import native_kernels
+from tests.kernels import test_native
+
+FITTING = [variant.name for variant in processor.fitting()]
+#: Every check of the native table that takes no fixture: against the plain twin, and rows against themselves.
+CHECKS = [
+    check
+    for name, check in vars(test_native).items()
+    if name.startswith("test_") and (hasattr(check, "hypothesis") or not inspect.signature(check).parameters)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    into = tmp_path_factory.mktemp("ahead") / "kernels"
+    build.main(["--into", str(into)])
+    return into
+
+
+@pytest.fixture
+def _nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No library in a cache and no compiler."""
+    monkeypatch.setenv("PLIMSOLL_CACHE", str(tmp_path))
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.delenv("PLIMSOLL_KERNELS", raising=False)
+    native._library.cache_clear()
+    yield
+    native._library.cache_clear()
+
+
+def processor_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(processor, "CPU_INFO", info)
+    monkeypatch.setattr(processor.platform, "machine", lambda: "x86_64")
+
+
+V3 = " ".join(sorted(processor._V3))
+V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (f"{V4} avx512_bf16 amx_bf16", ["x86-64-v4", "x86-64-v3"]),
+        (f"{V3} avx512f avx512cd", ["x86-64-v3"]),
+        ("avx sse4_2", []),
+    ],
+)
+def test_a_variant_runs_where_all_it_needs_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, names: list[str]
+) -> None:
+    processor_with(monkeypatch, tmp_path, flags)
+    assert [variant.name for variant in processor.fitting()] == names
+
+
+@pytest.mark.skipif(not FITTING, reason="no variant runs on this processor")
+@pytest.mark.usefixtures("_nothing_else")
+def test_the_best_for_the_processor_is_taken_where_nothing_was_built_for_it(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PLIMSOLL_KERNELS_DIR", str(folder))
+    assert [build.variant_of(path).name for path in [build.library()]] == FITTING[:1]
+    assert forecast.foreseen_table("cpu") == native_kernels("cpu", torch.bfloat16).facts
+    for path in folder.glob(f"kernels-{FITTING[0]}-*"):
+        # One of other sources, or one that a stranger may have written, is none.
+        path.chmod(0o777)
+        assert build.built_ahead() != path
+        path.chmod(0o755)
+    shutil.copytree(folder, tmp_path / "other")
+    for path in (tmp_path / "other").iterdir():
+        path.rename(path.with_name(path.name[:-8] + "00000.so"))
+    monkeypatch.setenv("PLIMSOLL_KERNELS_DIR", str(tmp_path / "other"))
+    assert build.built_ahead() is None
+
+
+@pytest.mark.usefixtures("_nothing_else")
+@pytest.mark.parametrize("name", FITTING)
+def test_each_variant_computes_what_torch_does(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+    [path] = folder.glob(f"kernels-{name}-*.so")
+    variant = build.variant_of(path)
+    assert variant is not None
+    monkeypatch.setenv("PLIMSOLL_KERNELS_LIBRARY", str(path))
+    assert native_kernels("cpu", torch.bfloat16).facts == forecast.foreseen_table("cpu")
+    assert native._library().panel_width() == variant.panel == forecast.panel_width(path)
+    assert len(CHECKS) >= 5
+    threads = torch.get_num_threads()
+    for check in CHECKS:
+        torch.manual_seed(0)
+        check()
+    torch.set_num_threads(threads)
+
+
+def test_without_a_compiler_building_ahead_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "plimsoll.runtime.kernels.build", "--into", str(tmp_path / "kernels")],
+        env={**os.environ, "CC": "/no/such/compiler"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there is no compiler")
