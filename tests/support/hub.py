@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on loopback: the endpoints huggingface_hub calls, and its ways of failing."""
+"""A stand-in for the Hugging Face hub: the endpoints huggingface_hub calls, and its ways of failing."""
 
 import hashlib
 import json
@@ -38,12 +38,12 @@ class Hub:
 
 
 @contextmanager
-def running_hub(hub: Hub) -> Iterator[Hub]:
-    """Serve `hub` on a free port of 127.0.0.1; sets `hub.url`."""
+def running_hub(hub: Hub, address: str = "127.0.0.1") -> Iterator[Hub]:
+    """Serve `hub` on a free port of `address`; sets `hub.url`."""
     handler = type("Handler", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer((address, 0), handler)
     server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.url = f"http://{address}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

@@ -1,0 +1,33 @@
+"""What most scenarios work with."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from e2e.cluster import Cluster
+from e2e.deployments import ModelDeployment, manifest
+from e2e.operators import Operator
+from e2e.results import Result
+
+NODE_HOST = os.environ.get("PLIMSOLL_E2E_NODE_HOST", "127.0.0.1")
+
+
+@dataclass
+class Scene:
+    """What most scenarios work with: cluster, operator, the demo model in a claim, node ports."""
+
+    cluster: Cluster
+    namespace: str
+    operator: Operator
+    result: Result
+    ports: list[int] = field(default_factory=list)
+
+    def deploy(self, name: str = "smollm2", **spec: Any) -> ModelDeployment:
+        self.cluster.apply(manifest(self.namespace, name, **spec))
+        return ModelDeployment(self.cluster, self.namespace, name)
+
+    def url(self, deployment: ModelDeployment, **more: Any) -> str:
+        """Where a NodePort of the test's own answers for it, once it answers."""
+        port = deployment.expose(self.ports, **more)
+        self.ports.remove(port)
+        return f"http://{NODE_HOST}:{port}"

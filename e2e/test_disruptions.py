@@ -1,0 +1,200 @@
+"""What clusters do to pods, to the operator and to the API server, under traffic: none of its requests fails."""
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from e2e.cluster import SERVING, SOON, RefusedError, eventually
+from e2e.deployments import ModelDeployment, settled
+from e2e.scene import NODE_HOST, Scene
+from e2e.test_rollouts import watched
+from e2e.traffic import traffic
+
+Serve = Callable[..., tuple[ModelDeployment, str]]
+BUILT_BY = "plimsoll.dev/built-by"
+
+
+def _pods(deployment: ModelDeployment) -> str:
+    return ", ".join(sorted(pod["metadata"]["name"] for pod in deployment.pods()))
+
+
+def test_drain_with_the_disruption_budget_fails_no_request(scene: Scene, serving: Serve) -> None:
+    # One node may be all there is: it is cordoned, one pod may be evicted and the budget refuses the other, until the
+    # node takes pods again and the replacement serves. `kubectl drain` goes on asking all the while.
+    deployment, url = serving(replicas=2, pod={"cpu": "400m"})
+    before = deployment.identities()
+    node = deployment.pods()[0]["spec"]["nodeName"]
+    here = {p["metadata"]["uid"] for p in deployment.pods() if p["spec"]["nodeName"] == node}
+    command = ["kubectl", "drain", node, f"--pod-selector={deployment.selector}", "--delete-emptydir-data"]
+    with traffic(url, deployment.name) as report, watched(deployment) as seen:
+        report.mark(f"drain {node}: {_pods(deployment)}")
+        with subprocess.Popen(
+            [*command, "--timeout=300s"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as drain:
+            try:
+                eventually(lambda: before - deployment.identities(), SOON, "a pod was evicted")
+                report.mark("one was evicted")
+                report.more(2)
+                scene.cluster.kubectl("uncordon", node)
+                report.mark("uncordoned")
+                words, _ = drain.communicate(timeout=SERVING)
+            finally:
+                drain.kill()
+                scene.cluster.kubectl("uncordon", node)
+        assert drain.returncode == 0, words
+        report.mark("drained")
+        settled(deployment, 2, SERVING)
+        deployment.ready()
+        report.more(2)
+    scene.result.note(traffic=report.figures(), fewestServing=seen.fewest, drain=words)
+    scene.result.note(words=f"fewest serving {seen.fewest}, refused by the budget {words.count('Cannot evict')} times")
+    report.assert_none_failed()
+    assert not here & deployment.identities()
+    assert seen.fewest >= 1
+
+
+def test_the_operator_killed_in_a_rollout_goes_on_where_it_was(scene: Scene, serving: Serve) -> None:
+    deployment, url = serving(replicas=2, pod={"cpu": "400m"})
+    before = deployment.identities()
+    with traffic(url, deployment.name) as report, watched(deployment) as seen:
+        deployment.patch(serving={"maxRunningRequests": 16})
+        eventually(lambda: deployment.identities() - before, SOON, "the rollout has begun")
+        scene.operator.kill()
+        report.mark("operator killed")
+        report.more(4)
+        scene.operator.start()
+        report.mark("operator started")
+        deployment.ready()
+        settled(deployment, 2, SERVING)
+        report.mark("settled")
+        report.more(2)
+    scene.result.note(traffic=report.figures(), fewestServing=seen.fewest, words=f"fewest serving {seen.fewest}")
+    report.assert_none_failed()
+    assert not before & deployment.identities()
+    assert seen.fewest >= 1
+
+
+def test_upgrading_the_operator_restarts_no_pod(scene: Scene, serving: Serve) -> None:
+    deployment, url = serving(pod={"cpu": "400m"})
+    before = deployment.identities()
+    [first] = deployment.replica_sets()
+    with traffic(url, deployment.name) as report:
+        scene.operator.upgrade()
+        report.mark("another version leads")
+        scene.cluster.kubectl("scale", f"mdep/{deployment.name}", "-n", scene.namespace, "--replicas=2")
+        settled(deployment, 2, SERVING)
+        deployment.ready()
+        report.mark("it has scaled")
+        report.more(2)
+    scene.result.note(traffic=report.figures())
+    report.assert_none_failed()
+    [second] = deployment.replica_sets()
+    assert before <= deployment.identities()
+    assert deployment.restarts() == 0
+    assert second["spec"]["template"] == first["spec"]["template"]
+    assert second["metadata"]["annotations"][BUILT_BY] == first["metadata"]["annotations"][BUILT_BY]
+
+
+def test_the_api_server_restarted_in_a_rollout_fails_no_request(scene: Scene, serving: Serve) -> None:
+    command = os.environ.get("PLIMSOLL_E2E_RESTART_API_SERVER")
+    if not command:
+        pytest.skip("PLIMSOLL_E2E_RESTART_API_SERVER names no command")
+    deployment, url = serving(replicas=2, pod={"cpu": "400m"})
+    before = deployment.identities()
+    with traffic(url, deployment.name) as report:
+        deployment.patch(serving={"maxRunningRequests": 16})
+        eventually(lambda: deployment.identities() - before, SOON, "the rollout has begun")
+        report.mark("the API server is ended")
+        began = time.monotonic()
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        report.mark(f"the API server is back after {time.monotonic() - began:.0f} s")
+        eventually(lambda: _answers(scene), SERVING, "the API server answers")
+        deployment.ready()
+        settled(deployment, 2, SERVING)
+        report.mark("settled")
+        report.more(2)
+    scene.result.note(traffic=report.figures())
+    report.assert_none_failed()
+    assert not before & deployment.identities()
+
+
+def _answers(scene: Scene) -> bool:
+    try:
+        return bool(scene.cluster.nodes())
+    except (RefusedError, OSError):
+        return False
+    except Exception as error:
+        raise AssertionError(str(error)) from None
+
+
+def test_a_killed_pod_fails_its_own_requests_and_no_other(scene: Scene, serving: Serve) -> None:
+    deployment, _ = serving(replicas=2, pod={"cpu": "400m"})
+    pods = deployment.pods()
+    # A Service for each pod tells which of them a request was for; both go on belonging to the deployment.
+    for role, pod in zip(("survivor", "victim"), pods, strict=True):
+        change = {"metadata": {"labels": {"e2e/role": role}}}
+        scene.cluster.patch("pods", scene.namespace, pod["metadata"]["name"], change)
+    processes = _processes(pods[1]["metadata"]["uid"])
+    if not processes:
+        pytest.skip("the node's processes are not to be seen from here, so none can be killed")
+    urls = {}
+    for role in ("survivor", "victim"):
+        port = deployment.expose(scene.ports, name=role, selector={"e2e/role": role})
+        scene.ports.remove(port)
+        urls[role] = f"http://{NODE_HOST}:{port}"
+    with (
+        traffic(urls["survivor"], deployment.name) as others,
+        traffic(urls["victim"], deployment.name, tokens=256) as own,
+    ):
+        for process in _processes(pods[1]["metadata"]["uid"]):
+            os.kill(process, signal.SIGKILL)
+        others.mark("the other pod was killed")
+        killed = own.mark("killed")
+        eventually(lambda: deployment.restarts() >= 1, SOON, "the kubelet starts its container again")
+        settled(deployment, 2, SERVING)
+        deployment.ready()
+        back = own.mark("back")
+        own.more(1)
+        others.more(2)
+    scene.result.note(traffic=others.figures(), killed=own.figures())
+    scene.result.note(words=f"of the killed pod's own {own.requests}, {len(own.failed)} failed")
+    others.assert_none_failed()
+    late = [failure for failure in own.failed if failure.ended < killed or failure.began > back]
+    assert not late, own.words()
+
+
+def _processes(uid: str) -> list[int]:
+    """Ids of a pod's processes, where this machine is its node; the one that holds its namespaces is left out."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if uid in (folder / "cgroup").read_text().replace("_", "-"):
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+                if any(b"plimsoll" in word for word in command):
+                    found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.long
+def test_the_operator_stopped_and_started_again_and_again_changes_nothing(scene: Scene, serving: Serve) -> None:
+    deployment, url = serving(pod={"cpu": "400m"})
+    before, version = deployment.identities(), deployment.get()["metadata"]["resourceVersion"]
+    with traffic(url, deployment.name) as report:
+        for how in (scene.operator.stop, scene.operator.kill, scene.operator.stop):
+            how()
+            scene.operator.start()
+            report.more(2)
+    scene.result.note(traffic=report.figures(), words=shlex.join(sorted(before)))
+    report.assert_none_failed()
+    assert deployment.identities() == before
+    after = deployment.get()["metadata"]["resourceVersion"]
+    scene.result.note(statusWritten=after != version)
