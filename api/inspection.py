@@ -1,11 +1,31 @@
 """What an inspect pod reports of a checkpoint, small enough for a container's termination message."""
 
-from dataclasses import dataclass
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from plimsoll.api.errors import CheckpointError
+from plimsoll.api.facts import facts_from_config
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.tensor_table import collapse, expand
 
 #: Kubernetes keeps this much of a container's last words.
 MAX_BYTES = 4096
+#: Tells a report from the words of a failure, and one layout of it from the next.
+_MARK = b"plimsoll-inspection/1 "
+#: Unpacked; a forged report must not unpack to gigabytes.
+_MOST_JSON = 1 << 20
+
+#: Every key of a configuration that facts are read from.
+CONFIG_KEYS = (
+    "architectures", "hidden_act", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
+    "num_hidden_layers", "max_position_embeddings", "sliding_window", "use_sliding_window", "layer_types",
+    "max_window_layers", "bias", "attention_bias", "mlp_bias", "vocab_size", "intermediate_size", "rms_norm_eps",
+    "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings", "dtype", "torch_dtype", "bos_token_id",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -15,9 +35,82 @@ class Inspection:
     digest: str
     """`sha256:…` over names, sizes and headers (oci://: the image's own digest)."""
     revision: str
-    """What `source` resolves to for good: a commit on a hub, the digest elsewhere."""
+    """What `source` resolves to for good: a commit on a hub, a hash of S3's tags of the contents, else the digest."""
     bytes: int
     """Of all files that serving needs."""
     path: str
     """Of the checkpoint inside what the source holds: `` for a folder, `model.gguf` for one file of it."""
     facts: ModelFacts
+
+    def encode(self) -> bytes:
+        """Printable ASCII of at most `MAX_BYTES`. `decode` gives facts that are equal, tensors and all.
+
+        Raises:
+            CheckpointError: these facts do not fit, or are none that a configuration could lead to.
+        """
+        config = {key: self.facts.config[key] for key in CONFIG_KEYS if self.facts.config.get(key) is not None}
+        report = {
+            "digest": self.digest,
+            "revision": self.revision,
+            "bytes": self.bytes,
+            "path": self.path,
+            "config": config,
+            "ends": list(self.facts.eos_token_ids),
+            "tensors": None if self.facts.tensors is None else collapse(self.facts.tensors),
+        }
+        text = json.dumps(report, separators=(",", ":"), sort_keys=True).encode()
+        packed = _MARK + base64.b85encode(zlib.compress(text, 9))
+        if len(packed) > MAX_BYTES or len(text) > _MOST_JSON:
+            raise CheckpointError(
+                f"its facts take {len(packed)} bytes, a container's last words hold {MAX_BYTES}",
+                field=self.path or None,
+                fix="Its tensors differ from layer to layer more than any known model's; convert it anew",
+            )
+        if Inspection.decode(packed) != self:
+            raise CheckpointError("its facts do not follow from its configuration", field=self.path or None)
+        return packed
+
+    @staticmethod
+    def is_report(message: bytes | str) -> bool:
+        """Whether a container's last words are a report, and not the words of a failure."""
+        return _ascii(message).startswith(_MARK)
+
+    @staticmethod
+    def decode(message: bytes | str) -> "Inspection":
+        """What `encode` made.
+
+        Raises:
+            CheckpointError: it is something else, or damaged.
+        """
+        raw = _ascii(message)
+        if not raw.startswith(_MARK):
+            raise CheckpointError("is not the report of an inspection", value=raw[:120].decode(errors="replace"))
+        try:
+            unpacker = zlib.decompressobj()
+            text = unpacker.decompress(base64.b85decode(raw[len(_MARK) :].strip()), _MOST_JSON)
+            if not unpacker.eof:
+                raise ValueError("cut short")
+            return _inspection(json.loads(text))
+        except CheckpointError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error) as error:
+            raise CheckpointError(f"is a damaged report ({type(error).__name__})", fix="Inspect it again") from None
+
+
+def _ascii(message: bytes | str) -> bytes:
+    return (message.encode(errors="replace") if isinstance(message, str) else message).strip()
+
+
+def _inspection(report: Mapping[str, Any]) -> Inspection:
+    texts = [report[key] for key in ("digest", "revision", "path")]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(report["bytes"], int):
+        raise ValueError("wrong types")
+    tensors = None if report["tensors"] is None else expand(report["tensors"])
+    facts = facts_from_config(report["config"], tensors)
+    return Inspection(
+        digest=report["digest"],
+        revision=report["revision"],
+        bytes=report["bytes"],
+        path=report["path"],
+        facts=replace(facts, eos_token_ids=tuple(int(index) for index in report["ends"])),
+    )

@@ -2,7 +2,6 @@
 
 import errno
 import glob
-import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,18 +10,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from plimsoll.api.errors import CheckpointError, SpecError
+from plimsoll.api.source import parse_source
+from plimsoll.checkpoint.remote import EXTRAS, NEEDED
 
 #: Called with (bytes here, bytes wanted) as a download goes; the second grows as sizes become known.
 Progress = Callable[[int, int], None]
-
-#: What serving needs of a repository: never pickles, never code.
-HUB_FILES = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja")
-#: Second copies of the weights in their authors' own layout, and everything in subfolders.
-HUB_EXTRAS = ("consolidated*", "*/*")
-
-_HUB = re.compile(
-    r"hf://(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^/@\s]+))?(/(?P<file>[^@\s]+\.gguf))?"
-)
 
 
 @dataclass(frozen=True)
@@ -43,13 +35,8 @@ def parse_hub(source: str) -> HubSource:
     Raises:
         SpecError: not of that form.
     """
-    match = _HUB.fullmatch(source)
-    if match is None or ".." in source:
-        raise SpecError(
-            "is not a hub address", field="spec.model.source", value=source,
-            fix="Write hf://org/name@revision, or hf://org/name@revision/file.gguf",
-        )  # fmt: skip
-    return HubSource(match["repo"], unquote(match["revision"] or "main"), match["file"])
+    found = parse_source(source)
+    return HubSource(found.name, found.revision or "main", found.path or None)
 
 
 def resolve(
@@ -101,14 +88,14 @@ def _from_hub(hub: HubSource, progress: Progress | None, offline: bool | None, f
     from huggingface_hub import snapshot_download
 
     # fnmatch treats brackets in a file's name as a set.
-    wanted = [glob.escape(hub.file)] if hub.file else list(files or HUB_FILES)
+    wanted = [glob.escape(hub.file)] if hub.file else list(files or NEEDED)
     try:
         snapshot = Path(
             snapshot_download(
                 hub.repo,
                 revision=hub.revision,
                 allow_patterns=wanted,
-                ignore_patterns=None if hub.file else list(HUB_EXTRAS),
+                ignore_patterns=None if hub.file else list(EXTRAS),
                 local_files_only=bool(offline),
                 tqdm_class=_progress_bar(progress or (lambda done, total: None)),
             )

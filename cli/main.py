@@ -16,9 +16,12 @@ import typer
 from plimsoll.api.errors import PlimsollError
 
 #: In the order that `--help` shows them.
-COMMANDS = ("plan", "up", "serve", "chat", "bench", "convert", "version")
+COMMANDS = ("plan", "up", "serve", "chat", "bench", "convert", "inspect", "fetch", "version")
 #: For containers, not for people: they work and `--help` does not list them.
 HIDDEN = ("pod",)
+
+#: Commands whose file is called otherwise: Python started in that folder must find its own `inspect`.
+FILES = {"inspect": "inspection"}
 
 
 def build(names: Sequence[str] = (*COMMANDS, *HIDDEN)) -> typer.Typer:
@@ -32,7 +35,8 @@ def build(names: Sequence[str] = (*COMMANDS, *HIDDEN)) -> typer.Typer:
     )
     app.callback()(_root)
     for name in names:
-        app.command(name, hidden=name in HIDDEN)(getattr(importlib.import_module(f"plimsoll.cli.{name}"), name))
+        module = importlib.import_module(f"plimsoll.cli.{FILES.get(name, name)}")
+        app.command(name, hidden=name in HIDDEN)(getattr(module, name))
     return app
 
 

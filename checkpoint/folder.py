@@ -1,0 +1,127 @@
+"""A folder or GGUF file that is mounted, as a source: found in it, and read in ranges."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint.remote import PIECE, Remote, RemoteFile, choose
+
+#: Folders below the one named that are searched for a checkpoint, and how many entries are looked at.
+DEPTH = 4
+MOST_ENTRIES = 50_000
+#: An image keeps its models here, by default.
+USUAL = "models"
+
+
+def locate(root: Path) -> str:
+    """Where below `root` its only checkpoint lies: `` for `root` itself, else a folder or GGUF file, with slashes.
+
+    A checkpoint in `root` itself wins, then one that lies alone in `models`; else it must be the only one there is.
+
+    Raises:
+        CheckpointError: none, or several; they are named.
+    """
+    if _holds(root):
+        return ""
+    found = sorted(_below(root))
+    usual = [path for path in found if path.split("/")[0] == USUAL]
+    for candidates in (usual, found):
+        if len(candidates) == 1:
+            return candidates[0]
+    if not found:
+        # Says what is there instead, in the words for a folder that holds no checkpoint.
+        choose(_listed(root), str(root))
+        return ""
+    shown = ", ".join(found[:5]) + (" …" if len(found) > 5 else "")
+    raise CheckpointError(
+        f"holds {len(found)} checkpoints: {shown}", field=str(root), fix="Name one at the end of the source"
+    )
+
+
+def _holds(folder: Path) -> bool:
+    names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    whole = "config.json" in names and any(name.endswith(".safetensors") for name in names)
+    return whole or sum(name.endswith(".gguf") for name in names) == 1
+
+
+def _below(root: Path) -> Iterator[str]:
+    seen = 0
+    for folder, folders, files in os.walk(root):
+        here = os.path.relpath(folder, root)
+        depth = 0 if here == "." else here.count(os.sep) + 1
+        seen += len(folders) + len(files)
+        if seen > MOST_ENTRIES:
+            raise CheckpointError(
+                f"holds more than {MOST_ENTRIES} files", field=str(root), fix="Name the folder of one model"
+            )
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and depth < DEPTH)
+        ggufs = [name for name in files if name.endswith(".gguf")]
+        if "config.json" in files and any(name.endswith(".safetensors") for name in files):
+            yield "" if here == "." else here
+        for name in ggufs:
+            yield name if here == "." else f"{here}/{name}"
+
+
+def _listed(folder: Path) -> list[RemoteFile]:
+    found = []
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            found.append(RemoteFile(f"{entry.name}/", 0, ""))
+        elif entry.is_file():
+            found.append(_described(entry.name, entry.stat()))
+    return sorted(found, key=lambda file: file.name)
+
+
+def _described(name: str, status: os.stat_result) -> RemoteFile:
+    return RemoteFile(name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+
+
+class FolderRemote(Remote):
+    """See `Remote`. Names keep their place below what the source names, so that a copy can be mounted in its stead."""
+
+    def __init__(self, root: Path) -> None:
+        """Args: root: a folder, whose only checkpoint is meant, or a GGUF file.
+
+        Raises:
+            CheckpointError: nothing there that can be served.
+        """
+        self.label = f"file://{root}"
+        self.revision = None
+        self.files: Sequence[RemoteFile]
+        try:
+            if root.is_file():
+                self.root, self.path = root.parent, root.name
+                self.files = [_described(root.name, root.stat())]
+                return
+            self.root, self.path = root, locate(root)
+            place = root / self.path
+            if place.is_file():
+                self.files = [_described(self.path, place.stat())]
+                return
+            needed, within = choose(_listed(place), f"file://{place}")
+            under = f"{self.path}/" if self.path else ""
+            self.path = under + within if within else self.path
+            self.files = [RemoteFile(under + file.name, file.size, file.tag) for file in needed]
+        except OSError as error:
+            raise CheckpointError(f"cannot be read: {error.strerror or error}", field=self.label) from None
+
+    @property
+    def place(self) -> Path:
+        """The checkpoint itself."""
+        return self.root / self.path if self.path else self.root
+
+    def stream(self, file: RemoteFile, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        left = (file.size if stop is None else min(stop, file.size)) - start
+        try:
+            with open(self.root / file.name, "rb", buffering=0) as content:
+                if _described(file.name, os.fstat(content.fileno())).tag != file.tag:
+                    raise CheckpointError(f"{file.name} has changed while it was read", field=self.label)
+                content.seek(start)
+                while left > 0 and (piece := content.read(min(PIECE, left))):
+                    left -= len(piece)
+                    yield piece
+        except OSError as error:
+            raise CheckpointError(f"{file.name} cannot be read: {error.strerror}", field=self.label) from None

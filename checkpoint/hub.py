@@ -1,0 +1,109 @@
+"""A repository of the Hugging Face hub, or of a mirror of it, read in ranges at one commit."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint import guard
+from plimsoll.checkpoint.remote import PIECE, Remote, RemoteFile, TransferError, choose
+from plimsoll.checkpoint.sources import HubSource, hub_error
+
+#: Seconds without a byte after which a connection is given up, and tried anew.
+SILENCE = 30.0
+
+
+class HubRemote(Remote):
+    """See `Remote`. `HF_ENDPOINT` and the token (`HF_TOKEN`) work as in huggingface_hub."""
+
+    def __init__(self, hub: HubSource) -> None:
+        """Resolve the revision to a commit and list what serving needs.
+
+        Raises:
+            CheckpointError: no such repository, revision or file; no access; no connection.
+        """
+        from huggingface_hub import HfApi, constants, get_session
+        from huggingface_hub.hf_api import RepoFile
+
+        guard.check_url(constants.ENDPOINT)
+        get_session().timeout = SILENCE
+        api = HfApi()
+        try:
+            commit = api.model_info(hub.repo, revision=hub.revision, timeout=SILENCE).sha
+            self.revision = str(commit)
+            folder = hub.file.rpartition("/")[0] if hub.file else None
+            listed = [
+                _described(entry)
+                for entry in api.list_repo_tree(hub.repo, path_in_repo=folder or None, revision=self.revision)
+                if isinstance(entry, RepoFile)
+            ]
+        except Exception as error:
+            raise guard.refusal(str(hub)) or hub_error(error, hub) from error
+        self.source = HubSource(hub.repo, self.revision, hub.file)
+        self.label = str(hub)
+        self.path = hub.file or ""
+        self.files: Sequence[RemoteFile]
+        if hub.file:
+            self.files = [file for file in listed if file.name == hub.file]
+            if not self.files:
+                raise CheckpointError("has no such file at that revision", field=str(hub), value=hub.file)
+        else:
+            self.files, self.path = choose(listed, self.label)
+
+    def stream(self, file: RemoteFile, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        from huggingface_hub import constants, get_session, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+        stop = file.size if stop is None else min(stop, file.size)
+        if start >= stop:
+            return
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
+        url = hf_hub_url(self.source.repo, file.name, revision=self.source.revision, endpoint=constants.ENDPOINT)
+        client = get_session()
+        transport = sys.modules[type(client).__module__.partition(".")[0]]
+        try:
+            with client.stream("GET", url, headers=headers, timeout=SILENCE, follow_redirects=True) as answer:
+                if answer.status_code in (408, 429) or answer.status_code >= 500:
+                    raise TransferError(
+                        f"{constants.ENDPOINT} answered with HTTP status {answer.status_code}", field=self.label
+                    )
+                hf_raise_for_status(answer)
+                yield from body(answer.iter_raw(PIECE), answer.status_code, answer.headers, file, start, self.label)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            if refused := guard.refusal(self.label):
+                raise refused from None
+            if isinstance(error, transport.TransportError):
+                raise TransferError(
+                    f"the connection to {constants.ENDPOINT} broke ({type(error).__name__})", field=self.label
+                ) from None
+            raise hub_error(error, self.source) from None
+
+
+def _described(entry: Any) -> RemoteFile:
+    if entry.lfs is not None:
+        return RemoteFile(entry.path, entry.size, entry.lfs.sha256, f"sha256:{entry.lfs.sha256}")
+    return RemoteFile(entry.path, entry.size, entry.blob_id, f"gitblob:{entry.blob_id}")
+
+
+def body(
+    pieces: Iterator[bytes], status: int, headers: Any, file: RemoteFile, start: int, label: str
+) -> Iterator[bytes]:
+    """The pieces of an answer to a request for a range, from `start` on even if the server sent the whole file.
+
+    Raises:
+        CheckpointError: the file is of another size than was listed.
+    """
+    total = str(headers.get("Content-Range", "")).rpartition("/")[2]
+    if total.isdigit() and int(total) != file.size:
+        raise CheckpointError(
+            f"{file.name} has {total} bytes now, and {file.size} when it was listed", field=label, fix="Try again"
+        )
+    skip = start if status == 200 else 0
+    for piece in pieces:
+        if skip >= len(piece):
+            skip -= len(piece)
+            continue
+        yield piece[skip:] if skip else piece
+        skip = 0

@@ -1,0 +1,198 @@
+"""A folder or GGUF file in an S3 bucket, or in a service that speaks S3, read in ranges."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from plimsoll.api.errors import CheckpointError
+from plimsoll.api.source import Source
+from plimsoll.checkpoint import guard
+from plimsoll.checkpoint.remote import PIECE, Remote, RemoteFile, TransferError, choose
+
+#: More names under one prefix than any checkpoint has: a whole bucket was named.
+MOST_FILES = 20_000
+_BUSY = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "Throttling"}
+_DENIED = {"AccessDenied", "AllAccessDisabled", "403", "Forbidden"}
+_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure"}
+
+
+class S3Remote(Remote):
+    """See `Remote`. Keys and the service's address come from the environment alone, and nobody else is asked for them.
+
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (without them requests are anonymous),
+    AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3), AWS_REGION (or AWS_DEFAULT_REGION), AWS_CA_BUNDLE.
+    """
+
+    def __init__(self, source: Source) -> None:
+        """List what serving needs.
+
+        Raises:
+            CheckpointError: no such bucket or prefix, no access, no connection, no weights.
+        """
+        self.bucket = source.name
+        self.label = str(source)
+        self.endpoint = _environment("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        if self.endpoint:
+            guard.check_url(self.endpoint)
+        self._client = _client(self.endpoint)
+        self._enciphered: set[str] = set()
+        self.files: Sequence[RemoteFile]
+        self.path = ""
+        folder, slash, name = source.path.rpartition("/")
+        if name.endswith(".gguf"):
+            self._prefix = folder + slash
+            self.path = name
+            self.files = [self._head(name)]
+        else:
+            self._prefix = f"{source.path}/" if source.path else ""
+            self.files, self.path = choose(self._list(), self.label)
+        # What the service says of each content: two fine-tunes of one shape differ in it, as they do not in headers.
+        said = json.dumps(sorted((file.name, file.size, file.tag) for file in self.files))
+        self.revision = "sha256:" + hashlib.sha256(said.encode()).hexdigest()
+
+    def _head(self, name: str) -> RemoteFile:
+        try:
+            found = self._client.head_object(Bucket=self.bucket, Key=self._prefix + name)
+        except Exception as error:
+            raise self._explained(error) from None
+        return _described(name, found["ContentLength"], found["ETag"])
+
+    def _list(self) -> list[RemoteFile]:
+        found: list[RemoteFile] = []
+        below: list[RemoteFile] = []
+        try:
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self._prefix, Delimiter="/"
+            )
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    name = entry["Key"][len(self._prefix) :]
+                    # An object called `prefix/` is how some tools draw a folder.
+                    if name and not name.startswith(".") and "\\" not in name:
+                        found.append(_described(name, entry["Size"], entry["ETag"]))
+                for entry in page.get("CommonPrefixes", ()):
+                    below.append(RemoteFile(entry["Prefix"][len(self._prefix) :], 0, ""))
+                if len(found) > MOST_FILES:
+                    raise CheckpointError(
+                        f"holds more than {MOST_FILES} files", field=self.label, fix="Name the folder of one model"
+                    )
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise self._explained(error) from None
+        return found + below
+
+    def stream(self, file: RemoteFile, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        stop = file.size if stop is None else min(stop, file.size)
+        if start >= stop:
+            return
+        try:
+            # Of the very content that was listed: one that was replaced since is an error and never a mixture.
+            answer = self._client.get_object(
+                Bucket=self.bucket, Key=self._prefix + file.name, Range=f"bytes={start}-{stop - 1}",
+                IfMatch=f'"{file.tag}"',
+            )  # fmt: skip
+            if "kms" in answer.get("ServerSideEncryption", "") or answer.get("SSECustomerAlgorithm"):
+                self._enciphered.add(file.name)
+            with closing(answer["Body"]) as content:
+                yield from content.iter_chunks(PIECE)
+        except Exception as error:
+            raise self._explained(error) from None
+
+    def trusts(self, file: RemoteFile) -> bool:
+        # The tag of a content that is stored enciphered is not of what arrives.
+        return file.checksum is not None and file.name not in self._enciphered
+
+    def _explained(self, error: Exception) -> Exception:
+        """What went wrong, in words for the user. Neither keys nor signatures reach the message."""
+        from botocore import exceptions
+
+        if refused := guard.refusal(self.label):
+            return refused
+        if isinstance(error, exceptions.ClientError):
+            return self._answered(error)
+        where = self.endpoint or "AWS"
+        if isinstance(error, exceptions.ParamValidationError | exceptions.InvalidRegionError):
+            return CheckpointError("is not a bucket's name", field=self.label, value=self.bucket)
+        if isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError | exceptions.SSLError):
+            return TransferError(
+                f"{where} cannot be reached ({type(error).__name__})", field=self.label,
+                fix="Check spec.model.endpoint (AWS_ENDPOINT_URL), the network and its policies",
+            )  # fmt: skip
+        if isinstance(error, exceptions.BotoCoreError | OSError) or type(error).__module__.startswith("urllib3"):
+            return TransferError(f"the connection to {where} broke ({type(error).__name__})", field=self.label)
+        return error
+
+    def _answered(self, error: Any) -> Exception:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+        anonymous = not os.environ.get("AWS_ACCESS_KEY_ID")
+        if code in _BUSY or status in (408, 429) or status >= 500:
+            return TransferError(f"{self.endpoint or 'AWS'} is busy ({code or status})", field=self.label)
+        if code == "NoSuchBucket":
+            return CheckpointError("there is no such bucket", field=self.label, value=self.bucket)
+        if code in _KEYS:
+            return CheckpointError(
+                f"the service does not accept these credentials ({code})", field=self.label,
+                fix="Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in credentialsSecret",
+            )  # fmt: skip
+        if code in _DENIED or status in (401, 403):
+            message = "needs credentials, and none are given" if anonymous else "these credentials may not read it"
+            fix = (
+                "Name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in credentialsSecret"
+                if anonymous
+                else "Allow s3:ListBucket on the bucket and s3:GetObject on the prefix"
+            )
+            return CheckpointError(message, field=self.label, fix=fix)
+        if status == 412 or code == "PreconditionFailed":
+            return CheckpointError(
+                "has changed while it was read", field=self.label, fix="Try again once it is uploaded whole"
+            )
+        if status == 404:
+            return CheckpointError("there is no such file", field=self.label, fix="Check bucket and prefix")
+        return CheckpointError(f"the service answered {code or status}", field=self.label)
+
+
+def _described(name: str, size: int, etag: str) -> RemoteFile:
+    tag = etag.strip('"')
+    # Of an upload in parts the tag has a dash and is no checksum. Some services make up 32 digits all the same.
+    checksum = f"md5?:{tag}" if re.fullmatch(r"[0-9a-f]{32}", tag) else None
+    return RemoteFile(name, int(size), tag, checksum)
+
+
+def _environment(*names: str) -> str | None:
+    return next((value for name in names if (value := os.environ.get(name))), None)
+
+
+def _client(endpoint: str | None) -> Any:
+    import boto3.session
+    import botocore.session
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    session = botocore.session.Session()
+    # Neither files of this machine nor a cloud's metadata service have a say in whose rights are used.
+    session.set_config_variable("config_file", os.devnull)
+    session.set_config_variable("credentials_file", os.devnull)
+    key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    signed = bool(key and secret)
+    return boto3.session.Session(botocore_session=session).client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=_environment("AWS_REGION", "AWS_DEFAULT_REGION") or "us-east-1",
+        aws_access_key_id=key if signed else None,
+        aws_secret_access_key=secret if signed else None,
+        aws_session_token=os.environ.get("AWS_SESSION_TOKEN") or None if signed else None,
+        config=Config(
+            signature_version="s3v4" if signed else UNSIGNED,
+            s3={"addressing_style": "path"} if endpoint else {},
+            retries={"mode": "standard", "total_max_attempts": 3},
+            connect_timeout=10,
+            read_timeout=30,
+            max_pool_connections=16,
+        ),
+    )

@@ -1,0 +1,64 @@
+"""The status page of a fetch: what the operator reads while a pod's files are still on their way."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import plimsoll
+from plimsoll.api.errors import SpecError
+from plimsoll.checkpoint.progress import Progress
+
+
+def serve_status(port: int, progress: Progress) -> ThreadingHTTPServer:
+    """Answer GET /status and /live on every address of this machine, from a thread, until `shutdown`.
+
+    Raises:
+        SpecError: the port is taken.
+    """
+
+    class Page(BaseHTTPRequestHandler):
+        server_version = "plimsoll"
+        sys_version = ""
+        # A client that says nothing must not hold a thread for good.
+        timeout = 10
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/live":
+                self._answer(200, {"live": True})
+            elif path == "/status":
+                body = {"phase": "downloading", "startup": {"download": progress.status()}}
+                self._answer(200, {**body, "version": plimsoll.__version__})
+            elif path == "/ready":
+                self._answer(503, {"ready": False, "phase": "downloading"})
+            else:
+                self._answer(404, {"error": "no such page"})
+
+        def _answer(self, status: int, body: object) -> None:
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet: it is asked every few seconds."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def server_bind(self) -> None:
+            # Without the library's look-up of this machine's own name, which a cluster's resolver may take long for.
+            self.socket.bind(self.server_address)
+            self.server_name, self.server_port = "plimsoll", self.socket.getsockname()[1]
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A client that hangs up is no news."""
+
+    try:
+        server = Server(("0.0.0.0", port), Page)
+    except OSError as error:
+        raise SpecError(f"cannot be listened on: {error.strerror}", field="--status-port", value=port) from None
+    threading.Thread(target=server.serve_forever, args=(0.1,), name="status", daemon=True).start()
+    return server

@@ -1,0 +1,83 @@
+"""`plimsoll inspect SOURCE`: what a checkpoint is, from its headers alone. In the cluster a short pod runs it."""
+
+import json
+import os
+import signal
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from plimsoll.api.errors import PlimsollError, SpecError
+from plimsoll.api.inspection import MAX_BYTES, Inspection
+
+
+def inspect(
+    source: Annotated[str, typer.Argument(help="file://PATH, hf://ORG/NAME@REVISION or s3://BUCKET/PREFIX.")],
+    report: Annotated[
+        Path | None, typer.Option(help="A file for the packed report, or for the reason why there is none.")
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="text or json.")] = "text",
+) -> None:
+    """Show what a checkpoint is and what serving it needs, reading only its configuration and its tensors' headers."""
+    from plimsoll.checkpoint import guard
+    from plimsoll.checkpoint.inspecting import inspect_source
+
+    if output not in ("text", "json"):
+        raise SpecError("is text or json", field="--output", value=output)
+    # As the first process of a container, whose signals are ignored unless asked for.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    guard.install()
+    try:
+        found = inspect_source(source)
+        packed = found.encode() if report else b""
+    except (PlimsollError, OSError, MemoryError) as error:
+        _write(report, _words(error))
+        raise
+    except Exception as error:
+        # A mistake of ours: its place and kind are known to the maintainers, its text might hold anything.
+        failure = PlimsollError(f"cannot be inspected ({type(error).__name__})", field=source, fix="Report this")
+        _write(report, _words(failure))
+        raise failure from error
+    _write(report, packed)
+    _show(found, output)
+
+
+def _words(error: BaseException) -> bytes:
+    """At most what a container's last words hold, cut between characters."""
+    return (str(error) or type(error).__name__).encode()[:MAX_BYTES].decode(errors="ignore").encode()
+
+
+def _write(report: Path | None, words: bytes) -> None:
+    if report is None:
+        return
+    try:
+        report.write_bytes(words)
+    except OSError as error:
+        raise SpecError(f"cannot be written: {error.strerror}", field="--report", value=str(report)) from None
+
+
+def _show(found: Inspection, output: str) -> None:
+    from plimsoll.api.quantity import format_bytes
+
+    facts = found.facts
+    tensors = facts.tensors or {}
+    shown: dict[str, Any] = {
+        "digest": found.digest,
+        "revision": found.revision,
+        "path": found.path,
+        "bytes": found.bytes,
+        "architecture": facts.architecture,
+        "layers": facts.num_layers,
+        "parameters": sum(prod(fact.shape) for fact in tensors.values()),
+        "storedAs": sorted({fact.dtype for fact in tensors.values()}),
+        "trainedLength": facts.max_position,
+        "vocabulary": facts.vocab_size,
+    }
+    if output == "json":
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    shown |= {"bytes": f"{found.bytes} ({format_bytes(found.bytes)})", "storedAs": ", ".join(shown["storedAs"])}
+    for name, value in shown.items():
+        typer.echo(f"{name:<14}{value}")
