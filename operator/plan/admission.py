@@ -1,7 +1,9 @@
 """Whether a deployment may run at all: its words, its source, its arithmetic, before any model pod exists."""
 
 import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from plimsoll.api.budget import RUNS, Budget, budget
@@ -60,6 +62,13 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
             return Admission(
                 Condition("Accepted", "Unknown", "SourceUnreadable", why), failed, spec, wants_inspection=True
             )
+        conditions: Sequence[Mapping[str, Any]] = snapshot.deployment.status.get("conditions", ())
+        was = next((condition for condition in conditions if condition["type"] == "SourceReady"), {})
+        if was.get("reason") == "Unreadable" and was.get("observedGeneration") == snapshot.deployment.generation:
+            # It is being looked at again: until that says otherwise, what it said stands.
+            failed = Condition("SourceReady", "False", "Unreadable", was["message"])
+            refused = Condition("Accepted", "Unknown", "SourceUnreadable", was["message"])
+            return Admission(refused, failed, spec, wants_inspection=True)
         looks = Condition("SourceReady", "Unknown", "Inspecting", _inspecting(snapshot))
         return Admission(waiting, looks, spec, wants_inspection=True)
     found = looking.found

@@ -6,6 +6,7 @@ again leads on; a plan without actions means that what is wanted is there, or th
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from plimsoll.operator import build
 from plimsoll.operator.actions import (
@@ -22,6 +23,8 @@ from plimsoll.operator.actions import (
 from plimsoll.operator.plan import rollout
 from plimsoll.operator.plan.admission import Admission, admit
 from plimsoll.operator.plan.capacity import free_slots, need_of
+from plimsoll.operator.plan.conditions import parse_timestamp
+from plimsoll.operator.plan.evacuation import Evacuation, evacuate
 from plimsoll.operator.plan.rollout import Revision, Stage, Step
 from plimsoll.operator.plan.status import Rolling, status
 from plimsoll.operator.plan.transitions import transitions
@@ -31,6 +34,8 @@ from plimsoll.operator.snapshot import Failure, ReplicaSet, Snapshot
 
 #: Revisions without pods that are kept to go back to.
 HISTORY = 10
+#: Seconds between two looks at a source that could not be read.
+RETRY_LEAST, RETRY_MOST = 20.0, 600.0
 
 
 def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
@@ -46,7 +51,8 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     revision = build.revision(snapshot.deployment.spec) if admission.spec else None
     new, others = _revisions(snapshot, revision)
     actions = list(_inspection(snapshot, admission, settings))
-    again: list[float] = []
+    retry = _retry_in(snapshot)
+    again: list[float] = [] if retry is None else [retry + 0.5]
     if admission.ok:
         assert admission.spec is not None
         rolled = _Roll(snapshot, admission, settings, version, revision or "", new, others)
@@ -105,14 +111,30 @@ def _inspection(snapshot: Snapshot, admission: Admission, settings: Settings) ->
         if looking.pod is not None:
             yield Record(looking.key)
         return
-    if admission.wants_inspection and (looking is None or looking.pod is None):
-        pod, policy = (
-            build.inspect_pod(snapshot.deployment, admission.spec, settings, snapshot.image_volumes),
-            build.inspect_policy(snapshot.deployment.namespace, settings),
-        )
-        if build.differs(policy, snapshot.children.get(("NetworkPolicy", policy["metadata"]["name"]), {})):
-            yield Apply(policy, "inspect pods reach only what they read")
-        yield Apply(pod, "read the checkpoint's headers")
+    if not admission.wants_inspection:
+        return
+    pod = build.inspect_pod(snapshot.deployment, admission.spec, settings, snapshot.image_volumes)
+    if looking is not None and looking.pod is not None:
+        if looking.pod.phase == "Failed" and not looking.pod.deleting and _retry_in(snapshot) == 0.0:
+            yield Delete("Pod", looking.pod.name, "look again")
+        return
+    policy = build.inspect_policy(snapshot.deployment.namespace, settings)
+    live = snapshot.children.get(("NetworkPolicy", policy["metadata"]["name"]))
+    if live is None or build.differs(policy, live):
+        yield Apply(policy, "inspect pods reach only what they read")
+    yield Apply(pod, "read the checkpoint's headers")
+
+
+def _retry_in(snapshot: Snapshot) -> float | None:
+    """Seconds until a failed look is repeated: as long again as the source had been failing, within bounds."""
+    looking = snapshot.inspecting
+    if looking is None or looking.found is not None or looking.pod is None or looking.pod.phase != "Failed":
+        return None
+    before = snapshot.deployment.status.get("conditions", ())
+    since = next((c.get("lastTransitionTime") for c in before if c["type"] == "SourceReady"), None)
+    failing_for = looking.pod.created - parse_timestamp(since) if since else 0.0
+    wait = min(RETRY_MOST, max(RETRY_LEAST, failing_for))
+    return max(0.0, looking.pod.created + wait - snapshot.now)
 
 
 def _render(
@@ -123,8 +145,10 @@ def _render(
     number: int,
     replicas: int,
     version: str,
-) -> dict:  # type: ignore[type-arg]
-    assert admission.spec is not None and admission.inspection is not None and admission.budget is not None
+) -> dict[str, Any]:
+    assert admission.spec is not None
+    assert admission.inspection is not None
+    assert admission.budget is not None
     volumes = settings.image_volumes == "auto" and snapshot.image_volumes
     return build.replica_set(
         snapshot.deployment, admission.spec, admission.inspection, admission.budget, settings,
@@ -160,6 +184,11 @@ class _Roll:
             self.spec.replicas, self.new, others, self.spec.rollout.strategy, snapshot.room, now,
             failed=goes_back, may_look=snapshot.nodes is not None,
         )  # fmt: skip
+        self.evacuation = Evacuation(self.spec.replicas)
+        if not goes_back and not any(old.set.replicas for old in others) and self.new.set.replicas:
+            self.evacuation = evacuate(self.spec.replicas, self.new, snapshot.nodes, snapshot.room)
+            told = {**self.step.replicas, self.new.set.name: self.evacuation.told}
+            self.step = replace(self.step, replicas=told, look_for_room=self.evacuation.look_for_room)
         serving_others = [pod for old in others if self.step.replicas[old.set.name] for pod in old.pods]
         self.again_in = self._again(deadline)
         also: tuple[Trouble, ...] = () if goes_back else troubles(serving_others, deadline, now)
@@ -182,11 +211,16 @@ class _Roll:
             times.append(10.0)
         return min((one + 0.5 for one in times if one is not None), default=None)
 
+    @property
+    def _holds(self) -> bool:
+        """Whether an only replica is kept from eviction: somebody sees to a second one, and there is a place for it."""
+        return self.snapshot.nodes is not None and not self.evacuation.let_go
+
     def children(self) -> Iterator[Action]:
         deployment = self.snapshot.deployment
         wanted = [
             build.service(deployment, self.spec, self.settings),
-            build.disruption_budget(deployment, self.spec, self.settings),
+            build.disruption_budget(deployment, self.spec, self.settings, hold=self._holds),
             build.network_policy(deployment, self.spec, self.settings),
             *build.monitors(deployment, self.snapshot.apis),
         ]
@@ -226,7 +260,7 @@ class _Roll:
         elif told != new.replicas:
             yield Scale(new.name, told, self.step.stage.value)
 
-    def _rendered(self, replicas: int) -> dict:  # type: ignore[type-arg]
+    def _rendered(self, replicas: int) -> dict[str, Any]:
         return _render(self.snapshot, self.admission, self.settings, self.revision, self.number, replicas, self.version)
 
     def _history(self) -> Iterator[Action]:

@@ -1,0 +1,459 @@
+"""The planner against a cluster in miniature: what it applies comes back in the next snapshot."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.inspection import Inspection
+from plimsoll.operator import build, names
+from plimsoll.operator.actions import Apply, Delete, MarkFailed, MarkProven, Plan, Record, Renumber, Scale
+from plimsoll.operator.plan import plan, room_for
+from plimsoll.operator.plan.conditions import parse_timestamp, timestamp
+from plimsoll.operator.settings import Settings
+from plimsoll.operator.snapshot import Container, Deployment, Inspecting, Node, Page, Pod, ReplicaSet, Snapshot
+
+GIB = 1 << 30
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
+    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
+    "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "rope_theta": 100000.0,
+    "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+def inspection(**config: Any) -> Inspection:
+    facts = facts_from_config({**CONFIG, **config})
+    facts = replace(facts, tensors=expected_tensors(facts))
+    return Inspection("sha256:" + "ab" * 32, "main", 269_000_000, "", facts)
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "model": {"source": "pvc://models/smollm2"},
+        "accelerator": {"resource": "cpu", "memory": "2Gi"},
+        "replicas": 1,
+    }
+    return {**found, **changes}
+
+
+@dataclass
+class Cluster:
+    """Carries plans out as the API server and its controllers would."""
+
+    spec: dict[str, Any] = field(default_factory=spec)
+    nodes: tuple[Node, ...] | None = (Node("n1", allocatable={"cpu": 8000, "memory": 16 * GIB, "pods": 110}),)
+    devices: int = 3
+    version: str = "1"
+    found: Inspection | None = field(default_factory=inspection)
+    settings: Settings = field(default_factory=Settings)
+    now: float = 1_000_000.0
+    generation: int = 1
+    status: Mapping[str, Any] = field(default_factory=dict)
+    sets: dict[str, ReplicaSet] = field(default_factory=dict)
+    pods: list[Pod] = field(default_factory=list)
+    children: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+    inspector: Pod | None = None
+    recorded: bool = False
+    writes: int = 0
+    count: int = 0
+    bad: set[str] = field(default_factory=set)
+
+    def change(self, **changes: Any) -> None:
+        self.spec = {**self.spec, **changes}
+        self.generation += 1
+
+    def snapshot(self, room: int | None = None) -> Snapshot:
+        deployment = Deployment("ns", "demo", "uid-1", self.generation, self.spec, self.status)
+        found = self.found if self.recorded or (self.inspector and self.inspector.phase == "Succeeded") else None
+        error = None
+        if self.inspector and self.inspector.phase == "Failed":
+            error = self.inspector.containers[0].message
+        return Snapshot(
+            deployment, self.now, Inspecting("key", found, error, self.inspector), tuple(self.sets.values()),
+            tuple(self.pods), dict(self.children), self.nodes, room,
+        )  # fmt: skip
+
+    def look(self) -> Plan:
+        snapshot = self.snapshot()
+        found = plan(snapshot, self.settings, self.version)
+        if found.look_for_room:
+            held = sum(pod.node is not None for pod in self.pods)
+            free = max(0, self.devices - held - sum(p.node is None and not p.deleting for p in self.pods))
+            found = plan(self.snapshot(free), self.settings, self.version)
+            assert not found.look_for_room
+        return found
+
+    def act(self) -> Plan:
+        found = self.look()
+        for action in found.actions:
+            self.writes += 1
+            self.carry_out(action)
+        if found.status and found.status != self.status:
+            self.writes += 1
+            self.status = json.loads(json.dumps(found.status))
+        return found
+
+    def carry_out(self, action: object) -> None:
+        match action:
+            case Apply(object=one) if one["kind"] == "ReplicaSet":
+                name = one["metadata"]["name"]
+                notes = one["metadata"]["annotations"]
+                self.children[("ReplicaSet", name)] = one
+                was = self.sets.get(name) or ReplicaSet(
+                    name, f"uid-{name}", one["metadata"]["labels"][names.REVISION], 0
+                )
+                self.sets[name] = replace(
+                    was, replicas=one["spec"]["replicas"], number=int(notes[names.NUMBER]),
+                    built_by=notes[names.BUILT_BY],
+                )  # fmt: skip
+            case Apply(object=one) if one["kind"] == "Pod":
+                self.inspector = Pod(one["metadata"]["name"], created=self.now, node="n1")
+            case Apply(object=one):
+                self.children[(one["kind"], one["metadata"]["name"])] = one
+            case Scale(name=name, replicas=replicas):
+                self.sets[name] = replace(self.sets[name], replicas=replicas)
+                live = dict(self.children[("ReplicaSet", name)])
+                self.children[("ReplicaSet", name)] = {**live, "spec": {**live["spec"], "replicas": replicas}}
+            case MarkFailed(name=name, failure=failure):
+                self.sets[name] = replace(self.sets[name], failure=failure)
+            case MarkProven(name=name):
+                self.sets[name] = replace(self.sets[name], proven=True)
+            case Renumber(name=name, number=number):
+                self.sets[name] = replace(self.sets[name], number=number)
+                live = dict(self.children[("ReplicaSet", name)])
+                meta = {
+                    **live["metadata"],
+                    "annotations": {**live["metadata"]["annotations"], names.NUMBER: str(number)},
+                }
+                self.children[("ReplicaSet", name)] = {**live, "metadata": meta}
+            case Delete(kind="ReplicaSet", name=name):
+                del self.sets[name]
+            case Delete(kind="Pod"):
+                self.inspector = None
+            case Record():
+                self.recorded, self.inspector = True, None
+            case _:
+                raise AssertionError(f"nobody carries out {action}")
+
+    def others_move(self, choice: int = 0) -> None:
+        """Controllers, scheduler and kubelet, one pod at a time."""
+        self.now += 1
+        for name, one in self.sets.items():
+            mine = [pod for pod in self.pods if pod.owner == one.uid and not pod.deleting]
+            for _ in range(one.replicas - len(mine)):
+                self.count += 1
+                self.pods.append(Pod(f"{name}-{self.count}", revision=one.revision, owner=one.uid, created=self.now))
+            spare = sorted(mine, key=lambda pod: (pod.ready, pod.node is not None))[: max(0, len(mine) - one.replicas)]
+            self.pods = [replace(pod, deleting=True, routable=False) if pod in spare else pod for pod in self.pods]
+        for index, pod in enumerate(self.pods):
+            if pod.node is None and not pod.deleting:
+                fits = sum(p.node is not None for p in self.pods) < self.devices
+                self.pods[index] = replace(pod, node="n1" if fits else None, unschedulable=None if fits else "0/1")
+        movable = [pod for pod in self.pods if pod.deleting or (pod.node and not pod.ready and not pod.containers)]
+        if movable:
+            pod = movable[choice % len(movable)]
+            if pod.deleting:
+                self.pods.remove(pod)
+            elif pod.revision in self.bad:
+                crash = Container("server", state="waiting", reason="CrashLoopBackOff", restarts=3, last_exit_code=1,
+                                  last_message="the checkpoint is damaged")  # fmt: skip
+                self.pods[self.pods.index(pod)] = replace(pod, containers=(crash,))
+            else:
+                self.pods[self.pods.index(pod)] = replace(pod, ready=True, routable=True)
+        if self.inspector is not None and self.inspector.phase == "Pending":
+            self.inspector = replace(self.inspector, phase="Succeeded" if self.found else "Failed",
+                                     containers=(Container("inspect", message="no such claim"),))  # fmt: skip
+
+    def settle(self, rounds: int = 120) -> Plan:
+        for choice in range(rounds):
+            self.act()
+            self.others_move(choice)
+        return self.act()
+
+    def condition(self, kind: str) -> Mapping[str, Any]:
+        return next(c for c in self.status["conditions"] if c["type"] == kind)
+
+
+def test_from_nothing_to_ready_by_way_of_an_inspection() -> None:
+    cluster = Cluster()
+    first = cluster.act()
+    assert [a.object["kind"] for a in first.actions if isinstance(a, Apply)] == ["NetworkPolicy", "Pod"]
+    assert cluster.status["phase"] == "Inspecting"
+    assert not cluster.sets
+    cluster.settle()
+    assert cluster.status["phase"] == "Ready"
+    assert cluster.condition("Ready")["status"] == "True"
+    assert cluster.status["budget"]["precision"] == "bfloat16"
+    assert cluster.status["endpoint"] == "http://demo.ns:8000/v1"
+    assert {"Service", "PodDisruptionBudget", "NetworkPolicy"} <= {kind for kind, _ in cluster.children}
+
+
+def test_an_unchanged_cluster_is_left_alone() -> None:
+    cluster = Cluster()
+    cluster.settle()
+    writes = cluster.writes
+    for _ in range(50):
+        cluster.now += 60
+        cluster.act()
+    assert cluster.writes == writes
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "words"),
+    [
+        ({"accelerator": {"resource": "cpu", "memory": "300Mi"}}, "DoesNotFit", "needs"),
+        ({"model": {"source": "file:///models"}}, "InvalidSpec", "spec.model.source"),
+        ({"kvCache": {"ratio": 2}}, "InvalidSpec", "spec.kvCache.ratio"),
+        ({"kvCash": {}}, "InvalidSpec", "kvCache"),
+        ({"precision": "w4a16"}, "NotSupported", "spec.precision"),
+        ({"parallelism": {"tensor": 2}}, "NotSupported", "spec.parallelism.tensor"),
+        ({"context": {"maxLength": 100000}}, "InvalidSpec", "spec.context.maxLength"),
+    ],
+)
+def test_a_refusal_says_why_and_starts_nothing(changes: dict[str, Any], reason: str, words: str) -> None:
+    cluster = Cluster(spec=spec(**changes))
+    cluster.settle()
+    accepted = cluster.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", reason)
+    assert words in accepted["message"]
+    assert cluster.status["phase"] == "Refused"
+    assert cluster.condition("Stalled")["status"] == "True"
+    assert not cluster.sets
+    writes = cluster.writes
+    cluster.settle(20)
+    assert cluster.writes == writes
+
+
+def test_a_source_outside_the_allow_list_is_refused_before_any_pod() -> None:
+    cluster = Cluster(settings=Settings(allowed_sources=("hf://our-org/*",)))
+    assert not cluster.act().actions
+    assert cluster.condition("Accepted")["reason"] == "SourceNotAllowed"
+
+
+def test_a_source_that_cannot_be_read_is_quoted_and_tried_again() -> None:
+    cluster = Cluster(found=None)
+    for _ in range(10):
+        cluster.act()
+        cluster.others_move()
+    assert "no such claim" in cluster.condition("SourceReady")["message"]
+    looks = 0
+    since = cluster.condition("SourceReady")["lastTransitionTime"]
+    for _ in range(600):
+        looks += any(isinstance(action, Apply) for action in cluster.act().actions)
+        cluster.others_move()
+    assert 3 <= looks <= 15
+    assert cluster.condition("SourceReady")["lastTransitionTime"] == since
+    cluster.found = inspection()
+    cluster.settle(700)
+    assert cluster.status["phase"] == "Ready"
+
+
+def test_what_served_goes_on_when_a_change_is_refused() -> None:
+    cluster = Cluster()
+    cluster.settle()
+    cluster.change(accelerator={"resource": "cpu", "memory": "300Mi"})
+    cluster.settle()
+    assert cluster.condition("Accepted")["reason"] == "DoesNotFit"
+    assert sum(pod.ready for pod in cluster.pods) == 1
+    assert cluster.condition("Ready")["status"] == "False"
+    assert "goes on serving" in cluster.condition("Ready")["message"]
+
+
+def test_a_bad_revision_stops_and_its_own_words_are_quoted() -> None:
+    cluster = Cluster()
+    cluster.settle()
+    good = cluster.pods[0].revision
+    cluster.change(context={"maxLength": 1024})
+    cluster.bad = {build.revision(cluster.spec)}
+    cluster.settle()
+    assert "the checkpoint is damaged" in cluster.condition("Degraded")["message"]
+    assert cluster.condition("Progressing")["reason"] == "RolloutFailed"
+    assert [(pod.revision, pod.ready) for pod in cluster.pods] == [(good, True)]
+    cluster.change(context={})
+    cluster.settle()
+    assert cluster.status["phase"] == "Ready"
+    assert cluster.condition("Degraded")["status"] == "False"
+    assert all(one.failure is None for one in cluster.sets.values())
+
+
+def test_a_revision_tried_again_after_a_revert_is_forgiven() -> None:
+    cluster = Cluster()
+    cluster.settle()
+    cluster.change(context={"maxLength": 1024})
+    cluster.bad = {build.revision(cluster.spec)}
+    cluster.settle()
+    cluster.change(context={})
+    cluster.settle()
+    cluster.bad = set()
+    cluster.change(context={"maxLength": 1024})
+    cluster.settle()
+    assert cluster.status["phase"] == "Ready"
+
+
+def test_another_operator_version_leaves_templates_alone() -> None:
+    cluster = Cluster()
+    cluster.settle()
+    cluster.version = "2"
+    cluster.settings = Settings(runtime_image="plimsoll.dev/runtime:newer")
+    before = dict(cluster.children)
+    pods = list(cluster.pods)
+    cluster.settle()
+    sets = {key: value for key, value in cluster.children.items() if key[0] == "ReplicaSet"}
+    assert sets == {key: value for key, value in before.items() if key[0] == "ReplicaSet"}
+    assert cluster.pods == pods
+
+
+def test_what_others_change_of_ours_is_put_back_and_what_they_add_is_left() -> None:
+    cluster = Cluster()
+    cluster.settle()
+    service = json.loads(json.dumps(cluster.children[("Service", "demo")]))
+    service["spec"]["ports"][0]["port"] = 81
+    service["metadata"]["labels"]["team"] = "blue"
+    cluster.children[("Service", "demo")] = service
+    assert [a.object["kind"] for a in cluster.look().actions if isinstance(a, Apply)] == ["Service"]
+    service["spec"]["ports"][0]["port"] = 8000
+    assert not cluster.look().actions
+    del cluster.children[("PodDisruptionBudget", "demo")]
+    assert [a.object["kind"] for a in cluster.act().actions if isinstance(a, Apply)] == ["PodDisruptionBudget"]
+    name, one = next(iter(cluster.sets.items()))
+    cluster.sets[name] = replace(one, replicas=7)
+    live = dict(cluster.children[("ReplicaSet", name)])
+    cluster.children[("ReplicaSet", name)] = {**live, "spec": {**live["spec"], "replicas": 7}}
+    cluster.act()
+    assert cluster.sets[name].replicas == 1
+
+
+def test_history_is_kept_short() -> None:
+    cluster = Cluster()
+    for length in range(1024, 1024 + 15 * 64, 64):
+        cluster.change(context={"maxLength": length})
+        cluster.settle(12)
+    cluster.settle()
+    assert len(cluster.sets) == 11
+    assert max(one.number for one in cluster.sets.values()) == 15
+
+
+def test_a_deployment_on_its_way_out_gets_nothing_new() -> None:
+    cluster = Cluster()
+    cluster.settle()
+    snapshot = cluster.snapshot()
+    going = replace(snapshot, deployment=replace(snapshot.deployment, deleting=True), children={}, replica_sets=())
+    assert plan(going, Settings(), "1") == Plan()
+
+
+def test_a_loading_pod_that_moves_is_never_given_up_and_one_that_does_not_is() -> None:
+    cluster = Cluster()
+    cluster.settle()
+    cluster.change(context={"maxLength": 1024})
+    cluster.act()
+    new = build.revision(cluster.spec)
+    for moved, failed in ((500.0, False), (700.0, True)):
+        at = cluster.now
+        owner = f"uid-demo-{new}"
+        page = Page(at, at - moved, "loading", {"load": {"bytes": 5, "total": 10, "seconds": 1.0}})
+        slow = Pod("slow", revision=new, owner=owner, node="n1", created=at - 5000, phase="Running", page=page)
+        cluster.pods = [pod for pod in cluster.pods if pod.revision != new] + [slow]
+        found = cluster.look()
+        assert any(isinstance(action, MarkFailed) for action in found.actions) is failed
+    assert "700 s" in json.dumps(found.status)
+
+
+def test_memory_comes_from_the_nodes_where_the_manifest_names_none() -> None:
+    labels = {"pool": "gpu", "nvidia.com/gpu.memory": "16384"}
+    node = Node("g1", labels=labels, allocatable={"nvidia.com/gpu": 1, "cpu": 8000, "memory": 64 * GIB, "pods": 99})
+    cluster = Cluster(spec=spec(accelerator={"resource": "nvidia.com/gpu"}), nodes=(node,))
+    cluster.settle()
+    assert cluster.status["budget"]["perDevice"]["total"] == 16 * GIB
+    bare = replace(node, labels={"nvidia.com/gpu.product": "NVIDIA-L4"})
+    cluster = Cluster(spec=spec(accelerator={"resource": "nvidia.com/gpu"}), nodes=(bare,))
+    cluster.settle()
+    assert cluster.status["budget"]["perDevice"]["total"] == 24 * GIB
+    cluster = Cluster(spec=spec(accelerator={"resource": "nvidia.com/gpu"}, pod={"nodeSelector": {"pool": "x"}}))
+    cluster.settle()
+    assert cluster.condition("Accepted")["reason"] == "MemoryUnknown"
+    assert "pool=x" in cluster.condition("Accepted")["message"]
+
+
+def test_a_cordoned_node_gets_a_second_replica_before_the_first_may_go() -> None:
+    here = Node("n1", allocatable={"cpu": 8000, "memory": 16 * GIB, "pods": 110})
+    cluster = Cluster(nodes=(here, replace(here, name="n2")))
+    cluster.settle()
+    cluster.nodes = (replace(here, usable=False), replace(here, name="n2"))
+    cluster.act()
+    assert [one.replicas for one in cluster.sets.values()] == [2]
+    pdb = cluster.children[("PodDisruptionBudget", "demo")]
+    assert pdb["spec"]["minAvailable"] == 1
+    cluster.nodes = (replace(here, usable=False),)
+    cluster.devices = 1
+    cluster.pods = cluster.pods[:1]
+    cluster.act()
+    assert cluster.children[("PodDisruptionBudget", "demo")]["spec"].get("maxUnavailable") == 1
+
+
+def test_room_counts_what_free_nodes_would_take() -> None:
+    cluster = Cluster(spec=spec(pod={"cpu": "2"}))
+    cluster.settle()
+    assert room_for(cluster.snapshot(), cluster.settings, "1", {}) == 4
+    used = {"n1": {"cpu": 5000, "memory": 0, "pods": 1}}
+    assert room_for(cluster.snapshot(), cluster.settings, "1", used) == 1
+
+
+def test_scaling_to_zero_is_no_trouble() -> None:
+    cluster = Cluster()
+    cluster.settle()
+    cluster.change(replicas=0)
+    cluster.settle()
+    assert cluster.status["phase"] == "Stopped"
+    assert not cluster.pods
+
+
+def test_timestamps_round_trip() -> None:
+    assert parse_timestamp(timestamp(1_700_000_000.4)) == 1_700_000_000
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    moves=st.lists(
+        st.sampled_from(["move", "move", "act", "a", "b", "bad", "scale0", "scale2", "refuse", "restart", "version"]),
+        max_size=40,
+    ),
+    strategy=st.sampled_from(["Auto", "Replace"]),
+    devices=st.integers(1, 4),
+)
+def test_any_history_ends_where_a_calm_one_would(moves: list[str], strategy: str, devices: int) -> None:
+    cluster = Cluster(spec=spec(rollout={"strategy": strategy}), devices=devices)
+    cluster.settle(20)
+    for number, move in enumerate(moves):
+        match move:
+            case "move":
+                cluster.others_move(number)
+            case "act" | "restart":
+                # A restart remembers nothing; neither does the planner.
+                cluster.act()
+            case "a":
+                cluster.change(context={})
+            case "b":
+                cluster.change(context={"maxLength": 1024})
+            case "bad":
+                cluster.change(context={"maxLength": 512})
+                cluster.bad = {build.revision({**cluster.spec, "kvCache": {}})}
+            case "scale0" | "scale2":
+                cluster.change(replicas=int(move[-1]))
+            case "refuse":
+                cluster.change(kvCache={"ratio": 7})
+            case "version":
+                cluster.version += "x"
+    cluster.change(context={"maxLength": 2048}, kvCache={}, replicas=min(2, devices))
+    cluster.settle(150)
+    assert cluster.status["phase"] == "Ready", cluster.status
+    assert cluster.status["updatedReplicas"] == min(2, devices)
+    assert {pod.revision for pod in cluster.pods} == {build.revision(cluster.spec)}
+    writes = cluster.writes
+    cluster.settle(5)
+    assert cluster.writes == writes
