@@ -1,0 +1,111 @@
+"""Examples are what the contract takes, and the documents know every word that a status can say."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from plimsoll.api.deployment import ModelDeployment
+from plimsoll.api.manifest import parse_manifest
+from plimsoll.operator.metrics import Metrics
+from plimsoll.operator.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def deployments() -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in EXAMPLES:
+        for document in documents(path):
+            if document.get("kind") == "ModelDeployment":
+                yield path.name, document
+
+
+@pytest.mark.parametrize(
+    ("name", "manifest"), list(deployments()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_example_is_what_the_contract_takes(name: str, manifest: dict[str, Any]) -> None:
+    parsed = parse_manifest(yaml.safe_dump(manifest), name)
+    assert isinstance(parsed, ModelDeployment)
+
+
+def test_every_example_belongs_to_a_kind_and_has_a_name() -> None:
+    for path in EXAMPLES:
+        for document in documents(path):
+            if path.name != "health.yaml":  # a patch of Argo CD's configuration
+                assert {"apiVersion", "kind", "metadata"} <= document.keys(), path
+                assert document["metadata"]["name"], path
+
+
+def constants(node: ast.AST) -> Iterator[str]:
+    """Strings that an expression may turn out to be."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.IfExp):
+        yield from constants(node.body)
+        yield from constants(node.orelse)
+
+
+#: What takes a reason, and which of its arguments that is.
+TAKES_REASON = {"Condition": 2, "Trouble": 1, "Failure": 0}
+
+
+def reasons(source: str) -> set[str]:
+    """Reasons that this module of the planner can give."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in TAKES_REASON:
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            index = TAKES_REASON[node.func.id]
+            value = node.args[index] if len(node.args) > index else given.get("reason")
+            found |= set(constants(value)) if value is not None else set()
+        elif isinstance(node, ast.ClassDef) and node.name == "Stage":
+            values = [line.value for line in node.body if isinstance(line, ast.Assign)]
+            found |= {text for value in values for text in constants(value)}
+    return found
+
+
+def documented() -> dict[str, set[str]]:
+    """Reasons of docs/troubleshooting.md, each under the condition whose section it is in."""
+    found: dict[str, set[str]] = {}
+    section = ""
+    for line in (ROOT / "docs" / "troubleshooting.md").read_text().splitlines():
+        if heading := re.fullmatch(r"## (\w+).*", line):
+            section = heading[1]
+        elif names := re.match(r"### ((?:`\w+`(?:, )?)+)", line) or re.match(r"\| ((?:`\w+`(?:, )?)+) \|", line):
+            found.setdefault(section, set()).update(re.findall(r"`(\w+)`", names[1]))
+    return found
+
+
+def test_every_reason_that_the_planner_gives_is_in_troubleshooting() -> None:
+    given = {reason for path in (ROOT / "operator" / "plan").glob("*.py") for reason in reasons(path.read_text())}
+    assert {"DoesNotFit", "CrashLoop", "WaitingForDevice", "RolloutFailed"} <= given
+    written = set().union(*documented().values())
+    assert sorted(given - written) == []
+    assert sorted(written - given) == []
+
+
+def test_every_setting_of_the_operator_is_documented() -> None:
+    page = (ROOT / "docs" / "operator.md").read_text()
+    table = page[page.index("## Configuration") : page.index("## Health")]
+    fields = [field.alias or name for name, field in Settings.model_fields.items()]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == fields
+
+
+def test_every_metric_of_the_operator_is_documented() -> None:
+    page = (ROOT / "docs" / "operator.md").read_text()
+    table = page[page.index("## Health") : page.index("## GitOps")]
+    exported = {f.name + ("_total" if f.type == "counter" else "") for f in Metrics().registry.collect()}
+    assert set(re.findall(r"`(plimsoll_\w+)`", table)) == exported
+
+
+def test_reasons_are_words_of_a_program() -> None:
+    assert all(re.fullmatch(r"([A-Z][a-z0-9]*)+", reason) for reason in set().union(*documented().values()))
