@@ -23,7 +23,7 @@ TORCH_TABLE = TableFacts(scratch_bytes=64 << 20)
 enough while one sequence's own are less than this."""
 
 
-WIDE_SCRATCH_BYTES = 48 << 20
+WIDE_SCRATCH_BYTES = 16 << 20
 """Unpacked weights, narrowed activations and products, where wide products go through torch's bfloat16."""
 
 
