@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from plimsoll.api.budget import Budget
+from plimsoll.api.budget import SERVER_BYTES, Budget
 from plimsoll.api.deployment import API_VERSION, KIND, ModelDeploymentSpec
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.source import Source, parse_source
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, container_security, plain, pod_security, quantity
-from plimsoll.operator.build.revision import essentials
+from plimsoll.operator.build.revision import essentials, processors
 from plimsoll.operator.build.source import (
     IMAGE_FOLDER,
     cache_folder,
@@ -64,7 +64,7 @@ def pod_template(
         "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes": "tmp,shm,models",
     }
     template: Object = {
-        "metadata": {"labels": {**plain(pod.labels), **ours}, "annotations": {**plain(pod.annotations), **annotations}},
+        "metadata": {"labels": {**plain(pod.labels), **ours}, "annotations": {**annotations, **plain(pod.annotations)}},
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
@@ -213,7 +213,7 @@ def _server(
             {"name": "http", "containerPort": names.HTTP_PORT, "protocol": "TCP"},
             {"name": "status", "containerPort": names.STATUS_PORT, "protocol": "TCP"},
         ],
-        "resources": resources(spec, budget),
+        "resources": resources(deployment, spec, budget),
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "lifecycle": {"preStop": {"httpGet": {"path": "/drain", "port": "status", "scheme": "HTTP"}}},
@@ -242,22 +242,20 @@ def _manifest(deployment: Deployment, spec: ModelDeploymentSpec, models: Models,
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": kept}
 
 
-def resources(spec: ModelDeploymentSpec, budget: Budget) -> Object:
-    """The budget's own numbers. On a CPU the line is the limit; on GPUs the devices are, and host memory is beside."""
-    cpu = str(spec.pod.cpu or 1)
+def resources(deployment: Deployment, spec: ModelDeploymentSpec, budget: Budget) -> Object:
+    """The budget's own numbers. On a CPU the line and the endpoint beside it are the limit; on GPUs the devices are,
+    and host memory is beside.
+
+    Processors are asked for as written; the limit is the engine's threads, so `400m` is a share of one and not a brake.
+    """
+    requests: Object = {"cpu": str(processors(deployment.spec) or 1)}
+    limits: Object = {} if spec.pod.cpu is None else {"cpu": str(spec.pod.cpu)}
     if spec.accelerator.resource == "cpu":
-        memory = quantity(budget.total)
-        found: Object = {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}
+        both = {"memory": quantity(budget.total + SERVER_BYTES)}
     else:
         memory = quantity(spec.pod.memory or HOST_BYTES_PER_DEVICE * budget.tensor)
-        devices = str(budget.tensor)
-        found = {
-            "requests": {"cpu": cpu, "memory": memory, spec.accelerator.resource: devices},
-            "limits": {"memory": memory, spec.accelerator.resource: devices},
-        }
-    if spec.pod.cpu is not None:
-        found["limits"]["cpu"] = cpu
-    return found
+        both = {"memory": memory, spec.accelerator.resource: str(budget.tensor)}
+    return {"requests": requests | both, "limits": limits | both}
 
 
 def probes() -> Object:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.quantity import parse_quantity
 from plimsoll.operator import names
 
 #: How many pods there are, and how they are exchanged, is no matter of the pod.
@@ -30,7 +31,19 @@ def restart_part(spec: Mapping[str, Any]) -> dict[str, Any]:
     It is a spec itself, so a ReplicaSet that keeps it says what to go back to.
     """
     found = essentials(ModelDeploymentSpec.model_validate(dict(spec)))
+    asked = processors(spec)
+    if asked is not None:
+        found["pod"] = {**found.get("pod", {}), "cpu": asked}
     return {name: value for name, value in found.items() if name not in _NOT_THE_PODS}
+
+
+def processors(spec: Mapping[str, Any]) -> int | str | None:
+    """What `spec.pod.cpu` asks the scheduler for, in one spelling: 2, or 1500m. A parsed spec holds whole threads."""
+    asked = (spec.get("pod") or {}).get("cpu")
+    if asked is None:
+        return None
+    thousandths = int((parse_quantity(asked) * 1000).to_integral_value(rounding="ROUND_CEILING"))
+    return f"{thousandths}m" if thousandths % 1000 else thousandths // 1000
 
 
 def essentials(spec: ModelDeploymentSpec) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""What stands around the pods: the address, who may call, what may be taken away, where the metrics are."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.operator import build, names
+from plimsoll.operator.settings import Settings
+from tests.support.built import DIGEST, MINIMAL, SETTINGS, Object, Spec, deployment, specs
+
+
+def parsed(spec: Spec) -> ModelDeploymentSpec:
+    return ModelDeploymentSpec.model_validate(spec)
+
+
+def policy(model: dict[str, Any], settings: Settings = SETTINGS) -> Object:
+    spec = {**MINIMAL, "model": model}
+    found: Object = build.network_policy(deployment(spec), parsed(spec), settings)["spec"]
+    return found
+
+
+def ports(rule: Object) -> list[int]:
+    return [port["port"] for port in rule.get("ports", ())]
+
+
+def test_the_service_has_the_endpoint_and_not_the_status_page() -> None:
+    found = build.service(deployment(MINIMAL), parsed(MINIMAL), SETTINGS)
+    assert [(port["name"], port["port"]) for port in found["spec"]["ports"]] == [("http", 8000)]
+    assert found["metadata"]["name"] == "llama"
+
+
+def test_clients_reach_the_endpoint_and_watchers_the_status_page() -> None:
+    found = policy({"source": "pvc://models"})
+    clients, watchers = found["ingress"]
+    assert ports(clients) == [names.HTTP_PORT]
+    assert clients["from"][0] == {"podSelector": {}}
+    assert ports(watchers) == [names.STATUS_PORT]
+    spaces = [next(iter(one["namespaceSelector"]["matchLabels"].values())) for one in watchers["from"]]
+    assert spaces == ["plimsoll-system", "monitoring"]
+
+
+@given(specs())
+def test_no_rule_is_empty_by_mistake(spec: Spec) -> None:
+    # An empty `from` or `to` means everybody.
+    nobody = Settings(client_namespaces=(), monitoring_namespaces=())
+    found = build.network_policy(deployment(spec), parsed(spec), nobody)["spec"]
+    assert all(rule["from"] and rule["ports"] for rule in found["ingress"])
+    assert all(rule.get("to", True) for rule in found["egress"])
+    assert set(found["policyTypes"]) == {"Ingress", "Egress"}
+
+
+@pytest.mark.parametrize("source", ["pvc://models", f"oci://r.example/m@{DIGEST}"])
+def test_what_the_kubelet_mounts_needs_no_way_out(source: str) -> None:
+    assert policy({"source": source})["egress"] == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "wanted"),
+    [
+        (None, [443]),
+        ("https://hub.example.org", [443]),
+        ("https://hub.example.org:8443", [443, 8443]),
+        ("http://10.1.2.3", [80, 443]),
+    ],
+)
+def test_fetching_reaches_the_names_and_the_service(endpoint: str | None, wanted: list[int]) -> None:
+    model = {"source": "hf://org/name"} | ({"endpoint": endpoint} if endpoint else {})
+    names_of, service = policy(model)["egress"]
+    assert ports(names_of) == [53, 53]
+    assert ports(service) == wanted
+    blocks = {to["ipBlock"]["cidr"]: to["ipBlock"]["except"] for to in service["to"] if "ipBlock" in to}
+    assert blocks["0.0.0.0/0"] == ["169.254.0.0/16"]
+
+
+@pytest.mark.parametrize("host", ["minio", "minio.storage", "minio.storage.svc", "minio.storage.svc.cluster.local"])
+def test_a_service_of_the_cluster_may_have_pods_on_any_port(host: str) -> None:
+    *_, pods = policy({"source": "s3://bucket/a", "endpoint": f"http://{host}:80"})["egress"]
+    assert pods == {"to": [{"namespaceSelector": {}}]}
+
+
+@pytest.mark.parametrize(
+    ("replicas", "hold", "wanted"),
+    [
+        (1, False, {"maxUnavailable": 1}),
+        (1, True, {"minAvailable": 1}),
+        (3, False, {"maxUnavailable": 1}),
+        (3, True, {"maxUnavailable": 1}),
+        (0, True, {"maxUnavailable": 1}),
+    ],
+)
+def test_a_drain_takes_one_at_a_time(replicas: int, hold: bool, wanted: dict[str, int]) -> None:
+    spec = {**MINIMAL, "replicas": replicas}
+    found = build.disruption_budget(deployment(spec), parsed(spec), SETTINGS, hold=hold)["spec"]
+    assert {key: found[key] for key in found if key.endswith("vailable")} == wanted
+    assert found["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_monitors_are_made_of_what_the_cluster_has() -> None:
+    kinds = {
+        apis: [one["kind"] for one in build.monitors(deployment(MINIMAL), apis)]
+        for apis in (
+            frozenset[str](),
+            frozenset({"PodMonitor"}),
+            frozenset({"PodMonitor", "ServiceMonitor"}),
+            frozenset({"ServiceMonitor"}),
+        )
+    }
+    assert [*kinds.values()] == [[], ["PodMonitor"], ["PodMonitor"], ["Service", "ServiceMonitor"]]
+    service, monitor = build.monitors(deployment(MINIMAL), {"ServiceMonitor"})
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert service["metadata"]["name"] != "llama"

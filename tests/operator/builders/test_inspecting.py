@@ -1,0 +1,76 @@
+"""One look at a source for all who serve it, and what is kept of it."""
+
+from typing import Any
+
+import pytest
+
+from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.errors import CheckpointError
+from plimsoll.operator import build, names
+from tests.support.built import DIGEST, INSPECTION, MINIMAL, SETTINGS, Object, Spec, deployment
+
+
+def pod(spec: Spec, image_volumes: bool = True) -> Object:
+    parsed = ModelDeploymentSpec.model_validate(spec)
+    return build.inspect_pod(deployment(spec), parsed, SETTINGS, image_volumes)
+
+
+def key(source: str, namespace: str = "team", **model: Any) -> str:
+    spec = ModelDeploymentSpec.model_validate({**MINIMAL, "model": {"source": source, **model}})
+    return build.source_key(namespace, spec.model)
+
+
+def test_a_source_is_looked_at_once_however_it_is_served() -> None:
+    assert key("hf://org/name") == key("hf://org/name", servedName="another", cacheClaim="cache")
+    asked = {
+        key("hf://org/name"), key("hf://org/other"), key("hf://org/name", "elsewhere"),
+        key("hf://org/name", credentialsSecret="token"), key("hf://org/name", endpoint="https://hub.example"),
+    }  # fmt: skip
+    assert len(asked) == 5
+
+
+def test_keys_outlive_versions() -> None:
+    # A change looks at every source of every cluster again.
+    assert key("pvc://models/llama") == "c3e44e8852b94e4b"
+
+
+@pytest.mark.parametrize(
+    ("source", "argument"),
+    [
+        ("pvc://models/llama 3", "file:///source/llama%203"),
+        ("hf://org/name@main", "hf://org/name@main"),
+        ("s3://bucket/folder", "s3://bucket/folder"),
+        (f"oci://r.example/m@{DIGEST}", "file:///source"),
+        (f"oci://r.example/m@{DIGEST}/weights", "file:///source/weights"),
+    ],
+)
+def test_the_pod_looks_at_what_it_can_reach(source: str, argument: str) -> None:
+    found = pod({**MINIMAL, "model": {"source": source}})["spec"]
+    (container,) = found["containers"]
+    assert container["args"] == ["inspect", argument, "--report", "/dev/termination-log"]
+    assert found["restartPolicy"] == "Never"
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert argument.startswith("file://") == ("/source" in mounts)
+    assert all(mount.get("readOnly") for path, mount in mounts.items() if path != "/tmp")
+
+
+def test_an_image_that_is_copied_is_found_in_the_same_place() -> None:
+    found = pod({**MINIMAL, "model": {"source": f"oci://r.example/m@{DIGEST}"}}, image_volumes=False)["spec"]
+    assert found["initContainers"][0]["command"] == ["cp", "-r", "/models/.", "/copy/"]
+    (mount,) = [mount for mount in found["containers"][0]["volumeMounts"] if mount["name"] == "source"]
+    assert mount["mountPath"] == "/source/models"
+
+
+def test_it_may_run_where_the_deployment_may_and_does_not_wake_a_gpu_node() -> None:
+    spec = {**MINIMAL, "pod": {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"operator": "Exists"}]}}
+    found = pod(spec)["spec"]
+    assert found["tolerations"] == [{"operator": "Exists"}]
+    assert "nodeSelector" not in found
+
+
+def test_a_record_reads_back() -> None:
+    kept = build.record("team", "0123456789abcdef", INSPECTION)
+    assert build.read_record(kept) == INSPECTION
+    assert kept["metadata"]["labels"][names.SOURCE] == "0123456789abcdef"
+    with pytest.raises(CheckpointError):
+        build.read_record({**kept, "data": None})
