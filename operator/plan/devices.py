@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from plimsoll.api.budget import SERVER_BYTES
 from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.quantity import format_bytes
 from plimsoll.operator.snapshot import Node
@@ -49,7 +50,8 @@ def device_memory(spec: ModelDeploymentSpec, nodes: Iterable[Node] | None) -> De
         return DeviceMemory(None, why=f"{selected(seen, spec.pod.node_selector) or 'no node is ready'}: {fix}")
     if spec.accelerator.resource == "cpu":
         least = min(able, key=lambda node: node.allocatable.get("memory", 0))
-        return DeviceMemory(least.allocatable.get("memory", 0), f"allocatable memory of node {least.name}")
+        line = max(1, least.allocatable.get("memory", 0) - SERVER_BYTES)
+        return DeviceMemory(line, f"allocatable memory of node {least.name}, less {format_bytes(SERVER_BYTES)} beside")
     gpus = [node for node in able if node.allocatable.get(spec.accelerator.resource, 0) > 0]
     if not gpus:
         return DeviceMemory(None, why=f"no node that could take the pod has {spec.accelerator.resource}: {fix}")
