@@ -1,0 +1,78 @@
+"""Kubernetes events about deployments: one object per message, counted when it comes again."""
+
+import hashlib
+import os
+import socket
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import Any
+
+from plimsoll.operator import kinds
+from plimsoll.operator.actions import Event
+from plimsoll.operator.cluster import Cluster, ConflictError, NotFoundError
+from plimsoll.operator.names import API_VERSION
+from plimsoll.operator.snapshot import Deployment
+
+COMPONENT = "plimsoll-operator"
+_REMEMBERED = 2048
+#: As the API server caps it.
+_LONGEST = 1024
+
+
+class Events:
+    """Writes events. What was written lately is remembered, so that a repetition becomes a count and not an object."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._instance = os.environ.get("POD_NAME") or socket.gethostname()
+        self._counts: OrderedDict[str, int] = OrderedDict()
+
+    def emit(self, deployment: Deployment, event: Event) -> None:
+        """Raises ClusterError; an event that is lost does no harm."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        message = event.message if len(event.message) <= _LONGEST else event.message[: _LONGEST - 1] + "…"
+        about = f"{deployment.uid}\0{event.type}\0{event.reason}\0{message}"
+        name = f"{deployment.name}.{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+        count = self._counts.get(name, 0) + 1
+        if count > 1 and self._repeated(deployment.namespace, name, count, now):
+            return
+        body: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": deployment.namespace},
+            "involvedObject": {
+                "apiVersion": API_VERSION, "kind": kinds.DEPLOYMENT.name, "namespace": deployment.namespace,
+                "name": deployment.name, "uid": deployment.uid,
+            },
+            "type": event.type,
+            "reason": event.reason,
+            "message": message,
+            "count": 1,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "source": {"component": COMPONENT},
+            "reportingComponent": COMPONENT,
+            "reportingInstance": self._instance,
+        }  # fmt: skip
+        try:
+            self._cluster.create(kinds.EVENT, body)
+            count = 1
+        except ConflictError:
+            # An earlier process wrote it; how often is not ours to read, so it counts from two.
+            count = max(count, 2)
+            self._repeated(deployment.namespace, name, count, now)
+        self._remember(name, count)
+
+    def _repeated(self, namespace: str, name: str, count: int, now: str) -> bool:
+        try:
+            self._cluster.merge(kinds.EVENT, namespace, name, {"count": count, "lastTimestamp": now})
+        except NotFoundError:
+            return False  # The API server forgets events after an hour.
+        self._remember(name, count)
+        return True
+
+    def _remember(self, name: str, count: int) -> None:
+        self._counts[name] = count
+        self._counts.move_to_end(name)
+        while len(self._counts) > _REMEMBERED:
+            self._counts.popitem(last=False)

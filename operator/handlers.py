@@ -1,0 +1,186 @@
+"""kopf watches, the cache listens. No logic in handlers, no annotations, no finalizers, nothing written.
+
+kopf runs in an event loop and a thread of its own: what fails there is started again, and the rest goes on meanwhile
+from what it knows.
+"""
+
+import asyncio
+import random
+import ssl
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import aiohttp
+import kopf
+import structlog
+from kubernetes.client import Configuration
+
+from plimsoll.operator.cluster import credentials
+from plimsoll.operator.kinds import Kind
+from plimsoll.operator.observe import Cache
+
+log = structlog.get_logger("plimsoll.operator.watch")
+
+#: The API server ends a watch after so long, and kopf begins another: the age of a watch that lives is bounded.
+WATCH_SECONDS = 240
+#: Bookmarks come every minute; without a sign for so long a connection is dead.
+SILENT_SECONDS = 150
+
+
+class Backoffs:
+    """Seconds between attempts, for ever: an API server that is away for an hour is no reason to end."""
+
+    def __iter__(self) -> Iterator[float]:
+        wait = 0.5
+        while True:
+            yield wait * random.uniform(0.75, 1.25)
+            wait = min(wait * 2, 15.0)
+
+
+class Watches:
+    """One watch for each kind and namespace, kept alive from a thread.
+
+    Args:
+        namespaces: none means all of the cluster.
+    """
+
+    def __init__(self, configuration: Configuration, cache: Cache, namespaces: Sequence[str]) -> None:
+        self._configuration, self._cache, self._namespaces = configuration, cache, tuple(namespaces)
+        self.kinds: tuple[Kind, ...] = ()
+        self.opened: dict[str, float] = {}
+        """Monotonic time at which the API server last agreed to a watch, by kind."""
+        self._stop = threading.Event()
+        self._restart = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watches", daemon=True)
+
+    def start(self, watched: Sequence[Kind]) -> None:
+        self.kinds = tuple(watched)
+        self._thread.start()
+
+    def restart(self, watched: Sequence[Kind] | None = None) -> None:
+        """Lists and watches everything anew, or other kinds."""
+        if watched is not None:
+            self.kinds = tuple(watched)
+        self._restart.set()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._restart.set()
+
+    def join(self, seconds: float) -> None:
+        self._thread.join(seconds)
+
+    def ages(self) -> dict[str, float]:
+        """Seconds since each kind's watch was last begun."""
+        now = time.monotonic()
+        return {kind.name: now - self.opened[kind.name] for kind in self.kinds if kind.name in self.opened}
+
+    def open(self) -> bool:
+        """Whether every kind has been listed and is watched."""
+        return bool(self.kinds) and all(kind.name in self.opened for kind in self.kinds)
+
+    def _run(self) -> None:
+        pause = 1.0
+        while not self._stop.is_set():
+            self._restart.clear()
+            began = time.monotonic()
+            try:
+                asyncio.run(self._watch())
+            except Exception as error:
+                # An API server that answers nonsense, a kind that is gone: list and watch anew.
+                log.warning("watches ended and begin anew", error=f"{type(error).__name__}: {error}"[:300])
+            pause = 1.0 if time.monotonic() - began > 60 else min(pause * 2, 30.0)
+            if not self._stop.is_set():
+                self._stop.wait(0.1 if self._restart.is_set() else pause)
+
+    async def _watch(self) -> None:
+        stop = asyncio.Event()
+        waiting = asyncio.get_running_loop().run_in_executor(None, self._wait, stop, asyncio.get_running_loop())
+        try:
+            await kopf.operator(
+                registry=self._registry(),
+                settings=self._settings(),
+                standalone=True,
+                clusterwide=not self._namespaces,
+                namespaces=list(self._namespaces),
+                stop_flag=stop,
+            )
+        finally:
+            self._restart.set()
+            await waiting
+
+    def _wait(self, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
+        self._restart.wait()
+        loop.call_soon_threadsafe(stop.set)
+
+    def _registry(self) -> kopf.OperatorRegistry:
+        registry = kopf.OperatorRegistry()
+        for kind in self.kinds:
+            kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=kind.plural)(self._handler(kind))
+        kopf.on.login(registry=registry)(self._login)
+        return registry
+
+    def _handler(self, kind: Kind) -> Callable[..., Awaitable[None]]:
+        async def seen(event: Any, **_: Any) -> None:
+            self._cache.seen(kind, event["type"], event["object"])
+
+        return seen
+
+    async def _login(self, **_: Any) -> kopf.AiohttpSession:
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls(self._configuration)), middlewares=(self._request,)
+        )
+        return kopf.AiohttpSession(server=self._configuration.host, aiohttp_session=session)
+
+    async def _request(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Renews the token, and notes which watches the API server has agreed to."""
+        request.headers.update(credentials(self._configuration))
+        response = await handler(request)
+        if response.status == 200 and request.url.query.get("watch") == "true":
+            plural = request.url.path.rstrip("/").rsplit("/", 1)[-1]
+            for kind in self.kinds:
+                if kind.plural == plural:
+                    self.opened[kind.name] = time.monotonic()
+        return response
+
+    def _settings(self) -> kopf.OperatorSettings:
+        settings = kopf.OperatorSettings()
+        settings.posting.enabled = False
+        settings.scanning.disabled = True
+        settings.peering.standalone = True
+        settings.watching.server_timeout = WATCH_SECONDS
+        settings.watching.inactivity_timeout = SILENT_SECONDS
+        settings.watching.connect_timeout = 10.0
+        settings.watching.chunk_size = 250
+        settings.networking.request_timeout = 30.0
+        settings.networking.connect_timeout = 10.0
+        settings.networking.error_backoffs = Backoffs()
+        # A task per object for the time of an event, not for seconds after it.
+        settings.queueing.idle_timeout = 0.5
+        settings.queueing.exit_timeout = 0.5
+        settings.process.ultimate_exiting_timeout = None
+        for kind in self.kinds:
+            if kind.selector:
+                settings.watching.label_selectors[kopf_selector(kind)] = kind.selector
+        return settings
+
+
+def kopf_selector(kind: Kind) -> tuple[str, str, str]:
+    return kind.group, kind.version, kind.plural
+
+
+def tls(configuration: Configuration) -> ssl.SSLContext | bool:
+    """As the `kubernetes` package would connect."""
+    if not configuration.host.startswith("https"):
+        return False
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,163 @@
+"""Who may write: one operator at a time holds a Lease, as client-go's leader election does it.
+
+A holder stops by its own clock five seconds before anyone else may begin, whatever the network does meanwhile.
+"""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from plimsoll.operator import kinds
+from plimsoll.operator.cluster import Cluster, ClusterError, ConflictError, NotFoundError
+from plimsoll.operator.metrics import Metrics
+
+log = structlog.get_logger("plimsoll.operator.lease")
+
+#: Others wait so long after the last renewal that they saw.
+LEASE_SECONDS = 15
+#: The holder believes in its own renewal for so long. The rest is what a write under way may take.
+BELIEVE_SECONDS = 10.0
+RENEW_SECONDS = 5.0
+RETRY_SECONDS = 2.0
+
+
+class Lease:
+    """Tries for the lease from a thread of its own.
+
+    Args:
+        gained: called when writing may begin.
+        lost: called when it must have stopped; `held` said no before that.
+    """
+
+    def __init__(
+        self, cluster: Cluster, namespace: str, name: str, metrics: Metrics,
+        gained: Callable[[], None], lost: Callable[[], None], clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+        self.holder = ""
+        self._cluster, self._namespace, self._name, self._metrics = cluster, namespace, name, metrics
+        self._gained, self._lost, self._clock = gained, lost, clock
+        self._held_until = float("-inf")
+        self._leading = False
+        self._stop = threading.Event()
+        self._seen: tuple[str, float] = ("", float("-inf"))
+        """The record's last version and when it was first seen: remote clocks are not trusted."""
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def held(self) -> bool:
+        return self._clock() < self._held_until
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stops trying and gives the lease back, so that the next operator need not wait for it to run out."""
+        self._stop.set()
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        complained = ""
+        while not self._stop.is_set():
+            problem = self.step()
+            if problem and problem != complained:
+                log.warning("no lease", problem=problem, lease=self._name, namespace=self._namespace)
+            complained = problem
+            wait = RENEW_SECONDS if self.held() and not problem else RETRY_SECONDS
+            if self.held():
+                wait = min(wait, max(0.05, self._held_until - self._clock()))
+            self._stop.wait(wait)
+        self._release()
+
+    def step(self) -> str:
+        """One attempt to take or keep the lease. Returns what went wrong, or nothing."""
+        problem = ""
+        try:
+            self._attempt()
+        except NotFoundError:
+            problem = f"namespace {self._namespace} does not exist"
+        except ConflictError:
+            pass  # Somebody else was faster; the next look shows who.
+        except ClusterError as error:
+            problem = str(error)
+        except Exception as error:  # Whatever it is, this thread must live.
+            log.exception("this is a bug")
+            problem = repr(error)
+        self._tell()
+        return problem
+
+    def _attempt(self) -> None:
+        asked = self._clock()
+        try:
+            record = self._call("GET", self._name)
+        except NotFoundError:
+            self._call("POST", None, self._record(None))
+            self._believe(asked)
+            return
+        spec = record.get("spec") or {}
+        holder, version = spec.get("holderIdentity") or "", record["metadata"].get("resourceVersion", "")
+        if version != self._seen[0]:
+            self._seen = (version, asked)
+        expired = asked - self._seen[1] >= float(spec.get("leaseDurationSeconds") or LEASE_SECONDS)
+        self.holder = holder
+        if holder and holder != self.identity and not expired:
+            self._held_until = float("-inf")
+            return
+        asked = self._clock()
+        self._call("PUT", self._name, self._record(record))
+        self.holder = self.identity
+        self._believe(asked)
+
+    def _believe(self, since: float) -> None:
+        # From before the request: the renewal took effect at the earliest when it was sent.
+        self._held_until = since + BELIEVE_SECONDS
+
+    def _tell(self) -> None:
+        held = self.held()
+        if held == self._leading:
+            return
+        self._leading = held
+        self._metrics.leader.set(held)
+        if held:
+            log.info("leading", lease=self._name, identity=self.identity)
+            self._gained()
+        else:
+            log.warning("no longer leading; nothing is written", lease=self._name, holder=self.holder or "unknown")
+            self._lost()
+
+    def _record(self, before: dict[str, Any] | None) -> dict[str, Any]:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        spec = dict((before or {}).get("spec") or {})
+        if spec.get("holderIdentity") != self.identity:
+            spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + (1 if before else 0)
+            spec["acquireTime"] = now
+        spec |= {"holderIdentity": self.identity, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}
+        meta: dict[str, Any] = {"name": self._name, "namespace": self._namespace}
+        if before:
+            meta = {**before["metadata"]}
+            meta.pop("managedFields", None)
+        return {"apiVersion": kinds.LEASE.api_version, "kind": "Lease", "metadata": meta, "spec": spec}
+
+    def _release(self) -> None:
+        held, self._held_until = self.held(), float("-inf")
+        if not held:
+            return
+        try:
+            record = self._call("GET", self._name)
+            if (record.get("spec") or {}).get("holderIdentity") == self.identity:
+                given = self._record(record)
+                given["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
+                self._call("PUT", self._name, given)
+                log.info("gave the lease back", lease=self._name)
+        except ClusterError as error:
+            log.warning("the lease was not given back and runs out by itself", error=str(error))
+
+    def _call(self, verb: str, name: str | None, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        path = kinds.LEASE.path(self._namespace, name)
+        return self._cluster.request(verb, path, body=body, gated=False, retry=False, seconds=2.0)

@@ -1,0 +1,266 @@
+"""The operator process: `plimsoll-operator [--config FILE]`, or `python -m plimsoll.operator.main`.
+
+Threads: one for the watches, some that reconcile, one each for the lease, for checking the watches, for sweeping and
+for health; the main one reads status pages and waits for the signal to end.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from plimsoll import __version__
+from plimsoll.api.deployment import Model
+from plimsoll.api.errors import PlimsollError
+from plimsoll.operator import build, discover, kinds, log
+from plimsoll.operator.cluster import Cluster, ClusterError, connection
+from plimsoll.operator.handlers import WATCH_SECONDS, Watches
+from plimsoll.operator.health import Health
+from plimsoll.operator.kinds import Kind
+from plimsoll.operator.lease import Lease
+from plimsoll.operator.metrics import Metrics
+from plimsoll.operator.observe import Cache
+from plimsoll.operator.plan import plan, room_for
+from plimsoll.operator.poll import Poller
+from plimsoll.operator.reconcile import Reconciler, Workers
+from plimsoll.operator.room import Room
+from plimsoll.operator.settings import Settings, load_settings
+from plimsoll.operator.sweep import Sweeper
+from plimsoll.operator.verify import Rounds, Verifier
+from plimsoll.operator.workqueue import WorkQueue
+
+logger = structlog.get_logger("plimsoll.operator")
+
+#: A worker, or the loop that reads status pages, that took so long hangs.
+HUNG_SECONDS = 300.0
+STUCK_SECONDS = 60.0
+#: A watch that was not renewed for so long is dead, if the API server answers otherwise.
+DEAD_SECONDS = 3.0 * WATCH_SECONDS
+DISCOVER_SECONDS = 300.0
+
+
+class Operator:
+    """All parts of the process, wired together."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.queue = WorkQueue(self.metrics)
+        self.cache = Cache(self.queue.add, source_key)
+        configuration = connection()
+        self.cluster = Cluster(
+            configuration, self.metrics, may_write=lambda: self.lease.held(), connections=settings.workers + 8
+        )
+        self.lease = Lease(
+            self.cluster, settings.operator_namespace, settings.lease_name, self.metrics, self._gained, self.queue.pause
+        )
+        self.watches = Watches(configuration, self.cache, settings.namespaces)
+        self.verifier = Verifier(self.cluster, self.cache, settings.namespaces, self.metrics)
+        self.rounds = Rounds(self.verifier, lambda: self.watches.kinds, self._missed)
+        self.sweeper = Sweeper(self.cluster, self.cache, self.lease.held)
+        self.poller = Poller(self.cache, self.queue.add, self.lease.held, self.metrics)
+        self.workers = Workers(self.queue, self._reconciler().work, settings.workers)
+        self.health: Health | None = None
+        self._filled = False
+        self._beat = time.monotonic()
+        self._stop = asyncio.Event()
+        self._ending = threading.Event()
+        self._waiting_for = "the API server"
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _reconciler(self) -> Reconciler:
+        room = Room(self.cluster, self.cache, self.settings, __version__, room_for)
+        return Reconciler(self.cluster, self.cache, self.queue, self.settings, self.metrics, plan, room)
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+        if self.settings.health_port:
+            self.health = Health(self.settings.health_port, self.metrics, self.alive, self.ready, self._refresh)
+            self.health.start()
+        threading.Thread(target=self._begin, name="start", daemon=True).start()
+        poller = asyncio.ensure_future(self.poller.run())
+        beat = asyncio.ensure_future(self._heart())
+        await self._stop.wait()
+        logger.info("ending")
+        for task in (poller, beat):
+            task.cancel()
+        # Whatever hangs, the process is gone in time; the lease then runs out by itself.
+        timer = threading.Timer(4.5, os._exit, (0,))
+        timer.daemon = True
+        timer.start()
+        await asyncio.to_thread(self._end)
+
+    async def _heart(self) -> None:
+        while True:
+            self._beat = time.monotonic()
+            await asyncio.sleep(1.0)
+
+    def _begin(self) -> None:
+        """Waits for what must be there, lists everything once, then lets the parts loose."""
+        watched = self._await_kinds()
+        if watched is None:
+            return
+        for kind in watched:
+            while not self._ending.is_set():
+                self._waiting_for = f"a list of {kind.plural}"
+                try:
+                    logger.info("listed", kind=kind.name, objects=self.verifier.fill(kind))
+                    break
+                except ClusterError as error:
+                    logger.warning("cannot list", kind=kind.name, error=str(error))
+                    self._ending.wait(5.0)
+        self._filled = True
+        self._waiting_for = "the watches"
+        self.watches.start(watched)
+        self.workers.start()
+        self.rounds.start()
+        self.sweeper.start()
+        self.lease.start()
+        while not self._ending.wait(DISCOVER_SECONDS):
+            self._look_again()
+
+    def _await_kinds(self) -> list[Kind] | None:
+        told = ""
+        while not self._ending.is_set():
+            problem = ""
+            try:
+                if discover.has_our_kind(self.cluster):
+                    return self._watched()
+                problem = "the cluster has no ModelDeployment: apply crds/, this goes on by itself then"
+            except ClusterError as error:
+                problem = f"the API server cannot be asked: {error}"
+            self._waiting_for = problem
+            if problem != told:
+                logger.warning(problem)
+                told = problem
+            self._ending.wait(2.0)
+        return None
+
+    def _watched(self) -> list[Kind]:
+        """Raises ClusterError."""
+        where = self.settings.namespaces or (self.settings.operator_namespace, "default")
+        extra = discover.optional(self.cluster)
+        self.cache.apis = frozenset(kind.name for kind in extra)
+        self.cache.sees_nodes = not self.settings.namespaces
+        self.cache.image_volumes = self.settings.image_volumes == "auto" and discover.image_volumes(self.cluster, where)
+        nodes = [kinds.NODE] if self.cache.sees_nodes else []
+        return [*kinds.WATCHED, *nodes, *extra]
+
+    def _look_again(self) -> None:
+        """Kinds may have come since: monitoring is often installed later."""
+        try:
+            extra = discover.optional(self.cluster)
+        except ClusterError:
+            return
+        if frozenset(kind.name for kind in extra) == self.cache.apis:
+            return
+        logger.info("the cluster's kinds have changed", optional=[kind.name for kind in extra])
+        self.cache.apis = frozenset(kind.name for kind in extra)
+        kept = [kind for kind in self.watches.kinds if kind not in kinds.OPTIONAL]
+        self.watches.restart([*kept, *extra])
+        self._wake_all()
+
+    def _gained(self) -> None:
+        self._wake_all()
+        self.queue.open()
+
+    def _wake_all(self) -> None:
+        for key in self.cache.keys():
+            self.queue.add(key)
+
+    def _missed(self, kind: Kind) -> None:
+        """A watch that misses changes twice in a row is not to be trusted."""
+        if self.verifier.missed.get(kind.name, 0) >= 2:
+            logger.warning("watches begin anew", because=kind.name)
+            self.watches.restart()
+
+    def _end(self) -> None:
+        self._ending.set()
+        self.queue.close()
+        self.watches.stop()
+        self.rounds.stop()
+        self.sweeper.stop()
+        self.workers.join(2.0)
+        # Last, for the workers write under it.
+        if self._filled:
+            self.lease.stop()
+            self.watches.join(1.0)
+        if self.health:
+            self.health.stop()
+        logger.info("ended")
+
+    def alive(self) -> list[str]:
+        now, wrong = time.monotonic(), []
+        if now - self._beat > STUCK_SECONDS:
+            wrong.append(f"the event loop has been stuck for {now - self._beat:.0f} s")
+        if self._filled:
+            hung = self.queue.longest_running()
+            if hung > HUNG_SECONDS:
+                wrong.append(f"a worker has been at one deployment for {hung:.0f} s")
+            # While the API server is away no watch can be renewed, and a restart would mend nothing.
+            if now - self.cluster.answered_at < 60.0:
+                ages = self.watches.ages().items()
+                wrong += [f"the watch of {kind} is {age:.0f} s old" for kind, age in ages if age > DEAD_SECONDS]
+                untrue = [kind for kind, count in self.verifier.missed.items() if count >= 3]
+                wrong += [f"the watch of {kind} keeps missing changes" for kind in untrue]
+        return wrong
+
+    def ready(self) -> list[str]:
+        if not self._filled:
+            return [f"waiting for {self._waiting_for}"]
+        return [] if self.watches.open() else ["waiting for the watches"]
+
+    def _refresh(self) -> None:
+        self.metrics.deployments.clear()
+        for phase, count in self.cache.phases().items():
+            self.metrics.deployments.labels(phase).set(count)
+        for kind, age in self.watches.ages().items():
+            self.metrics.watch_age.labels(kind).set(age)
+
+
+def source_key(namespace: str, spec: Mapping[str, Any]) -> str | None:
+    """The key of what a spec wants inspected; None for a spec that is refused anyway."""
+    try:
+        return build.source_key(namespace, Model.model_validate(spec.get("model") or {}))
+    except ValueError:
+        return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the operator. Returns the exit status: 0 ended by a signal, 2 wrong configuration."""
+    parser = argparse.ArgumentParser(prog="plimsoll-operator", description="Serves ModelDeployments on a cluster.")
+    parser.add_argument("--config", type=Path, help="YAML settings; default $PLIMSOLL_OPERATOR_CONFIG")
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    given = parser.parse_args(arguments)
+    try:
+        settings = load_settings(given.config)
+    except PlimsollError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    log.configure(given.log_level)
+    try:
+        operator = Operator(settings)
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: healthPort {settings.health_port}: {error.strerror}", file=sys.stderr)
+        return 2
+    logger.info("starting", version=__version__, namespaces=list(settings.namespaces) or "all")
+    asyncio.run(operator.run())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

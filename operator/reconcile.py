@@ -1,0 +1,206 @@
+"""Observe, plan, apply, report: one look at one deployment, and the threads that keep looking."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from plimsoll import __version__
+from plimsoll.operator import kinds
+from plimsoll.operator.actions import Event, Plan
+from plimsoll.operator.apply import Applier
+from plimsoll.operator.cluster import (
+    Cluster,
+    ClusterError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    NotLeaderError,
+    UnavailableError,
+)
+from plimsoll.operator.events import Events
+from plimsoll.operator.metrics import Metrics
+from plimsoll.operator.observe import Cache, Key
+from plimsoll.operator.room import Room
+from plimsoll.operator.settings import Settings
+from plimsoll.operator.snapshot import Snapshot
+from plimsoll.operator.workqueue import WorkQueue
+
+log = structlog.get_logger("plimsoll.operator.reconcile")
+
+Planner = Callable[[Snapshot, Settings, str], Plan]
+#: So many looks in a row that each changed something, and the key waits: two writers may be undoing each other.
+_RESTLESS = 30
+_RESTLESS_SECONDS = 10.0
+
+
+class Reconciler:
+    """What a worker does with a key."""
+
+    def __init__(
+        self, cluster: Cluster, cache: Cache, queue: WorkQueue, settings: Settings, metrics: Metrics,
+        plan: Planner, room: Room, version: str = __version__,
+    ) -> None:  # fmt: skip
+        self._cluster, self._cache, self._queue = cluster, cache, queue
+        self._settings, self._metrics, self._version = settings, metrics, version
+        self._plan, self._room = plan, room
+        self._applier = Applier(cluster, cache, metrics)
+        self._events = Events(cluster)
+        self._busy: dict[Key, tuple[int, float]] = {}
+
+    def work(self, key: Key) -> None:
+        """One key, from the queue and back. Raises nothing."""
+        began = time.monotonic()
+        try:
+            again = self.look(key)
+            self._queue.done(key, again)
+        except NotLeaderError:
+            # The next leader looks at everything.
+            self._queue.done(key)
+        except ConflictError as error:
+            self._metrics.errors.labels("Conflict").inc()
+            self._refresh(key)
+            log.debug("somebody was faster", namespace=key[0], deployment=key[1], error=str(error))
+            self._queue.failed(key)
+        except ClusterError as error:
+            self._metrics.errors.labels(type(error).__name__.removesuffix("Error")).inc()
+            wait = self._queue.failed(key, error.after or 0.0)
+            log.warning("will try again", namespace=key[0], deployment=key[1], error=str(error), seconds=round(wait, 1))
+        except Exception:
+            self._metrics.errors.labels("Bug").inc()
+            wait = self._queue.failed(key)
+            log.exception("this is a bug", namespace=key[0], deployment=key[1], seconds=round(wait, 1))
+        finally:
+            self._metrics.reconcile_seconds.observe(time.monotonic() - began)
+
+    def look(self, key: Key) -> float | None:
+        """Plans and acts once. Returns the seconds after which time itself may change the plan.
+
+        Raises:
+            ClusterError: something could not be done; what comes before it in the plan is done.
+            NotLeaderError: the lease is gone.
+        """
+        snapshot = self._cache.snapshot(key, time.time())
+        if snapshot is None:
+            self._queue.forget(key)
+            self._busy.pop(key, None)
+            return None
+        plan = self._plan(snapshot, self._settings, self._version)
+        if plan.look_for_room:
+            snapshot = replace(snapshot, room=self._room.look(snapshot))
+            plan = self._plan(snapshot, self._settings, self._version)
+        refused: ClusterError | None = None
+        changed = False
+        for action in plan.actions:
+            try:
+                changed |= self._applier.carry_out(action, snapshot)
+            except (ForbiddenError, InvalidError) as error:
+                # A quota or a policy of the cluster: others of these actions may still pass, and the user must hear.
+                log.warning("refused", namespace=key[0], deployment=key[1], action=repr(action)[:200], error=str(error))
+                refused = refused or error
+                if "being terminated" in str(error):
+                    return None
+        self._report(snapshot, plan)
+        if refused is not None:
+            self._emit(snapshot, Event("Warning", "Refused", str(refused)))
+            raise refused
+        return self._pace(key, changed, plan.again_in)
+
+    def _pace(self, key: Key, changed: bool, again_in: float | None) -> float | None:
+        """Keeps a deployment that never settles from taking all the time there is."""
+        if not changed:
+            self._busy.pop(key, None)
+            return again_in
+        count, since = self._busy.get(key, (0, time.monotonic()))
+        if time.monotonic() - since > _RESTLESS_SECONDS:
+            count, since = 0, time.monotonic()
+        self._busy[key] = (count + 1, since)
+        if count + 1 >= _RESTLESS:
+            del self._busy[key]
+            log.warning(
+                "does not settle: does something else write the same fields?", namespace=key[0], deployment=key[1]
+            )
+            raise UnavailableError("does not settle", after=_RESTLESS_SECONDS)
+        return again_in
+
+    def _report(self, snapshot: Snapshot, plan: Plan) -> None:
+        """Writes the status where it differs; events only once it is written, so that each is told once."""
+        deployment = snapshot.deployment
+        if plan.status:
+            patch = difference(plan.status, deployment.status)
+            if patch:
+                raw = self._cache.raw(kinds.DEPLOYMENT, *deployment.key) or {}
+                version = (raw.get("metadata") or {}).get("resourceVersion")
+                body = {"metadata": {"uid": deployment.uid, "resourceVersion": version}, "status": patch}
+                try:
+                    answer = self._cluster.merge(kinds.DEPLOYMENT, *deployment.key, body, "status")
+                except NotFoundError:
+                    return
+                self._metrics.writes.labels("ModelDeployment").inc()
+                self._cache.seen(kinds.DEPLOYMENT, None, answer, ours=True, quiet=True)
+        for event in plan.events:
+            self._emit(snapshot, event)
+
+    def _emit(self, snapshot: Snapshot, event: Event) -> None:
+        key = snapshot.deployment.key
+        log.info(event.message or event.reason, namespace=key[0], deployment=key[1], reason=event.reason)
+        try:
+            self._events.emit(snapshot.deployment, event)
+        except ClusterError as error:
+            log.warning("an event was lost", namespace=key[0], deployment=key[1], error=str(error))
+
+    def _refresh(self, key: Key) -> None:
+        """What was in the way may be a watch that lags: read the deployment itself."""
+        try:
+            fresh = self._cluster.get(kinds.DEPLOYMENT, *key)
+            self._cache.seen(kinds.DEPLOYMENT, None, fresh, ours=True, quiet=True)
+        except ClusterError:
+            pass  # The next look finds out.
+
+
+def difference(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
+    """The merge patch that makes `live` read as `wanted`; empty if it does."""
+    patch: dict[str, Any] = {key: None for key in live if key not in wanted}
+    for key, value in wanted.items():
+        have = live.get(key)
+        if isinstance(value, Mapping) and isinstance(have, Mapping):
+            if deeper := difference(value, have):
+                patch[key] = deeper
+        elif value is None:
+            if key in live:
+                patch[key] = None
+        elif value != have:
+            patch[key] = value
+    return patch
+
+
+class Workers:
+    """Threads that take keys from the queue until it is closed."""
+
+    def __init__(self, queue: WorkQueue, work: Callable[[Key], None], count: int) -> None:
+        self._queue, self._work = queue, work
+        self._threads = [threading.Thread(target=self._run, name=f"worker-{i}", daemon=True) for i in range(count)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        while True:
+            key = self._queue.get(timeout=60.0)
+            if key is not None:
+                self._work(key)
+            elif self._queue.closed:
+                return
+
+    def join(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)

@@ -1,0 +1,63 @@
+"""How many more pods the free devices would take: read from the cluster, only when a plan asks."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from plimsoll.operator import kinds, parse
+from plimsoll.operator.cluster import Cluster, GoneError
+from plimsoll.operator.observe import Cache
+from plimsoll.operator.settings import Settings
+from plimsoll.operator.snapshot import Snapshot
+
+Used = Mapping[str, Mapping[str, int]]
+Rooms = Callable[[Snapshot, Settings, str, Used], int | None]
+#: One listing serves all deployments that ask within this time.
+_FRESH_SECONDS = 1.0
+_RUNNING = "status.phase!=Succeeded,status.phase!=Failed,spec.nodeName!="
+
+
+class Room:
+    """Requests of all pods by node, listed page by page and added up on the way."""
+
+    def __init__(self, cluster: Cluster, cache: Cache, settings: Settings, version: str, count: Rooms) -> None:
+        self._cluster, self._cache, self._settings = cluster, cache, settings
+        self._version, self._count = version, count
+        self._lock = threading.Lock()
+        self._used: Used = {}
+        self._read_at = -1e9
+
+    def look(self, snapshot: Snapshot) -> int | None:
+        """Pods of the wanted revision that would find a place now; None where nodes cannot be seen.
+
+        Raises:
+            ClusterError: the pods cannot be listed.
+        """
+        if snapshot.nodes is None:
+            return None
+        with self._lock:
+            if time.monotonic() - self._read_at > _FRESH_SECONDS:
+                self._used = self._read()
+                self._read_at = time.monotonic()
+            used = self._used
+        return self._count(snapshot, self._settings, self._version, used)
+
+    def _read(self) -> Used:
+        try:
+            return self._once()
+        except GoneError:
+            return self._once()
+
+    def _once(self) -> Used:
+        used: dict[str, dict[str, int]] = {}
+        for page in self._cluster.pages(kinds.POD, fields=_RUNNING, limit=500):
+            for raw in page:
+                node = used.setdefault((raw.get("spec") or {}).get("nodeName") or "", {})
+                try:
+                    wanted = parse.requests(raw)
+                except ValueError:
+                    continue
+                for resource, amount in wanted.items():
+                    node[resource] = node.get(resource, 0) + amount
+        used.pop("", None)
+        return used

@@ -1,0 +1,84 @@
+"""What no deployment refers to any more: inspect pods and records belong to a source, so no owner takes them along."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from plimsoll.operator.cluster import Cluster, ClusterError, NotLeaderError
+from plimsoll.operator.kinds import BY_NAME, CONFIG_MAP, POD
+from plimsoll.operator.observe import Cache, Inspected, Key
+from plimsoll.operator.snapshot import Pod
+
+log = structlog.get_logger("plimsoll.operator.sweep")
+
+#: A deployment that is deleted and made again need not be inspected again.
+KEEP_RECORDS_SECONDS = 3600.0
+#: A source that could not be read is tried again, ever more rarely.
+FIRST_RETRY_SECONDS = 15.0
+LAST_RETRY_SECONDS = 900.0
+
+
+class Sweeper:
+    """Removes what is left over, and failed inspect pods once it is time to look again."""
+
+    def __init__(
+        self, cluster: Cluster, cache: Cache, leading: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cluster, self._cache, self._leading, self._clock = cluster, cache, leading, clock
+        self._unwanted: dict[Key, float] = {}
+        self._retry: dict[str, float] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(5.0):
+            if self._leading():
+                try:
+                    self.sweep()
+                    self._cache.tidy()
+                except NotLeaderError:
+                    continue
+                except ClusterError as error:
+                    log.warning("sweeping will be tried again", error=str(error))
+                except Exception:
+                    log.exception("this is a bug")
+
+    def sweep(self) -> None:
+        """Once through everything. Raises ClusterError, NotLeaderError."""
+        now = self._clock()
+        sources = self._cache.inspected()
+        there = {(one.namespace, one.key) for one in sources if not one.wanted}
+        self._unwanted = {key: at for key, at in self._unwanted.items() if key in there}
+        for one in sources:
+            if one.wanted:
+                self._retry_failed(one, now)
+                continue
+            since = self._unwanted.setdefault((one.namespace, one.key), now)
+            for kind, name, entry in one.parts:
+                if kind != CONFIG_MAP.name or now - since > KEEP_RECORDS_SECONDS:
+                    self._remove(one, kind, name, entry.uid, "no deployment names its source")
+
+    def _retry_failed(self, one: Inspected, now: float) -> None:
+        for kind, name, entry in one.parts:
+            pod = entry.value
+            if kind != POD.name or not isinstance(pod, Pod) or pod.phase != "Failed" or pod.deleting:
+                continue
+            if entry.uid not in self._retry:
+                count = self._cache.tried(one.namespace, one.key)
+                wait = min(FIRST_RETRY_SECONDS * 2.0 ** min(count - 1, 10), LAST_RETRY_SECONDS)
+                self._retry[entry.uid] = now + wait
+            elif now >= self._retry[entry.uid]:
+                self._remove(one, kind, name, entry.uid, "its source is looked at again")
+                del self._retry[entry.uid]
+
+    def _remove(self, one: Inspected, kind: str, name: str, uid: str, why: str) -> None:
+        if self._cluster.delete(BY_NAME[kind], one.namespace, name, uid):
+            log.info("deleted", kind=kind, namespace=one.namespace, name=name, why=why)

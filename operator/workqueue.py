@@ -1,0 +1,148 @@
+"""Which deployments to look at, and when: each key once, never twice at a time, failures ever more rarely."""
+
+import heapq
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from plimsoll.operator.metrics import Metrics
+
+Key = tuple[str, str]
+
+FIRST_RETRY_SECONDS = 0.25
+LAST_RETRY_SECONDS = 120.0
+
+
+class WorkQueue:
+    """Keys for worker threads. A key that is added while it is worked on comes again afterwards."""
+
+    def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._metrics, self._clock = metrics, clock
+        self._change = threading.Condition()
+        self._ready: deque[Key] = deque()
+        self._since: dict[Key, float] = {}
+        """When each waiting key was added."""
+        self._working: dict[Key, float] = {}
+        self._again: set[Key] = set()
+        self._later: dict[Key, float] = {}
+        self._due: list[tuple[float, Key]] = []
+        self._failures: dict[Key, int] = {}
+        self._open = False
+        self.closed = False
+
+    def add(self, key: Key, after: float = 0.0) -> None:
+        """Wants `key` looked at, at the latest in `after` seconds."""
+        with self._change:
+            if after > 0:
+                due = self._clock() + after
+                if due < self._later.get(key, float("inf")):
+                    self._later[key] = due
+                    heapq.heappush(self._due, (due, key))
+                    self._change.notify()
+            else:
+                self._add_now(key)
+
+    def _add_now(self, key: Key) -> None:
+        if key in self._working:
+            self._again.add(key)
+        elif key not in self._since:
+            self._since[key] = self._clock()
+            self._ready.append(key)
+            self._metrics.queue_depth.set(len(self._ready))
+            self._change.notify()
+
+    def get(self, timeout: float) -> Key | None:
+        """The next key; None after `timeout` seconds, and for good once the queue is closed."""
+        until = self._clock() + timeout
+        with self._change:
+            while not self.closed:
+                now = self._clock()
+                self._promote(now)
+                if self._open and self._ready:
+                    return self._take(now)
+                wait = until - now
+                if wait <= 0:
+                    return None
+                if self._open and self._due:
+                    wait = min(wait, max(0.0, self._due[0][0] - now))
+                self._change.wait(wait)
+            return None
+
+    def _promote(self, now: float) -> None:
+        while self._due and self._due[0][0] <= now:
+            due, key = heapq.heappop(self._due)
+            if self._later.get(key) == due:
+                del self._later[key]
+                self._add_now(key)
+
+    def _take(self, now: float) -> Key:
+        key = self._ready.popleft()
+        self._metrics.queue_depth.set(len(self._ready))
+        self._metrics.queue_seconds.observe(max(0.0, now - self._since.pop(key)))
+        self._working[key] = now
+        # Whoever looks now says anew when to look again.
+        self._later.pop(key, None)
+        return key
+
+    def done(self, key: Key, again_in: float | None = None) -> None:
+        """`key` was looked at without failure; `again_in` seconds it wants to be looked at again."""
+        with self._change:
+            self._failures.pop(key, None)
+            self._finish(key)
+        if again_in is not None:
+            self.add(key, again_in)
+
+    def failed(self, key: Key, at_least: float = 0.0) -> float:
+        """`key` comes again, later with each failure. Returns in how many seconds."""
+        with self._change:
+            count = self._failures.get(key, 0)
+            self._failures[key] = count + 1
+            wait = min(FIRST_RETRY_SECONDS * 2.0 ** min(count, 20), LAST_RETRY_SECONDS) * random.uniform(0.75, 1.25)
+            wait = max(wait, at_least)
+            # What happened meanwhile is no reason to run into the same wall at once.
+            self._again.discard(key)
+            self._finish(key)
+        self.add(key, wait)
+        return wait
+
+    def _finish(self, key: Key) -> None:
+        self._working.pop(key, None)
+        if key in self._again:
+            self._again.discard(key)
+            self._add_now(key)
+
+    def forget(self, key: Key) -> None:
+        """There is no such deployment any more."""
+        with self._change:
+            self._failures.pop(key, None)
+            self._later.pop(key, None)
+
+    def open(self) -> None:
+        with self._change:
+            self._open = True
+            self._change.notify_all()
+
+    def pause(self) -> None:
+        """Nothing is handed out until `open`; what is added meanwhile waits."""
+        with self._change:
+            self._open = False
+
+    def close(self) -> None:
+        with self._change:
+            self.closed = True
+            self._change.notify_all()
+
+    def depth(self) -> int:
+        with self._change:
+            return len(self._ready)
+
+    def longest_running(self) -> float:
+        """Seconds that the slowest worker has been at its key."""
+        with self._change:
+            return max((self._clock() - since for since in self._working.values()), default=0.0)
+
+    def idle(self) -> bool:
+        with self._change:
+            return not self._ready and not self._working
