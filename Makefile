@@ -12,13 +12,14 @@ QUESTION ?= What is the capital of France?
 IMAGE_BUILD ?= docker build
 IMAGE_TAG ?= dev
 
-.PHONY: help quickstart test lint format bench images chart clean
+.PHONY: help quickstart test lint format bench crds images chart clean
 
 help:
 	@echo "make quickstart   install, fetch a small model, serve it and talk to it"
 	@echo "make test         every test; no GPU, cluster or hub needed"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        speed beside other engines on this processor"
+	@echo "make crds         crds/ and docs/reference.md, from api/"
 	@echo "make images       container images of the operator and of model pods"
 	@echo "make chart        the Helm chart, linted and rendered (needs helm)"
 
@@ -42,6 +43,10 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(BIN)/python -m plimsoll.cli.demo_model >/dev/null
 	$(BIN)/python -m benchmarks.cpu $(ARGS)
+
+crds: $(VENV)/.dev
+	$(BIN)/plimsoll crds > crds/new && mv crds/new crds/plimsoll.dev_modeldeployments.yaml
+	$(BIN)/plimsoll crds --reference > crds/new && mv crds/new docs/reference.md
 
 images:
 	$(IMAGE_BUILD) -f Dockerfile.operator -t plimsoll.dev/operator:$(IMAGE_TAG) .

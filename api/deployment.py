@@ -7,15 +7,23 @@ of fields are what `kubectl explain` says: the CRD is generated from here.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails
 
+from plimsoll.api import rules
 from plimsoll.api.errors import SpecError
 from plimsoll.api.fields import (
     LAPTOP_ONLY,
     Count,
     Deadline,
-    Limit,
     Memory,
     NodeLabels,
     ObjectName,
@@ -23,16 +31,16 @@ from plimsoll.api.fields import (
     PodAnnotations,
     PodLabels,
     Processors,
+    Timeout,
     Wait,
 )
+from plimsoll.api.rules import RULES
 from plimsoll.api.source import endpoint_host, parse_source
 
 API_VERSION = "plimsoll.dev/v1alpha1"
 KIND = "ModelDeployment"
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-#: Names of Services, ReplicaSets and pods are made from it and have 63 characters.
-_NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
 class Metadata(Part):
@@ -44,8 +52,9 @@ class Metadata(Part):
     @field_validator("name")
     @classmethod
     def _short(cls, value: str) -> str:
-        if not _NAME.fullmatch(value):
-            raise ValueError("must be up to 40 lower-case letters, digits and '-', a letter first and no '-' last")
+        # Names of Services, ReplicaSets and pods are made from it, and have 63 characters.
+        if not re.fullmatch(rules.NAME, value):
+            raise ValueError(rules.NAME_WORDS)
         return value
 
     @field_validator("namespace")
@@ -59,7 +68,9 @@ class Metadata(Part):
 class Model(Part):
     """Which checkpoint is served, and how it is reached."""
 
-    source: Annotated[str, Field(max_length=1024)]
+    model_config = ConfigDict(json_schema_extra={RULES: rules.MODEL})
+
+    source: Annotated[str, Field(max_length=1024, json_schema_extra={RULES: rules.SOURCE})]
     """Where the checkpoint is, a Hugging Face folder or one GGUF file: `hf://ORG/NAME[@REVISION][/FILE.gguf]` on a hub,
     `pvc://CLAIM/PATH` on a PersistentVolumeClaim, `s3://BUCKET/PREFIX` in object storage, or `oci://IMAGE@sha256:DIGEST`
     in an image. A branch of a hub is resolved to its commit once, when the deployment is applied."""
@@ -69,7 +80,7 @@ class Model(Part):
     """A Secret of this namespace that opens the source. For hf:// its key HF_TOKEN; for s3:// AWS_ACCESS_KEY_ID and
     AWS_SECRET_ACCESS_KEY, with AWS_SESSION_TOKEN if there is one; for oci:// a kubernetes.io/dockerconfigjson pull
     secret. Only the container that fetches sees it."""
-    endpoint: Annotated[str, Field(min_length=8, max_length=512)] | None = None
+    endpoint: Annotated[str, Field(max_length=512, json_schema_extra={RULES: rules.ENDPOINT_ADDRESS})] | None = None
     """The service that answers for the source: a mirror of the hub (what HF_ENDPOINT is elsewhere), or the address of
     an S3 service, such as https://minio.storage.svc:9000. Goes with hf:// and s3://."""
     cache_claim: ObjectName | None = None
@@ -83,8 +94,8 @@ class Model(Part):
             parse_source(value)
         except SpecError as error:
             raise ValueError(f"{error.message}. {error.fix}") from None
-        if not value.startswith("file://") and _STRAY.search(value.partition("://")[2]):
-            raise ValueError("must not hold '..', '//' or '/.': write the folder's plain path")
+        if not value.startswith("file://") and re.search(rules.STRAY, value.partition("://")[2]):
+            raise ValueError(rules.STRAY_WORDS)
         return value
 
     @field_validator("credentials_secret", "cache_claim", "endpoint")
@@ -100,9 +111,6 @@ class Model(Part):
             except SpecError as error:
                 raise ValueError(f"{error.message}. {error.fix}") from None
         return value
-
-
-_STRAY = re.compile(r"\.\.|//|/\.(/|$)")
 
 
 class Accelerator(Part):
@@ -175,7 +183,7 @@ class Serving(Part):
     """Requests that may wait in one replica; more are answered 429."""
     max_queued_tokens: Count = 1_000_000
     """Prompt tokens that may wait in one replica; more are answered 429."""
-    request_timeout: Limit = 600.0
+    request_timeout: Timeout = 600.0
     """What one request may take, waiting included."""
     api_keys_secret: ObjectName | None = None
     """A Secret of this namespace whose key `keys` holds one API key a line. Without it everybody who reaches the port
@@ -199,6 +207,8 @@ class Rollout(Part):
 
 class Toleration(Part):
     """A taint that does not keep pods away, as in a pod's spec."""
+
+    model_config = ConfigDict(json_schema_extra={RULES: rules.TOLERATION})
 
     key: Annotated[str, Field(max_length=316)] | None = None
     """The taint's key; without it `operator: Exists` tolerates everything."""
@@ -251,6 +261,8 @@ class Pod(Part):
 class ModelDeploymentSpec(Part):
     """What is wanted."""
 
+    model_config = ConfigDict(json_schema_extra={RULES: rules.SPEC})
+
     model: Model
     accelerator: Accelerator
     parallelism: Parallelism = Parallelism()
@@ -269,15 +281,12 @@ class ModelDeploymentSpec(Part):
     @model_validator(mode="after")
     def _one_memory(self) -> "ModelDeploymentSpec":
         if self.pod.memory is not None and self.accelerator.resource == "cpu":
-            error = ValueError(ONE_MEMORY)
+            error = ValueError(rules.ONE_MEMORY_WORDS)
             details = InitErrorDetails(
                 type="value_error", loc=("pod", "memory"), input=self.pod.memory, ctx={"error": error}
             )
             raise ValidationError.from_exception_data("spec", [details])
         return self
-
-
-ONE_MEMORY = "is the host memory of pods on GPUs; on a CPU accelerator.memory is the pod's memory. Remove it"
 
 
 class ModelDeployment(Part):

@@ -1,18 +1,19 @@
 """What the fields of a manifest are made of: the strict base, names and amounts, each as Python and as the API server
-check it. `json_schema_extra` of a field goes into the CRD as it is; CEL rules stand beside the validator they repeat.
+check it. `json_schema_extra` of a field goes into the CRD as it is.
 """
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
 
 from plimsoll.api.quantity import parse_bytes, parse_cpus, parse_seconds
+from plimsoll.api.rules import NOT_OURS, OURS_WORDS, RULES, rule
 
 #: What the CRD leaves out: it only works on the machine that the manifest lies on.
 LAPTOP_ONLY = "x-plimsoll-laptop-only"
-RULES = "x-kubernetes-validations"
 MAX_MEMORY = 1 << 50
 MAX_CPUS = 1024
 DAY = 86400
@@ -42,81 +43,54 @@ class Part(BaseModel):
         return {key: value for key, value in data.items() if value is not None or key not in known}
 
 
-def rule(expression: str, message: str, field: str | None = None) -> dict[str, str]:
-    """A CEL rule of the CRD; `field` is where below it the API server says that the fault is."""
-    return {"rule": expression, "message": message} | ({"fieldPath": field} if field else {})
-
-
-def _quantity_schema(low: str, high: str, most: int, message: str, rounded: int = 1) -> WithJsonSchema:
-    within = f"quantity(self).compareTo(quantity('{low}')) > 0 && quantity(self).compareTo(quantity('{high}')) <= 0"
-    return WithJsonSchema(
-        {
-            "x-kubernetes-int-or-string": True,
-            "pattern": _QUANTITY,
-            "maxLength": 32,
-            "minimum": rounded,
-            "maximum": most,
-            # A string that is none is the pattern's to refuse.
-            RULES: [rule(f"type(self) == int || !isQuantity(self) || ({within})", message)],
-        }
-    )
-
-
-def _spelled(pattern: str, message: str) -> BeforeValidator:
-    """Text as the CRD takes it; a number stays a number, for the parser behind this."""
+def _amount(parse: Callable[[Any], float], pattern: str, low: float, high: float, words: str) -> BeforeValidator:
+    """Text as the CRD takes it, or a bare number, within bounds (above 0 where `low` is)."""
     compiled = re.compile(pattern, re.ASCII)
 
     def check(value: Any) -> Any:
-        if isinstance(value, str) and (not value or not compiled.fullmatch(value)):
-            raise ValueError(message)
-        return value
+        if isinstance(value, str) and not (value and compiled.fullmatch(value)):
+            raise ValueError(words)
+        found = parse(value)
+        if not low <= found <= high:
+            raise ValueError(words)
+        return found
 
     return BeforeValidator(check)
 
 
-# Validators run from the right: the spelling first, then the amount, then its bounds.
+def _quantity_schema(high: str, most: int, words: str) -> WithJsonSchema:
+    within = f"quantity(self).compareTo(quantity('0')) > 0 && quantity(self).compareTo(quantity('{high}')) <= 0"
+    schema: dict[str, Any] = {
+        "x-kubernetes-int-or-string": True, "pattern": _QUANTITY, "maxLength": 32, "minimum": 1, "maximum": most,
+    }  # fmt: skip
+    # A string that is none is the pattern's to refuse.
+    return WithJsonSchema({**schema, RULES: [rule(f"type(self) == int || !isQuantity(self) || ({within})", words)]})
+
+
+def _duration_schema(low: str, words: str) -> WithJsonSchema:
+    within = f"duration(self) >= duration('{low}') && duration(self) <= duration('24h')"
+    schema: dict[str, Any] = {"type": "string", "pattern": _DURATION, "minLength": 2, "maxLength": 24}
+    return WithJsonSchema({**schema, RULES: [rule(f"!self.matches(r'{_DURATION}') || ({within})", words)]})
+
+
 _MEMORY = "must be a quantity such as 24Gi, above 0 and at most 1Pi"
 Memory = Annotated[
-    int, Field(le=MAX_MEMORY), BeforeValidator(parse_bytes), _spelled(_QUANTITY, _MEMORY),
-    _quantity_schema("0", "1Pi", MAX_MEMORY, _MEMORY),
-]  # fmt: skip
+    int, _amount(parse_bytes, _QUANTITY, 1, MAX_MEMORY, _MEMORY), _quantity_schema("1Pi", MAX_MEMORY, _MEMORY)
+]
 """Memory as whole bytes."""
 _CPUS = "must be a number of processors such as 2 or 1500m, above 0 and at most 1024"
 Processors = Annotated[
-    int, Field(le=MAX_CPUS), BeforeValidator(parse_cpus), _spelled(_QUANTITY, _CPUS),
-    _quantity_schema("0", "1024", MAX_CPUS, _CPUS),
-]  # fmt: skip
+    int, _amount(parse_cpus, _QUANTITY, 1, MAX_CPUS, _CPUS), _quantity_schema("1024", MAX_CPUS, _CPUS)
+]
 """Processors as whole threads."""
-
-
-def _duration(low: float, message: str) -> Any:
-    bound = f"duration(self) {'>' if low == 0 else '>='} duration('{low:g}s') && duration(self) <= duration('24h')"
-    return WithJsonSchema(
-        {
-            "type": "string",
-            "pattern": _DURATION,
-            "minLength": 2,
-            "maxLength": 24,
-            RULES: [rule(f"!self.matches('{_DURATION}') || ({bound})", message)],
-        }
-    )
-
-
-_TIME = "must be a duration such as 120s, 2m or 1h30m"
-_WAIT, _LIMIT, _DEADLINE = (f"{_TIME}, {bounds}" for bounds in ("at most 24h", "above 0, at most 24h", "1s to 24h"))
-Wait = Annotated[
-    float, Field(ge=0, le=DAY), BeforeValidator(parse_seconds), _spelled(_DURATION, _TIME),
-    WithJsonSchema({"type": "string", "pattern": _DURATION, "minLength": 2, "maxLength": 24, RULES: [
-        rule("duration(self) <= duration('24h')", _WAIT)]}),
-]  # fmt: skip
+_WAIT = "must be a duration such as 120s, 2m or 1h30m, at most 24h"
+Wait = Annotated[float, _amount(parse_seconds, _DURATION, 0, DAY, _WAIT), _duration_schema("0s", _WAIT)]
 """A time that may be none, as seconds."""
-Limit = Annotated[
-    float, Field(gt=0, le=DAY), BeforeValidator(parse_seconds), _spelled(_DURATION, _TIME), _duration(0, _LIMIT)
-]
+_TIMEOUT = "must be a duration such as 120s, 2m or 1h30m, from 1ms to 24h"
+Timeout = Annotated[float, _amount(parse_seconds, _DURATION, 0.001, DAY, _TIMEOUT), _duration_schema("1ms", _TIMEOUT)]
 """A time above none, as seconds."""
-Deadline = Annotated[
-    float, Field(ge=1, le=DAY), BeforeValidator(parse_seconds), _spelled(_DURATION, _TIME), _duration(1, _DEADLINE)
-]
+_DEADLINE = "must be a duration such as 120s, 2m or 1h30m, from 1s to 24h"
+Deadline = Annotated[float, _amount(parse_seconds, _DURATION, 1, DAY, _DEADLINE), _duration_schema("1s", _DEADLINE)]
 """A time of a second or more, as seconds."""
 
 #: Counts fit the 32-bit integers of the OpenAPI schema they are served under.
@@ -147,23 +121,18 @@ def _keys(pairs: dict[str, str]) -> dict[str, str]:
 def _not_ours(pairs: dict[str, str]) -> dict[str, str]:
     for key in pairs:
         if key.startswith("plimsoll.dev/") or key in ("app.kubernetes.io/name", "app.kubernetes.io/managed-by"):
-            raise ValueError(f"{key[:80]} is written by the operator")
+            raise ValueError(OURS_WORDS)
     return pairs
 
 
-_OURS = rule(
-    "self.all(k, !k.startsWith('plimsoll.dev/') && k != 'app.kubernetes.io/name' "
-    "&& k != 'app.kubernetes.io/managed-by')",
-    "plimsoll.dev/…, app.kubernetes.io/name and app.kubernetes.io/managed-by are written by the operator",
-)
 LabelValue = Annotated[str, Field(pattern=_LABEL_VALUE, max_length=63)]
 NodeLabels = Annotated[dict[str, LabelValue], AfterValidator(_keys), Field(max_length=32)]
 """Labels that a node must have."""
 PodLabels = Annotated[
     dict[str, LabelValue], AfterValidator(_keys), AfterValidator(_not_ours),
-    Field(max_length=32, json_schema_extra={RULES: [_OURS]}),
+    Field(max_length=32, json_schema_extra={RULES: NOT_OURS}),
 ]  # fmt: skip
 PodAnnotations = Annotated[
     dict[str, Annotated[str, Field(max_length=16384)]], AfterValidator(_keys), AfterValidator(_not_ours),
-    Field(max_length=32, json_schema_extra={RULES: [_OURS]}),
+    Field(max_length=32, json_schema_extra={RULES: NOT_OURS}),
 ]  # fmt: skip

@@ -85,6 +85,14 @@ def parse_seconds(text: str | int | float) -> float:
     return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds or 0)
 
 
+def format_seconds(seconds: float) -> str:
+    """Seconds as a manifest has them, in the largest whole unit: `10m`, `90s`, `0.5s`."""
+    for unit, length in (("h", 3600), ("m", 60)):
+        if seconds and seconds % length == 0:
+            return f"{int(seconds // length)}{unit}"
+    return f"{seconds:g}s"
+
+
 def format_bytes(count: int) -> str:
     """Bytes for a person, in binary units: `512.0 MiB`, `15.0 GiB`."""
     value = float(count)

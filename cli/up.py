@@ -28,6 +28,7 @@ def up(
         raise SpecError("goes without --chat", field="--ask")
 
     from plimsoll.api.manifest import parse_manifests
+    from plimsoll.api.one_machine import of_a_cluster, refuse_on_one_machine
     from plimsoll.checkpoint.open import open_checkpoint
     from plimsoll.cli import conversation, local
     from plimsoll.cli.manifest_file import read_manifest
@@ -38,6 +39,11 @@ def up(
     log.configure(log_level)
     screen = local.console()
     deployments = parse_manifests(*read_manifest(file))
+    for deployment in deployments:
+        refuse_on_one_machine(deployment.spec)
+        if unused := of_a_cluster(deployment.spec):
+            words = f"{deployment.metadata.name}: only a cluster obeys {', '.join(unused)}"
+            screen.print(words, style="dim", highlight=False, soft_wrap=True)
 
     prepared, budgets = [], []
     for number, deployment in enumerate(deployments):

@@ -19,12 +19,12 @@ UP = [sys.executable, "-m", "plimsoll.cli.main", "up", "--port", "0", "-f"]
 
 
 def manifest(name: str, source: Path, **spec: str) -> str:
-    fields = {"accelerator": "{resource: cpu, memory: 700Mi}", "precision": "float32", "pod": "{cpu: 1}"} | spec
+    fields = {
+        "model": f"{{source: 'file://{source}'}}", "accelerator": "{resource: cpu, memory: 700Mi}",
+        "precision": "float32", "pod": "{cpu: 1}",
+    } | spec  # fmt: skip
     lines = "".join(f"  {field}: {value}\n" for field, value in fields.items())
-    return (
-        f"apiVersion: plimsoll.dev/v1alpha1\nkind: ModelDeployment\nmetadata: {{name: {name}}}\n"
-        f"spec:\n  model: {{source: 'file://{source}'}}\n{lines}"
-    )
+    return f"apiVersion: plimsoll.dev/v1alpha1\nkind: ModelDeployment\nmetadata: {{name: {name}}}\nspec:\n{lines}"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,10 @@ def test_two_deployments_serve_side_by_side_and_drain_together(checkpoint: Path,
         ({"parallelism": "{tensor: 2}"}, "spec.parallelism.tensor"),
         ({"context": "{maxLength: 99999}"}, "maxLength"),
         ({"kvCache": "{ratio: 2}"}, "ratio"),
-        ({"replicas": "2"}, "replicas"),
+        ({"replicas": "'2'"}, "replicas"),
+        ({"model": "{source: 'pvc://models/tiny'}"}, "spec.model.source: is opened in a cluster alone"),
+        ({"model": "{source: 's3://models/tiny'}"}, "plimsoll fetch"),
+        ({"serving": "{apiKeysSecret: keys}"}, "Write spec.serving.apiKeysFile in its place"),
         ({"accelerator": "{resource: nvidia.com/gpu, memory: 24Gi}"}, "device"),
     ],
 )
@@ -97,6 +100,18 @@ def test_what_cannot_run_is_refused_before_anything_starts(
     words = capsys.readouterr().err
     assert said in words
     assert "Traceback" not in words
+
+
+def test_fields_that_only_a_cluster_obeys_are_named(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "one.yaml"
+    pod = "{cpu: 1, nodeSelector: {disk: ssd}}"
+    line = "{resource: cpu, memory: 100Mi}"  # Does not fit, so that nothing starts.
+    file.write_text(manifest("tiny", checkpoint, replicas="3", pod=pod, accelerator=line, rollout="{drainTimeout: 9s}"))
+    with pytest.raises(SystemExit):
+        main(["up", "--port", "0", "-f", str(file)])
+    assert "tiny: only a cluster obeys replicas, pod.nodeSelector\n" in capsys.readouterr().err
 
 
 def test_deployments_that_fit_alone_and_not_together_are_refused_with_the_sum(

@@ -1,0 +1,104 @@
+"""What the API server itself refuses beyond types: CEL rules of the CRD, each in the words of the validator beside it.
+
+A rule's message names the fix. Python's validators repeat every one of them, for `plimsoll up` and for objects that
+were stored under an older CRD; tests/api hold the two to the same verdicts.
+"""
+
+from plimsoll.api.source import ENDPOINT, Scheme, address_form, address_pattern
+
+#: Where a schema keeps its rules.
+RULES = "x-kubernetes-validations"
+Rule = dict[str, str]
+
+#: Addresses that mean something in a cluster.
+CLUSTER_SCHEMES: tuple[Scheme, ...] = ("hf", "pvc", "s3", "oci")
+STRAY = r"\.\.|//|/\.(/|$)"
+STRAY_WORDS = "must not hold '..', '//' or '/.': write the plain path"
+NAME = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
+NAME_WORDS = "must be up to 40 lower-case letters, digits and '-', a letter first and no '-' last"
+ONE_MEMORY_WORDS = "is the host memory of pods on GPUs; on a CPU accelerator.memory is the pod's memory. Remove it"
+OURS_WORDS = "plimsoll.dev/…, app.kubernetes.io/name and app.kubernetes.io/managed-by are written by the operator"
+
+
+def rule(expression: str, message: str, field: str | None = None) -> Rule:
+    """`field` is where below the rule's place the API server says that the fault is."""
+    return {"rule": expression, "message": message} | ({"fieldPath": field} if field else {})
+
+
+def _starts(schemes: tuple[str, ...], value: str = "self") -> str:
+    return " || ".join(f"{value}.startsWith('{scheme}://')" for scheme in schemes)
+
+
+SOURCE = [
+    rule(
+        "!self.startsWith('file://')",
+        "file:// is a path of one machine, for `plimsoll up`; in a cluster put the files on a claim and write "
+        "pvc://CLAIM/PATH",
+    ),
+    rule(
+        _starts(("file", *CLUSTER_SCHEMES)),
+        f"is not an address of a checkpoint. Write {'; '.join(address_form(scheme) for scheme in CLUSTER_SCHEMES)}",
+    ),
+    *(
+        rule(
+            f"!self.startsWith('{scheme}://') || self.matches(r'{address_pattern(scheme)}')",
+            f"is not an address of the kind {scheme}://. Write {address_form(scheme)}",
+        )
+        for scheme in CLUSTER_SCHEMES
+    ),
+    rule(f"self.startsWith('file://') || !self.matches(r'://.*({STRAY})')", STRAY_WORDS),
+]
+
+ENDPOINT_ADDRESS = [
+    rule(
+        f"self.matches(r'^{ENDPOINT}$')",
+        "is not the address of a service. Write https://HOST or https://HOST:PORT; names and passwords go into "
+        "credentialsSecret",
+    )
+]
+
+
+def _fetched(field: str) -> Rule:
+    mounted = _starts(("pvc", "oci"), "self.source")
+    return rule(
+        f"!has(self.{field}) || !({mounted})", f"{field} goes with hf:// and s3:// alone. Remove it", f".{field}"
+    )
+
+
+MODEL = [
+    _fetched("endpoint"),
+    _fetched("cacheClaim"),
+    rule(
+        "!has(self.credentialsSecret) || !self.source.startsWith('pvc://')",
+        "credentialsSecret does not go with pvc://, which needs none. Remove it",
+        ".credentialsSecret",
+    ),
+]
+
+TOLERATION = [
+    rule("has(self.key) || self.operator == 'Exists'", "names no key: write one, or operator: Exists", ".key"),
+    rule("!has(self.value) || self.operator == 'Equal'", "operator Exists goes without a value", ".value"),
+    rule(
+        "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+        "tolerationSeconds goes with effect: NoExecute",
+        ".tolerationSeconds",
+    ),
+]
+
+NOT_OURS = [
+    rule(
+        "self.all(k, !k.startsWith('plimsoll.dev/') && k != 'app.kubernetes.io/name' "
+        "&& k != 'app.kubernetes.io/managed-by')",
+        OURS_WORDS,
+    )
+]
+
+SPEC = [
+    rule(
+        "self.accelerator.resource != 'cpu' || !has(self.pod) || !has(self.pod.memory)",
+        f"pod.memory {ONE_MEMORY_WORDS}",
+        ".pod.memory",
+    )
+]
+
+ROOT = [rule(f"self.metadata.name.matches('^{NAME}$')", f"metadata.name {NAME_WORDS}")]

@@ -1,0 +1,207 @@
+"""The status of a ModelDeployment: what the operator found, never what it hopes. The CRD is generated from here."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+PHASES = (
+    "Pending", "Refused", "Inspecting", "Downloading", "Loading", "Ready", "Updating", "Degraded", "Stopped",
+)  # fmt: skip
+
+Whole = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
+Replicas = Annotated[int, Field(ge=0, json_schema_extra={"format": "int32"})]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, frozen=True, use_attribute_docstrings=True)
+
+
+class Source(_Part):
+    """The checkpoint as the inspect pod found it."""
+
+    uri: str | None = None
+    """The source that was inspected."""
+    digest: str | None = None
+    """sha256 over names, sizes and tensor headers; of oci:// the image's own."""
+    revision: str | None = None
+    """What the source resolves to for good: the commit on a hub, a digest elsewhere."""
+    bytes: Whole | None = None
+    """Of all files that serving needs."""
+
+
+class PerDevice(_Part):
+    """Bytes of one device, term by term; total is the sum of the others."""
+
+    total: Whole | None = None
+    """The line."""
+    context: Whole | None = None
+    """What the process, the runtime's libraries and the device's context take."""
+    weights: Whole | None = None
+    """The model's weights as they lie in memory."""
+    workspace: Whole | None = None
+    """The most that one step computes with."""
+    kv_cache: Whole | None = Field(default=None, alias="kvCache")
+    """Cache for keys and values: spec.kvCache.ratio of what was left, in whole blocks."""
+    headroom: Whole | None = None
+    """What stays free."""
+
+
+class Rejected(_Part):
+    """An option that `auto` passed over."""
+
+    option: str
+    """What was tried, such as `precision: bfloat16`."""
+    reason: str
+    """Why not: the sum."""
+
+
+class Budget(_Part):
+    """The memory, worked out before any pod existed."""
+
+    precision: str | None = None
+    """How weights are held."""
+    tensor: Replicas | None = None
+    """Devices that one replica is spread over."""
+    per_device: PerDevice | None = None
+    kv_tokens: Whole | None = None
+    """Tokens the cache of one replica holds."""
+    concurrent_requests: Whole | None = None
+    """Requests of full length that fit one replica's cache at once."""
+    max_length: Whole | None = None
+    """Longest prompt and answer together, in tokens."""
+    rejected: list[Rejected] | None = None
+    """What `auto` passed over, best first, and why."""
+
+
+class Observed(_Part):
+    """Bytes as measured by the runtime, the most of any replica; beside budget.perDevice, which was predicted."""
+
+    weights: Whole | None = None
+    """Weights as loaded."""
+    kv_cache: Whole | None = Field(default=None, alias="kvCache")
+    """The cache as allocated."""
+    peak: Whole | None = None
+    """The most the process has held."""
+
+
+class Step(_Part):
+    """A step that moves bytes."""
+
+    bytes: Whole | None = None
+    """Done so far."""
+    total: Whole | None = None
+    """Wanted in all."""
+    seconds: Seconds | None = None
+    """Taken so far."""
+
+
+class Download(Step):
+    """Fetching the checkpoint."""
+
+    eta: Seconds | None = None
+    """Seconds that are left at the present pace."""
+
+
+class Warmup(_Part):
+    """From loaded weights to the first token."""
+
+    seconds: Seconds | None = None
+    """Taken so far."""
+
+
+class Startup(_Part):
+    """How starting went, of the replica that starts now or else of the slowest one."""
+
+    download: Download | None = None
+    load: Step | None = None
+    """Reading weights into memory."""
+    warmup: Warmup | None = None
+
+
+class Load(_Part):
+    """How busy the replicas are together, in steps coarse enough that a steady load writes nothing."""
+
+    running_requests: Whole | None = None
+    """Requests that compute."""
+    waiting_requests: Whole | None = None
+    """Requests in queues."""
+    cache_usage: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Percent of the cache that requests hold, of the fullest replica, in steps of 5."""
+    summary: str | None = None
+    """The same in words."""
+
+
+class Condition(_Part):
+    """metav1.Condition: what is true, why, and since when."""
+
+    type: Annotated[str, Field(max_length=316)]
+    """Accepted: the spec is coherent and the budget fits. SourceReady: the checkpoint was read and its facts are known.
+    Progressing: a change is under way. Ready: every wanted replica of this generation serves. Degraded: something that
+    should serve does not. Reconciling and Stalled are there only while they are true, for kstatus."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it is so."""
+    observed_generation: Whole | None = None
+    """The generation of the spec that this was found for."""
+    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    """When the status last changed."""
+    reason: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
+    """One word for programs; docs/troubleshooting.md lists them."""
+    message: Annotated[str, Field(max_length=32768)]
+    """For people, with what to do."""
+
+
+class ModelDeploymentStatus(_Part):
+    """What the operator found. Written by it alone."""
+
+    observed_generation: Whole | None = None
+    """The generation of the spec that this status is about."""
+    phase: Literal[PHASES] | None = None  # type: ignore[valid-type]
+    """One word for a list; the conditions say the rest."""
+    message: str | None = None
+    """Why it is not ready, in one line; empty once it is."""
+    endpoint: str | None = None
+    """Where clients in the cluster find the OpenAI API."""
+    replicas: Replicas | None = None
+    """Pods there are, of all revisions."""
+    ready_replicas: Replicas | None = None
+    """Pods that serve, of all revisions."""
+    updated_replicas: Replicas | None = None
+    """Pods of the wanted revision that serve."""
+    selector: str | None = None
+    """Selects the pods, for autoscalers."""
+    revision: str | None = None
+    """The wanted revision: a hash of what in the spec restarts a pod."""
+    source: Source | None = None
+    budget: Budget | None = None
+    observed: Observed | None = None
+    startup: Startup | None = None
+    load: Load | None = None
+    conditions: list[Condition] | None = None
+    """Accepted, SourceReady, Progressing, Ready and Degraded; Reconciling and Stalled while they are true."""
+
+
+def known(status: Mapping[str, Any], model: type[BaseModel] = ModelDeploymentStatus) -> dict[str, Any]:
+    """`status` without what the CRD does not have: the API server would drop it, and the next look would find a
+    difference and write it again."""
+    found = {}
+    for name, info in model.model_fields.items():
+        key = info.alias or name
+        if key not in status:
+            continue
+        value = status[key]
+        inner = next((kind for kind in _kinds(info.annotation) if issubclass(kind, BaseModel)), None)
+        if inner is not None and isinstance(value, Mapping):
+            value = known(value, inner)
+        elif inner is not None and isinstance(value, list | tuple):
+            value = [known(item, inner) for item in value]
+        found[key] = value
+    return found
+
+
+def _kinds(annotation: Any) -> list[type]:
+    if isinstance(annotation, type) and not get_args(annotation):
+        return [annotation]
+    return [kind for part in get_args(annotation) if not isinstance(part, str) for kind in _kinds(part)]
