@@ -107,10 +107,15 @@ class ChartOperator:
 
     def values(self) -> dict[str, Any]:
         repository, _, tag = self.image.rpartition(":")
+        settings = {**self.settings}
+        runtime, _, runtime_tag = settings.pop("runtimeImage").rpartition(":")
+        settings.pop("operatorNamespace", None)  # is the release's
         return {
             "image": {"repository": repository, "tag": tag},
+            "runtime": {"image": {"repository": runtime, "tag": runtime_tag}},
+            "settings": settings,
             "podLabels": self.labels,
-            "config": self.settings,
+            "crds": {"install": False},  # the fixture `cluster` has applied them
         }
 
     def _helm(self, *arguments: str, stdin: str | None = None) -> None:

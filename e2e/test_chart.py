@@ -1,0 +1,173 @@
+"""The chart on a cluster: strict validation, install, upgrade to a next version, rights as the API server sees them."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from e2e.cluster import SOON, Cluster, RefusedError, eventually
+from e2e.operators import ROOT
+from e2e.results import Result
+
+CHART = ROOT / "charts" / "plimsoll"
+CRD = "modeldeployments.plimsoll.dev"
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+RELEASE = "chart-e2e"
+OPERATOR = f"{RELEASE}-plimsoll-operator"
+OURS = ("app.kubernetes.io/managed-by", "meta.helm.sh/release-name", "meta.helm.sh/release-namespace")
+
+
+def helm(*arguments: str, values: dict[str, Any] | None = None) -> str:
+    given = ("--values", "-") if values is not None else ()
+    done = subprocess.run(
+        ["helm", *arguments, *given], input=json.dumps(values or {}), capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, f"helm {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def _helm_is_there() -> None:
+    if shutil.which("helm") is None:
+        pytest.skip("helm is not in PATH")
+
+
+@pytest.fixture
+def release(cluster: Cluster, namespace: str) -> Iterator[str]:
+    """The namespace to install into; afterwards the release is gone and the CRD is as `crds/` has it, nobody's."""
+    yield namespace
+    helm("uninstall", RELEASE, "-n", namespace, "--ignore-not-found", "--wait")
+    nobody = {
+        "metadata": {
+            part: dict.fromkeys((*OURS, "bumped", "helm.sh/resource-policy")) for part in ("labels", "annotations")
+        }
+    }
+    cluster.api("PATCH", f"{CRDS}/{CRD}", nobody, kind="merge-patch")
+    for path in sorted((ROOT / "crds").glob("*.yaml")):
+        cluster.apply(yaml.safe_load(path.read_text()), server_side=True)
+
+
+@pytest.fixture
+def values(cluster: Cluster, namespace: str) -> dict[str, Any]:
+    """Serves the test's own namespace, so that it is nobody's rival."""
+    return {"image": {"tag": "dev"}, "runtime": {"image": {"tag": "dev"}}, "settings": {"namespaces": [namespace]}}
+
+
+def install(namespace: str, values: dict[str, Any], chart: Path = CHART, *more: str) -> None:
+    helm("upgrade", "--install", RELEASE, str(chart), "-n", namespace, "--take-ownership", *more, values=values)
+
+
+def next_version(folder: Path) -> Path:
+    """The chart as it might be released next: another version, and a CRD that has changed."""
+    chart = folder / "plimsoll"
+    shutil.copytree(CHART, chart)
+    about = yaml.safe_load((chart / "Chart.yaml").read_text())
+    (chart / "Chart.yaml").write_text(yaml.safe_dump({**about, "version": "99.0.0"}))
+    for path in (chart / "files" / "crds").glob("*.yaml"):
+        crd = yaml.safe_load(path.read_text())
+        crd["metadata"].setdefault("annotations", {})["bumped"] = "99.0.0"
+        path.write_text(yaml.safe_dump(crd))
+    return chart
+
+
+def may(cluster: Cluster, namespace: str, who: str, verb: str, resource: str) -> bool:
+    """Whether the API server lets a service account do this."""
+    account = f"--as=system:serviceaccount:{namespace}:{who}"
+    try:
+        return cluster.kubectl("auth", "can-i", verb, resource, "-n", namespace, account).strip() == "yes"
+    except RefusedError:  # kubectl ends with 1 for "no"
+        return False
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["cluster", "namespaces"])
+def test_the_api_server_takes_every_object_strictly(cluster: Cluster, namespace: str, everywhere: bool) -> None:
+    version = cluster.version.removeprefix("v")
+    values = {"dashboard": {"enabled": True}, "settings": {"namespaces": [] if everywhere else [namespace]}}
+    rendered = helm("template", RELEASE, str(CHART), "-n", namespace, "--kube-version", version, values=values)
+    cluster.kubectl(
+        "apply",
+        "--dry-run=server",
+        "--validate=strict",
+        "--server-side",
+        "--force-conflicts",
+        "-f",
+        "-",
+        stdin=rendered,
+    )
+
+
+def test_an_upgrade_brings_its_crds_along_and_an_uninstall_leaves_them(
+    cluster: Cluster, release: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    install(release, values)
+    uid = cluster.api("GET", f"{CRDS}/{CRD}")["metadata"]["uid"]
+    install(release, values, next_version(tmp_path))
+    crd = cluster.api("GET", f"{CRDS}/{CRD}")
+    assert crd["metadata"]["annotations"]["bumped"] == "99.0.0"
+    assert json.loads(helm("list", "-n", release, "-o", "json"))[0]["chart"] == "plimsoll-99.0.0"
+    helm("uninstall", RELEASE, "-n", release, "--wait")
+    assert cluster.api("GET", f"{CRDS}/{CRD}")["metadata"]["uid"] == uid
+    assert (
+        cluster.kubectl("get", "all,role,rolebinding", "-n", release, "-l", "app.kubernetes.io/managed-by=Helm") == ""
+    )
+
+
+def test_another_version_alone_leaves_the_operators_pods(
+    cluster: Cluster, release: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    install(release, values)
+    path = f"/apis/apps/v1/namespaces/{release}/deployments/{OPERATOR}"
+    before = cluster.api("GET", path)["spec"]["template"]
+    install(release, values, next_version(tmp_path))
+    assert cluster.api("GET", path)["spec"]["template"] == before
+
+
+def test_the_operator_has_the_rights_it_needs_and_none_on_secrets(
+    cluster: Cluster, release: str, values: dict[str, Any]
+) -> None:
+    install(release, values)
+    needs = [
+        ("watch", "modeldeployments.plimsoll.dev"), ("patch", "modeldeployments.plimsoll.dev/status"),
+        ("create", "replicasets.apps"), ("delete", "pods"), ("patch", "leases.coordination.k8s.io/" + OPERATOR),
+    ]  # fmt: skip
+    must_not = [
+        ("get", "secrets"), ("list", "secrets"), ("patch", "modeldeployments.plimsoll.dev"), ("create", "pods/exec"),
+        ("delete", "persistentvolumeclaims"), ("create", "roles.rbac.authorization.k8s.io"), ("list", "nodes"),
+        ("patch", "leases.coordination.k8s.io/another"),
+    ]  # fmt: skip
+    assert [need for need in needs if not may(cluster, release, OPERATOR, *need)] == []
+    assert [one for one in must_not if may(cluster, release, OPERATOR, *one)] == []
+
+
+def test_people_with_edit_may_write_deployments_and_people_with_view_may_read_them(
+    cluster: Cluster, release: str, values: dict[str, Any]
+) -> None:
+    # Nobody's pods: this installation is for the whole cluster, and must not act.
+    install(release, {**values, "settings": {"namespaces": []}, "replicas": 0})
+    for who in ("view", "edit"):
+        cluster.kubectl("create", "serviceaccount", who, "-n", release)
+        account = f"--serviceaccount={release}:{who}"
+        cluster.kubectl("create", "rolebinding", who, f"--clusterrole={who}", account, "-n", release)
+    eventually(
+        lambda: may(cluster, release, "edit", "create", "modeldeployments.plimsoll.dev"), SOON, "edit may create"
+    )
+    eventually(lambda: may(cluster, release, "view", "watch", "modeldeployments.plimsoll.dev"), SOON, "view may watch")
+    assert may(cluster, release, "edit", "patch", "modeldeployments.plimsoll.dev/scale")
+    assert not may(cluster, release, "edit", "patch", "modeldeployments.plimsoll.dev/status")
+    assert not may(cluster, release, "view", "delete", "modeldeployments.plimsoll.dev")
+
+
+def test_the_charts_own_test_passes(cluster: Cluster, release: str, values: dict[str, Any], result: Result) -> None:
+    image = "plimsoll.dev/operator:dev"
+    if not cluster.has_image(image):
+        pytest.skip(f"no node has {image}: build Dockerfile.operator and load it")
+    install(release, values, CHART, "--wait", "--timeout", "120s")
+    said = helm("test", RELEASE, "-n", release, "--logs", "--timeout", "120s")
+    assert "/readyz 200" in said
+    held = cluster.api("GET", f"/apis/coordination.k8s.io/v1/namespaces/{release}/leases/{OPERATOR}")
+    assert held["spec"]["holderIdentity"].startswith(OPERATOR)
