@@ -100,7 +100,7 @@ def connection() -> Configuration:
 
 def credentials(configuration: Configuration) -> dict[str, str]:
     """Headers that authenticate a request now: tokens are renewed on the way."""
-    settings = configuration.auth_settings()
+    settings: Mapping[str, Any] = configuration.auth_settings()
     return {item["key"]: item["value"] for item in settings.values() if item and item["in"] == "header"}
 
 

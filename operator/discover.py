@@ -32,7 +32,9 @@ def image_volumes(cluster: Cluster, namespaces: Iterable[str]) -> bool:
                 names.MANAGED_BY: names.MANAGER}},
             "spec": {
                 "automountServiceAccountToken": False,
-                "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+                "securityContext": {
+                    "runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"},
+                },
                 "containers": [{
                     "name": "probe", "image": reference,
                     "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},

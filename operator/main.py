@@ -176,7 +176,7 @@ class Operator:
         self.queue.open()
 
     def _wake_all(self) -> None:
-        for key in self.cache.keys():
+        for key in self.cache.deployments():
             self.queue.add(key)
 
     def _missed(self, kind: Kind) -> None:

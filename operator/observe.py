@@ -289,7 +289,7 @@ class Cache:
         with self._lock:
             return {i[1:]: (e.uid, e.version, e.seen_at) for i, e in self._entries.items() if i[0] == kind.name}
 
-    def keys(self) -> list[Key]:
+    def deployments(self) -> list[Key]:
         """All deployments."""
         with self._lock:
             return [i[1:] for i in self._entries if i[0] == kinds.DEPLOYMENT.name]

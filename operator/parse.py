@@ -280,7 +280,7 @@ def page(data: Any, now: float, before: Page | None) -> Page | None:
         observed=observed,
         running=_count(data.get("running")),
         waiting=_count(data.get("waiting")),
-        cache_usage=min(1.0, max(0.0, float(usage))) if _number(usage) else 0.0,
+        cache_usage=min(1.0, max(0.0, float(usage or 0))) if _number(usage) else 0.0,
     )
     if before is not None and _progress(read) == _progress(before):
         return replace(read, moved_at=before.moved_at)
