@@ -47,6 +47,7 @@ bench: $(VENV)/.dev
 crds: $(VENV)/.dev
 	$(BIN)/plimsoll crds > crds/new && mv crds/new crds/plimsoll.dev_modeldeployments.yaml
 	$(BIN)/plimsoll crds --reference > crds/new && mv crds/new docs/reference.md
+	cp crds/*.yaml charts/plimsoll/files/crds/
 
 images:
 	$(IMAGE_BUILD) -f Dockerfile.operator -t plimsoll.dev/operator:$(IMAGE_TAG) .
