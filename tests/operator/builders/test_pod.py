@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from plimsoll.api.budget import SERVER_BYTES
 from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.manifest import parse_manifest
 from plimsoll.api.quantity import parse_bytes
 from plimsoll.operator import build, names
+from plimsoll.operator.build.common import quantity
 from plimsoll.operator.plan.capacity import need_of
 from tests.support.built import (
     COMMIT,
@@ -142,9 +144,10 @@ def test_users_add_labels_and_have_the_last_word_on_annotations() -> None:
     assert meta["annotations"][autoscaler] == ""
 
 
-def test_on_a_processor_the_line_is_the_pods_memory() -> None:
+def test_on_a_processor_the_line_and_the_endpoint_are_the_pods_memory() -> None:
     found = server({**MINIMAL, "pod": {"cpu": "1500m"}})["resources"]
-    assert found == {"requests": {"cpu": "1500m", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "1Gi"}}
+    memory = quantity((1 << 30) + SERVER_BYTES)
+    assert found == {"requests": {"cpu": "1500m", "memory": memory}, "limits": {"cpu": "2", "memory": memory}}
     assert "cpu" not in server(MINIMAL)["resources"]["limits"]
 
 

@@ -104,7 +104,8 @@ def leaves(value: Any, *path: str) -> list[tuple[str, ...]]:
 OTHER: dict[str, Any] = {
     "source": "hf://org/name@v2", "endpoint": "https://other.example", "resource": "cpu", "precision": "auto",
     "type": "linear", "prefixCaching": True, "tolerations": [], "imagePullSecrets": [], "requestTimeout": "6m",
-    "memory": "25Gi", "ratio": 0.7, "blockSize": 64, "factor": 2.0, "maxLength": 1, "maxBatchedTokens": 64, "image": "runtime:2",
+    "memory": "25Gi", "ratio": 0.7, "blockSize": 64, "factor": 2.0, "maxLength": 1, "maxBatchedTokens": 64,
+    "image": "runtime:2",
 }  # fmt: skip
 
 
