@@ -46,6 +46,18 @@ def memory_limit(root: Path = ROOT, own: Path = OWN) -> int | None:
     return min(limits, default=None)
 
 
+def memory_kills(root: Path = ROOT, own: Path = OWN) -> int:
+    """Processes of this container that the kernel has killed for want of memory; 0 where it does not say."""
+    for group in groups("memory", root, own):
+        for name in ("memory.events", "memory.oom_control"):
+            try:
+                lines = (group / name).read_text().splitlines()
+            except OSError:
+                continue
+            return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return 0
+
+
 def host_line() -> tuple[int, int | None]:
     """(the budget's total on a CPU where nobody draws the line, most of it that becomes cache).
 

@@ -98,6 +98,8 @@ class EngineClient:
         config: what the engine is told.
         stall_seconds: a ready engine that says nothing for so long counts as hung. It speaks after every step and
             every 200 ms when idle, so this bounds the longest step.
+        patient: whether a process that dies before one was ever ready is started again. A container need not be: who
+            runs it starts it again, and shows why.
 
     Attributes:
         info: what the engine said when it last became ready, None before it first did.
@@ -109,7 +111,7 @@ class EngineClient:
         on_step: called with statistics and clocks of ended requests after each engine step.
     """
 
-    def __init__(self, config: EngineConfig, *, stall_seconds: float = 120.0) -> None:
+    def __init__(self, config: EngineConfig, *, stall_seconds: float = 120.0, patient: bool = True) -> None:
         self.config = config
         self.info: EngineReady | None = None
         self.progress: LoadProgress | None = None
@@ -119,6 +121,7 @@ class EngineClient:
         self.failure: str | None = None
         self.on_step: Callable[[EngineStats, list[RequestTimes]], None] | None = None
         self._stall_seconds = stall_seconds
+        self._patient = patient
         self._streams: dict[str, _Stream] = {}
         self._outgoing: list[ToEngine] = []
         self._running: EngineProcess | None = None
@@ -249,6 +252,9 @@ class EngineClient:
                 return
             if running.refused is not None and self.info is None:
                 self._give_up(running.refused)
+                return
+            if self.info is None and not self._patient:
+                self._give_up(f"the engine died while it loaded: {reason}")
                 return
             steady = running.ready_at is not None and time.monotonic() - running.ready_at > STEADY_SECONDS
             quick = 1 if steady else quick + 1

@@ -38,8 +38,9 @@ def run_pod(host: str, port: int, status_port: int) -> int:
     try:
         run(_live(host, port, status_port))
     except PlimsollError as error:
-        last_words(str(error))
-        log.error("stopped", reason=str(error))
+        words = str(error) + _memory_words()
+        last_words(words)
+        log.error("stopped", reason=words)
         return 1
     except Exception as error:
         last_words(f"crashed: {type(error).__name__}: {error}")
@@ -121,7 +122,18 @@ def make_service(host: str, port: int) -> "Service":
         raise SpecError("a pod opens what is mounted", field="spec.model.source", value=source, fix="Give file://PATH")
     path = resolve(source)
     engine, server = from_deployment(deployment, path, host=host, port=port)
-    return Service(engine, server, open_checkpoint(path))
+    return Service(engine, server, open_checkpoint(path), patient=False)
+
+
+def _memory_words() -> str:
+    """A killed engine does not know by whom; the kernel does."""
+    from plimsoll.api.quantity import format_bytes
+    from plimsoll.runtime.engine.cgroup import memory_kills, memory_limit
+
+    limit = memory_limit()
+    if limit is None or not memory_kills():
+        return ""
+    return f". The kernel has killed a process of this container for want of memory: its limit is {format_bytes(limit)}"
 
 
 def _process_began() -> float:

@@ -32,6 +32,7 @@ class Service:
         engine: the model and its memory.
         server: the endpoint.
         checkpoint: opened from `engine.model`.
+        patient: whether an engine that dies before it was ever ready is started again.
 
     Attributes:
         ready_at: time.monotonic() of when a token was first generated, None before.
@@ -41,10 +42,12 @@ class Service:
         CheckpointError: the tokenizer cannot be read.
     """
 
-    def __init__(self, engine: EngineConfig, server: ServerConfig, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, engine: EngineConfig, server: ServerConfig, checkpoint: Checkpoint, *, patient: bool = True
+    ) -> None:
         self.config = server
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint, server.chat_template)
-        self.engine = EngineClient(engine)
+        self.engine = EngineClient(engine, patient=patient)
         metrics = Metrics(
             server.served_name, lambda: self.engine.stats, lambda: self.engine.info, lambda: self.engine.restarts
         )

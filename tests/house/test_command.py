@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from plimsoll.cli import demo_model
-from plimsoll.cli.main import COMMANDS
+from plimsoll.cli.main import COMMANDS, HIDDEN
 
 
 def plimsoll(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -29,9 +29,10 @@ except SystemExit as done:
     *shown, last = done.stdout.splitlines()
     assert last == "0"
     assert all(any(name in line for line in shown) for name in COMMANDS)
+    assert not any(f" {name} " in line for line in shown for name in HIDDEN)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *HIDDEN])
 def test_every_command_explains_itself(name: str) -> None:
     done = plimsoll(name, "--help")
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from plimsoll.runtime.engine.cgroup import cpu_quotas, memory_limit
+from plimsoll.runtime.engine.cgroup import cpu_quotas, memory_kills, memory_limit
 
 MIB = 1 << 20
 
@@ -37,3 +37,15 @@ def test_version_1_has_a_tree_for_each_controller(tmp_path: Path) -> None:
 def test_without_groups_nothing_limits(tmp_path: Path) -> None:
     assert memory_limit(tmp_path, tmp_path / "none") is None
     assert cpu_quotas(tmp_path, tmp_path / "none") == []
+
+
+def test_processes_killed_for_want_of_memory_are_counted_in_the_own_group(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("0::/pod/container\n")
+    assert memory_kills(tmp_path, own) == 0
+    write(tmp_path / "pod", memory__events="oom 9\noom_kill 9")
+    write(tmp_path / "pod" / "container", memory__events="low 0\nmax 21\noom 2\noom_kill 1\noom_group_kill 5")
+    assert memory_kills(tmp_path, own) == 1
+    own.write_text("4:memory:/box\n")
+    write(tmp_path / "memory" / "box", memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 3")
+    assert memory_kills(tmp_path, own) == 3

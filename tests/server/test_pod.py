@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from plimsoll.runtime.server.pod import last_words
@@ -153,6 +154,15 @@ def test_a_refusal_leaves_plain_words_and_no_traceback(
         assert words in pod.words.read_text()
         assert "Traceback" not in pod.log.read_text() + pod.words.read_text()
         assert pod.lines()[-1]["event"] == "stopped"
+
+
+def test_an_engine_that_dies_while_it_loads_ends_the_pod_with_the_reason(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pod_process(tmp_path / "pod", manifest(tiny_checkpoint)) as pod:
+        assert pod.url
+        eventually(lambda: bool(psutil.Process(pod.process.pid).children()))
+        os.kill(pod.engine.pid, signal.SIGKILL)
+        assert pod.wait() == 1
+        assert "the engine died while it loaded: killed by signal 9" in pod.words.read_text()
 
 
 def test_sigterm_while_it_loads_ends_a_pod_at_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
