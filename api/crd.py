@@ -4,6 +4,7 @@ What comes out is a structural schema: everything inlined, no `$ref`, no `anyOf`
 descriptions in place. Fields that only work on one machine stay out.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ from plimsoll.api.status import ModelDeploymentStatus
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "modeldeployments"
+
+#: Ends the description of a field that has one.
+DEFAULT = " Default: {}."
 
 Schema = dict[str, Any]
 
@@ -113,8 +117,7 @@ def structural(model: type[BaseModel]) -> Schema:
 def _inline(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
     node = _one_of(node, definitions)
     found: Schema = {}
-    if text := node.get("description"):
-        found["description"] = _words(text)
+    found["description"] = _words(node.get("description", ""))
     for key in _KEPT:
         if key in node:
             found[key] = node[key]
@@ -137,7 +140,10 @@ def _inline(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
     default = _default(node, found)
     if default is not None:
         found["default"] = default
-    return found
+        if found["description"] and default != {}:
+            # `kubectl explain` shows no defaults of its own.
+            found["description"] += DEFAULT.format(json.dumps(default) if isinstance(default, bool) else default)
+    return {key: value for key, value in found.items() if key != "description" or value}
 
 
 #: What a structural schema has of JSON Schema, in the order it is written; the rest is said in another way or dropped.

@@ -126,13 +126,11 @@ def _not_ours(pairs: dict[str, str]) -> dict[str, str]:
 
 
 LabelValue = Annotated[str, Field(pattern=_LABEL_VALUE, max_length=63)]
-NodeLabels = Annotated[dict[str, LabelValue], AfterValidator(_keys), Field(max_length=32)]
+NodeLabels = Annotated[dict[str, LabelValue], Field(max_length=32), AfterValidator(_keys)]
 """Labels that a node must have."""
-PodLabels = Annotated[
-    dict[str, LabelValue], AfterValidator(_keys), AfterValidator(_not_ours),
-    Field(max_length=32, json_schema_extra={RULES: NOT_OURS}),
-]  # fmt: skip
-PodAnnotations = Annotated[
-    dict[str, Annotated[str, Field(max_length=16384)]], AfterValidator(_keys), AfterValidator(_not_ours),
-    Field(max_length=32, json_schema_extra={RULES: NOT_OURS}),
-]  # fmt: skip
+_OURS = Field(max_length=32, json_schema_extra={RULES: NOT_OURS})
+PodLabels = Annotated[dict[str, LabelValue], _OURS, AfterValidator(_keys), AfterValidator(_not_ours)]
+"""Labels of pods that are not the operator's own."""
+_Text = Annotated[str, Field(max_length=16384)]
+PodAnnotations = Annotated[dict[str, _Text], _OURS, AfterValidator(_keys), AfterValidator(_not_ours)]
+"""Annotations of pods that are not the operator's own."""

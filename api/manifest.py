@@ -195,14 +195,22 @@ class _Shown:
 
 
 def _path(place: Sequence[int | str]) -> str:
-    parts = [str(part) if len(str(part)) <= 80 else f"{str(part)[:77]}..." for part in place]
-    return ".".join(part for part in parts if part != "[key]")
+    """As people and the API server write it: `spec.pod.tolerations[0].key`."""
+    found = ""
+    for part in place:
+        if isinstance(part, int):
+            found += f"[{part}]"
+        elif part != "[key]":
+            found += ("." if found else "") + (part if len(part) <= 80 else f"{part[:77]}...")
+    return found
 
 
 def _known_fields(place: Sequence[int | str]) -> list[str]:
     """Names that the mapping at `place` may have."""
     model: type[BaseModel] = ModelDeployment
     for part in place:
+        if isinstance(part, int):
+            continue
         field = next(info for info in model.model_fields.values() if info.alias == part)
         choices = (field.annotation, *get_args(field.annotation))
         model = next(kind for kind in choices if isinstance(kind, type) and issubclass(kind, BaseModel))

@@ -1,5 +1,6 @@
 """The reference of a CRD as Markdown: what `kubectl explain` says, on one page."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,14 +31,14 @@ def reference(crd: Mapping[str, Any]) -> str:
         lines += [f"## {part}", "", schema["properties"][part]["description"], ""]
         lines += [*_rules(schema["properties"][part])]
         lines += ["| field | type | default | |", "|---|---|---|---|"]
-        lines += [*_rows(schema["properties"][part], ""), ""]
+        lines += [*_rows(schema["properties"][part]), ""]
         lines += [line for name, inner in _parts(schema["properties"][part], part) for line in _section(name, inner)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _section(name: str, schema: Mapping[str, Any]) -> list[str]:
-    head = [f"### {name}", "", schema.get("description", ""), "", *_rules(schema)]
-    return [*head, "| field | type | default | |", "|---|---|---|---|", *_rows(schema, ""), ""]
+    head = [f"### {name}", "", schema["description"], "", *_rules(schema)]
+    return [*head, "| field | type | default | |", "|---|---|---|---|", *_rows(schema), ""]
 
 
 def _parts(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -49,10 +50,12 @@ def _parts(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[
             yield from _parts(nested, place)
 
 
-def _rows(schema: Mapping[str, Any], indent: str) -> Iterator[str]:
+def _rows(schema: Mapping[str, Any]) -> Iterator[str]:
     for name, inner in schema["properties"].items():
         required = "**required**" if name in schema.get("required", ()) else _default(inner)
-        yield f"| `{indent}{name}` | {_type(inner)} | {required} | {_cell(inner.get('description', ''))} |"
+        # The column says it already.
+        text = re.sub(r" Default: \S+\.$", "", inner["description"]) if "default" in inner else inner["description"]
+        yield f"| `{name}` | {_type(inner)} | {required} | {_cell(text)} |"
 
 
 def _default(schema: Mapping[str, Any]) -> str:

@@ -4,6 +4,8 @@ A rule's message names the fix. Python's validators repeat every one of them, fo
 were stored under an older CRD; tests/api hold the two to the same verdicts.
 """
 
+from typing import Any
+
 from plimsoll.api.source import ENDPOINT, Scheme, address_form, address_pattern
 
 #: Where a schema keeps its rules.
@@ -29,7 +31,7 @@ def _starts(schemes: tuple[str, ...], value: str = "self") -> str:
     return " || ".join(f"{value}.startsWith('{scheme}://')" for scheme in schemes)
 
 
-SOURCE = [
+SOURCE: list[Any] = [
     rule(
         "!self.startsWith('file://')",
         "file:// is a path of one machine, for `plimsoll up`; in a cluster put the files on a claim and write "
@@ -49,7 +51,7 @@ SOURCE = [
     rule(f"self.startsWith('file://') || !self.matches(r'://.*({STRAY})')", STRAY_WORDS),
 ]
 
-ENDPOINT_ADDRESS = [
+ENDPOINT_ADDRESS: list[Any] = [
     rule(
         f"self.matches(r'^{ENDPOINT}$')",
         "is not the address of a service. Write https://HOST or https://HOST:PORT; names and passwords go into "
@@ -65,7 +67,7 @@ def _fetched(field: str) -> Rule:
     )
 
 
-MODEL = [
+MODEL: list[Any] = [
     _fetched("endpoint"),
     _fetched("cacheClaim"),
     rule(
@@ -75,7 +77,7 @@ MODEL = [
     ),
 ]
 
-TOLERATION = [
+TOLERATION: list[Any] = [
     rule("has(self.key) || self.operator == 'Exists'", "names no key: write one, or operator: Exists", ".key"),
     rule("!has(self.value) || self.operator == 'Equal'", "operator Exists goes without a value", ".value"),
     rule(
@@ -85,7 +87,7 @@ TOLERATION = [
     ),
 ]
 
-NOT_OURS = [
+NOT_OURS: list[Any] = [
     rule(
         "self.all(k, !k.startsWith('plimsoll.dev/') && k != 'app.kubernetes.io/name' "
         "&& k != 'app.kubernetes.io/managed-by')",
@@ -93,7 +95,7 @@ NOT_OURS = [
     )
 ]
 
-SPEC = [
+SPEC: list[Any] = [
     rule(
         "self.accelerator.resource != 'cpu' || !has(self.pod) || !has(self.pod.memory)",
         f"pod.memory {ONE_MEMORY_WORDS}",
@@ -101,4 +103,4 @@ SPEC = [
     )
 ]
 
-ROOT = [rule(f"self.metadata.name.matches('^{NAME}$')", f"metadata.name {NAME_WORDS}")]
+ROOT: list[Any] = [rule(f"self.metadata.name.matches('^{NAME}$')", f"metadata.name {NAME_WORDS}")]
