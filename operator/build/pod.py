@@ -114,7 +114,11 @@ def models_of(spec: ModelDeploymentSpec, inspection: Inspection, settings: Setti
         volume = {"name": "models", "persistentVolumeClaim": {"claimName": model.cache_claim}}
     fetch = reader("fetch", spec, settings)
     # A source may begin with anything but a dash: every form of it begins with its scheme.
-    fetch["args"] = ["fetch", resolved(model, inspection), "--into", folder, "--status-port", str(names.STATUS_PORT)]
+    fetch["args"] = [
+        "fetch", resolved(model, inspection), "--into", folder,
+        # A bucket's folder may have changed since: other weights than the budget was made for are refused.
+        "--revision", inspection.revision, "--status-port", str(names.STATUS_PORT), "--report", "/dev/termination-log",
+    ]  # fmt: skip
     fetch["volumeMounts"].append({"name": "models", "mountPath": MODELS})
     if not model.cache_claim:
         _reserve_disk(fetch, inspection)

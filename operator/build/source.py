@@ -38,7 +38,8 @@ def resolved(model: Model, inspection: Inspection) -> str:
 
 def cache_folder(model: Model, inspection: Inspection) -> str:
     """Of one revision inside a cache claim: another one goes beside it while pods still serve this one."""
-    asked = {"source": resolved(model, inspection), "endpoint": model.endpoint, "digest": inspection.digest}
+    # Not the digest, which two fine-tunes of one shape may share.
+    asked = {"source": resolved(model, inspection), "endpoint": model.endpoint, "revision": inspection.revision}
     return names.digest({k: v for k, v in asked.items() if v is not None}, 16)
 
 

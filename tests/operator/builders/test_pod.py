@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from plimsoll.api.manifest import parse_manifest
 from plimsoll.api.quantity import parse_bytes
 from plimsoll.operator import build, names
 from plimsoll.operator.build.common import quantity
+from plimsoll.operator.build.source import cache_folder
 from plimsoll.operator.plan.capacity import need_of
 from tests.support.built import (
     COMMIT,
     DIGEST,
+    INSPECTION,
     MINIMAL,
     SETTINGS,
     Object,
@@ -196,22 +199,26 @@ def test_the_server_is_told_where_the_checkpoint_is(spec: Spec, uri: str) -> Non
 def test_a_branch_is_fetched_as_the_commit_that_was_inspected() -> None:
     (fetch,) = template(of_source("hf://org/name@main/model.gguf"))["spec"]["initContainers"]
     source = f"hf://org/name@{COMMIT}/model.gguf"
-    assert fetch["args"] == ["fetch", source, "--into", "/models", "--status-port", "8001"]
+    assert fetch["args"][:6] == ["fetch", source, "--into", "/models", "--revision", COMMIT]
+    assert fetch["args"][6:] == ["--status-port", "8001", "--report", "/dev/termination-log"]
     assert env(fetch)["PLIMSOLL_FORBID_LOCAL"]["value"] == "1"
 
 
 def test_a_cache_claim_keeps_each_revision_beside_the_last() -> None:
     folders = set()
     for source in ("hf://org/name@v1/a.gguf", "hf://org/name@v1/b.gguf"):
-        pod = template(of_source(source, cacheClaim="cache"))["spec"]
+        spec = of_source(source, cacheClaim="cache")
+        pod = template(spec)["spec"]
         (fetch,) = pod["initContainers"]
-        folders.add(fetch["args"][3])
+        folder = fetch["args"][3]
+        folders.add(folder)
         assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "cache"}
         assert "ephemeral-storage" not in fetch["resources"]["requests"]
-        assert manifest(of_source(source, cacheClaim="cache"))["spec"]["model"]["source"].startswith(
-            f"file://{fetch['args'][3]}/"
-        )
-    assert len(folders) == 2
+        assert manifest(spec)["spec"]["model"]["source"].startswith(f"file://{folder}/")
+    model = ModelDeploymentSpec.model_validate(of_source("s3://bucket/folder")).model
+    # Other weights of the same shape have the same digest.
+    folders |= {cache_folder(model, replace(INSPECTION, revision=revision)) for revision in ("one", "other")}
+    assert len(folders) == 4
 
 
 def test_without_a_cache_the_nodes_disk_is_asked_for() -> None:
