@@ -159,6 +159,23 @@ def _validated(document: dict[str, Any], where: str) -> ModelDeployment:
     raise SpecError(f"{len(problems)} fields are wrong:\n{shown}{more}", field=where)
 
 
+#: What an API server writes into an object's metadata, or lets controllers write.
+_OF_THE_SERVER = frozenset(
+    "uid resourceVersion generation creationTimestamp deletionTimestamp deletionGracePeriodSeconds managedFields "
+    "ownerReferences finalizers selfLink".split()
+)
+
+
+def _as_applied(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest in an object that `kubectl get -o yaml` printed."""
+    found = dict(document)
+    metadata = found.get("metadata")
+    if isinstance(metadata, Mapping) and metadata.keys() & _OF_THE_SERVER:
+        found["metadata"] = {key: value for key, value in metadata.items() if key not in _OF_THE_SERVER}
+        found.pop("status", None)
+    return found
+
+
 def _problems(error: ValidationError) -> Iterator[SpecError]:
     for item in error.errors(include_url=False):
         place, kind, context = item["loc"], item["type"], item.get("ctx", {})

@@ -21,18 +21,20 @@ from plimsoll.api.reference import reference
 from plimsoll.api.status import PHASES, known
 from tests.support.manifests import ENDPOINTS, ON_CPU, ON_GPU, SOURCES, Wrong, manifest, wrong_manifests
 
+FILE = "plimsoll.dev_modeldeployments.yaml"
 SCHEMA = object_schema()
 SPEC, STATUS = SCHEMA["properties"]["spec"], SCHEMA["properties"]["status"]
 
 
 def test_what_is_checked_in_is_what_the_types_say(repository: Path) -> None:
     crd = model_deployment_crd()
-    assert (repository / "crds/plimsoll.dev_modeldeployments.yaml").read_text() == as_yaml(crd), "run `make crds`"
+    for folder in ("crds", "charts/plimsoll/files/crds"):
+        assert (repository / folder / FILE).read_text() == as_yaml(crd), "run `make crds`"
     assert (repository / "docs/reference.md").read_text() == reference(crd), "run `make crds`"
 
 
 def test_it_is_small(repository: Path) -> None:
-    assert (repository / "crds/plimsoll.dev_modeldeployments.yaml").stat().st_size < 60_000
+    assert (repository / "crds" / FILE).stat().st_size < 60_000
 
 
 def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

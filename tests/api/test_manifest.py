@@ -145,6 +145,33 @@ def test_several_deployments_are_told_apart_by_name() -> None:
         parse_manifest(both, name="third")
 
 
+def test_what_a_cluster_prints_is_read_as_what_was_applied() -> None:
+    printed = yaml.safe_load(SMALLEST)
+    printed["metadata"] |= {
+        "uid": "1",
+        "resourceVersion": "7",
+        "generation": 2,
+        "managedFields": [{"manager": "kubectl"}],
+    }
+    printed["status"] = {"phase": "Ready"}
+    assert parse_manifest(printed) == parse_manifest(SMALLEST)
+    assert "status: unknown field" in refusal(SMALLEST + "status: {phase: Ready}\n")
+    assert "metadata.uuid: unknown field" in refusal(SMALLEST.replace("{name: demo}", "{name: demo, uid: a, uuid: b}"))
+
+
+def test_other_kinds_of_object_beside_a_deployment_are_passed_over() -> None:
+    claim = "---\napiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: models}\n---\n"
+    assert parse_manifest(claim + SMALLEST) == parse_manifest(SMALLEST)
+    assert "kind: is not ModelDeployment (found 'PersistentVolumeClaim')" in refusal(claim)
+    misspelt = SMALLEST.replace("kind: ModelDeployment", "kind: ModelDeploymnet")
+    assert "kind: is not ModelDeployment (found 'ModelDeploymnet')" in refusal(f"{SMALLEST}---\n{misspelt}")
+
+
+def test_a_place_in_a_list_is_written_as_the_api_server_writes_it() -> None:
+    lines = "  pod: {tolerations: [{key: a}, {kee: b, operator: Exists}]}\n"
+    assert "spec.pod.tolerations[1].kee: unknown field. Did you mean key?" in refusal(SMALLEST + lines)
+
+
 def test_aliases_that_multiply_cost_nothing() -> None:
     levels = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
     assert "metadata.labels.x: must be text" in refusal(

@@ -59,7 +59,8 @@ def test_no_module_takes_the_name_of_one_of_pythons_own(repository: Path) -> Non
 def test_no_file_is_longer_than_a_sitting(repository: Path) -> None:
     long = {}
     for path in tracked(repository):
-        if path.suffix in (".py", ".c", ".h", ".sh", ".toml", ".yaml", ".md", ""):
+        # Nobody reads or edits what is generated: CRDs are.
+        if path.suffix in (".py", ".c", ".h", ".sh", ".toml", ".yaml", ".md", "") and path.parent.name != "crds":
             lines = path.read_text().count("\n")
             if lines > LONGEST and path.name != "LICENSE":
                 long[str(path.relative_to(repository))] = lines
