@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -42,6 +43,9 @@ def build(names: Sequence[str] = (*COMMANDS, *HIDDEN)) -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 an error in plain words on stderr, 2 wrong usage, 130 interrupted."""
+    if os.getpid() == 1:
+        # The first process of a container is deaf to signals that it does not handle: it would outstay its deletion.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     known = (*COMMANDS, *HIDDEN)
     wanted = arguments[:1] if arguments and arguments[0] in known else known

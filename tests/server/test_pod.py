@@ -1,5 +1,6 @@
 """`plimsoll pod`: true answers from the first moment, observed beside predicted, and last words where they are read."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -103,12 +104,25 @@ def test_the_status_port_has_five_pages_and_nothing_else(pod: PodProcess) -> Non
     assert pod.get("/ready").status_code == 200
 
 
-def test_a_load_that_does_not_move_is_not_live() -> None:
-    assert StatusPort(time.monotonic()).alive
-    assert not StatusPort(time.monotonic() - STARTING_SECONDS - 1).alive
+class Hung:
+    """As much of a service as /live looks at."""
+
+    begun = True
+
+    def __init__(self, alive: bool) -> None:
+        self.engine, self.alive = self, alive
 
 
-def test_an_engine_that_hangs_is_not_live_and_one_that_dies_is_started_again(pod: PodProcess) -> None:
+def test_what_does_not_move_is_not_live() -> None:
+    page = StatusPort(time.monotonic())
+    assert page.alive
+    assert not StatusPort(time.monotonic() - STARTING_SECONDS - 1).alive, "it has been reading headers for ever"
+    for alive in (True, False):
+        page.service = Hung(alive)  # type: ignore[assignment]
+        assert asyncio.run(page._answer("GET", "/live", b""))[0] == (200 if alive else 503)
+
+
+def test_an_engine_that_dies_in_service_is_started_again(pod: PodProcess) -> None:
     os.kill(pod.engine.pid, signal.SIGKILL)
     eventually(lambda: pod.get("/ready").status_code == 503)
     assert pod.get("/live").status_code == 200
