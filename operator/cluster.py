@@ -158,7 +158,7 @@ class Cluster:
         url = self._host + path + (f"?{urllib.parse.urlencode(query)}" if query else "")
         data = None if body is None else msgspec.json.encode(body)
         seconds = seconds or (WRITE_SECONDS if writes else READ_SECONDS)
-        until = time.monotonic() + RETRY_SECONDS
+        until, waited = time.monotonic() + RETRY_SECONDS, 0.0
         pause = 0.1
         while True:
             if writes and gated and not self.may_write():
@@ -167,7 +167,8 @@ class Cluster:
                 return self._once(verb, url, data, content, accept, seconds)
             except UnavailableError as error:
                 wait = max(pause * random.uniform(0.5, 1.5), error.after or 0.0)
-                if not retry or time.monotonic() + wait > until:
+                waited += wait
+                if not retry or waited > RETRY_SECONDS or time.monotonic() + wait > until:
                     raise
                 pause = min(pause * 2, 5.0)
             self._sleep(wait)

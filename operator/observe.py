@@ -126,7 +126,7 @@ class Cache:
                 affected = self._remove(identity)
             else:
                 assert entry is not None
-                if uid in self._gone or (known is not None and known.uid == uid and _older(version, known.version)):
+                if uid in self._gone or (known is not None and _older(version, known.version)):
                     return False
                 if known is not None and known.uid == uid and known.version == version:
                     known.seen_at = now

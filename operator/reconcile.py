@@ -142,7 +142,7 @@ class Reconciler:
                     return
                 self._metrics.writes.labels("ModelDeployment").inc()
                 self._cache.seen(kinds.DEPLOYMENT, None, answer, ours=True, quiet=True)
-        for event in plan.events:
+        for event in dict.fromkeys(plan.events):
             self._emit(snapshot, event)
 
     def _emit(self, snapshot: Snapshot, event: Event) -> None:

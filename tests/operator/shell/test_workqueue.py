@@ -1,0 +1,136 @@
+"""The queue of deployments: none lost, none twice at a time."""
+
+import threading
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from plimsoll.operator.metrics import Metrics
+from plimsoll.operator.workqueue import LAST_RETRY_SECONDS, WorkQueue
+
+KEYS = st.sampled_from([("ns", "a"), ("ns", "b"), ("other", "a")])
+
+
+class Machine(RuleBasedStateMachine):
+    """Whatever happens, what was asked for is looked at after it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.queue = WorkQueue(Metrics(), clock=lambda: self.now)
+        self.queue.open()
+        self.wanted: dict[tuple[str, str], float] = {}
+        self.working: set[tuple[str, str]] = set()
+
+    @rule(key=KEYS, after=st.sampled_from([0.0, 1.0, 60.0]))
+    def add(self, key: tuple[str, str], after: float) -> None:
+        self.queue.add(key, after)
+        self.wanted[key] = min(self.wanted.get(key, float("inf")), self.now + after)
+
+    @rule()
+    def take(self) -> None:
+        key = self.queue.get(0.0)
+        due = {k for k, at in self.wanted.items() if at <= self.now and k not in self.working}
+        assert (key is not None) == bool(due)
+        if key is not None:
+            assert key in due
+            assert key not in self.working
+            self.working.add(key)
+            del self.wanted[key]
+
+    @rule(key=KEYS, again=st.sampled_from([None, 5.0]))
+    def done(self, key: tuple[str, str], again: float | None) -> None:
+        if key in self.working:
+            self.working.discard(key)
+            self.queue.done(key, again)
+            if again is not None:
+                self.wanted[key] = min(self.wanted.get(key, float("inf")), self.now + again)
+
+    @rule(key=KEYS)
+    def failed(self, key: tuple[str, str]) -> None:
+        if key in self.working:
+            self.working.discard(key)
+            wait = self.queue.failed(key)
+            self.wanted[key] = self.now + wait if self.wanted.get(key, float("inf")) <= self.now else min(
+                self.wanted.get(key, float("inf")), self.now + wait
+            )  # fmt: skip
+
+    @rule(seconds=st.sampled_from([0.5, 10.0, 200.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @invariant()
+    def the_slowest_worker_is_known(self) -> None:
+        assert bool(self.working) or self.queue.longest_running() == 0
+
+
+TestQueue = Machine.TestCase
+
+
+def test_a_failing_key_comes_ever_later_and_a_success_forgives() -> None:
+    queue = WorkQueue(Metrics(), clock=lambda: 0.0)
+    waits = [queue.failed(("ns", "a")) for _ in range(30)]
+    assert all(later > 1.1 * earlier for earlier, later in zip(waits[:8], waits[1:9], strict=True))
+    assert max(waits) <= 1.25 * LAST_RETRY_SECONDS
+    queue.done(("ns", "a"))
+    assert queue.failed(("ns", "a")) < 1
+
+
+def test_what_happens_while_a_key_fails_does_not_make_it_hot() -> None:
+    queue = WorkQueue(Metrics(), clock=lambda: 0.0)
+    queue.open()
+    queue.add(("ns", "a"))
+    assert queue.get(0) == ("ns", "a")
+    queue.add(("ns", "a"))
+    queue.failed(("ns", "a"))
+    assert queue.get(0) is None
+
+
+def test_a_paused_queue_hands_out_nothing_and_loses_nothing() -> None:
+    queue = WorkQueue(Metrics())
+    queue.add(("ns", "a"))
+    assert queue.get(0) is None
+    queue.open()
+    assert queue.get(0) == ("ns", "a")
+    queue.pause()
+    queue.add(("ns", "b"))
+    assert queue.get(0) is None
+
+
+@given(st.lists(KEYS, max_size=30))
+def test_many_threads_see_each_key_one_at_a_time(keys: list[tuple[str, str]]) -> None:
+    queue = WorkQueue(Metrics())
+    queue.open()
+    at_it: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str]] = set()
+    clashes: list[tuple[str, str]] = []
+
+    def work() -> None:
+        while (key := queue.get(0.0)) is not None:
+            if key in at_it:
+                clashes.append(key)
+            at_it.add(key)
+            seen.add(key)
+            at_it.discard(key)
+            queue.done(key)
+
+    for key in keys:
+        queue.add(key)
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == set(keys)
+    assert not clashes
+
+
+def test_a_closed_queue_lets_waiting_workers_go() -> None:
+    queue = WorkQueue(Metrics())
+    queue.open()
+    waiting = threading.Thread(target=lambda: queue.get(60.0))
+    waiting.start()
+    queue.close()
+    waiting.join(10)
+    assert not waiting.is_alive()
