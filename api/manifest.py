@@ -135,7 +135,7 @@ def _deployment(document: Any, where: str) -> ModelDeployment:
             found = _Shown(value) if field in document else None
             message = f"is not {wanted}" if field in document else "is missing"
             raise SpecError(message, field=f"{where}: {field}", value=found, fix=f"Write {field}: {wanted}")
-    return _validated(dict(document), where)
+    return _validated(_as_applied(document), where)
 
 
 def parse_spec(spec: Mapping[str, Any]) -> ModelDeploymentSpec:
