@@ -1,183 +1,20 @@
-"""The planner against a cluster in miniature: what it applies comes back in the next snapshot."""
+"""The planner against a cluster in miniature."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plimsoll.api.facts import expected_tensors, facts_from_config
-from plimsoll.api.inspection import Inspection
-from plimsoll.operator import build, names
-from plimsoll.operator.actions import Apply, Delete, MarkFailed, MarkProven, Plan, Record, Renumber, Scale
+from plimsoll.operator import build
+from plimsoll.operator.actions import Apply, MarkFailed, Plan
 from plimsoll.operator.plan import plan, room_for
 from plimsoll.operator.plan.conditions import parse_timestamp, timestamp
 from plimsoll.operator.settings import Settings
-from plimsoll.operator.snapshot import Container, Deployment, Inspecting, Node, Page, Pod, ReplicaSet, Snapshot
-
-GIB = 1 << 30
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
-    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
-    "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "rope_theta": 100000.0,
-    "torch_dtype": "bfloat16",
-}  # fmt: skip
-
-
-def inspection(**config: Any) -> Inspection:
-    facts = facts_from_config({**CONFIG, **config})
-    facts = replace(facts, tensors=expected_tensors(facts))
-    return Inspection("sha256:" + "ab" * 32, "main", 269_000_000, "", facts)
-
-
-def spec(**changes: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "model": {"source": "pvc://models/smollm2"},
-        "accelerator": {"resource": "cpu", "memory": "2Gi"},
-        "replicas": 1,
-    }
-    return {**found, **changes}
-
-
-@dataclass
-class Cluster:
-    """Carries plans out as the API server and its controllers would."""
-
-    spec: dict[str, Any] = field(default_factory=spec)
-    nodes: tuple[Node, ...] | None = (Node("n1", allocatable={"cpu": 8000, "memory": 16 * GIB, "pods": 110}),)
-    devices: int = 3
-    version: str = "1"
-    found: Inspection | None = field(default_factory=inspection)
-    settings: Settings = field(default_factory=Settings)
-    now: float = 1_000_000.0
-    generation: int = 1
-    status: Mapping[str, Any] = field(default_factory=dict)
-    sets: dict[str, ReplicaSet] = field(default_factory=dict)
-    pods: list[Pod] = field(default_factory=list)
-    children: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
-    inspector: Pod | None = None
-    recorded: bool = False
-    writes: int = 0
-    count: int = 0
-    bad: set[str] = field(default_factory=set)
-
-    def change(self, **changes: Any) -> None:
-        self.spec = {**self.spec, **changes}
-        self.generation += 1
-
-    def snapshot(self, room: int | None = None) -> Snapshot:
-        deployment = Deployment("ns", "demo", "uid-1", self.generation, self.spec, self.status)
-        found = self.found if self.recorded or (self.inspector and self.inspector.phase == "Succeeded") else None
-        error = None
-        if self.inspector and self.inspector.phase == "Failed":
-            error = self.inspector.containers[0].message
-        return Snapshot(
-            deployment, self.now, Inspecting("key", found, error, self.inspector), tuple(self.sets.values()),
-            tuple(self.pods), dict(self.children), self.nodes, room,
-        )  # fmt: skip
-
-    def look(self) -> Plan:
-        snapshot = self.snapshot()
-        found = plan(snapshot, self.settings, self.version)
-        if found.look_for_room:
-            held = sum(pod.node is not None for pod in self.pods)
-            free = max(0, self.devices - held - sum(p.node is None and not p.deleting for p in self.pods))
-            found = plan(self.snapshot(free), self.settings, self.version)
-            assert not found.look_for_room
-        return found
-
-    def act(self) -> Plan:
-        found = self.look()
-        for action in found.actions:
-            self.writes += 1
-            self.carry_out(action)
-        if found.status and found.status != self.status:
-            self.writes += 1
-            self.status = json.loads(json.dumps(found.status))
-        return found
-
-    def carry_out(self, action: object) -> None:
-        match action:
-            case Apply(object=one) if one["kind"] == "ReplicaSet":
-                name = one["metadata"]["name"]
-                notes = one["metadata"]["annotations"]
-                self.children[("ReplicaSet", name)] = one
-                was = self.sets.get(name) or ReplicaSet(
-                    name, f"uid-{name}", one["metadata"]["labels"][names.REVISION], 0
-                )
-                self.sets[name] = replace(
-                    was, replicas=one["spec"]["replicas"], number=int(notes[names.NUMBER]),
-                    built_by=notes[names.BUILT_BY],
-                )  # fmt: skip
-            case Apply(object=one) if one["kind"] == "Pod":
-                self.inspector = Pod(one["metadata"]["name"], created=self.now, node="n1")
-            case Apply(object=one):
-                self.children[(one["kind"], one["metadata"]["name"])] = one
-            case Scale(name=name, replicas=replicas):
-                self.sets[name] = replace(self.sets[name], replicas=replicas)
-                live = dict(self.children[("ReplicaSet", name)])
-                self.children[("ReplicaSet", name)] = {**live, "spec": {**live["spec"], "replicas": replicas}}
-            case MarkFailed(name=name, failure=failure):
-                self.sets[name] = replace(self.sets[name], failure=failure)
-            case MarkProven(name=name):
-                self.sets[name] = replace(self.sets[name], proven=True)
-            case Renumber(name=name, number=number):
-                self.sets[name] = replace(self.sets[name], number=number)
-                live = dict(self.children[("ReplicaSet", name)])
-                meta = {
-                    **live["metadata"],
-                    "annotations": {**live["metadata"]["annotations"], names.NUMBER: str(number)},
-                }
-                self.children[("ReplicaSet", name)] = {**live, "metadata": meta}
-            case Delete(kind="ReplicaSet", name=name):
-                del self.sets[name]
-            case Delete(kind="Pod"):
-                self.inspector = None
-            case Record():
-                self.recorded, self.inspector = True, None
-            case _:
-                raise AssertionError(f"nobody carries out {action}")
-
-    def others_move(self, choice: int = 0) -> None:
-        """Controllers, scheduler and kubelet, one pod at a time."""
-        self.now += 1
-        for name, one in self.sets.items():
-            mine = [pod for pod in self.pods if pod.owner == one.uid and not pod.deleting]
-            for _ in range(one.replicas - len(mine)):
-                self.count += 1
-                self.pods.append(Pod(f"{name}-{self.count}", revision=one.revision, owner=one.uid, created=self.now))
-            spare = sorted(mine, key=lambda pod: (pod.ready, pod.node is not None))[: max(0, len(mine) - one.replicas)]
-            self.pods = [replace(pod, deleting=True, routable=False) if pod in spare else pod for pod in self.pods]
-        for index, pod in enumerate(self.pods):
-            if pod.node is None and not pod.deleting:
-                fits = sum(p.node is not None for p in self.pods) < self.devices
-                self.pods[index] = replace(pod, node="n1" if fits else None, unschedulable=None if fits else "0/1")
-        movable = [pod for pod in self.pods if pod.deleting or (pod.node and not pod.ready and not pod.containers)]
-        if movable:
-            pod = movable[choice % len(movable)]
-            if pod.deleting:
-                self.pods.remove(pod)
-            elif pod.revision in self.bad:
-                crash = Container("server", state="waiting", reason="CrashLoopBackOff", restarts=3, last_exit_code=1,
-                                  last_message="the checkpoint is damaged")  # fmt: skip
-                self.pods[self.pods.index(pod)] = replace(pod, containers=(crash,))
-            else:
-                self.pods[self.pods.index(pod)] = replace(pod, ready=True, routable=True)
-        if self.inspector is not None and self.inspector.phase == "Pending":
-            self.inspector = replace(self.inspector, phase="Succeeded" if self.found else "Failed",
-                                     containers=(Container("inspect", message="no such claim"),))  # fmt: skip
-
-    def settle(self, rounds: int = 120) -> Plan:
-        for choice in range(rounds):
-            self.act()
-            self.others_move(choice)
-        return self.act()
-
-    def condition(self, kind: str) -> Mapping[str, Any]:
-        return next(c for c in self.status["conditions"] if c["type"] == kind)
+from plimsoll.operator.snapshot import Node, Page, Pod
+from tests.support.miniature import GIB, Cluster, inspection, spec
 
 
 def test_from_nothing_to_ready_by_way_of_an_inspection() -> None:
