@@ -126,6 +126,9 @@ class EngineStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     generation_tokens: int = 0
     steps: int = 0
     last_step_tokens: int = 0
+    device_peak: int = 0
+    """Most bytes of the card that were ever reserved, as of when the engine was last idle. 0 on a CPU: there the kernel
+    keeps the process's own."""
 
 
 class StepOutputs(msgspec.Struct, kw_only=True, tag="step"):

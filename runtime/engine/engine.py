@@ -103,6 +103,9 @@ class Engine:
         stats.prefix_queries = scheduler.prefix_queries
         stats.prefix_hits = scheduler.prefix_hits
         stats.preemptions = scheduler.preemptions
+        # Asking takes a while: not between two steps.
+        if not self.has_work and self.runner.device.type == "cuda":
+            stats.device_peak = torch.cuda.max_memory_reserved(self.runner.device)
         return stats
 
     def add(self, request: EngineRequest) -> None:

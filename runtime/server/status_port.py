@@ -124,7 +124,7 @@ class StatusPort:
         assert self.service is not None
         found = {} if info is None else {term: info.observed[term] for term in ("weights", "kvCache")}
         pid = self.service.engine.pid
-        peak = None if pid is None else peak_bytes(pid)
+        peak = self.service.engine.stats.device_peak or (None if pid is None else peak_bytes(pid))
         return found if peak is None else found | {"peak": peak}
 
     def _startup(self) -> dict[str, Any]:
