@@ -5,9 +5,11 @@ Nothing is served here and hardly anything stored: most requests are dry runs.
 
 import json
 import re
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -220,6 +222,25 @@ def test_columns_short_name_category_and_both_subresources(cluster: Cluster, her
         cluster.kubectl("scale", "mdep/demo", "--replicas=1001", "-n", here)
     with pytest.raises(RefusedError, match=r"status\.phase"):
         cluster.api("PATCH", f"{path}/status", {"status": {"phase": "Dreaming"}}, kind="merge-patch")
+
+
+def test_kubeconform_passes_the_crd_and_every_example(cluster: Cluster, tmp_path: Path) -> None:
+    """Against the schemas that this API server publishes, so that nothing is fetched from elsewhere."""
+    if shutil.which("kubeconform") is None:
+        pytest.skip("kubeconform is not in PATH")
+    definitions = cluster.api("GET", "/openapi/v2")["definitions"]
+    (tmp_path / "definitions.json").write_text(json.dumps({"definitions": definitions}))
+    for name, schema in definitions.items():
+        for kind in schema.get("x-kubernetes-group-version-kind", ()):
+            group = f"{kind['group'].partition('.')[0]}-" if kind["group"] else ""
+            file = tmp_path / f"{kind['kind'].lower()}-{group}{kind['version']}.json"
+            file.write_text(json.dumps({"$ref": f"definitions.json#/definitions/{name}"}))
+    place = str(tmp_path / "{{.ResourceKind}}{{.KindSuffix}}.json")
+    files = [str(path) for path in (*sorted((ROOT / "crds").glob("*.yaml")), *EXAMPLES)]
+    command = ["kubeconform", "-strict", "-summary", "-schema-location", place, *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Invalid: 0, Errors: 0, Skipped: 0", done.stdout)
 
 
 def test_nothing_speaks_against_the_crd(cluster: Cluster) -> None:
