@@ -70,7 +70,8 @@ class Watches:
         self._restart.set()
 
     def join(self, seconds: float) -> None:
-        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._thread.join(seconds)
 
     def ages(self) -> dict[str, float]:
         """Seconds since each kind's watch was last begun."""

@@ -60,7 +60,8 @@ class Lease:
     def stop(self) -> None:
         """Stops trying and gives the lease back, so that the next operator need not wait for it to run out."""
         self._stop.set()
-        self._thread.join(5.0)
+        if self._thread.is_alive():
+            self._thread.join(3.0)
 
     def _run(self) -> None:
         complained = ""

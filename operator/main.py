@@ -193,9 +193,8 @@ class Operator:
         self.sweeper.stop()
         self.workers.join(2.0)
         # Last, for the workers write under it.
-        if self._filled:
-            self.lease.stop()
-            self.watches.join(1.0)
+        self.lease.stop()
+        self.watches.join(1.0)
         if self.health:
             self.health.stop()
         logger.info("ended")

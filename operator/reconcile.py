@@ -200,7 +200,8 @@ class Workers:
     def join(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                thread.join(max(0.0, until - time.monotonic()))
 
     def alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)

@@ -126,6 +126,6 @@ def test_a_server_that_is_not_there_has_no_answer(cluster: Cluster, api: Any) ->
 def test_requests_are_counted_by_verb_and_answer(api: Any, cluster: Cluster, metrics: Any) -> None:
     api.faults = [(503, {})]
     cluster.apply(kinds.SERVICE, SERVICE)
-    counted = {(one.labels["verb"], one.labels["code"]): one.value
-               for metric in metrics.requests.collect() for one in metric.samples if one.name.endswith("_total")}  # fmt: skip
+    samples = [one for metric in metrics.requests.collect() for one in metric.samples]
+    counted = {(one.labels["verb"], one.labels["code"]): one.value for one in samples if one.name.endswith("_total")}
     assert counted == {("PATCH", "503"): 1, ("PATCH", "200"): 1}

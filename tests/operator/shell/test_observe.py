@@ -20,7 +20,9 @@ def labelled(**more: str) -> dict[str, Any]:
 
 def filled(cache: Cache, make: Make, version: int = 1) -> None:
     spec = {"model": {"source": "s1"}}
-    cache.seen(kinds.DEPLOYMENT, None, make(kinds.DEPLOYMENT, "a", version, spec=spec, metadata={"generation": version}))
+    cache.seen(
+        kinds.DEPLOYMENT, None, make(kinds.DEPLOYMENT, "a", version, spec=spec, metadata={"generation": version})
+    )
 
 
 def test_a_deployments_corner_holds_what_is_its_own(cache: Cache, make: Make, real: Any) -> None:
@@ -152,8 +154,10 @@ def test_a_cordoned_node_wakes_those_that_run_there_and_those_that_wait(
     assert [n.usable for n in cache.snapshot(KEY, 1.0).nodes or ()] == [False]  # type: ignore[union-attr]
 
 
-HISTORY = [("ADDED", 1, "one"), ("MODIFIED", 2, "one"), ("MODIFIED", 3, "one"), ("DELETED", 4, "one"),
-           ("ADDED", 5, "two"), ("MODIFIED", 6, "two"), (None, 2, "one"), (None, 6, "two"), (None, 5, "two")]  # fmt: skip
+HISTORY = [
+    ("ADDED", 1, "one"), ("MODIFIED", 2, "one"), ("MODIFIED", 3, "one"), ("DELETED", 4, "one"),
+    ("ADDED", 5, "two"), ("MODIFIED", 6, "two"), (None, 2, "one"), (None, 6, "two"), (None, 5, "two"),
+]  # fmt: skip
 
 
 @given(st.permutations(HISTORY), st.data())

@@ -1,0 +1,80 @@
+"""Nothing is left behind, nothing in use is taken away."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from plimsoll.operator import kinds, names
+from plimsoll.operator.cluster import Cluster
+from plimsoll.operator.observe import Cache
+from plimsoll.operator.sweep import KEEP_RECORDS_SECONDS, LAST_RETRY_SECONDS, Sweeper
+
+
+class World:
+    def __init__(self, api: Any, cluster: Cluster, cache: Cache, make: Callable[..., Any]) -> None:
+        self.api, self.cache, self.make, self.now = api, cache, make, 0.0
+        self.sweeper = Sweeper(cluster, cache, lambda: True, clock=lambda: self.now)
+
+    def part(self, kind: kinds.Kind, name: str, **more: Any) -> None:
+        meta = {"labels": {names.SOURCE: "s1", names.MANAGED_BY: names.MANAGER}}
+        self.cache.seen(kind, None, self.api.put(kind, self.make(kind, name, metadata=meta, **more)))
+
+    def wanted(self, event: str) -> None:
+        spec = {"model": {"source": "s1"}}
+        self.cache.seen(kinds.DEPLOYMENT, event, self.make(kinds.DEPLOYMENT, "a", spec=spec))
+
+    def sweep(self) -> set[str]:
+        """Names of what is left."""
+        self.sweeper.sweep()
+        for kind in (kinds.POD, kinds.CONFIG_MAP, kinds.POLICY):
+            for namespace, name in self.cache.listed(kind):
+                if kind.path(namespace, name) not in self.api.objects:
+                    self.cache.seen(kind, "DELETED", self.make(kind, name, uid=self.cache.uid(kind, namespace, name)))
+        return {path.rsplit("/", 1)[-1] for path in self.api.objects}
+
+
+@pytest.fixture
+def world(api: Any, cluster: Cluster, cache: Cache, make: Any) -> World:
+    return World(api, cluster, cache, make)
+
+
+def test_what_no_deployment_refers_to_goes_the_record_after_an_hour(world: World) -> None:
+    world.wanted("ADDED")
+    world.part(kinds.POD, "look")
+    world.part(kinds.POLICY, "policy")
+    world.part(kinds.CONFIG_MAP, "record")
+    assert world.sweep() == {"look", "policy", "record"}
+    world.wanted("DELETED")
+    assert world.sweep() == {"record"}
+    world.now += KEEP_RECORDS_SECONDS + 1
+    assert world.sweep() == set()
+
+
+def test_a_record_that_is_wanted_again_stays(world: World) -> None:
+    world.part(kinds.CONFIG_MAP, "record")
+    assert world.sweep() == {"record"}
+    world.cache.seen(kinds.DEPLOYMENT, "ADDED", world.make(kinds.DEPLOYMENT, "b", spec={"model": {"source": "s1"}}))
+    world.now += KEEP_RECORDS_SECONDS + 1
+    assert world.sweep() == {"record"}
+
+
+def test_a_failed_look_is_repeated_ever_more_rarely(world: World) -> None:
+    world.wanted("ADDED")
+    waits = []
+    for turn in range(9):
+        world.part(kinds.POD, f"look-{turn}", status={"phase": "Failed"})
+        began = world.now
+        while world.sweep():
+            world.now += 5
+        waits.append(world.now - began)
+    assert waits[0] == 15
+    assert waits[:6] == sorted(waits[:6])
+    assert waits[-1] == LAST_RETRY_SECONDS
+
+
+def test_a_look_that_is_under_way_is_left_alone(world: World) -> None:
+    world.wanted("ADDED")
+    world.part(kinds.POD, "look", status={"phase": "Running"})
+    world.now += 1e6
+    assert world.sweep() == {"look"}

@@ -1,0 +1,114 @@
+"""A cache that a watch has left behind is put right, and one that is right is left alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from plimsoll.operator import kinds, names
+from plimsoll.operator.cluster import Cluster
+from plimsoll.operator.observe import Cache
+from plimsoll.operator.verify import Verifier
+
+MINE = {"labels": {names.MANAGED_BY: names.MANAGER, names.DEPLOYMENT: "a"}}
+
+
+class World:
+    def __init__(self, api: Any, cluster: Cluster, cache: Cache, metrics: Any, make: Callable[..., Any]) -> None:
+        self.api, self.cache, self.make = api, cache, make
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.verifier = Verifier(cluster, cache, ("ns",), metrics, sleep=lambda _: self.meanwhile())
+        self.stored: dict[str, dict[str, Any]] = {}
+
+    def there(self, name: str, **more: Any) -> dict[str, Any]:
+        """An object of the API server."""
+        self.stored[name] = self.api.put(kinds.SERVICE, self.make(kinds.SERVICE, name, metadata=MINE, **more))
+        self._list()
+        return self.stored[name]
+
+    def gone(self, name: str) -> None:
+        del self.api.objects[kinds.SERVICE.path("ns", name)], self.stored[name]
+        self._list()
+
+    def _list(self) -> None:
+        self.api.pages[kinds.SERVICE.path("ns")] = [list(self.stored.values())]
+
+    def check(self) -> int:
+        return self.verifier.check(kinds.SERVICE)
+
+    def known(self) -> dict[str, str]:
+        return {name: version for (_, name), (_, version, _) in self.cache.listed(kinds.SERVICE).items()}
+
+
+@pytest.fixture
+def world(api: Any, cluster: Cluster, cache: Cache, metrics: Any, make: Any) -> World:
+    return World(api, cluster, cache, metrics, make)
+
+
+def test_what_is_right_costs_one_listing(world: World) -> None:
+    for name in ("a", "b"):
+        world.cache.seen(kinds.SERVICE, "ADDED", world.there(name))
+    assert world.check() == 0
+    assert len(world.api.requests) == 1
+    assert world.verifier.missed == {}
+
+
+def test_missed_deletions_changes_and_arrivals_are_made_good(world: World, woken: list[Any]) -> None:
+    for name in ("gone", "changed", "same"):
+        world.cache.seen(kinds.SERVICE, "ADDED", world.there(name))
+    world.gone("gone")
+    changed, arrived = world.there("changed", spec={"x": 1}), world.there("arrived")
+    woken.clear()
+    assert world.check() == 3
+    assert world.known() == {
+        "changed": changed["metadata"]["resourceVersion"],
+        "arrived": arrived["metadata"]["resourceVersion"],
+        "same": world.stored["same"]["metadata"]["resourceVersion"],
+    }
+    assert woken == [("ns", "a")] * 3
+    assert world.verifier.missed == {"Service": 1}
+    assert world.check() == 0
+    assert world.verifier.missed == {}
+
+
+def test_a_watch_that_is_a_moment_behind_is_no_alarm(world: World) -> None:
+    world.cache.seen(kinds.SERVICE, "ADDED", world.there("a"))
+    late = world.there("late")
+    world.meanwhile = lambda: world.cache.seen(kinds.SERVICE, "ADDED", late) and None
+    assert world.check() == 0
+    assert world.verifier.missed == {}
+
+
+def test_one_that_lost_our_label_is_ours_no_more(world: World) -> None:
+    world.cache.seen(kinds.SERVICE, "ADDED", world.there("a"))
+    taken = world.there("a")
+    taken["metadata"]["labels"] = {}
+    del world.stored["a"]
+    world._list()
+    assert world.check() == 1
+    assert world.known() == {}
+
+
+def test_a_listing_that_takes_too_long_begins_again(world: World) -> None:
+    world.cache.seen(kinds.SERVICE, "ADDED", world.there("a"))
+    world.api.faults = [(410, {})]
+    assert world.check() == 0
+
+
+def test_a_listing_through_the_watch_is_checked_soon_and_others_in_minutes(world: World) -> None:
+    world._list()
+    world.check()
+    checked = world.verifier._checked["Service"]
+    assert not world.verifier.due(kinds.SERVICE, checked + 500)
+    assert world.verifier.due(kinds.SERVICE, checked + 601)
+    world.cache.relisted["Service"] = checked + 1
+    assert not world.verifier.due(kinds.SERVICE, checked + 2)
+    assert world.verifier.due(kinds.SERVICE, checked + 4)
+    assert not world.verifier.due(kinds.POD, 0.0)
+
+
+def test_the_first_listing_fills_the_cache(world: World) -> None:
+    world.there("a")
+    world.there("b")
+    assert world.verifier.fill(kinds.SERVICE) == 2
+    assert set(world.known()) == {"a", "b"}
