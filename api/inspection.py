@@ -19,6 +19,9 @@ _MARK = b"plimsoll-inspection/1 "
 #: Unpacked; a forged report must not unpack to gigabytes.
 _MOST_JSON = 1 << 20
 
+#: The class below has a field that is called like the type.
+Packed = bytes
+
 #: Every key of a configuration that facts are read from.
 CONFIG_KEYS = (
     "architectures", "hidden_act", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
@@ -42,7 +45,7 @@ class Inspection:
     """Of the checkpoint inside what the source holds: `` for a folder, `model.gguf` for one file of it."""
     facts: ModelFacts
 
-    def encode(self) -> bytes:
+    def encode(self) -> Packed:
         """Printable ASCII of at most `MAX_BYTES`. `decode` gives facts that are equal, tensors and all.
 
         Raises:
@@ -71,12 +74,12 @@ class Inspection:
         return packed
 
     @staticmethod
-    def is_report(message: bytes | str) -> bool:
+    def is_report(message: Packed | str) -> bool:
         """Whether a container's last words are a report, and not the words of a failure."""
         return _ascii(message).startswith(_MARK)
 
     @staticmethod
-    def decode(message: bytes | str) -> "Inspection":
+    def decode(message: Packed | str) -> "Inspection":
         """What `encode` made.
 
         Raises:

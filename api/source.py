@@ -41,7 +41,7 @@ _PATTERNS = {
     "oci": re.compile(
         r"(?P<name>[A-Za-z0-9][A-Za-z0-9._:/-]*)@(?P<revision>sha256:[0-9a-f]{64})(/(?P<path>[^\x00-\x1f\x7f]*))?"
     ),
-    "file": re.compile(r"(?P<name>)(?P<path>[^\x00]*\S[^\x00]*)"),
+    "file": re.compile(r"(?P<name>)(?P<path>[^\x00]*[^\x00\s][^\x00]*)"),
 }
 #: The address of a service, in what Python's dialect and RE2 share.
 ENDPOINT = r"https?://(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]+)(:\d{1,5})?(/[^\s?#@\\]*)?"

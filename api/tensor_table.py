@@ -19,6 +19,9 @@ def collapse(tensors: Mapping[str, TensorFact]) -> dict[str, Any]:
 
     `rates` gives the bytes of an element by dtype, as numerator and denominator (`Q4_K`: 9/16). `rows` has one entry a
     pattern and shape: the pattern, the shape, and for each dtype the layers, as `0-3,8`; names without a layer have ``.
+
+    Raises:
+        ValueError: a dtype's elements have two sizes, or a name has a star in it; no reader makes such.
     """
     rates: dict[str, Fraction] = {}
     groups: dict[tuple[str, tuple[int, ...]], dict[str, list[int | None]]] = {}
@@ -28,11 +31,11 @@ def collapse(tensors: Mapping[str, TensorFact]) -> dict[str, Any]:
         match = _LAYER.search(name)
         layer = int(match[0]) if match and str(int(match[0])) == match[0] else None
         pattern = name if layer is None or match is None else f"{name[: match.start()]}*{name[match.end() :]}"
-        rate = Fraction(fact.nbytes, prod(fact.shape) or 1)
-        # One dtype with two rates would be two dtypes of one name: none is known, and both are kept apart.
-        known = rates.setdefault(fact.dtype, rate) if prod(fact.shape) else rates.get(fact.dtype, rate)
-        if known != rate and prod(fact.shape):
-            raise ValueError(f"{fact.dtype} has elements of {known} and of {rate} bytes")
+        elements = prod(fact.shape)
+        if elements:
+            rate = Fraction(fact.nbytes, elements)
+            if rates.setdefault(fact.dtype, rate) != rate:
+                raise ValueError(f"{fact.dtype} has elements of {rates[fact.dtype]} and of {rate} bytes")
         groups.setdefault((pattern, tuple(fact.shape)), {}).setdefault(fact.dtype, []).append(layer)
     for kinds in groups.values():
         for dtype in kinds:

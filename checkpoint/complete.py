@@ -1,5 +1,6 @@
 """What a folder of fetched files says of itself: which files are to be there, and that they all are."""
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -147,9 +148,10 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError:
+    except OSError as error:
         # Some network filesystems refuse this for folders, and write through anyway.
-        pass
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF):
+            raise
     finally:
         os.close(handle)
 

@@ -31,7 +31,7 @@ from plimsoll.checkpoint.complete import (
     sync_folder,
     write_marker,
 )
-from plimsoll.checkpoint.inspecting import digest_of, open_remote
+from plimsoll.checkpoint.inspecting import addressed, digest_of, open_remote
 from plimsoll.checkpoint.lock import FolderLock
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.checkpoint.progress import Progress
@@ -41,6 +41,8 @@ from plimsoll.checkpoint.remote import PIECE, Hasher, Remote, RemoteFile, Transf
 AT_ONCE = 4
 #: Attempts in a row that bring nothing, before giving up: about two minutes with the waits between them.
 ATTEMPTS = 8
+#: The same for the list of files; a wrong address should be told soon.
+OPENINGS = 4
 LONGEST_WAIT = 30.0
 #: Bytes after which what has come is put on the disk: the page cache of a container is its memory.
 SYNC_EVERY = 256 << 20
@@ -57,7 +59,7 @@ class Fetcher:
 
     def __init__(self, source: str, folder: Path, *, revision: str | None = None) -> None:
         """Args: revision: what an inspection found; anything else is refused."""
-        self.source, self.folder, self.revision = source, folder, revision
+        self.source, self.folder, self.revision = addressed(source), folder, revision
         self.progress = Progress()
         self.lock = FolderLock(folder / HIDDEN / "lock", self.progress.told)
         self._stop = threading.Event()
@@ -77,7 +79,7 @@ class Fetcher:
                     try:
                         # Between the look and the lock it may have been finished.
                         found = read_marker(self.folder)
-                        return self._accept(found) if found else self._fetch(open_remote(self.source))
+                        return self._accept(found) if found else self._fetch(self._open())
                     except _LostError:
                         continue
                     finally:
@@ -87,6 +89,17 @@ class Fetcher:
                 time.sleep(LOOK)
         except OSError as error:
             raise self._explained(error) from None
+
+    def _open(self) -> Remote:
+        """The source, asked again where it does not answer: another pod of ours may be asking just now."""
+        for attempt in range(OPENINGS):
+            try:
+                return open_remote(self.source)
+            except TransferError:
+                if attempt == OPENINGS - 1:
+                    raise
+                time.sleep(2.0**attempt)
+        raise AssertionError
 
     def _accept(self, marker: Complete) -> Complete:
         if not marker.answers(self.source, self.revision):

@@ -6,7 +6,7 @@ from typing import Any
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint import guard
-from plimsoll.checkpoint.remote import PIECE, Remote, RemoteFile, TransferError, choose
+from plimsoll.checkpoint.remote import Remote, RemoteFile, TransferError, choose
 from plimsoll.checkpoint.sources import HubSource, hub_error
 
 #: Seconds without a byte after which a connection is given up, and tried anew.
@@ -38,7 +38,7 @@ class HubRemote(Remote):
                 if isinstance(entry, RepoFile)
             ]
         except Exception as error:
-            raise guard.refusal(str(hub)) or hub_error(error, hub) from error
+            raise _explained(error, hub) from None
         self.source = HubSource(hub.repo, self.revision, hub.file)
         self.label = str(hub)
         self.path = hub.file or ""
@@ -59,26 +59,37 @@ class HubRemote(Remote):
             return
         headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
         url = hf_hub_url(self.source.repo, file.name, revision=self.source.revision, endpoint=constants.ENDPOINT)
-        client = get_session()
-        transport = sys.modules[type(client).__module__.partition(".")[0]]
         try:
-            with client.stream("GET", url, headers=headers, timeout=SILENCE, follow_redirects=True) as answer:
+            with get_session().stream("GET", url, headers=headers, timeout=SILENCE, follow_redirects=True) as answer:
                 if answer.status_code in (408, 429) or answer.status_code >= 500:
                     raise TransferError(
                         f"{constants.ENDPOINT} answered with HTTP status {answer.status_code}", field=self.label
                     )
                 hf_raise_for_status(answer)
-                yield from body(answer.iter_raw(PIECE), answer.status_code, answer.headers, file, start, self.label)
+                # As the network brings them: what is gathered into larger pieces is lost when the connection breaks.
+                yield from body(answer.iter_raw(), answer.status_code, answer.headers, file, start, self.label)
         except CheckpointError:
             raise
         except Exception as error:
-            if refused := guard.refusal(self.label):
-                raise refused from None
-            if isinstance(error, transport.TransportError):
-                raise TransferError(
-                    f"the connection to {constants.ENDPOINT} broke ({type(error).__name__})", field=self.label
-                ) from None
-            raise hub_error(error, self.source) from None
+            raise _explained(error, self.source) from None
+
+
+def _explained(error: Exception, hub: HubSource) -> CheckpointError:
+    """What went wrong, in words for the user; a `TransferError` where another attempt may mend it."""
+    from huggingface_hub import constants, get_session
+
+    if refused := guard.refusal(str(hub)):
+        return refused
+    # The library that does HTTP for the hub's differs from release to release.
+    transport = sys.modules[type(get_session()).__module__.partition(".")[0]]
+    if not isinstance(error, transport.TransportError):
+        return hub_error(error, hub)
+    name = type(error).__name__
+    what = "cannot be reached" if isinstance(error, transport.ConnectError | transport.ConnectTimeout) else "broke off"
+    return TransferError(
+        f"{constants.ENDPOINT} {what} ({name})", field=str(hub),
+        fix="Check spec.model.endpoint (HF_ENDPOINT), the network and its policies",
+    )  # fmt: skip
 
 
 def _described(entry: Any) -> RemoteFile:

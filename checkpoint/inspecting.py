@@ -17,14 +17,19 @@ from plimsoll.checkpoint.remote import Remote, RemoteFile
 from plimsoll.checkpoint.sources import HubSource, resolve
 
 
+def addressed(source: str) -> str:
+    """A plain path as the address it is short for."""
+    return source if "://" in source else f"file://{source}"
+
+
 def open_remote(source: str) -> Remote:
-    """What `file://`, `hf://` or `s3://` names, resolved and listed.
+    """What `file://` (or a plain path), `hf://` or `s3://` names, resolved and listed.
 
     Raises:
         SpecError: an address of another kind; claims and images are mounted and then named by file://.
         CheckpointError: nothing there, no access, no connection.
     """
-    found = parse_source(source)
+    found = parse_source(source := addressed(source))
     if found.scheme == "hf":
         from plimsoll.checkpoint.hub import HubRemote
 

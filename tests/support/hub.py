@@ -1,5 +1,6 @@
 """A stand-in for the Hugging Face hub: the endpoints huggingface_hub calls, and its ways of failing."""
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -17,12 +18,19 @@ class Hub:
 
     `gated`: repositories refused without the right token. `cut`: file to the number of bytes after which its first
     download is dropped. `sent`: body bytes of each file that left the hub. `ranges`: Range headers seen for each file.
+    `gate`: file to the number of bytes after which its first download stops until `opened`; `reached` says that it has.
+    `elsewhere`: an address that files are redirected to. `lfs`: whether the listing tells SHA-256 sums.
     """
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     token: str = "hf_stand_in"
     cut: dict[str, int] = field(default_factory=dict)
+    gate: dict[str, int] = field(default_factory=dict)
+    reached: threading.Event = field(default_factory=threading.Event)
+    opened: threading.Event = field(default_factory=threading.Event)
+    elsewhere: str | None = None
+    lfs: bool = True
     status: int | None = None
     url: str = ""
     sent: Counter[str] = field(default_factory=Counter)
@@ -105,9 +113,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         files = self.hub.repos[repo]
         if kind == "tree":
+            below = "/".join(rest[2:])
+            recursive = "recursive=true" in urlsplit(self.path).query.lower()
             answer: object = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                self._listed(name, data)
                 for name, data in files.items()
+                if recursive or name.rpartition("/")[0] == below
             ]
         else:
             answer = {
@@ -123,6 +134,12 @@ class _Handler(BaseHTTPRequestHandler):
             }
         self._send(200, json.dumps(answer).encode(), body, {"Content-Type": "application/json"})
 
+    def _listed(self, name: str, data: bytes) -> dict[str, object]:
+        entry: dict[str, object] = {"type": "file", "path": name, "size": len(data)}
+        if self.hub.lfs and name.endswith((".safetensors", ".gguf", ".bin")):
+            entry["lfs"] = {"size": len(data), "oid": hashlib.sha256(data).hexdigest(), "pointerSize": 134}
+        return entry | {"oid": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
+
     def _file(self, repo: str, revision: str, name: str, body: bool) -> None:
         if not self._revision_known(repo, revision, body):
             return
@@ -131,13 +148,18 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             return self._send(404, b"{}", body, headers | {"X-Error-Code": "EntryNotFound"})
         headers |= {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
-        start = 0
+        if self.hub.elsewhere:
+            return self._send(302, b"", body, {"Location": f"{self.hub.elsewhere}{self.path}"})
+        start, stop = 0, len(data)
         asked = self.headers.get("Range")
         if asked and body:
             self.hub.ranges.setdefault(name, []).append(asked)
-            start = int(asked.removeprefix("bytes=").split("-")[0])
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        part = data[start:]
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, stop = int(first), min(len(data), int(last) + 1 if last else len(data))
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+        part = data[start:stop]
+        if body and name in self.hub.gate:
+            return self._send_gated(part, self.hub.gate.pop(name), 206 if asked else 200, headers, name)
         keep = self.hub.cut.pop(name, None) if body else None
         sent = part if keep is None else part[:keep]
         if body:
@@ -146,6 +168,16 @@ class _Handler(BaseHTTPRequestHandler):
         if keep is not None:
             # The length promised more: the client sees the connection drop in the middle of the body.
             self.close_connection = True
+
+    def _send_gated(self, part: bytes, stop: int, status: int, headers: dict[str, str], name: str) -> None:
+        self._send(status, part[:stop], True, headers, length=len(part))
+        self.wfile.flush()
+        self.hub.sent[name] += len(part[:stop])
+        self.hub.reached.set()
+        self.hub.opened.wait(120)
+        with contextlib.suppress(OSError):
+            self.wfile.write(part[stop:])
+            self.hub.sent[name] += len(part[stop:])
 
     def _send(
         self, status: int, data: bytes, body: bool, headers: dict[str, str] | None = None, length: int | None = None
