@@ -13,6 +13,7 @@ from plimsoll.api.errors import DoesNotFitError, NotRunYetError, PlimsollError, 
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.load import load_of, refuse_not_run_yet
 from plimsoll.api.manifest import parse_spec
+from plimsoll.api.quantity import format_bytes
 from plimsoll.api.source import forbidden_host
 from plimsoll.operator.plan.conditions import Condition
 from plimsoll.operator.plan.devices import device_memory
@@ -72,9 +73,8 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
         looks = Condition("SourceReady", "Unknown", "Inspecting", _inspecting(snapshot))
         return Admission(waiting, looks, spec, wants_inspection=True)
     found = looking.found
-    ready = Condition(
-        "SourceReady", "True", "Inspected", f"{found.bytes} bytes at revision {found.revision}, {found.digest}"
-    )
+    at = f" at revision {found.revision}" if found.revision != found.digest else ""
+    ready = Condition("SourceReady", "True", "Inspected", f"{format_bytes(found.bytes)}{at}, {found.digest}")
     return _sized(snapshot, spec, found, ready)
 
 
@@ -100,7 +100,11 @@ def _sized(snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, rea
             "accelerator": spec.accelerator.model_copy(update={"memory": device.total}),
         }
     )
-    text = f"{fits.in_use} of {fits.total} bytes per device, {fits.kv_tokens} tokens of cache"
+    text = (
+        f"{format_bytes(fits.weights)} weights + {format_bytes(fits.context + fits.workspace)} workspace and context + "
+        f"{format_bytes(fits.kv_cache)} cache = {format_bytes(fits.in_use)} of {format_bytes(fits.total)} per device; "
+        f"{fits.kv_tokens} tokens, {fits.concurrent_requests} requests of {fits.max_length} at once"
+    )
     return Admission(Condition("Accepted", "True", "Fits", text), ready, resolved, found, fits)
 
 
