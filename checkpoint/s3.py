@@ -173,11 +173,13 @@ def _client(endpoint: str | None) -> Any:
     import botocore.session
     from botocore import UNSIGNED
     from botocore.config import Config
+    from botocore.credentials import CredentialResolver
 
     session = botocore.session.Session()
     # Neither files of this machine nor a cloud's metadata service have a say in whose rights are used.
     session.set_config_variable("config_file", os.devnull)
     session.set_config_variable("credentials_file", os.devnull)
+    session.register_component("credential_provider", CredentialResolver(providers=[]))
     key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
     signed = bool(key and secret)
     return boto3.session.Session(botocore_session=session).client(

@@ -235,7 +235,11 @@ def test_keys_come_from_the_environment_alone(tmp_path: Path, folder_files: dict
     (tmp_path / ".aws" / "credentials").write_text(
         f"[default]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
     )
-    assert "none are given" in said(inspect(tmp_path, "s3://models/tiny", AWS_ENDPOINT_URL=store.url))
+    asked = {"AWS_ENDPOINT_URL": store.url, "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{store.url}/credentials"}
+    guard = {"PLIMSOLL_FORBID_LOCAL": "1", "PLIMSOLL_ALLOWED_HOSTS": "127.0.0.1"}
+    # The guard tells of every attempt to ask a cloud's metadata: there is none.
+    assert "none are given" in said(inspect(tmp_path, "s3://models/tiny", **asked, **guard))
+    assert not [path for _, path, _ in store.requests if "credentials" in path]
 
 
 def test_a_busy_store_is_asked_again(tmp_path: Path, folder_files: dict[str, bytes], store: Store) -> None:
