@@ -105,8 +105,8 @@ class Download(Step):
     """Seconds that are left at the present pace."""
 
 
-class Warmup(_Part):
-    """From loaded weights to the first token."""
+class Taken(_Part):
+    """A step that only takes time."""
 
     seconds: Seconds | None = None
     """Taken so far."""
@@ -116,9 +116,12 @@ class Startup(_Part):
     """How starting went, of the replica that starts now or else of the slowest one."""
 
     download: Download | None = None
+    start: Taken | None = None
+    """The process itself: imports, the checkpoint's headers."""
     load: Step | None = None
     """Reading weights into memory."""
-    warmup: Warmup | None = None
+    warmup: Taken | None = None
+    """From loaded weights to the first token."""
 
 
 class Load(_Part):

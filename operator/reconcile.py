@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from plimsoll import __version__
+from plimsoll.api.status import known
 from plimsoll.operator import kinds
 from plimsoll.operator.actions import Event, Plan
 from plimsoll.operator.apply import Applier
@@ -131,7 +132,7 @@ class Reconciler:
         """Writes the status where it differs; events only once it is written, so that each is told once."""
         deployment = snapshot.deployment
         if plan.status:
-            patch = difference(plan.status, deployment.status)
+            patch = difference(known(plan.status), deployment.status)
             if patch:
                 raw = self._cache.raw(kinds.DEPLOYMENT, *deployment.key) or {}
                 version = (raw.get("metadata") or {}).get("resourceVersion")
