@@ -24,6 +24,8 @@ def test_from_nothing_to_ready_by_way_of_an_inspection() -> None:
     assert cluster.status["phase"] == "Inspecting"
     assert not cluster.sets
     cluster.settle()
+    assert cluster.recorded
+    assert cluster.inspector is None
     assert cluster.status["phase"] == "Ready"
     assert cluster.condition("Ready")["status"] == "True"
     assert cluster.status["budget"]["precision"] == "bfloat16"
@@ -144,6 +146,9 @@ def test_another_operator_version_leaves_templates_alone() -> None:
     sets = {key: value for key, value in cluster.children.items() if key[0] == "ReplicaSet"}
     assert sets == {key: value for key, value in before.items() if key[0] == "ReplicaSet"}
     assert cluster.pods == pods
+    cluster.change(replicas=2)
+    cluster.settle()
+    assert [one.replicas for one in cluster.sets.values()] == [2]
 
 
 def test_what_others_change_of_ours_is_put_back_and_what_they_add_is_left() -> None:

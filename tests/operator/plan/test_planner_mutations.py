@@ -1,0 +1,113 @@
+"""Each rule of the planner broken on purpose: the cluster in miniature must notice every one."""
+
+import inspect
+import sys
+from types import ModuleType
+
+import pytest
+
+from plimsoll.operator.plan import planner
+from tests.operator.plan import test_planner as scenarios
+from tests.support import miniature
+
+#: What a rule is: (the source that keeps it, what breaks it).
+RULES = {
+    "what is on its way out is left alone": (
+        "    if snapshot.deployment.deleting:",
+        "    if False:",
+    ),
+    "nothing starts before it is accepted": (
+        ("    if admission.ok:\n        assert"),
+        ("    if admission.budget or True:\n        assert"),
+    ),
+    "an inspection is recorded": (
+        "            yield Record(looking.key)",
+        "            pass",
+    ),
+    "a look that failed is repeated": (
+        '            yield Delete("Pod", looking.pod.name, "look again")',
+        "            pass",
+    ),
+    "looks at a source that fails grow rarer": (
+        "max(RETRY_LEAST, failing_for)",
+        "RETRY_LEAST",
+    ),
+    "a missing child is made": (
+        ("            if live is None or build.differs(one, live):\n                yield Apply(one,"),
+        ("            if live is not None and build.differs(one, live):\n                yield Apply(one,"),
+    ),
+    "a changed child is put back": (
+        ("            if live is None or build.differs(one, live):\n                yield Apply(one,"),
+        ("            if live is None:\n                yield Apply(one,"),
+    ),
+    "a bad revision is given up": (
+        "        if fatal is None or known or",
+        "        if True or fatal is None or known or",
+    ),
+    "and marked, so that a restart knows": (
+        "            yield MarkFailed(new.name, new.failure)",
+        "            pass",
+    ),
+    "a revision that served is marked": (
+        "            yield MarkProven(new.name)",
+        "            pass",
+    ),
+    "a revision gone back to is forgiven": (
+        ("            if old.set.failure is not None:\n                yield MarkFailed(old.set.name, None)"),
+        "            pass",
+    ),
+    "others' templates are left alone": (
+        "        if new.built_by == self.version and live is not None and",
+        "        if live is not None and",
+    ),
+    "replicas are put back": (
+        ("        elif told != new.replicas:\n            yield Scale"),
+        ("        elif False:\n            yield Scale"),
+    ),
+    "old revisions are scaled": (
+        "            if told[old.set.name] != old.set.replicas:",
+        "            if False:",
+    ),
+    "history is bounded": (
+        "idle[: max(0, len(idle) - HISTORY)]",
+        "idle[:0]",
+    ),
+    "a cordoned node gets a second replica": (
+        "            told = {**self.step.replicas, self.new.set.name: self.evacuation.told}",
+        "            told = dict(self.step.replicas)",
+    ),
+    "an only replica without another place is let go": (
+        "and not self.evacuation.let_go",
+        "",
+    ),
+    "room is what is free": (
+        "    return max(0, free - unplaced)",
+        "    return max(1, free - unplaced) + 1",
+    ),
+}
+
+SCENARIOS = [
+    test
+    for name, test in vars(scenarios).items()
+    if name.startswith("test_")
+    and name not in ("test_any_history_ends_where_a_calm_one_would", "test_a_refusal_says_why_and_starts_nothing")
+] + [lambda: scenarios.test_a_refusal_says_why_and_starts_nothing({"kvCache": {"ratio": 2}}, "InvalidSpec", "ratio")]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_broken_rule_is_noticed(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = inspect.getsource(planner)
+    before, after = RULES[rule]
+    assert source.count(before) == 1, "the mutation no longer fits the source"
+    mutated = ModuleType("mutated_planner")
+    sys.modules["mutated_planner"] = mutated  # dataclasses look their module up
+    exec(source.replace(before, after), mutated.__dict__)
+    for module in (miniature, scenarios):
+        monkeypatch.setattr(module, "plan", mutated.__dict__["plan"])
+    monkeypatch.setattr(scenarios, "room_for", mutated.__dict__["room_for"])
+    for scenario in SCENARIOS:
+        try:
+            scenario()
+        except (Exception, pytest.fail.Exception):
+            return
+    pytest.fail(f"nothing noticed that this rule is broken: {rule}")
