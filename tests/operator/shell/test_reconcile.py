@@ -77,10 +77,21 @@ def test_a_plan_without_anything_new_writes_nothing(world: World) -> None:
 
 
 def test_the_status_is_written_where_it_differs_and_what_is_gone_is_removed(world: World) -> None:
-    world.work(doing(status={"phase": "Loading", "load": {"running": 1, "waiting": 2}, "message": "soon"}))
-    world.work(doing(status={"phase": "Ready", "load": {"running": 1}}))
+    world.work(
+        doing(status={"phase": "Loading", "load": {"runningRequests": 1, "waitingRequests": 2}, "message": "soon"})
+    )
+    world.work(doing(status={"phase": "Ready", "load": {"runningRequests": 1}}))
     stored = world.api.objects[kinds.DEPLOYMENT.path(*KEY)]
-    assert stored["status"] == {"phase": "Ready", "load": {"running": 1}}
+    assert stored["status"] == {"phase": "Ready", "load": {"runningRequests": 1}}
+
+
+def test_what_the_crd_does_not_have_is_not_written_again_and_again(world: World) -> None:
+    plan = doing(
+        status={"phase": "Loading", "startup": {"load": {"bytes": 1, "speed": 5}, "elsewhere": {"seconds": 2}}}
+    )
+    world.work(plan)
+    assert world.api.objects[kinds.DEPLOYMENT.path(*KEY)]["status"]["startup"] == {"load": {"bytes": 1}}
+    assert world.work(plan) == []
 
 
 def test_events_are_told_once_the_status_is_written_and_each_once(world: World) -> None:
