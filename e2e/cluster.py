@@ -152,7 +152,8 @@ class Cluster:
 
     def images(self) -> set[str]:
         """Names of the images that nodes say they have (the largest fifty of each)."""
-        return {name for node in self.find("nodes") for i in node["status"].get("images", []) for name in i["names"]}
+        known = (image for node in self.find("nodes") for image in node["status"].get("images", []))
+        return {name for image in known for name in image.get("names") or []}
 
     def has_image(self, image: str) -> bool:
         return any(name == image or name.endswith("/" + image) for name in self.images())

@@ -38,6 +38,7 @@ _rows: list[dict[str, Any]] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes minutes; `.ci/run` leaves it out")
+    config.addinivalue_line("markers", "cluster_wide: its operator serves every namespace, for only then it sees nodes")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -130,9 +131,21 @@ def model_file() -> Path:
     return demo_model.fetch(ROOT / ".cache" / "plimsoll")
 
 
+@pytest.fixture(scope="session")
+def attic(cluster: Cluster) -> Iterator[dict[str, list[str]]]:
+    """Namespaces on their way out and the volumes their claims held: they end while the next scenario begins."""
+    leaving: dict[str, list[str]] = {}
+    yield leaving
+    for name, kept in leaving.items():
+        cluster.kubectl("wait", "--for=delete", f"namespace/{name}", "--timeout=120s")
+        volumes.hand_back(cluster, kept)
+
+
 @pytest.fixture
-def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+def namespace(cluster: Cluster, request: pytest.FixtureRequest, attic: dict[str, list[str]]) -> Iterator[str]:
     """A namespace of the test's own that only takes pods of the `restricted` Pod Security Standard."""
+    for kept in attic.values():
+        volumes.hand_back(cluster, kept)
     short = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[:30].strip("-")
     name = f"e2e-{short}-{secrets.token_hex(2)}"
     standard = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
@@ -140,11 +153,11 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
         "POST", "/api/v1/namespaces", {"metadata": {"name": name, "labels": {**standard, "plimsoll.dev/e2e": "true"}}}
     )
     yield name
-    kept = volumes.bound(cluster, name)
-    cluster.kubectl("delete", "mdep", "--all", "-n", name, "--wait=false", "--ignore-not-found")
+    attic[name] = volumes.bound(cluster, name)
+    # What makes pods, then pods without their drain, then the rest: a namespace that ends with pods in it is slow.
+    cluster.kubectl("delete", "modeldeployments,replicasets", "--all", "-n", name, "--timeout=60s")
     cluster.kubectl("delete", "pods", "--all", "-n", name, "--grace-period=1", "--timeout=60s")
-    cluster.kubectl("delete", "namespace", name, "--timeout=120s")
-    volumes.hand_back(cluster, kept)
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
 @pytest.fixture
@@ -156,14 +169,14 @@ def result(request: pytest.FixtureRequest) -> Iterator[Result]:
 
 
 @pytest.fixture
-def settings(namespace: str, runtime_image: str) -> dict[str, Any]:
-    """The operator's configuration; a module may lay its own over it."""
-    found: dict[str, Any] = {
+def settings(namespace: str, runtime_image: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The operator's configuration: it serves the test's namespace alone, unless the test has to do with nodes."""
+    return {
         "runtimeImage": runtime_image,
         "allowedEndpoints": ["http://*", "https://*"],
         "operatorNamespace": namespace,
+        "namespaces": [] if request.node.get_closest_marker("cluster_wide") else [namespace],
     }
-    return found if CHART else {**found, "namespaces": [namespace]}
 
 
 @pytest.fixture

@@ -28,13 +28,13 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 
 def manifest(namespace: str, name: str, **spec: Any) -> Object:
-    """The demo model from its claim, small: little memory, half a processor, short answers to drain for."""
+    """The demo model from its claim, small: little memory, and a request for a processor that any node has left."""
     base = {
         "model": {"source": f"pvc://{CLAIM}/{MODEL_FILE}"},
         "accelerator": {"resource": "cpu", "memory": "1Gi"},
         "context": {"maxLength": 1024},
         "rollout": {"drainTimeout": "60s"},
-        "pod": {"cpu": "500m"},
+        "pod": {"cpu": "50m"},
     }
     return {
         "apiVersion": API_VERSION,

@@ -17,6 +17,15 @@ from e2e.cluster import SOON, Cluster, eventually
 ROOT = Path(__file__).resolve().parent.parent
 
 
+#: The same code, calling itself another version. argv: the version.
+_ANOTHER_VERSION = """
+import sys, plimsoll
+plimsoll.__version__ = sys.argv.pop()
+from plimsoll.operator.main import main
+sys.exit(main())
+"""
+
+
 class Operator(Protocol):
     """What a scenario does to it."""
 
@@ -45,7 +54,7 @@ class LocalOperator:
         self.port = free_port()
         self.settings = {**settings, "healthPort": self.port}
         self.process: subprocess.Popen[bytes] | None = None
-        self.environment: dict[str, str] = {}
+        self.version = ""
 
     @property
     def log_file(self) -> Path:
@@ -54,8 +63,10 @@ class LocalOperator:
     def start(self, seconds: float = SOON) -> None:
         config = self.folder / "operator.yaml"
         config.write_text(yaml.safe_dump(self.settings))
-        more = {"PLIMSOLL_OPERATOR_CONFIG": str(config), "PYTHONUNBUFFERED": "1", **self.environment}
+        more = {"PLIMSOLL_OPERATOR_CONFIG": str(config), "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "plimsoll.operator.main"]
+        if self.version:
+            command = [sys.executable, "-c", _ANOTHER_VERSION, self.version]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(command, env={**os.environ, **more}, cwd=ROOT, stdout=log, stderr=log)
         eventually(self.healthy, seconds, f"the operator answers /healthz; its log ends {self.log()[-1500:]}")
@@ -89,7 +100,7 @@ class LocalOperator:
 
     def upgrade(self) -> None:
         self.stop()
-        self.environment["PLIMSOLL_OPERATOR_VERSION"] = "99.0.0+e2e"
+        self.version = "99.0.0"
         self.start()
 
     def log(self) -> str:

@@ -4,7 +4,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from e2e.cluster import Cluster
+import httpx
+
+from e2e.cluster import SOON, Cluster, eventually
 from e2e.deployments import ModelDeployment, manifest
 from e2e.operators import Operator
 from e2e.results import Result
@@ -30,4 +32,14 @@ class Scene:
         """Where a NodePort of the test's own answers for it, once it answers."""
         port = deployment.expose(self.ports, **more)
         self.ports.remove(port)
-        return f"http://{NODE_HOST}:{port}"
+        url = f"http://{NODE_HOST}:{port}"
+        eventually(lambda: _answers(url), SOON, f"{url} answers")
+        return url
+
+
+def _answers(url: str) -> bool:
+    """Whether somebody listens there; proxies of Services take a moment to hear of a new one."""
+    try:
+        return httpx.get(f"{url}/v1/models", timeout=5).status_code < 500
+    except httpx.TransportError:
+        return False

@@ -57,7 +57,7 @@ def test_a_bad_revision_leaves_the_old_one_serving(
     if "model" in change:
         files = [(path, f"broken/{path.name}") for path in sorted(broken(tmp_path).iterdir()) if path.is_file()]
         volumes.put(scene.cluster, scene.namespace, CLAIM, files, runtime_image)
-    deployment, url = serving(pod={"cpu": "400m"})
+    deployment, url = serving()
     good = deployment.get()["spec"]
     before = deployment.identities()
     with traffic(url, deployment.name) as report:
@@ -96,7 +96,7 @@ def _stopped(deployment: ModelDeployment, reason: str) -> bool:
 
 
 def test_a_line_that_cannot_hold_it_is_refused_and_the_old_pods_serve_on(scene: Scene, serving: Serve) -> None:
-    deployment, url = serving(pod={"cpu": "400m"})
+    deployment, url = serving()
     before = deployment.identities()
     with traffic(url, deployment.name) as report:
         deployment.patch(accelerator={"memory": "200Mi"})

@@ -12,7 +12,7 @@ import pytest
 
 from e2e.cluster import SERVING, SOON, RefusedError, eventually
 from e2e.deployments import ModelDeployment, settled
-from e2e.scene import NODE_HOST, Scene
+from e2e.scene import Scene
 from e2e.test_rollouts import watched
 from e2e.traffic import traffic
 
@@ -27,7 +27,7 @@ def _pods(deployment: ModelDeployment) -> str:
 def test_drain_with_the_disruption_budget_fails_no_request(scene: Scene, serving: Serve) -> None:
     # One node may be all there is: it is cordoned, one pod may be evicted and the budget refuses the other, until the
     # node takes pods again and the replacement serves. `kubectl drain` goes on asking all the while.
-    deployment, url = serving(replicas=2, pod={"cpu": "400m"})
+    deployment, url = serving(replicas=2)
     before = deployment.identities()
     node = deployment.pods()[0]["spec"]["nodeName"]
     here = {p["metadata"]["uid"] for p in deployment.pods() if p["spec"]["nodeName"] == node}
@@ -60,7 +60,7 @@ def test_drain_with_the_disruption_budget_fails_no_request(scene: Scene, serving
 
 
 def test_the_operator_killed_in_a_rollout_goes_on_where_it_was(scene: Scene, serving: Serve) -> None:
-    deployment, url = serving(replicas=2, pod={"cpu": "400m"})
+    deployment, url = serving(replicas=2)
     before = deployment.identities()
     with traffic(url, deployment.name) as report, watched(deployment) as seen:
         deployment.patch(serving={"maxRunningRequests": 16})
@@ -81,7 +81,7 @@ def test_the_operator_killed_in_a_rollout_goes_on_where_it_was(scene: Scene, ser
 
 
 def test_upgrading_the_operator_restarts_no_pod(scene: Scene, serving: Serve) -> None:
-    deployment, url = serving(pod={"cpu": "400m"})
+    deployment, url = serving()
     before = deployment.identities()
     [first] = deployment.replica_sets()
     with traffic(url, deployment.name) as report:
@@ -105,7 +105,7 @@ def test_the_api_server_restarted_in_a_rollout_fails_no_request(scene: Scene, se
     command = os.environ.get("PLIMSOLL_E2E_RESTART_API_SERVER")
     if not command:
         pytest.skip("PLIMSOLL_E2E_RESTART_API_SERVER names no command")
-    deployment, url = serving(replicas=2, pod={"cpu": "400m"})
+    deployment, url = serving(replicas=2)
     before = deployment.identities()
     with traffic(url, deployment.name) as report:
         deployment.patch(serving={"maxRunningRequests": 16})
@@ -135,7 +135,7 @@ def _answers(scene: Scene) -> bool:
 
 
 def test_a_killed_pod_fails_its_own_requests_and_no_other(scene: Scene, serving: Serve) -> None:
-    deployment, _ = serving(replicas=2, pod={"cpu": "400m"})
+    deployment, _ = serving(replicas=2)
     pods = deployment.pods()
     # A Service for each pod tells which of them a request was for; both go on belonging to the deployment.
     for role, pod in zip(("survivor", "victim"), pods, strict=True):
@@ -144,11 +144,7 @@ def test_a_killed_pod_fails_its_own_requests_and_no_other(scene: Scene, serving:
     processes = _processes(pods[1]["metadata"]["uid"])
     if not processes:
         pytest.skip("the node's processes are not to be seen from here, so none can be killed")
-    urls = {}
-    for role in ("survivor", "victim"):
-        port = deployment.expose(scene.ports, name=role, selector={"e2e/role": role})
-        scene.ports.remove(port)
-        urls[role] = f"http://{NODE_HOST}:{port}"
+    urls = {role: scene.url(deployment, name=role, selector={"e2e/role": role}) for role in ("survivor", "victim")}
     with (
         traffic(urls["survivor"], deployment.name) as others,
         traffic(urls["victim"], deployment.name, tokens=256) as own,
@@ -186,7 +182,7 @@ def _processes(uid: str) -> list[int]:
 
 @pytest.mark.long
 def test_the_operator_stopped_and_started_again_and_again_changes_nothing(scene: Scene, serving: Serve) -> None:
-    deployment, url = serving(pod={"cpu": "400m"})
+    deployment, url = serving()
     before, version = deployment.identities(), deployment.get()["metadata"]["resourceVersion"]
     with traffic(url, deployment.name) as report:
         for how in (scene.operator.stop, scene.operator.kill, scene.operator.stop):

@@ -54,7 +54,7 @@ def revisions(deployment: ModelDeployment) -> set[str]:
 
 
 def test_a_rollout_by_surge_fails_no_request(scene: Scene, serving: Serve) -> None:
-    deployment, url = serving(replicas=2, pod={"cpu": "400m"}, rollout={"strategy": "Surge"})
+    deployment, url = serving(replicas=2, rollout={"strategy": "Surge"})
     before, first = deployment.identities(), revisions(deployment)
     with traffic(url, deployment.name) as report, watched(deployment) as seen:
         report.mark("spec changed")
@@ -72,6 +72,7 @@ def test_a_rollout_by_surge_fails_no_request(scene: Scene, serving: Serve) -> No
     assert seen.most_pods > 2
 
 
+@pytest.mark.cluster_wide
 def test_a_rollout_with_no_room_replaces_and_fails_no_request(scene: Scene, serving: Serve) -> None:
     node = max(scene.cluster.nodes(), key=lambda n: free_cpu(scene.cluster, n))
     eventually(lambda: not scene.cluster.find("pods", scene.namespace), SOON, "the helper pod is gone")
@@ -100,9 +101,9 @@ def test_a_rollout_that_a_quota_stops_from_surging_replaces(scene: Scene, servin
         "apiVersion": "v1",
         "kind": "ResourceQuota",
         "metadata": {"name": "full", "namespace": scene.namespace},
-        "spec": {"hard": {"requests.cpu": "800m"}},
+        "spec": {"hard": {"requests.cpu": "100m"}},
     }
-    deployment, url = serving(replicas=2, pod={"cpu": "400m"})
+    deployment, url = serving(replicas=2)
     scene.cluster.apply(quota)
     with traffic(url, deployment.name) as report, watched(deployment) as seen:
         deployment.patch(serving={"maxRunningRequests": 16})
@@ -115,7 +116,7 @@ def test_a_rollout_that_a_quota_stops_from_surging_replaces(scene: Scene, servin
 
 
 def test_a_revert_in_the_middle_keeps_what_served(scene: Scene, serving: Serve) -> None:
-    deployment, url = serving(replicas=2, pod={"cpu": "400m"}, rollout={"strategy": "Surge"})
+    deployment, url = serving(replicas=2, rollout={"strategy": "Surge"})
     before, [first] = deployment.identities(), revisions(deployment)
     with traffic(url, deployment.name) as report, watched(deployment) as seen:
         deployment.patch(serving={"maxRunningRequests": 16})
@@ -134,7 +135,7 @@ def test_a_revert_in_the_middle_keeps_what_served(scene: Scene, serving: Serve) 
 
 
 def test_scaling_one_to_three_to_one_fails_no_request(scene: Scene, serving: Serve) -> None:
-    deployment, url = serving(pod={"cpu": "300m"})
+    deployment, url = serving()
     [keeps] = deployment.identities()
     scale = ("scale", f"modeldeployment/{deployment.name}", "-n", scene.namespace)
     with traffic(url, deployment.name) as report, watched(deployment) as seen:

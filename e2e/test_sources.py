@@ -93,7 +93,7 @@ def test_from_a_hub_with_a_cache_that_is_filled_once(bare: Scene, model_file: Pa
             "source": "hf://plimsoll/smollm2@main", "endpoint": hub.url,
             "credentialsSecret": "hub", "cacheClaim": "cache",
         }  # fmt: skip
-        deployment = bare.deploy(model=model, replicas=2, pod={"cpu": "300m"})
+        deployment = bare.deploy(model=model, replicas=2)
         deployment.ready()
         bare.result.note(sent=hub.sent[MODEL_FILE])
         assert deployment.status["source"]["revision"] == hub.commit("plimsoll/smollm2")

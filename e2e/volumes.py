@@ -84,14 +84,13 @@ def put(cluster: Cluster, namespace: str, claim_name: str, files: Sequence[tuple
 
 
 def hand_back(cluster: Cluster, volumes: Sequence[str]) -> None:
-    """Lets volumes that outlive their claim be claimed again, where no provisioner makes new ones.
+    """Lets those that outlived their claim be claimed again, where no provisioner makes new ones.
 
     Only a handful may exist, and each scenario has a claim of its own.
     """
     for name in volumes:
         volume = cluster.get("persistentvolumes", "", name)
-        kept = (volume or {}).get("spec", {})
-        if kept.get("persistentVolumeReclaimPolicy") == "Retain" and "claimRef" in kept:
+        if volume is not None and volume["status"].get("phase") == "Released":
             cluster.patch("persistentvolumes", "", name, {"spec": {"claimRef": None}})
 
 
