@@ -12,7 +12,7 @@ QUESTION ?= What is the capital of France?
 IMAGE_BUILD ?= docker build
 IMAGE_TAG ?= dev
 
-.PHONY: help quickstart test lint format bench crds images chart clean
+.PHONY: help quickstart test lint format bench crds images chart e2e clean
 
 help:
 	@echo "make quickstart   install, fetch a small model, serve it and talk to it"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench        speed beside other engines on this processor"
 	@echo "make crds         crds/ and docs/reference.md, from api/"
 	@echo "make images       container images of the operator and of model pods"
+	@echo "make e2e          scenarios on the cluster of KUBECONFIG, or on a kind cluster made for them"
 	@echo "make chart        the Helm chart, linted and rendered (needs helm)"
 
 quickstart: $(VENV)/.runtime
@@ -57,6 +58,13 @@ chart: $(VENV)/.dev
 	@if command -v helm >/dev/null; then helm lint --strict charts/plimsoll; else \
 	echo "chart: helm is not on PATH, so the chart was neither linted nor rendered" >&2; fi
 	$(BIN)/python -m pytest tests/chart $(ARGS)
+
+# KUBECONFIG's cluster where it is set, else one that kind makes, else every scenario skips and says so.
+e2e: $(VENV)/.dev
+	@$(BIN)/python -m plimsoll.cli.demo_model >/dev/null
+	@if [ -z "$$KUBECONFIG" ] && command -v kind >/dev/null && command -v docker >/dev/null; then \
+	$(MAKE) --no-print-directory images && e2e/in_kind.sh $(BIN)/python -m pytest e2e -rs $(ARGS); \
+	else $(BIN)/python -m pytest e2e -rs $(ARGS); fi
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
