@@ -138,14 +138,15 @@ class Watches:
     async def _request(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Renews the token, and notes which watches the API server has agreed to."""
+        """Renews the token, and notes which listings and watches the API server has agreed to."""
         request.headers.update(credentials(self._configuration))
         response = await handler(request)
-        if response.status == 200 and request.url.query.get("watch") == "true":
-            plural = request.url.path.rstrip("/").rsplit("/", 1)[-1]
-            for kind in self.kinds:
-                if kind.plural == plural:
-                    self.opened[kind.name] = time.monotonic()
+        plural = request.url.path.rstrip("/").rsplit("/", 1)[-1]
+        for kind in self.kinds if response.status == 200 else ():
+            if kind.plural == plural and request.url.query.get("watch") == "true":
+                self.opened[kind.name] = time.monotonic()
+            elif kind.plural == plural:
+                self._cache.relisted[kind.name] = time.monotonic()
         return response
 
     def _settings(self) -> kopf.OperatorSettings:

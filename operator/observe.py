@@ -91,7 +91,7 @@ class Cache:
         self.image_volumes = False
         self.sees_nodes = False
         self.relisted: dict[str, float] = {}
-        """When a listing last went through a kind's watch."""
+        """Monotonic time at which a kind was last listed instead of watched: what went meanwhile was not told."""
         self._changed, self._source_key, self._clock = changed, source_key, clock
         self._lock = threading.RLock()
         self._entries: dict[Id, Entry] = {}
@@ -116,8 +116,6 @@ class Cache:
         now = self._clock()
         entry = None if event == "DELETED" else self._entry(kind, uid, version, now, raw)
         with self._lock:
-            if event is None and not ours:
-                self.relisted[kind.name] = now
             known = self._entries.get(identity)
             if event == "DELETED":
                 self._gone[uid] = now

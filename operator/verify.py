@@ -17,7 +17,7 @@ from plimsoll.operator.observe import Cache
 log = structlog.get_logger("plimsoll.operator.verify")
 
 EVERY_SECONDS = 600.0
-#: A listing that went through the watch has ended when nothing of it came for so long.
+#: A page of a listing has gone through the handlers after so long.
 _SETTLED_SECONDS = 2.0
 #: What a watch may lag behind before it counts as having missed something.
 _LAG_SECONDS = 5.0

@@ -125,7 +125,7 @@ def test_it_is_a_lease_as_others_read_it(api: Any, cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["step", "step", "wait", "away", "crash"]), st.integers(0, 2)), max_size=60))
 def test_never_two_at_once_and_one_in_the_end(count: int, history: list[tuple[str, int]]) -> None:
     store, clock = Store(), Clock()

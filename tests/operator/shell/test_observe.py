@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.operator import kinds, names
@@ -160,6 +160,7 @@ HISTORY = [
 ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.permutations(HISTORY), st.data())
 def test_any_order_of_what_happened_ends_in_the_same_cache(order: list[Any], data: Any) -> None:
     # Each kind's watch is in order, but listings and answers to writes come between and repeat what was.

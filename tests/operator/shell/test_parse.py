@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.operator import names, parse
@@ -151,6 +151,7 @@ def test_what_is_no_page_is_none(odd: Any) -> None:
     assert parse.page(odd, 1.0, None) is None
 
 
+@settings(deadline=None)
 @given(JSON, JSON, JSON, JSON, JSON)
 def test_a_page_of_anything_is_a_page(startup: Any, observed: Any, running: Any, usage: Any, waiting: Any) -> None:
     data = {"phase": "ready", "startup": startup, "observed": observed, "running": running, "cacheUsage": usage}

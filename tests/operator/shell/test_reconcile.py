@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.operator import kinds, names
@@ -200,6 +200,7 @@ JSON = st.recursive(
 STATUS = st.dictionaries(st.sampled_from("abc"), JSON, max_size=3)
 
 
+@settings(deadline=None)
 @given(STATUS, STATUS)
 def test_the_patch_makes_one_status_of_the_other(wanted: dict[str, Any], live: dict[str, Any]) -> None:
     def merged(base: Any, patch: Any) -> Any:

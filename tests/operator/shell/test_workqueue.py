@@ -3,7 +3,7 @@
 import itertools
 import threading
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -99,6 +99,7 @@ def test_a_paused_queue_hands_out_nothing_and_loses_nothing() -> None:
     assert queue.get(0) is None
 
 
+@settings(deadline=None)
 @given(st.lists(KEYS, max_size=30))
 def test_many_threads_see_each_key_one_at_a_time(keys: list[tuple[str, str]]) -> None:
     queue = WorkQueue(Metrics())

@@ -1,0 +1,290 @@
+"""The operator process and the API server: leases, outages, lies, and what it costs to be idle."""
+
+import copy
+import itertools
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from e2e.cluster import PATHS, SOON, Cluster, Object, RefusedError, eventually
+from e2e.deployments import merged
+from e2e.faults import FaultyProxy
+from e2e.operators import ROOT, LocalOperator
+from e2e.results import Result
+from plimsoll.api.deployment import Model
+from plimsoll.operator import build, parse
+
+RUNS = int(os.environ.get("PLIMSOLL_E2E_FAULT_RUNS", "3"))
+RECORD = ROOT / "tests" / "operator" / "shell" / "objects" / "record.json"
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/{}/leases/plimsoll-operator"
+SOURCE = "pvc://nowhere/model.gguf"
+CHILDREN = ("services", "poddisruptionbudgets", "networkpolicies", "replicasets")
+
+Start = Callable[..., LocalOperator]
+
+
+@pytest.fixture
+def recorded(cluster: Cluster, namespace: str) -> None:
+    """What an inspect pod would have found, so that none is needed: these scenarios run no container."""
+    report = parse.inspection(json.loads(RECORD.read_text())["data"].values())
+    assert report is not None
+    key = build.source_key(namespace, Model(source=SOURCE))
+    cluster.apply(build.record(namespace, key, report), server_side=True)
+
+
+@pytest.fixture
+def proxy() -> Iterator[FaultyProxy]:
+    made = FaultyProxy()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def start(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: None) -> Iterator[Start]:
+    """Starts operators, as many as wanted, through a proxy if one is given."""
+    started: list[LocalOperator] = []
+
+    def begin(proxy: FaultyProxy | None = None, **more: Any) -> LocalOperator:
+        folder = tmp_path / str(len(started))
+        folder.mkdir()
+        operator = LocalOperator(folder, {**settings, **more})
+        started.append(operator)
+        with monkeypatch.context() as environment:
+            if proxy is not None:
+                environment.setenv("KUBECONFIG", str(proxy.kubeconfig(folder)))
+            operator.start()
+        return operator
+
+    yield begin
+    for operator in started:
+        operator.stop()
+
+
+class Deployment:
+    """A deployment whose pods find no node, so that nothing but the API server takes part."""
+
+    def __init__(self, cluster: Cluster, namespace: str, name: str = "a") -> None:
+        self.cluster, self.namespace, self.name = cluster, namespace, name
+
+    def apply(self, **spec: Any) -> None:
+        base = {
+            "model": {"source": SOURCE}, "accelerator": {"resource": "cpu", "memory": "1Gi"}, "replicas": 0,
+            "context": {"maxLength": 1024}, "pod": {"cpu": "10m", "nodeSelector": {"plimsoll.dev/nowhere": "true"}},
+        }  # fmt: skip
+        meta = {"name": self.name, "namespace": self.namespace}
+        body = {"apiVersion": "plimsoll.dev/v1alpha1", "kind": "ModelDeployment", "metadata": meta}
+        self.cluster.apply({**body, "spec": merged(base, spec)})
+
+    def get(self) -> Object:
+        found = self.cluster.get("modeldeployments", self.namespace, self.name)
+        assert found is not None
+        return found
+
+    def seen(self) -> bool:
+        """Whether the status speaks of the spec that is there now."""
+        found = self.get()
+        return found.get("status", {}).get("observedGeneration") == found["metadata"]["generation"]
+
+    def sets(self) -> list[Object]:
+        return self.cluster.find("replicasets", self.namespace)
+
+    def all_there(self, sets: int = 1) -> bool:
+        counts = {kind: len(self.cluster.find(kind, self.namespace)) for kind in CHILDREN}
+        return self.seen() and counts["services"] == 1 and counts["replicasets"] == sets
+
+    def end_state(self) -> dict[str, Any]:
+        """Everything of it that must not depend on what happened on the way."""
+        found = {kind: [_lasting(one) for one in self.cluster.find(kind, self.namespace)] for kind in CHILDREN}
+        status = copy.deepcopy(self.get().get("status", {}))
+        for condition in status.get("conditions", []):
+            condition.pop("lastTransitionTime", None)
+        text = json.dumps({**found, "status": status, "pods": len(self.cluster.find("pods", self.namespace))})
+        return json.loads(re.sub(r"\b(a-[0-9a-f]{10})-[a-z0-9]{5}\b", r"\1-xxxxx", text))
+
+
+def _lasting(raw: Object) -> Object:
+    meta = {key: raw["metadata"].get(key) for key in ("name", "labels", "annotations")}
+    spec = {k: v for k, v in raw["spec"].items() if k not in ("clusterIP", "clusterIPs")}
+    return {"metadata": meta, "spec": spec}
+
+
+@pytest.fixture
+def deployment(cluster: Cluster, namespace: str) -> Deployment:
+    return Deployment(cluster, namespace)
+
+
+def holder(cluster: Cluster, namespace: str) -> str:
+    try:
+        return str(cluster.api("GET", LEASE.format(namespace))["spec"].get("holderIdentity") or "")
+    except RefusedError:
+        return ""
+
+
+def ready(operator: LocalOperator) -> bool:
+    return httpx.get(f"http://127.0.0.1:{operator.port}/readyz", timeout=5).status_code == 200
+
+
+def metric(operator: LocalOperator, name: str) -> float:
+    """The sum over a metric's labels."""
+    lines = [line for line in operator.metrics().splitlines() if re.match(rf"{name}[ {{]", line)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def test_one_of_two_operators_writes_and_the_other_takes_over(
+    start: Start, deployment: Deployment, cluster: Cluster, namespace: str, result: Result
+) -> None:
+    operators = [start(), start()]
+    eventually(lambda: all(ready(one) for one in operators), SOON, "both are ready")
+    eventually(lambda: sum(metric(one, "plimsoll_leader") for one in operators) == 1, SOON, "one leads")
+    leader, follower = sorted(operators, key=lambda one: -metric(one, "plimsoll_leader"))
+    deployment.apply()
+    eventually(deployment.all_there, SOON, "the leader has made everything")
+    assert metric(follower, "plimsoll_writes_total") == 0
+    begun = time.monotonic()
+    leader.kill()
+    deployment.apply(replicas=1)
+    eventually(deployment.seen, SOON, "the follower has taken over")
+    crash = time.monotonic() - begun
+    third = start()
+    eventually(lambda: ready(third), SOON, "the third is ready")
+    begun = time.monotonic()
+    follower.stop()
+    ended = time.monotonic() - begun
+    deployment.apply(replicas=2)
+    eventually(deployment.seen, SOON, "the third has taken over")
+    handed = time.monotonic() - begun
+    result.note(words=f"after SIGKILL {crash:.1f} s, after SIGTERM {handed:.1f} s; it ended in {ended:.1f} s")
+    assert ended < 5
+    assert handed < crash
+
+
+def test_it_waits_for_its_kind_and_says_so(
+    start: Start, proxy: FaultyProxy, deployment: Deployment, result: Result
+) -> None:
+    proxy.hidden = "plimsoll.dev"
+    operator = start(proxy)
+    eventually(lambda: "apply crds/" in operator.log(), SOON, "it says what is missing")
+    assert not ready(operator)
+    deployment.apply()
+    proxy.hidden = ""
+    eventually(deployment.all_there, SOON, "it goes on by itself")
+
+
+def test_what_an_outage_hid_is_found_out(
+    start: Start, proxy: FaultyProxy, deployment: Deployment, cluster: Cluster, namespace: str, result: Result
+) -> None:
+    operator = start(proxy)
+    deployment.apply()
+    eventually(deployment.all_there, SOON, "everything is there")
+    with proxy.away():
+        # Watches begin anew with a list, and a list does not tell of what is gone.
+        proxy.gone = True
+        cluster.delete("services", namespace, "a")
+        cluster.delete("networkpolicies", namespace, "a")
+        deployment.apply(replicas=1)
+        eventually(lambda: metric(operator, "plimsoll_leader") == 0, SOON, "it has stopped to lead")
+    time.sleep(1.0)
+    proxy.gone = False
+    begun = time.monotonic()
+    eventually(lambda: deployment.all_there() and cluster.find("networkpolicies", namespace), SOON, "all put back")
+    result.note(words=f"{time.monotonic() - begun:.1f} s after the outage")
+    assert operator.healthy()
+
+
+def test_an_idle_operator_writes_nothing_but_its_lease(
+    start: Start, deployment: Deployment, cluster: Cluster, namespace: str, result: Result
+) -> None:
+    operator = start()
+    deployment.apply(replicas=1)
+    eventually(deployment.all_there, SOON, "everything is there")
+    assert operator.process is not None
+    time.sleep(8.0)
+    versions, writes = _versions(cluster, namespace), metric(operator, "plimsoll_writes_total")
+    cpu = _cpu_seconds(operator.process.pid)
+    time.sleep(30.0)
+    assert _versions(cluster, namespace) == versions
+    assert metric(operator, "plimsoll_writes_total") == writes
+    share = (_cpu_seconds(operator.process.pid) - cpu) / 30
+    resident = int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{operator.process.pid}/status").read_text())[0]) / 1024
+    result.note(words=f"{resident:.0f} MiB resident, {share:.1%} of a core", resident=resident, cpu=share)
+    assert resident < 200
+
+
+def _versions(cluster: Cluster, namespace: str) -> dict[str, str]:
+    kinds = (*CHILDREN, "modeldeployments", "configmaps", "events", "pods")
+    found = [one for kind in kinds if kind in PATHS for one in cluster.find(kind, namespace)]
+    return {one["metadata"]["uid"]: one["metadata"]["resourceVersion"] for one in found}
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _through(
+    cluster: Cluster, namespace: str, deployment: Deployment, chance: random.Random | None, patience: float
+) -> dict[str, Any]:
+    """One history: made, changed, robbed of children, changed back, scaled. Returns where it ends."""
+
+    def rest() -> None:
+        if chance is not None:
+            time.sleep(chance.uniform(0.0, 0.5))
+
+    deployment.apply()
+    eventually(deployment.all_there, patience, "made")
+    rest()
+    deployment.apply(serving={"maxRunningRequests": 16})
+    eventually(lambda: deployment.all_there(2), patience, "a second revision")
+    rest()
+    for kind in ("services", "poddisruptionbudgets", "networkpolicies"):
+        cluster.delete(kind, namespace, "a")
+    cluster.patch("replicasets", namespace, deployment.sets()[0]["metadata"]["name"], {"spec": {"replicas": 1}})
+    rest()
+    deployment.apply()
+    eventually(lambda: deployment.all_there(2), patience, "back, and put back")
+    deployment.apply(replicas=1)
+    eventually(lambda: deployment.all_there(2) and len(cluster.find("pods", namespace)) == 1, patience, "scaled")
+    eventually(lambda: "nowhere" in json.dumps(deployment.get()["status"]), patience, "the scheduler's words")
+    return deployment.end_state()
+
+
+def _ends_like(deployment: Deployment, first: dict[str, Any], which: str) -> None:
+    def same() -> bool:
+        found = deployment.end_state()
+        assert found == first
+        return True
+
+    eventually(same, SOON, f"{which} ends like the first")
+
+
+def test_faults_between_operator_and_api_server_change_nothing_in_the_end(
+    start: Start, proxy: FaultyProxy, deployment: Deployment, cluster: Cluster, namespace: str, result: Result
+) -> None:
+    operator = start(proxy)
+    first: dict[str, Any] = {}
+    seconds = []
+    for run in range(RUNS + 1):
+        proxy.rate = 0.0 if run == 0 else (0.05, 0.2, 0.4)[run % 3]
+        begun = time.monotonic()
+        found = _through(cluster, namespace, deployment, random.Random(run) if run else None, 2 * SOON)
+        proxy.rate = 0.0
+        first = first or found
+        _ends_like(deployment, first, f"run {run}")
+        seconds.append(time.monotonic() - begun)
+        cluster.delete("modeldeployments", namespace, "a")
+        eventually(lambda: not any(cluster.find(kind, namespace) for kind in CHILDREN), SOON, "all is gone")
+        eventually(lambda: not cluster.find("pods", namespace), SOON, "the pods are gone")
+    faults = sum(proxy.faults.values())
+    result.note(faults=proxy.faults, runs=RUNS, slowest=max(seconds))
+    result.note(words=f"{RUNS} runs with {faults} faults, slowest {max(seconds):.0f} s, {seconds[0]:.0f} s without")
+    assert operator.healthy()
+    assert '"this is a bug"' not in operator.log()
+    assert len({*itertools.chain(proxy.faults)}) >= min(3, RUNS)
