@@ -52,9 +52,14 @@ def release(cluster: Cluster, namespace: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def values(cluster: Cluster, namespace: str) -> dict[str, Any]:
-    """Serves the test's own namespace, so that it is nobody's rival."""
-    return {"image": {"tag": "dev"}, "runtime": {"image": {"tag": "dev"}}, "settings": {"namespaces": [namespace]}}
+def values(namespace: str) -> dict[str, Any]:
+    """Serves the test's own namespace, so that it is nobody's rival, and starts no pod unless a test wants one."""
+    return {
+        "replicas": 0,
+        "image": {"tag": "dev"},
+        "runtime": {"image": {"tag": "dev"}},
+        "settings": {"namespaces": [namespace]},
+    }
 
 
 def install(namespace: str, values: dict[str, Any], chart: Path = CHART, *more: str) -> None:
@@ -74,10 +79,19 @@ def next_version(folder: Path) -> Path:
     return chart
 
 
-def may(cluster: Cluster, namespace: str, who: str, verb: str, what: str, name: str = "") -> bool:
-    """Whether the API server lets a service account do this. `what` is GROUP/RESOURCE[/SUBRESOURCE]."""
+def may(
+    cluster: Cluster, namespace: str, who: str, verb: str, what: str, name: str = "", *, where: str | None = None
+) -> bool:
+    """Whether the API server lets a service account of `namespace` do this, there or `where` ("": everywhere).
+    `what` is GROUP/RESOURCE[/SUBRESOURCE]."""
     group, resource, *sub = what.split("/")
-    attributes = {"namespace": namespace, "verb": verb, "group": group, "resource": resource, "name": name}
+    attributes = {
+        "namespace": namespace if where is None else where,
+        "verb": verb,
+        "group": group,
+        "resource": resource,
+        "name": name,
+    }
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SubjectAccessReview",
@@ -151,11 +165,26 @@ def test_the_operator_has_the_rights_it_needs_and_none_on_secrets(
     assert [one for one in must_not if may(cluster, release, OPERATOR, *one)] == []
 
 
+def test_an_operator_for_the_whole_cluster_sees_nodes_and_every_namespace(
+    cluster: Cluster, release: str, values: dict[str, Any]
+) -> None:
+    install(release, {**values, "settings": {"namespaces": []}})
+    for need in (
+        ("watch", "/nodes"),
+        ("list", "/pods"),
+        ("watch", "plimsoll.dev/modeldeployments"),
+        ("create", "/pods"),
+    ):
+        everywhere = eventually(lambda need=need: may(cluster, release, OPERATOR, *need, where=""), SOON, f"may {need}")
+        assert everywhere
+    assert not may(cluster, release, OPERATOR, "get", "/secrets", where="")
+    assert not may(cluster, release, OPERATOR, "update", "coordination.k8s.io/leases", OPERATOR, where="default")
+
+
 def test_people_with_edit_may_write_deployments_and_people_with_view_may_read_them(
     cluster: Cluster, release: str, values: dict[str, Any]
 ) -> None:
-    # Nobody's pods: this installation is for the whole cluster, and must not act.
-    install(release, {**values, "settings": {"namespaces": []}, "replicas": 0})
+    install(release, {**values, "settings": {"namespaces": []}})
     for who in ("view", "edit"):
         cluster.kubectl("create", "serviceaccount", who, "-n", release)
         account = f"--serviceaccount={release}:{who}"
@@ -172,7 +201,7 @@ def test_the_charts_own_test_passes(cluster: Cluster, release: str, values: dict
     image = "plimsoll.dev/operator:dev"
     if not cluster.has_image(image):
         pytest.skip(f"no node has {image}: build Dockerfile.operator and load it")
-    install(release, values, CHART, "--wait", "--timeout", "120s")
+    install(release, {**values, "replicas": 2}, CHART, "--wait", "--timeout", "120s")
     said = helm("test", RELEASE, "-n", release, "--timeout", "120s")
     assert "Succeeded" in said
     held = cluster.api("GET", f"/apis/coordination.k8s.io/v1/namespaces/{release}/leases/{OPERATOR}")
