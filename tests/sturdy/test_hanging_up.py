@@ -46,6 +46,8 @@ def test_the_rest_complete_and_nothing_is_left_behind(
         alone = [asyncio.run(listen(server.port, request(kind))) for kind in range(KINDS)]
         assert [one.completion_tokens for one in alone] == [8 + kind for kind in range(KINDS)]
         assert len({one.text for one in alone}) == KINDS
+        # The connection that this asks on stays open.
+        assert server.idle()
         descriptors = server.server.num_fds()
         sizes = []
         for _ in range(ROUNDS):
