@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def inside(folder: Path, name: str) -> Path:
 
 def write_durably(path: Path, content: dict[str, Any]) -> None:
     """All of it or nothing, whatever is killed or loses power meanwhile. Raises OSError."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.new")
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
     with open(aside, "w") as file:
         json.dump(content, file)
         file.flush()

@@ -11,6 +11,8 @@ from plimsoll.checkpoint.sources import HubSource, hub_error
 
 #: Seconds without a byte after which a connection is given up, and tried anew.
 SILENCE = 30.0
+#: HTTP statuses, besides those of 500 and more, that another attempt may mend.
+BUSY = (408, 429)
 
 
 class HubRemote(Remote):
@@ -61,10 +63,6 @@ class HubRemote(Remote):
         url = hf_hub_url(self.source.repo, file.name, revision=self.source.revision, endpoint=constants.ENDPOINT)
         try:
             with get_session().stream("GET", url, headers=headers, timeout=SILENCE, follow_redirects=True) as answer:
-                if answer.status_code in (408, 429) or answer.status_code >= 500:
-                    raise TransferError(
-                        f"{constants.ENDPOINT} answered with HTTP status {answer.status_code}", field=self.label
-                    )
                 hf_raise_for_status(answer)
                 # As the network brings them: what is gathered into larger pieces is lost when the connection breaks.
                 yield from body(answer.iter_raw(), answer.status_code, answer.headers, file, start, self.label)
@@ -82,6 +80,9 @@ def _explained(error: Exception, hub: HubSource) -> CheckpointError:
         return refused
     # The library that does HTTP for the hub's differs from release to release.
     transport = sys.modules[type(get_session()).__module__.partition(".")[0]]
+    status = getattr(getattr(error, "response", None), "status_code", 0) or 0
+    if status in BUSY or status >= 500:
+        return TransferError(f"{constants.ENDPOINT} is busy (HTTP status {status})", field=str(hub), fix="Try again")
     if not isinstance(error, transport.TransportError):
         return hub_error(error, hub)
     name = type(error).__name__
