@@ -54,7 +54,8 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
         return Admission(Condition("Accepted", "False", "SourceNotAllowed", str(error)), unknown)
     except PlimsollError as error:
         return Admission(Condition("Accepted", "False", "InvalidSpec", str(error)), unknown)
-    waiting = Condition("Accepted", "Unknown", "Inspecting", "The checkpoint's headers are being read.")
+    # The inspect pod's own trouble, which is what `kubectl get` should show.
+    waiting = Condition("Accepted", "Unknown", "Inspecting", _inspecting(snapshot))
     looking = snapshot.inspecting
     if looking is None or looking.found is None:
         if looking is not None and looking.error:
