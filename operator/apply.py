@@ -17,9 +17,10 @@ from plimsoll.operator.actions import (
     Scale,
 )
 from plimsoll.operator.cluster import Cluster, ConflictError, NotFoundError
+from plimsoll.operator.entries import Key
 from plimsoll.operator.kinds import BY_NAME, Kind
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.observe import Cache, Key
+from plimsoll.operator.observe import Cache
 from plimsoll.operator.snapshot import Snapshot
 
 log = structlog.get_logger("plimsoll.operator.apply")

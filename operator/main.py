@@ -45,6 +45,8 @@ STUCK_SECONDS = 60.0
 #: A watch that was not renewed for so long is dead, if the API server answers otherwise.
 DEAD_SECONDS = 3.0 * WATCH_SECONDS
 DISCOVER_SECONDS = 300.0
+#: A new leader waits so long for pods' status pages before it says what it does not see.
+PATIENCE_SECONDS = 10.0
 
 
 class Operator:
@@ -67,7 +69,8 @@ class Operator:
         self.rounds = Rounds(self.verifier, lambda: self.watches.kinds, self._missed)
         self.sweeper = Sweeper(self.cluster, self.cache, self.lease.held)
         self.poller = Poller(self.cache, self.queue.add, self.lease.held, self.metrics)
-        self.workers = Workers(self.queue, self._reconciler().work, settings.workers)
+        self.reconciler = self._reconciler()
+        self.workers = Workers(self.queue, self.reconciler.work, settings.workers)
         self.health: Health | None = None
         self._filled = False
         self._beat = time.monotonic()
@@ -172,6 +175,8 @@ class Operator:
         self._wake_all()
 
     def _gained(self) -> None:
+        self.cache.began_to_lead(time.time())
+        self.reconciler.patient_until = time.monotonic() + PATIENCE_SECONDS
         self._wake_all()
         self.queue.open()
 

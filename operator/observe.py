@@ -5,72 +5,34 @@ Objects that are compared field by field are kept as packed JSON; of the others 
 
 import threading
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import msgspec
 import structlog
 
 from plimsoll.operator import kinds, names, parse
+from plimsoll.operator.entries import (
+    Brief,
+    Entry,
+    Id,
+    Inspected,
+    Key,
+    Ref,
+    Target,
+    may_answer,
+    older,
+    packed,
+    unpacked,
+)
 from plimsoll.operator.kinds import Kind
-from plimsoll.operator.snapshot import Inspecting, Node, Page, Pod, Snapshot
+from plimsoll.operator.snapshot import Inspecting, Page, Pod, Snapshot
 
 log = structlog.get_logger("plimsoll.operator.observe")
 
-Key = tuple[str, str]
-"""Namespace and name of a deployment."""
-Id = tuple[str, str, str]
-"""Kind, namespace, name."""
-Ref = tuple[str, str, str]
-"""What an object belongs to: (`deployment` | `source` | `shared`, namespace, name or key)."""
-
 #: How long a deletion is remembered, so that an older listing cannot bring the object back.
 _REMEMBER_SECONDS = 600.0
-
-
-@dataclass(slots=True, frozen=True)
-class Brief:
-    """Of a deployment, what is asked of all of them at once."""
-
-    phase: str
-    source: str | None
-    generation: int
-
-
-@dataclass(slots=True)
-class Entry:
-    uid: str
-    version: str
-    seen_at: float
-    refs: tuple[Ref, ...]
-    value: Any
-    """Pod, Node, frozenset of ready pods, Inspection, Brief; None for objects that are only compared."""
-    packed: bytes | None
-
-
-@dataclass(frozen=True)
-class Inspected:
-    """A source of a namespace, with the pod, the policy and the record that looking at it has made."""
-
-    namespace: str
-    key: str
-    wanted: bool
-    """A deployment names it."""
-    parts: list[tuple[str, str, Entry]]
-    """Kind, name and what is known of each."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A pod whose status page can be read."""
-
-    key: Key
-    uid: str
-    ip: str
-    ready: bool
 
 
 class Cache:
@@ -95,9 +57,13 @@ class Cache:
         self._changed, self._source_key, self._clock = changed, source_key, clock
         self._lock = threading.RLock()
         self._entries: dict[Id, Entry] = {}
+        self._by_kind: dict[str, dict[Id, Entry]] = {}
         self._by_ref: dict[Ref, set[Id]] = {}
         self._gone: dict[str, float] = {}
         self._pages: dict[str, Page] = {}
+        self._first_seen: dict[str, float] = {}
+        self._asked: set[str] = set()
+        self._leading_since = 0.0
         self._errors: dict[Key, tuple[str, int]] = {}
 
     def seen(
@@ -124,7 +90,7 @@ class Cache:
                 affected = self._remove(identity)
             else:
                 assert entry is not None
-                if uid in self._gone or (known is not None and _older(version, known.version)):
+                if uid in self._gone or (known is not None and older(version, known.version)):
                     return False
                 if known is not None and known.uid == uid and known.version == version:
                     known.seen_at = now
@@ -138,7 +104,7 @@ class Cache:
         namespace, tags = parse.meta(raw).get("namespace") or "", parse.labels(raw)
         refs: list[Ref] = []
         value: Any = None
-        packed: bytes | None = None
+        slim: bytes | None = None
         if kind is kinds.DEPLOYMENT:
             source = self._source_key(namespace, raw.get("spec") or {})
             phase = str((raw.get("status") or {}).get("phase") or "Pending")
@@ -161,8 +127,8 @@ class Cache:
         elif kind is kinds.CONFIG_MAP:
             value = parse.inspection((raw.get("data") or {}).values())
         else:
-            packed = zlib.compress(msgspec.json.encode(parse.trimmed(raw)), 1)
-        return Entry(uid, version, now, tuple(refs), value, packed)
+            slim = packed(raw)
+        return Entry(uid, version, now, tuple(refs), value, slim)
 
     def _put(self, identity: Id, entry: Entry) -> set[Key]:
         before = self._entries.get(identity)
@@ -175,17 +141,19 @@ class Cache:
             affected |= set() if same else self._keys_of(before.refs)
             for ref in before.refs:
                 self._by_ref[ref].discard(identity)
-        self._entries[identity] = entry
+        self._entries[identity] = self._by_kind.setdefault(identity[0], {})[identity] = entry
         for ref in entry.refs:
             self._by_ref.setdefault(ref, set()).add(identity)
         if before is None or entry.packed is not None or before.value != entry.value or before.refs != entry.refs:
             affected |= self._near(identity[2]) if identity[0] == kinds.NODE.name else self._keys_of(entry.refs)
         if identity[0] == kinds.POD.name:
+            self._first_seen.setdefault(entry.uid, time.time())
             self._note_last_words(entry)
         return affected
 
     def _remove(self, identity: Id) -> set[Key]:
         entry = self._entries.pop(identity)
+        del self._by_kind[identity[0]][identity]
         affected = self._keys_of(entry.refs)
         for ref in entry.refs:
             members = self._by_ref.get(ref)
@@ -195,6 +163,8 @@ class Cache:
                     del self._by_ref[ref]
         if identity[0] == kinds.POD.name:
             self._pages.pop(entry.uid, None)
+            self._first_seen.pop(entry.uid, None)
+            self._asked.discard(entry.uid)
         if identity[0] == kinds.DEPLOYMENT.name:
             affected.add(identity[1:])
         return affected
@@ -212,13 +182,15 @@ class Cache:
 
     def _near(self, node: str) -> set[Key]:
         """Deployments that a change of this node concerns: its pods' own, and those that wait for any node."""
-        found: set[Key] = set()
-        for identity, entry in self._entries.items():
-            if identity[0] == kinds.DEPLOYMENT.name and entry.value.phase not in ("Ready", "Stopped"):
-                found.add(identity[1:])
-            elif identity[0] == kinds.POD.name and entry.value.node == node:
+        every = self._of(kinds.DEPLOYMENT).items()
+        found = {identity[1:] for identity, entry in every if entry.value.phase not in ("Ready", "Stopped")}
+        for entry in self._of(kinds.POD).values():
+            if entry.value.node == node:
                 found |= self._keys_of(entry.refs)
         return found
+
+    def _of(self, kind: Kind) -> dict[Id, Entry]:
+        return self._by_kind.get(kind.name, {})
 
     def _note_last_words(self, entry: Entry) -> None:
         pod: Pod = entry.value
@@ -237,12 +209,13 @@ class Cache:
             members = [(i, self._entries[i]) for i in self._by_ref.get(("deployment", *key), ())]
             members += [(i, self._entries[i]) for i in self._by_ref.get(("shared", key[0], ""), ())]
             source = top.value.source
-            about_source = [(i, self._entries[i]) for i in self._by_ref.get(("source", key[0], source or ""), ())]
-            nodes = (
-                tuple(e.value for i, e in self._entries.items() if i[0] == kinds.NODE.name) if self.sees_nodes else None
-            )
+            # A thousand deployments may name the same source; only what was found there matters.
+            same = self._by_ref.get(("source", key[0], source or ""), ())
+            about_source = [(i, self._entries[i]) for i in same if i[0] != kinds.DEPLOYMENT.name]
+            nodes = tuple(e.value for e in self._of(kinds.NODE).values()) if self.sees_nodes else None
             pages = {e.uid: self._pages.get(e.uid) for i, e in members if i[0] == kinds.POD.name}
             error = self._errors.get((key[0], source or ""))
+            since = {uid: max(self._first_seen.get(uid, 0.0), self._leading_since) for uid in pages}
         routable: set[str] = set()
         for identity, entry in members:
             if identity[0] == kinds.ENDPOINT_SLICE.name:
@@ -250,7 +223,7 @@ class Cache:
         both = (*members, *about_source)
         children = {(i[0], i[2]): unpacked(e) for i, e in both if e.packed and i[0] != kinds.DEPLOYMENT.name}
         pods = [
-            replace(e.value, routable=e.uid in routable, page=pages.get(e.uid))
+            replace(e.value, routable=e.uid in routable, page=pages.get(e.uid), seen_since=since[e.uid])
             for i, e in members
             if i[0] == kinds.POD.name
         ]
@@ -285,30 +258,26 @@ class Cache:
     def listed(self, kind: Kind) -> dict[tuple[str, str], tuple[str, str, float]]:
         """(namespace, name) to (uid, resourceVersion, when it was last seen) of everything of a kind."""
         with self._lock:
-            return {i[1:]: (e.uid, e.version, e.seen_at) for i, e in self._entries.items() if i[0] == kind.name}
+            return {i[1:]: (e.uid, e.version, e.seen_at) for i, e in self._of(kind).items()}
 
     def deployments(self) -> list[Key]:
         """All deployments."""
         with self._lock:
-            return [i[1:] for i in self._entries if i[0] == kinds.DEPLOYMENT.name]
+            return [identity[1:] for identity in self._of(kinds.DEPLOYMENT)]
 
     def phases(self) -> Counter[str]:
         with self._lock:
-            return Counter(e.value.phase for i, e in self._entries.items() if i[0] == kinds.DEPLOYMENT.name)
-
-    def nodes(self) -> list[Node]:
-        with self._lock:
-            return [e.value for i, e in self._entries.items() if i[0] == kinds.NODE.name]
+            return Counter(entry.value.phase for entry in self._of(kinds.DEPLOYMENT).values())
 
     def targets(self) -> list[Target]:
         """Server pods that may answer on their status port."""
         found = []
         with self._lock:
-            for identity, entry in self._entries.items():
-                if identity[0] != kinds.POD.name or not entry.refs or entry.refs[0][0] != "deployment":
+            for entry in self._of(kinds.POD).values():
+                if not entry.refs or entry.refs[0][0] != "deployment":
                     continue
                 pod: Pod = entry.value
-                if pod.ip and not pod.deleting and pod.phase in ("Pending", "Running"):
+                if pod.ip and may_answer(pod):
                     found.append(Target(entry.refs[0][1:], entry.uid, pod.ip, pod.ready))
         return found
 
@@ -322,6 +291,23 @@ class Cache:
                 self._pages.pop(uid, None)
             else:
                 self._pages[uid] = page
+
+    def began_to_lead(self, now: float) -> None:
+        """From here on pages are read, and nobody has read them before."""
+        with self._lock:
+            self._leading_since = now
+            self._asked.clear()
+
+    def asked(self, uid: str) -> None:
+        """The pod's page was asked for, with or without success."""
+        with self._lock:
+            self._asked.add(uid)
+
+    def unasked(self, key: Key) -> bool:
+        """Whether a page that may be there was never asked for."""
+        with self._lock:
+            members = [self._entries[i] for i in self._by_ref.get(("deployment", *key), ()) if i[0] == kinds.POD.name]
+            return any(e.uid not in self._asked and may_answer(e.value) for e in members)
 
     def inspected(self) -> list[Inspected]:
         """Every source that is or was looked at."""
@@ -362,10 +348,6 @@ class Cache:
             self._gone = {uid: at for uid, at in self._gone.items() if at > oldest}
 
 
-def unpacked(entry: Entry) -> dict[str, Any]:
-    return msgspec.json.decode(zlib.decompress(entry.packed or b""))
-
-
 def _inspecting(source: str, members: list[tuple[Id, Entry]], error: tuple[str, int] | None) -> Inspecting:
     found = next((e.value for i, e in members if i[0] == kinds.CONFIG_MAP.name and e.value is not None), None)
     pods = [e.value for i, e in members if i[0] == kinds.POD.name and not e.value.deleting]
@@ -373,8 +355,3 @@ def _inspecting(source: str, members: list[tuple[Id, Entry]], error: tuple[str, 
     if found is None and pod is not None and pod.phase in ("Succeeded", "Failed"):
         found = parse.inspection([parse.last_words(pod)])
     return Inspecting(source, found, error[0] if error and found is None else None, pod, error[1] if error else 0)
-
-
-def _older(version: str, known: str) -> bool:
-    """Resource versions grow, says Kubernetes since 1.35 and has always done; others are told apart, not ordered."""
-    return version.isdecimal() and known.isdecimal() and int(version) < int(known)

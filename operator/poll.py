@@ -12,9 +12,10 @@ import msgspec
 import structlog
 
 from plimsoll.operator import parse
+from plimsoll.operator.entries import Key, Target
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.names import STATUS_PORT
-from plimsoll.operator.observe import Cache, Key, Target
+from plimsoll.operator.observe import Cache
 from plimsoll.operator.snapshot import Page
 
 log = structlog.get_logger("plimsoll.operator.poll")
@@ -27,7 +28,7 @@ UNREACHABLE_SECONDS = 300.0
 TIMEOUT_SECONDS = 2.0
 #: So many failures in a row, and what the page said last counts no more.
 GIVE_UP = 4
-AT_ONCE = 64
+AT_ONCE = 128
 _LONGEST = 64 * 1024
 
 Reader = Callable[[str], Awaitable[Any]]
@@ -103,6 +104,7 @@ class Poller:
         finally:
             pod.running = False
         self._metrics.polls.labels("read" if page else "unreachable").inc()
+        self._cache.asked(target.uid)
         if page is None:
             self._failed(target, pod, before)
         else:
@@ -115,7 +117,8 @@ class Poller:
             # It starts: its page may open at any moment.
             pod.wait = min(pod.wait, SERVING_SECONDS)
         self._later(pod)
-        if pod.failures == GIVE_UP and before is not None:
+        # One that starts may be too busy to answer; that it moved once still counts, or its deadline would be over.
+        if pod.failures >= GIVE_UP and before is not None and target.ready:
             self._cache.set_page(target.uid, None)
             self._wake(target.key)
 

@@ -23,9 +23,10 @@ from plimsoll.operator.cluster import (
     NotLeaderError,
     UnavailableError,
 )
+from plimsoll.operator.entries import Key
 from plimsoll.operator.events import Events
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.observe import Cache, Key
+from plimsoll.operator.observe import Cache
 from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Snapshot
@@ -52,6 +53,8 @@ class Reconciler:
         self._applier = Applier(cluster, cache, metrics)
         self._events = Events(cluster)
         self._busy: dict[Key, tuple[int, float]] = {}
+        self.patient_until = 0.0
+        """Monotonic time until which a deployment waits for its pods' status pages to be read once."""
 
     def work(self, key: Key) -> None:
         """One key, from the queue and back. Raises nothing."""
@@ -90,6 +93,9 @@ class Reconciler:
             self._queue.forget(key)
             self._busy.pop(key, None)
             return None
+        if time.monotonic() < self.patient_until and self._cache.unasked(key):
+            # A new leader has read no pages yet; a status without them would be wrong in a moment.
+            return 0.5
         plan = self._plan(snapshot, self._settings, self._version)
         if plan.look_for_room:
             snapshot = replace(snapshot, room=self._room.look(snapshot))

@@ -80,6 +80,8 @@ class Pod:
     """An endpoint slice of the Service lists it as ready."""
     deleting: bool = False
     created: float = 0.0
+    seen_since: float = 0.0
+    """When this operator began to look at it: no deadline runs from before, for nobody would have seen it move."""
     node: str | None = None
     ip: str | None = None
     unschedulable: str | None = None

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import structlog
 
 from plimsoll.operator.cluster import Cluster, ClusterError, NotLeaderError
+from plimsoll.operator.entries import Inspected, Key
 from plimsoll.operator.kinds import BY_NAME, CONFIG_MAP, POD
-from plimsoll.operator.observe import Cache, Inspected, Key
+from plimsoll.operator.observe import Cache
 from plimsoll.operator.snapshot import Pod
 
 log = structlog.get_logger("plimsoll.operator.sweep")

@@ -7,9 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from plimsoll.operator.entries import Key
 from plimsoll.operator.metrics import Metrics
-
-Key = tuple[str, str]
 
 FIRST_RETRY_SECONDS = 0.25
 LAST_RETRY_SECONDS = 120.0

@@ -54,7 +54,7 @@ def _of(pod: Pod, deadline: float, now: float) -> Iterator[Trouble]:
         if trouble:
             yield trouble
             return
-    moved = max(pod.created, pod.page.moved_at if pod.page else 0.0)
+    moved = max(pod.created, pod.seen_since, pod.page.moved_at if pod.page else 0.0)
     if pod.node and now - moved > deadline:
         phase = pod.page.phase if pod.page else "starting"
         yield Trouble(
@@ -82,7 +82,7 @@ def _container(pod: Pod, container: Container, now: float) -> Trouble | None:
 def deadline_in(pods: Iterable[Pod], deadline: float, now: float) -> float | None:
     """Seconds until the first of `pods` that moves no more would be late; None when none is on its way."""
     left = [
-        max(pod.created, pod.page.moved_at if pod.page else 0.0) + deadline - now
+        max(pod.created, pod.seen_since, pod.page.moved_at if pod.page else 0.0) + deadline - now
         for pod in pods
         if pod.node and not pod.ready and not pod.deleting and pod.phase not in ("Succeeded", "Failed")
     ]

@@ -174,3 +174,18 @@ def test_any_order_of_what_happened_ends_in_the_same_cache(order: list[Any], dat
     assert cache.version(kinds.SERVICE, "ns", "p") == "6"
     assert cache.uid(kinds.SERVICE, "ns", "p") == "two"
     assert [i for members in cache._by_ref.values() for i in members] == [("Service", "ns", "p")]
+
+
+def test_a_new_leader_asks_every_page_once_and_counts_no_deadline_from_before(cache: Cache, make: Make) -> None:
+    filled(cache, make)
+    running = {"phase": "Running", "podIP": "10.0.0.1"}
+    about = {**labelled(), "creationTimestamp": "2020-01-01T00:00:00Z"}
+    cache.seen(kinds.POD, None, make(kinds.POD, "p", metadata=about, status=running))
+    cache.began_to_lead(1e10)
+    assert cache.unasked(KEY)
+    (pod,) = cache.snapshot(KEY, 1e10 + 1).pods  # type: ignore[union-attr]
+    assert (pod.seen_since, pod.created) == (1e10, 1577836800.0)
+    cache.asked(pod.uid)
+    assert not cache.unasked(KEY)
+    cache.began_to_lead(2e10)
+    assert cache.unasked(KEY)

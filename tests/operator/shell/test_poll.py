@@ -178,3 +178,18 @@ def test_an_odd_answer_is_no_page(cache: Cache, make: Make, monkeypatch: pytest.
         server.close()
 
     run(scenario)
+
+
+def test_a_pod_that_starts_keeps_its_page_however_busy_it_is(pods: Pods, cache: Cache) -> None:
+    async def scenario() -> None:
+        pods.pod("p", "10.0.0.1")
+        pods.pages["10.0.0.1"] = LOADING
+        await pods.tick(FAR)
+        uid = cache.targets()[0].uid
+        del pods.pages["10.0.0.1"]
+        for _ in range(20):
+            await pods.tick(FAR)
+        assert cache.page(uid) is not None
+        assert pods.poller._pods[uid].wait == 15.0
+
+    run(scenario)

@@ -1,0 +1,78 @@
+"""What the cache keeps of an object, and how objects are named and found."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from plimsoll.operator import parse
+from plimsoll.operator.snapshot import Pod
+
+Key = tuple[str, str]
+"""Namespace and name of a deployment."""
+Id = tuple[str, str, str]
+"""Kind, namespace, name."""
+Ref = tuple[str, str, str]
+"""What an object belongs to: (`deployment` | `source` | `shared`, namespace, name or key)."""
+
+
+@dataclass(slots=True, frozen=True)
+class Brief:
+    """Of a deployment, what is asked of all of them at once."""
+
+    phase: str
+    source: str | None
+    generation: int
+
+
+@dataclass(slots=True)
+class Entry:
+    uid: str
+    version: str
+    seen_at: float
+    refs: tuple[Ref, ...]
+    value: Any
+    """Pod, Node, frozenset of ready pods, Inspection, Brief; None for objects that are only compared."""
+    packed: bytes | None
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A source of a namespace, with the pod, the policy and the record that looking at it has made."""
+
+    namespace: str
+    key: str
+    wanted: bool
+    """A deployment names it."""
+    parts: list[tuple[str, str, Entry]]
+    """Kind, name and what is known of each."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A pod whose status page can be read."""
+
+    key: Key
+    uid: str
+    ip: str
+    ready: bool
+
+
+def may_answer(pod: Pod) -> bool:
+    return bool(pod.ip) and not pod.deleting and pod.phase in ("Pending", "Running")
+
+
+def unpacked(entry: Entry) -> dict[str, Any]:
+    return msgspec.json.decode(zlib.decompress(entry.packed or b""))
+
+
+def older(version: str, known: str) -> bool:
+    """Resource versions grow, says Kubernetes since 1.35 and has always done; others are told apart, not ordered."""
+    return version.isdecimal() and known.isdecimal() and int(version) < int(known)
+
+
+def packed(raw: Mapping[str, Any]) -> bytes:
+    """A tenth of what the object takes as dictionaries; unpacked again for each look."""
+    return zlib.compress(msgspec.json.encode(parse.trimmed(raw)), 1)
