@@ -11,6 +11,8 @@ QUESTION ?= What is the capital of France?
 # What builds an image: any command that takes -f FILE -t NAME FOLDER.
 IMAGE_BUILD ?= docker build
 IMAGE_TAG ?= dev
+# Where torch for the image of model pods comes from; pip's own index mostly has CUDA builds, which that image refuses.
+TORCH_INDEX ?=
 
 .PHONY: help quickstart test lint format bench crds images chart e2e clean
 
@@ -52,7 +54,7 @@ crds: $(VENV)/.dev
 
 images:
 	$(IMAGE_BUILD) -f Dockerfile.operator -t plimsoll.dev/operator:$(IMAGE_TAG) .
-	$(IMAGE_BUILD) -f Dockerfile.runtime -t plimsoll.dev/runtime:$(IMAGE_TAG) .
+	$(IMAGE_BUILD) -f Dockerfile.runtime -t plimsoll.dev/runtime:$(IMAGE_TAG) --build-arg TORCH_INDEX=$(TORCH_INDEX) .
 
 chart: $(VENV)/.dev
 	@if command -v helm >/dev/null; then helm lint --strict charts/plimsoll; else \

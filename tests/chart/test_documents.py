@@ -107,5 +107,20 @@ def test_every_metric_of_the_operator_is_documented() -> None:
     assert set(re.findall(r"`(plimsoll_\w+)`", table)) == exported
 
 
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", *(ROOT / "charts").rglob("*.md"), *EXAMPLES])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    named = re.findall(r"(?<![\w./-])((?:examples|charts|e2e|docs|crds)/[\w./-]*\w)", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists() and name != "e2e/results"] == []
+
+
+def test_links_of_the_charts_readme_lead_somewhere() -> None:
+    page = ROOT / "charts" / "plimsoll" / "README.md"
+    links = re.findall(r"\]\(([^)#:]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 def test_reasons_are_words_of_a_program() -> None:
     assert all(re.fullmatch(r"([A-Z][a-z0-9]*)+", reason) for reason in set().union(*documented().values()))
