@@ -24,6 +24,7 @@ from plimsoll.operator.plan import rollout
 from plimsoll.operator.plan.admission import Admission, admit
 from plimsoll.operator.plan.capacity import free_slots, need_of
 from plimsoll.operator.plan.conditions import parse_timestamp
+from plimsoll.operator.plan.devices import selected
 from plimsoll.operator.plan.evacuation import Evacuation, evacuate
 from plimsoll.operator.plan.rollout import Revision, Stage, Step
 from plimsoll.operator.plan.status import Rolling, status
@@ -173,7 +174,7 @@ class _Roll:
             ReplicaSet(name=f"{snapshot.deployment.name}-{revision}", uid="", revision=revision, replicas=0)
         )
         now, deadline = snapshot.now, self.spec.rollout.progress_deadline
-        self.troubles = troubles(self.new.pods, deadline, now)
+        self.troubles = self._named(troubles(self.new.pods, deadline, now))
         self.newly_failed = self._verdict()
         failure = self.new.set.failure or self.newly_failed
         goes_back = failure is not None and any(old.set.proven for old in others) and not self.new.set.proven
@@ -193,6 +194,15 @@ class _Roll:
         self.again_in = self._again(deadline)
         also: tuple[Trouble, ...] = () if goes_back else troubles(serving_others, deadline, now)
         self.rolling = Rolling(self.spec.replicas, self.new, others, self.step.stage, (*self.troubles, *also))
+
+    def _named(self, found: tuple[Trouble, ...]) -> tuple[Trouble, ...]:
+        """With the labels that no node has, where those are why a pod finds no place: the scheduler names none."""
+        missing = selected(self.snapshot.nodes, self.spec.pod.node_selector)
+        if missing is None:
+            return found
+        return tuple(
+            replace(one, message=f"{missing}; {one.message}") if one.reason == "Unschedulable" else one for one in found
+        )
 
     def _verdict(self) -> Failure | None:
         """Whether the wanted revision is given up now: it never proved itself, and there is one to go back to."""

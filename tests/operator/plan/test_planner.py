@@ -222,6 +222,14 @@ def test_memory_comes_from_the_nodes_where_the_manifest_names_none() -> None:
     assert "pool=x" in cluster.condition("Accepted")["message"]
 
 
+def test_a_label_that_no_node_has_is_named() -> None:
+    cluster = Cluster(spec=spec(pod={"nodeSelector": {"pool": "fast"}}), devices=0)
+    cluster.settle(20)
+    ready = cluster.condition("Ready")
+    assert ready["reason"] == "Unschedulable"
+    assert "no node has the label pool=fast" in ready["message"]
+
+
 def test_a_cordoned_node_gets_a_second_replica_before_the_first_may_go() -> None:
     here = Node("n1", allocatable={"cpu": 8000, "memory": 16 * GIB, "pods": 110})
     cluster = Cluster(nodes=(here, replace(here, name="n2")))
