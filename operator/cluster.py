@@ -180,12 +180,14 @@ class Cluster:
         with self._refreshing:
             headers |= credentials(self.configuration)
         timeout = urllib3.Timeout(connect=min(3.0, seconds), read=seconds)
+        asked = time.monotonic()
         try:
             answer = self._pool.request(verb, url, body=data, headers=headers, timeout=timeout, retries=False)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             self._metrics.requests.labels(verb, "none").inc()
             raise UnavailableError(f"no answer from the API server: {_short(error)}") from None
         self._metrics.requests.labels(verb, str(answer.status)).inc()
+        self._metrics.request_seconds.labels(verb).observe(time.monotonic() - asked)
         try:
             decoded = msgspec.json.decode(answer.data) if answer.data else None
         except (msgspec.DecodeError, UnicodeDecodeError):

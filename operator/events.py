@@ -1,22 +1,57 @@
 """Kubernetes events about deployments: one object per message, counted when it comes again."""
 
+import contextlib
 import hashlib
 import os
+import queue
 import socket
+import threading
 from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import Any
 
+import structlog
+
 from plimsoll.operator import kinds
 from plimsoll.operator.actions import Event
-from plimsoll.operator.cluster import Cluster, ConflictError, NotFoundError
+from plimsoll.operator.cluster import Cluster, ClusterError, ConflictError, NotFoundError, NotLeaderError
 from plimsoll.operator.names import API_VERSION
 from plimsoll.operator.snapshot import Deployment
+
+log = structlog.get_logger("plimsoll.operator.events")
 
 COMPONENT = "plimsoll-operator"
 _REMEMBERED = 2048
 #: As the API server caps it.
 _LONGEST = 1024
+
+
+class Poster:
+    """Writes events from a thread of its own, in order: nobody's work waits for them, and a full queue drops them."""
+
+    def __init__(self, events: "Events") -> None:
+        self._events = events
+        self._waiting: queue.Queue[tuple[Deployment, Event]] = queue.Queue(maxsize=2048)
+        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def emit(self, deployment: Deployment, event: Event) -> None:
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait((deployment, event))
+
+    def _run(self) -> None:
+        while True:
+            deployment, event = self._waiting.get()
+            try:
+                self._events.emit(deployment, event)
+            except NotLeaderError:
+                continue
+            except ClusterError as error:
+                log.warning("an event was lost", deployment=deployment.name, error=str(error))
+            except Exception:
+                log.exception("this is a bug")
 
 
 class Events:

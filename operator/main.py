@@ -22,6 +22,7 @@ from plimsoll.api.deployment import Model
 from plimsoll.api.errors import PlimsollError
 from plimsoll.operator import build, discover, kinds, log
 from plimsoll.operator.cluster import Cluster, ClusterError, connection
+from plimsoll.operator.events import Events, Poster
 from plimsoll.operator.handlers import WATCH_SECONDS, Watches
 from plimsoll.operator.health import Health
 from plimsoll.operator.kinds import Kind
@@ -69,6 +70,7 @@ class Operator:
         self.rounds = Rounds(self.verifier, lambda: self.watches.kinds, self._missed)
         self.sweeper = Sweeper(self.cluster, self.cache, self.lease.held)
         self.poller = Poller(self.cache, self.queue.add, self.lease.held, self.metrics)
+        self.poster = Poster(Events(self.cluster))
         self.reconciler = self._reconciler()
         self.workers = Workers(self.queue, self.reconciler.work, settings.workers)
         self.health: Health | None = None
@@ -81,7 +83,9 @@ class Operator:
 
     def _reconciler(self) -> Reconciler:
         room = Room(self.cluster, self.cache, self.settings, __version__, room_for)
-        return Reconciler(self.cluster, self.cache, self.queue, self.settings, self.metrics, plan, room)
+        return Reconciler(
+            self.cluster, self.cache, self.queue, self.settings, self.metrics, plan, room, self.poster.emit
+        )
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT."""
@@ -127,6 +131,7 @@ class Operator:
         self._waiting_for = "the watches"
         self.watches.start(watched)
         self.workers.start()
+        self.poster.start()
         self.rounds.start()
         self.sweeper.start()
         self.lease.start()

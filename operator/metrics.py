@@ -26,6 +26,10 @@ class Metrics:
         self.requests = Counter(
             "plimsoll_api_requests_total", "Calls to the API server.", ["verb", "code"], registry=registry
         )
+        self.request_seconds = Histogram(
+            "plimsoll_api_request_seconds", "Seconds until the API server answered.", ["verb"], buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
         self.writes = Counter("plimsoll_writes_total", "Changes made, by kind of object.", ["kind"], registry=registry)
         self.deployments = Gauge(
             "plimsoll_deployments", "ModelDeployments by phase.", ["phase"], registry=registry

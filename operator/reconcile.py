@@ -24,12 +24,11 @@ from plimsoll.operator.cluster import (
     UnavailableError,
 )
 from plimsoll.operator.entries import Key
-from plimsoll.operator.events import Events
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.observe import Cache
 from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
-from plimsoll.operator.snapshot import Snapshot
+from plimsoll.operator.snapshot import Deployment, Snapshot
 from plimsoll.operator.workqueue import WorkQueue
 
 log = structlog.get_logger("plimsoll.operator.reconcile")
@@ -45,13 +44,13 @@ class Reconciler:
 
     def __init__(
         self, cluster: Cluster, cache: Cache, queue: WorkQueue, settings: Settings, metrics: Metrics,
-        plan: Planner, room: Room, version: str = __version__,
+        plan: Planner, room: Room, emit: Callable[[Deployment, Event], None], version: str = __version__,
     ) -> None:  # fmt: skip
         self._cluster, self._cache, self._queue = cluster, cache, queue
         self._settings, self._metrics, self._version = settings, metrics, version
         self._plan, self._room = plan, room
         self._applier = Applier(cluster, cache, metrics)
-        self._events = Events(cluster)
+        self._tell = emit
         self._busy: dict[Key, tuple[int, float]] = {}
         self.patient_until = 0.0
         """Monotonic time until which a deployment waits for its pods' status pages to be read once."""
@@ -156,7 +155,7 @@ class Reconciler:
         key = snapshot.deployment.key
         log.info(event.message or event.reason, namespace=key[0], deployment=key[1], reason=event.reason)
         try:
-            self._events.emit(snapshot.deployment, event)
+            self._tell(snapshot.deployment, event)
         except ClusterError as error:
             log.warning("an event was lost", namespace=key[0], deployment=key[1], error=str(error))
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from plimsoll.operator import kinds, names
 from plimsoll.operator.actions import Action, Apply, Delete, Event, MarkProven, Plan, Scale
 from plimsoll.operator.cluster import Cluster
+from plimsoll.operator.events import Events
 from plimsoll.operator.observe import Cache
 from plimsoll.operator.reconcile import Reconciler, difference
 from plimsoll.operator.room import Room
@@ -39,7 +40,9 @@ class World:
         self.queue = WorkQueue(metrics, clock=lambda: self.now)
         self.queue.open()
         room = Room(cluster, cache, Settings(), "1", lambda snapshot, *_: 3)
-        self.reconciler = Reconciler(cluster, cache, self.queue, Settings(), metrics, self.plan, room)
+        self.reconciler = Reconciler(
+            cluster, cache, self.queue, Settings(), metrics, self.plan, room, Events(cluster).emit
+        )
         cache.seen(kinds.DEPLOYMENT, None, api.put(kinds.DEPLOYMENT, make(kinds.DEPLOYMENT, "a", spec={})))
         self.sets = make(kinds.REPLICA_SET, "a-1", metadata=MINE, spec={"replicas": 1})
 
