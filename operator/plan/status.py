@@ -132,7 +132,9 @@ def _progressing(admission: Admission, rolling: Rolling, ready: Condition) -> Co
         Stage.REPLACING: "No device is free for one more replica: old ones are drained and replaced in turn.",
         Stage.WAITING: "One more replica waits for a free device; rollout.strategy Auto or Replace would not wait.",
     }[rolling.stage]
-    return Condition("Progressing", "True", rolling.stage.value, f"{text} {_doing(rolling).capitalize()}.")
+    doing = _doing(rolling)
+    # Not str.capitalize, which would spell ContainerCreating in small letters.
+    return Condition("Progressing", "True", rolling.stage.value, f"{text} {doing[:1].upper()}{doing[1:]}.")
 
 
 def _degraded(rolling: Rolling, ready: Condition) -> Condition:
