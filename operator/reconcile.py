@@ -11,7 +11,7 @@ import structlog
 from plimsoll import __version__
 from plimsoll.api.status import known
 from plimsoll.operator import kinds
-from plimsoll.operator.actions import Event, Plan
+from plimsoll.operator.actions import Action, Apply, Event, Plan
 from plimsoll.operator.apply import Applier
 from plimsoll.operator.cluster import (
     Cluster,
@@ -101,7 +101,7 @@ class Reconciler:
             plan = self._plan(snapshot, self._settings, self._version)
         refused: ClusterError | None = None
         changed = False
-        for action in plan.actions:
+        for action in sorted(plan.actions, key=_can_wait):
             try:
                 changed |= self._applier.carry_out(action, snapshot)
             except (ForbiddenError, InvalidError) as error:
@@ -166,6 +166,11 @@ class Reconciler:
             self._cache.seen(kinds.DEPLOYMENT, None, fresh, ours=True, quiet=True)
         except ClusterError:
             pass  # The next look finds out.
+
+
+def _can_wait(action: Action) -> bool:
+    """Pods take longest, so what makes them goes first; their policy stays before them, and all else keeps its order."""
+    return isinstance(action, Apply) and action.object["kind"] not in ("ReplicaSet", "NetworkPolicy", "Pod")
 
 
 def difference(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:

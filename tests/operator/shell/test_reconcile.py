@@ -127,6 +127,12 @@ def test_a_status_that_somebody_changed_meanwhile_is_read_anew(world: World) -> 
     assert world.api.objects[kinds.DEPLOYMENT.path(*KEY)]["status"] == {"phase": "Ready"}
 
 
+def test_pods_come_before_what_only_leads_to_them_and_after_what_guards_them(world: World) -> None:
+    policy = {**SERVICE, "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
+    writes = world.work(doing(Apply(SERVICE), Apply(policy), Apply(world.sets)))
+    assert [path.split("/")[-2] for _, path in writes] == ["networkpolicies", "replicasets", "services"]
+
+
 def test_scaling_and_marking_see_what_is_there(world: World) -> None:
     world.cache.seen(kinds.REPLICA_SET, None, world.api.put(kinds.REPLICA_SET, world.sets))
     world.work(doing(Scale("a-1", 2), MarkProven("a-1")))
