@@ -169,7 +169,7 @@ class Reconciler:
 
 
 def _can_wait(action: Action) -> bool:
-    """Pods take longest, so what makes them goes first; their policy stays before them, and all else keeps its order."""
+    """Pods take longest, so what makes them goes first, their policy before them; all else keeps its order."""
     return isinstance(action, Apply) and action.object["kind"] not in ("ReplicaSet", "NetworkPolicy", "Pod")
 
 

@@ -152,10 +152,10 @@ def test_a_look_for_room_lists_once_and_plans_again(world: World, make: Any) -> 
 
 
 def test_a_refusal_is_an_event_and_the_rest_is_done(world: World) -> None:
-    policy = {**SERVICE, "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
+    budget = {**SERVICE, "apiVersion": "policy/v1", "kind": "PodDisruptionBudget"}
     world.api.faults = [(403, {})]
-    world.work(doing(Apply(SERVICE), Apply(policy), status={"phase": "Pending"}))
-    assert kinds.POLICY.path("ns", "a") in world.api.objects
+    world.work(doing(Apply(SERVICE), Apply(budget), status={"phase": "Pending"}))
+    assert kinds.BUDGET.path("ns", "a") in world.api.objects
     assert world.api.objects[kinds.DEPLOYMENT.path(*KEY)]["status"] == {"phase": "Pending"}
     (event,) = [one for path, one in world.api.objects.items() if "/events/" in path]
     assert (event["type"], event["reason"], event["message"]) == ("Warning", "Refused", "made up 403")
