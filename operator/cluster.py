@@ -92,7 +92,7 @@ def connection() -> Configuration:
         if "KUBECONFIG" not in os.environ and os.environ.get("KUBERNETES_SERVICE_HOST"):
             kubernetes_config.load_incluster_config(client_configuration=made)
         else:
-            kubernetes_config.load_kube_config(client_configuration=made)
+            kubernetes_config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=made)
     except (kubernetes_config.ConfigException, OSError) as error:
         raise ClusterError(f"no cluster to connect to: {error}") from None
     return made

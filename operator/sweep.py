@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from plimsoll.operator.cluster import Cluster, ClusterError, NotLeaderError
+from plimsoll.operator.cluster import Cluster, ClusterError, ForbiddenError, InvalidError, NotLeaderError
 from plimsoll.operator.entries import Inspected, Key
 from plimsoll.operator.kinds import BY_NAME, CONFIG_MAP, POD
 from plimsoll.operator.observe import Cache
@@ -81,5 +81,9 @@ class Sweeper:
                 del self._retry[entry.uid]
 
     def _remove(self, one: Inspected, kind: str, name: str, uid: str, why: str) -> None:
-        if self._cluster.delete(BY_NAME[kind], one.namespace, name, uid):
-            log.info("deleted", kind=kind, namespace=one.namespace, name=name, why=why)
+        try:
+            if self._cluster.delete(BY_NAME[kind], one.namespace, name, uid):
+                log.info("deleted", kind=kind, namespace=one.namespace, name=name, why=why)
+        except (ForbiddenError, InvalidError) as error:
+            # One that may not be removed is no reason to leave the others.
+            log.warning("cannot be removed", kind=kind, namespace=one.namespace, name=name, error=str(error))

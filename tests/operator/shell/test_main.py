@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
+from plimsoll.operator import kinds
 from plimsoll.operator.health import Health
-from plimsoll.operator.main import source_key
+from plimsoll.operator.main import Operator, source_key
 from plimsoll.operator.metrics import Metrics
+from plimsoll.operator.settings import Settings
 
 COMMAND = [sys.executable, "-m", "plimsoll.operator.main"]
 
@@ -28,6 +31,17 @@ def operator(config: Path | None, **environment: str) -> subprocess.Popen[str]:
         command, env={**clean, "HOME": "/nonexistent", **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def kubeconfig(folder: Path, server: str) -> Path:
+    """A file that leads to `server`, without credentials."""
+    found = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}],
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    }  # fmt: skip
+    (folder / "kubeconfig").write_text(yaml.safe_dump(found))
+    return folder / "kubeconfig"
 
 
 @pytest.mark.parametrize(
@@ -55,14 +69,8 @@ def test_no_cluster_to_connect_to_is_one_line_and_status_2(tmp_path: Path) -> No
 
 
 def test_without_our_kind_it_says_so_and_waits_and_ends_when_told(tmp_path: Path, api: Any) -> None:
-    kubeconfig = {
-        "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}],
-        "clusters": [{"name": "c", "cluster": {"server": api.url}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-    }  # fmt: skip
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
     (tmp_path / "operator.yaml").write_text("healthPort: 0\n")
-    process = operator(tmp_path / "operator.yaml", KUBECONFIG=str(tmp_path / "kubeconfig"))
+    process = operator(tmp_path / "operator.yaml", KUBECONFIG=str(kubeconfig(tmp_path, api.url)))
     assert process.stderr is not None
     lines = [json.loads(process.stderr.readline()) for _ in range(2)]
     assert lines[0]["event"] == "starting"
@@ -79,6 +87,43 @@ def fetch(port: int, path: str) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+@pytest.fixture
+def wired(api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:
+    """All parts of the process, none of them started, its caches filled a moment ago."""
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, api.url)))
+    found = Operator(Settings(health_port=0))
+    found._filled = True
+    found.watches.kinds = (kinds.POD,)
+    found.watches.opened = {"Pod": time.monotonic()}
+    found.cluster.answered_at = time.monotonic()
+    return found
+
+
+def test_a_healthy_process_has_nothing_wrong(wired: Operator) -> None:
+    assert wired.alive() == []
+    assert wired.ready() == []
+    wired.watches.kinds = (kinds.POD, kinds.NODE)
+    assert wired.ready() == ["waiting for the watches"]
+
+
+def test_a_dead_watch_is_noticed_unless_the_api_server_is_away(wired: Operator) -> None:
+    wired.watches.opened = {"Pod": time.monotonic() - 1000}
+    assert "watch of Pod is 1000 s old" in wired.alive()[0]
+    wired.cluster.answered_at = time.monotonic() - 90
+    assert wired.alive() == []
+
+
+def test_a_watch_that_keeps_missing_changes_is_noticed(wired: Operator) -> None:
+    wired.verifier.missed = {"Pod": 3}
+    assert wired.alive() == ["the watch of Pod keeps missing changes"]
+
+
+def test_a_hanging_worker_and_a_stuck_loop_are_noticed(wired: Operator) -> None:
+    wired.queue.longest_running = lambda: 301.0  # type: ignore[method-assign]
+    wired._beat = time.monotonic() - 61
+    assert [words.split(" has been")[0] for words in wired.alive()] == ["the event loop", "a worker"]
 
 
 def test_health_tells_what_is_wrong() -> None:

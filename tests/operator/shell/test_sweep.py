@@ -73,6 +73,13 @@ def test_a_failed_look_is_repeated_ever_more_rarely(world: World) -> None:
     assert waits[-1] == LAST_RETRY_SECONDS
 
 
+def test_one_that_may_not_be_removed_keeps_nothing_else(world: World) -> None:
+    world.part(kinds.POD, "first")
+    world.part(kinds.POD, "second")
+    world.api.faults = [(403, {})]
+    assert len(world.sweep()) == 1
+
+
 def test_a_look_that_is_under_way_is_left_alone(world: World) -> None:
     world.wanted("ADDED")
     world.part(kinds.POD, "look", status={"phase": "Running"})
