@@ -81,7 +81,13 @@ class Applier:
         if live is None or live.replicas == action.replicas:
             return False
         before = live.resource_version
-        answer = self._cluster.scale(kinds.REPLICA_SET, key[0], live.name, live.uid, live.replicas, action.replicas)
+        try:
+            answer = self._cluster.scale(kinds.REPLICA_SET, key[0], live.name, live.uid, live.replicas, action.replicas)
+        except ConflictError:
+            # Should the watch be dead, the next look would fail in the same way.
+            fresh = self._cluster.get(kinds.REPLICA_SET, key[0], live.name)
+            self._cache.seen(kinds.REPLICA_SET, None, fresh, ours=True, quiet=True)
+            raise
         return self._note(
             kinds.REPLICA_SET, before, answer, key, f"scaled {live.replicas} to {action.replicas}", action.why
         )

@@ -136,16 +136,13 @@ class Cache:
         if before is not None and before.uid != entry.uid:
             affected |= self._remove(identity)
             before = None
-        if before is not None:
-            same = entry.value is not None and before.value == entry.value and entry.packed is None
-            affected |= set() if same else self._keys_of(before.refs)
-            for ref in before.refs:
-                self._by_ref[ref].discard(identity)
         self._entries[identity] = self._by_kind.setdefault(identity[0], {})[identity] = entry
         for ref in entry.refs:
             self._by_ref.setdefault(ref, set()).add(identity)
+        if before is not None:
+            self._unlink(identity, [ref for ref in before.refs if ref not in entry.refs])
         if before is None or entry.packed is not None or before.value != entry.value or before.refs != entry.refs:
-            affected |= self._near(identity[2]) if identity[0] == kinds.NODE.name else self._keys_of(entry.refs)
+            affected |= self._concerned(identity, entry.refs) | self._concerned(identity, before.refs if before else ())
         if identity[0] == kinds.POD.name:
             self._first_seen.setdefault(entry.uid, time.time())
             self._note_last_words(entry)
@@ -154,20 +151,28 @@ class Cache:
     def _remove(self, identity: Id) -> set[Key]:
         entry = self._entries.pop(identity)
         del self._by_kind[identity[0]][identity]
-        affected = self._keys_of(entry.refs)
-        for ref in entry.refs:
-            members = self._by_ref.get(ref)
-            if members is not None:
-                members.discard(identity)
-                if not members:
-                    del self._by_ref[ref]
+        affected = self._concerned(identity, entry.refs)
+        self._unlink(identity, entry.refs)
         if identity[0] == kinds.POD.name:
             self._pages.pop(entry.uid, None)
             self._first_seen.pop(entry.uid, None)
             self._asked.discard(entry.uid)
-        if identity[0] == kinds.DEPLOYMENT.name:
-            affected.add(identity[1:])
         return affected
+
+    def _concerned(self, identity: Id, refs: Iterable[Ref]) -> set[Key]:
+        """Whom a change of this object concerns. A deployment is no other's business, though it shares its source."""
+        if identity[0] == kinds.DEPLOYMENT.name:
+            return {identity[1:]}
+        return self._near(identity[2]) if identity[0] == kinds.NODE.name else self._keys_of(refs)
+
+    def _unlink(self, identity: Id, refs: Iterable[Ref]) -> None:
+        for ref in refs:
+            members = self._by_ref[ref]
+            members.discard(identity)
+            if not members:
+                del self._by_ref[ref]
+                if ref[0] == "source":
+                    self._errors.pop(ref[1:], None)
 
     def _keys_of(self, refs: Iterable[Ref]) -> set[Key]:
         found: set[Key] = set()

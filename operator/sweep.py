@@ -58,6 +58,8 @@ class Sweeper:
         sources = self._cache.inspected()
         there = {(one.namespace, one.key) for one in sources if not one.wanted}
         self._unwanted = {key: at for key, at in self._unwanted.items() if key in there}
+        pods = {entry.uid for one in sources for _, _, entry in one.parts}
+        self._retry = {uid: at for uid, at in self._retry.items() if uid in pods}
         for one in sources:
             if one.wanted:
                 self._retry_failed(one, now)

@@ -189,3 +189,22 @@ def test_a_new_leader_asks_every_page_once_and_counts_no_deadline_from_before(ca
     assert not cache.unasked(KEY)
     cache.began_to_lead(2e10)
     assert cache.unasked(KEY)
+
+
+def test_a_deployment_wakes_itself_and_no_other_of_its_source(cache: Cache, make: Make, woken: list[Any]) -> None:
+    for name in ("a", "b", "c"):
+        cache.seen(kinds.DEPLOYMENT, None, make(kinds.DEPLOYMENT, name, spec={"model": {"source": "s1"}}))
+    assert woken == [("ns", "a"), ("ns", "b"), ("ns", "c")]
+    woken.clear()
+    cache.seen(kinds.DEPLOYMENT, "MODIFIED", make(kinds.DEPLOYMENT, "b", 2, spec={"model": {"source": "s2"}}))
+    cache.seen(kinds.DEPLOYMENT, "DELETED", make(kinds.DEPLOYMENT, "c"))
+    assert woken == [("ns", "b"), ("ns", "c")]
+
+
+def test_why_a_source_could_not_be_read_is_known_while_somebody_names_it(cache: Cache, make: Make) -> None:
+    filled(cache, make)
+    cache.tried("ns", "s1")
+    filled(cache, make, 2)
+    assert cache.tried("ns", "s1") == 2
+    cache.seen(kinds.DEPLOYMENT, "DELETED", make(kinds.DEPLOYMENT, "a", 3))
+    assert cache.tried("ns", "s1") == 1

@@ -144,6 +144,16 @@ def test_scaling_and_marking_see_what_is_there(world: World) -> None:
     assert world.work(doing(Delete("ReplicaSet", "a-1"))) == [("DELETE", kinds.REPLICA_SET.path("ns", "a-1"))]
 
 
+def test_scaling_that_another_did_is_read_anew_even_without_a_watch(world: World) -> None:
+    world.cache.seen(kinds.REPLICA_SET, None, world.api.put(kinds.REPLICA_SET, world.sets))
+    world.api.put(kinds.REPLICA_SET, {**world.sets, "spec": {"replicas": 5}})
+    world.work(doing(Scale("a-1", 2)))
+    assert world.errors() == {"Conflict": 1}
+    world.now += 1000
+    world.work(doing(Scale("a-1", 2)))
+    assert world.api.objects[kinds.REPLICA_SET.path("ns", "a-1")]["spec"]["replicas"] == 2
+
+
 def test_a_look_for_room_lists_once_and_plans_again(world: World, make: Any) -> None:
     world.cache.sees_nodes = True
     world.api.pages[kinds.POD.path()] = [[make(kinds.POD, "p", spec={"nodeName": "n"})]]
