@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from plimsoll.operator import build
+from plimsoll.operator import build, names
 from plimsoll.operator.actions import (
     Action,
     Apply,
@@ -48,6 +48,7 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     if snapshot.deployment.deleting:
         # Owner references take everything along; what is created now would only be in the way.
         return Plan()
+    version = rendering(settings, version)
     admission = admit(snapshot, settings)
     revision = build.revision(snapshot.deployment.spec) if admission.spec else None
     new, others = _revisions(snapshot, revision)
@@ -92,6 +93,13 @@ def room_for(snapshot: Snapshot, settings: Settings, version: str, used: Mapping
     )
     unplaced = sum(pod.node is None and not pod.deleting for pod in new.pods) if new else 0
     return max(0, free - unplaced)
+
+
+def rendering(settings: Settings, version: str) -> str:
+    """Names who rendered a template: this version with these settings. Another image is another renderer, and what is
+    there is then left as it is, so that a setting never reaches into a revision that runs."""
+    parts = settings.model_dump(mode="json", include={"runtime_image", "cuda_runtime_image", "image_pull_secrets"})
+    return f"{version}+{names.digest(parts, 8)}"
 
 
 def _revisions(snapshot: Snapshot, revision: str | None) -> tuple[Revision | None, tuple[Revision, ...]]:

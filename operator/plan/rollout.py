@@ -123,7 +123,11 @@ def next_step(
         stuck = new.unplaced and in_the_air > 0
         return Step(_targets(new, told, others, old), Stage.WAITING if stuck else Stage.SURGING)
     if strategy == "Replace":
-        if not in_the_air and not leaving:
+        over = told + old - wanted
+        if over > 0 and new.unplaced and not leaving:
+            # Fewer are wanted than when it was asked for: what it waits for is a device of these.
+            old -= min(over, old)
+        elif not in_the_air and not leaving:
             old -= min(wave, old, wanted - told)
         return Step(_targets(new, told, others, old), Stage.REPLACING)
     if new.unplaced_since(now) > PATIENCE or new.set.blocked:

@@ -99,6 +99,9 @@ def _ready(admission: Admission, rolling: Rolling) -> Condition:
     return Condition("Ready", "False", "NotReady", f"{count}; {_doing(rolling)}")
 
 
+_LOOK = "(if this stays, `kubectl describe pod` names the image, claim or Secret it waits for)"
+
+
 def _doing(rolling: Rolling) -> str:
     pods = [pod for pod in (rolling.new.pods if rolling.new else ()) if not pod.ready and not pod.deleting]
     for pod in pods:
@@ -106,7 +109,9 @@ def _doing(rolling: Rolling) -> str:
             return f"pod {pod.name} is {pod.page.phase}"
         waits = next((c for c in pod.containers if c.state == "waiting" and c.reason), None)
         if waits:
-            return f"pod {pod.name} waits: {waits.reason} {waits.message}".rstrip()
+            # The kubelet tells of a volume or a Secret that is missing in events alone.
+            more = waits.message or (_LOOK if waits.reason == "ContainerCreating" else "")
+            return f"pod {pod.name} waits: {waits.reason} {more}".rstrip()
     if pods:
         return f"pod {pods[0].name} starts" if pods[0].node else f"pod {pods[0].name} waits for a node"
     if rolling.stage is Stage.REPLACING:
@@ -157,7 +162,7 @@ def _phase(snapshot: Snapshot, admission: Admission, rolling: Rolling, condition
     by_type = {condition.type: condition for condition in conditions}
     if admission.accepted.status == "False":
         return "Refused"
-    if by_type["Degraded"].status == "True" or admission.source_ready.status == "False":
+    if by_type["Degraded"].status == "True":
         return "Degraded"
     if not admission.ok:
         return "Inspecting"

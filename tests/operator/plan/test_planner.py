@@ -151,6 +151,15 @@ def test_another_operator_version_leaves_templates_alone() -> None:
     assert [one.replicas for one in cluster.sets.values()] == [2]
 
 
+def test_a_changed_setting_reaches_no_revision_that_is_there() -> None:
+    cluster = Cluster()
+    cluster.settle()
+    cluster.settings = Settings(runtime_image="plimsoll.dev/runtime:typo")
+    writes = cluster.writes
+    cluster.settle()
+    assert cluster.writes == writes
+
+
 def test_what_others_change_of_ours_is_put_back_and_what_they_add_is_left() -> None:
     cluster = Cluster()
     cluster.settle()

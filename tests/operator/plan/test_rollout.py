@@ -169,6 +169,19 @@ def test_replacing_takes_one_wave_at_a_time(strategy: Strategy) -> None:
     assert world.step().stage is Stage.COMPLETE
 
 
+def test_fewer_wanted_in_the_middle_of_a_replacement_still_ends() -> None:
+    world = running(World(devices=1, strategy="Replace", sees_nodes=False), "a", 1)
+    world.wanted = 2
+    world.deploy("b", 2)
+    world.step()
+    world.controllers()
+    world.schedule()
+    assert world.sets["b"].replicas == 1
+    world.wanted = 1
+    assert world.settle().stage is Stage.COMPLETE
+    assert [pod.revision for pod in world.pods] == ["b"]
+
+
 def test_surge_waits_for_a_device_and_never_drains_first() -> None:
     world = running(World(devices=2, strategy="Surge"), "a", 2)
     world.deploy("b", 2)

@@ -34,8 +34,12 @@ RULES = {
         ("    return Step(_targets(new, told, others, old), Stage.REPLACING)\n\n\ndef _stand"),
     ),
     "Replace never asks for more than wanted": (
-        ("        if not in_the_air and not leaving:\n            old -="),
-        ("        if not in_the_air and not leaving:\n            told += 1\n            old -="),
+        ("        elif not in_the_air and not leaving:\n            old -="),
+        ("        elif not in_the_air and not leaving:\n            told += 1\n            old -="),
+    ),
+    "Replace makes way when fewer are wanted": (
+        "        if over > 0 and new.unplaced and not leaving:",
+        "        if False:",
     ),
     "Replace drains": (
         ("            old -= min(wave, old, wanted - told)\n        return"),
@@ -88,6 +92,7 @@ SCENARIOS = [
     worlds.test_with_a_free_device_the_new_one_serves_before_the_old_one_goes,
     lambda: worlds.test_without_one_the_old_one_drains_and_makes_way(True),
     lambda: worlds.test_without_one_the_old_one_drains_and_makes_way(False),
+    worlds.test_fewer_wanted_in_the_middle_of_a_replacement_still_ends,
     lambda: worlds.test_replacing_takes_one_wave_at_a_time("Auto"),
     lambda: worlds.test_replacing_takes_one_wave_at_a_time("Replace"),
     worlds.test_surge_waits_for_a_device_and_never_drains_first,
