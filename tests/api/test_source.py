@@ -18,7 +18,7 @@ SHA = "sha256:" + "0a" * 32
         ("s3://bucket/a/x.gguf", Source("s3", "bucket", "a/x.gguf")),
         ("pvc://claim", Source("pvc", "claim")),
         ("pvc://claim/models/llama", Source("pvc", "claim", "models/llama")),
-        (f"oci://ghcr.io:443/org/image@{SHA}", Source("oci", "ghcr.io:443/org/image", "", SHA)),
+        (f"oci://registry.example:443/org/image@{SHA}", Source("oci", "registry.example:443/org/image", "", SHA)),
         (f"oci://image@{SHA}/models/a", Source("oci", "image", "models/a", SHA)),
         ("file:///models/a b", Source("file", "", "/models/a b")),
     ],
