@@ -16,7 +16,7 @@ import pytest
 
 from e2e.cluster import PATHS, SOON, Cluster, Object, RefusedError, eventually
 from e2e.deployments import merged
-from e2e.faults import FaultyProxy
+from e2e.lying_proxy import FaultyProxy
 from e2e.operators import ROOT, LocalOperator
 from e2e.results import Result
 from plimsoll.api.deployment import Model

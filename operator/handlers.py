@@ -53,6 +53,7 @@ class Watches:
         """Monotonic time at which the API server last agreed to a watch, by kind."""
         self._stop = threading.Event()
         self._restart = threading.Event()
+        self._down = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watches", daemon=True)
 
     def start(self, watched: Sequence[Kind]) -> None:
@@ -87,20 +88,26 @@ class Watches:
         while not self._stop.is_set():
             self._restart.clear()
             began = time.monotonic()
+            loop = asyncio.new_event_loop()
             try:
-                asyncio.run(self._watch())
+                why = loop.run_until_complete(self._watch())
             except Exception as error:
                 # An API server that answers nonsense, a kind that is gone: list and watch anew.
-                log.warning("watches ended and begin anew", error=f"{type(error).__name__}: {error}"[:300])
-            pause = 1.0 if time.monotonic() - began > 60 else min(pause * 2, 30.0)
+                why = f"{type(error).__name__}: {error}"[:300]
+            finally:
+                _dismantle(loop)
+            pause = 1.0 if time.monotonic() - began > 60 else min(pause * 2, 15.0)
             if not self._stop.is_set():
+                log.warning("watches begin anew", because=why)
                 self._stop.wait(0.1 if self._restart.is_set() else pause)
 
-    async def _watch(self) -> None:
+    async def _watch(self) -> str:
+        """Until told otherwise, or until something is wrong with it. Returns why."""
         stop = asyncio.Event()
-        waiting = asyncio.get_running_loop().run_in_executor(None, self._wait, stop, asyncio.get_running_loop())
-        try:
-            await kopf.operator(
+        self._down.clear()
+        self.opened.clear()
+        watching = asyncio.ensure_future(
+            kopf.operator(
                 registry=self._registry(),
                 settings=self._settings(),
                 standalone=True,
@@ -108,19 +115,32 @@ class Watches:
                 namespaces=list(self._namespaces),
                 stop_flag=stop,
             )
-        finally:
-            self._restart.set()
-            await waiting
+        )
+        why = ""
+        while not why and not watching.done():
+            await asyncio.wait([watching], timeout=0.5)
+            why = self._wrong()
+        # One failed watch ends kopf, and on its way out kopf may wait for ever for the others: they are left behind.
+        stop.set()
+        await asyncio.wait([watching], timeout=2.0)
+        if watching.done():
+            watching.result()
+        return why or "kopf ended"
 
-    def _wait(self, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
-        self._restart.wait()
-        loop.call_soon_threadsafe(stop.set)
+    def _wrong(self) -> str:
+        if self._restart.is_set():
+            return "it was asked for"
+        if self._down.is_set():
+            return "a watch failed"
+        old = [name for name, age in self.ages().items() if age > WATCH_SECONDS + SILENT_SECONDS + 30]
+        return f"the watch of {old[0]} is not renewed" if old else ""
 
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
         for kind in self.kinds:
             kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=kind.plural)(self._handler(kind))
         kopf.on.login(registry=registry)(self._login)
+        kopf.on.cleanup(registry=registry)(self._ended)
         return registry
 
     def _handler(self, kind: Kind) -> Callable[..., Awaitable[None]]:
@@ -128,6 +148,9 @@ class Watches:
             self._cache.seen(kind, event["type"], event["object"])
 
         return seen
+
+    async def _ended(self, **_: Any) -> None:
+        self._down.set()
 
     async def _login(self, **_: Any) -> kopf.AiohttpSession:
         session = aiohttp.ClientSession(
@@ -169,6 +192,18 @@ class Watches:
             if kind.selector:
                 settings.watching.label_selectors[kopf_selector(kind)] = kind.selector
         return settings
+
+
+def _dismantle(loop: asyncio.AbstractEventLoop) -> None:
+    """Ends what is left in the loop, without waiting for what does not want to end."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    try:
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+    finally:
+        loop.close()
 
 
 def kopf_selector(kind: Kind) -> tuple[str, str, str]:

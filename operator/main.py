@@ -192,7 +192,7 @@ class Operator:
     def _missed(self, kind: Kind) -> None:
         """A watch that misses changes twice in a row is not to be trusted."""
         if self.verifier.missed.get(kind.name, 0) >= 2:
-            logger.warning("watches begin anew", because=kind.name)
+            logger.warning("a watch is not to be trusted", kind=kind.name)
             self.watches.restart()
 
     def _end(self) -> None:
