@@ -1,6 +1,7 @@
 """The status page of a fetch: what the operator reads while a pod's files are still on their way."""
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -49,6 +50,8 @@ def serve_status(port: int, progress: Progress) -> ThreadingHTTPServer:
         daemon_threads = True
 
         def server_bind(self) -> None:
+            # The pod's server takes this port a moment later, when connections to this one may still linger.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Without the library's look-up of this machine's own name, which a cluster's resolver may take long for.
             self.socket.bind(self.server_address)
             self.server_name, self.server_port = "plimsoll", self.socket.getsockname()[1]
