@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from e2e.cluster import SERVING, SOON, eventually
 from e2e.deployments import COMPONENT, ModelDeployment, manifest
 from e2e.scene import Scene
@@ -47,6 +49,7 @@ def test_thirty_that_cannot_fit_are_refused_with_their_sums_and_no_pod(scene: Sc
     assert len({e["involvedObject"]["name"] for e in created if "inspect" in e["involvedObject"]["name"]}) == 1
 
 
+@pytest.mark.cluster_wide
 def test_a_node_label_that_no_node_has_is_named(scene: Scene) -> None:
     deployment = scene.deploy(pod={"nodeSelector": {"example.com/zone": "nowhere"}})
 
