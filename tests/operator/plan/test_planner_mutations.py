@@ -1,14 +1,11 @@
 """Each rule of the planner broken on purpose: the cluster in miniature must notice every one."""
 
-import inspect
-import sys
-from types import ModuleType
-
 import pytest
 
 from plimsoll.operator.plan import planner
 from tests.operator.plan import test_planner as scenarios
 from tests.support import miniature
+from tests.support.mutations import broken
 
 #: What a rule is: (the source that keeps it, what breaks it).
 RULES = {
@@ -96,12 +93,7 @@ SCENARIOS = [
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_broken_rule_is_noticed(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = inspect.getsource(planner)
-    before, after = RULES[rule]
-    assert source.count(before) == 1, "the mutation no longer fits the source"
-    mutated = ModuleType("mutated_planner")
-    sys.modules["mutated_planner"] = mutated  # dataclasses look their module up
-    exec(source.replace(before, after), mutated.__dict__)
+    mutated = broken(planner, *RULES[rule])
     for module in (miniature, scenarios):
         monkeypatch.setattr(module, "plan", mutated.__dict__["plan"])
     monkeypatch.setattr(scenarios, "room_for", mutated.__dict__["room_for"])

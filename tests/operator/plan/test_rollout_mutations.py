@@ -1,13 +1,10 @@
 """Each rule of a rollout broken on purpose: the small world of test_rollout must notice every one."""
 
-import inspect
-import sys
-from types import ModuleType
-
 import pytest
 
 from plimsoll.operator.plan import rollout
 from tests.operator.plan import test_rollout as worlds
+from tests.support.mutations import broken
 
 #: What a rule is: (the source that keeps it, what breaks it).
 RULES = {
@@ -107,12 +104,7 @@ SCENARIOS = [
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_broken_rule_is_noticed(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = inspect.getsource(rollout)
-    before, after = RULES[rule]
-    assert source.count(before) == 1, "the mutation no longer fits the source"
-    mutated = ModuleType("mutated")
-    sys.modules["mutated"] = mutated  # dataclasses look their module up
-    exec(source.replace(before, after), mutated.__dict__)
+    mutated = broken(rollout, *RULES[rule])
     for name in ("next_step", "Revision", "Step", "Stage"):
         monkeypatch.setattr(worlds, name, mutated.__dict__[name])
     for scenario in SCENARIOS:
