@@ -24,7 +24,8 @@ class FaultyProxy:
     """Plain HTTP in front of the cluster of KUBECONFIG, with its credentials.
 
     Set `rate` to the share of requests that go wrong, `hidden` to a group the API server shall not have, `gone` to
-    refuse every watch with 410, `down` to answer nothing at all.
+    refuse every watch with 410, `nonsense` to follow what watches tell by what is no JSON, `down` to answer
+    nothing at all.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -32,6 +33,7 @@ class FaultyProxy:
         self.hidden = ""
         self.gone = False
         self.down = False
+        self.nonsense = False
         self.faults: dict[str, int] = {}
         self._random = random.Random(seed)
         self._configuration = connection()
@@ -160,7 +162,7 @@ class FaultyProxy:
                     break
                 left -= 1
                 self._chunk(request, chunk)
-                if fault == "garbage":
+                if fault == "garbage" or self.nonsense:
                     self._chunk(request, b'{"type": "MODIFIED", "obj\n')
                     fault = ""
             else:

@@ -199,6 +199,23 @@ def test_what_an_outage_hid_is_found_out(
     assert operator.healthy()
 
 
+def test_a_watch_that_tells_nonsense_is_begun_anew(
+    start: Start, proxy: FaultyProxy, deployment: Deployment, cluster: Cluster, namespace: str, result: Result
+) -> None:
+    operator = start(proxy)
+    deployment.apply()
+    eventually(deployment.all_there, SOON, "everything is there")
+    proxy.nonsense = True
+    deployment.apply(replicas=1)
+    eventually(lambda: "begin anew" in operator.log(), SOON, "it has noticed")
+    proxy.nonsense = False
+    begun = time.monotonic()
+    cluster.delete("services", namespace, "a")
+    eventually(deployment.all_there, SOON, "it goes on")
+    eventually(lambda: ready(operator), SOON, "it is ready")
+    result.note(words=f"{time.monotonic() - begun:.1f} s until all was put back")
+
+
 def test_an_idle_operator_writes_nothing_but_its_lease(
     start: Start, deployment: Deployment, cluster: Cluster, namespace: str, result: Result
 ) -> None:
@@ -252,7 +269,7 @@ def _through(
     eventually(lambda: deployment.all_there(2), patience, "back, and put back")
     deployment.apply(replicas=1)
     eventually(lambda: deployment.all_there(2) and len(cluster.find("pods", namespace)) == 1, patience, "scaled")
-    eventually(lambda: "nowhere" in json.dumps(deployment.get()["status"]), patience, "the scheduler's words")
+    eventually(lambda: "nodes are available" in deployment.get()["status"]["message"], patience, "why it waits")
     return deployment.end_state()
 
 

@@ -161,4 +161,4 @@ class Lease:
 
     def _call(self, verb: str, name: str | None, body: dict[str, Any] | None = None) -> dict[str, Any]:
         path = kinds.LEASE.path(self._namespace, name)
-        return self._cluster.request(verb, path, body=body, gated=False, retry=False, seconds=2.0)
+        return self._cluster.request(verb, path, body=body, gated=False, retry=False, seconds=4.0)
