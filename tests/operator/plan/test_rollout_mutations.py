@@ -31,8 +31,8 @@ RULES = {
         ("    return Step(_targets(new, told, others, old), Stage.REPLACING)\n\n\ndef _stand"),
     ),
     "Replace never asks for more than wanted": (
-        ("        elif not in_the_air and not leaving:\n            old -="),
-        ("        elif not in_the_air and not leaving:\n            told += 1\n            old -="),
+        ("            old -= min(wave, old, wanted - told)\n        return"),
+        ("            told += 1\n        return"),
     ),
     "Replace makes way when fewer are wanted": (
         "        if over > 0 and new.unplaced and not leaving:",
