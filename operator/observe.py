@@ -64,7 +64,7 @@ class Cache:
         self._first_seen: dict[str, float] = {}
         self._asked: set[str] = set()
         self._leading_since = 0.0
-        self._errors: dict[Key, tuple[str, int]] = {}
+        self._errors: dict[Key, str] = {}
 
     def seen(
         self, kind: Kind, event: str | None, raw: Mapping[str, Any], *, ours: bool = False, quiet: bool = False
@@ -202,8 +202,7 @@ class Cache:
         for what, namespace, key in entry.refs:
             if what == "source" and pod.phase == "Failed":
                 words = parse.last_words(pod) or pod.message or "the inspect pod failed"
-                before = self._errors.get((namespace, key), ("", 0))
-                self._errors[namespace, key] = (words, before[1])
+                self._errors[namespace, key] = words
 
     def snapshot(self, key: Key, now: float) -> Snapshot | None:
         """The deployment's corner at this moment; None when there is no such deployment."""
@@ -335,13 +334,6 @@ class Cache:
         recorded = any(i[0] == kinds.CONFIG_MAP.name and e.value is not None for i, e in members)
         return max(pods, key=lambda one: one.created, default=None), recorded
 
-    def tried(self, namespace: str, key: str) -> int:
-        """Counts one more failed inspection of a source, and returns how many there were."""
-        with self._lock:
-            words, count = self._errors.get((namespace, key), ("", 0))
-            self._errors[namespace, key] = (words, count + 1)
-            return count + 1
-
     def forget_error(self, namespace: str, key: str) -> None:
         with self._lock:
             self._errors.pop((namespace, key), None)
@@ -353,10 +345,10 @@ class Cache:
             self._gone = {uid: at for uid, at in self._gone.items() if at > oldest}
 
 
-def _inspecting(source: str, members: list[tuple[Id, Entry]], error: tuple[str, int] | None) -> Inspecting:
+def _inspecting(source: str, members: list[tuple[Id, Entry]], error: str | None) -> Inspecting:
     found = next((e.value for i, e in members if i[0] == kinds.CONFIG_MAP.name and e.value is not None), None)
     pods = [e.value for i, e in members if i[0] == kinds.POD.name and not e.value.deleting]
     pod = max(pods, key=lambda one: one.created, default=None)
     if found is None and pod is not None and pod.phase in ("Succeeded", "Failed"):
         found = parse.inspection([parse.last_words(pod)])
-    return Inspecting(source, found, error[0] if error and found is None else None, pod, error[1] if error else 0)
+    return Inspecting(source, found, error if found is None else None, pod)

@@ -149,7 +149,6 @@ class Inspecting:
     error: str | None = None
     """The inspect pod's last words: why the source cannot be read."""
     pod: Pod | None = None
-    attempts: int = 0
 
 
 @dataclass(frozen=True)

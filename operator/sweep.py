@@ -8,28 +8,23 @@ import structlog
 
 from plimsoll.operator.cluster import Cluster, ClusterError, ForbiddenError, InvalidError, NotLeaderError
 from plimsoll.operator.entries import Inspected, Key
-from plimsoll.operator.kinds import BY_NAME, CONFIG_MAP, POD
+from plimsoll.operator.kinds import BY_NAME, CONFIG_MAP
 from plimsoll.operator.observe import Cache
-from plimsoll.operator.snapshot import Pod
 
 log = structlog.get_logger("plimsoll.operator.sweep")
 
 #: A deployment that is deleted and made again need not be inspected again.
 KEEP_RECORDS_SECONDS = 3600.0
-#: A source that could not be read is tried again, ever more rarely.
-FIRST_RETRY_SECONDS = 15.0
-LAST_RETRY_SECONDS = 900.0
 
 
 class Sweeper:
-    """Removes what is left over, and failed inspect pods once it is time to look again."""
+    """Removes what is left over."""
 
     def __init__(
         self, cluster: Cluster, cache: Cache, leading: Callable[[], bool], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._cluster, self._cache, self._leading, self._clock = cluster, cache, leading, clock
         self._unwanted: dict[Key, float] = {}
-        self._retry: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
 
@@ -58,29 +53,13 @@ class Sweeper:
         sources = self._cache.inspected()
         there = {(one.namespace, one.key) for one in sources if not one.wanted}
         self._unwanted = {key: at for key, at in self._unwanted.items() if key in there}
-        pods = {entry.uid for one in sources for _, _, entry in one.parts}
-        self._retry = {uid: at for uid, at in self._retry.items() if uid in pods}
         for one in sources:
             if one.wanted:
-                self._retry_failed(one, now)
                 continue
             since = self._unwanted.setdefault((one.namespace, one.key), now)
             for kind, name, entry in one.parts:
                 if kind != CONFIG_MAP.name or now - since > KEEP_RECORDS_SECONDS:
                     self._remove(one, kind, name, entry.uid, "no deployment names its source")
-
-    def _retry_failed(self, one: Inspected, now: float) -> None:
-        for kind, name, entry in one.parts:
-            pod = entry.value
-            if kind != POD.name or not isinstance(pod, Pod) or pod.phase != "Failed" or pod.deleting:
-                continue
-            if entry.uid not in self._retry:
-                count = self._cache.tried(one.namespace, one.key)
-                wait = min(FIRST_RETRY_SECONDS * 2.0 ** min(count - 1, 10), LAST_RETRY_SECONDS)
-                self._retry[entry.uid] = now + wait
-            elif now >= self._retry[entry.uid]:
-                self._remove(one, kind, name, entry.uid, "its source is looked at again")
-                del self._retry[entry.uid]
 
     def _remove(self, one: Inspected, kind: str, name: str, uid: str, why: str) -> None:
         try:
