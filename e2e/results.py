@@ -34,6 +34,6 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         traffic = row.get("traffic", {})
         lines.append(
             f"{row['scenario'][:58]:<58} {row['outcome']:<8} {row['seconds']:>8} {traffic.get('requests', ''):>9} "
-            f"{traffic.get('failed', ''):>7}  {row.get('words', '')}"
+            f"{traffic.get('failed', ''):>7}  {' '.join(str(row.get('words', '')).split())}"
         )
     return lines
