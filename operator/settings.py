@@ -35,7 +35,7 @@ class Settings(BaseModel):
     image_volumes: Literal["auto", "never"] = "auto"
     """`auto` mounts oci:// sources as image volumes where API server and nodes can; else they are copied."""
     lease_name: str = "plimsoll-operator"
-    workers: Annotated[int, Field(ge=1, le=64)] = 8
+    workers: Annotated[int, Field(ge=1, le=64)] = 16
     health_port: int = 8080
     """/healthz, /readyz and /metrics; 0 takes none."""
 

@@ -20,6 +20,9 @@ class WorkQueue:
     def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._metrics, self._clock = metrics, clock
         self._change = threading.Condition()
+        self._new: deque[Key] = deque()
+        """Waiting keys that nobody has looked at yet: they go first, since nothing of theirs is there."""
+        self._known: set[Key] = set()
         self._ready: deque[Key] = deque()
         self._since: dict[Key, float] = {}
         """When each waiting key was added."""
@@ -48,8 +51,8 @@ class WorkQueue:
             self._again.add(key)
         elif key not in self._since:
             self._since[key] = self._clock()
-            self._ready.append(key)
-            self._metrics.queue_depth.set(len(self._ready))
+            (self._ready if key in self._known else self._new).append(key)
+            self._metrics.queue_depth.set(len(self._since))
             self._change.notify()
 
     def get(self, timeout: float) -> Key | None:
@@ -59,7 +62,7 @@ class WorkQueue:
             while not self.closed:
                 now = self._clock()
                 self._promote(now)
-                if self._open and self._ready:
+                if self._open and self._since:
                     return self._take(now)
                 wait = until - now
                 if wait <= 0:
@@ -77,9 +80,10 @@ class WorkQueue:
                 self._add_now(key)
 
     def _take(self, now: float) -> Key:
-        key = self._ready.popleft()
-        self._metrics.queue_depth.set(len(self._ready))
+        key = (self._new or self._ready).popleft()
+        self._known.add(key)
         self._metrics.queue_seconds.observe(max(0.0, now - self._since.pop(key)))
+        self._metrics.queue_depth.set(len(self._since))
         self._working[key] = now
         # Whoever looks now says anew when to look again.
         self._later.pop(key, None)
@@ -117,6 +121,7 @@ class WorkQueue:
         with self._change:
             self._failures.pop(key, None)
             self._later.pop(key, None)
+            self._known.discard(key)
 
     def open(self) -> None:
         with self._change:
@@ -135,7 +140,7 @@ class WorkQueue:
 
     def depth(self) -> int:
         with self._change:
-            return len(self._ready)
+            return len(self._since)
 
     def longest_running(self) -> float:
         """Seconds that the slowest worker has been at its key."""
@@ -144,4 +149,4 @@ class WorkQueue:
 
     def idle(self) -> bool:
         with self._change:
-            return not self._ready and not self._working
+            return not self._since and not self._working

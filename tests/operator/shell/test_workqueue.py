@@ -2,6 +2,8 @@
 
 import itertools
 import threading
+from collections import defaultdict
+from math import inf
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,24 +23,24 @@ class Machine(RuleBasedStateMachine):
         self.now = 0.0
         self.queue = WorkQueue(Metrics(), clock=lambda: self.now)
         self.queue.open()
-        self.wanted: dict[tuple[str, str], float] = {}
+        self.wanted: dict[tuple[str, str], set[float]] = defaultdict(set)
         self.working: set[tuple[str, str]] = set()
 
     @rule(key=KEYS, after=st.sampled_from([0.0, 1.0, 60.0]))
     def add(self, key: tuple[str, str], after: float) -> None:
         self.queue.add(key, after)
-        self.wanted[key] = min(self.wanted.get(key, float("inf")), self.now + after)
+        self.wanted[key].add(self.now + after)
 
     @rule()
     def take(self) -> None:
         key = self.queue.get(0.0)
-        due = {k for k, at in self.wanted.items() if at <= self.now and k not in self.working}
+        due = {k for k, times in self.wanted.items() if k not in self.working and min(times, default=inf) <= self.now}
         assert (key is not None) == bool(due)
         if key is not None:
             assert key in due
             assert key not in self.working
             self.working.add(key)
-            del self.wanted[key]
+            self.wanted[key].clear()
 
     @rule(key=KEYS, again=st.sampled_from([None, 5.0]))
     def done(self, key: tuple[str, str], again: float | None) -> None:
@@ -46,16 +48,15 @@ class Machine(RuleBasedStateMachine):
             self.working.discard(key)
             self.queue.done(key, again)
             if again is not None:
-                self.wanted[key] = min(self.wanted.get(key, float("inf")), self.now + again)
+                self.wanted[key].add(self.now + again)
 
     @rule(key=KEYS)
     def failed(self, key: tuple[str, str]) -> None:
         if key in self.working:
             self.working.discard(key)
             wait = self.queue.failed(key)
-            self.wanted[key] = self.now + wait if self.wanted.get(key, float("inf")) <= self.now else min(
-                self.wanted.get(key, float("inf")), self.now + wait
-            )  # fmt: skip
+            # What was asked for meanwhile waits as well; what was asked for later stays.
+            self.wanted[key] = {at for at in self.wanted[key] if at > self.now} | {self.now + wait}
 
     @rule(seconds=st.sampled_from([0.5, 10.0, 200.0]))
     def wait(self, seconds: float) -> None:
@@ -136,3 +137,21 @@ def test_a_closed_queue_lets_waiting_workers_go() -> None:
     queue.close()
     waiting.join(10)
     assert not waiting.is_alive()
+
+
+def test_what_nobody_has_looked_at_yet_goes_first() -> None:
+    queue = WorkQueue(Metrics())
+    queue.open()
+    old, new = ("ns", "old"), ("ns", "new")
+    queue.add(old)
+    assert queue.get(0) == old
+    queue.done(old)
+    queue.add(old)
+    queue.add(new)
+    assert queue.get(0) == new
+    assert queue.get(0) == old
+    queue.done(old)
+    queue.forget(old)
+    queue.add(old)
+    assert queue.get(0) == old
+    assert queue.get(0) is None
