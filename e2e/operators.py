@@ -55,6 +55,8 @@ class LocalOperator:
         self.settings = {**settings, "healthPort": self.port}
         self.process: subprocess.Popen[bytes] | None = None
         self.version = ""
+        self.environment: dict[str, str] = {}
+        """Of the process, over this one's: another KUBECONFIG, say."""
 
     @property
     def log_file(self) -> Path:
@@ -63,7 +65,7 @@ class LocalOperator:
     def start(self, seconds: float = SOON) -> None:
         config = self.folder / "operator.yaml"
         config.write_text(yaml.safe_dump(self.settings))
-        more = {"PLIMSOLL_OPERATOR_CONFIG": str(config), "PYTHONUNBUFFERED": "1"}
+        more = {"PLIMSOLL_OPERATOR_CONFIG": str(config), "PYTHONUNBUFFERED": "1", **self.environment}
         command = [sys.executable, "-m", "plimsoll.operator.main"]
         if self.version:
             command = [sys.executable, "-c", _ANOTHER_VERSION, self.version]
