@@ -26,6 +26,7 @@ from plimsoll.operator.cluster import (
 from plimsoll.operator.entries import Key
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.observe import Cache
+from plimsoll.operator.plan.status import refused as refused_status
 from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment, Snapshot
@@ -110,6 +111,9 @@ class Reconciler:
                 refused = refused or error
                 if "being terminated" in str(error):
                     return None
+        if refused is not None and plan.status:
+            before = snapshot.deployment.status
+            plan = replace(plan, status=refused_status(plan.status, str(refused), before, snapshot.now))
         self._report(snapshot, plan)
         if refused is not None:
             self._emit(snapshot, Event("Warning", "Refused", str(refused)))

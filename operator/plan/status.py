@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from plimsoll.api.budget import Budget
-from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.operator import names
 from plimsoll.operator.plan.admission import Admission
 from plimsoll.operator.plan.conditions import Condition, written
@@ -237,6 +236,11 @@ def _load(pages: Sequence[Page], before: Mapping[str, Any]) -> Mapping[str, Any]
     return {"runningRequests": running, "waitingRequests": waiting, "cacheUsage": usage, "summary": summary}
 
 
-def resolved(spec: ModelDeploymentSpec | None) -> int:
-    """Replicas that a spec asks for; 0 when it could not be read."""
-    return spec.replicas if spec else 0
+def refused(status: Mapping[str, Any], words: str, before: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """`status` when the cluster took not all that was to be applied: a quota or a policy, in its own words."""
+    generation = status["observedGeneration"]
+    text = f"The cluster does not take what this deployment needs: {words}"
+    stuck = [Condition("Ready", "False", "Refused", text), Condition("Stalled", "True", "Refused", text)]
+    kept = [one for one in status["conditions"] if one["type"] not in ("Ready", "Stalled", "Reconciling")]
+    found = [*kept, *written(stuck, before.get("conditions", ()), generation, now)]
+    return {**status, "conditions": found, "message": text[:300], "phase": "Degraded"}

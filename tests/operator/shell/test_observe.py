@@ -202,9 +202,16 @@ def test_a_deployment_wakes_itself_and_no_other_of_its_source(cache: Cache, make
 
 
 def test_why_a_source_could_not_be_read_is_known_while_somebody_names_it(cache: Cache, make: Make) -> None:
-    filled(cache, make)
-    cache.tried("ns", "s1")
-    filled(cache, make, 2)
-    assert cache.tried("ns", "s1") == 2
+    cache.seen(kinds.DEPLOYMENT, None, make(kinds.DEPLOYMENT, "a", spec={"model": {"source": "s1"}}))
+    ended = {"name": "inspect", "state": {"terminated": {"exitCode": 1, "reason": "Error", "message": "no such claim"}}}
+    about = {"labels": {names.MANAGED_BY: names.MANAGER, names.SOURCE: "s1"}}
+    status = {"phase": "Failed", "containerStatuses": [ended]}
+    pod = make(kinds.POD, "look", metadata=about, status=status)
+    cache.seen(kinds.POD, None, pod)
+    cache.seen(kinds.POD, "DELETED", pod)
+    looking = cache.snapshot(KEY, 1.0).inspecting  # type: ignore[union-attr]
+    assert looking is not None
+    assert (looking.error, looking.pod) == ("no such claim", None)
     cache.seen(kinds.DEPLOYMENT, "DELETED", make(kinds.DEPLOYMENT, "a", 3))
-    assert cache.tried("ns", "s1") == 1
+    cache.seen(kinds.DEPLOYMENT, None, {**make(kinds.DEPLOYMENT, "a", 4, spec={"model": {"source": "s1"}})})
+    assert cache._errors == {}

@@ -161,12 +161,14 @@ def test_a_look_for_room_lists_once_and_plans_again(world: World, make: Any) -> 
     assert [look.room for look in world.looks] == [None, 3]
 
 
-def test_a_refusal_is_an_event_and_the_rest_is_done(world: World) -> None:
+def test_a_refusal_is_told_and_the_rest_is_done(world: World) -> None:
     budget = {**SERVICE, "apiVersion": "policy/v1", "kind": "PodDisruptionBudget"}
     world.api.faults = [(403, {})]
-    world.work(doing(Apply(SERVICE), Apply(budget), status={"phase": "Pending"}))
+    world.work(doing(Apply(SERVICE), Apply(budget), status={"observedGeneration": 1, "conditions": []}))
     assert kinds.BUDGET.path("ns", "a") in world.api.objects
-    assert world.api.objects[kinds.DEPLOYMENT.path(*KEY)]["status"] == {"phase": "Pending"}
+    status = world.api.objects[kinds.DEPLOYMENT.path(*KEY)]["status"]
+    assert "made up 403" in status["message"]
+    assert [(one["type"], one["status"]) for one in status["conditions"]] == [("Ready", "False"), ("Stalled", "True")]
     (event,) = [one for path, one in world.api.objects.items() if "/events/" in path]
     assert (event["type"], event["reason"], event["message"]) == ("Warning", "Refused", "made up 403")
     assert world.errors() == {"Forbidden": 1}

@@ -8,7 +8,7 @@ import pytest
 from plimsoll.operator import kinds, names
 from plimsoll.operator.cluster import Cluster
 from plimsoll.operator.observe import Cache
-from plimsoll.operator.sweep import KEEP_RECORDS_SECONDS, LAST_RETRY_SECONDS, Sweeper
+from plimsoll.operator.sweep import KEEP_RECORDS_SECONDS, Sweeper
 
 
 class World:
@@ -57,20 +57,6 @@ def test_a_record_that_is_wanted_again_stays(world: World) -> None:
     world.cache.seen(kinds.DEPLOYMENT, "ADDED", world.make(kinds.DEPLOYMENT, "b", spec={"model": {"source": "s1"}}))
     world.now += KEEP_RECORDS_SECONDS + 1
     assert world.sweep() == {"record"}
-
-
-def test_a_failed_look_is_repeated_ever_more_rarely(world: World) -> None:
-    world.wanted("ADDED")
-    waits = []
-    for turn in range(9):
-        world.part(kinds.POD, f"look-{turn}", status={"phase": "Failed"})
-        began = world.now
-        while world.sweep():
-            world.now += 5
-        waits.append(world.now - began)
-    assert waits[0] == 15
-    assert waits[:6] == sorted(waits[:6])
-    assert waits[-1] == LAST_RETRY_SECONDS
 
 
 def test_one_that_may_not_be_removed_keeps_nothing_else(world: World) -> None:
