@@ -162,9 +162,7 @@ class Scale:
         names = [f"too-much-{index:02d}" for index in range(count)]
         began = time.monotonic()
         for index, name in enumerate(names):
-            wish = manifest(
-                self.namespace, name, accelerator={"resource": "cpu", "memory": f"{100 + 5 * index}Mi"}
-            )
+            wish = manifest(self.namespace, name, accelerator={"resource": "cpu", "memory": f"{100 + 5 * index}Mi"})
             self.cluster.api("POST", self.path, wish)
         eventually(lambda: all(n in self.deployments.refused for n in names), 60, "all are refused", every=0.1)
         took = time.monotonic() - began

@@ -198,6 +198,9 @@ def pages(port: int = 8001) -> None:
         request_queue_size = 512
         daemon_threads = True
 
+        def handle_error(self, request: object, client_address: object) -> None:
+            """An operator that was killed hangs up."""
+
     server = Server(("", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
