@@ -8,6 +8,7 @@ import copy
 import json
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,6 +149,7 @@ def settle(cluster: Cluster, namespace: str) -> dict[str, Any]:
             ready, progressing = deployment.condition("Ready"), deployment.condition("Progressing")
             assert (ready or {}).get("status") == "True", deployment.words()
             assert (progressing or {}).get("status") == "False", deployment.words()
+            assert deployment.status["phase"] == "Ready", deployment.words()
         refused = ModelDeployment(cluster, namespace, "refused")
         assert (refused.condition("Accepted") or {}).get("status") == "False", refused.words()
         before = picture(cluster, namespace)
@@ -220,14 +222,23 @@ def test_whatever_happens_on_the_way_the_end_is_the_same(
         live(cluster, namespace, killer, random.Random(seed))
         proxy.calm()
         calm = time.monotonic()
-        found = settle(cluster, namespace)
+
+        def same() -> bool:
+            found = picture(cluster, namespace)
+            differing = {key for key in {*found, *undisturbed} if found.get(key) != undisturbed.get(key)}
+            assert not differing, {key: (undisturbed.get(key), found.get(key)) for key in differing}
+            return True
+
+        eventually(same, PATIENCE, "the same is there as without trouble")
         result.note(troubles=dict(proxy.made), killed=killer.killed, settled=round(time.monotonic() - calm, 1))
+        time.sleep(4.0)
+        assert same(), "and stays"
         assert operator.healthy()
     finally:
         operator.stop()
         proxy.stop()
-    differing = {key for key in {*found, *undisturbed} if found.get(key) != undisturbed.get(key)}
-    assert not differing, {key: (undisturbed.get(key), found.get(key)) for key in differing}
+        if sys.exc_info()[0]:
+            result.note(log=operator.log().splitlines()[-200:])
     events = told(cluster, namespace)
     assert max(events.values()) <= 4, events
     assert "this is a bug" not in operator.log()

@@ -46,6 +46,8 @@ class Lease:
         self._gained, self._lost, self._clock = gained, lost, clock
         self._held_until = float("-inf")
         self._leading = False
+        self._renewed = False
+        """Whether the last attempt took or kept it."""
         self._stop = threading.Event()
         self._seen: tuple[str, float] = ("", float("-inf"))
         """The record's last version and when it was first seen: remote clocks are not trusted."""
@@ -70,15 +72,17 @@ class Lease:
             if problem and problem != complained:
                 log.warning("no lease", problem=problem, lease=self._name, namespace=self._namespace)
             complained = problem
-            wait = RENEW_SECONDS if self.held() and not problem else RETRY_SECONDS
-            if self.held():
-                wait = min(wait, max(0.05, self._held_until - self._clock()))
-            self._stop.wait(wait)
+            self._stop.wait(self.pause(problem))
         self._release()
+
+    def pause(self, problem: str) -> float:
+        """Seconds until the next attempt. A renewal that did not happen is tried again well before time runs out."""
+        wait = RENEW_SECONDS if self._renewed and not problem else RETRY_SECONDS
+        return min(wait, max(0.05, self._held_until - self._clock())) if self.held() else wait
 
     def step(self) -> str:
         """One attempt to take or keep the lease. Returns what went wrong, or nothing."""
-        problem = ""
+        problem, self._renewed = "", False
         try:
             self._attempt()
         except NotFoundError:
@@ -118,6 +122,7 @@ class Lease:
     def _believe(self, since: float) -> None:
         # From before the request: the renewal took effect at the earliest when it was sent.
         self._held_until = since + BELIEVE_SECONDS
+        self._renewed = True
 
     def _tell(self) -> None:
         held = self.held()

@@ -63,8 +63,8 @@ class Reconciler:
             again = self.look(key)
             self._queue.done(key, again)
         except NotLeaderError:
-            # The next leader looks at everything.
-            self._queue.done(key)
+            # The next leader looks at everything; but a lease that was late for a moment has no next leader.
+            self._queue.failed(key)
         except ConflictError as error:
             self._metrics.errors.labels("Conflict").inc()
             self._refresh(key)

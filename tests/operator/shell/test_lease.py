@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from plimsoll.operator import kinds
 from plimsoll.operator.cluster import Cluster, ConflictError, NotFoundError, UnavailableError
-from plimsoll.operator.lease import BELIEVE_SECONDS, LEASE_SECONDS, Lease
+from plimsoll.operator.lease import BELIEVE_SECONDS, LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, Lease
 from plimsoll.operator.metrics import Metrics
 
 
@@ -80,6 +80,27 @@ def test_a_leader_that_falls_silent_is_followed_once_its_time_is_up() -> None:
     assert told == ["gained", "lost"]
     assert store.record is not None
     assert store.record["spec"]["leaseTransitions"] == 1
+
+
+def test_a_renewal_that_failed_is_tried_again_before_time_runs_out() -> None:
+    store, clock = Store(), Clock()
+    first = contender(store, clock)
+    first.step()
+    assert first.pause("") == RENEW_SECONDS
+    assert store.record is not None
+    real, store.request = store.request, _conflict  # type: ignore[method-assign]
+    clock.now += RENEW_SECONDS
+    assert first.step() == ""
+    assert first.held()
+    assert first.pause("") == RETRY_SECONDS
+    store.request = real  # type: ignore[method-assign]
+    clock.now += RETRY_SECONDS
+    first.step()
+    assert first.pause("") == RENEW_SECONDS
+
+
+def _conflict(*_: Any, **__: Any) -> Any:
+    raise ConflictError("changed")
 
 
 def test_a_lease_given_back_is_taken_at_once() -> None:
