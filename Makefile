@@ -65,7 +65,7 @@ chart: $(VENV)/.dev
 e2e: $(VENV)/.dev
 	@$(BIN)/python -m plimsoll.cli.demo_model >/dev/null
 	@if [ -z "$$KUBECONFIG" ] && command -v kind >/dev/null && command -v docker >/dev/null; then \
-	$(MAKE) --no-print-directory images && e2e/in_kind.sh $(BIN)/python -m pytest e2e -rs $(ARGS); \
+	e2e/in_kind.sh $(BIN)/python -m pytest e2e -rs $(ARGS); \
 	else $(BIN)/python -m pytest e2e -rs $(ARGS); fi
 
 clean:

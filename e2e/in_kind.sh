@@ -5,6 +5,7 @@ name=plimsoll-e2e
 folder=$(mktemp -d)
 trap 'kind delete cluster --name "$name" >/dev/null 2>&1; rm -rf "$folder"' EXIT
 export KUBECONFIG="$folder/kubeconfig"
+make --no-print-directory images
 kind create cluster --name "$name" --config "$(dirname "$0")/kind.yaml" --wait 180s
 kind load docker-image --name "$name" plimsoll.dev/operator:dev plimsoll.dev/runtime:dev
 node="$name-control-plane"
