@@ -160,7 +160,7 @@ def test_replacing_takes_one_wave_at_a_time(strategy: Strategy) -> None:
     world.deploy("b", 3)
     least = 3
     for choice in range(120):
-        world.step()
+        assert sum(world.step().replicas.values()) <= 3
         world.controllers()
         world.schedule()
         world.kubelet(choice)
@@ -180,6 +180,14 @@ def test_fewer_wanted_in_the_middle_of_a_replacement_still_ends() -> None:
     world.wanted = 1
     assert world.settle().stage is Stage.COMPLETE
     assert [pod.revision for pod in world.pods] == ["b"]
+
+
+def test_it_is_complete_only_when_all_serve() -> None:
+    loading = (Pod("a-1", owner="a", node="n"),)
+    new = Revision(ReplicaSet("a", "a", "a", 1, number=1), loading)
+    assert next_step(1, new, [], "Auto", None, NOW).stage is Stage.SCALING
+    serving = replace(new, pods=(replace(loading[0], ready=True, routable=True),))
+    assert next_step(1, serving, [], "Auto", None, NOW).stage is Stage.COMPLETE
 
 
 def test_surge_waits_for_a_device_and_never_drains_first() -> None:
