@@ -115,7 +115,7 @@ def picture(cluster: Cluster, namespace: str) -> dict[str, Any]:
                     one.pop("uid")
                 kept = {"metadata": meta, "spec": item.get("spec"), "data": item.get("data")}
             if kind == "modeldeployments":
-                kept["status"] = _without_times(item.get("status"))
+                kept["status"] = _observed_by_all(item.get("status"))
                 kept["metadata"].pop("annotations", None)
             if kind == "services":
                 for key in ("clusterIP", "clusterIPs"):
@@ -132,8 +132,9 @@ def _plain(text: str, namespace: str) -> str:
     )
 
 
-def _without_times(status: Any) -> Any:
-    found = copy.deepcopy(status or {})
+def _observed_by_all(status: Any) -> Any:
+    """Without times, and without what status pages say: whether something answers for a played pod differs by place."""
+    found = {k: v for k, v in copy.deepcopy(status or {}).items() if k not in ("load", "observed", "startup")}
     for condition in found.get("conditions", ()):
         condition.pop("lastTransitionTime")
     return found
