@@ -1,7 +1,7 @@
 """Whatever happens between the operator and the API server, and to the operator itself, the end is the same.
 
 Each run is one life of a few deployments, seen through a proxy that makes trouble; then the proxy goes calm, and what
-the cluster holds must be what a life without trouble leaves. Five lives, and with `-m long` a hundred.
+the cluster holds must be what a life without trouble leaves. Two lives, and with `-m long` a hundred.
 """
 
 import copy
@@ -25,7 +25,7 @@ from e2e.results import Result
 from plimsoll.checkpoint.inspecting import inspect_source
 
 LIVES = 100
-IN_CI = 5
+IN_CI = 2
 #: With all its retries, while every fifth request goes wrong.
 PATIENCE = 150.0
 KINDS = ("modeldeployments", "replicasets", "services", "poddisruptionbudgets", "networkpolicies", "pods", "configmaps")
