@@ -192,6 +192,7 @@ def node(raw: Raw) -> Node:
             {key: str(one.get(key) or "") for key in ("key", "value", "effect")} for one in spec.get("taints") or ()
         ),
         usable=ready and not spec.get("unschedulable"),
+        cordoned=bool(spec.get("unschedulable")),
         allocatable=allocatable,
         image_volumes=_mounts_images(str((status.get("nodeInfo") or {}).get("containerRuntimeVersion") or "")),
     )

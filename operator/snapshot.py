@@ -134,6 +134,8 @@ class Node:
     """{key, value, effect}."""
     usable: bool = True
     """Ready and not cordoned."""
+    cordoned: bool = False
+    """Somebody wants it emptied, or at least no more on it."""
     allocatable: Mapping[str, int] = field(default_factory=dict)
     """cpu in thousandths, memory in bytes, pods and devices in ones."""
     image_volumes: bool = False

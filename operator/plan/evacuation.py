@@ -19,10 +19,12 @@ class Evacuation:
 def evacuate(wanted: int, new: Revision, nodes: Iterable[Node] | None, room: int | None) -> Evacuation:
     """How many replicas a settled revision needs while some of its nodes are cordoned.
 
+    A node that is merely not ready is left to the cluster: its pods may be well, and often it comes back.
+
     Args:
         room: pods that other nodes would take now; None when nobody looked.
     """
-    cordoned = {node.name for node in nodes or () if not node.usable}
+    cordoned = {node.name for node in nodes or () if node.cordoned}
     there = [pod for pod in new.pods if not pod.deleting and pod.phase not in ("Succeeded", "Failed")]
     leaving = [pod for pod in there if pod.node in cordoned and pod.ready]
     if not leaving or not wanted:

@@ -244,11 +244,13 @@ def test_a_cordoned_node_gets_a_second_replica_before_the_first_may_go() -> None
     cluster = Cluster(nodes=(here, replace(here, name="n2")))
     cluster.settle()
     cluster.nodes = (replace(here, usable=False), replace(here, name="n2"))
+    assert not cluster.act().actions, "a node that flaps moves nothing"
+    cluster.nodes = (replace(here, usable=False, cordoned=True), replace(here, name="n2"))
     cluster.act()
     assert [one.replicas for one in cluster.sets.values()] == [2]
     pdb = cluster.children[("PodDisruptionBudget", "demo")]
     assert pdb["spec"]["minAvailable"] == 1
-    cluster.nodes = (replace(here, usable=False),)
+    cluster.nodes = (replace(here, usable=False, cordoned=True),)
     cluster.devices = 1
     cluster.pods = cluster.pods[:1]
     cluster.act()

@@ -92,7 +92,7 @@ def test_a_node_as_the_planner_counts_it(real: Real) -> None:
     raw["spec"] |= {"unschedulable": True, "taints": [{"key": "gpu", "effect": "NoSchedule"}]}
     raw["status"]["nodeInfo"]["containerRuntimeVersion"] = "containerd://2.1.4-k3s1"
     cordoned = parse.node(raw)
-    assert (cordoned.usable, cordoned.image_volumes) == (False, True)
+    assert (cordoned.usable, cordoned.cordoned, cordoned.image_volumes) == (False, True, True)
     assert cordoned.taints == ({"key": "gpu", "value": "", "effect": "NoSchedule"},)
 
 
