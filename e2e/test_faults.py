@@ -1,7 +1,8 @@
 """Whatever happens between the operator and the API server, and to the operator itself, the end is the same.
 
 Each run is one life of a few deployments, seen through a proxy that makes trouble; then the proxy goes calm, and what
-the cluster holds must be what a life without trouble leaves. Two lives, and with `-m long` a hundred.
+the cluster holds must be what a life without trouble leaves. A hundred lives on played nodes: `-m long`.
+`test_operator_process.py` has a few through another proxy, on the control plane alone.
 """
 
 import copy
@@ -25,12 +26,12 @@ from e2e.results import Result
 from plimsoll.checkpoint.inspecting import inspect_source
 
 LIVES = 100
-IN_CI = 2
 #: With all its retries, while every fifth request goes wrong.
 PATIENCE = 150.0
 KINDS = ("modeldeployments", "replicasets", "services", "poddisruptionbudgets", "networkpolicies", "pods", "configmaps")
 _OUTER = {"uid", "resourceVersion", "creationTimestamp", "managedFields", "generation", "generateName", "selfLink"}
-SEEDS = [pytest.param(seed, marks=[pytest.mark.long] if seed >= IN_CI else []) for seed in range(LIVES)]
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture
@@ -211,7 +212,7 @@ def _pods(found: dict[str, Any]) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(LIVES))
 def test_whatever_happens_on_the_way_the_end_is_the_same(
     seed: int, cluster: Cluster, namespace: str, bring_up: Any, undisturbed: dict[str, Any], result: Result
 ) -> None:
