@@ -106,6 +106,8 @@ class WorkQueue:
             wait = max(wait, at_least)
             # What happened meanwhile is no reason to run into the same wall at once.
             self._again.discard(key)
+            if self._later.get(key, float("inf")) <= self._clock():
+                del self._later[key]
             self._finish(key)
         self.add(key, wait)
         return wait

@@ -267,13 +267,18 @@ def test_a_killed_engine_comes_back_and_answers_as_before(shared: EngineClient, 
         client, restarts = shared, shared.restarts
         before = await answer(client, request("before"))
         outputs = [client.generate(request(f"long{i}", 240)) for i in range(5)]
-        for stream in outputs:
-            await anext(stream)
+        await asyncio.gather(*(anext(stream) for stream in outputs))
         assert client.pid is not None
         os.kill(client.pid, signal.SIGKILL)
+        died = 0
         for stream in outputs:
-            with pytest.raises(EngineDead, match="signal 9"):
-                await drain(stream)
+            try:
+                # On a machine that let this test wait, one may have had its whole answer before.
+                assert [output.finish_reason async for output in stream][-1:] == ["length"]
+            except EngineDead as error:
+                assert "signal 9" in str(error)  # noqa: PT017 - either end is right
+                died += 1
+        assert died
         assert client.inflight == 0
         assert not client.ready
         assert client.alive
