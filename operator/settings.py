@@ -50,9 +50,12 @@ def load_settings(path: Path | None = None) -> Settings:
     if given is None:
         return Settings()
     try:
-        return Settings.model_validate(yaml.safe_load(given.read_text()) or {})
-    except (OSError, yaml.YAMLError) as error:
-        raise SpecError(f"cannot be read: {error}", field=str(given)) from None
+        found = yaml.safe_load(given.read_text(encoding="utf-8")) or {}
+        if not isinstance(found, dict):
+            raise SpecError("must be a mapping of settings", field=str(given), value=found)
+        return Settings.model_validate(found)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"cannot be read: {' '.join(str(error).split())}", field=str(given)) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -48,8 +48,8 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     if snapshot.deployment.deleting:
         # Owner references take everything along; what is created now would only be in the way.
         return Plan()
-    version = rendering(settings, version)
     admission = admit(snapshot, settings)
+    version = rendering(settings, version, admission)
     revision = build.revision(snapshot.deployment.spec) if admission.spec else None
     new, others = _revisions(snapshot, revision)
     actions = list(_inspection(snapshot, admission, settings))
@@ -95,10 +95,14 @@ def room_for(snapshot: Snapshot, settings: Settings, version: str, used: Mapping
     return max(0, free - unplaced)
 
 
-def rendering(settings: Settings, version: str) -> str:
-    """Names who rendered a template: this version with these settings. Another image is another renderer, and what is
-    there is then left as it is, so that a setting never reaches into a revision that runs."""
+def rendering(settings: Settings, version: str, admission: Admission) -> str:
+    """Names what a template was rendered from beside the user's spec: this version, these settings, what was inspected
+    and sized. From anything else what is there is left as it is: no setting, branch that moved or node that joined
+    reaches into a revision that runs, whose pods must stay alike."""
     parts = settings.model_dump(mode="json", include={"runtime_image", "cuda_runtime_image", "image_pull_secrets"})
+    if admission.inspection and admission.budget:
+        parts["inspected"] = [admission.inspection.revision, admission.inspection.digest, admission.inspection.path]
+        parts["sized"] = [admission.budget.precision, admission.budget.tensor, admission.budget.total]
     return f"{version}+{names.digest(parts, 8)}"
 
 

@@ -151,6 +151,17 @@ def test_another_operator_version_leaves_templates_alone() -> None:
     assert [one.replicas for one in cluster.sets.values()] == [2]
 
 
+def test_what_is_inspected_or_sized_anew_reaches_no_revision_that_is_there() -> None:
+    cluster = Cluster(spec=spec(accelerator={"resource": "cpu"}))
+    cluster.settle()
+    before = [one for (kind, _), one in cluster.children.items() if kind == "ReplicaSet"]
+    cluster.found = replace(inspection(), revision="another-commit")
+    cluster.nodes = (Node("n1", allocatable={"cpu": 8000, "memory": 12 * GIB, "pods": 110}),)
+    cluster.settle()
+    assert [one for (kind, _), one in cluster.children.items() if kind == "ReplicaSet"] == before
+    assert cluster.status["source"]["revision"] == "another-commit"
+
+
 def test_a_changed_setting_reaches_no_revision_that_is_there() -> None:
     cluster = Cluster()
     cluster.settle()
