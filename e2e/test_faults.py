@@ -2,7 +2,7 @@
 
 Each run is one life of a few deployments, seen through a proxy that makes trouble; then the proxy goes calm, and what
 the cluster holds must be what a life without trouble leaves. A hundred lives on played nodes: `-m long`.
-`test_operator_process.py` has a few through another proxy, on the control plane alone.
+`test_operator_process.py` has a few on the control plane alone.
 """
 
 import copy
@@ -19,14 +19,16 @@ import pytest
 
 from e2e.cluster import Cluster, eventually
 from e2e.deployments import ModelDeployment
-from e2e.faults.proxy import Proxy
 from e2e.operators import LocalOperator
 from e2e.played import claim, manifest, needs_played_nodes, record, unclaim
+from e2e.proxy import FaultyProxy
 from e2e.results import Result
 from plimsoll.checkpoint.inspecting import inspect_source
 
 LIVES = 100
-#: With all its retries, while every fifth request goes wrong.
+#: Of requests that go wrong while there is trouble.
+RATE = 0.38
+#: With all its retries, while more than every third request goes wrong.
 PATIENCE = 150.0
 KINDS = ("modeldeployments", "replicasets", "services", "poddisruptionbudgets", "networkpolicies", "pods", "configmaps")
 _OUTER = {"uid", "resourceVersion", "creationTimestamp", "managedFields", "generation", "generateName", "selfLink"}
@@ -37,17 +39,15 @@ pytestmark = pytest.mark.long
 @pytest.fixture
 def bring_up(
     cluster: Cluster, namespace: str, tmp_path: Path, model_file: Path
-) -> Iterator[Callable[[int | None], tuple[LocalOperator, Proxy]]]:
+) -> Iterator[Callable[[int | None], tuple[LocalOperator, FaultyProxy]]]:
     """Starts an operator behind a proxy; seed None: one that makes no trouble."""
     needs_played_nodes(cluster)
     record(cluster, namespace, inspect_source(f"file://{model_file}"))
     claim(cluster, namespace)
 
-    def start(seed: int | None) -> tuple[LocalOperator, Proxy]:
-        proxy = Proxy(cluster.client.configuration, seed or 0)
-        if seed is None:
-            proxy.calm()
-        proxy.start()
+    def start(seed: int | None) -> tuple[LocalOperator, FaultyProxy]:
+        proxy = FaultyProxy(seed or 0)
+        proxy.rate = 0.0 if seed is None else RATE
         settings = {"namespaces": [namespace], "operatorNamespace": namespace, "leaseName": "faults", "workers": 4}
         operator = LocalOperator(tmp_path, settings)
         operator.environment["KUBECONFIG"] = str(proxy.kubeconfig(tmp_path))
@@ -190,7 +190,7 @@ def test_a_life_without_trouble_leaves_what_was_wished_for(
         found = settle(cluster, namespace)
     finally:
         operator.stop()
-        proxy.stop()
+        proxy.close()
     undisturbed.update(found)
     assert {key: len(found[key]) for key in found if key.startswith("pods/")} == {
         key: count for key, count in _pods(found).items() if count
@@ -222,7 +222,7 @@ def test_whatever_happens_on_the_way_the_end_is_the_same(
     killer = Killer(operator, seed)
     try:
         live(cluster, namespace, killer, random.Random(seed))
-        proxy.calm()
+        proxy.rate = 0.0
         calm = time.monotonic()
 
         def same() -> bool:
@@ -232,13 +232,13 @@ def test_whatever_happens_on_the_way_the_end_is_the_same(
             return True
 
         eventually(same, PATIENCE, "the same is there as without trouble")
-        result.note(troubles=dict(proxy.made), killed=killer.killed, settled=round(time.monotonic() - calm, 1))
+        result.note(troubles=dict(proxy.faults), killed=killer.killed, settled=round(time.monotonic() - calm, 1))
         time.sleep(4.0)
         assert same(), "and stays"
         assert operator.healthy()
     finally:
         operator.stop()
-        proxy.stop()
+        proxy.close()
         if sys.exc_info()[0]:
             result.note(log=operator.log().splitlines()[-200:])
     events = told(cluster, namespace)

@@ -10,7 +10,7 @@ import pytest
 from e2e.cluster import SERVING, SOON, RefusedError, eventually, free_cpu
 from e2e.deployments import REVISION, ModelDeployment, settled
 from e2e.scene import Scene
-from e2e.traffic import traffic
+from e2e.traffic import Report, traffic
 
 Serve = Callable[..., tuple[ModelDeployment, str]]
 
@@ -53,9 +53,8 @@ def revisions(deployment: ModelDeployment) -> set[str]:
     return {pod["metadata"]["labels"][REVISION] for pod in deployment.pods()}
 
 
-def test_a_rollout_by_surge_fails_no_request(scene: Scene, serving: Serve) -> None:
-    deployment, url = serving(replicas=2, rollout={"strategy": "Surge"})
-    before, first = deployment.identities(), revisions(deployment)
+def changed_under_traffic(deployment: ModelDeployment, url: str) -> tuple[Report, Seen]:
+    """Another revision of two replicas, from the change until it has settled, with requests all the while."""
     with traffic(url, deployment.name) as report, watched(deployment) as seen:
         report.mark("spec changed")
         deployment.patch(serving={"maxRunningRequests": 16})
@@ -63,6 +62,13 @@ def test_a_rollout_by_surge_fails_no_request(scene: Scene, serving: Serve) -> No
         settled(deployment, 2, SERVING)
         report.mark("settled")
         report.more(2)
+    return report, seen
+
+
+def test_a_rollout_by_surge_fails_no_request(scene: Scene, serving: Serve) -> None:
+    deployment, url = serving(replicas=2, rollout={"strategy": "Surge"})
+    before, first = deployment.identities(), revisions(deployment)
+    report, seen = changed_under_traffic(deployment, url)
     scene.result.note(traffic=report.figures(), fewestServing=seen.fewest, stages=seen.stages)
     scene.result.note(words=f"fewest serving {seen.fewest}, most pods {seen.most_pods}, {'>'.join(seen.stages)}")
     report.assert_none_failed()
@@ -80,13 +86,7 @@ def test_a_rollout_with_no_room_replaces_and_fails_no_request(scene: Scene, serv
     place = {"kubernetes.io/hostname": node["metadata"]["labels"]["kubernetes.io/hostname"]}
     deployment, url = serving(replicas=2, pod={"cpu": f"{cpu}m", "nodeSelector": place}, rollout={"strategy": "Auto"})
     before = deployment.identities()
-    with traffic(url, deployment.name) as report, watched(deployment) as seen:
-        report.mark("spec changed")
-        deployment.patch(serving={"maxRunningRequests": 16})
-        deployment.ready()
-        settled(deployment, 2, SERVING)
-        report.mark("settled")
-        report.more(2)
+    report, seen = changed_under_traffic(deployment, url)
     scene.result.note(traffic=report.figures(), fewestServing=seen.fewest, stages=seen.stages, cpu=cpu)
     scene.result.note(words=f"fewest serving {seen.fewest}, {cpu}m each of {free_cpu(scene.cluster, node)}m left")
     report.assert_none_failed()

@@ -1,14 +1,14 @@
 """`kubectl apply` of the demo model: accepted, loaded, ready, and answering where users are."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import openai
 import pytest
 
-from e2e.cluster import SERVING, Cluster, Object, eventually, is_true
+from e2e.cluster import SERVING, Cluster, eventually, is_true
 from e2e.deployments import ModelDeployment
+from e2e.pods import helper_pod
 from e2e.scene import Scene
 
 CONDITIONS = {"Accepted", "SourceReady", "Progressing", "Ready", "Degraded"}
@@ -51,7 +51,7 @@ def test_an_applied_manifest_is_accepted_becomes_ready_and_answers(scene: Scene,
 def through_the_service(cluster: Cluster, namespace: str, deployment: ModelDeployment, image: str) -> str:
     """What a pod in the namespace hears from the Service by its name."""
     url = f"http://{deployment.name}.{namespace}:8000"
-    pod = client_pod(namespace, "client", image, ["python3", "-c", _ASK, url, deployment.name])
+    pod = helper_pod(namespace, "client", image, ["python3", "-c", _ASK, url, deployment.name])
     cluster.apply(pod)
 
     def ended() -> str | None:
@@ -60,25 +60,6 @@ def through_the_service(cluster: Cluster, namespace: str, deployment: ModelDeplo
 
     eventually(ended, SERVING, "the client's pod ended")
     return cluster.kubectl("logs", "client", "-n", namespace)
-
-
-def client_pod(namespace: str, name: str, image: str, command: list[str]) -> Object:
-    secure: Mapping[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 65532,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [{"name": "client", "image": image, "command": command, "securityContext": dict(secure)}],
-        },
-    }
 
 
 def test_a_key_from_a_secret_is_asked_for(scene: Scene) -> None:

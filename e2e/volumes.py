@@ -5,7 +5,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from e2e.cluster import SERVING, Cluster, Object, eventually
+from e2e.cluster import SERVING, Cluster, eventually
+from e2e.pods import helper_pod
 
 #: Says whether a file is there, whole. argv: path, sha256.
 _CHECK = """
@@ -33,39 +34,11 @@ def claim(cluster: Cluster, namespace: str, name: str, size: str = "1Gi") -> Non
     )
 
 
-def _pod(namespace: str, name: str, claim_name: str, image: str) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 65532,
-                "fsGroup": 65532,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [
-                {
-                    "name": "keeper",
-                    "image": image,
-                    "command": ["python3", "-c", "import signal; signal.sigwait([signal.SIGTERM, signal.SIGINT])"],
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                    "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}},
-                    "volumeMounts": [{"name": "claim", "mountPath": "/claim"}],
-                }
-            ],
-            "volumes": [{"name": "claim", "persistentVolumeClaim": {"claimName": claim_name}}],
-        },
-    }
-
-
 def put(cluster: Cluster, namespace: str, claim_name: str, files: Sequence[tuple[Path, str]], image: str) -> None:
     """Copies each file to its path inside the claim. `image` has Python; the model runtime's does."""
     name = f"put-{claim_name}"
-    cluster.apply(_pod(namespace, name, claim_name, image))
+    waits = ["python3", "-c", "import signal; signal.sigwait([signal.SIGTERM, signal.SIGINT])"]
+    cluster.apply(helper_pod(namespace, name, image, waits, claim_name))
 
     def running() -> bool:
         found = cluster.get("pods", namespace, name)
