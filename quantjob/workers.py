@@ -1,0 +1,45 @@
+"""Work spread over threads so that its results depend on none of them.
+
+A unit of work (a sequence, a candidate, a run of rows) is computed by one thread with one thread inside torch, and
+results come back in the order of the units. So a sum over units has the same bits on any number of threads.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from plimsoll.runtime.engine.threads import cpu_limit
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """A pool of threads, each with one thread inside torch.
+
+    Attributes:
+        count: units worked on at once.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        """Takes as many threads as this process may keep busy if `count` is None."""
+        self.count = count or cpu_limit()
+        self._pool = ThreadPoolExecutor(self.count, "quantise", initializer=torch.set_num_threads, initargs=(1,))
+
+    def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> list[Result]:
+        """`work` of each unit, in their order. Raises what the first failing unit raised."""
+        return list(self._pool.map(_without_gradients(work), units))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _without_gradients(work: Callable[[Unit], Result]) -> Callable[[Unit], Result]:
+    def run(unit: Unit) -> Result:
+        with torch.inference_mode():
+            return work(unit)
+
+    return run
