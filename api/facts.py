@@ -7,6 +7,7 @@ from typing import Any
 from plimsoll.api.architecture import ARCHITECTURES, find_architecture
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.model import ModelFacts, RopeFacts, TensorFact
+from plimsoll.api.quantization import parse_quantization
 
 #: What each kind of scaling must say, under its Hugging Face names.
 ROPE_NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -77,6 +78,7 @@ def facts_from_config(config: Mapping[str, Any], tensors: Mapping[str, TensorFac
         eos_token_ids=_token_ids(config, "eos_token_id"),
         bos_token_id=next(iter(_token_ids(config, "bos_token_id")), None),
         tensors=tensors,
+        quantization=parse_quantization(config),
         config=config,
     )
 
@@ -128,13 +130,6 @@ def _refuse_unrun(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise CheckpointError("only silu is run", field="hidden_act", value=_short(activation))
-    if config.get("quantization_config") is not None:
-        method = config["quantization_config"]
-        found = method.get("quant_method") if isinstance(method, Mapping) else method
-        raise CheckpointError(
-            "quantised checkpoints are not run yet", field="quantization_config", value=_short(found),
-            fix="Use the unquantised checkpoint",
-        )  # fmt: skip
 
 
 def _sliding(config: Mapping[str, Any], architecture: str, layers: int) -> tuple[int | None, tuple[bool, ...] | None]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from plimsoll.api.quantization import Quantization
+
 RopeKind = Literal["default", "linear", "dynamic", "yarn", "llama3"]
 
 #: Bytes of one element, by the dtype names of the safetensors format.
@@ -73,5 +75,7 @@ class ModelFacts:
     bos_token_id: int | None = None
     tensors: Mapping[str, TensorFact] | None = None
     """Headers by Hugging Face tensor name; None when only a configuration is at hand."""
+    quantization: Quantization | None = None
+    """How linear weights are stored; None where they are floats, or blocks of a GGUF."""
     config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The configuration these facts were read from, for what has no field here."""

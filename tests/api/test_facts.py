@@ -82,7 +82,7 @@ def test_a_window_that_is_not_used_is_none() -> None:
         ({"hidden_size": 66}, "hidden_size", "multiple"),
         ({"head_dim": 15}, "head_dim", "even"),
         ({"hidden_act": "gelu"}, "hidden_act", "silu"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config", "not run yet"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config.quant_method", "awq"),
         ({"rope_scaling": {"type": "longrope", "factor": 2}}, "rope_scaling.rope_type", "linear"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor", "needs a number"),
         ({"rope_scaling": [1]}, "rope_scaling", "object"),
