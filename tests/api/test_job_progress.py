@@ -45,7 +45,8 @@ def test_it_fits_a_termination_message_whatever_there_is_to_say(progress: JobPro
     assert len(written) <= MAX_BYTES
     found = JobProgress.decode(written)
     assert found.model_copy(update={"message": None}) == progress.model_copy(update={"message": None})
-    assert found.message is not None and message.startswith(found.message.removesuffix("…"))
+    assert found.message is not None
+    assert message.startswith(found.message.removesuffix("…"))
 
 
 def test_fields_are_named_as_the_status_page_names_them() -> None:
@@ -60,8 +61,8 @@ def test_fields_are_named_as_the_status_page_names_them() -> None:
     "change",
     [
         {"phase": "Cooking"}, {"percent": 101}, {"percent": -1}, {"layer": "3"}, {"layer": -1}, {"layer": 1.5},
-        {"seconds": float("nan")}, {"seconds": float("inf")}, {"peakMemory": True}, {"output": {"digest": "x", "bytes": 1}},
-        {"output": {"digest": "sha256:" + "a" * 64}}, {"evaluation": []}, {"evaluation": {"before": 1.0}},
+        {"seconds": float("nan")}, {"seconds": float("inf")}, {"peakMemory": True},
+        {"output": {"digest": "x", "bytes": 1}}, {"output": {"digest": "sha256:" + "a" * 64}}, {"evaluation": []}, {"evaluation": {"before": 1.0}},
         {"reason": "no words here"}, {"reason": "$(id)"}, {"message": 5}, {"message": ["x"]},
     ],
 )  # fmt: skip
