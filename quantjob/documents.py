@@ -1,0 +1,253 @@
+"""Texts out of files: plain text, JSON records and Parquet, read as far as they are wanted."""
+
+import codecs
+import gzip
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from plimsoll.api.errors import SpecError
+
+#: A line of records longer than this is no record.
+LONGEST_LINE = 32 << 20
+#: Whole-file JSON is held in memory; lines and Parquet are not.
+LONGEST_JSON = 256 << 20
+READ = 1 << 20
+TEXT = (".txt", ".md")
+RECORDS = (".jsonl", ".ndjson", ".json")
+KINDS = (*TEXT, *RECORDS, ".parquet")
+FIELDS = "text, messages, or prompt and completion"
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, or one conversation for the model's chat template.
+
+    Attributes:
+        where: the file and the line or row, for messages to people.
+        continues: it is a further part of the text before it.
+    """
+
+    content: str | list[Message]
+    where: str
+    continues: bool = False
+
+
+def is_data(name: str) -> bool:
+    """Whether a file of this name is of a kind that is read here."""
+    return name.lower().removesuffix(".gz").endswith(KINDS)
+
+
+def data_files(path: Path, field: str) -> list[Path]:
+    """The file itself, or what a folder holds, in the order of the names; hidden entries are left out.
+
+    A ConfigMap's folder holds links into `..data`; each is read once, by its own name.
+
+    Raises:
+        SpecError: nothing there, or nothing that can be read here.
+    """
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            what = "is neither a file nor a folder" if path.exists() else "there is no such file or folder"
+            raise SpecError(what, field=field, value=str(path), fix="Check the path")
+        found, others = [], []
+        for folder, folders, names in os.walk(path, onerror=_refuse):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            files = [Path(folder, name) for name in names if not name.startswith(".")]
+            found += [file for file in files if is_data(file.name) and file.is_file()]
+            others += [file.name for file in files if not is_data(file.name)]
+    except (OSError, ValueError) as error:
+        raise SpecError(f"cannot be read: {_reason(error)}", field=field, value=str(path)) from None
+    if not found:
+        held = f"; it holds {', '.join(sorted(others)[:5])}" if others else "; it is empty"
+        raise SpecError(
+            f"holds no file of a kind that is read here{held}", field=field, value=str(path),
+            fix=f"Give files that end in {', '.join(KINDS)}, with .gz behind it where they are packed",
+        )  # fmt: skip
+    return sorted(found)
+
+
+def documents(path: Path, field: str) -> Iterator[Document]:
+    """Every text of one file, in order. A text file is one text, in parts of about a megabyte.
+
+    Raises:
+        SpecError: it cannot be read, is not what its name says, or a record has no text; the line or row is named.
+    """
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    try:
+        if kind == ".parquet":
+            yield from _parquet(path, field)
+            return
+        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+            stream = cast(BinaryIO, file)
+            if kind in RECORDS:
+                yield from _records(stream, path, field, whole=kind == ".json")
+            else:
+                yield from _plain(stream, path, field)
+    except (OSError, EOFError) as error:
+        raise SpecError(f"cannot be read: {_reason(error)}", field=field, value=str(path)) from None
+
+
+def _plain(file: BinaryIO, path: Path, field: str) -> Iterator[Document]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    done = given = 0
+    while True:
+        data = file.read(READ)
+        try:
+            text = decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise _not_text(path, field, f"at byte {done + error.start - len(decoder.getstate()[0])}") from None
+        done += len(data)
+        if text:
+            yield Document(text, str(path), continues=given > 0)
+            given += 1
+        if not data:
+            return
+
+
+def _records(file: BinaryIO, path: Path, field: str, *, whole: bool) -> Iterator[Document]:
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if number == 1 and whole and line.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            yield from _array(line + file.read(LONGEST_JSON + 1), path, field)
+            return
+        where = f"{path}, line {number}"
+        if len(line) > LONGEST_LINE:
+            raise SpecError(f"line {number} is longer than {LONGEST_LINE >> 20} MiB", field=field, value=str(path))
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError:
+            raise _not_text(path, field, f"in line {number}") from None
+        if text:
+            yield from _document(_json(text, where, field), where, field)
+
+
+def _array(data: bytes, path: Path, field: str) -> Iterator[Document]:
+    if len(data) > LONGEST_JSON:
+        raise SpecError(
+            f"is one JSON array of more than {LONGEST_JSON >> 20} MiB", field=field, value=str(path),
+            fix="Write one record a line, as .jsonl",
+        )  # fmt: skip
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_text(path, field, f"at byte {error.start}") from None
+    for index, record in enumerate(_json(text, str(path), field)):
+        yield from _document(record, f"{path}, record {index + 1}", field)
+
+
+def _json(text: str, where: str, field: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what = f"is not JSON ({error.msg}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else None
+        raise SpecError(
+            what or "is not JSON that can be read", field=field, value=where,
+            fix='Write one object a line: {"text": "…"}',
+        ) from None  # fmt: skip
+
+
+def _parquet(path: Path, field: str) -> Iterator[Document]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise SpecError(
+            "is Parquet, and pyarrow is not installed", field=field, value=str(path),
+            fix="Install plimsoll[quant], or give the texts as .jsonl",
+        ) from None  # fmt: skip
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            wanted = _columns(names)
+            if not wanted:
+                raise SpecError(
+                    f"has no column {FIELDS}; it has {', '.join(names[:12])}", field=field, value=str(path),
+                    fix="Name the column of the texts `text`",
+                )  # fmt: skip
+            row = 0
+            for batch in table.iter_batches(batch_size=256, columns=wanted):
+                for record in batch.to_pylist():
+                    row += 1
+                    yield from _document(record, f"{path}, row {row}", field)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise SpecError(f"is not Parquet that can be read: {_reason(error)}", field=field, value=str(path)) from None
+
+
+def _columns(names: Sequence[str]) -> list[str]:
+    for wanted in (["text"], ["messages"], ["prompt", "completion"]):
+        if set(wanted) <= set(names):
+            return wanted
+    return []
+
+
+def _document(record: Any, where: str, field: str) -> Iterator[Document]:
+    """The record's text, if it is not empty."""
+    if not isinstance(record, Mapping):
+        raise SpecError(
+            f"is no object but {type(record).__name__}", field=field, value=where,
+            fix='Write one object a line: {"text": "…"}',
+        )  # fmt: skip
+    columns = _columns(list(record))
+    if not columns:
+        keys = ", ".join(str(key)[:40] for key in list(record)[:12]) or "nothing"
+        raise SpecError(f"has no field {FIELDS}; it has {keys}", field=field, value=where)
+    values = [record[name] for name in columns]
+    content: str | list[Message]
+    if columns == ["text"]:
+        content = _string(values[0], "text", where, field)
+    elif columns == ["messages"]:
+        content = _messages(values[0], "messages", where, field)
+    elif any(isinstance(value, list) for value in values):
+        content = [m for v, name in zip(values, columns, strict=True) for m in _messages(v, name, where, field)]
+    else:
+        content = "".join(_string(value, name, where, field) for value, name in zip(values, columns, strict=True))
+    if content and (not isinstance(content, str) or content.strip()):
+        yield Document(content, where)
+
+
+def _string(value: Any, name: str, where: str, field: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise SpecError(f"{name} is no text but {type(value).__name__}", field=field, value=where)
+    return value or ""
+
+
+def _messages(value: Any, name: str, where: str, field: str) -> list[Message]:
+    """Messages with `role` and `content`; of content in parts, the text parts."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise SpecError(f"{name} is no list but {type(value).__name__}", field=field, value=where)
+    found = []
+    for index, message in enumerate(value):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise SpecError(f"{name}[{index}] is no message with role and content", field=field, value=where)
+        content = message.get("content")
+        if isinstance(content, list):
+            parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+            content = "".join(part for part in parts if isinstance(part, str))
+            if not all(isinstance(part, str) for part in parts):
+                raise SpecError(f"{name}[{index}].content has parts that are no text", field=field, value=where)
+        found.append({**message, "content": _string(content, f"{name}[{index}].content", where, field)})
+    return found
+
+
+def _not_text(path: Path, field: str, where: str) -> SpecError:
+    return SpecError(f"is not UTF-8 text ({where})", field=field, value=str(path), fix="Convert it to UTF-8")
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
