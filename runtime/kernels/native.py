@@ -16,7 +16,9 @@ from torch.nn import functional
 from plimsoll.api.device import native_table
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
 from plimsoll.runtime.kernels.processor import multiplies_bf16
+from plimsoll.runtime.kernels.quantized import TorchQuantized, pack_torch
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
+from plimsoll.runtime.kernels.torch_ops import linear as plain_linear
 
 __all__ = ["NativeUnavailableError", "PackedWeight", "native_kernels", "packed_bytes"]
 
@@ -122,6 +124,7 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         device=device,
         dtype=torch.float32,
         pack=_pack(getattr(library, f"pack_{kind}"), weight_dtype),
+        pack_quantized=lambda matrix: pack_torch(matrix, device),
         embedding=_embedding(getattr(library, f"embed_{kind}"), results),
         linear=_linear(library, kind, wide_rows, results),
         rms_norm=_rms_norm(library.rms_norm, results),
@@ -156,11 +159,13 @@ def _embedding(function: Any, results: Results) -> Callable[[Tensor, PackedWeigh
 
 def _linear(
     library: Any, kind: str, wide_rows: int | None, results: Results
-) -> Callable[[Tensor, PackedWeight, Tensor | None], Tensor]:
+) -> Callable[[Tensor, PackedWeight | TorchQuantized, Tensor | None], Tensor]:
     function, unpack = getattr(library, f"linear_{kind}"), getattr(library, f"unpack_{kind}")
     panel = library.panel_width()
 
-    def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+    def linear(x: Tensor, weight: PackedWeight | TorchQuantized, bias: Tensor | None) -> Tensor:
+        if isinstance(weight, TorchQuantized):
+            return plain_linear(x, weight, bias)
         count, rows, columns = len(x), weight.rows, weight.columns
         if x.shape[1] != columns:
             raise ValueError(f"x has {x.shape[1]} columns, the weight takes {columns}")

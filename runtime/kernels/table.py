@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.device import TableFacts
+from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 
 Weight = Any
 """A weight in the layout of the table that packed it: opaque to models, always with `.nbytes: int`."""
@@ -55,10 +56,14 @@ class Kernels:
     pack: Callable[[Tensor], Weight]
     """(weight [N, K]) -> Weight. Takes the tensor as read; may keep it or copy it into its own layout of equal size
     (rows padded to the table's tile: `packed_bytes` tells)."""
+    pack_quantized: Callable[[QuantizedMatrix], Weight]
+    """A quantised weight [N, K] -> Weight, for `linear` alone. Held as it is: with rows padded to the table's tile,
+    rows * (K/2 + 3 G) bytes for 4 bits with 16-bit scales (5 G with float32 ones), rows * (K + 4 G) for 8. Raises
+    ValueError for codes above 15."""
     embedding: Callable[[Tensor, Weight], Tensor]
     """(ids int64 [T], w) -> [T, K] in `dtype`. The same Weight serves a tied head."""
     linear: Callable[[Tensor, Weight, Tensor | None], Tensor]
-    """(x [T, K], w, bias [N] or None) -> [T, N]."""
+    """(x [T, K], w, bias [N] or None) -> [T, N]. `w` of either kind of packing."""
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     """(x [..., K], weight [K], eps) -> [..., K]. Statistics in float32."""
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]

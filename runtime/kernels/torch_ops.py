@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plimsoll.api.device import TORCH_TABLE
+from plimsoll.runtime.kernels.quantized import TorchQuantized, dequantize, pack_torch
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
 GATHER_BYTES = TORCH_TABLE.scratch_bytes // 2
@@ -29,6 +30,7 @@ def torch_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
         device=torch.device(device),
         dtype=dtype,
         pack=lambda weight: weight.to(device).contiguous(),
+        pack_quantized=lambda matrix: pack_torch(matrix, device),
         embedding=embedding,
         linear=linear,
         rms_norm=rms_norm,
@@ -41,12 +43,21 @@ def torch_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
     )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(x [T, K], weight [N, K], bias [N] or None) -> [T, N] in x's dtype."""
-    if weight.dtype == x.dtype:
+def linear(x: Tensor, weight: Tensor | TorchQuantized, bias: Tensor | None) -> Tensor:
+    """(x [T, K], weight [N, K], bias [N] or None) -> [T, N] in x's dtype. Wider weights are made a run at a time."""
+    if isinstance(weight, Tensor) and weight.dtype == x.dtype:
         return functional.linear(x, weight, bias)
-    parts = weight.split(max(1, UPCAST_ELEMENTS // weight.shape[1]))
-    out = torch.cat([functional.linear(x, part.to(x.dtype)) for part in parts], dim=-1)
+    (rows, columns), products = weight.shape, []
+    # A quantised run passes through float32 on its way.
+    step = max(1, UPCAST_ELEMENTS // (1 if isinstance(weight, Tensor) else 4) // columns)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        if isinstance(weight, Tensor):
+            run = weight[start:stop].to(x.dtype)
+        else:
+            run = dequantize(weight.rows(start, stop), x.dtype)
+        products.append(functional.linear(x, run))
+    out = torch.cat(products, dim=-1)
     return out if bias is None else out.add_(bias)
 
 
