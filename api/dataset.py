@@ -43,7 +43,7 @@ class Dataset:
 
 
 def parse_dataset(text: str, field: str = "spec.calibration.dataset") -> Dataset:
-    """Take an address apart: `self`, `pvc://CLAIM/PATH`, `hf://datasets/ORG/NAME[@REVISION][/…]`, `file://PATH`, a path.
+    """Take an address apart: `self`, a path, `file://PATH`, `pvc://CLAIM/PATH`, `hf://datasets/ORG/NAME[@REVISION][/…]`.
 
     A slash inside a hub's revision is written %2F.
 

@@ -1,0 +1,286 @@
+"""How far checkpoints are from the one they were made of, on held-out tokens, one layer in memory at a time.
+
+Perplexity exp(mean -log p(token)); the Kullback-Leibler divergence KL(reference ‖ other) of the predictions at each
+position, which sees what perplexity cannot (errors that cancel); the share of positions whose likeliest token is the
+same; and, after each layer, the mean squared difference of the hidden states relative to the reference's own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from plimsoll.api.errors import SpecError
+from plimsoll.api.job_progress import Evaluation, Figures
+from plimsoll.quantjob.data import Tokens
+from plimsoll.quantjob.streamed import StreamedModel
+
+#: Sequences through a layer at once.
+MICRO_BATCH = 8
+#: Numbers of a slice of logits, and rows of it that one thread compares in float64.
+SLICE = 1 << 24
+ROWS = 16
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One checkpoint beside the reference.
+
+    Attributes:
+        loss: float64 [P], -log p of each predicted token, nats.
+        kl: float64 [P], KL(reference ‖ this) at each position, nats.
+        agrees: bool [P], whether both find the same token likeliest.
+        layer_error: after each layer, the squared error of the hidden states over the reference's squares; empty where
+            there are none to compare.
+        note: what the figures leave out, for people; empty for nothing.
+    """
+
+    loss: Array
+    kl: Array
+    agrees: npt.NDArray[np.bool_]
+    layer_error: tuple[float, ...] = ()
+    note: str = ""
+
+    @property
+    def perplexity(self) -> float:
+        return _perplexity(self.loss)
+
+    @property
+    def kl_mean(self) -> float:
+        return float(self.kl.mean())
+
+    @property
+    def kl_p99(self) -> float:
+        return float(np.quantile(self.kl, 0.99))
+
+    @property
+    def top1_agreement(self) -> float:
+        return float(self.agrees.mean())
+
+    def figures(self) -> Figures:
+        """As status pages and the operator have them. Raises SpecError where one of them is no finite number."""
+        found = {
+            "perplexity": self.perplexity, "kl_mean": self.kl_mean, "kl_p99": self.kl_p99,
+            "top1_agreement": self.top1_agreement,
+        }  # fmt: skip
+        for name, value in found.items():
+            if not 0 <= value <= 1e18:
+                raise SpecError(
+                    f"{name} is no number to judge by", field="evaluation", value=value,
+                    fix="The checkpoint computes values that are not finite; quantise again with other settings",
+                )  # fmt: skip
+        return Figures(**found)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        loss: float64 [P] of the reference.
+        others: by name, in the order they were given.
+        digest: of the tokens; source: where they come from; windows, length: their shape.
+    """
+
+    loss: Array
+    others: Mapping[str, Compared]
+    digest: str
+    source: str
+    windows: int
+    length: int
+
+    @property
+    def perplexity(self) -> float:
+        return _perplexity(self.loss)
+
+    @property
+    def positions(self) -> int:
+        """Predictions that the figures are over."""
+        return len(self.loss)
+
+    def evaluation(self, name: str, nearest: str | None = None) -> Evaluation:
+        """The figures of `others[name]`, beside those of round-to-nearest, as status pages have them."""
+        after = self.others[name].figures()
+        return Evaluation(
+            tokens=self.positions,
+            before=self.perplexity,
+            after=after,
+            round_to_nearest=None if nearest is None else self.others[nearest].figures(),
+            increase=after.perplexity / self.perplexity - 1,
+        )
+
+
+def compare(
+    reference: StreamedModel,
+    others: Mapping[str, StreamedModel],
+    tokens: Tokens,
+    *,
+    scratch: Path | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Comparison:
+    """Run every model over the same tokens, side by side.
+
+    Each holds one layer, then its head; the hidden states of all lie side by side. The figures depend on no number of
+    threads.
+
+    Args:
+        others: checkpoints with the reference's vocabulary; each is named.
+        scratch: a folder for the hidden states, 4 * S * L * hidden bytes a model; memory if None.
+        progress: told the share that is done, 0 to 1.
+
+    Raises:
+        SpecError: a model predicts other tokens than the reference, or the tokens are too few.
+        CheckpointError: a tensor cannot be read.
+    """
+    check_windows(tokens, reference)
+    for name, model in others.items():
+        if model.facts.vocab_size != reference.facts.vocab_size:
+            raise SpecError(
+                f"has a vocabulary of {model.facts.vocab_size} tokens, the reference of {reference.facts.vocab_size}",
+                field=name, fix="Compare checkpoints of one model",
+            )  # fmt: skip
+    names = ["", *others]
+    models = [reference, *others.values()]
+    ids = torch.from_numpy(tokens.windows)
+    hidden = [_embedded(model, ids, scratch, index) for index, model in enumerate(models)]
+    steps = sum(model.num_layers for model in models) + len(ids)
+    done = 0
+    errors: dict[str, list[float]] = {name: [] for name in others}
+    for layer in range(max(model.num_layers for model in models)):
+        for name, model, states in zip(names, models, hidden, strict=True):
+            if layer >= model.num_layers:
+                continue
+            run_layer(model, layer, states)
+            if name and layer < reference.num_layers and states.shape == hidden[0].shape:
+                errors[name].append(relative_error(reference, hidden[0], states))
+            done += 1
+            progress(done / steps)
+    found = _Gathered(len(others))
+    for index in range(len(ids)):
+        _predictions(models, [states[index] for states in hidden], ids[index], found)
+        done += 1
+        progress(done / steps)
+    compared = {
+        name: Compared(
+            np.concatenate(found.losses[place + 1]), np.concatenate(found.kls[place]),
+            np.concatenate(found.agrees[place]), tuple(errors[name]),
+        )
+        for place, name in enumerate(others)
+    }  # fmt: skip
+    loss = np.concatenate(found.losses[0])
+    return Comparison(loss, compared, tokens.digest, tokens.source, *tokens.windows.shape)
+
+
+def check_windows(tokens: Tokens, model: StreamedModel) -> None:
+    """Raises SpecError where windows are too short to predict anything, or longer than the model was trained for."""
+    length = tokens.windows.shape[1]
+    if length < 2:
+        raise SpecError("must be 2 or more, to predict a token from one before it", field="--seqlen", value=length)
+    if length > model.facts.max_position:
+        raise SpecError(
+            f"is longer than the {model.facts.max_position} positions the model was trained for", field="--seqlen",
+            value=length, fix=f"Use {model.facts.max_position} or less",
+        )  # fmt: skip
+
+
+def run_layer(model: StreamedModel, index: int, hidden: Tensor) -> None:
+    """`hidden` float32 [S, L, hidden] through layer `index`, in place."""
+    weights = model.layer(index)
+    for start in range(0, len(hidden), MICRO_BATCH):
+        batch = hidden[start : start + MICRO_BATCH]
+        batch.copy_(model.run(weights, batch))
+
+
+def relative_error(model: StreamedModel, reference: Tensor, other: Tensor) -> float:
+    """Sum of (other - reference)² over the sum of reference²; both float32 [S, L, hidden]."""
+
+    def squares(index: int) -> tuple[float, float]:
+        wanted = reference[index]
+        apart = (other[index] - wanted).square().sum(dtype=torch.float64)
+        return float(apart), float(wanted.square().sum(dtype=torch.float64))
+
+    sums = model.workers.map(squares, range(len(reference)))
+    apart, whole = (float(np.sum([pair[place] for pair in sums])) for place in (0, 1))
+    return apart / whole if whole else float(apart > 0)
+
+
+class _Gathered:
+    """What each slice of positions gave: losses of the reference and the others, divergences, agreement."""
+
+    def __init__(self, others: int) -> None:
+        self.losses: list[list[Array]] = [[] for _ in range(others + 1)]
+        self.kls: list[list[Array]] = [[] for _ in range(others)]
+        self.agrees: list[list[npt.NDArray[np.bool_]]] = [[] for _ in range(others)]
+
+
+def _predictions(models: Sequence[StreamedModel], hidden: Sequence[Tensor], ids: Tensor, found: _Gathered) -> None:
+    """The head over one sequence, in slices: `hidden` float32 [L, hidden] of each model, `ids` int64 [L]."""
+    targets = ids[1:]
+    step = slice_rows(models[0].facts.vocab_size)
+    for start in range(0, len(targets), step):
+        stop = min(start + step, len(targets))
+        wanted = targets[start:stop]
+        base = models[0].logits(hidden[0][start:stop])
+        found.losses[0].append(losses(models[0], base, wanted))
+        for place, (model, states) in enumerate(zip(models[1:], hidden[1:], strict=True)):
+            # One checkpoint rounded on reading has the head of the same: it is held once.
+            head = models[0] if model.checkpoint is models[0].checkpoint else model
+            logits = head.logits(states[start:stop])
+            found.losses[place + 1].append(losses(model, logits, wanted))
+            kl, agrees = divergences(model, base, logits)
+            found.kls[place].append(kl)
+            found.agrees[place].append(agrees)
+
+
+def slice_rows(vocab_size: int) -> int:
+    """Positions whose logits are held at once. It follows from the vocabulary alone, so that results do."""
+    return max(ROWS, SLICE // vocab_size)
+
+
+def losses(model: StreamedModel, logits: Tensor, targets: Tensor) -> Array:
+    """-log p of `targets` int64 [R] under `logits` float32 [R, vocab]; float64 [R]."""
+
+    def some(start: int) -> Tensor:
+        rows = logits[start : start + ROWS].to(torch.float64)
+        chosen = rows.gather(1, targets[start : start + ROWS, None]).squeeze(1)
+        return torch.logsumexp(rows, 1) - chosen
+
+    return _joined(model, some, len(logits)).numpy()
+
+
+def divergences(model: StreamedModel, reference: Tensor, other: Tensor) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """KL(reference ‖ other), float64 [R] in nats, and whether the likeliest token is the same, of logits [R, vocab]."""
+
+    def some(start: int) -> Tensor:
+        wanted = torch.log_softmax(reference[start : start + ROWS].to(torch.float64), 1)
+        given = torch.log_softmax(other[start : start + ROWS].to(torch.float64), 1)
+        # Rounding alone can bring a sum of nothing below zero.
+        return (wanted.exp() * (wanted - given)).sum(1).clamp_(min=0)
+
+    kl = _joined(model, some, len(reference)).numpy()
+    return kl, (reference.argmax(1) == other.argmax(1)).numpy()
+
+
+def _joined(model: StreamedModel, work: Callable[[int], Tensor], count: int) -> Tensor:
+    return torch.cat(model.workers.map(work, range(0, count, ROWS)))
+
+
+def _embedded(model: StreamedModel, ids: Tensor, scratch: Path | None, index: int) -> Tensor:
+    if scratch is None:
+        return model.embed(ids)
+    shape = (*ids.shape, model.facts.hidden_size)
+    held = torch.from_numpy(np.memmap(scratch / f"evaluation-{index}.f32", np.float32, "w+", shape=shape))
+    for start in range(0, len(ids), MICRO_BATCH):
+        held[start : start + MICRO_BATCH] = model.embed(ids[start : start + MICRO_BATCH])
+    return held
+
+
+def _perplexity(loss: Array) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss.mean()))

@@ -1,0 +1,147 @@
+"""Figures of a checkpoint against another, held against what transformers computes."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from plimsoll.api.errors import SpecError
+from plimsoll.checkpoint import open_checkpoint
+from plimsoll.quantjob.data import Tokens, tokens_of
+from plimsoll.quantjob.evaluation import Comparison, compare
+from plimsoll.quantjob.rounding import Rounding
+from plimsoll.quantjob.streamed import StreamedModel
+from plimsoll.quantjob.workers import Workers
+from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
+
+WINDOWS, LENGTH = 5, 24
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two checkpoints of one shape, and different weights."""
+    root = tmp_path_factory.mktemp("evaluation")
+    return make_checkpoint(root / "one"), make_checkpoint(root / "two", seed=1)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tokens:
+    ids = np.random.default_rng(0).integers(0, VOCAB_SIZE, (WINDOWS, LENGTH))
+    return tokens_of(ids.astype(np.int64), "random")
+
+
+def model(folder: Path, **options: object) -> StreamedModel:
+    return StreamedModel(open_checkpoint(folder), **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def found(folders: tuple[Path, Path], tokens: Tokens) -> Comparison:
+    one, two = folders
+    return compare(model(one), {"itself": model(one), "two": model(two)}, tokens)
+
+
+def by_transformers(folder: Path, ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Log-probabilities float64 [S, L - 1, V] of what follows, and the hidden states after each layer."""
+    from transformers import AutoModelForCausalLM
+
+    peer = AutoModelForCausalLM.from_pretrained(folder).eval()
+    states: list[torch.Tensor] = []
+    for layer in peer.model.layers:
+        layer.register_forward_hook(lambda module, inputs, output: states.append(output))
+    with torch.no_grad():
+        logits = peer(ids).logits
+    return torch.log_softmax(logits[:, :-1].double(), -1), states
+
+
+def test_figures_are_those_of_transformers(folders: tuple[Path, Path], tokens: Tokens, found: Comparison) -> None:
+    ids = torch.from_numpy(tokens.windows)
+    (p, states), (q, others) = (by_transformers(folder, ids) for folder in folders)
+    two = found.others["two"]
+    kl = (p.exp() * (p - q)).sum(-1).flatten().numpy()
+    np.testing.assert_allclose(found.loss, -p.gather(2, ids[:, 1:, None]).flatten().numpy(), atol=2e-4)
+    np.testing.assert_allclose(two.loss, -q.gather(2, ids[:, 1:, None]).flatten().numpy(), atol=2e-4)
+    np.testing.assert_allclose(two.kl, kl, atol=2e-4)
+    assert found.perplexity == pytest.approx(float(np.exp(found.loss.mean())))
+    assert two.kl_mean == pytest.approx(kl.mean(), rel=1e-4)
+    assert two.kl_p99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-4)
+    assert two.top1_agreement == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean())
+    apart = [float((o - r).square().sum() / r.square().sum()) for r, o in zip(states, others, strict=True)]
+    assert two.layer_error == pytest.approx(apart, rel=1e-3)
+    assert found.positions == WINDOWS * (LENGTH - 1)
+    assert (found.windows, found.length, found.digest) == (WINDOWS, LENGTH, tokens.digest)
+
+
+def test_a_checkpoint_is_no_distance_from_itself(found: Comparison) -> None:
+    itself = found.others["itself"]
+    assert not itself.kl.any()
+    assert itself.agrees.all()
+    assert set(itself.layer_error) == {0.0}
+    assert (itself.loss == found.loss).all()
+    assert found.evaluation("itself").increase == 0
+
+
+def test_figures_have_the_same_bits_on_any_number_of_threads_and_on_disk(
+    folders: tuple[Path, Path], tokens: Tokens, found: Comparison, tmp_path: Path
+) -> None:
+    one, two = folders
+    for count, scratch in ((1, None), (3, tmp_path)):
+        workers = Workers(count)
+        again = compare(model(one, workers=workers), {"two": model(two, workers=workers)}, tokens, scratch=scratch)
+        workers.close()
+        assert (again.loss == found.loss).all()
+        assert (again.others["two"].kl == found.others["two"].kl).all()
+        assert again.others["two"].layer_error == found.others["two"].layer_error
+
+
+def test_rounding_on_reading_costs_something_and_eight_bits_less_than_four(
+    folders: tuple[Path, Path], tokens: Tokens
+) -> None:
+    checkpoint = open_checkpoint(folders[0])
+    rounded = {
+        name: StreamedModel(checkpoint, round_to=rounding)
+        for name, rounding in (("int8", Rounding(8)), ("rtn", Rounding(4, 32)))
+    }
+    again = compare(StreamedModel(checkpoint), rounded, tokens)
+    assert 0 < again.others["int8"].kl_mean < again.others["rtn"].kl_mean / 10
+    assert 0 < again.others["int8"].layer_error[-1] < again.others["rtn"].layer_error[-1]
+    summary = again.evaluation("int8", "rtn")
+    assert summary.round_to_nearest is not None
+    assert summary.after.kl_mean < summary.round_to_nearest.kl_mean
+    assert summary.before == again.perplexity
+
+
+def test_another_vocabulary_is_refused(folders: tuple[Path, Path], tokens: Tokens, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", vocab_size=VOCAB_SIZE + 8)
+    with pytest.raises(SpecError, match=f"{VOCAB_SIZE + 8} tokens, the reference of {VOCAB_SIZE}"):
+        compare(model(folders[0]), {"other": model(other)}, tokens)
+
+
+@pytest.mark.parametrize(("length", "why"), [(1, "2 or more"), (257, "longer than the 256 positions")])
+def test_windows_that_predict_nothing_or_are_too_long_are_refused(
+    folders: tuple[Path, Path], length: int, why: str
+) -> None:
+    windows = tokens_of(np.zeros((1, length), np.int64), "zeros")
+    with pytest.raises(SpecError, match=why):
+        compare(model(folders[0]), {}, windows)
+
+
+def test_values_that_overflow_are_no_figures(folders: tuple[Path, Path], tokens: Tokens, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(folders[0], broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"] *= 1e38
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    result = compare(model(folders[0]), {"broken": model(broken)}, tokens)
+    with pytest.raises(SpecError, match="no number to judge by"):
+        result.evaluation("broken")
+
+
+def test_progress_only_grows_and_ends_at_one(folders: tuple[Path, Path], tokens: Tokens) -> None:
+    seen: list[float] = []
+    compare(model(folders[0]), {"two": model(folders[1])}, tokens, progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
