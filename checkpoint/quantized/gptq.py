@@ -1,0 +1,102 @@
+"""AutoGPTQ's layouts: codes along the input features in natural order, transposed.
+
+    qweight int32 [K * bits / 32, N], qzeros int32 [K/g, N * bits / 32], scales [K/g, N], g_idx int32 [K]
+
+The first layout (`gptq`) stores z - 1, the second (`gptq_v2`) z. g_idx gives each column's group; only k // g is read.
+Some exporters add biases of zeros to models that have none. https://github.com/AutoGPTQ/AutoGPTQ,
+auto_gptq/nn_modules/qlinear/qlinear_cuda.py; https://github.com/ModelCloud/GPTQModel for `gptq_v2`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from plimsoll.api.errors import CheckpointError
+from plimsoll.api.quantization import Quantization
+from plimsoll.checkpoint.checkpoint import RawTensor
+from plimsoll.checkpoint.quantized import words
+from plimsoll.checkpoint.quantized.layout import Part, Shape
+from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
+from plimsoll.checkpoint.quantized.values import SCALE_DTYPES, read_scales, store_scales, stored
+
+
+@dataclass(frozen=True)
+class GptqLayout:
+    """See `Layout`."""
+
+    zero_offset: int = 1
+    """1: the first layout."""
+
+    codes: ClassVar[str] = "qweight"
+    suffixes: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales", "g_idx")
+
+    def shape(self, codes: Shape, bits: int) -> tuple[int, int]:
+        return codes[1], codes[0] * (32 // bits)
+
+    def parts(self, rows: int, columns: int, quantization: Quantization) -> Mapping[str, Part]:
+        groups, bits = quantization.groups(columns), quantization.bits
+        return {
+            "qweight": Part((columns * bits // 32, rows), ("I32",)),
+            "qzeros": Part((groups, rows * bits // 32), ("I32",)),
+            "scales": Part((groups, rows), SCALE_DTYPES),
+            "g_idx": Part((columns,), ("I32",), optional=True),
+        }
+
+    def pack(self, linear: QuantizedLinear, name: str) -> dict[str, RawTensor]:
+        rows, columns = linear.shape
+        per_word = 32 // linear.bits
+        if rows % per_word or columns % per_word:
+            raise CheckpointError(
+                f"{linear.bits}-bit weights and their zero points are packed {per_word} to a word",
+                field=name, value=[rows, columns], fix="Leave this module whole",
+            )  # fmt: skip
+        unsigned = linear.unsigned()
+        zeros = linear.zeros
+        if zeros is None:
+            zeros = np.full(linear.scales.shape, MIDDLE[linear.bits], dtype=np.uint8)
+        zeros = np.asarray((zeros - np.uint8(self.zero_offset)) & ((1 << linear.bits) - 1), dtype=np.uint8)
+        return {
+            "qweight": stored("I32", words.pack(np.ascontiguousarray(unsigned.T).T, linear.bits).T),
+            "qzeros": stored("I32", words.pack(zeros.T, linear.bits)),
+            "scales": store_scales(np.ascontiguousarray(linear.scales.T), linear.scale_dtype, f"{name}.scales"),
+            "g_idx": stored("I32", np.arange(columns, dtype=np.int32) // linear.group),
+        }
+
+    def unpack(
+        self, parts: Mapping[str, RawTensor], quantization: Quantization, rows: tuple[int, int], name: str
+    ) -> QuantizedLinear:
+        bits = quantization.bits
+        per_word = 32 // bits
+        packed = parts["qweight"].data
+        columns = packed.shape[0] * per_word
+        self._check_order(parts, quantization, columns, name)
+        start, stop = rows
+        codes = words.unpack(packed[:, start:stop].T, bits)
+        first, last = start // per_word, -(-stop // per_word)
+        zeros = words.unpack(parts["qzeros"].data[:, first:last], bits)[:, start - first * per_word :][
+            :, : stop - start
+        ]
+        zeros = np.asarray((zeros + np.uint8(self.zero_offset)) & ((1 << bits) - 1), dtype=np.uint8)
+        cut = RawTensor(parts["scales"].dtype, (), parts["scales"].data[:, start:stop])
+        scales, dtype = read_scales(cut, f"{name}.scales")
+        scales = np.ascontiguousarray(scales.T)
+        if quantization.symmetric and not (zeros == MIDDLE[bits]).all():
+            raise CheckpointError(
+                "says sym, and zero points are not all in the middle", field=f"{name}.qzeros",
+                value=sorted({int(zero) for zero in zeros.flat})[:8],
+                fix="Set checkpoint_format to the layout it is in (gptq or gptq_v2), or sym to false",
+            )  # fmt: skip
+        if quantization.symmetric:
+            signed = (codes ^ MIDDLE[8]).view(np.int8) if bits == 8 else codes
+            return QuantizedLinear(signed, scales, None, dtype)
+        return QuantizedLinear(codes, scales, np.ascontiguousarray(zeros.T), dtype)
+
+    def _check_order(self, parts: Mapping[str, RawTensor], quantization: Quantization, columns: int, name: str) -> None:
+        size = quantization.group_size or columns
+        if "g_idx" in parts and not np.array_equal(parts["g_idx"].data, np.arange(columns) // size):
+            raise CheckpointError(
+                "columns of a group lie scattered over the row, which would need an index at every product",
+                field=f"{name}.g_idx", fix="Quantise it with desc_act false, or take a checkpoint that was",
+            )  # fmt: skip

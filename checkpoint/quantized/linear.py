@@ -1,0 +1,63 @@
+"""One linear layer's quantised weight, whatever format stores it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+ScaleDtype = Literal["F16", "BF16", "F32"]
+
+#: What is added to signed codes to make them unsigned, by bits; also a symmetric weight's zero point.
+MIDDLE: Mapping[int, int] = {4: 8, 8: 128}
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """w[n, k] = (codes[n, k] - zeros[n, k // g]) * scales[n, k // g] with g = K / G columns in a group.
+
+    4 bits: codes 0 to 15. 8 bits: codes -128 to 127, without zero points.
+    """
+
+    codes: npt.NDArray[Any]
+    """uint8 [N, K] of 4 bits, int8 [N, K] of 8."""
+    scales: npt.NDArray[np.float32]
+    """[N, G], each exactly a value of `scale_dtype`."""
+    zeros: npt.NDArray[np.uint8] | None = None
+    """[N, G], 0 to 15; None is 8 throughout."""
+    scale_dtype: ScaleDtype = "F16"
+
+    @property
+    def bits(self) -> Literal[4, 8]:
+        return 4 if self.codes.dtype == np.uint8 else 8
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return int(self.codes.shape[0]), int(self.codes.shape[1])
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return self.shape[1] // int(self.scales.shape[1])
+
+    def unsigned(self) -> npt.NDArray[np.uint8]:
+        """Codes as stored: of 8 bits with the middle added."""
+        return self.codes if self.bits == 4 else self.codes.view(np.uint8) ^ np.uint8(MIDDLE[8])
+
+    def rows(self, start: int, stop: int) -> "QuantizedLinear":
+        """Rows [start, stop), as views."""
+        zeros = None if self.zeros is None else self.zeros[start:stop]
+        return QuantizedLinear(self.codes[start:stop], self.scales[start:stop], zeros, self.scale_dtype)
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """w in float32, [N, K]: the difference is exact, the product rounded once."""
+        rows, columns = self.shape
+        values = self.codes.reshape(rows, -1, self.group).astype(np.float32)
+        if self.zeros is not None:
+            values -= self.zeros[:, :, None]
+        elif self.bits == 4:
+            values -= MIDDLE[4]
+        values *= self.scales[:, :, None]
+        return values.reshape(rows, columns)

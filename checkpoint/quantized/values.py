@@ -1,0 +1,47 @@
+"""Stored floats and integers from and to numpy, with checks that name the tensor."""
+
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint.checkpoint import RawTensor
+from plimsoll.checkpoint.quantized.linear import ScaleDtype
+from plimsoll.checkpoint.safetensors_writer import encode
+
+SCALE_DTYPES: tuple[ScaleDtype, ...] = ("F16", "BF16", "F32")
+
+
+def stored(dtype: str, data: npt.NDArray[Any]) -> RawTensor:
+    data = np.ascontiguousarray(data)
+    return RawTensor(dtype, data.shape, data)
+
+
+def store_scales(scales: npt.NDArray[np.float32], dtype: ScaleDtype, name: str) -> RawTensor:
+    """`scales` in `dtype`.
+
+    Raises:
+        CheckpointError: a value is not exactly one of `dtype`: what is served would not be what was measured.
+    """
+    data = encode(scales, dtype, name)
+    if not np.array_equal(_floats(dtype, data), scales):
+        raise CheckpointError(f"holds scales that are no values of {dtype}", field=name, fix="Round them before coding")
+    return stored(dtype, data)
+
+
+def read_scales(raw: RawTensor, name: str) -> tuple[npt.NDArray[np.float32], ScaleDtype]:
+    """Raises CheckpointError for a scale that is not finite."""
+    scales = _floats(raw.dtype, raw.data)
+    if not np.isfinite(scales).all():
+        raise CheckpointError(
+            f"{int((~np.isfinite(scales)).sum())} of {scales.size} scales are not finite", field=name,
+            fix="The checkpoint is damaged, or was quantised from weights that overflowed; download or make it anew",
+        )  # fmt: skip
+    return scales, cast(ScaleDtype, raw.dtype)
+
+
+def _floats(dtype: str, data: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    if dtype == "BF16":
+        return (data.astype("<u4") << 16).view(np.float32)
+    return data.astype(np.float32)
