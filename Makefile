@@ -48,7 +48,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.cpu $(ARGS)
 
 crds: $(VENV)/.dev
-	$(BIN)/plimsoll crds > crds/new && mv crds/new crds/plimsoll.dev_modeldeployments.yaml
+	$(BIN)/plimsoll crds --kind ModelDeployment > crds/new && mv crds/new crds/plimsoll.dev_modeldeployments.yaml
+	$(BIN)/plimsoll crds --kind QuantizationJob > crds/new && mv crds/new crds/plimsoll.dev_quantizationjobs.yaml
 	$(BIN)/plimsoll crds --reference > crds/new && mv crds/new docs/reference.md
 	cp crds/*.yaml charts/plimsoll/files/crds/
 

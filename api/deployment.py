@@ -10,13 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails
 
 from plimsoll.api import rules
 from plimsoll.api.errors import SpecError
@@ -33,6 +31,7 @@ from plimsoll.api.fields import (
     Processors,
     Timeout,
     Wait,
+    fault_at,
 )
 from plimsoll.api.rules import RULES
 from plimsoll.api.source import endpoint_host, parse_source
@@ -65,17 +64,16 @@ class Metadata(Part):
         return value
 
 
-class Model(Part):
-    """Which checkpoint is served, and how it is reached."""
+SourceAddress = Annotated[str, Field(max_length=1024, json_schema_extra={RULES: rules.SOURCE})]
 
-    model_config = ConfigDict(json_schema_extra={RULES: rules.MODEL})
 
-    source: Annotated[str, Field(max_length=1024, json_schema_extra={RULES: rules.SOURCE})]
+class CheckpointSource(Part):
+    """Where a checkpoint is, and how it is reached."""
+
+    source: SourceAddress
     """Where the checkpoint is, a Hugging Face folder or one GGUF file: `hf://ORG/NAME[@REVISION][/FILE.gguf]` on a hub,
     `pvc://CLAIM/PATH` on a PersistentVolumeClaim, `s3://BUCKET/PREFIX` in object storage, or `oci://IMAGE@sha256:DIGEST`
-    in an image. A branch of a hub is resolved to its commit once, when the deployment is applied."""
-    served_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """What clients call the model. Default: metadata.name."""
+    in an image. A branch of a hub is resolved to its commit once, when it is applied."""
     credentials_secret: ObjectName | None = None
     """A Secret of this namespace that opens the source. For hf:// its key HF_TOKEN; for s3:// AWS_ACCESS_KEY_ID and
     AWS_SECRET_ACCESS_KEY, with AWS_SESSION_TOKEN if there is one; for oci:// a kubernetes.io/dockerconfigjson pull
@@ -101,16 +99,39 @@ class Model(Part):
     @field_validator("credentials_secret", "cache_claim", "endpoint")
     @classmethod
     def _goes_with(cls, value: str | None, info: ValidationInfo) -> str | None:
-        scheme = str(info.data.get("source", "")).partition("://")[0]
-        alone = ("pvc",) if info.field_name == "credentials_secret" else ("pvc", "oci")
+        scheme = str(info.data.get("source", "file://")).partition("://")[0]
+        alone = ("pvc", "") if info.field_name == "credentials_secret" else ("pvc", "oci", "")
         if value is not None and scheme in alone:
-            raise ValueError(f"does not go with {scheme}://. Remove it")
+            raise ValueError(f"does not go with {scheme + '://' if scheme else 'quantizationJob'}. Remove it")
         if value is not None and info.field_name == "endpoint":
             try:
                 endpoint_host(value)
             except SpecError as error:
                 raise ValueError(f"{error.message}. {error.fix}") from None
         return value
+
+
+class Model(CheckpointSource):
+    """Which checkpoint is served, and how it is reached: exactly one of source and quantizationJob."""
+
+    model_config = ConfigDict(json_schema_extra={RULES: [*rules.MODEL, *rules.ONE_MODEL]})
+
+    source: SourceAddress = ""
+    """Where the checkpoint is, a Hugging Face folder or one GGUF file: `hf://ORG/NAME[@REVISION][/FILE.gguf]` on a hub,
+    `pvc://CLAIM/PATH` on a PersistentVolumeClaim, `s3://BUCKET/PREFIX` in object storage, or `oci://IMAGE@sha256:DIGEST`
+    in an image. A branch of a hub is resolved to its commit once, when the deployment is applied."""
+    served_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """What clients call the model. Default: metadata.name."""
+    quantization_job: Annotated[str, Field(max_length=40, pattern=f"^{rules.NAME}$")] | None = None
+    """A QuantizationJob of this namespace, in place of a source: it is waited for, and exactly what it wrote is served.
+    When another job of that name writes another output, that one is rolled out; while a job runs, after one that failed
+    and after one that was deleted, what was served before goes on serving."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "Model":
+        if (self.source == "") == (self.quantization_job is None):
+            raise ValueError(rules.ONE_MODEL_WORDS)
+        return self
 
 
 class Accelerator(Part):
@@ -232,14 +253,9 @@ class Toleration(Part):
         return self
 
 
-class Pod(Part):
-    """The few things of a pod that are the cluster's business and not the model's."""
+class PodPlacement(Part):
+    """Which nodes take a pod, and who it is to them."""
 
-    cpu: Processors | None = None
-    """Processors of a pod, and threads of its engine. Default: what the machine or the container allows; a request of
-    1 in a cluster."""
-    memory: Memory | None = None
-    """Host memory of a pod on a GPU. On a CPU accelerator.memory is the pod's memory, and this is refused."""
     image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._:/@]*$")] | None = None
     """The runtime image, in place of the operator's."""
     node_selector: NodeLabels = Field(default_factory=dict)
@@ -256,6 +272,16 @@ class Pod(Part):
     """More labels of pods."""
     annotations: PodAnnotations = Field(default_factory=dict)
     """More annotations of pods."""
+
+
+class Pod(PodPlacement):
+    """The few things of a pod that are the cluster's business and not the model's."""
+
+    cpu: Processors | None = None
+    """Processors of a pod, and threads of its engine. Default: what the machine or the container allows; a request of
+    1 in a cluster."""
+    memory: Memory | None = None
+    """Host memory of a pod on a GPU. On a CPU accelerator.memory is the pod's memory, and this is refused."""
 
 
 class ModelDeploymentSpec(Part):
@@ -281,11 +307,7 @@ class ModelDeploymentSpec(Part):
     @model_validator(mode="after")
     def _one_memory(self) -> "ModelDeploymentSpec":
         if self.pod.memory is not None and self.accelerator.resource == "cpu":
-            error = ValueError(rules.ONE_MEMORY_WORDS)
-            details = InitErrorDetails(
-                type="value_error", loc=("pod", "memory"), input=self.pod.memory, ctx={"error": error}
-            )
-            raise ValidationError.from_exception_data("spec", [details])
+            raise fault_at(("pod", "memory"), rules.ONE_MEMORY_WORDS, self.pod.memory)
         return self
 
 

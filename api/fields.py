@@ -6,8 +6,18 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
+from pydantic_core import InitErrorDetails
 
 from plimsoll.api.quantity import parse_bytes, parse_cpus, parse_seconds
 from plimsoll.api.rules import NOT_OURS, OURS_WORDS, RULES, rule
@@ -41,6 +51,12 @@ class Part(BaseModel):
             return data
         known = {field.alias for field in cls.model_fields.values()}
         return {key: value for key, value in data.items() if value is not None or key not in known}
+
+
+def fault_at(place: tuple[str, ...], words: str, value: Any) -> ValidationError:
+    """What a validator of a whole raises when one field of it, at `place` below, is at fault."""
+    details = InitErrorDetails(type="value_error", loc=place, input=value, ctx={"error": ValueError(words)})
+    return ValidationError.from_exception_data("spec", [details])
 
 
 def _amount(parse: Callable[[Any], float], pattern: str, low: float, high: float, words: str) -> BeforeValidator:

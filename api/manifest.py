@@ -1,16 +1,18 @@
-"""From the text of a manifest to a `ModelDeployment`, or to every reason why not, each with its field."""
+"""From the text of a manifest to our kinds of object, or to every reason why not, each with its field."""
 
 import difflib
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from plimsoll.api.deployment import API_VERSION, KIND, ModelDeployment, ModelDeploymentSpec
 from plimsoll.api.errors import SpecError
+from plimsoll.api.quantization_job import QUANTIZATION_KIND, QuantizationJob, QuantizationJobSpec
 
+_Whole = TypeVar("_Whole", ModelDeployment, QuantizationJob)
 #: etcd takes no larger object.
 MAX_BYTES = 1536 * 1024
 _MOST_PROBLEMS = 20
@@ -60,32 +62,47 @@ def parse_manifest(
 
 
 def parse_manifests(manifest: str | Mapping[str, Any], filename: str = "manifest") -> list[ModelDeployment]:
-    """Every deployment of a manifest, in order; never none. Other kinds of object beside them are passed over.
+    """Every deployment of a manifest, in order; never none. QuantizationJobs beside them are checked and left out.
 
     Raises as `parse_manifest` does.
+    """
+    found = [one for one in parse_objects(manifest, filename) if isinstance(one, ModelDeployment)]
+    if not found:
+        raise SpecError("holds no ModelDeployment", field=filename, fix=f"Add one: kind: {KIND}")
+    return found
+
+
+def parse_objects(
+    manifest: str | Mapping[str, Any], filename: str = "manifest"
+) -> list[ModelDeployment | QuantizationJob]:
+    """Every object of our kinds in a manifest, in order; never none. Others beside them are passed over.
+
+    Raises:
+        SpecError: not YAML, no object of ours, or fields that are unknown, missing or wrong; all are listed.
     """
     documents = [manifest] if isinstance(manifest, Mapping) else _load(manifest, filename)
     if not documents:
         raise SpecError("is empty", field=filename, fix=f"It must hold apiVersion: {API_VERSION}, kind: {KIND}")
-    found = []
+    found: list[ModelDeployment | QuantizationJob] = []
     for index, document in enumerate(documents):
         if _is_of_others(document) and any(_is_ours(other) for other in documents):
             continue
-        found.append(_deployment(document, f"{filename}[{index}]" if len(documents) > 1 else filename))
-    names = [deployment.metadata.name for deployment in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise SpecError("two deployments have this name", field=filename, value=twice, fix="Rename one")
+        found.append(_object(document, f"{filename}[{index}]" if len(documents) > 1 else filename))
+    for kind, called in ((ModelDeployment, "deployments"), (QuantizationJob, "quantization jobs")):
+        names = [one.metadata.name for one in found if isinstance(one, kind)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise SpecError(f"two {called} have this name", field=filename, value=twice, fix="Rename one")
     return found
 
 
 def _is_ours(document: Any) -> bool:
-    return isinstance(document, Mapping) and document.get("kind") == KIND
+    return isinstance(document, Mapping) and document.get("kind") in (KIND, QUANTIZATION_KIND)
 
 
 def _is_of_others(document: Any) -> bool:
     """A claim or a Secret beside the deployment that uses it; a misspelt deployment is not one."""
-    if not isinstance(document, Mapping) or document.get("kind") == KIND:
+    if not isinstance(document, Mapping) or _is_ours(document):
         return False
     group = document.get("apiVersion")
     return isinstance(group, str) and isinstance(document.get("kind"), str) and not group.startswith("plimsoll.")
@@ -126,31 +143,38 @@ def _load(text: str, filename: str) -> list[Any]:
         raise SpecError(f"holds a value that cannot be read: {str(error)[:120]}", field=filename) from None
 
 
-def _deployment(document: Any, where: str) -> ModelDeployment:
+def _object(document: Any, where: str) -> ModelDeployment | QuantizationJob:
     if not isinstance(document, Mapping):
         raise SpecError("must be a mapping of fields", field=where, value=_Shown(document))
-    for field, wanted in (("kind", KIND), ("apiVersion", API_VERSION)):
+    job = document.get("kind") == QUANTIZATION_KIND
+    for field, wanted in (("kind", QUANTIZATION_KIND if job else KIND), ("apiVersion", API_VERSION)):
         value = document.get(field)
         if value != wanted:
             found = _Shown(value) if field in document else None
             message = f"is not {wanted}" if field in document else "is missing"
             raise SpecError(message, field=f"{where}: {field}", value=found, fix=f"Write {field}: {wanted}")
-    return _validated(_as_applied(document), where)
+    applied = _as_applied(document)
+    return _validated(applied, where, QuantizationJob) if job else _validated(applied, where, ModelDeployment)
 
 
 def parse_spec(spec: Mapping[str, Any]) -> ModelDeploymentSpec:
     """The spec of an object that the API server holds. Raises SpecError as `parse_manifest` does."""
-    return _validated({**_BARE, "spec": dict(spec)}, "the deployment").spec
+    return _validated({**_BARE, "kind": KIND, "spec": dict(spec)}, "the deployment", ModelDeployment).spec
 
 
-_BARE = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "x"}}
+def parse_job_spec(spec: Mapping[str, Any]) -> QuantizationJobSpec:
+    """The same of a QuantizationJob."""
+    return _validated({**_BARE, "kind": QUANTIZATION_KIND, "spec": dict(spec)}, "the job", QuantizationJob).spec
 
 
-def _validated(document: dict[str, Any], where: str) -> ModelDeployment:
+_BARE = {"apiVersion": API_VERSION, "metadata": {"name": "x"}}
+
+
+def _validated(document: dict[str, Any], where: str, kind: type[_Whole]) -> _Whole:
     try:
-        return ModelDeployment.model_validate(document)
+        return kind.model_validate(document)
     except ValidationError as error:
-        problems = list(_problems(error))
+        problems = list(_problems(error, kind))
     if len(problems) == 1:
         problem = problems[0]
         raise SpecError(problem.message, field=problem.field, value=problem.value, fix=problem.fix)
@@ -176,12 +200,12 @@ def _as_applied(document: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _problems(error: ValidationError) -> Iterator[SpecError]:
+def _problems(error: ValidationError, whole: type[BaseModel]) -> Iterator[SpecError]:
     for item in error.errors(include_url=False):
         place, kind, context = item["loc"], item["type"], item.get("ctx", {})
         field = _path(place)
         if kind == "extra_forbidden":
-            known = _known_fields(place[:-1])
+            known = _known_fields(place[:-1], whole)
             close = difflib.get_close_matches(str(place[-1])[:80], known, 1, cutoff=0.6)
             fix = f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}"
             yield SpecError("unknown field", field=field, fix=fix)
@@ -222,9 +246,9 @@ def _path(place: Sequence[int | str]) -> str:
     return found
 
 
-def _known_fields(place: Sequence[int | str]) -> list[str]:
-    """Names that the mapping at `place` may have."""
-    model: type[BaseModel] = ModelDeployment
+def _known_fields(place: Sequence[int | str], whole: type[BaseModel]) -> list[str]:
+    """Names that the mapping at `place` of `whole` may have."""
+    model = whole
     for part in place:
         if isinstance(part, int):
             continue

@@ -14,6 +14,11 @@ _OBEYED = ("model.source", "model.servedName", "rollout.drainTimeout", "pod.cpu"
 def refuse_on_one_machine(spec: ModelDeploymentSpec) -> None:
     """Raises SpecError for what cannot be left undone: a checkpoint that is not here, and keys that are not here."""
     source = spec.model.source
+    if spec.model.quantization_job is not None:
+        raise SpecError(
+            "is waited for in a cluster alone", field="spec.model.quantizationJob", value=spec.model.quantization_job,
+            fix="Run `plimsoll quantize SOURCE --work-dir FOLDER`, and write spec.model.source: file://FOLDER",
+        )  # fmt: skip
     scheme = parse_source(source).scheme
     if scheme not in ("file", "hf"):
         fix = {

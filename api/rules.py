@@ -63,7 +63,9 @@ ENDPOINT_ADDRESS: list[Any] = [
 def _fetched(field: str) -> Rule:
     mounted = _starts(("pvc", "oci"), "self.source")
     return rule(
-        f"!has(self.{field}) || !({mounted})", f"{field} goes with hf:// and s3:// alone. Remove it", f".{field}"
+        f"!has(self.{field}) || (has(self.source) && !({mounted}))",
+        f"{field} goes with hf:// and s3:// alone. Remove it",
+        f".{field}",
     )
 
 
@@ -71,11 +73,13 @@ MODEL: list[Any] = [
     _fetched("endpoint"),
     _fetched("cacheClaim"),
     rule(
-        "!has(self.credentialsSecret) || !self.source.startsWith('pvc://')",
-        "credentialsSecret does not go with pvc://, which needs none. Remove it",
+        "!has(self.credentialsSecret) || (has(self.source) && !self.source.startsWith('pvc://'))",
+        "credentialsSecret does not go with pvc:// and quantizationJob, which need none. Remove it",
         ".credentialsSecret",
     ),
 ]
+ONE_MODEL_WORDS = "needs exactly one of source and quantizationJob: write one of them, and remove the other"
+ONE_MODEL: list[Any] = [rule("has(self.source) != has(self.quantizationJob)", f"model {ONE_MODEL_WORDS}")]
 
 TOLERATION: list[Any] = [
     rule("has(self.key) || self.operator == 'Exists'", "names no key: write one, or operator: Exists", ".key"),
@@ -102,5 +106,65 @@ SPEC: list[Any] = [
         ".pod.memory",
     )
 ]
+
+DATASET_WORDS = (
+    "is not the address of texts. Write self, pvc://CLAIM/PATH, hf://datasets/ORG/NAME@REVISION or "
+    "hf://datasets/ORG/NAME@REVISION/CONFIG/SPLIT; a ConfigMap goes into configMap"
+)
+_HUB_DATASET = r"^hf://datasets/[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[^/@\s]+)?(/[^@\s]+)?$"
+DATASET: list[Any] = [
+    rule("!self.startsWith('file://')", "file:// is a path of one machine, for `plimsoll up`. Write pvc://CLAIM/PATH"),
+    rule(
+        f"self == 'self' || self.matches(r'{address_pattern('pvc')}') || self.matches(r'{_HUB_DATASET}')", DATASET_WORDS
+    ),
+    rule(f"!self.matches(r'://.*({STRAY})')", DATASET_WORDS),
+]
+TEXTS_WORDS = "takes one of dataset and configMap: remove the other"
+TEXTS: list[Any] = [rule("!(has(self.dataset) && has(self.configMap))", TEXTS_WORDS)]
+
+OUTPUT_FORM = r"pvc://[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*(/[^/\x00-\x1f\x7f]+)+"
+OUTPUT_WORDS = "is no folder of a claim. Write pvc://CLAIM/PATH, without '..' and without '/' at its end"
+OUTPUT: list[Any] = [
+    rule("!self.startsWith('file://')", "file:// is a path of one machine, for `plimsoll up`. Write pvc://CLAIM/PATH"),
+    rule(f"self.matches(r'^{OUTPUT_FORM}$')", OUTPUT_WORDS),
+    rule(f"!self.matches(r'://.*({STRAY})')", OUTPUT_WORDS),
+]
+
+BITS_WORDS = "must be 4, or 8 with method int8. Leave it out"
+GROUP_WORDS = "goes with 4 bits: method int8 has one scale a row. Remove it"
+SEARCH_WORDS = "goes with method awq, the only one that searches. Remove it"
+FORMAT_WORDS = "awq holds 4 bits only. Write compressed-tensors with method int8, or leave it out"
+APART_WORDS = "must be apart from model.source: neither may lie in the other. Write another PATH"
+QUANTIZATION: list[Any] = [
+    rule(
+        "!has(self.weights) || !has(self.weights.bits) || self.weights.bits == (self.method == 'int8' ? 8 : 4)",
+        f"weights.bits {BITS_WORDS}",
+        ".weights.bits",
+    ),
+    rule(
+        "self.method != 'int8' || !has(self.weights) || !has(self.weights.groupSize)",
+        f"weights.groupSize {GROUP_WORDS}",
+        ".weights.groupSize",
+    ),
+    *(
+        rule(
+            f"self.method == 'awq' || !has(self.weights) || !has(self.weights.{field})",
+            f"weights.{field} {SEARCH_WORDS}",
+            f".weights.{field}",
+        )
+        for field in ("searchScale", "clip")
+    ),
+    rule("self.method != 'int8' || !has(self.format) || self.format != 'awq'", f"format {FORMAT_WORDS}", ".format"),
+    rule(
+        "!(self.output + '/').startsWith(self.model.source + (self.model.source.endsWith('/') ? '' : '/')) "
+        "&& !self.model.source.startsWith(self.output + '/') && self.model.source != self.output",
+        f"output {APART_WORDS}",
+        ".output",
+    ),
+]
+STARTED = rule(
+    "!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec == oldSelf.spec",
+    "spec is immutable once the job has started: delete it and make another one, with an output of its own",
+)
 
 ROOT: list[Any] = [rule(f"self.metadata.name.matches('^{NAME}$')", f"metadata.name {NAME_WORDS}")]

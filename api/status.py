@@ -15,12 +15,12 @@ Replicas = Annotated[int, Field(ge=0, json_schema_extra={"format": "int32"})]
 Seconds = Annotated[float, Field(ge=0)]
 
 
-class _Part(BaseModel):
+class StatusPart(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, frozen=True, use_attribute_docstrings=True)
 
 
-class Source(_Part):
-    """The checkpoint as the inspect pod found it."""
+class Source(StatusPart):
+    """The checkpoint that is served, as it was inspected when its revision was made."""
 
     uri: str | None = None
     """The source that was inspected."""
@@ -32,7 +32,7 @@ class Source(_Part):
     """Of all files that serving needs."""
 
 
-class PerDevice(_Part):
+class PerDevice(StatusPart):
     """Bytes of one device, term by term; total is the sum of the others."""
 
     total: Whole | None = None
@@ -49,7 +49,7 @@ class PerDevice(_Part):
     """What stays free."""
 
 
-class Rejected(_Part):
+class Rejected(StatusPart):
     """An option that `auto` passed over."""
 
     option: str
@@ -58,7 +58,7 @@ class Rejected(_Part):
     """Why not: the sum."""
 
 
-class Budget(_Part):
+class Budget(StatusPart):
     """The memory, worked out before any pod existed."""
 
     precision: str | None = None
@@ -76,7 +76,7 @@ class Budget(_Part):
     """What `auto` passed over, best first, and why."""
 
 
-class Observed(_Part):
+class Observed(StatusPart):
     """Bytes as measured by the runtime, the most of any replica; beside budget.perDevice, which was predicted."""
 
     weights: Whole | None = None
@@ -87,7 +87,7 @@ class Observed(_Part):
     """The most the process has held."""
 
 
-class Step(_Part):
+class Step(StatusPart):
     """A step that moves bytes."""
 
     bytes: Whole | None = None
@@ -105,14 +105,14 @@ class Download(Step):
     """Seconds that are left at the present pace."""
 
 
-class Taken(_Part):
+class Taken(StatusPart):
     """A step that only takes time."""
 
     seconds: Seconds | None = None
     """Taken so far."""
 
 
-class Startup(_Part):
+class Startup(StatusPart):
     """How starting went, of the replica that starts now or else of the slowest one."""
 
     download: Download | None = None
@@ -124,7 +124,7 @@ class Startup(_Part):
     """From loaded weights to the first token."""
 
 
-class Load(_Part):
+class Load(StatusPart):
     """How busy the replicas are together, in steps coarse enough that a steady load writes nothing."""
 
     running_requests: Whole | None = None
@@ -137,7 +137,7 @@ class Load(_Part):
     """The same in words."""
 
 
-class Condition(_Part):
+class Condition(StatusPart):
     """metav1.Condition: what is true, why, and since when."""
 
     type: Annotated[str, Field(max_length=316)]
@@ -156,7 +156,7 @@ class Condition(_Part):
     """For people, with what to do."""
 
 
-class ModelDeploymentStatus(_Part):
+class ModelDeploymentStatus(StatusPart):
     """What the operator found. Written by it alone."""
 
     observed_generation: Whole | None = None

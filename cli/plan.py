@@ -62,11 +62,10 @@ def plan(
             typer.echo(json.dumps({**report, "fits": False, "reason": error.message, "fitsWith": error.ways}, indent=2))
             raise typer.Exit(1) from None
         raise
-    chosen = {"precision": found.precision, "parallelism": {"tensor": found.tensor}}
     not_run = None
     try:
-        wanted = spec.model_dump(by_alias=True, exclude_none=True) | chosen
-        refuse_not_run_yet(type(spec).model_validate(wanted))
+        tensor = spec.parallelism.model_copy(update={"tensor": found.tensor})
+        refuse_not_run_yet(spec.model_copy(update={"precision": found.precision, "parallelism": tensor}))
     except NotRunYetError as error:
         not_run = str(error)
     copies = replication(facts, found.tensor)
@@ -106,6 +105,12 @@ def _facts(deployment: "ModelDeployment", config: Path | None) -> "ModelFacts":
     from plimsoll.checkpoint.sources import resolve
 
     source = deployment.spec.model.source
+    if config is None and not source:
+        raise SpecError(
+            "what it will write is not there yet", field="spec.model.quantizationJob",
+            value=deployment.spec.model.quantization_job,
+            fix="Give --config CONFIG.JSON of the checkpoint that it quantises, and precision: w4a16",
+        )  # fmt: skip
     if config is None and source.startswith("hf://"):
         config = _hub_config(source)
     if config is None:

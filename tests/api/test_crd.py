@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from plimsoll.api.crd import as_yaml, model_deployment_crd, object_schema
+from plimsoll.api.crd import DEPLOYMENTS, KINDS, Kind, as_yaml, definition, object_schema
 from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.errors import SpecError
 from plimsoll.api.manifest import parse_manifest
@@ -21,20 +21,21 @@ from plimsoll.api.reference import reference
 from plimsoll.api.status import PHASES, known
 from tests.support.manifests import ENDPOINTS, ON_CPU, ON_GPU, SOURCES, Wrong, manifest, wrong_manifests
 
-FILE = "plimsoll.dev_modeldeployments.yaml"
 SCHEMA = object_schema()
 SPEC, STATUS = SCHEMA["properties"]["spec"], SCHEMA["properties"]["status"]
 
 
 def test_what_is_checked_in_is_what_the_types_say(repository: Path) -> None:
-    crd = model_deployment_crd()
-    for folder in ("crds", "charts/plimsoll/files/crds"):
-        assert (repository / folder / FILE).read_text() == as_yaml(crd), "run `make crds`"
-    assert (repository / "docs/reference.md").read_text() == reference(crd), "run `make crds`"
+    for kind in KINDS:
+        for folder in ("crds", "charts/plimsoll/files/crds"):
+            assert (repository / folder / kind.file).read_text() == as_yaml(definition(kind)), "run `make crds`"
+    described = "\n".join(reference(definition(kind)) for kind in KINDS)
+    assert (repository / "docs/reference.md").read_text() == described, "run `make crds`"
 
 
-def test_it_is_small(repository: Path) -> None:
-    assert (repository / "crds" / FILE).stat().st_size < 60_000
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_it_is_small(repository: Path, kind: Kind) -> None:
+    assert (repository / "crds" / kind.file).stat().st_size < 60_000
 
 
 def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -47,8 +48,9 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
 
 
 @pytest.mark.parametrize("part", ["spec", "status"])
-def test_every_field_says_what_it_is_for_and_has_one_type(part: str) -> None:
-    for path, node in nodes(SCHEMA["properties"][part], part):
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_field_says_what_it_is_for_and_has_one_type(kind: Kind, part: str) -> None:
+    for path, node in nodes(object_schema(kind)["properties"][part], part):
         assert not {"$ref", "anyOf", "oneOf", "allOf", "title", "const", "$defs"} & set(node), path
         assert ("type" in node) != bool(node.get("x-kubernetes-int-or-string")), path
         if not path.endswith("[]"):
@@ -73,7 +75,7 @@ def test_fields_of_one_machine_are_left_out_and_no_others() -> None:
 
 
 def test_a_list_shows_ready_phase_since_load_place_and_reason() -> None:
-    version = model_deployment_crd()["spec"]["versions"][0]
+    version = definition(DEPLOYMENTS)["spec"]["versions"][0]
     narrow = [column["name"] for column in version["additionalPrinterColumns"] if not column["priority"]]
     assert narrow == ["Ready", "Phase", "Since", "Load", "Endpoint", "Age", "Message"]
     assert version["subresources"]["scale"]["specReplicasPath"] == ".spec.replicas"

@@ -61,8 +61,9 @@ def test_fields_are_named_as_the_status_page_names_them() -> None:
     "change",
     [
         {"phase": "Cooking"}, {"percent": 101}, {"percent": -1}, {"layer": "3"}, {"layer": -1}, {"layer": 1.5},
-        {"seconds": float("nan")}, {"seconds": float("inf")}, {"peakMemory": True},
-        {"output": {"digest": "x", "bytes": 1}}, {"output": {"digest": "sha256:" + "a" * 64}}, {"evaluation": []}, {"evaluation": {"before": 1.0}},
+        {"seconds": float("nan")}, {"seconds": float("inf")}, {"peakMemory": True}, {"evaluation": []},
+        {"output": {"digest": "x", "bytes": 1}}, {"output": {"digest": "sha256:" + "a" * 64}},
+        {"evaluation": {"before": 1.0}},
         {"reason": "no words here"}, {"reason": "$(id)"}, {"message": 5}, {"message": ["x"]},
     ],
 )  # fmt: skip

@@ -62,8 +62,9 @@ def test_the_example_of_every_setting_has_every_setting(repository: Path) -> Non
                 found += missing(inner, given[info.alias], f"{path}{info.alias}.") if inner else []
         return found
 
-    # Shown as comments: the one goes with one machine alone, the other with GPUs.
-    assert missing(ModelDeployment.model_fields["spec"].annotation, spec, "") == ["serving.apiKeysFile", "pod.memory"]
+    # Shown as comments: what stands in a source's place, goes with one machine alone, or with GPUs.
+    shown = ["model.quantizationJob", "serving.apiKeysFile", "pod.memory"]
+    assert missing(ModelDeployment.model_fields["spec"].annotation, spec, "") == shown
 
 
 @pytest.mark.parametrize(

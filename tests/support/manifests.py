@@ -1,7 +1,7 @@
 """ModelDeployments, right and wrong: each field bent out of shape in every way that its schema knows, and by hand."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,11 @@ ON_GPU: Manifest = {
     "pod": {"memory": "8Gi", "cpu": 4, "tolerations": [{"operator": "Exists"}]},
 }
 
+OF_A_JOB: Manifest = {
+    "model": {"quantizationJob": "qwen-awq", "servedName": "qwen"},
+    "accelerator": {"resource": "cpu"},
+}
+
 SOURCES = (
     "hf://org/name", "hf://org/na.me-1_x@v1.0", "hf://org/name@0123abc/model-Q4_K_M.gguf", "hf://o/n@refs%2Fpr%2F1",
     "pvc://claim", "pvc://claim/", "pvc://a-claim.of/some folder/model.gguf", "s3://bucket", "s3://bucket/a/b/",
@@ -85,6 +90,13 @@ ENDPOINTS = ("https://hf-mirror.com", "http://minio.storage.svc:9000", "https://
 #: source, endpoint and the like: what types cannot say, with the field that is at fault.
 _TOLERATIONS = "spec.pod.tolerations[0]"
 _TOGETHER: tuple[tuple[str, Manifest, str], ...] = (
+    ("neither source nor job", {"model": {"servedName": "x"}}, "spec.model"),
+    ("a source and a job", {"model": {"source": "hf://org/name", "quantizationJob": "x"}}, "spec.model"),
+    ("an empty source", {"model": {"source": ""}}, "spec.model.source"),
+    ("a locked job", {"model": {"quantizationJob": "x", "credentialsSecret": "s"}}, "spec.model.credentialsSecret"),
+    ("a job in a claim", {"model": {"quantizationJob": "x", "cacheClaim": "c"}}, "spec.model.cacheClaim"),
+    ("a job of a service", {"model": {"quantizationJob": "x", "endpoint": "https://a"}}, "spec.model.endpoint"),
+    ("a job no job is called", {"model": {"quantizationJob": "Qwen_AWQ"}}, "spec.model.quantizationJob"),
     ("a path of one machine", {"model": {"source": "file:///models/a"}}, "spec.model.source"),
     ("no scheme", {"model": {"source": "org/name"}}, "spec.model.source"),
     ("an unknown scheme", {"model": {"source": "gs://bucket/prefix"}}, "spec.model.source"),
@@ -151,7 +163,7 @@ _NAMES = ("1demo", "de.mo", "a" * 41, "x-", "demo-", "0", "d" * 60)
 
 def wrong_manifests() -> Iterator[Wrong]:
     """One fault each: of shape for every field of the schema, of sense from the list above."""
-    yield from _bent(object_schema()["properties"]["spec"], (), "spec")
+    yield from bent(object_schema()["properties"]["spec"], (), "spec", _fullest)
     for what, change, field in _TOGETHER:
         spec = {"model": {"source": "hf://org/name"}, "accelerator": {"resource": "cpu"}} | change
         yield Wrong(what, manifest(spec), field)
@@ -168,28 +180,36 @@ def wrong_manifests() -> Iterator[Wrong]:
     yield Wrong("an unknown part", whole, "specs")
 
 
-def _bent(schema: Manifest, place: tuple[Any, ...], path: str) -> Iterator[Wrong]:
+def bent(
+    schema: Manifest, place: tuple[Any, ...], path: str, fullest: Callable[[tuple[Any, ...]], Manifest]
+) -> Iterator[Wrong]:
+    """Every field below `place` in every wrong shape, in the `fullest` manifest that has this place."""
+
+    def changed(where: tuple[Any, ...], value: Any) -> Manifest:
+        return _with(fullest(where), where, value)
+
     for name, inner in schema["properties"].items():
         here, field = (*place, name), f"{path}.{name}"
         for value in _misfits(inner):
-            yield Wrong(f"{field} is {str(value)[:24]!r}", _with(here, value), field)
+            yield Wrong(f"{field} is {str(value)[:24]!r}", changed(here, value), field)
         if name in schema.get("required", ()):
-            yield Wrong(f"{field} is missing", _with(here, _ABSENT), field)
+            yield Wrong(f"{field} is missing", changed(here, _ABSENT), field)
         if "properties" in inner:
-            yield from _bent(inner, here, field)
+            yield from bent(inner, here, field, fullest)
         if "properties" in inner.get("items", {}):
-            yield from _bent(inner["items"], (*here, 0), f"{field}[0]")
+            yield from bent(inner["items"], (*here, 0), f"{field}[0]", fullest)
     typo = f"{next(iter(schema['properties']))}s"
-    yield Wrong(f"{path}.{typo} is unknown", _with((*place, typo), 1), f"{path}.{typo}")
+    yield Wrong(f"{path}.{typo} is unknown", changed((*place, typo), 1), f"{path}.{typo}")
 
 
 _ABSENT = object()
 
 
-def _with(place: tuple[Any, ...], value: Any) -> Manifest:
-    """The fullest manifest that has this place, with `value` there."""
-    base = ON_GPU if place[:2] == ("pod", "memory") else ON_CPU
-    found = manifest(base)
+def _fullest(place: tuple[Any, ...]) -> Manifest:
+    return manifest(ON_GPU if place[:2] == ("pod", "memory") else ON_CPU)
+
+
+def _with(found: Manifest, place: tuple[Any, ...], value: Any) -> Manifest:
     owner = found["spec"]
     for key in place[:-1]:
         owner = owner[key]

@@ -1,0 +1,221 @@
+"""`QuantizationJob` v1alpha1: turn a checkpoint into a 4-bit or 8-bit one, prove it is still good, write it to a claim.
+
+As with ModelDeployment, only fields that work, an unknown one is an error, and docstrings are what `kubectl explain`
+says.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from plimsoll.api import rules
+from plimsoll.api.dataset import parse_dataset
+from plimsoll.api.deployment import CheckpointSource, Metadata, PodPlacement, SourceAddress
+from plimsoll.api.errors import SpecError
+from plimsoll.api.fields import Memory, ObjectName, Part, Processors, fault_at
+from plimsoll.api.rules import RULES
+
+QUANTIZATION_KIND = "QuantizationJob"
+
+_PERCENT = r"^[0-9]{1,4}(\.[0-9]{1,3})?%$"
+
+
+def _percent(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(_PERCENT, value, re.ASCII):
+        raise ValueError("must be a percentage such as 2% or 0.5%")
+    return float(value[:-1]) / 100
+
+
+Percent = Annotated[
+    float, BeforeValidator(_percent), WithJsonSchema({"type": "string", "pattern": _PERCENT, "maxLength": 10})
+]
+"""A share, as a fraction."""
+
+
+def _dataset(value: str) -> str:
+    try:
+        found = parse_dataset(value)
+    except SpecError as error:
+        raise ValueError(rules.DATASET_WORDS) from error
+    if value.startswith("file://"):
+        return value
+    if found.kind == "path" or re.search(rules.STRAY, value.partition("://")[2]):
+        raise ValueError(rules.DATASET_WORDS)
+    return value
+
+
+DatasetAddress = Annotated[
+    str, Field(max_length=1024, json_schema_extra={RULES: rules.DATASET}), AfterValidator(_dataset)
+]
+
+
+def _output(value: str) -> str:
+    if value.startswith("file://") and value != "file://":
+        return value
+    if not re.fullmatch(rules.OUTPUT_FORM, value) or re.search(rules.STRAY, value.partition("://")[2]):
+        raise ValueError(rules.OUTPUT_WORDS)
+    return value
+
+
+class Checkpoint(CheckpointSource):
+    """Which checkpoint is quantised, and how it is reached."""
+
+    model_config = ConfigDict(json_schema_extra={RULES: rules.MODEL})
+
+    source: SourceAddress
+    """The checkpoint as it was trained, or as near to that as there is: a Hugging Face folder or one GGUF file, by
+    `hf://ORG/NAME[@REVISION][/FILE.gguf]`, `pvc://CLAIM/PATH`, `s3://BUCKET/PREFIX` or `oci://IMAGE@sha256:DIGEST`."""
+
+
+class Weights(Part):
+    """How linear weights are held afterwards. Embedding and head stay as they are."""
+
+    bits: Literal[4, 8] | None = None
+    """Bits of a weight. Default: 4, and 8 for method int8, which go with nothing else."""
+    group_size: Literal[32, 64, 128] | None = None
+    """Columns that share a scale; it must divide the model's widths, and a smaller one costs memory and loses less.
+    Default: 128. Goes with 4 bits."""
+    search_scale: bool | None = None
+    """Look for scales of input channels that keep what calibration showed to matter. Default: true. Goes with method
+    awq."""
+    clip: bool | None = None
+    """Look for narrower ranges. Default: true. Goes with method awq."""
+
+
+class Calibration(Part):
+    """The text that the search looks at. It is packed into samples, never dropped; what has been used is in the
+    manifest of the output by its hash."""
+
+    model_config = ConfigDict(json_schema_extra={RULES: rules.TEXTS})
+
+    dataset: DatasetAddress | None = None
+    """`self`, text sampled from the model by our own engine, which needs nothing beside it; `pvc://CLAIM/PATH`, a file
+    or folder (jsonl, txt, parquet) on a claim of this namespace; or `hf://datasets/ORG/NAME[@REVISION][/CONFIG/SPLIT]`.
+    Default: self."""
+    config_map: ObjectName | None = None
+    """A ConfigMap of this namespace whose values are texts, in place of a dataset; keys are file names such as
+    news.txt or chats.jsonl."""
+    samples: Annotated[int, Field(ge=1, le=65536)] = 128
+    """Sequences of calibration."""
+    sequence_length: Annotated[int, Field(ge=16, le=32768)] = 2048
+    """Tokens in each. Evaluation uses it too."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Sequences that are computed at once. Default: as many as fit accelerator.memory."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "Calibration":
+        if self.dataset is not None and self.config_map is not None:
+            raise ValueError(rules.TEXTS_WORDS)
+        return self
+
+
+class Evaluation(Part):
+    """What the output is measured on, and from which loss on nobody may serve it."""
+
+    model_config = ConfigDict(json_schema_extra={RULES: rules.TEXTS})
+
+    dataset: DatasetAddress | None = None
+    """Held-out text, written as calibration.dataset is. Default: other text of calibration's own."""
+    config_map: ObjectName | None = None
+    """A ConfigMap of this namespace whose values are texts, in place of a dataset."""
+    max_perplexity_increase: Percent | None = None
+    """The gate: past this the job is Failed with reason GateFailed, and its output is refused by everything
+    downstream; such as 2%. Default: perplexity is measured and not judged."""
+    max_kl_divergence: Annotated[float, Field(gt=0, le=100)] | None = Field(default=None, alias="maxKLDivergence")
+    """The same for the mean Kullback-Leibler divergence from the model as it was, in nats a token. Default: it is
+    measured and not judged."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "Evaluation":
+        if self.dataset is not None and self.config_map is not None:
+            raise ValueError(rules.TEXTS_WORDS)
+        return self
+
+
+class JobAccelerator(Part):
+    """What the job runs on, and the memory line it never passes."""
+
+    resource: Literal["cpu"] = "cpu"
+    """A layer at a time needs processors and no GPU."""
+    memory: Memory | None = None
+    """The line, and the pod's request and limit, such as 8Gi: micro-batches are sized to it. Default: what the sum at
+    admission came to."""
+
+
+class JobPod(PodPlacement):
+    """The few things of the job's pod that are the cluster's business."""
+
+    cpu: Processors | None = None
+    """Processors of the pod, and threads of the job; the output's bytes do not depend on it. Default: what the node
+    has; a request of 1."""
+
+
+class QuantizationJobSpec(Part):
+    """What is wanted. It may be corrected until the job has started; from then on it is immutable."""
+
+    model_config = ConfigDict(json_schema_extra={RULES: rules.QUANTIZATION})
+
+    model: Checkpoint
+    method: Literal["awq", "rtn", "int8"] = "awq"
+    """awq looks for scales and ranges on calibration text (arXiv 2306.00978); rtn rounds to nearest and needs no text;
+    int8 rounds each row to 8 bits."""
+    weights: Weights = Weights()
+    format: Literal["awq", "compressed-tensors"] | None = None
+    """How the output is written: AutoAWQ's gemm layout, or compressed-tensors pack-quantized. Default: awq, and
+    compressed-tensors for method int8."""
+    calibration: Calibration = Calibration()
+    evaluation: Evaluation = Evaluation()
+    output: Annotated[
+        str, Field(max_length=1024, json_schema_extra={RULES: rules.OUTPUT}), AfterValidator(_output)
+    ]  # fmt: skip
+    """Where the quantised checkpoint goes: `pvc://CLAIM/PATH`, a folder of its own that holds no other job's output.
+    It appears there whole or not at all, and stays when the job is deleted."""
+    accelerator: JobAccelerator = JobAccelerator()
+    pod: JobPod = JobPod()
+    backoff_limit: Annotated[int, Field(ge=0, le=100)] = 6
+    """Crashes after which the job is Failed; each attempt resumes at the layer that was reached. Evictions, drains and
+    deleted pods do not count."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=(1 << 31) - 1)] = 86400
+    """How long the finished Job and its pod are kept to be looked at. This object and the output stay."""
+    seed: Annotated[int, Field(ge=0, le=(1 << 31) - 1)] = 0
+    """Same seed, same bytes."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "QuantizationJobSpec":
+        weights, eight = self.weights, self.method == "int8"
+        if weights.bits is not None and weights.bits != (8 if eight else 4):
+            raise fault_at(("weights", "bits"), rules.BITS_WORDS, weights.bits)
+        if eight and weights.group_size is not None:
+            raise fault_at(("weights", "groupSize"), rules.GROUP_WORDS, weights.group_size)
+        for name, value in (("searchScale", weights.search_scale), ("clip", weights.clip)):
+            if self.method != "awq" and value is not None:
+                raise fault_at(("weights", name), rules.SEARCH_WORDS, value)
+        if eight and self.format == "awq":
+            raise fault_at(("format",), rules.FORMAT_WORDS, self.format)
+        source = self.model.source.rstrip("/")
+        if f"{self.output}/".startswith(f"{source}/") or f"{source}/".startswith(f"{self.output}/"):
+            raise fault_at(("output",), rules.APART_WORDS, self.output)
+        return self
+
+    @property
+    def bits(self) -> int:
+        return 8 if self.method == "int8" else 4
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale; 0: one scale a row."""
+        return 0 if self.method == "int8" else self.weights.group_size or 128
+
+    @property
+    def written_format(self) -> str:
+        return self.format or ("compressed-tensors" if self.method == "int8" else "awq")
+
+
+class QuantizationJob(Part):
+    """Quantises one checkpoint on a machine that need not hold it in memory, measures what that cost, and writes it."""
+
+    api_version: Literal["plimsoll.dev/v1alpha1"]
+    kind: Literal["QuantizationJob"]
+    metadata: Metadata
+    spec: QuantizationJobSpec
