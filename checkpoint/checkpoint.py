@@ -14,6 +14,8 @@ import numpy.typing as npt
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.facts import expected_tensors, facts_from_config
 from plimsoll.api.model import ModelFacts, TensorFact
+from plimsoll.api.quantization import DTYPE_OF_BITS, Quantization, parse_quantization
+from plimsoll.checkpoint.quantized.linear import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class RawTensor:
     """One tensor in memory of its own: writable, C order, `data.shape == shape`.
 
     `dtype` is the safetensors name of the values; BF16 and F8 come as unsigned integers of the same width, since numpy
-    has no such types. Block-quantised GGUF tensors come dequantised, as F32.
+    has no such types. Quantised weights and GGUF's blocks come dequantised, as F32.
     """
 
     dtype: str
@@ -70,6 +72,15 @@ class Checkpoint(ABC):
             KeyError: no tensor of that name.
             CheckpointError: the file is unreadable or has become shorter.
         """
+
+    def read_quantized(self, module: str, rows: tuple[int, int] | None = None) -> QuantizedLinear:
+        """The weight of a quantised linear (`model.layers.0.mlp.up_proj`), or rows [start, stop) of it, in its codes.
+
+        Raises:
+            KeyError: that module is stored whole; `read` gives its weight, as it gives a quantised one's in float32.
+            CheckpointError: as `read`, and for scales that are not finite or columns out of order.
+        """
+        raise KeyError(module)
 
     @abstractmethod
     def files(self) -> Sequence[Path]:
@@ -140,17 +151,35 @@ def facts_of(
     try:
         facts = facts_from_config(config, tensors)
     except CheckpointError as error:
-        field = f"{where}: {error.field}" if error.field else where
-        raise CheckpointError(error.message, field=field, value=error.value, fix=error.fix) from None
+        raise _placed(error, where) from None
     _check_tensors(facts, tensors, where)
     ends = dict.fromkeys([*facts.eos_token_ids, *token_ids(generation_config.get("eos_token_id"))])
     return replace(facts, eos_token_ids=tuple(ends))
 
 
+def quantization_of(config: Mapping[str, Any], where: str) -> Quantization | None:
+    """`parse_quantization`, its errors naming the file `where`. Raises CheckpointError."""
+    try:
+        return parse_quantization(config)
+    except CheckpointError as error:
+        raise _placed(error, where) from None
+
+
+def _placed(error: CheckpointError, where: str) -> CheckpointError:
+    field = f"{where}: {error.field}" if error.field else where
+    return CheckpointError(error.message, field=field, value=error.value, fix=error.fix)
+
+
 def _ignorable(name: str, facts: ModelFacts) -> bool:
     # Old exports carry the rotary table, and tied models sometimes the tied head: both are computed from what is read.
-    return name.endswith("rotary_emb.inv_freq") or (
-        facts.tie_embeddings and name in ("lm_head.weight", "output.weight")
+    # GPTQ's exporters add biases of zeros; that they are zeros is seen when they are read.
+    module, _, kind = name.rpartition(".")
+    weight = (facts.tensors or {}).get(f"{module}.weight")
+    gptq = facts.quantization is not None and facts.quantization.format == "gptq"
+    return (
+        name.endswith("rotary_emb.inv_freq")
+        or (facts.tie_embeddings and name in ("lm_head.weight", "output.weight"))
+        or (gptq and kind == "bias" and weight is not None and weight.dtype in DTYPE_OF_BITS.values())
     )
 
 

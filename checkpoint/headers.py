@@ -13,11 +13,12 @@ from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.gguf_file import MAGIC, MAX_ENTRIES, VERSIONS, _Cursor, _tensor_row
 from plimsoll.checkpoint.huggingface import INDEX_NAME
 from plimsoll.checkpoint.json_file import MAX_JSON_BYTES
+from plimsoll.checkpoint.quantized.manifest import MANIFEST_NAME
 from plimsoll.checkpoint.remote import Remote, RemoteFile
 from plimsoll.checkpoint.safetensors_file import MAX_HEADER_BYTES
 
 #: Files whose content facts are read from.
-WHOLE = ("config.json", "generation_config.json", INDEX_NAME)
+WHOLE = ("config.json", "generation_config.json", INDEX_NAME, MANIFEST_NAME)
 #: The first request of a header: a shard of a large model has 30 KiB of it, a GGUF a few MiB of vocabulary.
 FIRST_SAFETENSORS = 128 * 1024
 FIRST_GGUF = 4 * 1024 * 1024

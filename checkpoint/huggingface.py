@@ -1,13 +1,27 @@
 """A Hugging Face folder: config.json, generation_config.json, and safetensors, single or sharded with an index."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from plimsoll.api.architecture import find_architecture
 from plimsoll.api.errors import CheckpointError
+from plimsoll.api.facts import expected_tensors
 from plimsoll.api.model import TensorFact
-from plimsoll.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, RawTensor, facts_of, row_range
+from plimsoll.checkpoint.checkpoint import (
+    FLOAT_DTYPES,
+    Checkpoint,
+    RawTensor,
+    facts_of,
+    quantization_of,
+    row_range,
+)
 from plimsoll.checkpoint.json_file import read_object
+from plimsoll.checkpoint.quantized.formats import layout_of
+from plimsoll.checkpoint.quantized.linear import QuantizedLinear
+from plimsoll.checkpoint.quantized.manifest import check_sizes, read_manifest
+from plimsoll.checkpoint.quantized.stored import logical_tensors
 from plimsoll.checkpoint.safetensors_file import STORAGE, StoredTensor, read_header, read_range
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -66,7 +80,12 @@ def _refuse_without_weights(folder: Path) -> None:
 
 
 class HuggingFaceCheckpoint(Checkpoint):
-    """See `Checkpoint`. Tensors keep the names and dtypes of the files."""
+    """See `Checkpoint`. Tensors keep the names and dtypes of the files; a quantised linear has its weight's name, and
+    W4 or W8 for a dtype.
+
+    Attributes:
+        manifest: what `plimsoll quantize` wrote beside the weights, if it made them.
+    """
 
     format: Literal["huggingface", "gguf"] = "huggingface"
 
@@ -77,6 +96,9 @@ class HuggingFaceCheckpoint(Checkpoint):
             CheckpointError: anything missing, truncated, mismatched or not supported, by file and field.
         """
         self.path = folder
+        self.manifest = read_manifest(folder)
+        if self.manifest is not None:
+            check_sizes(folder, self.manifest)
         config_path = folder / "config.json"
         if not config_path.is_file():
             raise CheckpointError(
@@ -97,13 +119,24 @@ class HuggingFaceCheckpoint(Checkpoint):
                 self._stored[name] = (file, tensor)
         if weight_map is not None:
             self._check_index(weight_map)
-        tensors = {
+        stored = {
             name: TensorFact(name, tensor.shape, tensor.dtype, tensor.nbytes)
             for name, (_, tensor) in self._stored.items()
         }
-        self.facts = facts_of(self.config, self.generation_config, tensors, str(config_path))
-        for fact in tensors.values():
-            if fact.dtype not in FLOAT_DTYPES:
+        quantization = quantization_of(self.config, str(config_path))
+        logical = logical_tensors(stored, quantization, str(folder))
+        self._modules = logical.modules
+        self._parts: tuple[str, Mapping[str, RawTensor]] = "", {}
+        self.facts = facts_of(self.config, self.generation_config, logical.tensors, str(config_path))
+        arch = find_architecture(self.facts.architecture)
+        for module in (arch.embedding, arch.head):
+            if module in self._modules:
+                raise CheckpointError(
+                    "a quantised embedding or head is not run", field=f"{folder}: {module}",
+                    fix="Leave it whole when quantising",
+                )  # fmt: skip
+        for fact in logical.tensors.values():
+            if fact.dtype not in FLOAT_DTYPES and fact.name.removesuffix(".weight") not in self._modules:
                 raise CheckpointError(
                     f"is stored as {fact.dtype}", field=f"{folder}: {fact.name}", fix=f"Weights must be {FLOAT_DTYPES}"
                 )
@@ -119,10 +152,51 @@ class HuggingFaceCheckpoint(Checkpoint):
                     fix="Index and shards are from different exports; download both again",
                 )
 
+    def digest(self) -> str:
+        digest = super().digest()
+        if self.manifest is None:
+            return digest
+        # Two quantisations of one model have the same headers; the manifest knows their contents.
+        return "sha256:" + hashlib.sha256(f"{digest} {self.manifest.digest}".encode()).hexdigest()
+
     def files(self) -> Sequence[Path]:
         return tuple(self._files)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> RawTensor:
+        module = name.removesuffix(".weight")
+        if module != name and module in self._modules:
+            values = self.read_quantized(module, rows).dequantize()
+            return RawTensor("F32", values.shape, values)
+        return self._read_stored(name, rows)
+
+    def read_quantized(self, module: str, rows: tuple[int, int] | None = None) -> QuantizedLinear:
+        quantization = self.facts.quantization
+        if quantization is None or module not in self._modules:
+            raise KeyError(module)
+        name = f"{module}.weight"
+        start, stop, _ = row_range(self.tensors[name].shape, rows, name)
+        # Most formats lie transposed, so that any rows of a weight are in all of its file: read once, unpacked in runs.
+        held, parts = self._parts
+        if held != module:
+            parts = {suffix: self._read_stored(f"{module}.{suffix}", None) for suffix in self._modules[module]}
+            self._check_bias(module)
+            self._parts = module, parts
+        return layout_of(quantization).unpack(parts, quantization, (start, stop), f"{self.path}: {module}")
+
+    def _check_bias(self, module: str) -> None:
+        """GPTQ's exporters add biases to models that have none; only zeros change nothing."""
+        name = f"{module}.bias"
+        if (
+            name in self._stored
+            and name not in expected_tensors(self.facts)
+            and self._read_stored(name, None).data.any()
+        ):
+            raise CheckpointError(
+                f"{self.facts.architecture} has no bias here, and this one is not zero", field=f"{self.path}: {name}",
+                fix="Ignoring it would change the answers; use the configuration the weights were saved with",
+            )  # fmt: skip
+
+    def _read_stored(self, name: str, rows: tuple[int, int] | None) -> RawTensor:
         file, tensor = self._stored[name]
         start, stop, width = row_range(tensor.shape, rows, name)
         storage = STORAGE[tensor.dtype]

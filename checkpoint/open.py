@@ -5,6 +5,7 @@ from pathlib import Path
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.huggingface import HuggingFaceCheckpoint
+from plimsoll.checkpoint.quantized.manifest import refuse_failed_gate
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
@@ -13,7 +14,8 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     Headers are read and checked; no memory is taken for weights.
 
     Raises:
-        CheckpointError: nothing there, or not a whole, coherent checkpoint of a served architecture.
+        CheckpointError: nothing there, not a whole, coherent checkpoint of a served architecture, or one that failed
+            the gate of its quantisation.
     """
     path = Path(path)
     try:
@@ -29,6 +31,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
                     fix="Name the one to load",
                 )  # fmt: skip
             return _open_gguf(ggufs[0])
+        refuse_failed_gate(path)
         return HuggingFaceCheckpoint(path)
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror or error}", field=str(path)) from None

@@ -39,7 +39,7 @@ class AwqLayout:
         return {
             "qweight": Part((columns, rows // 8), ("I32",)),
             "qzeros": Part((groups, rows // 8), ("I32",)),
-            "scales": Part((groups, rows), SCALE_DTYPES),
+            "scales": Part((groups, rows), SCALE_DTYPES[quantization.bits]),
         }
 
     def pack(self, linear: QuantizedLinear, name: str) -> dict[str, RawTensor]:
@@ -53,7 +53,9 @@ class AwqLayout:
         return {
             "qweight": stored("I32", _pack(linear.codes.T)),
             "qzeros": stored("I32", _pack(zeros.T)),
-            "scales": store_scales(np.ascontiguousarray(linear.scales.T), linear.scale_dtype, f"{name}.scales"),
+            "scales": store_scales(
+                np.ascontiguousarray(linear.scales.T), linear.scale_dtype, linear.bits, f"{name}.scales"
+            ),
         }
 
     def unpack(

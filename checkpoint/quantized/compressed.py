@@ -34,7 +34,7 @@ class CompressedLayout:
         groups = quantization.groups(columns)
         parts = {
             "weight_packed": Part((rows, columns * quantization.bits // 32), ("I32",)),
-            "weight_scale": Part((rows, groups), SCALE_DTYPES),
+            "weight_scale": Part((rows, groups), SCALE_DTYPES[quantization.bits]),
             "weight_shape": Part((2,), ("I64", "I32")),
         }
         if not quantization.symmetric:
@@ -51,7 +51,7 @@ class CompressedLayout:
         unsigned = linear.unsigned()
         packed = {
             "weight_packed": stored("I32", words.pack(unsigned, linear.bits)),
-            "weight_scale": store_scales(linear.scales, linear.scale_dtype, f"{name}.weight_scale"),
+            "weight_scale": store_scales(linear.scales, linear.scale_dtype, linear.bits, f"{name}.weight_scale"),
             "weight_shape": stored("I64", np.array(linear.shape, dtype=np.int64)),
         }
         if linear.zeros is not None:

@@ -40,7 +40,7 @@ class GptqLayout:
         return {
             "qweight": Part((columns * bits // 32, rows), ("I32",)),
             "qzeros": Part((groups, rows * bits // 32), ("I32",)),
-            "scales": Part((groups, rows), SCALE_DTYPES),
+            "scales": Part((groups, rows), SCALE_DTYPES[quantization.bits]),
             "g_idx": Part((columns,), ("I32",), optional=True),
         }
 
@@ -60,7 +60,9 @@ class GptqLayout:
         return {
             "qweight": stored("I32", words.pack(np.ascontiguousarray(unsigned.T).T, linear.bits).T),
             "qzeros": stored("I32", words.pack(zeros.T, linear.bits)),
-            "scales": store_scales(np.ascontiguousarray(linear.scales.T), linear.scale_dtype, f"{name}.scales"),
+            "scales": store_scales(
+                np.ascontiguousarray(linear.scales.T), linear.scale_dtype, linear.bits, f"{name}.scales"
+            ),
             "g_idx": stored("I32", np.arange(columns, dtype=np.int32) // linear.group),
         }
 

@@ -133,6 +133,20 @@ def read_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Raises CheckpointError where a file of weights has gone or is not as long as it was written."""
+    for file in manifest.files:
+        path = folder / file.name
+        if not file.name.endswith(".safetensors"):
+            continue
+        found = path.stat().st_size if path.is_file() else None
+        if found != file.bytes:
+            raise CheckpointError(
+                f"was written with {file.bytes} bytes", field=str(path),
+                value="no such file" if found is None else found, fix=_MADE_ANEW,
+            )  # fmt: skip
+
+
 def refuse_failed_gate(folder: Path) -> None:
     """Raises CheckpointError, with the figures, for a folder whose quantisation lost more than was allowed."""
     manifest = read_manifest(folder)

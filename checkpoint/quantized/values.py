@@ -1,5 +1,6 @@
 """Stored floats and integers from and to numpy, with checks that name the tensor."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +11,8 @@ from plimsoll.checkpoint.checkpoint import RawTensor
 from plimsoll.checkpoint.quantized.linear import ScaleDtype
 from plimsoll.checkpoint.safetensors_writer import encode
 
-SCALE_DTYPES: tuple[ScaleDtype, ...] = ("F16", "BF16", "F32")
+#: Scales of 4 bits are held as stored and sized as 2 bytes; those of 8 bits are held in float32.
+SCALE_DTYPES: Mapping[int, tuple[ScaleDtype, ...]] = {4: ("F16", "BF16"), 8: ("F16", "BF16", "F32")}
 
 
 def stored(dtype: str, data: npt.NDArray[Any]) -> RawTensor:
@@ -18,12 +20,18 @@ def stored(dtype: str, data: npt.NDArray[Any]) -> RawTensor:
     return RawTensor(dtype, data.shape, data)
 
 
-def store_scales(scales: npt.NDArray[np.float32], dtype: ScaleDtype, name: str) -> RawTensor:
+def store_scales(scales: npt.NDArray[np.float32], dtype: ScaleDtype, bits: int, name: str) -> RawTensor:
     """`scales` in `dtype`.
 
     Raises:
-        CheckpointError: a value is not exactly one of `dtype`: what is served would not be what was measured.
+        CheckpointError: `dtype` is none for weights of `bits`, or a value is not exactly one of it: what is served
+            would not be what was measured.
     """
+    if dtype not in SCALE_DTYPES[bits]:
+        raise CheckpointError(
+            f"{bits}-bit weights have scales of {' or '.join(SCALE_DTYPES[bits])}", field=name, value=dtype,
+            fix="Round them before coding",
+        )  # fmt: skip
     data = encode(scales, dtype, name)
     if not np.array_equal(_floats(dtype, data), scales):
         raise CheckpointError(f"holds scales that are no values of {dtype}", field=name, fix="Round them before coding")

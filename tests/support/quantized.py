@@ -1,0 +1,85 @@
+"""Tiny quantised checkpoints of every format, rounded to nearest, beside the floats they stand for."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plimsoll.api.quantization import Quantization
+from plimsoll.checkpoint.quantized.formats import layout_of, quantization_config
+from plimsoll.checkpoint.quantized.linear import QuantizedLinear
+from tests.support.checkpoints import make_checkpoint
+
+AWQ = Quantization("awq", 4, 32, False)
+COMPRESSED = Quantization("compressed-tensors", 4, 32, False, ("lm_head",))
+COMPRESSED_SYMMETRIC = Quantization("compressed-tensors", 4, 32, True, ("lm_head",))
+COMPRESSED_8 = Quantization("compressed-tensors", 8, 0, True, ("lm_head",))
+COMPRESSED_8_GROUPS = Quantization("compressed-tensors", 8, 32, True, ("lm_head",))
+GPTQ = Quantization("gptq", 4, 32, True, zero_offset=1)
+GPTQ_V2 = Quantization("gptq", 4, 32, False)
+GPTQ_8 = Quantization("gptq", 8, 0, True, zero_offset=1)
+ALL = {
+    "awq": AWQ, "ct": COMPRESSED, "ct-symmetric": COMPRESSED_SYMMETRIC, "ct-8": COMPRESSED_8,
+    "ct-8-groups": COMPRESSED_8_GROUPS, "gptq": GPTQ, "gptq-v2": GPTQ_V2, "gptq-8": GPTQ_8,
+}  # fmt: skip
+
+#: Linear layers of Llama's and of InternLM2's spelling.
+LINEARS = ("_proj", ".wqkv", ".wo", ".w1", ".w2", ".w3")
+
+
+def round_to_nearest(weight: Any, said: Quantization) -> QuantizedLinear:
+    """(float32 [N, K]) -> codes about the range of each group, or about zero where symmetric; scales of F16."""
+    rows, columns = weight.shape
+    groups = weight.reshape(rows, said.groups(columns), -1).astype(np.float32)
+    if said.symmetric:
+        most = (1 << (said.bits - 1)) - 1
+        scales = (np.abs(groups).max(2) / most).astype(np.float16).astype(np.float32)
+        codes = np.clip(np.round(groups / scales[:, :, None]), -most - 1, most)
+        if said.bits == 8:
+            return QuantizedLinear(codes.astype(np.int8).reshape(rows, columns), scales)
+        return QuantizedLinear((codes + 8).astype(np.uint8).reshape(rows, columns), scales)
+    low, high = np.minimum(groups.min(2), 0), np.maximum(groups.max(2), 0)
+    scales = ((high - low) / 15).astype(np.float16).astype(np.float32)
+    zeros = np.clip(np.round(-low / scales), 0, 15)
+    codes = np.clip(np.round(groups / scales[:, :, None]) + zeros[:, :, None], 0, 15)
+    return QuantizedLinear(codes.astype(np.uint8).reshape(rows, columns), scales, zeros.astype(np.uint8))
+
+
+def quantize_folder(source: Path, folder: Path, said: Quantization, whole: tuple[str, ...] = ()) -> tuple[Path, Path]:
+    """`source` with its linears stored as `said` describes, except modules with a part of `whole` in their names.
+
+    Returns:
+        The quantised folder, and a float32 one of the values it stands for.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    tensors: dict[str, Any] = {}
+    for file in source.glob("*.safetensors"):
+        tensors |= load_file(file)
+    packed, floats = {}, {}
+    for name, value in tensors.items():
+        module = name.removesuffix(".weight")
+        if module == name or not module.endswith(LINEARS) or any(part in module for part in whole):
+            packed[name] = floats[name] = value
+            continue
+        linear = round_to_nearest(value, said)
+        floats[name] = linear.dequantize()
+        packed |= {f"{module}.{suffix}": raw.data for suffix, raw in layout_of(said).pack(linear, module).items()}
+    twin = folder.with_name(folder.name + "-floats")
+    for where, values in ((folder, packed), (twin, floats)):
+        shutil.copytree(source, where, ignore=shutil.ignore_patterns("*.safetensors*"))
+        save_file({name: np.ascontiguousarray(value) for name, value in values.items()}, where / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization_config(said)}))
+    return folder, twin
+
+
+def make_quantized(
+    folder: Path, said: Quantization, architecture: str = "LlamaForCausalLM", *, whole: tuple[str, ...] = (),
+    **overrides: Any,
+) -> tuple[Path, Path]:  # fmt: skip
+    """`make_checkpoint` in float32, quantised: (its folder, the folder of the floats it stands for)."""
+    source = make_checkpoint(folder.with_name(folder.name + "-source"), architecture, **overrides)
+    return quantize_folder(source, folder, said, whole)
