@@ -1,0 +1,153 @@
+"""What a quantization job takes: memory by step and disk, before any pod exists. Pure arithmetic on a model's facts.
+
+Memory follows the walk: one decoder layer in float32 with what is tried on it, one micro-batch. Hidden states lie on
+disk, and in memory only as far as the line leaves room, so they are no part of what is needed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from plimsoll.api.budget import CONTEXT_BYTES, MIB
+from plimsoll.api.device import TORCH_TABLE, DeviceFacts
+from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.model import ModelFacts
+from plimsoll.api.quantity import format_bytes
+from plimsoll.api.sizes import Matrix, block_bytes, matrices, vector_elements, weight_bytes, workspace_terms
+
+FLOAT = 4
+#: Sequences that the engine samples `self` text in at once.
+SAMPLED_AT_ONCE = 16
+#: Rows of logits that an evaluation holds at once, of each model that it compares.
+LOGIT_ROWS = 128
+#: The model as it was, rounded to nearest, and the output.
+COMPARED = 3
+#: Beside weights: configuration, tokenizer, report, manifest.
+PAPERS_BYTES = 32 * MIB
+_ROUND = 64 * MIB
+
+
+@dataclass(frozen=True)
+class JobLoad:
+    """What decides how much a job takes."""
+
+    method: str
+    bits: int
+    group_size: int
+    """0: one scale a row."""
+    samples: int
+    length: int
+    """Tokens of a sample."""
+    batch: int = 1
+    """Sequences that are computed at once; 1 where nobody says."""
+    sampled: bool = False
+    """Text is sampled from the model, by our engine."""
+
+
+@dataclass(frozen=True)
+class JobNeeds:
+    """Bytes."""
+
+    walk: int
+    sampling: int
+    evaluation: int
+    memory: int
+    """The largest of the three: they follow one another."""
+    output: int
+    scratch: int
+
+    @property
+    def disk(self) -> int:
+        return self.output + self.scratch
+
+
+def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
+    """The sums.
+
+    Raises:
+        SpecError: groups do not divide a width of the model; the sizes that do are named.
+    """
+    check_groups(facts, load.group_size)
+    base = CONTEXT_BYTES["cpu"]
+    linears = [matrix for matrix in matrices(facts, 1) if matrix.linear]
+    layer = FLOAT * sum(matrix.rows * matrix.columns for matrix in linears)
+    # Scaled weights and their rounded twin, of the largest matrices that are searched together.
+    tried = 2 * FLOAT * max(matrix.rows * matrix.columns for matrix in linears) if load.method == "awq" else 0
+    row = 4 * facts.hidden_size + 3 * facts.intermediate_size + 2 * (facts.num_heads + 2) * facts.head_dim
+    batch = FLOAT * load.batch * load.length * row
+    walk = base + layer + tried + batch
+    head = facts.vocab_size * facts.hidden_size * 2
+    logits = COMPARED * LOGIT_ROWS * facts.vocab_size * FLOAT
+    evaluation = base + 2 * layer + batch + head + logits
+    sampling = base + _engine(facts, load) if load.sampled else 0
+    return JobNeeds(
+        walk=walk,
+        sampling=sampling,
+        evaluation=evaluation,
+        memory=-(-max(walk, sampling, evaluation) // _ROUND) * _ROUND,
+        output=_output(facts, load, linears),
+        scratch=2 * FLOAT * load.samples * load.length * facts.hidden_size,
+    )
+
+
+def check_groups(facts: ModelFacts, group_size: int) -> None:
+    """Raises SpecError where a linear's width does not divide by `group_size`, with the sizes that work."""
+    widths = sorted({matrix.columns for matrix in matrices(facts, 1) if matrix.linear})
+    wrong = [width for width in widths if group_size and width % group_size]
+    if not wrong:
+        return
+    fits = [size for size in (128, 64, 32) if all(width % size == 0 for width in widths)]
+    fix = f"Write {' or '.join(map(str, fits))}" if fits else "Use method int8, which has no groups"
+    raise SpecError(
+        f"does not divide {' and '.join(map(str, wrong))} columns of this model",
+        field="spec.weights.groupSize", value=group_size, fix=fix,
+    )  # fmt: skip
+
+
+def check_memory(needs: JobNeeds, line: int, load: JobLoad) -> None:
+    """Raises DoesNotFitError with the sum, and what would fit, where `line` bytes are too few."""
+    if needs.memory <= line:
+        return
+    steps = {"the walk": needs.walk, "evaluation": needs.evaluation, "sampling `self` text": needs.sampling}
+    words = ", ".join(f"{name} {format_bytes(size)}" for name, size in steps.items() if size)
+    raise DoesNotFitError(
+        f"needs {format_bytes(needs.memory)} (the largest of: {words}) of {format_bytes(line)}",
+        field="spec.accelerator.memory", ways=tuple(_ways(needs, line, load)),
+    )  # fmt: skip
+
+
+def _ways(needs: JobNeeds, line: int, load: JobLoad) -> Iterator[str]:
+    if load.sampled and max(needs.walk, needs.evaluation) <= line:
+        yield "calibration.dataset or calibration.configMap in place of self, so that no engine runs"
+    if load.batch > 1:
+        yield "calibration.batchSize 1"
+    yield f"accelerator.memory {-(-needs.memory // MIB)}Mi"
+
+
+def check_disk(needs: JobNeeds, claim: int) -> None:
+    """Raises DoesNotFitError where a claim of so many bytes cannot hold the output and what it is made with."""
+    if needs.disk <= claim:
+        return
+    raise DoesNotFitError(
+        f"needs {format_bytes(needs.output)} for the output + {format_bytes(needs.scratch)} for hidden states = "
+        f"{format_bytes(needs.disk)} of {format_bytes(claim)}, the size of the claim",
+        field="spec.output", ways=(f"a claim of {-(-needs.disk // MIB)}Mi", "fewer calibration.samples"),
+    )  # fmt: skip
+
+
+def _engine(facts: ModelFacts, load: JobLoad) -> int:
+    device = DeviceFacts("cpu", 1 << 62, TORCH_TABLE)
+    terms = workspace_terms(facts, "bfloat16", device, 1, load.length, SAMPLED_AT_ONCE, load.length)
+    blocks = SAMPLED_AT_ONCE * -(-load.length // 64)
+    return weight_bytes(facts, "bfloat16", device) + sum(terms.values()) + blocks * block_bytes(facts, 64, "bfloat16")
+
+
+def _output(facts: ModelFacts, load: JobLoad, linears: list[Matrix]) -> int:
+    """Codes, a 16-bit scale a group, a zero point of 4 bits; what is not quantised as it was, in 16 bits at least."""
+    whole = 4 if facts.dtype == "F32" else 2
+    total = PAPERS_BYTES + vector_elements(facts, 1) * whole
+    total += sum(m.rows * m.columns * m.count * whole for m in matrices(facts, 1) if not m.linear)
+    for matrix in linears:
+        groups = matrix.columns // load.group_size if load.group_size else 1
+        zeros = -(-groups // 2) if load.bits == 4 else 0
+        total += matrix.count * matrix.rows * (matrix.columns * load.bits // 8 + groups * 2 + zeros)
+    return total

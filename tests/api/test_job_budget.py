@@ -1,0 +1,81 @@
+"""What a quantization job takes, by hand for one model and by its properties for all."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plimsoll.api.budget import CONTEXT_BYTES, MIB
+from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.facts import facts_from_config
+from plimsoll.api.job_budget import PAPERS_BYTES, JobLoad, check_disk, check_groups, check_memory, job_needs
+from tests.support.miniature import CONFIG
+
+FACTS = facts_from_config(CONFIG)
+LOAD = JobLoad("awq", 4, 64, samples=128, length=2048)
+
+
+def test_the_walk_holds_one_layer_what_is_tried_on_it_and_a_micro_batch() -> None:
+    layer = 4 * (576 * 576 * 2 + 2 * 192 * 576 + 3 * 1536 * 576)
+    tried = 2 * 4 * 2 * 1536 * 576
+    batch = 4 * 2048 * (4 * 576 + 3 * 1536 + 2 * 11 * 64)
+    assert job_needs(FACTS, LOAD).walk == CONTEXT_BYTES["cpu"] + layer + tried + batch
+    assert job_needs(FACTS, replace(LOAD, method="rtn")).walk == CONTEXT_BYTES["cpu"] + layer + batch
+
+
+def test_the_output_is_codes_scales_zeros_and_what_stays_whole() -> None:
+    found = job_needs(FACTS, LOAD).output - PAPERS_BYTES
+    linear = 30 * (576 * 576 * 2 + 2 * 192 * 576 + 3 * 1536 * 576)
+    whole = 2 * (49152 * 576 + 61 * 576)
+    codes, scales, zeros = linear // 2, linear // 64 * 2, linear // 64 // 2
+    # A row of nine groups takes five bytes of zero points, not four and a half.
+    assert codes + scales + zeros + whole <= found <= 1.001 * (codes + scales + zeros + whole)
+
+
+def test_hidden_states_lie_on_disk_before_and_after_a_layer() -> None:
+    assert job_needs(FACTS, LOAD).scratch == 2 * 4 * 128 * 2048 * 576
+
+
+def test_only_text_that_is_sampled_takes_an_engine() -> None:
+    assert job_needs(FACTS, LOAD).sampling == 0
+    sampled = job_needs(FACTS, replace(LOAD, sampled=True)).sampling
+    assert sampled > CONTEXT_BYTES["cpu"] + 2 * 134_000_000
+
+
+def test_groups_that_do_not_divide_are_refused_with_those_that_do() -> None:
+    with pytest.raises(SpecError, match=r"does not divide 576 columns .*Write 64 or 32"):
+        job_needs(FACTS, replace(LOAD, group_size=128))
+    check_groups(FACTS, 32)
+    check_groups(FACTS, 0)
+    with pytest.raises(SpecError, match="Use method int8"):
+        check_groups(facts_from_config({**CONFIG, "hidden_size": 900, "head_dim": 100}), 64)
+
+
+def test_what_does_not_fit_is_refused_with_the_sum_and_a_way_out() -> None:
+    load = replace(LOAD, sampled=True, batch=4)
+    needs = job_needs(FACTS, load)
+    with pytest.raises(DoesNotFitError) as caught:
+        check_memory(needs, 512 * MIB, load)
+    for words in ("512.0 MiB", "sampling `self` text", "calibration.batchSize 1", f"memory {needs.memory // MIB}Mi"):
+        assert words in str(caught.value)
+    check_memory(needs, needs.memory, load)
+    with pytest.raises(DoesNotFitError, match=r"for the output \+ .* for hidden states"):
+        check_disk(needs, needs.disk - 1)
+    check_disk(needs, needs.disk)
+
+
+@given(
+    st.integers(1, 4096), st.integers(16, 8192), st.integers(1, 64), st.booleans(), st.sampled_from(["awq", "rtn"]),
+)  # fmt: skip
+def test_more_never_takes_less(samples: int, length: int, batch: int, sampled: bool, method: str) -> None:
+    load = JobLoad(method, 4, 64, samples, length, batch, sampled)
+    least = job_needs(FACTS, load)
+    assert least.memory >= max(least.walk, least.sampling, least.evaluation)
+    for more in (
+        replace(load, samples=samples + 1), replace(load, length=length + 1), replace(load, batch=batch + 1),
+        replace(load, sampled=True), replace(load, method="awq"),
+    ):  # fmt: skip
+        found = job_needs(FACTS, more)
+        assert found.memory >= least.memory
+        assert found.disk >= least.disk
