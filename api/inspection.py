@@ -10,6 +10,7 @@ from typing import Any
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.quantization import essential
 from plimsoll.api.tensor_table import collapse, expand
 
 #: Kubernetes keeps this much of a container's last words.
@@ -28,6 +29,7 @@ CONFIG_KEYS = (
     "num_hidden_layers", "max_position_embeddings", "sliding_window", "use_sliding_window", "layer_types",
     "max_window_layers", "bias", "attention_bias", "mlp_bias", "vocab_size", "intermediate_size", "rms_norm_eps",
     "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings", "dtype", "torch_dtype", "bos_token_id",
+    "quantization_config", "compression_config",
 )  # fmt: skip
 
 
@@ -52,6 +54,9 @@ class Inspection:
             CheckpointError: these facts do not fit, or are none that a configuration could lead to.
         """
         config = {key: self.facts.config[key] for key in CONFIG_KEYS if self.facts.config.get(key) is not None}
+        config |= {
+            key: essential(config[key]) for key in ("quantization_config", "compression_config") if key in config
+        }
         report = {
             "digest": self.digest,
             "revision": self.revision,

@@ -17,34 +17,30 @@ _MOST_TENSORS = 1 << 17
 def collapse(tensors: Mapping[str, TensorFact]) -> dict[str, Any]:
     """Plain data that `expand` makes an equal mapping of.
 
-    `rates` gives the bytes of an element by dtype, as numerator and denominator (`Q4_K`: 9/16). `rows` has one entry a
-    pattern and shape: the pattern, the shape, and for each dtype the layers, as `0-3,8`; names without a layer have ``.
+    `rates` gives the bytes of an element by dtype, as numerator and denominator (`Q4_K`: 9/16), where they are the same
+    throughout. `rows` has one entry a pattern, shape and, where its dtypes have no rate (quantised weights beside their
+    scales), bytes: the pattern, the shape, and for each dtype the layers, as `0-3,8`; names without a layer have ``.
+    Such an entry has a fourth item, the bytes of each of its tensors.
 
     Raises:
-        ValueError: a dtype's elements have two sizes, or a name has a star in it; no reader makes such.
+        ValueError: a name has a star in it; no reader makes such.
     """
-    rates: dict[str, Fraction] = {}
-    groups: dict[tuple[str, tuple[int, ...]], dict[str, list[int | None]]] = {}
+    rates = _rates(tensors.values())
+    groups: dict[tuple[str, tuple[int, ...], int | None], dict[str, list[int | None]]] = {}
     for name, fact in tensors.items():
         if "*" in name:
             raise ValueError(f"{name} has a star in it")
         match = _LAYER.search(name)
         layer = int(match[0]) if match and str(int(match[0])) == match[0] else None
         pattern = name if layer is None or match is None else f"{name[: match.start()]}*{name[match.end() :]}"
-        elements = prod(fact.shape)
-        if elements:
-            rate = Fraction(fact.nbytes, elements)
-            if rates.setdefault(fact.dtype, rate) != rate:
-                raise ValueError(f"{fact.dtype} has elements of {rates[fact.dtype]} and of {rate} bytes")
-        groups.setdefault((pattern, tuple(fact.shape)), {}).setdefault(fact.dtype, []).append(layer)
-    for kinds in groups.values():
-        for dtype in kinds:
-            rates.setdefault(dtype, Fraction(0))
+        own = None if fact.dtype in rates else fact.nbytes
+        groups.setdefault((pattern, tuple(fact.shape), own), {}).setdefault(fact.dtype, []).append(layer)
     return {
         "rates": {dtype: [rate.numerator, rate.denominator] for dtype, rate in rates.items()},
         "rows": [
             [pattern, list(shape), {dtype: _ranges(layers) for dtype, layers in kinds.items()}]
-            for (pattern, shape), kinds in groups.items()
+            + ([] if own is None else [own])
+            for (pattern, shape, own), kinds in groups.items()
         ],
     }
 
@@ -57,10 +53,10 @@ def expand(table: Mapping[str, Any]) -> dict[str, TensorFact]:
     """
     rates = {dtype: Fraction(*pair) if pair[1] else Fraction(0) for dtype, pair in table["rates"].items()}
     found: dict[str, TensorFact] = {}
-    for pattern, sizes, kinds in table["rows"]:
+    for pattern, sizes, kinds, *own in table["rows"]:
         shape = tuple(int(size) for size in sizes)
         for dtype, ranges in kinds.items():
-            nbytes = rates[dtype] * prod(shape)
+            nbytes = Fraction(int(own[0])) if own else rates[dtype] * prod(shape)
             if nbytes.denominator != 1 or nbytes < 0:
                 raise ValueError("a tensor of a fraction of a byte")
             for layer in _layers(ranges):
@@ -69,6 +65,17 @@ def expand(table: Mapping[str, Any]) -> dict[str, TensorFact]:
                 if len(found) > _MOST_TENSORS:
                     raise ValueError("too many tensors")
     return found
+
+
+def _rates(facts: Iterable[TensorFact]) -> dict[str, Fraction]:
+    """Bytes of an element of each dtype whose elements all have as many; 0 for one that only empty tensors have."""
+    found: dict[str, set[Fraction]] = {}
+    for fact in facts:
+        elements = prod(fact.shape)
+        rates = found.setdefault(fact.dtype, set())
+        if elements:
+            rates.add(Fraction(fact.nbytes, elements))
+    return {dtype: next(iter(rates), Fraction(0)) for dtype, rates in found.items() if len(rates) <= 1}
 
 
 def _ranges(layers: Iterable[int | None]) -> str:

@@ -140,6 +140,39 @@ def test_a_gguf_file_survives_with_its_block_types(tmp_path: Path) -> None:
     same_after_a_round_trip(facts)
 
 
+def quantized_facts(config: dict[str, Any], said: dict[str, Any], extra: Any) -> ModelFacts:
+    """4 bits in groups of 128 with fp16 scales, and `extra(rows, columns)` bytes beside them."""
+    shapes = expected_tensors(facts_from_config(config))
+    tensors = {}
+    for name, shape in shapes.items():
+        if ".layers." not in name or len(shape) == 1:
+            tensors[name] = TensorFact(name, shape, "BF16", 2 * shape[0] * (shape[1] if len(shape) > 1 else 1))
+            continue
+        rows, columns = shape
+        tensors[name] = TensorFact(name, shape, "W4", rows * columns // 2 + rows * columns // 64 + extra(rows, columns))
+    return facts_from_config(config | {"quantization_config": said}, tensors)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_quantised_models_of_every_format_fit(name: str) -> None:
+    layers = PUBLISHED[name]["num_hidden_layers"]
+    awq = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True, "meta": "x" * 9999}
+    weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 128}
+    compressed = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": {"weights": weights}},
+        "ignore": ["lm_head", *(f"model.layers.{layer}.mlp.gate" for layer in range(layers))],
+    }  # fmt: skip
+    for said, extra in (
+        (awq, lambda rows, columns: rows * columns // 256),
+        (gptq, lambda rows, columns: rows * columns // 256 + 4 * columns),
+        (compressed, lambda rows, columns: rows * columns // 256 + 16),
+    ):
+        facts = quantized_facts(PUBLISHED[name], said, extra)
+        assert facts.quantization is not None
+        assert len(same_after_a_round_trip(facts)) < 2048
+
+
 def test_end_tokens_of_the_generation_configuration_survive() -> None:
     facts = replace(facts_of(PUBLISHED["mistral-7b"]), eos_token_ids=(7, 2, 9))
     assert Inspection.decode(inspection(facts).encode()).facts.eos_token_ids == (7, 2, 9)
@@ -196,14 +229,17 @@ _names = st.builds(
 
 @given(
     st.dictionaries(
-        _names, st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(["BF16", "F32"])), max_size=30
-    )
+        _names, st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(["BF16", "F32", "W4"])), max_size=30
+    ),
+    st.integers(0, 3),
 )
-def test_any_table_of_tensors_is_expanded_to_itself(entries: dict[str, tuple[list[int], str]]) -> None:
+def test_any_table_of_tensors_is_expanded_to_itself(entries: dict[str, tuple[list[int], str]], extra: int) -> None:
     tensors = {}
     for name, (shape, dtype) in entries.items():
         elements = 1
         for size in shape:
             elements *= size
-        tensors[name] = TensorFact(name, tuple(shape), dtype, elements * {"BF16": 2, "F32": 4}[dtype])
+        tensors[name] = TensorFact(name, tuple(shape), dtype, elements * {"BF16": 2, "F32": 4}.get(dtype, 1))
+        if dtype == "W4" and elements:
+            tensors[name] = replace(tensors[name], nbytes=elements + extra * len(name))
     assert expand(json.loads(json.dumps(collapse(tensors)))) == tensors
