@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.errors import SpecError
+from plimsoll.api.job_budget import LOGIT_ROWS
 from plimsoll.api.job_progress import Evaluation, Figures
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.streamed import StreamedModel
 
 #: Sequences through a layer at once.
 MICRO_BATCH = 8
-#: Numbers of a slice of logits, and rows of it that one thread compares in float64.
-SLICE = 1 << 24
+#: Rows of logits that one thread compares in float64 at once.
 ROWS = 16
 
 Array = npt.NDArray[np.float64]
@@ -222,9 +222,8 @@ class _Gathered:
 def _predictions(models: Sequence[StreamedModel], hidden: Sequence[Tensor], ids: Tensor, found: _Gathered) -> None:
     """The head over one sequence, in slices: `hidden` float32 [L, hidden] of each model, `ids` int64 [L]."""
     targets = ids[1:]
-    step = slice_rows(models[0].facts.vocab_size)
-    for start in range(0, len(targets), step):
-        stop = min(start + step, len(targets))
+    for start in range(0, len(targets), LOGIT_ROWS):
+        stop = min(start + LOGIT_ROWS, len(targets))
         wanted = targets[start:stop]
         base = models[0].logits(hidden[0][start:stop])
         found.losses[0].append(losses(models[0], base, wanted))
@@ -236,11 +235,6 @@ def _predictions(models: Sequence[StreamedModel], hidden: Sequence[Tensor], ids:
             kl, agrees = divergences(model, base, logits)
             found.kls[place].append(kl)
             found.agrees[place].append(agrees)
-
-
-def slice_rows(vocab_size: int) -> int:
-    """Positions whose logits are held at once. It follows from the vocabulary alone, so that results do."""
-    return max(ROWS, SLICE // vocab_size)
 
 
 def losses(model: StreamedModel, logits: Tensor, targets: Tensor) -> Array:
