@@ -77,6 +77,7 @@ def replica_set(raw: Raw) -> ReplicaSet:
         created=timestamp(about.get("creationTimestamp")),
         built_by=notes.get(names.BUILT_BY, ""),
         spec=_json(notes.get(names.SPEC)),
+        source=_json(notes.get(names.INSPECTED)),
         failure=_failure(notes.get(names.FAILED)),
         proven=notes.get(names.PROVEN) == "true",
         blocked=_blocked(raw),

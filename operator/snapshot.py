@@ -115,6 +115,8 @@ class ReplicaSet:
     created: float = 0.0
     built_by: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """{uri, digest, revision, bytes} of what it serves; empty in one that an earlier version made."""
     failure: Failure | None = None
     proven: bool = False
     """It once served every replica that was wanted: what a failed rollout goes back to."""

@@ -4,7 +4,7 @@ from plimsoll.operator.build.compare import differs
 from plimsoll.operator.build.inspecting import inspect_name, inspect_pod, read_record, record, record_name
 from plimsoll.operator.build.monitors import monitors
 from plimsoll.operator.build.policy import disruption_budget, inspect_policy, network_policy
-from plimsoll.operator.build.replica_set import replica_set
+from plimsoll.operator.build.replica_set import replica_set, served
 from plimsoll.operator.build.revision import restart_part, revision
 from plimsoll.operator.build.service import service
 from plimsoll.operator.build.source import source_key
@@ -23,6 +23,7 @@ __all__ = [
     "replica_set",
     "restart_part",
     "revision",
+    "served",
     "service",
     "source_key",
 ]

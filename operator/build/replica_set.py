@@ -1,9 +1,10 @@
 """One revision of the pod template. A ReplicaSet brings dead pods back while the operator is away."""
 
 import json
+from typing import Any
 
 from plimsoll.api.budget import Budget
-from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.deployment import Model, ModelDeploymentSpec
 from plimsoll.api.inspection import Inspection
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, metadata
@@ -29,6 +30,7 @@ def replica_set(
         names.NUMBER: str(number),
         names.BUILT_BY: version,
         names.SPEC: json.dumps(restart_part(deployment.spec), sort_keys=True, separators=(",", ":")),
+        names.INSPECTED: json.dumps(served(spec.model, inspection), sort_keys=True, separators=(",", ":")),
     }
     return {
         "apiVersion": "apps/v1",
@@ -44,3 +46,10 @@ def replica_set(
             ),
         },
     }
+
+
+def served(model: Model, inspection: Inspection) -> dict[str, Any]:
+    """As status.source has it: the address that was asked for, and what it led to."""
+    return {
+        "uri": model.source, "digest": inspection.digest, "revision": inspection.revision, "bytes": inspection.bytes,
+    }  # fmt: skip

@@ -102,8 +102,9 @@ def next_step(
         return _stand_still(wanted, new, others)
     old_told = sum(old.set.replicas for old in others)
     if old_told == 0:
-        settled = new.set.replicas == wanted and new.serving == wanted and new.there == wanted
-        ended = all(old.there == 0 for old in others)
+        # Pods that only end, draining for minutes maybe, are no part of what is wanted any more.
+        settled = new.set.replicas == wanted and new.serving == wanted and new.there - new.ending == wanted
+        ended = all(old.there == old.ending for old in others)
         return Step(_targets(new, wanted, others, 0), Stage.COMPLETE if settled and ended else Stage.SCALING)
     wave = max(1, -(-wanted // 4))
     told = min(new.set.replicas, wanted)
@@ -170,10 +171,13 @@ def _stand_still(wanted: int, new: Revision, others: Sequence[Revision]) -> Step
 
 
 def _targets(new: Revision, told: int, others: Sequence[Revision], old: int) -> dict[str, int]:
-    """Shares `old` among the other revisions: those that serve most keep theirs, of equals the newest."""
-    targets = {new.set.name: told}
-    for revision in sorted(others, key=lambda r: (r.serving, r.set.proven, r.set.number), reverse=True):
-        keep = min(old, revision.worth)
-        targets[revision.set.name] = keep
-        old -= keep
-    return targets
+    """Shares `old` among the other revisions: what serves is kept first, then what is on its way to; of those
+    that serve as many, the newest's."""
+    ordered = sorted(others, key=lambda r: (r.serving, r.set.proven, r.set.number), reverse=True)
+    targets = {revision.set.name: 0 for revision in ordered}
+    for most in (lambda r: min(r.worth, r.serving), lambda r: r.worth):
+        for revision in ordered:
+            keep = min(old, most(revision) - targets[revision.set.name])
+            targets[revision.set.name] += keep
+            old -= keep
+    return {new.set.name: told, **targets}

@@ -1,11 +1,11 @@
 """What a deployment's status says: only what was observed, each condition with words one can act on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plimsoll.api.budget import Budget
-from plimsoll.operator import names
+from plimsoll.operator import build, names
 from plimsoll.operator.plan.admission import Admission
 from plimsoll.operator.plan.conditions import Condition, written
 from plimsoll.operator.plan.rollout import Revision, Stage
@@ -44,7 +44,7 @@ def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision:
         "updatedReplicas": rolling.new.serving if rolling.new else 0,
         "selector": ",".join(f"{key}={value}" for key, value in names.selector(snapshot.deployment.name).items()),
         "revision": revision,
-        "source": _source(admission, before),
+        "source": _source(admission, rolling, before),
         "budget": _budget(admission.budget) if admission.budget else None,
         "observed": _observed([pod.page for pod in newest if pod.page]),
         "startup": _startup(newest, before),
@@ -58,7 +58,7 @@ def _conditions(snapshot: Snapshot, admission: Admission, rolling: Rolling) -> l
     ready = _ready(admission, rolling)
     progressing = _progressing(admission, rolling, ready)
     degraded = _degraded(rolling, ready)
-    found = [admission.accepted, admission.source_ready, progressing, ready, degraded]
+    found = [admission.accepted, _source_ready(admission, rolling), progressing, ready, degraded]
     # kstatus: these two are there only while they are true.
     stuck = (
         admission.accepted.status == "False" or rolling.stage is Stage.FAILED or any(t.fatal for t in rolling.troubles)
@@ -69,6 +69,18 @@ def _conditions(snapshot: Snapshot, admission: Admission, rolling: Rolling) -> l
     elif progressing.status == "True":
         found.append(Condition("Reconciling", "True", progressing.reason, progressing.message))
     return found
+
+
+def _source_ready(admission: Admission, rolling: Rolling) -> Condition:
+    """With what the pods go on serving, where the source has been inspected again since and leads elsewhere."""
+    found, served = admission.inspection, rolling.new.set.source if rolling.new else {}
+    if found is None or not served or (served.get("digest"), served.get("revision")) == (found.digest, found.revision):
+        return admission.source_ready
+    text = (
+        f"{admission.source_ready.message}; this revision was made from {served.get('revision')} and goes on serving "
+        "that: name the new one in spec.model.source to roll it out"
+    )
+    return replace(admission.source_ready, message=text)
 
 
 def _ready(admission: Admission, rolling: Rolling) -> Condition:
@@ -128,7 +140,7 @@ def _progressing(admission: Admission, rolling: Rolling, ready: Condition) -> Co
     if rolling.stage is Stage.FAILED:
         text = "The rollout has stopped; the last revision that proved itself serves. Change the spec to try again."
         return Condition("Progressing", "False", "RolloutFailed", text)
-    if rolling.stage is Stage.COMPLETE or (ready.status == "True" and rolling.stage is Stage.SCALING):
+    if rolling.stage is Stage.COMPLETE:
         return Condition("Progressing", "False", "Complete", "What is wanted is there.")
     text = {
         Stage.SCALING: "Pods are being created or ended.",
@@ -179,13 +191,19 @@ def _endpoint(snapshot: Snapshot) -> str:
     return f"http://{deployment.name}.{deployment.namespace}:{names.HTTP_PORT}/v1"
 
 
-def _source(admission: Admission, before: Mapping[str, Any]) -> dict[str, Any] | None:
-    found = admission.inspection
-    if found is None or admission.spec is None:
-        kept: dict[str, Any] | None = before.get("source")
-        return kept
-    uri = admission.spec.model.source
-    return {"uri": uri, "digest": found.digest, "revision": found.revision, "bytes": found.bytes}
+def _source(admission: Admission, rolling: Rolling, before: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What serves, of the newest revision that does; before any does, what will. A source that was inspected again
+    since is no part of it: what that found is served by revisions to come."""
+    sets = [*rolling.others, *((rolling.new,) if rolling.new else ())]
+    serving = [one.set.source for one in reversed(sets) if one.serving and one.set.source]
+    if serving:
+        return serving[0]
+    if rolling.new is not None and rolling.new.set.source:
+        return rolling.new.set.source
+    if admission.inspection is not None and admission.spec is not None:
+        return build.served(admission.spec.model, admission.inspection)
+    kept: Mapping[str, Any] | None = before.get("source")
+    return kept
 
 
 def _budget(budget: Budget) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class Cluster:
     writes: int = 0
     count: int = 0
     bad: set[str] = field(default_factory=set)
+    draining: bool = False
+    """Pods that are told to go have requests that never end."""
 
     def change(self, **changes: Any) -> None:
         self.spec = {**self.spec, **changes}
@@ -105,7 +107,7 @@ class Cluster:
                 )
                 self.sets[name] = replace(
                     was, replicas=one["spec"]["replicas"], number=int(notes[names.NUMBER]),
-                    built_by=notes[names.BUILT_BY],
+                    built_by=notes[names.BUILT_BY], source=json.loads(notes[names.INSPECTED]),
                 )  # fmt: skip
             case Apply(object=one) if one["kind"] == "Pod":
                 self.inspector = Pod(one["metadata"]["name"], created=self.now, node="n1")
@@ -150,7 +152,11 @@ class Cluster:
             if pod.node is None and not pod.deleting:
                 fits = sum(p.node is not None for p in self.pods) < self.devices
                 self.pods[index] = replace(pod, node="n1" if fits else None, unschedulable=None if fits else "0/1")
-        movable = [pod for pod in self.pods if pod.deleting or (pod.node and not pod.ready and not pod.containers)]
+        movable = [
+            pod
+            for pod in self.pods
+            if (pod.deleting and not self.draining) or (pod.node and not pod.ready and not pod.containers)
+        ]
         if movable:
             pod = movable[choice % len(movable)]
             if pod.deleting:

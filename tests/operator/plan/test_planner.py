@@ -159,7 +159,20 @@ def test_what_is_inspected_or_sized_anew_reaches_no_revision_that_is_there() -> 
     cluster.nodes = (Node("n1", allocatable={"cpu": 8000, "memory": 12 * GIB, "pods": 110}),)
     cluster.settle()
     assert [one for (kind, _), one in cluster.children.items() if kind == "ReplicaSet"] == before
+    assert cluster.status["source"]["revision"] == "main", "what is served"
+    assert "another-commit" in cluster.condition("SourceReady")["message"]
+    assert "goes on serving" in cluster.condition("SourceReady")["message"]
+    old = {pod.name for pod in cluster.pods}
+    cluster.change(context={"maxLength": 1024})
+    cluster.bad = {build.revision(cluster.spec)}
+    cluster.settle()
+    assert cluster.status["source"]["revision"] == "main", "the new revision failed, and the old one serves"
+    assert {pod.name for pod in cluster.pods} == old
+    cluster.bad = set()
+    cluster.change(context={"maxLength": 2048})
+    cluster.settle()
     assert cluster.status["source"]["revision"] == "another-commit"
+    assert "goes on serving" not in cluster.condition("SourceReady")["message"]
 
 
 def test_a_changed_setting_reaches_no_revision_that_is_there() -> None:
@@ -283,6 +296,21 @@ def test_scaling_to_zero_is_no_trouble() -> None:
     cluster.settle()
     assert cluster.status["phase"] == "Stopped"
     assert not cluster.pods
+
+
+@pytest.mark.parametrize("fewer", [True, False])
+def test_phase_and_progress_say_the_same_while_a_pod_drains(fewer: bool) -> None:
+    cluster = Cluster(spec=spec(replicas=2 if fewer else 1))
+    cluster.settle()
+    cluster.change(**({"replicas": 1} if fewer else {"context": {"maxLength": 1024}}))
+    cluster.draining = True
+    for _ in range(60):
+        cluster.act()
+        cluster.others_move()
+        done = cluster.status["phase"] == "Ready"
+        assert (cluster.condition("Progressing")["status"] == "False") is done, cluster.status
+    assert done
+    assert any(pod.deleting for pod in cluster.pods)
 
 
 def test_timestamps_round_trip() -> None:

@@ -190,6 +190,17 @@ def test_it_is_complete_only_when_all_serve() -> None:
     assert next_step(1, serving, [], "Auto", None, NOW).stage is Stage.COMPLETE
 
 
+def test_pods_that_only_end_keep_nothing_from_being_complete() -> None:
+    serves = Pod("a-1", owner="a", ready=True, routable=True, node="n")
+    ends = Pod("a-2", owner="a", ready=True, node="n", deleting=True)
+    drains = Pod("b-1", owner="b", ready=True, node="n", deleting=True)
+    new = Revision(ReplicaSet("a", "a", "a", 1, number=2), (serves, ends))
+    old = Revision(ReplicaSet("b", "b", "b", 0, number=1, proven=True), (drains,))
+    assert next_step(1, new, [old], "Auto", None, NOW).stage is Stage.COMPLETE
+    spare = replace(new, pods=(serves, replace(ends, deleting=False)))
+    assert next_step(1, spare, [old], "Auto", None, NOW).stage is Stage.SCALING
+
+
 def test_surge_waits_for_a_device_and_never_drains_first() -> None:
     world = running(World(devices=2, strategy="Surge"), "a", 2)
     world.deploy("b", 2)
@@ -247,6 +258,20 @@ def test_a_scheduler_that_says_no_for_long_is_believed_over_the_count_of_devices
     assert next_step(1, new, [old], "Auto", 5, NOW).replicas == {"a": 0, "b": 1}
     young = Revision(new.set, (replace(waiting, created=NOW - 5),))
     assert next_step(1, young, [old], "Auto", 5, NOW).replicas == {"a": 1, "b": 1}
+
+
+def test_what_serves_is_kept_before_what_only_may() -> None:
+    """Seen in a third change before the first was over: the pods of one revision serve, another's wait for a place."""
+    one = Pod("a-1", owner="a", ready=True, routable=True, node="n")
+    waiting = Pod("a-2", owner="a", unschedulable="0/1 nodes")
+    other = Pod("c-1", owner="c", ready=True, routable=True, node="n")
+    others = [
+        Revision(ReplicaSet("a", "a", "a", 2, number=3, proven=True), (one, waiting)),
+        Revision(ReplicaSet("c", "c", "c", 1, number=2), (other,)),
+    ]
+    new = Revision(ReplicaSet("b", "b", "b", 0, number=4))
+    told = next_step(2, new, others, "Surge", None, NOW).replicas
+    assert (told["a"], told["c"]) == (1, 1)
 
 
 moves = st.lists(

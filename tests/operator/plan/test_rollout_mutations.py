@@ -75,8 +75,16 @@ RULES = {
         "    wave = max(1, wanted)",
     ),
     "others are ended once the new one serves": (
-        "        keep = min(old, revision.worth)",
-        "        keep = revision.worth",
+        "keep = min(old, most(revision) - targets[revision.set.name])",
+        "keep = most(revision) - targets[revision.set.name]",
+    ),
+    "what serves is kept before what may": (
+        "(lambda r: min(r.worth, r.serving), lambda r: r.worth)",
+        "(lambda r: r.worth,)",
+    ),
+    "pods that only end keep nothing from being complete": (
+        "pod.deleting and pod.phase not in",
+        "False and pod.phase not in",
     ),
     "it is complete only when all serve": (
         "new.serving == wanted and",
@@ -99,6 +107,8 @@ SCENARIOS = [
     worlds.test_a_quota_that_refuses_pods_counts_as_no_room,
     worlds.test_a_scheduler_that_says_no_for_long_is_believed_over_the_count_of_devices,
     worlds.test_it_is_complete_only_when_all_serve,
+    worlds.test_pods_that_only_end_keep_nothing_from_being_complete,
+    worlds.test_what_serves_is_kept_before_what_only_may,
 ]
 
 
