@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from plimsoll.api.errors import SpecError
 
-_SHARE = re.compile(r"\s*(\d{1,6}(?:\.\d{0,9})?|\.\d{1,9})(?:[eE]([+-]?\d))?\s*(%?)\s*", re.ASCII)
+_SHARE = re.compile(r"\s*(\d{1,6}(?:\.\d{0,9})?|\.\d{1,9})(?:[eE]([+-]?\d{1,2}))?\s*(%?)\s*", re.ASCII)
 
 
 @dataclass(frozen=True)

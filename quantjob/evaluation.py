@@ -18,12 +18,15 @@ from plimsoll.api.errors import SpecError
 from plimsoll.api.job_budget import LOGIT_ROWS
 from plimsoll.api.job_progress import Evaluation, Figures
 from plimsoll.quantjob.data import Tokens
+from plimsoll.quantjob.endpoint import Endpoint
 from plimsoll.quantjob.streamed import StreamedModel
 
 #: Sequences through a layer at once.
 MICRO_BATCH = 8
 #: Rows of logits that one thread compares in float64 at once.
 ROWS = 16
+#: What the tokens that an endpoint does not tell have together at least: a sum of rounded numbers may leave less.
+REST = 1e-6
 
 Array = npt.NDArray[np.float64]
 
@@ -175,6 +178,65 @@ def compare(
     }  # fmt: skip
     loss = np.concatenate(found.losses[0])
     return Comparison(loss, compared, tokens.digest, tokens.source, *tokens.windows.shape)
+
+
+def compare_endpoint(
+    reference: StreamedModel,
+    endpoint: Endpoint,
+    tokens: Tokens,
+    *,
+    scratch: Path | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Comparison:
+    """A checkpoint and what an endpoint serves, over the same tokens; the endpoint comes out as `endpoint`.
+
+    An endpoint tells the likeliest few tokens of each position, not all: everything else counts as one token, so the
+    divergence is a lower bound of the true one (merging outcomes never adds divergence), and near it while the rest is
+    unlikely. Errors by layer are not to be had.
+
+    Raises:
+        SpecError: windows are too short or too long.
+        EndpointError: the endpoint does not score prompts.
+        CheckpointError: a tensor cannot be read.
+    """
+    check_windows(tokens, reference)
+    given = endpoint.score(tokens.windows.tolist())
+    ids = torch.from_numpy(tokens.windows)
+    hidden = _embedded(reference, ids, scratch, 0)
+    steps = reference.num_layers + len(ids)
+    for layer in range(reference.num_layers):
+        run_layer(reference, layer, hidden)
+        progress((layer + 1) / steps)
+    own: list[Array] = []
+    kls: list[float] = []
+    agrees: list[bool] = []
+    for index, positions in enumerate(given):
+        for start in range(0, len(positions), LOGIT_ROWS):
+            some = positions[start : start + LOGIT_ROWS]
+            logits = reference.logits(hidden[index, start : start + len(some)])
+            own.append(losses(reference, logits, ids[index, start + 1 : start + 1 + len(some)]))
+            likely = torch.log_softmax(logits.to(torch.float64), 1)
+            first = likely.argmax(1).tolist()
+            kls += [coarse_divergence(row, position.top) for row, position in zip(likely, some, strict=True)]
+            agrees += [mine == position.first for mine, position in zip(first, some, strict=True)]
+        progress((reference.num_layers + index + 1) / steps)
+    loss = np.array([-position.chosen for positions in given for position in positions])
+    note = f"KL divergence over the {endpoint.top} likeliest tokens the endpoint tells: a lower bound"
+    found = {"endpoint": Compared(loss, np.array(kls), np.array(agrees), note=note)}
+    return Comparison(np.concatenate(own), found, tokens.digest, tokens.source, *tokens.windows.shape)
+
+
+def coarse_divergence(reference: Tensor, top: Mapping[int, float]) -> float:
+    """KL of `reference` (log p float64 [vocab]) from a prediction of which `top` (log p by token) is known, nats.
+
+    All other tokens count as one.
+    """
+    chosen = sorted(top)
+    given = np.array([top[token] for token in chosen])
+    wanted = reference[chosen].numpy()
+    rests = [max(1 - float(np.exp(part).sum()), REST) for part in (wanted, given)]
+    kl = float((np.exp(wanted) * (wanted - given)).sum()) + rests[0] * float(np.log(rests[0] / rests[1]))
+    return max(kl, 0.0)
 
 
 def check_windows(tokens: Tokens, model: StreamedModel) -> None:

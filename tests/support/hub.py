@@ -14,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Hub:
-    """What the hub holds and how it behaves. `repos`: name to files; every repository has the branch `main`.
+    """What the hub holds and how it behaves. `repos`: name to files; every repository has the branch `main`, and the
+    names of datasets begin with `datasets/`.
 
     `gated`: repositories refused without the right token. `cut`: file to the number of bytes after which its first
     download is dropped. `sent`: body bytes of each file that left the hub. `ranges`: Range headers seen for each file.
@@ -85,6 +86,14 @@ class _Handler(BaseHTTPRequestHandler):
             repo = "/".join(parts[2:4])
             if self._allowed(repo, body):
                 self._api(repo, parts[4:], body)
+        elif parts[:2] == ["api", "datasets"] and len(parts) >= 4:
+            repo = "/".join(parts[1:4])
+            if self._allowed(repo, body):
+                self._api(repo, parts[4:], body)
+        elif parts[:1] == ["datasets"] and len(parts) >= 6 and parts[3] == "resolve":
+            repo = "/".join(parts[:3])
+            if self._allowed(repo, body):
+                self._file(repo, parts[4], "/".join(parts[5:]), body)
         elif len(parts) >= 5 and parts[2] == "resolve":
             repo = "/".join(parts[:2])
             if self._allowed(repo, body):
