@@ -21,7 +21,7 @@ help:
 	@echo "make test         every test; no GPU, cluster or hub needed"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        speed beside other engines on this processor"
-	@echo "make crds         crds/ and docs/reference.md, from api/"
+	@echo "make crds         crds/ and their reference in docs/, from api/"
 	@echo "make images       container images of the operator and of model pods"
 	@echo "make e2e          scenarios on the cluster of KUBECONFIG, or on a kind cluster made for them"
 	@echo "make chart        the Helm chart, linted and rendered (needs helm)"
@@ -50,7 +50,8 @@ bench: $(VENV)/.dev
 crds: $(VENV)/.dev
 	$(BIN)/plimsoll crds --kind ModelDeployment > crds/new && mv crds/new crds/plimsoll.dev_modeldeployments.yaml
 	$(BIN)/plimsoll crds --kind QuantizationJob > crds/new && mv crds/new crds/plimsoll.dev_quantizationjobs.yaml
-	$(BIN)/plimsoll crds --reference > crds/new && mv crds/new docs/reference.md
+	$(BIN)/plimsoll crds --reference --kind ModelDeployment > crds/new && mv crds/new docs/reference.md
+	$(BIN)/plimsoll crds --reference --kind QuantizationJob > crds/new && mv crds/new docs/reference-jobs.md
 	cp crds/*.yaml charts/plimsoll/files/crds/
 
 images:

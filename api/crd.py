@@ -85,6 +85,11 @@ class Kind:
         """Under crds/."""
         return f"{GROUP}_{self.plural}.yaml"
 
+    @property
+    def page(self) -> str:
+        """Its reference, under docs/."""
+        return "reference-jobs.md" if self.short == "qjob" else "reference.md"
+
 
 DEPLOYMENTS = Kind(
     KIND, "modeldeployments", "mdep", ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus,

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 PHASES = (
-    "Pending", "Refused", "Inspecting", "Downloading", "Loading", "Ready", "Updating", "Degraded", "Stopped",
+    "Pending", "Refused", "Quantizing", "Inspecting", "Downloading", "Loading", "Ready", "Updating", "Degraded",
+    "Stopped",
 )  # fmt: skip
 
 Whole = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]

@@ -86,5 +86,7 @@ class Plan:
     events: tuple[Event, ...] = ()
     look_for_room: bool = False
     """Look for free devices and plan again: this decision depends on them."""
+    look_for_claims: tuple[str, ...] = ()
+    """Look for the size of these claims and plan again."""
     again_in: float | None = None
     """Seconds after which time itself may change the plan; None: only the cluster can."""

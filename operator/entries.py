@@ -7,15 +7,19 @@ from typing import Any
 
 import msgspec
 
-from plimsoll.operator import parse
+from plimsoll.operator import kinds, parse
+from plimsoll.operator.kinds import Kind
 from plimsoll.operator.snapshot import Pod
 
 Key = tuple[str, str]
-"""Namespace and name of a deployment."""
+"""Namespace and name of a deployment; of a quantization job, `QuantizationJob/` before its name."""
 Id = tuple[str, str, str]
 """Kind, namespace, name."""
 Ref = tuple[str, str, str]
-"""What an object belongs to: (`deployment` | `source` | `shared`, namespace, name or key)."""
+"""What an object belongs to: (`deployment` | `job` | `waits` | `output` | `source` | `shared`, namespace, name or key).
+
+`waits` holds a quantization job and the deployments that name it, `output` the jobs that write to one place.
+"""
 
 
 @dataclass(slots=True, frozen=True)
@@ -25,6 +29,8 @@ class Brief:
     phase: str
     source: str | None
     generation: int
+    job: str | None = None
+    """The quantization job that it waits for."""
 
 
 @dataclass(slots=True)
@@ -58,6 +64,18 @@ class Target:
     uid: str
     ip: str
     ready: bool
+    quantizes: bool = False
+    """Its page is a job's."""
+
+
+def job_key(namespace: str, name: str) -> Key:
+    return namespace, f"{kinds.QUANTIZATION.name}/{name}"
+
+
+def object_of(key: Key) -> tuple[Kind, str, str]:
+    """Kind, namespace and name of what a key stands for."""
+    kind, slash, name = key[1].partition("/")
+    return (kinds.QUANTIZATION, key[0], name) if slash else (kinds.DEPLOYMENT, key[0], kind)
 
 
 def may_answer(pod: Pod) -> bool:

@@ -1,4 +1,4 @@
-"""Kubernetes events about deployments: one object per message, counted when it comes again."""
+"""Kubernetes events about deployments and jobs: one object per message, counted when it comes again."""
 
 import contextlib
 import hashlib
@@ -76,7 +76,7 @@ class Events:
             "kind": "Event",
             "metadata": {"name": name, "namespace": deployment.namespace},
             "involvedObject": {
-                "apiVersion": API_VERSION, "kind": kinds.DEPLOYMENT.name, "namespace": deployment.namespace,
+                "apiVersion": API_VERSION, "kind": deployment.kind, "namespace": deployment.namespace,
                 "name": deployment.name, "uid": deployment.uid,
             },
             "type": event.type,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from plimsoll.operator.names import GROUP, OURS, PLURAL, VERSION
+from plimsoll.operator.names import GROUP, JOBS_PLURAL, OURS, PLURAL, VERSION
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Kind:
 
 
 DEPLOYMENT = Kind("ModelDeployment", GROUP, VERSION, PLURAL, selector=None)
+QUANTIZATION = Kind("QuantizationJob", GROUP, VERSION, JOBS_PLURAL, selector=None)
+JOB = Kind("Job", "batch", "v1", "jobs")
+CLAIM = Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims")
 REPLICA_SET = Kind("ReplicaSet", "apps", "v1", "replicasets")
 POD = Kind("Pod", "", "v1", "pods")
 SERVICE = Kind("Service", "", "v1", "services")
@@ -50,8 +53,8 @@ LEASE = Kind("Lease", "coordination.k8s.io", "v1", "leases")
 
 #: Watched in every cluster, in the order they are listed at start.
 WATCHED = (DEPLOYMENT, REPLICA_SET, POD, SERVICE, ENDPOINT_SLICE, CONFIG_MAP, BUDGET, POLICY)
-#: Watched where the cluster has them.
-OPTIONAL = (SERVICE_MONITOR, POD_MONITOR)
-#: What a deployment owns beside pods: the planner compares them with what should be there.
-CHILDREN = (REPLICA_SET, SERVICE, BUDGET, POLICY, SERVICE_MONITOR, POD_MONITOR)
+#: Watched where the cluster has them: other projects' kinds, and ours that an older chart did not bring.
+OPTIONAL = (SERVICE_MONITOR, POD_MONITOR, QUANTIZATION, JOB)
+#: What we make for a deployment or a job beside pods: the planner compares them with what should be there.
+CHILDREN = (REPLICA_SET, SERVICE, BUDGET, POLICY, SERVICE_MONITOR, POD_MONITOR, JOB)
 BY_NAME = {kind.name: kind for kind in (*WATCHED, NODE, *OPTIONAL, EVENT, LEASE)}

@@ -29,7 +29,7 @@ from plimsoll.operator.kinds import Kind
 from plimsoll.operator.lease import Lease
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.observe import Cache
-from plimsoll.operator.plan import plan, room_for
+from plimsoll.operator.plan import next_plan, room_for
 from plimsoll.operator.poll import Poller
 from plimsoll.operator.reconcile import Reconciler, Workers
 from plimsoll.operator.room import Room
@@ -84,7 +84,7 @@ class Operator:
     def _reconciler(self) -> Reconciler:
         room = Room(self.cluster, self.cache, self.settings, __version__, room_for)
         return Reconciler(
-            self.cluster, self.cache, self.queue, self.settings, self.metrics, plan, room, self.poster.emit
+            self.cluster, self.cache, self.queue, self.settings, self.metrics, next_plan, room, self.poster.emit
         )
 
     async def run(self) -> None:
@@ -186,7 +186,7 @@ class Operator:
         self.queue.open()
 
     def _wake_all(self) -> None:
-        for key in self.cache.deployments():
+        for key in self.cache.every():
             self.queue.add(key)
 
     def _missed(self, kind: Kind) -> None:
@@ -234,16 +234,20 @@ class Operator:
         self.metrics.deployments.clear()
         for phase, count in self.cache.phases().items():
             self.metrics.deployments.labels(phase).set(count)
+        self.metrics.jobs.clear()
+        for phase, count in self.cache.phases(kinds.QUANTIZATION).items():
+            self.metrics.jobs.labels(phase).set(count)
         for kind, age in self.watches.ages().items():
             self.metrics.watch_age.labels(kind).set(age)
 
 
 def source_key(namespace: str, spec: Mapping[str, Any]) -> str | None:
-    """The key of what a spec wants inspected; None for a spec that is refused anyway."""
+    """The key of what a spec wants inspected; None for one that names no source, or is refused anyway."""
     try:
-        return build.source_key(namespace, Model.model_validate(spec.get("model") or {}))
+        found = Model.model_validate(spec.get("model") or {})
     except ValueError:
         return None
+    return build.source_key(namespace, found) if found.source else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,6 +34,7 @@ class Metrics:
         self.deployments = Gauge(
             "plimsoll_deployments", "ModelDeployments by phase.", ["phase"], registry=registry
         )  # fmt: skip
+        self.jobs = Gauge("plimsoll_quantization_jobs", "QuantizationJobs by phase.", ["phase"], registry=registry)
         self.leader = Gauge("plimsoll_leader", "1 while this process may write.", registry=registry)
         self.watch_age = Gauge(
             "plimsoll_watch_age_seconds", "Seconds since a kind's watch was last renewed.", ["kind"], registry=registry

@@ -9,6 +9,7 @@ from plimsoll.api.deployment import API_VERSION
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "modeldeployments"
+JOBS_PLURAL = "quantizationjobs"
 #: Server-side apply's field manager: the owner of every field we set.
 FIELD_MANAGER = "plimsoll"
 
@@ -18,7 +19,9 @@ MANAGER = "plimsoll"
 DEPLOYMENT = "plimsoll.dev/deployment"
 #: On ReplicaSets and their pods: what restarts a pod when it changes, hashed.
 REVISION = "plimsoll.dev/revision"
-#: `server` or `inspect`: which of our pods it is.
+#: On every object of a quantization job.
+JOB = "plimsoll.dev/quantization-job"
+#: `server`, `inspect` or `quantize`: which of our pods it is.
 COMPONENT = "plimsoll.dev/component"
 #: On inspect pods and records: which source, hashed.
 SOURCE = "plimsoll.dev/source"
@@ -31,6 +34,8 @@ SPEC = "plimsoll.dev/spec"
 """The part of the user's spec that this revision was made from, as JSON: what to go back to."""
 INSPECTED = "plimsoll.dev/inspected"
 """JSON {uri, digest, revision, bytes}: what this revision serves, whatever its source leads to by now."""
+OUTPUT = "plimsoll.dev/quantized-output"
+"""JSON {job, uri, digest}: the output of a quantization job that this revision serves, whatever became of the job."""
 FAILED = "plimsoll.dev/failed"
 """JSON {reason, message, at}: this revision was given up; it is not tried again until the spec changes."""
 PROVEN = "plimsoll.dev/proven"
@@ -52,6 +57,16 @@ def digest(value: Any, length: int = 10) -> str:
 def labels(name: str, component: str, **more: str) -> Mapping[str, str]:
     """Labels of an object that belongs to deployment `name`."""
     return {MANAGED_BY: MANAGER, "app.kubernetes.io/name": "plimsoll", DEPLOYMENT: name, COMPONENT: component, **more}
+
+
+def job_labels(name: str) -> Mapping[str, str]:
+    """Labels of what belongs to quantization job `name`."""
+    return {MANAGED_BY: MANAGER, "app.kubernetes.io/name": "plimsoll", JOB: name, COMPONENT: "quantize"}
+
+
+def job_selector(name: str) -> Mapping[str, str]:
+    """Selects the pods of quantization job `name`."""
+    return {JOB: name, COMPONENT: "quantize"}
 
 
 def selector(name: str) -> Mapping[str, str]:

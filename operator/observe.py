@@ -12,25 +12,32 @@ from typing import Any
 
 import structlog
 
-from plimsoll.operator import kinds, names, parse
+from plimsoll.api.job_progress import JobProgress
+from plimsoll.operator import kinds, parse, parse_jobs
+from plimsoll.operator.build.source import output_key
 from plimsoll.operator.entries import (
-    Brief,
     Entry,
     Id,
     Inspected,
     Key,
     Ref,
     Target,
+    job_key,
     may_answer,
+    object_of,
     older,
     packed,
     unpacked,
 )
 from plimsoll.operator.kinds import Kind
+from plimsoll.operator.outputs import output_of
+from plimsoll.operator.relations import PARSED, relations
 from plimsoll.operator.snapshot import Inspecting, Page, Pod, Snapshot
 
 log = structlog.get_logger("plimsoll.operator.observe")
 
+#: Who names a source; the rest of what belongs to one was made by looking at it.
+_NAMES_IT = (kinds.DEPLOYMENT.name, kinds.QUANTIZATION.name, kinds.REPLICA_SET.name)
 #: How long a deletion is remembered, so that an older listing cannot bring the object back.
 _REMEMBER_SECONDS = 600.0
 
@@ -60,7 +67,7 @@ class Cache:
         self._by_kind: dict[str, dict[Id, Entry]] = {}
         self._by_ref: dict[Ref, set[Id]] = {}
         self._gone: dict[str, float] = {}
-        self._pages: dict[str, Page] = {}
+        self._pages: dict[str, Page | JobProgress] = {}
         self._first_seen: dict[str, float] = {}
         self._asked: set[str] = set()
         self._leading_since = 0.0
@@ -101,33 +108,8 @@ class Cache:
         return True
 
     def _entry(self, kind: Kind, uid: str, version: str, now: float, raw: Mapping[str, Any]) -> Entry:
-        namespace, tags = parse.meta(raw).get("namespace") or "", parse.labels(raw)
-        refs: list[Ref] = []
-        value: Any = None
-        slim: bytes | None = None
-        if kind is kinds.DEPLOYMENT:
-            source = self._source_key(namespace, raw.get("spec") or {})
-            phase = str((raw.get("status") or {}).get("phase") or "Pending")
-            value = Brief(phase, source, int(parse.meta(raw).get("generation") or 0))
-            refs.append(("deployment", namespace, parse.meta(raw).get("name") or ""))
-            if source:
-                refs.append(("source", namespace, source))
-        elif names.DEPLOYMENT in tags:
-            refs.append(("deployment", namespace, tags[names.DEPLOYMENT]))
-        elif names.SOURCE in tags:
-            refs.append(("source", namespace, tags[names.SOURCE]))
-        elif kind in kinds.CHILDREN:
-            refs.append(("shared", namespace, ""))
-        if kind is kinds.POD:
-            value = parse.pod(raw)
-        elif kind is kinds.NODE:
-            value = parse.node(raw)
-        elif kind is kinds.ENDPOINT_SLICE:
-            value = parse.ready_endpoints(raw)
-        elif kind is kinds.CONFIG_MAP:
-            value = parse.inspection((raw.get("data") or {}).values())
-        else:
-            slim = packed(raw)
+        value, refs = relations(kind, raw, self._source_key)
+        slim = packed(raw) if kind not in PARSED else None
         return Entry(uid, version, now, tuple(refs), value, slim)
 
     def _put(self, identity: Id, entry: Entry) -> set[Key]:
@@ -163,6 +145,10 @@ class Cache:
         """Whom a change of this object concerns. A deployment is no other's business, though it shares its source."""
         if identity[0] == kinds.DEPLOYMENT.name:
             return {identity[1:]}
+        if identity[0] == kinds.REPLICA_SET.name:
+            return self._keys_of(ref for ref in refs if ref[0] == "deployment")
+        if identity[0] == kinds.QUANTIZATION.name:
+            return self._keys_of(ref for ref in refs if ref[0] != "source")
         return self._near(identity[2]) if identity[0] == kinds.NODE.name else self._keys_of(refs)
 
     def _unlink(self, identity: Id, refs: Iterable[Ref]) -> None:
@@ -179,16 +165,29 @@ class Cache:
         for what, namespace, name in refs:
             if what == "deployment":
                 found.add((namespace, name))
-            elif what == "source":
+            elif what == "job":
+                found.add(job_key(namespace, name))
+            elif what in ("source", "waits", "output"):
                 for member in self._by_ref.get((what, namespace, name), ()):
-                    if member[0] == kinds.DEPLOYMENT.name:
-                        found.add(member[1:])
+                    found |= self._asking(member, what == "source")
         return found
+
+    def _asking(self, member: Id, deeper: bool) -> set[Key]:
+        """Whom an object stands for that names a source, a job or a place; `deeper`, who waits for it too."""
+        if member[0] == kinds.DEPLOYMENT.name:
+            return {member[1:]}
+        if member[0] == kinds.QUANTIZATION.name:
+            waiting = self._keys_of([("waits", *member[1:])]) if deeper else set()
+            return {job_key(*member[1:]), *waiting}
+        entry = self._entries[member] if member[0] == kinds.REPLICA_SET.name else None
+        return self._keys_of(ref for ref in entry.refs if ref[0] == "deployment") if entry else set()
 
     def _near(self, node: str) -> set[Key]:
         """Deployments that a change of this node concerns: its pods' own, and those that wait for any node."""
         every = self._of(kinds.DEPLOYMENT).items()
         found = {identity[1:] for identity, entry in every if entry.value.phase not in ("Ready", "Stopped")}
+        jobs = self._of(kinds.QUANTIZATION).items()
+        found |= {job_key(*identity[1:]) for identity, entry in jobs if entry.value.phase in ("Refused", "Pending")}
         for entry in self._of(kinds.POD).values():
             if entry.value.node == node:
                 found |= self._keys_of(entry.refs)
@@ -205,43 +204,61 @@ class Cache:
                 self._errors[namespace, key] = words
 
     def snapshot(self, key: Key, now: float) -> Snapshot | None:
-        """The deployment's corner at this moment; None when there is no such deployment."""
+        """The corner of a deployment or a quantization job at this moment; None when there is none."""
+        kind, namespace, name = object_of(key)
         with self._lock:
-            top = self._entries.get((kinds.DEPLOYMENT.name, *key))
+            top = self._entries.get((kind.name, namespace, name))
             if top is None or top.packed is None:
                 return None
-            members = [(i, self._entries[i]) for i in self._by_ref.get(("deployment", *key), ())]
-            members += [(i, self._entries[i]) for i in self._by_ref.get(("shared", key[0], ""), ())]
-            source = top.value.source
+            what = "job" if kind is kinds.QUANTIZATION else "deployment"
+            members = [(i, self._entries[i]) for i in self._by_ref.get((what, namespace, name), ())]
+            members += [(i, self._entries[i]) for i in self._by_ref.get(("shared", namespace, ""), ())]
+            waited = self._entries.get((kinds.QUANTIZATION.name, namespace, top.value.job or ""))
+            quantizing = parse_jobs.quantizing(unpacked(waited)) if waited else None
+            sets = tuple(parse.replica_set(unpacked(e)) for i, e in members if i[0] == kinds.REPLICA_SET.name)
+            output = output_of(top.value.job, quantizing, sets) if top.value.job else None
+            source = output_key(namespace, output) if output else top.value.source
             # A thousand deployments may name the same source; only what was found there matters.
-            same = self._by_ref.get(("source", key[0], source or ""), ())
-            about_source = [(i, self._entries[i]) for i in same if i[0] != kinds.DEPLOYMENT.name]
+            same = self._by_ref.get(("source", namespace, source or ""), ())
+            about_source = [(i, self._entries[i]) for i in same if i[0] not in _NAMES_IT]
             nodes = tuple(e.value for e in self._of(kinds.NODE).values()) if self.sees_nodes else None
             pages = {e.uid: self._pages.get(e.uid) for i, e in members if i[0] == kinds.POD.name}
-            error = self._errors.get((key[0], source or ""))
+            error = self._errors.get((namespace, source or ""))
             since = {uid: max(self._first_seen.get(uid, 0.0), self._leading_since) for uid in pages}
+            rivals = self._rivals(top, (kind.name, namespace, name)) if kind is kinds.QUANTIZATION else ()
         routable: set[str] = set()
         for identity, entry in members:
             if identity[0] == kinds.ENDPOINT_SLICE.name:
                 routable |= entry.value
         both = (*members, *about_source)
-        children = {(i[0], i[2]): unpacked(e) for i, e in both if e.packed and i[0] != kinds.DEPLOYMENT.name}
+        ours = (kinds.DEPLOYMENT.name, kinds.QUANTIZATION.name)
+        children = {(i[0], i[2]): unpacked(e) for i, e in both if e.packed and i[0] not in ours}
         pods = [
-            replace(e.value, routable=e.uid in routable, page=pages.get(e.uid), seen_since=since[e.uid])
+            replace(e.value, routable=e.uid in routable, seen_since=since[e.uid], **_told(pages.get(e.uid)))
             for i, e in members
             if i[0] == kinds.POD.name
         ]
         return Snapshot(
-            deployment=parse.deployment(unpacked(top)),
+            deployment=parse.deployment({"kind": kind.name, **unpacked(top)}),
             now=now,
             inspecting=_inspecting(source, about_source, error) if source else None,
-            replica_sets=tuple(parse.replica_set(raw) for (kind, _), raw in children.items() if kind == "ReplicaSet"),
+            replica_sets=sets,
             pods=tuple(sorted(pods, key=lambda one: (one.created, one.name))),
             children=children,
             nodes=nodes,
             apis=self.apis,
             image_volumes=self.image_volumes,
+            quantizing=quantizing,
+            batch_jobs=tuple(parse_jobs.batch_job(raw) for (child, _), raw in children.items() if child == "Job"),
+            rivals=rivals,
         )
+
+    def _rivals(self, top: Entry, identity: Id) -> tuple[str, ...]:
+        """Other quantization jobs of the same output that were there first."""
+        place = next((ref for ref in top.refs if ref[0] == "output"), None)
+        others = [i for i in self._by_ref.get(place, ()) if i != identity] if place else []
+        mine = _came(top)
+        return tuple(sorted(i[2] for i in others if _came(self._entries[i]) < mine))
 
     def raw(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
         with self._lock:
@@ -264,32 +281,35 @@ class Cache:
         with self._lock:
             return {i[1:]: (e.uid, e.version, e.seen_at) for i, e in self._of(kind).items()}
 
-    def deployments(self) -> list[Key]:
-        """All deployments."""
+    def every(self) -> list[Key]:
+        """All deployments and quantization jobs."""
         with self._lock:
-            return [identity[1:] for identity in self._of(kinds.DEPLOYMENT)]
+            jobs = [job_key(*identity[1:]) for identity in self._of(kinds.QUANTIZATION)]
+            return [*(identity[1:] for identity in self._of(kinds.DEPLOYMENT)), *jobs]
 
-    def phases(self) -> Counter[str]:
+    def phases(self, kind: Kind = kinds.DEPLOYMENT) -> Counter[str]:
         with self._lock:
-            return Counter(entry.value.phase for entry in self._of(kinds.DEPLOYMENT).values())
+            return Counter(entry.value.phase for entry in self._of(kind).values())
 
     def targets(self) -> list[Target]:
-        """Server pods that may answer on their status port."""
+        """Server pods, and pods that quantise, that may answer on their status port."""
         found = []
         with self._lock:
             for entry in self._of(kinds.POD).values():
-                if not entry.refs or entry.refs[0][0] != "deployment":
+                if not entry.refs or entry.refs[0][0] not in ("deployment", "job"):
                     continue
                 pod: Pod = entry.value
                 if pod.ip and may_answer(pod):
-                    found.append(Target(entry.refs[0][1:], entry.uid, pod.ip, pod.ready))
+                    quantizes = entry.refs[0][0] == "job"
+                    key = job_key(*entry.refs[0][1:]) if quantizes else entry.refs[0][1:]
+                    found.append(Target(key, entry.uid, pod.ip, pod.ready, quantizes))
         return found
 
-    def page(self, uid: str) -> Page | None:
+    def page(self, uid: str) -> Page | JobProgress | None:
         with self._lock:
             return self._pages.get(uid)
 
-    def set_page(self, uid: str, page: Page | None) -> None:
+    def set_page(self, uid: str, page: Page | JobProgress | None) -> None:
         with self._lock:
             if page is None:
                 self._pages.pop(uid, None)
@@ -309,8 +329,10 @@ class Cache:
 
     def unasked(self, key: Key) -> bool:
         """Whether a page that may be there was never asked for."""
+        kind, namespace, name = object_of(key)
+        ref = "job" if kind is kinds.QUANTIZATION else "deployment", namespace, name
         with self._lock:
-            members = [self._entries[i] for i in self._by_ref.get(("deployment", *key), ()) if i[0] == kinds.POD.name]
+            members = [self._entries[i] for i in self._by_ref.get(ref, ()) if i[0] == kinds.POD.name]
             return any(e.uid not in self._asked and may_answer(e.value) for e in members)
 
     def inspected(self) -> list[Inspected]:
@@ -320,8 +342,8 @@ class Cache:
             for (what, namespace, key), members in self._by_ref.items():
                 if what != "source":
                     continue
-                wanted = any(member[0] == kinds.DEPLOYMENT.name for member in members)
-                parts = [(i[0], i[2], self._entries[i]) for i in members if i[0] != kinds.DEPLOYMENT.name]
+                parts = [(i[0], i[2], self._entries[i]) for i in members if i[0] not in _NAMES_IT]
+                wanted = len(parts) < len(members)
                 if parts:
                     found[namespace, key] = Inspected(namespace, key, wanted, parts)
         return list(found.values())
@@ -343,6 +365,16 @@ class Cache:
         with self._lock:
             oldest = self._clock() - _REMEMBER_SECONDS
             self._gone = {uid: at for uid, at in self._gone.items() if at > oldest}
+
+
+def _told(page: Page | JobProgress | None) -> dict[str, Any]:
+    return {"progress": page} if isinstance(page, JobProgress) else {"page": page}
+
+
+def _came(entry: Entry) -> tuple[str, str]:
+    """What orders objects by when they were made."""
+    about = parse.meta(unpacked(entry))
+    return str(about.get("creationTimestamp") or ""), entry.uid
 
 
 def _inspecting(source: str, members: list[tuple[Id, Entry]], error: str | None) -> Inspecting:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from plimsoll.api.deployment import KIND
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.quantity import parse_quantity
 from plimsoll.operator import names
-from plimsoll.operator.snapshot import Container, Deployment, Failure, Node, Page, Pod, ReplicaSet
+from plimsoll.operator.snapshot import Container, Deployment, Failure, Node, Output, Page, Pod, ReplicaSet
 
 Raw = Mapping[str, Any]
 PHASES = ("downloading", "loading", "warming", "ready", "draining")
@@ -61,6 +62,7 @@ def deployment(raw: Raw) -> Deployment:
         status=raw.get("status") or {},
         annotations=annotations(raw),
         deleting=bool(about.get("deletionTimestamp")),
+        kind=str(raw.get("kind") or KIND),
     )
 
 
@@ -79,11 +81,18 @@ def replica_set(raw: Raw) -> ReplicaSet:
         spec=_json(notes.get(names.SPEC)),
         source=_json(notes.get(names.INSPECTED)),
         failure=_failure(notes.get(names.FAILED)),
+        output=_output(notes.get(names.OUTPUT)),
         proven=notes.get(names.PROVEN) == "true",
         blocked=_blocked(raw),
         resource_version=about.get("resourceVersion", ""),
         deleting=bool(about.get("deletionTimestamp")),
     )
+
+
+def _output(text: str | None) -> Output | None:
+    value = _json(text)
+    parts = [str(value.get(key) or "") for key in ("job", "uri", "digest")]
+    return Output(*parts) if all(parts) else None
 
 
 def failure_text(failure: Failure) -> str:

@@ -1,4 +1,4 @@
-"""Reads the status pages of server pods and wakes the deployments whose page has something new to say."""
+"""Reads the status pages of pods and wakes the deployments and jobs whose page has something new to say."""
 
 import asyncio
 import random
@@ -11,7 +11,8 @@ import aiohttp
 import msgspec
 import structlog
 
-from plimsoll.operator import parse
+from plimsoll.api.job_progress import JobProgress
+from plimsoll.operator import parse, parse_jobs
 from plimsoll.operator.entries import Key, Target
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.names import STATUS_PORT
@@ -21,6 +22,8 @@ from plimsoll.operator.snapshot import Page
 log = structlog.get_logger("plimsoll.operator.poll")
 
 STARTING_SECONDS = 2.0
+#: A status is written this often at most while a job goes on.
+JOB_SECONDS = 5.0
 SERVING_SECONDS = 15.0
 #: A pod that serves nobody says the same for long.
 QUIET_SECONDS = 60.0
@@ -31,6 +34,7 @@ GIVE_UP = 4
 AT_ONCE = 128
 _LONGEST = 64 * 1024
 
+Said = Page | JobProgress
 Reader = Callable[[str], Awaitable[Any]]
 
 
@@ -98,7 +102,7 @@ class Poller:
         try:
             async with self._gate:
                 data = await self._read(target.ip)
-            page = parse.page(data, time.time(), before)
+            page = _page(target, data, before)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             page = None
         finally:
@@ -110,7 +114,7 @@ class Poller:
         else:
             self._succeeded(target, pod, before, page)
 
-    def _failed(self, target: Target, pod: _Pod, before: Page | None) -> None:
+    def _failed(self, target: Target, pod: _Pod, before: Said | None) -> None:
         pod.failures += 1
         pod.wait = min(max(pod.wait, STARTING_SECONDS) * (1.0 if pod.failures < GIVE_UP else 2.0), UNREACHABLE_SECONDS)
         if not target.ready:
@@ -122,10 +126,12 @@ class Poller:
             self._cache.set_page(target.uid, None)
             self._wake(target.key)
 
-    def _succeeded(self, target: Target, pod: _Pod, before: Page | None, page: Page) -> None:
+    def _succeeded(self, target: Target, pod: _Pod, before: Said | None, page: Said) -> None:
         pod.failures = 0
         told = before is None or _telling(page) != _telling(before)
-        if not target.ready or page.phase != "ready":
+        if isinstance(page, JobProgress):
+            pod.wait = JOB_SECONDS
+        elif not target.ready or page.phase != "ready":
             pod.wait = STARTING_SECONDS
         elif told or page.running or page.waiting:
             pod.wait = SERVING_SECONDS
@@ -142,8 +148,18 @@ class Poller:
         pod.next_at = time.monotonic() + pod.wait * random.uniform(0.9, 1.1)
 
 
-def _telling(page: Page) -> tuple[Any, ...]:
+def _page(target: Target, data: Any, before: Said | None) -> Said | None:
+    """A job's progress, or what a container says that fetches or serves."""
+    if target.quantizes and (found := parse_jobs.progress(data)) is not None:
+        return found
+    return parse.page(data, time.time(), before if isinstance(before, Page) else None)
+
+
+def _telling(page: Said) -> tuple[Any, ...]:
     """What a status can show of a page."""
+    if isinstance(page, JobProgress):
+        eta = None if page.eta_seconds is None else round(page.eta_seconds / 10)
+        return page.phase, page.layer, int(page.percent), eta, page.message
     startup = tuple(sorted((name, *sorted(step.items())) for name, step in page.startup.items()))
     usage = round(page.cache_usage * 20)
     return page.phase, startup, tuple(sorted(page.observed.items())), page.running, page.waiting, usage

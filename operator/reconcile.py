@@ -1,4 +1,4 @@
-"""Observe, plan, apply, report: one look at one deployment, and the threads that keep looking."""
+"""Observe, plan, apply, report: one look at one deployment or job, and the threads that keep looking."""
 
 import threading
 import time
@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import structlog
+from pydantic import BaseModel
 
 from plimsoll import __version__
-from plimsoll.api.status import known
+from plimsoll.api.job_status import QuantizationJobStatus
+from plimsoll.api.status import ModelDeploymentStatus, known
 from plimsoll.operator import kinds
 from plimsoll.operator.actions import Action, Apply, Event, Plan
 from plimsoll.operator.apply import Applier
@@ -23,7 +25,7 @@ from plimsoll.operator.cluster import (
     NotLeaderError,
     UnavailableError,
 )
-from plimsoll.operator.entries import Key
+from plimsoll.operator.entries import Key, object_of
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.observe import Cache
 from plimsoll.operator.plan.status import refused as refused_status
@@ -34,6 +36,9 @@ from plimsoll.operator.workqueue import WorkQueue
 
 log = structlog.get_logger("plimsoll.operator.reconcile")
 
+_STATUSES: Mapping[str, type[BaseModel]] = {
+    kinds.DEPLOYMENT.name: ModelDeploymentStatus, kinds.QUANTIZATION.name: QuantizationJobStatus,
+}  # fmt: skip
 Planner = Callable[[Snapshot, Settings, str], Plan]
 #: So many looks in a row that each changed something, and the key waits: two writers may be undoing each other.
 _RESTLESS = 30
@@ -100,6 +105,9 @@ class Reconciler:
         if plan.look_for_room:
             snapshot = replace(snapshot, room=self._room.look(snapshot))
             plan = self._plan(snapshot, self._settings, self._version)
+        if plan.look_for_claims:
+            snapshot = replace(snapshot, claims=self._room.claims(key[0], plan.look_for_claims))
+            plan = self._plan(snapshot, self._settings, self._version)
         refused: ClusterError | None = None
         changed = False
         for action in sorted(plan.actions, key=_can_wait):
@@ -141,17 +149,19 @@ class Reconciler:
         """Writes the status where it differs; events only once it is written, so that each is told once."""
         deployment = snapshot.deployment
         if plan.status:
-            patch = difference(known(plan.status), deployment.status)
+            kind = kinds.BY_NAME[deployment.kind]
+            patch = difference(known(plan.status, _STATUSES[deployment.kind]), deployment.status)
             if patch:
-                raw = self._cache.raw(kinds.DEPLOYMENT, *deployment.key) or {}
+                raw = self._cache.raw(kind, deployment.namespace, deployment.name) or {}
                 version = (raw.get("metadata") or {}).get("resourceVersion")
                 body = {"metadata": {"uid": deployment.uid, "resourceVersion": version}, "status": patch}
                 try:
-                    answer = self._cluster.merge(kinds.DEPLOYMENT, *deployment.key, body, "status")
+                    answer = self._cluster.merge(kind, deployment.namespace, deployment.name, body, "status")
                 except NotFoundError:
                     return
-                self._metrics.writes.labels("ModelDeployment").inc()
-                self._cache.seen(kinds.DEPLOYMENT, None, answer, ours=True, quiet=True)
+                self._metrics.writes.labels(kind.name).inc()
+                # Who waits for a job looks when its status moves.
+                self._cache.seen(kind, None, answer, ours=True, quiet=kind is kinds.DEPLOYMENT)
         for event in dict.fromkeys(plan.events):
             self._emit(snapshot, event)
 
@@ -166,15 +176,16 @@ class Reconciler:
     def _refresh(self, key: Key) -> None:
         """What was in the way may be a watch that lags: read the deployment itself."""
         try:
-            fresh = self._cluster.get(kinds.DEPLOYMENT, *key)
-            self._cache.seen(kinds.DEPLOYMENT, None, fresh, ours=True, quiet=True)
+            kind, namespace, name = object_of(key)
+            fresh = self._cluster.get(kind, namespace, name)
+            self._cache.seen(kind, None, fresh, ours=True, quiet=True)
         except ClusterError:
             pass  # The next look finds out.
 
 
 def _can_wait(action: Action) -> bool:
     """Pods take longest, so what makes them goes first, their policy before them; all else keeps its order."""
-    return isinstance(action, Apply) and action.object["kind"] not in ("ReplicaSet", "NetworkPolicy", "Pod")
+    return isinstance(action, Apply) and action.object["kind"] not in ("ReplicaSet", "NetworkPolicy", "Pod", "Job")
 
 
 def difference(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:

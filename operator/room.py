@@ -1,11 +1,11 @@
-"""How many more pods the free devices would take: read from the cluster, only when a plan asks."""
+"""How many more pods the free devices would take, and how large claims are: read only when a plan asks."""
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from plimsoll.operator import kinds, parse
-from plimsoll.operator.cluster import Cluster, GoneError
+from plimsoll.operator.cluster import Cluster, ForbiddenError, GoneError, NotFoundError
 from plimsoll.operator.observe import Cache
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Snapshot
@@ -41,6 +41,21 @@ class Room:
                 self._read_at = time.monotonic()
             used = self._used
         return self._count(snapshot, self._settings, self._version, used)
+
+    def claims(self, namespace: str, names: Iterable[str]) -> dict[str, int]:
+        """Bytes of these claims, of those that are there and bound.
+
+        Raises:
+            ClusterError: they cannot be read; a right that is missing is no error, their size is then unknown.
+        """
+        found = {}
+        for name in names:
+            try:
+                raw = self._cluster.get(kinds.CLAIM, namespace, name)
+                found[name] = parse.amount("storage", (raw.get("status") or {})["capacity"]["storage"])
+            except (NotFoundError, ForbiddenError, KeyError, TypeError, ValueError):
+                continue
+        return found
 
     def _read(self) -> Used:
         try:

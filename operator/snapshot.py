@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from plimsoll.api.deployment import KIND
 from plimsoll.api.inspection import Inspection
+from plimsoll.api.job_progress import JobProgress
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """The ModelDeployment as the API server holds it."""
+    """The ModelDeployment, or the QuantizationJob, as the API server holds it."""
 
     namespace: str
     name: str
@@ -23,10 +25,12 @@ class Deployment:
     status: Mapping[str, Any] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     deleting: bool = False
+    kind: str = KIND
 
     @property
     def key(self) -> tuple[str, str]:
-        return self.namespace, self.name
+        """What the work queue knows it by: a job may have a deployment's name."""
+        return self.namespace, self.name if self.kind == KIND else f"{self.kind}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ class Pod:
     """Why the pod as a whole failed: evicted, node lost."""
     containers: tuple[Container, ...] = ()
     page: Page | None = None
+    progress: JobProgress | None = None
+    """Of a quantization job's pod, as its status page last said."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,16 @@ class Failure:
     reason: str
     message: str
     at: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """A checkpoint that a quantization job wrote, and that passed its gate."""
+
+    job: str
+    uri: str
+    digest: str
+    """Of its manifest."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +133,8 @@ class ReplicaSet:
     spec: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     """{uri, digest, revision, bytes} of what it serves; empty in one that an earlier version made."""
+    output: Output | None = None
+    """The quantization job's output that it serves, where it serves one."""
     failure: Failure | None = None
     proven: bool = False
     """It once served every replica that was wanted: what a failed rollout goes back to."""
@@ -156,6 +174,35 @@ class Inspecting:
 
 
 @dataclass(frozen=True)
+class Quantizing:
+    """The QuantizationJob that a deployment names."""
+
+    name: str
+    phase: str
+    percent: int = 0
+    message: str = ""
+    output: Output | None = None
+    """Once it is complete."""
+    failed: str | None = None
+    """The reason of its Failed condition, once that is true."""
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """A batch/v1 Job of a quantization job."""
+
+    name: str
+    uid: str
+    owner: str = ""
+    """uid of the QuantizationJob that made it: of an earlier one of that name, perhaps."""
+    ended: Literal["", "Complete", "Failed"] = ""
+    reason: str = ""
+    message: str = ""
+    ended_at: float = 0.0
+    deleting: bool = False
+
+
+@dataclass(frozen=True)
 class Snapshot:
     deployment: Deployment
     now: float
@@ -173,3 +220,11 @@ class Snapshot:
     """Optional kinds the cluster has: ServiceMonitor, PodMonitor."""
     image_volumes: bool = False
     """The API server keeps image volumes."""
+    quantizing: Quantizing | None = None
+    """Of a deployment that names a job: that job; None while there is none of that name."""
+    batch_jobs: tuple[BatchJob, ...] = ()
+    """Of a quantization job: the Jobs that carry its name, those of earlier ones included."""
+    rivals: tuple[str, ...] = ()
+    """Of a quantization job: others that write, or wrote, to the same place and were there first."""
+    claims: Mapping[str, int] | None = None
+    """Bytes of the claims that were asked for, as far as they are bound; None: nobody has looked."""

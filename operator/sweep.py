@@ -59,7 +59,7 @@ class Sweeper:
             since = self._unwanted.setdefault((one.namespace, one.key), now)
             for kind, name, entry in one.parts:
                 if kind != CONFIG_MAP.name or now - since > KEEP_RECORDS_SECONDS:
-                    self._remove(one, kind, name, entry.uid, "no deployment names its source")
+                    self._remove(one, kind, name, entry.uid, "nobody names its source")
 
     def _remove(self, one: Inspected, kind: str, name: str, uid: str, why: str) -> None:
         try:

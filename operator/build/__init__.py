@@ -3,11 +3,12 @@
 from plimsoll.operator.build.compare import differs
 from plimsoll.operator.build.inspecting import inspect_name, inspect_pod, read_record, record, record_name
 from plimsoll.operator.build.monitors import monitors
-from plimsoll.operator.build.policy import disruption_budget, inspect_policy, network_policy
+from plimsoll.operator.build.policy import disruption_budget, inspect_policy, job_policy, network_policy
+from plimsoll.operator.build.quantizing import job, job_name, memory_line
 from plimsoll.operator.build.replica_set import replica_set, served
 from plimsoll.operator.build.revision import restart_part, revision
 from plimsoll.operator.build.service import service
-from plimsoll.operator.build.source import source_key
+from plimsoll.operator.build.source import output_key, source_key
 
 __all__ = [
     "differs",
@@ -15,8 +16,13 @@ __all__ = [
     "inspect_name",
     "inspect_pod",
     "inspect_policy",
+    "job",
+    "job_name",
+    "job_policy",
+    "memory_line",
     "monitors",
     "network_policy",
+    "output_key",
     "read_record",
     "record",
     "record_name",

@@ -16,14 +16,16 @@ USER = 65532
 def metadata(
     deployment: Deployment, name: str, *, labels: Mapping[str, str] = {}, annotations: Mapping[str, str] = {}
 ) -> Object:
-    """Of an object that goes with its deployment: the garbage collector removes it, no finalizer needed."""
+    """Of an object that goes with its deployment or job: the garbage collector removes it, no finalizer needed."""
+    served = deployment.kind == KIND
+    ours = names.labels(deployment.name, "server") if served else names.job_labels(deployment.name)
     found: Object = {
         "name": name,
         "namespace": deployment.namespace,
-        "labels": {**names.labels(deployment.name, "server"), **labels},
+        "labels": {**ours, **labels},
         "ownerReferences": [
             {
-                "apiVersion": API_VERSION, "kind": KIND, "name": deployment.name, "uid": deployment.uid,
+                "apiVersion": API_VERSION, "kind": deployment.kind, "name": deployment.name, "uid": deployment.uid,
                 "controller": True, "blockOwnerDeletion": True,
             }
         ],

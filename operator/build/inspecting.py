@@ -6,11 +6,10 @@ Both belong to a source of a namespace and to none of its deployments: a thousan
 from collections.abc import Mapping
 from typing import Any
 
-from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.source import parse_source
 from plimsoll.operator.build.common import Object, pod_security, source_metadata
-from plimsoll.operator.build.pod import copied_folder, copier, image_volume, placement, reader, scratch
+from plimsoll.operator.build.pod import Spec, copied_folder, copier, image_volume, placement, reader, scratch
 from plimsoll.operator.build.source import fetched, file_uri, image_reference, source_key
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment
@@ -31,14 +30,17 @@ def record_name(key: str) -> str:
     return f"plimsoll-source-{key}"
 
 
-def inspect_pod(deployment: Deployment, spec: ModelDeploymentSpec, settings: Settings, image_volumes: bool) -> Object:
+def inspect_pod(
+    deployment: Deployment, spec: Spec, settings: Settings, image_volumes: bool, key: str | None = None
+) -> Object:
     """Runs `plimsoll inspect`; its termination message is an `Inspection`, or says in words why there is none.
 
+    `key` is the source's own, but for what a quantization job wrote: that goes by its digest too.
     It tolerates what the deployment tolerates, and does not take its node selector: that would wake a GPU node for
     reading a few kilobytes.
     """
     model, source = spec.model, parse_source(spec.model.source)
-    key = source_key(deployment.namespace, model)
+    key = key or source_key(deployment.namespace, model)
     look = reader("inspect", spec, settings)
     volumes, init, secret, uri = [scratch()], [], None, model.source
     if not fetched(source):

@@ -8,6 +8,7 @@ from typing import Any
 from plimsoll.api.budget import SERVER_BYTES, Budget
 from plimsoll.api.deployment import API_VERSION, KIND, ModelDeploymentSpec
 from plimsoll.api.inspection import Inspection
+from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import Source, parse_source
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, container_security, plain, pod_security, quantity
@@ -24,8 +25,12 @@ from plimsoll.operator.build.source import (
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment
 
+Spec = ModelDeploymentSpec | QuantizationJobSpec
+
 MIB, GIB = 1 << 20, 1 << 30
 MODELS = "/models"
+#: What the server compares with the manifest of a quantised checkpoint before it loads that.
+CHECKPOINT_DIGEST = "PLIMSOLL_CHECKPOINT_DIGEST"
 KEYS = "/etc/plimsoll/keys"
 #: What the kubelet waits for after the drain before it kills: the requests cut off at the timeout are still answered,
 #: and the engine lets go of its device.
@@ -52,9 +57,12 @@ class Models:
 
 def pod_template(
     deployment: Deployment, spec: ModelDeploymentSpec, inspection: Inspection, budget: Budget, settings: Settings,
-    *, revision: str, image_volumes: bool,
+    *, revision: str, image_volumes: bool, digest: str | None = None,
 ) -> Object:  # fmt: skip
-    """Everything of it follows from the arguments; nothing names the operator's version."""
+    """Everything of it follows from the arguments; nothing names the operator's version.
+
+    `digest` is of the manifest that must lie beside the weights: pods load nothing else.
+    """
     pod = spec.pod
     models = models_of(spec, inspection, settings, image_volumes)
     ours = {**names.labels(deployment.name, "server"), names.REVISION: revision}
@@ -75,6 +83,8 @@ def pod_template(
             "volumes": _volumes(spec, models, budget),
         },
     }
+    if digest is not None:
+        template["spec"]["containers"][0]["env"].append({"name": CHECKPOINT_DIGEST, "value": digest})
     if models.init:
         template["spec"]["initContainers"] = models.init
     template["spec"] |= placement(spec, settings, models.pull_secret)
@@ -85,7 +95,7 @@ def pod_template(
     return template
 
 
-def placement(spec: ModelDeploymentSpec, settings: Settings, pull_secret: str | None) -> Object:
+def placement(spec: Spec, settings: Settings, pull_secret: str | None) -> Object:
     """What server and inspect pods share: who they are to the registry and the cloud, and which nodes take them."""
     pulls = dict.fromkeys((*settings.image_pull_secrets, *spec.pod.image_pull_secrets))
     if pull_secret:
@@ -100,7 +110,7 @@ def placement(spec: ModelDeploymentSpec, settings: Settings, pull_secret: str | 
     return found
 
 
-def models_of(spec: ModelDeploymentSpec, inspection: Inspection, settings: Settings, image_volumes: bool) -> Models:
+def models_of(spec: Spec, inspection: Inspection, settings: Settings, image_volumes: bool) -> Models:
     model, source = spec.model, parse_source(spec.model.source)
     if source.scheme == "pvc":
         claim = {"claimName": source.name, "readOnly": True}
@@ -125,7 +135,7 @@ def models_of(spec: ModelDeploymentSpec, inspection: Inspection, settings: Setti
     return Models(volume, downloaded_uri(folder, source, inspection), init=[fetch])
 
 
-def _image(spec: ModelDeploymentSpec, source: Source, inspection: Inspection, image_volumes: bool) -> Models:
+def _image(spec: Spec, source: Source, inspection: Inspection, image_volumes: bool) -> Models:
     """An image as a volume, or its files copied by itself, which needs `cp` in it. Both look the same to the server."""
     image, uri, secret = image_reference(source), mounted_uri(MODELS, source, inspection), spec.model.credentials_secret
     if image_volumes:
@@ -161,7 +171,7 @@ def copier(name: str, source: Source, volume: str) -> Object:
     }
 
 
-def reader(name: str, spec: ModelDeploymentSpec, settings: Settings) -> Object:
+def reader(name: str, spec: Spec, settings: Settings) -> Object:
     """A container of the runtime image that reads a source; its arguments and model mounts are the caller's."""
     return {
         "name": name,

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from plimsoll.api.dataset import parse_dataset
 from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import parse_source
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, metadata
@@ -89,7 +91,26 @@ def inspect_policy(namespace: str, settings: Settings) -> Object:
     }
 
 
-def _egress(spec: ModelDeploymentSpec) -> list[Object]:
+def job_policy(job: Deployment, spec: QuantizationJobSpec, settings: Settings) -> Object:
+    """In: the operator, which reads the status page. Out: what fetching the checkpoint and the texts needs."""
+    rules = _egress(spec)
+    texts = [name for name in (spec.calibration.dataset, spec.evaluation.dataset) if name]
+    if any(parse_dataset(name).kind == "hf" for name in texts) and not rules:
+        rules = [_DNS, {"to": [_PODS, *_ANYWHERE], "ports": _ports(443)}]
+    return {
+        "apiVersion": _API,
+        "kind": "NetworkPolicy",
+        "metadata": metadata(job, f"{job.name}-quantize"),
+        "spec": {
+            "podSelector": {"matchLabels": dict(names.job_selector(job.name))},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": _namespaces((settings.operator_namespace,)), "ports": _ports(names.STATUS_PORT)}],
+            "egress": rules,
+        },
+    }
+
+
+def _egress(spec: ModelDeploymentSpec | QuantizationJobSpec) -> list[Object]:
     """Nothing for what the kubelet mounts. Policies know no host names, so ports are what can be named."""
     if not fetched(parse_source(spec.model.source)):
         return []

@@ -4,19 +4,19 @@ import json
 from typing import Any
 
 from plimsoll.api.budget import Budget
-from plimsoll.api.deployment import Model, ModelDeploymentSpec
+from plimsoll.api.deployment import CheckpointSource, ModelDeploymentSpec
 from plimsoll.api.inspection import Inspection
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, metadata
 from plimsoll.operator.build.pod import pod_template
 from plimsoll.operator.build.revision import restart_part
 from plimsoll.operator.settings import Settings
-from plimsoll.operator.snapshot import Deployment
+from plimsoll.operator.snapshot import Deployment, Output
 
 
 def replica_set(
     deployment: Deployment, spec: ModelDeploymentSpec, inspection: Inspection, budget: Budget, settings: Settings,
-    *, revision: str, number: int, replicas: int, image_volumes: bool, version: str,
+    *, revision: str, number: int, replicas: int, image_volumes: bool, version: str, output: Output | None = None,
 ) -> Object:  # fmt: skip
     """The ReplicaSet NAME-REVISION.
 
@@ -25,6 +25,7 @@ def replica_set(
         revision: of `deployment.spec`, by `build.revision`.
         number: counts revisions up.
         version: of the operator; another version that finds this set leaves its template alone.
+        output: of a quantization job: the pods refuse any other that should lie in its place.
     """
     annotations = {
         names.NUMBER: str(number),
@@ -32,6 +33,9 @@ def replica_set(
         names.SPEC: json.dumps(restart_part(deployment.spec), sort_keys=True, separators=(",", ":")),
         names.INSPECTED: json.dumps(served(spec.model, inspection), sort_keys=True, separators=(",", ":")),
     }
+    if output is not None:
+        kept = {"job": output.job, "uri": output.uri, "digest": output.digest}
+        annotations[names.OUTPUT] = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return {
         "apiVersion": "apps/v1",
         "kind": "ReplicaSet",
@@ -42,13 +46,20 @@ def replica_set(
             "replicas": replicas,
             "selector": {"matchLabels": {**names.selector(deployment.name), names.REVISION: revision}},
             "template": pod_template(
-                deployment, spec, inspection, budget, settings, revision=revision, image_volumes=image_volumes
+                deployment,
+                spec,
+                inspection,
+                budget,
+                settings,
+                revision=revision,
+                image_volumes=image_volumes,
+                digest=output.digest if output else None,
             ),
         },
     }
 
 
-def served(model: Model, inspection: Inspection) -> dict[str, Any]:
+def served(model: CheckpointSource, inspection: Inspection) -> dict[str, Any]:
     """As status.source has it: the address that was asked for, and what it led to."""
     return {
         "uri": model.source, "digest": inspection.digest, "revision": inspection.revision, "bytes": inspection.bytes,

@@ -11,18 +11,22 @@ from typing import Any
 from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.quantity import parse_quantity
 from plimsoll.operator import names
+from plimsoll.operator.snapshot import Output
 
 #: How many pods there are, and how they are exchanged, is no matter of the pod.
 _NOT_THE_PODS = frozenset({"replicas", "rollout"})
 
 
-def revision(spec: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits.
+def revision(spec: Mapping[str, Any], output: Output | None = None) -> str:
+    """Ten hexadecimal digits. A new `output` of the quantization job that `spec` names is another revision.
 
     Raises:
         pydantic.ValidationError: `spec` is no ModelDeploymentSpec.
     """
-    return names.digest(restart_part(spec))
+    part = restart_part(spec)
+    if output is not None:
+        part["output"] = {"uri": output.uri, "digest": output.digest}
+    return names.digest(part)
 
 
 def restart_part(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
-from plimsoll.api.deployment import Model
+from plimsoll.api.deployment import CheckpointSource
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.source import Source, parse_source
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object
+from plimsoll.operator.snapshot import Output
 
 #: Where an image that is copied keeps its checkpoint, if the source names no path.
 IMAGE_FOLDER = "models"
@@ -24,19 +25,24 @@ def image_reference(source: Source) -> str:
     return f"{source.name}@{source.revision}"
 
 
-def source_key(namespace: str, model: Model) -> str:
+def source_key(namespace: str, model: CheckpointSource) -> str:
     """What is inspected once: one address, asked in one way, with the volumes and secrets of one namespace."""
     asked = {"source": model.source, "endpoint": model.endpoint, "credentialsSecret": model.credentials_secret}
     return names.digest({"namespace": namespace, **{k: v for k, v in asked.items() if v is not None}}, 16)
 
 
-def resolved(model: Model, inspection: Inspection) -> str:
+def output_key(namespace: str, output: Output) -> str:
+    """The same of what a quantization job wrote: another digest at the same place is another source."""
+    return names.digest({"namespace": namespace, "source": output.uri, "digest": output.digest}, 16)
+
+
+def resolved(model: CheckpointSource, inspection: Inspection) -> str:
     """The source as inspected: a hub's branch may move between two pods of one revision."""
     found = parse_source(model.source)
     return str(replace(found, revision=inspection.revision)) if found.scheme == "hf" else model.source
 
 
-def cache_folder(model: Model, inspection: Inspection) -> str:
+def cache_folder(model: CheckpointSource, inspection: Inspection) -> str:
     """Of one revision inside a cache claim: another one goes beside it while pods still serve this one."""
     # Not the digest, which two fine-tunes of one shape may share.
     asked = {"source": resolved(model, inspection), "endpoint": model.endpoint, "revision": inspection.revision}
@@ -60,7 +66,7 @@ def downloaded_uri(folder: str, source: Source, inspection: Inspection) -> str:
     return file_uri(folder, inspection.path or file)
 
 
-def credentials(model: Model) -> list[Object]:
+def credentials(model: CheckpointSource) -> list[Object]:
     """Environment of a container that fetches: values stay in the Secret, where only the kubelet reads them."""
     found: list[Object] = []
     scheme = parse_source(model.source).scheme

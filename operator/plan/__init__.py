@@ -1,5 +1,17 @@
 """Pure: from what is there to what to do and what to say."""
 
+from plimsoll.api.quantization_job import QUANTIZATION_KIND
+from plimsoll.operator.actions import Plan
+from plimsoll.operator.plan.jobs import plan_job
 from plimsoll.operator.plan.planner import plan, room_for
+from plimsoll.operator.settings import Settings
+from plimsoll.operator.snapshot import Snapshot
 
-__all__ = ["plan", "room_for"]
+__all__ = ["next_plan", "plan", "plan_job", "room_for"]
+
+
+def next_plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
+    """By the kind of what is looked at."""
+    if snapshot.deployment.kind == QUANTIZATION_KIND:
+        return plan_job(snapshot, settings)
+    return plan(snapshot, settings, version)

@@ -2,12 +2,12 @@
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from plimsoll.api.budget import RUNS, Budget, budget
-from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.deployment import CheckpointSource, ModelDeploymentSpec
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, native_table
 from plimsoll.api.errors import DoesNotFitError, NotRunYetError, PlimsollError, SpecError
 from plimsoll.api.inspection import Inspection
@@ -17,8 +17,9 @@ from plimsoll.api.quantity import format_bytes
 from plimsoll.api.source import forbidden_host
 from plimsoll.operator.plan.conditions import Condition
 from plimsoll.operator.plan.devices import device_memory
+from plimsoll.operator.plan.quantized import FAILED, awaited, serving
 from plimsoll.operator.settings import Settings
-from plimsoll.operator.snapshot import Snapshot
+from plimsoll.operator.snapshot import Output, Snapshot
 
 #: The table of kernels that takes most, since a processor is known only once a pod runs on it.
 CPU_TABLE = native_table(32, wide=True)
@@ -35,6 +36,10 @@ class Admission:
     inspection: Inspection | None = None
     budget: Budget | None = None
     wants_inspection: bool = False
+    output: Output | None = None
+    """What is served in a source's place; `spec.model` has its address then."""
+    stuck: Condition | None = None
+    """What will not move by itself, though the spec is accepted: a quantization job that failed."""
 
     @property
     def ok(self) -> bool:
@@ -44,39 +49,64 @@ class Admission:
 def admit(snapshot: Snapshot, settings: Settings) -> Admission:
     """Goes as far as what is known allows; what stops it is in the conditions."""
     unknown = Condition("SourceReady", "Unknown", "NotLookedAt", "The spec has to be accepted first.")
+    output, waits = None, None
     try:
         spec = parse_spec(snapshot.deployment.spec)
-        _check_source(spec, settings)
+        if spec.model.quantization_job is not None:
+            output, waits = awaited(spec.model.quantization_job, snapshot)
+            spec = spec if output is None else serving(spec, output)
+        _check_serving(spec)
+        if spec.model.source:
+            check_source(spec.model, settings)
         refuse_not_run_yet(spec)
     except NotRunYetError as error:
         return Admission(Condition("Accepted", "False", "NotSupported", str(error)), unknown)
-    except _NotAllowedError as error:
+    except NotAllowedError as error:
         return Admission(Condition("Accepted", "False", "SourceNotAllowed", str(error)), unknown)
     except PlimsollError as error:
         return Admission(Condition("Accepted", "False", "InvalidSpec", str(error)), unknown)
+    if waits is not None and output is None:
+        accepted = Condition("Accepted", "Unknown", waits.reason, waits.message)
+        return Admission(accepted, waits, stuck=waits if waits.reason == FAILED else None)
+    look = looked_at(snapshot, spec.model.source)
+    if look.found is None:
+        return Admission(look.accepted, look.source_ready, spec, wants_inspection=True, output=output)
+    found = replace(_sized(snapshot, spec, look.found, look.source_ready), output=output)
+    if waits is None:
+        return found
+    return replace(found, source_ready=waits, stuck=waits if waits.reason == FAILED else None)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of a source; `accepted` says what there is to wait for while nothing is found."""
+
+    accepted: Condition
+    source_ready: Condition
+    found: Inspection | None = None
+
+
+def looked_at(snapshot: Snapshot, source: str) -> Look:
+    """Where the inspection of the snapshot's source is."""
     # The inspect pod's own trouble, which is what `kubectl get` should show.
     waiting = Condition("Accepted", "Unknown", "Inspecting", _inspecting(snapshot))
     looking = snapshot.inspecting
     if looking is None or looking.found is None:
         if looking is not None and looking.error:
-            why = f"{spec.model.source} cannot be read: {looking.error}"
+            why = f"{source} cannot be read: {looking.error}"
             failed = Condition("SourceReady", "False", "Unreadable", why)
-            return Admission(
-                Condition("Accepted", "Unknown", "SourceUnreadable", why), failed, spec, wants_inspection=True
-            )
+            return Look(Condition("Accepted", "Unknown", "SourceUnreadable", why), failed)
         conditions: Sequence[Mapping[str, Any]] = snapshot.deployment.status.get("conditions", ())
         was = next((condition for condition in conditions if condition["type"] == "SourceReady"), {})
         if was.get("reason") == "Unreadable" and was.get("observedGeneration") == snapshot.deployment.generation:
             # It is being looked at again: until that says otherwise, what it said stands.
             failed = Condition("SourceReady", "False", "Unreadable", was["message"])
-            refused = Condition("Accepted", "Unknown", "SourceUnreadable", was["message"])
-            return Admission(refused, failed, spec, wants_inspection=True)
-        looks = Condition("SourceReady", "Unknown", "Inspecting", _inspecting(snapshot))
-        return Admission(waiting, looks, spec, wants_inspection=True)
+            return Look(Condition("Accepted", "Unknown", "SourceUnreadable", was["message"]), failed)
+        return Look(waiting, Condition("SourceReady", "Unknown", "Inspecting", _inspecting(snapshot)))
     found = looking.found
     at = f" at revision {found.revision}" if found.revision != found.digest else ""
-    ready = Condition("SourceReady", "True", "Inspected", f"{format_bytes(found.bytes)}{at}, {found.digest}")
-    return _sized(snapshot, spec, found, ready)
+    text = f"{format_bytes(found.bytes)}{at}, {found.digest}"
+    return Look(waiting, Condition("SourceReady", "True", "Inspected", text), found)
 
 
 def _sized(snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, ready: Condition) -> Admission:
@@ -109,38 +139,41 @@ def _sized(snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, rea
     return Admission(Condition("Accepted", "True", "Fits", text), ready, resolved, found, fits)
 
 
-class _NotAllowedError(SpecError):
+class NotAllowedError(SpecError):
     """The operator's configuration does not allow this source."""
 
 
-def _check_source(spec: ModelDeploymentSpec, settings: Settings) -> None:
-    model = spec.model
-    if model.source.startswith("file://"):
-        raise SpecError(
-            "names a path of one machine; a cluster has many", field="spec.model.source", value=model.source,
-            fix="Use pvc://CLAIM/PATH, hf://, s3:// or oci://",
-        )  # fmt: skip
+def _check_serving(spec: ModelDeploymentSpec) -> None:
     if spec.serving.api_keys_file is not None:
         raise SpecError(
             "is a file of one machine",
             field="spec.serving.apiKeysFile",
             fix="Name a Secret in spec.serving.apiKeysSecret",
         )
+
+
+def check_source(model: CheckpointSource, settings: Settings) -> None:
+    """Raises SpecError for what no cluster has, and NotAllowedError for what this one's operator does not allow."""
+    if model.source.startswith("file://"):
+        raise SpecError(
+            "names a path of one machine; a cluster has many", field="spec.model.source", value=model.source,
+            fix="Use pvc://CLAIM/PATH, hf://, s3:// or oci://",
+        )  # fmt: skip
     if not any(fnmatch.fnmatchcase(model.source, allowed) for allowed in settings.allowed_sources):
-        raise _NotAllowedError(
+        raise NotAllowedError(
             "this cluster's operator does not allow it", field="spec.model.source", value=model.source,
             fix=f"Allowed are {', '.join(settings.allowed_sources) or 'none'}",
         )  # fmt: skip
     if model.endpoint is None:
         return
     if not any(fnmatch.fnmatchcase(model.endpoint, allowed) for allowed in settings.allowed_endpoints):
-        raise _NotAllowedError(
+        raise NotAllowedError(
             "this cluster's operator does not allow it", field="spec.model.endpoint", value=model.endpoint,
             fix=f"Allowed are {', '.join(settings.allowed_endpoints) or 'none'}",
         )  # fmt: skip
     why = forbidden_host(urlsplit(model.endpoint).hostname or "")
     if why:
-        raise _NotAllowedError(
+        raise NotAllowedError(
             why, field="spec.model.endpoint", value=model.endpoint, fix="Use a public or a Service's name"
         )
 

@@ -6,8 +6,10 @@ again leads on; a plan without actions means that what is wanted is there, or th
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
+from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.operator import build, names
 from plimsoll.operator.actions import (
     Action,
@@ -50,10 +52,10 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
         return Plan()
     admission = admit(snapshot, settings)
     version = rendering(settings, version, admission)
-    revision = build.revision(snapshot.deployment.spec) if admission.spec else None
+    revision = build.revision(snapshot.deployment.spec, admission.output) if admission.spec else None
     new, others = _revisions(snapshot, revision)
-    actions = list(_inspection(snapshot, admission, settings))
-    retry = _retry_in(snapshot)
+    actions = list(inspecting(snapshot, admission, settings))
+    retry = retry_in(snapshot)
     again: list[float] = [] if retry is None else [retry + 0.5]
     if admission.ok:
         assert admission.spec is not None
@@ -84,7 +86,7 @@ def room_for(snapshot: Snapshot, settings: Settings, version: str, used: Mapping
     admission = admit(snapshot, settings)
     if not admission.ok or snapshot.nodes is None or admission.spec is None:
         return None
-    revision = build.revision(snapshot.deployment.spec)
+    revision = build.revision(snapshot.deployment.spec, admission.output)
     new, _ = _revisions(snapshot, revision)
     template = _render(snapshot, admission, settings, revision, 1, 1, version)["spec"]["template"]
     pod = admission.spec.pod
@@ -116,7 +118,17 @@ def _revisions(snapshot: Snapshot, revision: str | None) -> tuple[Revision | Non
     return new, tuple(others)
 
 
-def _inspection(snapshot: Snapshot, admission: Admission, settings: Settings) -> Iterator[Action]:
+class Asking(Protocol):
+    """An admission, as far as looking at a source depends on it."""
+
+    @property
+    def spec(self) -> ModelDeploymentSpec | QuantizationJobSpec | None: ...
+    @property
+    def wants_inspection(self) -> bool: ...
+
+
+def inspecting(snapshot: Snapshot, admission: Asking, settings: Settings) -> Iterator[Action]:
+    """The pod that reads the source's headers, until what it found is recorded."""
     looking = snapshot.inspecting
     if admission.spec is None:
         return
@@ -126,9 +138,10 @@ def _inspection(snapshot: Snapshot, admission: Admission, settings: Settings) ->
         return
     if not admission.wants_inspection:
         return
-    pod = build.inspect_pod(snapshot.deployment, admission.spec, settings, snapshot.image_volumes)
+    key = looking.key if looking is not None else None
+    pod = build.inspect_pod(snapshot.deployment, admission.spec, settings, snapshot.image_volumes, key)
     if looking is not None and looking.pod is not None:
-        if looking.pod.phase == "Failed" and not looking.pod.deleting and _retry_in(snapshot) == 0.0:
+        if looking.pod.phase == "Failed" and not looking.pod.deleting and retry_in(snapshot) == 0.0:
             yield Delete("Pod", looking.pod.name, "look again")
         return
     policy = build.inspect_policy(snapshot.deployment.namespace, settings)
@@ -138,7 +151,7 @@ def _inspection(snapshot: Snapshot, admission: Admission, settings: Settings) ->
     yield Apply(pod, "read the checkpoint's headers")
 
 
-def _retry_in(snapshot: Snapshot) -> float | None:
+def retry_in(snapshot: Snapshot) -> float | None:
     """Seconds until a failed look is repeated: as long again as the source had been failing, within bounds."""
     looking = snapshot.inspecting
     if looking is None or looking.found is not None or looking.pod is None or looking.pod.phase != "Failed":
@@ -166,6 +179,7 @@ def _render(
     return build.replica_set(
         snapshot.deployment, admission.spec, admission.inspection, admission.budget, settings,
         revision=revision, number=number, replicas=replicas, image_volumes=volumes, version=version,
+        output=admission.output,
     )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from plimsoll.api.budget import Budget
 from plimsoll.operator import build, names
 from plimsoll.operator.plan.admission import Admission
-from plimsoll.operator.plan.conditions import Condition, written
+from plimsoll.operator.plan.conditions import Condition, Truth, written
+from plimsoll.operator.plan.quantized import FAILED, WAITING
 from plimsoll.operator.plan.rollout import Revision, Stage
 from plimsoll.operator.plan.trouble import Trouble
 from plimsoll.operator.snapshot import Page, Pod, Snapshot
@@ -60,14 +61,15 @@ def _conditions(snapshot: Snapshot, admission: Admission, rolling: Rolling) -> l
     degraded = _degraded(rolling, ready)
     found = [admission.accepted, _source_ready(admission, rolling), progressing, ready, degraded]
     # kstatus: these two are there only while they are true.
-    stuck = (
-        admission.accepted.status == "False" or rolling.stage is Stage.FAILED or any(t.fatal for t in rolling.troubles)
-    )
-    if stuck:
-        first = admission.accepted if admission.accepted.status == "False" else degraded
-        found.append(Condition("Stalled", "True", first.reason, first.message))
-    elif progressing.status == "True":
-        found.append(Condition("Reconciling", "True", progressing.reason, progressing.message))
+    stuck = admission.accepted if admission.accepted.status == "False" else admission.stuck
+    if stuck is None and (rolling.stage is Stage.FAILED or any(t.fatal for t in rolling.troubles)):
+        stuck = degraded
+    # While a job makes the next output, what it is to replace serves and is ready.
+    doing = admission.source_ready if admission.source_ready.reason == WAITING else progressing
+    if stuck is not None:
+        found.append(Condition("Stalled", "True", stuck.reason, stuck.message))
+    elif progressing.status == "True" or doing is admission.source_ready:
+        found.append(Condition("Reconciling", "True", doing.reason, doing.message))
     return found
 
 
@@ -136,7 +138,8 @@ def _progressing(admission: Admission, rolling: Rolling, ready: Condition) -> Co
             "Progressing", "False", admission.accepted.reason, "Nothing is under way: the spec is refused."
         )
     if not admission.ok:
-        return Condition("Progressing", "True", admission.source_ready.reason, admission.source_ready.message)
+        truth: Truth = "False" if admission.stuck else "True"
+        return Condition("Progressing", truth, admission.source_ready.reason, admission.source_ready.message)
     if rolling.stage is Stage.FAILED:
         text = "The rollout has stopped; the last revision that proved itself serves. Change the spec to try again."
         return Condition("Progressing", "False", "RolloutFailed", text)
@@ -176,7 +179,7 @@ def _phase(snapshot: Snapshot, admission: Admission, rolling: Rolling, condition
     if by_type["Degraded"].status == "True":
         return "Degraded"
     if not admission.ok:
-        return "Inspecting"
+        return "Quantizing" if admission.source_ready.reason in (WAITING, FAILED) else "Inspecting"
     if by_type["Ready"].status == "True":
         return "Stopped" if rolling.wanted == 0 else "Ready" if rolling.stage is Stage.COMPLETE else "Updating"
     if any(revision.set.replicas for revision in rolling.others):

@@ -7,10 +7,14 @@ from plimsoll.operator.actions import Event
 from plimsoll.operator.plan.rollout import Stage
 
 #: Which truth of a condition is bad news. Progressing is told by its reason alone.
-_BAD = {"Accepted": "False", "SourceReady": "False", "Degraded": "True"}
-_TOLD = ("Accepted", "SourceReady", "Progressing", "Ready", "Degraded")
+_BAD = {"Accepted": "False", "SourceReady": "False", "Degraded": "True", "Failed": "True"}
+_TOLD = ("Accepted", "SourceReady", "Progressing", "Ready", "Degraded", "Complete", "Failed")
 #: Reasons that a list of events need not repeat: another condition's transition says the same.
-_QUIET = frozenset({"Inspecting", "NotLookedAt", "AsExpected", "NotReady", "SourceUnreadable"})
+_QUIET = frozenset({
+    "Inspecting", "NotLookedAt", "AsExpected", "NotReady", "SourceUnreadable", "NotStarted", "NotFailed", "Ending",
+})  # fmt: skip
+#: Not as wanted yet, and nothing that anybody need look into.
+_EXPECTED = frozenset({"WaitingForQuantization"})
 #: Steps of a rollout; what else Progressing says, other conditions say better.
 _STEPS = frozenset({stage.value for stage in Stage} - {Stage.COMPLETE.value})
 
@@ -31,5 +35,13 @@ def _changed(before: Mapping[str, Mapping[str, Any]], after: Sequence[Mapping[st
             continue
         if kind == "Progressing" and reason not in _STEPS:
             continue
-        bad = truth == _BAD.get(kind) or reason == "RolloutFailed" or (kind == "Ready" and truth == "False")
+        if (kind, truth) == ("Failed", "False") or (kind == "Complete" and _failed(after)):
+            # The other of the two tells it.
+            continue
+        bad = (truth == _BAD.get(kind) and reason not in _EXPECTED) or reason == "RolloutFailed"
+        bad = bad or (kind == "Ready" and truth == "False")
         yield Event("Warning" if bad else "Normal", reason, condition["message"][:900])
+
+
+def _failed(after: Sequence[Mapping[str, Any]]) -> bool:
+    return any(one["type"] == "Failed" and one["status"] == "True" for one in after)

@@ -116,7 +116,7 @@ def test_a_deployment_that_goes_wakes_whoever_cleans_up(cache: Cache, make: Make
     cache.seen(kinds.DEPLOYMENT, "DELETED", make(kinds.DEPLOYMENT, "a"))
     assert set(woken) == {KEY}
     assert cache.snapshot(KEY, 1.0) is None
-    assert cache.deployments() == []
+    assert cache.every() == []
 
 
 def test_a_page_belongs_to_its_pod_and_goes_with_it(cache: Cache, make: Make) -> None:

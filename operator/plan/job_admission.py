@@ -1,0 +1,132 @@
+"""Whether a quantization job may run: its words, its source, its arithmetic, before any pod of it exists."""
+
+from dataclasses import dataclass
+
+from plimsoll.api.dataset import parse_dataset
+from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
+from plimsoll.api.inspection import Inspection
+from plimsoll.api.job_budget import JobLoad, JobNeeds, check_disk, check_memory, job_needs
+from plimsoll.api.manifest import parse_job_spec
+from plimsoll.api.quantity import format_bytes
+from plimsoll.api.quantization_job import QuantizationJobSpec
+from plimsoll.api.source import parse_source
+from plimsoll.operator.plan.admission import NotAllowedError, check_source, looked_at
+from plimsoll.operator.plan.capacity import tolerates
+from plimsoll.operator.plan.conditions import Condition
+from plimsoll.operator.plan.devices import matching
+from plimsoll.operator.settings import Settings
+from plimsoll.operator.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class JobAdmission:
+    """What is known of the wish, as far as one could get."""
+
+    accepted: Condition
+    source_ready: Condition
+    spec: QuantizationJobSpec | None = None
+    inspection: Inspection | None = None
+    needs: JobNeeds | None = None
+    wants_inspection: bool = False
+    look_for_claims: tuple[str, ...] = ()
+    """Whose size has to be known to go on."""
+
+    @property
+    def ok(self) -> bool:
+        return self.needs is not None and self.accepted.status == "True"
+
+
+def admit_job(snapshot: Snapshot, settings: Settings) -> JobAdmission:
+    """Goes as far as what is known allows; what stops it is in the conditions."""
+    unknown = Condition("SourceReady", "Unknown", "NotLookedAt", "The spec has to be accepted first.")
+    try:
+        spec = parse_job_spec(snapshot.deployment.spec)
+        check_source(spec.model, settings)
+        _check_places(spec)
+    except NotAllowedError as error:
+        return JobAdmission(Condition("Accepted", "False", "SourceNotAllowed", str(error)), unknown)
+    except PlimsollError as error:
+        return JobAdmission(Condition("Accepted", "False", "InvalidSpec", str(error)), unknown)
+    if snapshot.rivals:
+        text = (
+            f"spec.output: {spec.output} is QuantizationJob {snapshot.rivals[0]}'s, and whoever serves that goes on "
+            "serving it. Write another PATH"
+        )
+        return JobAdmission(Condition("Accepted", "False", "OutputTaken", text), unknown)
+    look = looked_at(snapshot, spec.model.source)
+    if look.found is None:
+        return JobAdmission(look.accepted, look.source_ready, spec, wants_inspection=True)
+    return _sized(snapshot, spec, look.found, look.source_ready)
+
+
+def _check_places(spec: QuantizationJobSpec) -> None:
+    for field, uri in (
+        ("output", spec.output),
+        ("calibration.dataset", spec.calibration.dataset),
+        ("evaluation.dataset", spec.evaluation.dataset),
+    ):
+        if uri is not None and uri.startswith("file://"):
+            raise SpecError(
+                "names a path of one machine; a cluster has many", field=f"spec.{field}", value=uri,
+                fix="Write pvc://CLAIM/PATH",
+            )  # fmt: skip
+
+
+def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, ready: Condition) -> JobAdmission:
+    load = _load(spec)
+    claim = parse_source(spec.output).name
+    line = spec.accelerator.memory
+    try:
+        needs = job_needs(found.facts, load)
+        check_memory(needs, line or needs.memory, load)
+        _check_nodes(snapshot, spec, line or needs.memory)
+        known = None if snapshot.claims is None else snapshot.claims.get(claim)
+        if known is not None:
+            check_disk(needs, known)
+    except DoesNotFitError as error:
+        return JobAdmission(Condition("Accepted", "False", "DoesNotFit", str(error)), ready, spec, found)
+    except PlimsollError as error:
+        return JobAdmission(Condition("Accepted", "False", "InvalidSpec", str(error)), ready, spec, found)
+    of = f" of {format_bytes(known)}" if known is not None else ""
+    text = (
+        f"memory: the walk {format_bytes(needs.walk)}, evaluation {format_bytes(needs.evaluation)}"
+        + (f", sampling {format_bytes(needs.sampling)}" if needs.sampling else "")
+        + f"; the pod gets {format_bytes(line or needs.memory)}. Disk: {format_bytes(needs.output)} output + "
+        f"{format_bytes(needs.scratch)} hidden states = {format_bytes(needs.disk)}{of} on claim {claim}"
+    )
+    accepted = Condition("Accepted", "True", "Fits", text)
+    return JobAdmission(
+        accepted, ready, spec, found, needs, look_for_claims=(claim,) if snapshot.claims is None else ()
+    )
+
+
+def _load(spec: QuantizationJobSpec) -> JobLoad:
+    texts = [spec.calibration.dataset] if spec.calibration.config_map is None else []
+    return JobLoad(
+        method=spec.method,
+        bits=spec.bits,
+        group_size=spec.group_size,
+        samples=spec.calibration.samples,
+        length=spec.calibration.sequence_length,
+        batch=spec.calibration.batch_size or 1,
+        sampled=any(text is None or parse_dataset(text).kind == "self" for text in texts)
+        or spec.evaluation.dataset == "self",
+    )
+
+
+def _check_nodes(snapshot: Snapshot, spec: QuantizationJobSpec, line: int) -> None:
+    """Raises DoesNotFitError where no node that may run the pod could ever hold it."""
+    if snapshot.nodes is None:
+        return
+    wanted = [one.model_dump(by_alias=True, exclude_none=True) for one in spec.pod.tolerations]
+    able = [n for n in matching(snapshot.nodes, spec.pod.node_selector) if n.usable and tolerates(n.taints, wanted)]
+    largest = max(able, key=lambda node: node.allocatable.get("memory", 0), default=None)
+    if largest is None or largest.allocatable.get("memory", 0) >= line:
+        return
+    room = largest.allocatable.get("memory", 0)
+    raise DoesNotFitError(
+        f"needs {format_bytes(line)}, and the largest node that could take the pod, {largest.name}, has "
+        f"{format_bytes(room)}",
+        field="spec.accelerator.memory",
+        ways=("shorter calibration.sequenceLength", "a larger node"),
+    )

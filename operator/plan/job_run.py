@@ -1,0 +1,150 @@
+"""How a quantization job's Job and pods are doing, from what they say: steps, interruptions, the end."""
+
+from dataclasses import dataclass
+
+from plimsoll.api.errors import CheckpointError
+from plimsoll.api.job_progress import JobProgress
+from plimsoll.operator.build.quantizing import CONTAINER, STOPPED_EXIT_CODE
+from plimsoll.operator.plan.trouble import troubles, words
+from plimsoll.operator.snapshot import BatchJob, Container, Pod, Snapshot
+
+#: Seconds in which the last pod's words may still be on their way when its Job is seen to have ended.
+PATIENCE = 15.0
+_AWAITED = "the last words of the pod are awaited"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where it is."""
+
+    phase: str
+    reason: str
+    """One word for a program: the phase, what holds it up, or why it failed."""
+    message: str = ""
+    progress: JobProgress | None = None
+    """The newest there is, of the pod that runs or of the last one's last words."""
+    complete: bool = False
+    failed: bool = False
+    ended_at: float = 0.0
+    again_in: float | None = None
+
+
+def running(snapshot: Snapshot, job: BatchJob) -> Run:
+    """The state of `job`, of which `snapshot` has the pods."""
+    pods = [pod for pod in snapshot.pods if pod.owner == job.uid]
+    alive = [pod for pod in pods if pod.phase not in ("Succeeded", "Failed")]
+    said = [one for one in (last_words(pod) for pod in reversed(pods)) if one is not None]
+    progress = next((pod.progress for pod in reversed(alive) if pod.progress), None) or next(iter(said), None)
+    if job.ended:
+        return _ended(snapshot, job, pods, said[0] if said else None)
+    if not alive:
+        return _between(pods, progress)
+    return _alive(alive[-1], pods, progress, snapshot.now)
+
+
+def last_words(pod: Pod) -> JobProgress | None:
+    """What the job's container left in its termination message; None while it runs, or when that is no progress."""
+    container = _container(pod)
+    if container is None or container.state != "terminated":
+        return None
+    try:
+        return JobProgress.decode(container.message)
+    except CheckpointError:
+        return None
+
+
+def _container(pod: Pod) -> Container | None:
+    return next((one for one in pod.containers if one.name == CONTAINER and not one.init), None)
+
+
+def _alive(pod: Pod, pods: list[Pod], progress: JobProgress | None, now: float) -> Run:
+    found = troubles([pod], float("inf"), now)
+    if found:
+        return Run("Pending", found[0].reason, f"pod {pod.name}: {found[0].message}", progress)
+    if pod.progress is not None:
+        return Run(pod.progress.phase, pod.progress.phase, _step(pod.progress), pod.progress)
+    if pod.page is not None and pod.page.phase == "downloading":
+        return Run("Downloading", "Downloading", "the checkpoint is being fetched", progress)
+    resumed = " goes on where the last one was" if len(pods) > 1 else " starts"
+    where = resumed if pod.node else " waits for a node"
+    return Run(progress.phase if progress else "Pending", "Starting", f"pod {pod.name}{where}", progress)
+
+
+def _step(progress: JobProgress) -> str:
+    if progress.phase in ("Complete", "Failed"):
+        return "the pod is ending"
+    layers = f", layer {progress.layer} of {progress.of}" if progress.of and progress.phase == "Quantizing" else ""
+    return f"{progress.message or progress.phase.lower()}{layers}"
+
+
+def _between(pods: list[Pod], progress: JobProgress | None) -> Run:
+    phase = progress.phase if progress and progress.phase not in ("Complete", "Failed") else "Pending"
+    if not pods:
+        return Run(phase, "Starting", "the Job's pod is about to be created", progress)
+    pod = pods[-1]
+    text = f"pod {pod.name} {_why(pod)}; the next one goes on where it was"
+    return Run(phase, "Interrupted" if _was_stopped(pod) else "Crashed", text, progress)
+
+
+def _was_stopped(pod: Pod) -> bool:
+    container = _container(pod)
+    evicted = pod.message.partition(":")[0] in ("Evicted", "NodeLost", "Preempting", "Terminated", "NodeShutdown")
+    return evicted or (container is not None and container.exit_code == STOPPED_EXIT_CODE)
+
+
+def _why(pod: Pod) -> str:
+    container = _container(pod)
+    if container is not None and container.reason == "OOMKilled":
+        return "was killed for taking more memory than its limit"
+    if _was_stopped(pod):
+        return "was evicted or deleted"
+    ended = next((c for c in pod.containers if c.state == "terminated" and c.exit_code), None)
+    if ended is None:
+        return words(pod.message) or "ended"
+    said = last_words(pod)
+    text = words((said.message if said else ended.message) or "")
+    return f"exited with {ended.exit_code}{f': {text}' if text else ''}"
+
+
+def _ended(snapshot: Snapshot, job: BatchJob, pods: list[Pod], said: JobProgress | None) -> Run:
+    """The Job's end is believed; what it came to is in the last pod's words, which may be a moment late."""
+    waited = snapshot.now - job.ended_at
+    unread = not pods or any(pod.phase not in ("Succeeded", "Failed") for pod in pods)
+    if job.ended == "Complete":
+        if said is not None and said.phase == "Complete" and said.output is not None:
+            return Run("Complete", "Complete", _loss(said), said, complete=True, ended_at=job.ended_at)
+        if waited < PATIENCE:
+            return Run("Evaluating", "Ending", _AWAITED, said, again_in=PATIENCE - waited)
+        text = "the Job is complete and its pod's last words are not: look into the claim, or make the job again"
+        return Run("Failed", "NoReport", text, said, failed=True, ended_at=job.ended_at)
+    if (said is None or said.phase != "Failed") and unread and waited < PATIENCE:
+        return Run("Pending", "Ending", _AWAITED, said, again_in=PATIENCE - waited)
+    if said is not None and said.phase == "Failed":
+        reason, text = said.reason or "Failed", said.message or "the job gave no reason"
+    else:
+        reason, text = _crash(job, pods)
+    return Run("Failed", reason, text, said, failed=True, ended_at=job.ended_at)
+
+
+def _crash(job: BatchJob, pods: list[Pod]) -> tuple[str, str]:
+    last = pods[-1] if pods else None
+    container = _container(last) if last else None
+    if last is not None and container is not None and container.reason == "OOMKilled":
+        return "OutOfMemory", f"pod {last.name} {_why(last)}, {job.message}. Raise accelerator.memory"
+    if last is not None:
+        return "Crashed", f"pod {last.name} {_why(last)}. {job.message}"
+    return job.reason or "Failed", job.message or "the Job has failed"
+
+
+def _loss(said: JobProgress) -> str:
+    found = said.evaluation
+    if found is None:
+        return "the output is written and was not measured"
+    return (
+        f"perplexity {found.before:.4g} before and {found.after.perplexity:.4g} after ({percent(found.increase)}), "
+        f"KL divergence {found.after.kl_mean:.3g}"
+    )
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:+.3g}%"

@@ -1,0 +1,90 @@
+"""From one quantization job's snapshot to everything that should be done about it now.
+
+As the planner of deployments: nothing is remembered between two looks but what the cluster holds. One batch/v1 Job is
+made once what is wanted is known to fit; from then on it is watched, and what its pods say becomes status.
+"""
+
+from collections.abc import Iterator
+
+from plimsoll.operator import build
+from plimsoll.operator.actions import Action, Apply, Delete, Plan
+from plimsoll.operator.plan.job_admission import JobAdmission, admit_job
+from plimsoll.operator.plan.job_run import running
+from plimsoll.operator.plan.job_status import job_status
+from plimsoll.operator.plan.planner import inspecting, retry_in
+from plimsoll.operator.plan.transitions import transitions
+from plimsoll.operator.settings import Settings
+from plimsoll.operator.snapshot import BatchJob, Snapshot
+
+
+def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
+    """What to do, what to say, and when to look again."""
+    if snapshot.deployment.deleting or finished(snapshot):
+        # Owner references take everything along; and what has ended stays ended, when its Job is gone too.
+        return Plan()
+    mine = _mine(snapshot)
+    admission = admit_job(snapshot, settings)
+    run = running(snapshot, mine) if mine else None
+    actions: list[Action] = []
+    again: list[float | None] = []
+    if run is None:
+        actions += inspecting(snapshot, admission, settings)
+        again.append(retry_in(snapshot))
+    else:
+        again.append(run.again_in)
+    actions += _policy(snapshot, admission, settings)
+    actions += _leftovers(snapshot, mine)
+    held_up = _held_up(snapshot, mine)
+    if run is None and admission.ok and not admission.look_for_claims and not held_up:
+        assert admission.spec is not None
+        assert admission.inspection is not None
+        assert admission.needs is not None
+        volumes = settings.image_volumes == "auto" and snapshot.image_volumes
+        made = build.job(
+            snapshot.deployment, admission.spec, admission.inspection, admission.needs, settings, image_volumes=volumes
+        )
+        actions.append(Apply(made, "quantise"))
+    found = job_status(snapshot, admission, run, mine, held_up)
+    return Plan(
+        actions=tuple(actions),
+        status=found,
+        events=transitions(snapshot.deployment.status.get("conditions", ()), found["conditions"]),
+        look_for_claims=admission.look_for_claims if run is None else (),
+        again_in=min((one + 0.5 for one in again if one is not None), default=None),
+    )
+
+
+def finished(snapshot: Snapshot) -> bool:
+    """Whether the end is in the status: it was reached once, and nothing takes it back."""
+    conditions = snapshot.deployment.status.get("conditions", ())
+    return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
+
+
+def _mine(snapshot: Snapshot) -> BatchJob | None:
+    """The Job of this object and this spec; one that a spec before it made is none, as long as that never started."""
+    name, uid = build.job_name(snapshot.deployment), snapshot.deployment.uid
+    return next((one for one in snapshot.batch_jobs if (one.name, one.owner) == (name, uid)), None)
+
+
+def _policy(snapshot: Snapshot, admission: JobAdmission, settings: Settings) -> Iterator[Action]:
+    if admission.spec is None or not admission.ok:
+        return
+    policy = build.job_policy(snapshot.deployment, admission.spec, settings)
+    live = snapshot.children.get(("NetworkPolicy", policy["metadata"]["name"]))
+    if live is None or build.differs(policy, live):
+        yield Apply(policy, "missing" if live is None else "put back")
+
+
+def _leftovers(snapshot: Snapshot, mine: BatchJob | None) -> Iterator[Action]:
+    """Jobs of a spec that has been corrected since. What an earlier object owned goes with that."""
+    for one in snapshot.batch_jobs:
+        if one.owner == snapshot.deployment.uid and one is not mine and not one.deleting:
+            yield Delete("Job", one.name, "the spec has changed")
+
+
+def _held_up(snapshot: Snapshot, mine: BatchJob | None) -> str | None:
+    """Why the Job is not made yet though all else is right: two must not write to one place."""
+    if mine is not None:
+        return None
+    left = next((pod for pod in snapshot.pods if pod.phase not in ("Succeeded", "Failed")), None)
+    return f"pod {left.name} of an earlier job of this name is ending" if left else None

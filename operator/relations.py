@@ -1,0 +1,62 @@
+"""What the cache keeps of an object, and what that object belongs to."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from plimsoll.operator import kinds, names, parse, parse_jobs
+from plimsoll.operator.build.source import output_key
+from plimsoll.operator.entries import Brief, Ref
+from plimsoll.operator.kinds import Kind
+
+SourceKey = Callable[[str, Mapping[str, Any]], str | None]
+"""The key of the source that a spec in a namespace names; None for a spec that names none."""
+
+#: Of these only the parsed value stays.
+PARSED = (kinds.POD, kinds.NODE, kinds.ENDPOINT_SLICE, kinds.CONFIG_MAP)
+
+
+def relations(kind: Kind, raw: Mapping[str, Any], source_key: SourceKey) -> tuple[Any, list[Ref]]:
+    """The value of an entry (None for objects that are only compared), and its references."""
+    about, tags = parse.meta(raw), parse.labels(raw)
+    namespace, name = about.get("namespace") or "", about.get("name") or ""
+    spec: Mapping[str, Any] = raw.get("spec") or {}
+    phase = str((raw.get("status") or {}).get("phase") or "Pending")
+    if kind is kinds.DEPLOYMENT:
+        source, job = source_key(namespace, spec), (spec.get("model") or {}).get("quantizationJob")
+        refs: list[Ref] = [("deployment", namespace, name)]
+        refs += [("source", namespace, source)] if source else []
+        refs += [("waits", namespace, job)] if job else []
+        return Brief(phase, source, int(about.get("generation") or 0), job), refs
+    if kind is kinds.QUANTIZATION:
+        source, written = source_key(namespace, spec), parse_jobs.quantizing(raw).output
+        refs = [("job", namespace, name), ("waits", namespace, name)]
+        refs.append(("output", namespace, parse_jobs.output_place(raw)))
+        refs += [("source", namespace, source)] if source else []
+        refs += [("source", namespace, output_key(namespace, written))] if written else []
+        return Brief(phase, source, int(about.get("generation") or 0)), refs
+    return _value(kind, raw), _belongs(kind, raw, namespace, tags)
+
+
+def _belongs(kind: Kind, raw: Mapping[str, Any], namespace: str, tags: Mapping[str, str]) -> list[Ref]:
+    if names.DEPLOYMENT in tags:
+        output = parse.replica_set(raw).output if kind is kinds.REPLICA_SET else None
+        # What it serves is inspected for it, when nobody else names that any more.
+        kept: list[Ref] = [("source", namespace, output_key(namespace, output))] if output else []
+        return [("deployment", namespace, tags[names.DEPLOYMENT]), *kept]
+    if names.JOB in tags:
+        return [("job", namespace, tags[names.JOB])]
+    if names.SOURCE in tags:
+        return [("source", namespace, tags[names.SOURCE])]
+    return [("shared", namespace, "")] if kind in kinds.CHILDREN else []
+
+
+def _value(kind: Kind, raw: Mapping[str, Any]) -> Any:
+    if kind is kinds.POD:
+        return parse.pod(raw)
+    if kind is kinds.NODE:
+        return parse.node(raw)
+    if kind is kinds.ENDPOINT_SLICE:
+        return parse.ready_endpoints(raw)
+    if kind is kinds.CONFIG_MAP:
+        return parse.inspection((raw.get("data") or {}).values())
+    return None
