@@ -14,6 +14,7 @@ from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
+from plimsoll.api.quantization import PRECISION_OF_BITS
 from plimsoll.api.sizes import (
     CachePrecision,
     Precision,
@@ -36,7 +37,7 @@ BATCHED_TOKENS: Mapping[str, int] = {"cuda": 8192, "cpu": 2048}
 #: From the least degraded to the most, what `auto` goes through.
 AUTO_PRECISIONS: tuple[Precision, ...] = ("bfloat16", "w8a16", "w4a16")
 #: What this version's engine runs; the rest can be sized.
-RUNS: frozenset[str] = frozenset({"float32", "bfloat16", "float16"})
+RUNS: frozenset[str] = frozenset({"float32", "bfloat16", "float16", "w8a16", "w4a16"})
 
 
 @dataclass(frozen=True)
@@ -132,13 +133,13 @@ def budget(
     _check(load)
     rejected: list[Rejection] = []
     tried: list[_Sum] = []
+    unheld: SpecError | None = None
     for precision, tensor in _options(facts, load, runs):
         option = f"precision {precision}" + (f", tensor {tensor}" if load.tensor == "auto" and tensor > 1 else "")
         try:
             found = _sum(facts, device, replace(load, precision=precision, tensor=tensor))
         except SpecError as error:
-            if load.precision != "auto":
-                raise
+            unheld = unheld or error
             rejected.append(Rejection(option, error.message))
             continue
         if found.fits:
@@ -148,6 +149,8 @@ def budget(
             return found.budget(tuple(rejected))
         tried.append(found)
         rejected.append(Rejection(option, found.shortage))
+    if unheld and not tried:
+        raise unheld
     ways = list(_ways_out(facts, device, tried[0].load))
     totals = [total for found in tried if (total := _least_total(facts, device, found.load)) is not None]
     if totals:
@@ -158,7 +161,10 @@ def budget(
 def _options(facts: ModelFacts, load: Load, runs: frozenset[str] | None) -> Iterator[tuple[Precision, int]]:
     """(precision, tensor size) from the least degraded on; of one precision, the fewest devices first."""
     precisions = AUTO_PRECISIONS if load.precision == "auto" else (load.precision,)
-    if load.precision == "auto" and runs is not None:
+    if load.precision == "auto" and facts.quantization is not None:
+        # As it is stored: floats would take more and give nothing back.
+        precisions = (PRECISION_OF_BITS[facts.quantization.bits],)
+    elif load.precision == "auto" and runs is not None:
         precisions = tuple(name for name in precisions if name in runs) or ("float32",)
     if load.tensor != "auto":
         check_tensor_size(facts, load.tensor)
@@ -296,7 +302,7 @@ def _ways_out(facts: ModelFacts, device: DeviceFacts, load: Load) -> Iterator[st
             if found:
                 tokens = found.blocks * load.block_size
                 text = f"precision {precision} ({format_bytes(found.weights)} weights, {tokens} tokens of cache)"
-                yield text if precision in RUNS else unrun(text)
+                yield text
                 break
     for tensor in tensor_sizes(facts)[1:4]:
         if load.tensor == 1 and fits(tensor=tensor):

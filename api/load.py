@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from plimsoll.api.budget import RUNS, Load
+from plimsoll.api.budget import Load
 from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import NotRunYetError
@@ -51,11 +51,6 @@ def refuse_unrun(
     precision: str, cache: str, tensor: int | str, kind: DeviceKind | None, fields: Fields = Fields()
 ) -> None:
     """The same for wishes that are in no manifest; `kind` is None where the device is not known yet."""
-    if precision != "auto" and precision not in RUNS:
-        raise NotRunYetError(
-            "quantised weights can be planned for and are not run yet",
-            field=fields.precision, value=precision, fix="Use auto or bfloat16",
-        )  # fmt: skip
     if precision == "float16" and kind == "cpu":
         raise NotRunYetError(
             "float16 is run on GPUs only", field=fields.precision, value="float16", fix="Use bfloat16 or float32"

@@ -1,19 +1,24 @@
 """Bytes of weights and cache, exact for each rank; and the sums behind the workspace. Pure arithmetic."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from plimsoll.api.architecture import find_architecture
 from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import SpecError
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.quantization import DTYPE_OF_BITS, PRECISION_OF_BITS
 
 Precision = Literal["float32", "bfloat16", "float16", "w8a16", "w4a16"]
 CachePrecision = Literal["auto", "int8", "int4"]
 
 #: Bytes of one weight that is kept whole.
 WHOLE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-#: Group sizes of 4-bit weights, the one preferred first.
+#: Bits of a linear weight's code where weights are quantised.
+CODE_BITS: Mapping[str, Literal[4, 8]] = {"w4a16": 4, "w8a16": 8}
+#: Columns that share a scale where floats are rounded to 4 bits at load, the size preferred first.
 GROUP_SIZES = (128, 64, 32)
 #: int8 and int4 caches keep one (scale, minimum) pair of fp16 a head and token, for keys and for values each.
 PAIR_BYTES = 4
@@ -26,12 +31,15 @@ SAMPLER_ROWS = 128
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight as the runtime fuses it: `rows` out, `columns` in, on one rank. Embedding and head are not `linear`."""
+    """A weight as the runtime fuses it: `rows` out, `columns` in, on one rank, `count` times. Embedding and head are
+    not `linear`."""
 
     rows: int
     columns: int
     linear: bool = True
     count: int = 1
+    group: int | None = None
+    """Columns that share a scale; None where it is held whole."""
 
 
 def element_bytes(precision: Precision) -> int:
@@ -78,18 +86,86 @@ def replication(facts: ModelFacts, tensor: int) -> str | None:
     return f"each of the {facts.num_kv_heads} key-value heads lies on {tensor // facts.num_kv_heads} devices"
 
 
-def matrices(facts: ModelFacts, tensor: int) -> Iterator[Matrix]:
-    """Every matrix that rank 0 holds; no rank holds more."""
+def matrices(facts: ModelFacts, tensor: int, precision: Precision = "bfloat16") -> Iterator[Matrix]:
+    """Every matrix that rank 0 holds; no rank holds more.
+
+    Raises:
+        SpecError: `precision` cannot hold this model so (`held_group`).
+    """
     heads, kv_heads = facts.num_heads // tensor, kv_heads_per_rank(facts, tensor)
-    inner, hidden, layers = facts.intermediate_size // tensor, facts.hidden_size, facts.num_layers
+    inner, hidden = facts.intermediate_size // tensor, facts.hidden_size
     vocab = -(-facts.vocab_size // tensor)
+    arch = find_architecture(facts.architecture)
     yield Matrix(vocab, hidden, linear=False)
     if not facts.tie_embeddings:
         yield Matrix(vocab, hidden, linear=False)
-    yield Matrix((heads + 2 * kv_heads) * facts.head_dim, hidden, count=layers)
-    yield Matrix(hidden, heads * facts.head_dim, count=layers)
-    yield Matrix(2 * inner, hidden, count=layers)
-    yield Matrix(hidden, inner, count=layers)
+    for names, rows, columns in (
+        (arch.qkv, (heads + 2 * kv_heads) * facts.head_dim, hidden),
+        ((arch.output,), hidden, heads * facts.head_dim),
+        (arch.gate_up, 2 * inner, hidden),
+        ((arch.down,), hidden, inner),
+    ):
+        if facts.quantization is None or precision not in CODE_BITS:
+            group = held_group(facts, precision, names, columns, tensor)
+            yield Matrix(rows, columns, count=facts.num_layers, group=group)
+            continue
+        # Layers may differ: a quantised checkpoint keeps some of them whole.
+        prefixes = [arch.layer.format(index) for index in range(facts.num_layers)]
+        groups = [
+            held_group(facts, precision, [prefix + name for name in names], columns, tensor) for prefix in prefixes
+        ]
+        for group, count in Counter(groups).items():
+            yield Matrix(rows, columns, count=count, group=group)
+
+
+def held_group(
+    facts: ModelFacts, precision: Precision, modules: Sequence[str], columns: int, tensor: int = 1
+) -> int | None:
+    """Columns that share a scale in the fused matrix of `modules`, as `precision` holds it; None where that is whole.
+
+    A quantised checkpoint is held as it is stored. A matrix of which a part is stored whole is whole.
+
+    Args:
+        columns: of the matrix, on one of `tensor` ranks.
+
+    Raises:
+        SpecError: the checkpoint has codes of other bits, or no group divides the columns.
+    """
+    bits = CODE_BITS.get(precision)
+    if bits is None:
+        return None
+    said = facts.quantization
+    if said is None:
+        return columns if bits == 8 else _own_group(columns)
+    if said.bits != bits:
+        kept = PRECISION_OF_BITS[said.bits]
+        raise SpecError(
+            f"the checkpoint's weights are {said.format} of {said.bits} bits",
+            field="spec.precision", value=precision, fix=f"Use auto or {kept}, or bfloat16 to make them floats again",
+        )  # fmt: skip
+    for module in modules:
+        fact = None if facts.tensors is None else facts.tensors.get(f"{module}.weight")
+        if fact is not None and fact.dtype != DTYPE_OF_BITS[bits]:
+            return None
+        if fact is None and any(name in module for name in said.ignored):
+            return None
+    group = said.group_size or columns
+    if columns % group:
+        raise SpecError(
+            f"groups of {group} columns do not divide the {columns} that each of {tensor} devices would hold",
+            field="spec.parallelism.tensor", value=tensor, fix="Use fewer devices, or a checkpoint of smaller groups",
+        )  # fmt: skip
+    return group
+
+
+def _own_group(columns: int) -> int:
+    group = next((size for size in GROUP_SIZES if columns % size == 0), None)
+    if group is None:
+        raise SpecError(
+            f"4-bit weights need a group size in {list(GROUP_SIZES)}; none divides {columns} columns",
+            field="spec.precision", value="w4a16", fix="Use w8a16 or bfloat16",
+        )  # fmt: skip
+    return group
 
 
 def vector_elements(facts: ModelFacts, tensor: int) -> int:
@@ -109,30 +185,25 @@ def weight_bytes(facts: ModelFacts, precision: Precision, device: DeviceFacts, t
     """Bytes of all weights of the fullest rank as they lie in memory, quantised ones with scales and zero points.
 
     Raises:
-        SpecError: 4 bits were asked for and no group size divides a matrix.
+        SpecError: `precision` cannot hold this model (`held_group`).
     """
     activation = device.table.activation_bytes or element_bytes(precision)
     total = vector_elements(facts, tensor) * activation
-    for matrix in matrices(facts, tensor):
+    for matrix in matrices(facts, tensor, precision):
         rows = -(-matrix.rows // device.table.row_tile) * device.table.row_tile
         total += matrix.count * _matrix_bytes(rows, matrix, precision)
     return total
 
 
 def _matrix_bytes(rows: int, matrix: Matrix, precision: Precision) -> int:
-    if not matrix.linear or precision in WHOLE_BYTES:
+    if matrix.group is None:
         return rows * matrix.columns * element_bytes(precision)
-    if precision == "w8a16":
-        return rows * (matrix.columns + 2)
-    group = next((size for size in GROUP_SIZES if matrix.columns % size == 0), None)
-    if group is None:
-        raise SpecError(
-            f"4-bit weights need a group size in {list(GROUP_SIZES)}; none divides {matrix.columns} columns",
-            field="spec.precision", value="w4a16", fix="Use w8a16 or bfloat16",
-        )  # fmt: skip
-    groups = matrix.columns // group
-    # A scale is fp16, a zero point 4 bits, packed eight to a word as the codes are.
-    return rows * (matrix.columns // 2 + groups * 2) + -(-rows * groups // 8) * 4
+    groups = matrix.columns // matrix.group
+    if CODE_BITS[precision] == 8:
+        # A scale is held in float32.
+        return rows * (matrix.columns + groups * 4)
+    # A scale is 16 bits, a zero point a byte.
+    return rows * (matrix.columns // 2 + groups * 3)
 
 
 def block_bytes(

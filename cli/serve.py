@@ -1,13 +1,19 @@
 """`plimsoll serve MODEL`: one checkpoint behind an OpenAI endpoint, with LMDeploy's option names."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plimsoll.api.errors import NotRunYetError, SpecError
+from plimsoll.api.budget import RUNS
+from plimsoll.api.errors import SpecError
 from plimsoll.api.load import Fields, refuse_unrun
 from plimsoll.api.quantity import byte_option
+
+if TYPE_CHECKING:
+    from plimsoll.checkpoint.checkpoint import Checkpoint
+
+FORMATS = ("hf", "awq", "gptq", "compressed-tensors", "gguf")
 
 
 def serve(
@@ -44,11 +50,13 @@ def serve(
         int, typer.Option(help="Tokens in a block of the cache: 16, 32, 64, 128 or 256.")
     ] = 64,
     enable_prefix_caching: Annotated[bool, typer.Option(help="Share the cache of equal beginnings.")] = True,
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16, float32, w8a16 or w4a16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     tp: Annotated[int, typer.Option(min=1, help="Tensor parallel size; 1 is what runs.")] = 1,
     quant_policy: Annotated[int, typer.Option(help="KV cache: 0 as the model, 8 int8, 4 int4; 0 is what runs.")] = 0,
-    model_format: Annotated[str | None, typer.Option(help="hf or gguf; told from the files when not given.")] = None,
+    model_format: Annotated[
+        str | None, typer.Option(help="hf, awq, gptq, compressed-tensors or gguf; told from the files when not given.")
+    ] = None,
     rope_scaling_factor: Annotated[
         float,
         typer.Option(
@@ -66,7 +74,7 @@ def serve(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve a checkpoint as an OpenAI endpoint."""
-    _refuse_not_run_yet(dtype, device, tp, quant_policy, model_format)
+    _check_options(dtype, device, tp, quant_policy, model_format)
     if not 0 < cache_max_entry_count < 1:
         raise SpecError(
             "must be between 0 and 1, both excluded", field="--cache-max-entry-count", value=cache_max_entry_count,
@@ -97,9 +105,11 @@ def serve(
     screen = local.console()
     path = local.fetch(model, screen)
     checkpoint = open_checkpoint(path)
-    expected = {"hf": "huggingface", "gguf": "gguf", None: checkpoint.format}[model_format]
-    if expected != checkpoint.format:
-        raise SpecError(f"the checkpoint is {checkpoint.format}", field="--model-format", value=model_format)
+    found = _format(checkpoint)
+    if model_format not in (None, found):
+        raise SpecError(
+            f"the checkpoint is {found}", field="--model-format", value=model_format, fix="Leave the option out"
+        )
     engine = EngineConfig(
         model=str(path),
         precision=dtype,
@@ -128,18 +138,21 @@ def serve(
     local.run([Service(engine, server, checkpoint)], screen)
 
 
-def _refuse_not_run_yet(dtype: str, device: str, tp: int, quant_policy: int, model_format: str | None) -> None:
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise SpecError("is auto, bfloat16, float16 or float32", field="--dtype", value=dtype)
+def _check_options(dtype: str, device: str, tp: int, quant_policy: int, model_format: str | None) -> None:
+    if dtype != "auto" and dtype not in RUNS:
+        raise SpecError(f"is auto, {', '.join(sorted(RUNS))}", field="--dtype", value=dtype)
     if quant_policy not in (0, 4, 8):
         raise SpecError("is 0, 4 or 8", field="--quant-policy", value=quant_policy)
-    if model_format not in (None, "hf", "gguf", "awq", "gptq"):
-        raise SpecError("is hf or gguf", field="--model-format", value=model_format)
+    if model_format not in (None, *FORMATS):
+        raise SpecError(f"is {', '.join(FORMATS)}", field="--model-format", value=model_format)
     fields = Fields(precision="--dtype", cache="--quant-policy", tensor="--tp")
     cache = {0: "auto", 4: "int4", 8: "int8"}[quant_policy]
     refuse_unrun(dtype, cache, tp, "cpu" if device == "cpu" else None, fields)
-    if model_format in ("awq", "gptq"):
-        raise NotRunYetError(
-            "4-bit checkpoints are not run yet", field="--model-format", value=model_format,
-            fix="Serve the original model",
-        )  # fmt: skip
+
+
+def _format(checkpoint: "Checkpoint") -> str:
+    """Of `FORMATS`: LMDeploy's words for how weights lie on disk."""
+    quantization = checkpoint.facts.quantization
+    if quantization is not None:
+        return quantization.format
+    return "gguf" if checkpoint.format == "gguf" else "hf"

@@ -19,7 +19,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model: str
     """Path of a Hugging Face folder or a GGUF file on this machine."""
     precision: str = "auto"
-    """auto, bfloat16, float16 or float32: how weights are held (float16 only on CUDA)."""
+    """auto, bfloat16, float16, float32, w8a16 or w4a16: how weights are held (float16 only on CUDA). auto holds a
+    quantised checkpoint as it is stored, and another in the first of bfloat16, w8a16 and w4a16 that fits."""
     device: str = "auto"
     """cpu, cuda, cuda:0; auto takes CUDA where there is one."""
     memory: Count | None = None

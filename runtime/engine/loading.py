@@ -1,5 +1,6 @@
 """From a configuration to a model that can run: checkpoint, budget, weights, cache, each timed and measured."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from plimsoll.runtime.engine.threads import apply_threads
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.messages import EngineReady, LoadProgress
 from plimsoll.runtime.models.loader import load_decoder
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[LoadProgress], None]
 
@@ -91,6 +94,8 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
     dtype = find_dtype(config.precision, device)
     kernels = select(device, dtype, config.kernels)
     plan = plan_memory(config, facts, kernels, dtype)
+    for option in plan.rejected:
+        log.info("passed over %s: %s", option.option, option.reason)
     clock = Clock(on_progress)
     with clock.phase("weights", plan.predicted["weights"]):
         decoder = load_decoder(
@@ -98,6 +103,7 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
             facts,
             kernels,
             dtype,
+            precision=plan.precision,
             max_model_len=plan.model_len,
             rope=plan.rope,
             on_progress=clock.tell,

@@ -7,7 +7,7 @@ from typing import cast, get_args
 import psutil
 import torch
 
-from plimsoll.api.budget import BATCHED_TOKENS, CONTEXT_BYTES, Load, budget
+from plimsoll.api.budget import BATCHED_TOKENS, CONTEXT_BYTES, RUNS, Load, Rejection, budget
 from plimsoll.api.device import DeviceFacts, DeviceKind
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.load import Fields, refuse_unrun
@@ -24,18 +24,22 @@ DTYPES: Mapping[Precision, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+#: Precisions whose linear layers are held in codes, and the rest as `auto` holds it.
+CODED: tuple[Precision, ...] = ("w8a16", "w4a16")
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """What to allocate. `predicted` holds the budget's bytes by term."""
 
-    precision: str
+    precision: Precision
     rope: RopeFacts
     model_len: int
     num_blocks: int
     max_batched_tokens: int
     predicted: Mapping[str, int]
+    rejected: tuple[Rejection, ...] = ()
+    """What `auto` passed over, and why."""
 
 
 def find_device(name: str) -> torch.device:
@@ -51,21 +55,29 @@ def find_device(name: str) -> torch.device:
 
 
 def find_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """How weights and cache are held. Raises SpecError or NotRunYetError for what this device does not run."""
-    if precision == "auto":
-        precision = "float16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bfloat16"
-    if precision not in get_args(Precision):
-        raise SpecError("is unknown", field="precision", value=precision, fix=f"Use one of auto, {', '.join(DTYPES)}")
+    """How cache is held, and weights that are no codes.
+
+    Raises SpecError or NotRunYetError for what this device does not run.
+    """
+    if precision != "auto" and precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise SpecError("is unknown", field="precision", value=precision, fix=f"Use one of auto, {known}")
     kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
     refuse_unrun(precision, "auto", 1, kind, Fields(precision="precision"))
+    if precision == "auto" or precision in CODED:
+        precision = "float16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bfloat16"
     return DTYPES[cast(Precision, precision)]
 
 
 def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype: torch.dtype) -> MemoryPlan:
     """Closes the budget for this machine.
 
+    Args:
+        dtype: what `find_dtype` makes of the precision.
+
     Raises:
-        SpecError: an option is incoherent, or the model cannot take positions as far as `max_model_len`.
+        SpecError: an option is incoherent, the model cannot take positions as far as `max_model_len`, or the
+            checkpoint's codes are of other bits than the precision.
         DoesNotFitError: the sum is larger than what there is.
     """
     rope = override_rope(facts, config.rope_type, config.rope_factor)
@@ -73,7 +85,7 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
     kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
     step = config.max_batched_tokens or BATCHED_TOKENS[kind]
     load = Load(
-        precision=next(name for name, known in DTYPES.items() if known == dtype),
+        precision=cast(Precision, config.precision),
         ratio=config.kv_ratio,
         cache_bytes=config.kv_cache_bytes,
         block_size=config.block_size,
@@ -84,14 +96,18 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
     )
     total, cache_limit = memory_line(config, kernels.device)
     device = DeviceFacts(kind, total, kernels.facts)
-    found = budget(facts, device, load, cache_limit=cache_limit)
+    found = budget(facts, device, load, RUNS, cache_limit)
     available = available_bytes(kernels.device)
     if found.in_use > available:
         raise DoesNotFitError(
             f"takes {format_bytes(found.in_use)}, and others leave {format_bytes(available)} of this machine's memory",
             field="memory", fix="Stop them, or lower memory or kv_cache_bytes",
         )  # fmt: skip
-    return MemoryPlan(found.precision, rope, found.max_length, found.blocks, step, found.per_device())
+    # Sized alike: a card without bfloat16 holds float16 in its place.
+    precision = (
+        found.precision if found.precision in CODED else next(n for n, known in DTYPES.items() if known == dtype)
+    )
+    return MemoryPlan(precision, rope, found.max_length, found.blocks, step, found.per_device(), found.rejected)
 
 
 def memory_line(config: EngineConfig, device: torch.device) -> tuple[int, int | None]:

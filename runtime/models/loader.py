@@ -3,7 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -12,9 +12,13 @@ from plimsoll.api.architecture import Architecture, find_architecture
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.facts import expected_tensors
 from plimsoll.api.model import ModelFacts, RopeFacts
+from plimsoll.api.sizes import CODE_BITS, Precision, held_group
+from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
+from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 from plimsoll.runtime.kernels.table import Kernels, Weight
 from plimsoll.runtime.models.decoder import Decoder, DecoderLayer
 from plimsoll.runtime.models.rope import rope_table
+from plimsoll.runtime.models.rounding import round_to_nearest
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -48,6 +52,9 @@ class TensorSource(Protocol):
     def read(self, name: str, rows: tuple[int, int] | None = None) -> RawTensor:
         """Rows [start, stop) of a tensor, or all of it."""
 
+    def read_quantized(self, module: str, rows: tuple[int, int] | None = None) -> QuantizedLinear:
+        """Rows of a quantised linear in its codes. Called for those that `facts` says are quantised."""
+
 
 def load_decoder(
     checkpoint: TensorSource,
@@ -55,6 +62,7 @@ def load_decoder(
     kernels: Kernels,
     weight_dtype: torch.dtype,
     *,
+    precision: Precision | None = None,
     max_model_len: int | None = None,
     rope: RopeFacts | None = None,
     on_progress: Progress | None = None,
@@ -62,15 +70,16 @@ def load_decoder(
     """Reads every tensor once, in `weight_dtype` for matrices and the table's dtype for norms and biases.
 
     Args:
+        precision: w4a16 and w8a16 hold linear layers in codes: those of a quantised checkpoint as they are stored,
+            floats rounded to nearest. Else everything is floats, a quantised checkpoint's codes included.
         max_model_len: positions the decoder can take; the trained length if None.
         rope: in place of the checkpoint's rotary embedding (`override_rope`).
 
     Names and shapes were checked when the checkpoint was opened. Raises CheckpointError for an architecture that is not
-    run and for a tensor that is not of floating point.
+    run and for values that cannot be held; SpecError where `precision` cannot hold this model.
     """
     arch = find_architecture(facts.architecture)
-    shapes = expected_tensors(facts)
-    loader = _Loader(checkpoint, kernels, weight_dtype, shapes, on_progress)
+    loader = _Loader(checkpoint, facts, kernels, weight_dtype, precision, on_progress)
     embedding = loader.weight((arch.embedding,))
     layers = [_load_layer(loader, arch, facts, index) for index in range(facts.num_layers)]
     final_norm = loader.vector((f"{arch.final_norm}.weight",))
@@ -82,24 +91,31 @@ def load_decoder(
 
 def _load_layer(loader: "_Loader", arch: Architecture, facts: ModelFacts, index: int) -> DecoderLayer:
     prefix = arch.layer.format(index)
-    qkv, gate_up = tuple(prefix + name for name in arch.qkv), tuple(prefix + name for name in arch.gate_up)
-    output, down = (prefix + arch.output,), (prefix + arch.down,)
+    qkv, output, gate_up, down = _fused(arch, index)
     groups = (facts.num_kv_heads, facts.num_heads // facts.num_kv_heads) if arch.qkv_layout == "grouped" else None
     sliding = facts.sliding_layers is None or facts.sliding_layers[index]
     return DecoderLayer(
         attention_norm=loader.vector((f"{prefix}{arch.attention_norm}.weight",)),
-        qkv=loader.weight(qkv, groups),
+        qkv=loader.linear(qkv, groups),
         qkv_bias=loader.bias(qkv, facts.qkv_bias, groups),
         q_norm=loader.vector((f"{prefix}{arch.q_norm}.weight",)) if facts.qk_norm else None,
         k_norm=loader.vector((f"{prefix}{arch.k_norm}.weight",)) if facts.qk_norm else None,
-        output=loader.weight(output),
+        output=loader.linear(output),
         output_bias=loader.bias(output, facts.output_bias),
         mlp_norm=loader.vector((f"{prefix}{arch.mlp_norm}.weight",)),
-        gate_up=loader.weight(gate_up),
+        gate_up=loader.linear(gate_up),
         gate_up_bias=loader.bias(gate_up, facts.mlp_bias),
-        down=loader.weight(down),
+        down=loader.linear(down),
         down_bias=loader.bias(down, facts.mlp_bias),
         window=facts.sliding_window if sliding else None,
+    )
+
+
+def _fused(arch: Architecture, index: int) -> tuple[tuple[str, ...], ...]:
+    """Modules of layer `index` that are fused into one matrix each: qkv, output, gate and up, down."""
+    prefix = arch.layer.format(index)
+    return tuple(
+        tuple(prefix + name for name in names) for names in (arch.qkv, (arch.output,), arch.gate_up, (arch.down,))
     )
 
 
@@ -109,22 +125,39 @@ class _Loader:
     def __init__(
         self,
         checkpoint: TensorSource,
+        facts: ModelFacts,
         kernels: Kernels,
         weight_dtype: torch.dtype,
-        shapes: Mapping[str, tuple[int, ...]],
+        precision: Precision | None,
         on_progress: Progress | None,
     ) -> None:
         self.checkpoint = checkpoint
+        self.stored_codes = facts.quantization is not None
         self.kernels = kernels
         self.weight_dtype = weight_dtype
-        self.shapes = shapes
+        self.bits = None if precision is None else CODE_BITS.get(precision)
+        self.shapes = expected_tensors(facts)
         self.on_progress = on_progress
+        self.groups: dict[str, int] = {}
+        """Columns that share a scale, of each weight that is held in codes."""
+        arch = find_architecture(facts.architecture)
+        for names in (names for index in range(facts.num_layers) for names in _fused(arch, index)):
+            columns = self.shapes[f"{names[0]}.weight"][1]
+            group = None if precision is None else held_group(facts, precision, names, columns)
+            if group is not None:
+                self.groups |= {f"{name}.weight": group for name in names}
         self.done = 0
-        self.total = sum(self._bytes(name) for name in shapes)
+        self.total = sum(self._bytes(name) for name in self.shapes)
 
     def weight(self, names: Sequence[str], groups: tuple[int, int] | None = None) -> Weight:
-        """The matrices `names` stacked and packed."""
+        """The matrices `names` stacked and packed whole."""
         return self.kernels.pack(self._stack([f"{name}.weight" for name in names], self.weight_dtype, groups))
+
+    def linear(self, modules: Sequence[str], groups: tuple[int, int] | None = None) -> Weight:
+        """The same in codes, where they are to be held so."""
+        if self.bits is None or f"{modules[0]}.weight" not in self.groups:
+            return self.weight(modules, groups)
+        return self.kernels.pack_quantized(self._stack_codes([f"{name}.weight" for name in modules], self.bits, groups))
 
     def bias(self, names: Sequence[str], present: bool, groups: tuple[int, int] | None = None) -> Tensor | None:
         return self._stack([f"{name}.bias" for name in names], self.kernels.dtype, groups) if present else None
@@ -138,12 +171,45 @@ class _Loader:
         fused = torch.empty(sum(rows), *columns, dtype=dtype, device=self.kernels.device)
         first = 0
         for name, count in zip(names, rows, strict=True):
-            runs = _in_order(count, columns) if groups is None else _ungrouped(count, *groups)
-            for start, stop, target in runs:
+            for start, stop, target in _runs(count, columns, groups):
                 fused[first + target : first + target + stop - start].copy_(self._read(name, start, stop))
             first += count
             self._advance(name)
         return fused
+
+    def _stack_codes(
+        self, names: Sequence[str], bits: Literal[4, 8], groups: tuple[int, int] | None
+    ) -> QuantizedMatrix:
+        rows, columns = [self.shapes[name][0] for name in names], self.shapes[names[0]][1]
+        per_row = columns // self.groups[names[0]]
+        codes = torch.empty(sum(rows), columns, dtype=torch.uint8 if bits == 4 else torch.int8)
+        scales: Tensor | None = None
+        zeros = torch.full((sum(rows), per_row), MIDDLE[4], dtype=torch.uint8) if bits == 4 else None
+        first = 0
+        for name, count in zip(names, rows, strict=True):
+            for start, stop, target in _runs(count, (columns,), groups):
+                part, at = (
+                    self._read_codes(name, bits, start, stop),
+                    slice(first + target, first + target + stop - start),
+                )
+                if scales is None:
+                    scales = torch.empty(sum(rows), per_row, dtype=part.scales.dtype)
+                codes[at].copy_(part.codes)
+                scales[at].copy_(part.scales)
+                if zeros is not None and part.zeros is not None:
+                    zeros[at].copy_(part.zeros)
+            first += count
+            self._advance(name)
+        assert scales is not None
+        return QuantizedMatrix(bits, codes, scales, zeros)
+
+    def _read_codes(self, name: str, bits: Literal[4, 8], start: int, stop: int) -> QuantizedMatrix:
+        if not self.stored_codes:
+            return round_to_nearest(self._read(name, start, stop).float(), bits, self.groups[name], name)
+        linear = self.checkpoint.read_quantized(name.removesuffix(".weight"), (start, stop))
+        scales = torch.from_numpy(linear.scales).to(TORCH_DTYPES[linear.scale_dtype])
+        zeros = None if linear.zeros is None else torch.from_numpy(linear.zeros)
+        return QuantizedMatrix(bits, torch.from_numpy(linear.codes), scales, zeros)
 
     def _read(self, name: str, start: int, stop: int) -> Tensor:
         raw = self.checkpoint.read(name, (start, stop))
@@ -154,6 +220,12 @@ class _Loader:
 
     def _bytes(self, name: str) -> int:
         shape = self.shapes[name]
+        if name in self.groups:
+            # Codes, and a scale with its zero point a group.
+            rows, columns = shape
+            return rows * (
+                columns * (self.bits or 0) // 8 + columns // self.groups[name] * (3 if self.bits == 4 else 4)
+            )
         dtype = self.weight_dtype if len(shape) == 2 else self.kernels.dtype
         return torch.Size(shape).numel() * dtype.itemsize
 
@@ -163,8 +235,13 @@ class _Loader:
             self.on_progress(self.done, self.total)
 
 
-def _in_order(rows: int, columns: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def _runs(rows: int, columns: Sequence[int], groups: tuple[int, int] | None) -> Iterator[tuple[int, int, int]]:
     """(first row, last row + 1, row of the fused weight) of each run to copy."""
+    return _in_order(rows, columns) if groups is None else _ungrouped(rows, *groups)
+
+
+def _in_order(rows: int, columns: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """`_runs` of rows that lie as they are wanted."""
     step = max(1, READ_ELEMENTS // max(1, torch.Size(columns).numel()))
     for start in range(0, rows, step):
         yield start, min(start + step, rows), start

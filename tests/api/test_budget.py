@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plimsoll.api.architecture import find_architecture
 from plimsoll.api.budget import RUNS, Budget, Load, budget
 from plimsoll.api.device import DeviceFacts, TableFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import expected_tensors, facts_from_config
-from plimsoll.api.model import ModelFacts
+from plimsoll.api.model import ModelFacts, TensorFact
+from plimsoll.api.quantization import Quantization
 from plimsoll.api.sizes import block_bytes, kv_heads_per_rank, replication, tensor_sizes, weight_bytes
 from plimsoll.checkpoint import open_checkpoint
 from tests.support.checkpoints import ARCHITECTURES, make_checkpoint
@@ -119,12 +121,109 @@ def test_quantised_weights_carry_their_scales(facts: ModelFacts) -> None:
             continue
         rows, columns = shape
         group = next(size for size in (128, 64, 32) if columns % size == 0)
-        eight += count + 2 * rows
-        # Codes and zero points 4 bits, scales 16.
-        four += count // 2 + 2 * rows * columns // group + rows * columns // group / 2
+        # Scales in float32.
+        eight += count + 4 * rows
+        # Codes of 4 bits, scales of 16, zero points of 8.
+        four += count // 2 + 3 * rows * columns // group
     assert weight_bytes(facts, "w8a16", CARD) == eight
-    # Zero points are packed in words of eight, by fused matrix: at most a word each is lost.
-    assert 0 <= weight_bytes(facts, "w4a16", CARD) - four < 4 * 4 * facts.num_layers + 1
+    assert weight_bytes(facts, "w4a16", CARD) == four
+
+
+QUANTIZED = [
+    Quantization("awq", 4, 128, False), Quantization("awq", 4, 32, False), Quantization("gptq", 4, 0, True),
+    Quantization("compressed-tensors", 4, 64, True), Quantization("compressed-tensors", 8, 0, True),
+    Quantization("compressed-tensors", 8, 64, True),
+]  # fmt: skip
+
+
+def stored_as(facts: ModelFacts, said: Quantization, whole: str = "/") -> ModelFacts:
+    """`facts` of a checkpoint quantised as `said`, modules with `whole` in their names left as they are."""
+    tensors = {}
+    for name, shape in expected_tensors(facts).items():
+        linear = ".layers." in name and len(shape) == 2 and whole not in name
+        tensors[name] = TensorFact(name, shape, f"W{said.bits}" if linear else "BF16", 2 * math.prod(shape))
+    return replace(facts, quantization=said, tensors=tensors)
+
+
+@given(configs(), st.sampled_from(QUANTIZED), st.sampled_from([1, 16, 32]), st.sampled_from(["/", "layers.0.", "down"]))
+def test_a_quantised_checkpoint_is_held_as_it_is_stored(
+    facts: ModelFacts, said: Quantization, tile: int, whole: str
+) -> None:
+    facts = stored_as(facts, said, whole)
+    precision = "w4a16" if said.bits == 4 else "w8a16"
+    device = DeviceFacts("cpu", GIB, TableFacts(activation_bytes=4, row_tile=tile))
+    arch = find_architecture(facts.architecture)
+    shapes, total = expected_tensors(facts), 0
+    fused = [[arch.embedding], [] if facts.tie_embeddings else [arch.head]]
+    for index in range(facts.num_layers):
+        layer = arch.layer.format(index)
+        for names in (arch.qkv, (arch.output,), arch.gate_up, (arch.down,)):
+            fused.append([layer + name for name in names])
+    if any(said.group_size and shapes[f"{names[0]}.weight"][1] % said.group_size for names in fused[2:]):
+        # No such checkpoint is opened; a configuration alone may say so.
+        return
+    for names in filter(None, fused):
+        rows = sum(shapes[f"{name}.weight"][0] for name in names)
+        rows = -(-rows // tile) * tile
+        columns = shapes[f"{names[0]}.weight"][1]
+        groups = columns // said.group_size if said.group_size else 1
+        if ".layers." not in names[0] or whole in names[0]:
+            total += rows * columns * 2
+        elif said.bits == 4:
+            total += rows * (columns // 2 + groups * 3)
+        else:
+            total += rows * (columns + groups * 4)
+    vectors = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 1)
+    assert weight_bytes(facts, precision, device) == total + 4 * vectors  # type: ignore[arg-type]
+    bare = replace(facts, tensors=None)
+    if whole == "/":
+        assert weight_bytes(bare, precision, device) == total + 4 * vectors  # type: ignore[arg-type]
+    # The other precisions make floats of it again, or are refused with the way out.
+    assert weight_bytes(facts, "bfloat16", device) == weight_bytes(
+        replace(facts, quantization=None), "bfloat16", device
+    )
+    with pytest.raises(SpecError, match=f"Use auto or {precision}"):
+        weight_bytes(facts, "w8a16" if said.bits == 4 else "w4a16", device)
+
+
+def test_a_matrix_with_one_whole_part_is_whole() -> None:
+    facts = stored_as(facts_from_config(INTERNLM | {"architectures": ["LlamaForCausalLM"]}), QUANTIZED[0], "v_proj")
+    packed = stored_as(facts, QUANTIZED[0])
+    rows, columns = 4096 + 2 * 1024, 4096
+    more = rows * columns * 2 - rows * (columns // 2 + columns // 128 * 3)
+    assert weight_bytes(facts, "w4a16", CARD) - weight_bytes(packed, "w4a16", CARD) == 32 * more
+    listed = replace(facts, tensors=None, quantization=replace(QUANTIZED[0], ignored=("v_proj", "re:.*visual")))
+    assert weight_bytes(listed, "w4a16", CARD) == weight_bytes(facts, "w4a16", CARD)
+
+
+@given(configs(), st.integers(1, 16), st.sampled_from(QUANTIZED))
+def test_shards_of_quantised_weights_are_sized_or_refused(facts: ModelFacts, tensor: int, said: Quantization) -> None:
+    facts = stored_as(facts, said)
+    if tensor not in tensor_sizes(facts):
+        return
+    precision: Any = "w4a16" if said.bits == 4 else "w8a16"
+    group = said.group_size or 1
+    shares = (facts.num_heads * facts.head_dim // tensor, facts.intermediate_size // tensor, facts.hidden_size)
+    if any(share % group for share in shares):
+        with pytest.raises(SpecError, match="do not divide the") as caught:
+            weight_bytes(facts, precision, CARD, tensor)
+        assert caught.value.field == "spec.parallelism.tensor"
+        with pytest.raises(SpecError, match="do not divide the"):
+            budget(facts, DeviceFacts("cuda", 1 << 50), Load(tensor=tensor))
+        return
+    assert weight_bytes(facts, precision, CARD) <= weight_bytes(facts, precision, CARD, tensor) * tensor
+
+
+def test_auto_serves_a_quantised_checkpoint_as_it_is() -> None:
+    for said, precision in ((QUANTIZED[0], "w4a16"), (QUANTIZED[4], "w8a16")):
+        facts = stored_as(FACTS, said)
+        found = budget(facts, CARD, Load(max_length=8192))
+        assert (found.precision, found.rejected) == (precision, ())
+        assert budget(facts, CARD, Load(max_length=8192, precision="bfloat16")).precision == "bfloat16"
+        with pytest.raises(SpecError, match=f"Use auto or {precision}"):
+            budget(facts, CARD, Load(precision="w4a16" if precision == "w8a16" else "w8a16"))
+    with pytest.raises(DoesNotFitError, match=r"needs 4\.\d GiB weights"):
+        budget(stored_as(FACTS, QUANTIZED[0]), DeviceFacts("cuda", 5 * GIB), Load())
 
 
 @given(configs(), st.sampled_from([16, 64, 256]))
@@ -241,8 +340,9 @@ def test_auto_takes_the_least_degraded_and_says_what_it_passed_over() -> None:
 
 def test_engines_that_run_are_offered_only_what_they_run() -> None:
     load = Load(max_length=8192, tensor="auto")
+    assert budget(FACTS, DeviceFacts("cuda", 10 * GIB), load, RUNS).tensor == 1
     with pytest.raises(DoesNotFitError, match=r"14\.4 GiB weights"):
-        budget(FACTS, DeviceFacts("cuda", 9 * GIB), load, RUNS)
+        budget(FACTS, DeviceFacts("cuda", 9 * GIB), load, RUNS - {"w8a16", "w4a16"})
     assert budget(FACTS, DeviceFacts("cuda", 64 * GIB), load, frozenset({"float32"})).precision == "float32"
 
 

@@ -77,7 +77,7 @@ def test_two_deployments_serve_side_by_side_and_drain_together(checkpoint: Path,
     ("spec", "said"),
     [
         ({"accelerator": "{resource: cpu, memory: 100Mi}"}, "100"),
-        ({"precision": "w4a16"}, "spec.precision"),
+        ({"precision": "float16"}, "spec.precision"),
         ({"kvCache": "{precision: int8}"}, "spec.kvCache.precision"),
         ({"parallelism": "{tensor: 2}"}, "spec.parallelism.tensor"),
         ({"context": "{maxLength: 99999}"}, "maxLength"),

@@ -137,7 +137,7 @@ def test_a_closed_model_says_so(tiny_llama):
         ({"block_size": 24}, "must be a power of two"),
         ({"kv_ratio": 1.5}, "must be float, at most 1"),
         ({"precision": "float16"}, "is run on GPUs only"),
-        ({"precision": "w4a16"}, "not run"),
+        ({"precision": "int4"}, "is unknown"),
         ({"device": "tpu"}, "is not a device of this machine"),
         ({"max_running": 0}, "must be int, at least 1"),
         ({"kv_cache_bytes": 1}, "a cache of"),

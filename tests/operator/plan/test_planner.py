@@ -50,7 +50,7 @@ def test_an_unchanged_cluster_is_left_alone() -> None:
         ({"model": {"source": "file:///models"}}, "InvalidSpec", "spec.model.source"),
         ({"kvCache": {"ratio": 2}}, "InvalidSpec", "spec.kvCache.ratio"),
         ({"kvCash": {}}, "InvalidSpec", "kvCache"),
-        ({"precision": "w4a16"}, "NotSupported", "spec.precision"),
+        ({"precision": "float16"}, "NotSupported", "spec.precision"),
         ({"parallelism": {"tensor": 2}}, "NotSupported", "spec.parallelism.tensor"),
         ({"context": {"maxLength": 100000}}, "InvalidSpec", "spec.context.maxLength"),
     ],
