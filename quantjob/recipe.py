@@ -26,6 +26,7 @@ class Recipe:
         format: how they are written.
         search_scale: awq: look for scales of input channels; without it only ranges are searched.
         clip: awq: look for narrower ranges.
+        compensate: awq: let each column make up for the rounding of those before it.
         seed: of whatever is drawn: the calibration windows.
     """
 
@@ -35,6 +36,7 @@ class Recipe:
     format: Format = "awq"
     search_scale: bool = True
     clip: bool = True
+    compensate: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,7 +74,7 @@ class Recipe:
     @property
     def calibrates(self) -> bool:
         """Whether the weights written depend on the calibration text."""
-        return self.method == "awq" and (self.search_scale or self.clip)
+        return self.method == "awq" and (self.search_scale or self.clip or self.compensate)
 
     def described(self) -> dict[str, Any]:
         """As JSON, in a fixed order."""

@@ -1,0 +1,190 @@
+"""One decoder layer from float weights to codes: groupings in the order of the forward pass, each fed what the
+quantised ones before it give."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from plimsoll.quantjob import groups
+from plimsoll.quantjob.coding import Coded, Coder, nearest
+from plimsoll.quantjob.gram import Gram
+from plimsoll.quantjob.groups import Grouping
+from plimsoll.quantjob.layer import LINEARS, LayerMath, LayerWeights
+from plimsoll.quantjob.recipe import Recipe
+from plimsoll.quantjob.rounding import Grid, Rounding, fit, stored_scale
+from plimsoll.quantjob.search import Candidate, candidates, identity, rounding_loss, search, weight_magnitude
+from plimsoll.quantjob.states import HiddenStates
+from plimsoll.quantjob.workers import Workers
+
+#: Tokens that whole-block judging looks at.
+JUDGED_TOKENS = 2048
+
+
+@dataclass
+class GroupingReport:
+    """What was decided for the linears of one grouping.
+
+    Attributes:
+        roles: of the linears.
+        scale: the grid its scale comes from; `identity` for none, `fallback` where round-to-nearest was better.
+        exponent: in that grid.
+        loss: squared error of their outputs on the calibration text, as a share of round-to-nearest's.
+    """
+
+    roles: tuple[str, ...]
+    scale: str
+    exponent: float
+    loss: float
+
+
+@dataclass
+class QuantizedLayer:
+    """`linears` by role; `weights` holds what they stand for, and the norms and biases as they are to be written."""
+
+    weights: LayerWeights
+    linears: dict[str, Coded] = field(default_factory=dict)
+    report: list[GroupingReport] = field(default_factory=list)
+
+    def put(self, role: str, coded: Coded) -> None:
+        """From here on the linear of that role is what its codes stand for."""
+        self.linears[role] = coded
+        self.weights[role] = coded.values()
+
+
+def rounded(weights: LayerWeights, rounding: Rounding, workers: Workers) -> QuantizedLayer:
+    """Every linear rounded to nearest, in place: what needs no text."""
+    layer = QuantizedLayer(weights)
+    for role in LINEARS:
+        layer.put(role, nearest(weights[role], rounding, workers))
+    return layer
+
+
+@dataclass(frozen=True)
+class LayerQuantizer:
+    """AWQ with everything that `recipe` asks for.
+
+    Attributes:
+        groupings: of the architecture.
+        norm_dtype: precision that norms are written in; scales are chosen so that folding into them is exact.
+        batch: sequences computed at once. No bit depends on it.
+    """
+
+    math: LayerMath
+    recipe: Recipe
+    groupings: Sequence[Grouping]
+    norm_dtype: torch.dtype
+    workers: Workers
+    batch: int
+
+    def quantize(self, weights: LayerWeights, states: HiddenStates) -> QuantizedLayer:
+        """Quantise `weights` in place and run the sequences of `states` through what came of it."""
+        layer = QuantizedLayer(weights)
+        for grouping in self.groupings:
+            layer.report.append(self._group(grouping, layer, states))
+        for start, stop in states.batches(self.batch):
+            finished = self.workers.map(partial(self._add_mlp, weights), states.outputs(start, stop))
+            states.write(start, torch.stack(finished))
+        return layer
+
+    def _group(self, grouping: Grouping, layer: QuantizedLayer, states: HiddenStates) -> GroupingReport:
+        weights = layer.weights
+        matrices = [weights[role] for role in grouping.targets]
+        gram = Gram(matrices[0].shape[1], self.recipe.group_size)
+        judged: list[Tensor] = []
+        wanted = -(-JUDGED_TOKENS // states.shape[1]) if grouping.judge != "itself" else 0
+        for start, stop in states.batches(self.batch):
+            sequences = self._inputs(grouping.targets[0], weights, states, start, stop)
+            gram.add(sequences, self.workers)
+            judged += sequences[: max(0, wanted - len(judged))]
+        coder = Coder(gram, self.recipe.group_size, self.recipe.clip, self.recipe.compensate, self.workers)
+        channels = groups.gather(grouping, gram.mean_magnitude, self.math.facts)
+        chosen = identity(len(channels))
+        if self.recipe.search_scale:
+            chosen = self._search(grouping, weights, gram, channels, judged)
+        columns = self._columns(grouping, chosen.scale, weights)
+        found = [coder.code(matrix, columns) for matrix in matrices]
+        loss = sum(coder.loss(matrix, columns, coded) for matrix, coded in zip(matrices, found, strict=True))
+        plain = [nearest(matrix, self._rounding, self.workers) for matrix in matrices]
+        ones = torch.ones_like(columns)
+        before = sum(coder.loss(matrix, ones, coded) for matrix, coded in zip(matrices, plain, strict=True))
+        if not loss < before:
+            chosen = Candidate("fallback", 0.0, torch.ones_like(channels))
+            found, loss = plain, before
+        self._fold(grouping, chosen.scale, layer)
+        for role, coded in zip(grouping.targets, found, strict=True):
+            layer.put(role, coded)
+        return GroupingReport(grouping.targets, chosen.name, chosen.exponent, loss / before if before else 1.0)
+
+    def _search(
+        self, grouping: Grouping, weights: LayerWeights, gram: Gram, channels: Tensor, judged: Sequence[Tensor]
+    ) -> Candidate:
+        matrices = [weights[role] for role in grouping.targets]
+        magnitude = weight_magnitude(matrices, self.recipe.group_size)
+        found = candidates(channels, groups.gather(grouping, magnitude, self.math.facts))
+
+        def proxy(scale: Tensor) -> float:
+            return rounding_loss(matrices, self._columns(grouping, scale, weights), self._rounding, gram)
+
+        if grouping.judge == "itself":
+            return search(found, proxy, None, self.workers)
+        block = partial(self.math.attention if grouping.judge == "attention" else self.math.mlp)
+        reference = self.workers.map(partial(block, weights), judged)
+
+        def judge(scale: Tensor) -> float:
+            columns = self._columns(grouping, scale, weights)
+            tried = LayerWeights(weights.index, weights.window, dict(weights))
+            for role, matrix in zip(grouping.targets, matrices, strict=True):
+                tried[role] = torch.cat(
+                    self.workers.map(partial(_rounded_under, columns, self._rounding), matrix.split(512))
+                )
+            apart = self.workers.map(
+                lambda pair: float((block(tried, pair[0]) - pair[1]).square().sum(dtype=torch.float64)),
+                list(zip(judged, reference, strict=True)),
+            )
+            return sum(apart)
+
+        return search(found, proxy, judge, self.workers)
+
+    @property
+    def _rounding(self) -> Rounding:
+        return Rounding(4, self.recipe.group_size)
+
+    def _columns(self, grouping: Grouping, scale: Tensor, weights: LayerWeights) -> Tensor:
+        """What a scale of the source's channels multiplies the targets' columns by, once it is folded."""
+        allowed = groups.foldable(grouping, scale, weights, self.norm_dtype)
+        return groups.spread(grouping, allowed, self.math.facts)
+
+    def _fold(self, grouping: Grouping, scale: Tensor, layer: QuantizedLayer) -> None:
+        allowed = groups.foldable(grouping, scale, layer.weights, self.norm_dtype)
+        groups.fold(grouping, allowed, layer.weights)
+        if grouping.source in layer.linears:
+            # Its rows were coded already. The codes of a row are the same for any multiple of it: its scales shrink.
+            coded = layer.linears[grouping.source]
+            grid = Grid(coded.grid.bits, stored_scale(coded.grid.scales / allowed[:, None]), coded.grid.zeros)
+            layer.put(grouping.source, Coded(grid, coded.codes))
+
+    def _inputs(self, role: str, weights: LayerWeights, states: HiddenStates, start: int, stop: int) -> list[Tensor]:
+        """What the linear of that role sees of sequences [start, stop), each [L, K]. The residual after attention is
+        written on the way to the MLP."""
+        math, run = self.math, self.workers.map
+        if role == "down":
+            return run(lambda h: math.gated(weights, math.norm(h, weights["mlp_norm"])), states.outputs(start, stop))
+        hidden = states.inputs(start, stop)
+        if role == "q":
+            return run(lambda h: math.norm(h, weights["attention_norm"]), hidden)
+        if role == "o":
+            return run(lambda h: math.mix(weights, math.norm(h, weights["attention_norm"])), hidden)
+        attended = run(lambda h: h + math.attention(weights, math.norm(h, weights["attention_norm"])), hidden)
+        states.write(start, torch.stack(attended))
+        return run(lambda h: math.norm(h, weights["mlp_norm"]), attended)
+
+    def _add_mlp(self, weights: LayerWeights, hidden: Tensor) -> Tensor:
+        return hidden + self.math.mlp(weights, self.math.norm(hidden, weights["mlp_norm"]))
+
+
+def _rounded_under(scale: Tensor, rounding: Rounding, rows: Tensor) -> Tensor:
+    scaled = rows * scale
+    return fit(scaled, rounding).nearest(scaled).div_(scale)

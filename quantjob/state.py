@@ -1,0 +1,116 @@
+"""What a killed job goes on from, and what tells its work from another's."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import plimsoll
+from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.checkpoint.complete import write_durably
+from plimsoll.checkpoint.json_file import read_object
+from plimsoll.checkpoint.quantized.manifest import hash_file
+from plimsoll.quantjob.recipe import Recipe
+from plimsoll.quantjob.shards import Shard
+from plimsoll.quantjob.workers import Workers
+
+#: Raised with every change that gives other bytes for the same recipe.
+METHOD_VERSION = 1
+STATE_NAME = "state.json"
+
+
+def fingerprint(checkpoint: Checkpoint, weights: str, recipe: Recipe, tokens: str | None) -> dict[str, str]:
+    """What decides the bytes of the output, by what a person would call it.
+
+    Args:
+        weights: `weights_digest` of the checkpoint.
+        tokens: digest of the token ids that calibrate.
+    """
+    return {
+        "checkpoint": checkpoint.digest(),
+        "weights": weights,
+        "recipe": recipe.encoded(),
+        "calibration tokens": tokens or "none",
+        "version of plimsoll": f"{plimsoll.__version__} (method {METHOD_VERSION}, torch {torch.__version__})",
+    }
+
+
+def weights_digest(checkpoint: Checkpoint, workers: Workers) -> str:
+    """`sha256:…` over the contents of every file of tensors, in the order of their names.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    files = sorted(checkpoint.files(), key=lambda path: path.name)
+    try:
+        found = [[file.name, file.bytes, file.sha256] for file in workers.map(hash_file, files)]
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror}", field=str(error.filename or checkpoint.path),
+            fix="Check the file and its permissions",
+        ) from None  # fmt: skip
+    return "sha256:" + hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+@dataclass
+class State:
+    """Where the walk is.
+
+    Attributes:
+        fingerprint: of what it makes.
+        layers: decoder layers that are written, their outputs kept.
+        seconds: worked, interrupted attempts included.
+        shards: written, in the order of their names.
+        report: one entry for each layer that is written.
+    """
+
+    fingerprint: Mapping[str, str]
+    layers: int = 0
+    seconds: float = 0.0
+    shards: list[Shard] = field(default_factory=list)
+    report: list[dict[str, Any]] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """All of it or nothing. Raises OSError."""
+        write_durably(folder / STATE_NAME, {"version": 1, **asdict(self)})
+
+
+def load_state(folder: Path, wanted: Mapping[str, str]) -> State | None:
+    """The state in `folder`; None where there is none.
+
+    Raises:
+        CheckpointError: it is that of other work, unreadable, or a shard it counts on is not there.
+    """
+    path = folder / STATE_NAME
+    if not path.is_file():
+        return None
+    begin_anew = f"Remove {folder} to begin anew, or name another folder"
+    found = read_object(path)
+    try:
+        shards = [Shard(**shard) for shard in found["shards"]]
+        state = State(found["fingerprint"], found["layers"], found["seconds"], shards, found["report"])
+        changed = [name for name, value in wanted.items() if state.fingerprint.get(name) != value]
+    except (KeyError, TypeError, AttributeError):
+        raise CheckpointError("is not the state of a quantisation", field=str(path), fix=begin_anew) from None
+    if changed:
+        raise CheckpointError(
+            f"holds unfinished work with another {' and another '.join(changed)}", field=str(folder),
+            value=str(state.fingerprint.get(changed[0])), fix=begin_anew,
+        )  # fmt: skip
+    _check_shards(folder, shards, begin_anew)
+    return state
+
+
+def _check_shards(folder: Path, shards: Sequence[Shard], fix: str) -> None:
+    for shard in shards:
+        path = folder / "output" / shard.name
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise CheckpointError(
+                f"was written with {shard.bytes} bytes", field=str(path),
+                value=path.stat().st_size if path.is_file() else "no such file", fix=fix,
+            )  # fmt: skip

@@ -1,0 +1,189 @@
+"""The model from the first layer to the last, one in memory at a time, so that a kill at any instant costs one layer.
+
+In `folder`: `output/` with a shard for what lies outside the layers and one for each layer, `hidden-*.f32`, and
+`state.json`. After each layer its shard, then the hidden states, then the state reach the disk: the state never counts
+on what is not there. The bytes of the shards depend on neither the interruptions, the threads, the memory nor the size
+of a batch.
+"""
+
+import errno
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.quantjob.data import Tokens
+from plimsoll.quantjob.groups import GROUPINGS
+from plimsoll.quantjob.layer_quantizer import LayerQuantizer, QuantizedLayer, rounded
+from plimsoll.quantjob.output_tensors import OutputTensors
+from plimsoll.quantjob.recipe import Recipe
+from plimsoll.quantjob.rounding import MOST_SCALE, Rounding
+from plimsoll.quantjob.shards import Entry, write_shard
+from plimsoll.quantjob.state import State, fingerprint, load_state, weights_digest
+from plimsoll.quantjob.states import HiddenStates
+from plimsoll.quantjob.streamed import StreamedModel
+from plimsoll.quantjob.workers import Workers
+
+
+@dataclass(frozen=True)
+class WalkPlan:
+    """How much is computed and held at once. Nothing of it decides a bit of the output.
+
+    Attributes:
+        batch: sequences computed at once.
+        in_memory: hold the hidden states in memory too, not on disk alone.
+    """
+
+    batch: int = 1
+    in_memory: bool = True
+
+
+#: (layers written, layers there are, seconds worked)
+OnLayer = Callable[[int, int, float], None]
+
+
+class Walk:
+    """One quantisation of the layers of `checkpoint`, going on from what `folder` holds.
+
+    Args:
+        tokens: what calibrates; None for a recipe that looks at no text.
+        folder: of this work alone; made if it is not there.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or `folder` holds other work.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        recipe: Recipe,
+        tokens: Tokens | None,
+        folder: Path,
+        plan: WalkPlan,
+        workers: Workers,
+    ) -> None:
+        self.model = StreamedModel(checkpoint, workers=workers)
+        self.recipe = recipe
+        self.folder = folder
+        self.plan = plan
+        self.tokens = tokens if recipe.calibrates and self.groupings else None
+        self._stamps = _stamps(checkpoint)
+        self._tensors = OutputTensors(checkpoint, recipe)
+        identity = fingerprint(
+            checkpoint, weights_digest(checkpoint, workers), recipe, self.tokens.digest if self.tokens else None
+        )
+        (folder / "output").mkdir(parents=True, exist_ok=True)
+        self.state = load_state(folder, identity) or State(identity)
+
+    @property
+    def groupings(self) -> tuple[object, ...]:
+        """Of the architecture; empty where nothing is known of it, and rounding to nearest is all there is."""
+        return GROUPINGS.get(self.model.facts.architecture, ())
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers there are."""
+        return self.model.num_layers
+
+    def run(self, on_layer: OnLayer = lambda done, of, seconds: None) -> State:
+        """Every layer that is left.
+
+        Raises:
+            CheckpointError: a tensor cannot be read or holds what cannot be quantised, the source changed meanwhile, or
+                the disk is full. What is done stays, and a later run goes on from it.
+        """
+        try:
+            return self._run(on_layer)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise CheckpointError(
+                f"cannot be written: {'the disk is full' if full else error.strerror or error}",
+                field=str(error.filename or self.folder),
+                fix="Make room there and run it again: it goes on from the layer it had reached" if full
+                else "Give it a folder that can be written",
+            ) from error  # fmt: skip
+
+    def _run(self, on_layer: OnLayer) -> State:
+        state, began = self.state, time.monotonic() - self.state.seconds
+        states = self._hidden_states()
+        if not state.shards:
+            if states is not None:
+                self._embed(states)
+            self._write(0, self._tensors.outer())
+            state.seconds = time.monotonic() - began
+            state.save(self.folder)
+        on_layer(state.layers, self.layers, state.seconds)
+        for index in range(state.layers, self.layers):
+            layer = self._quantize(index, states)
+            self._check_unchanged()
+            self._write(index + 1, self._tensors.layer(index, layer))
+            if states is not None and index + 1 < self.layers:
+                states.keep(index + 1)
+            state.layers = index + 1
+            state.seconds = time.monotonic() - began
+            state.report.append({"layer": index, "groupings": [asdict(entry) for entry in layer.report]})
+            state.save(self.folder)
+            del layer
+            on_layer(state.layers, self.layers, state.seconds)
+        if states is not None:
+            states.remove()
+        return state
+
+    def _hidden_states(self) -> HiddenStates | None:
+        if self.tokens is None:
+            return None
+        shape = (*self.tokens.windows.shape, self.model.facts.hidden_size)
+        return HiddenStates(self.folder, shape, in_memory=self.plan.in_memory)
+
+    def _embed(self, states: HiddenStates) -> None:
+        assert self.tokens is not None
+        ids = torch.from_numpy(self.tokens.windows)
+        states.start()
+        for start, stop in states.batches(max(1, (1 << 20) // ids.shape[1])):
+            states.write(start, self.model.embed(ids[start:stop]))
+        states.keep(0)
+
+    def _quantize(self, index: int, states: HiddenStates | None) -> QuantizedLayer:
+        with torch.inference_mode():
+            weights = self.model.layer(index)
+            if states is None:
+                layer = rounded(weights, Rounding(self.recipe.bits, self.recipe.group_size), self.model.workers)
+            else:
+                states.begin(index)
+                layer = LayerQuantizer(
+                    self.model.math(states.shape[1]), self.recipe, GROUPINGS[self.model.facts.architecture],
+                    self._tensors.norm_dtype(index), self.model.workers, self.plan.batch,
+                ).quantize(weights, states)  # fmt: skip
+        for role, coded in layer.linears.items():
+            if not bool((coded.grid.scales <= MOST_SCALE).all()):
+                raise CheckpointError(
+                    "holds weights too large for a scale of float16", field=f"layer {index}: {role}",
+                    fix="Leave this checkpoint as it is; its weights are damaged or of another scale than any known",
+                )  # fmt: skip
+        return layer
+
+    def _write(self, place: int, entries: Mapping[str, Entry]) -> None:
+        name = f"model-{place + 1:05}-of-{self.layers + 1:05}.safetensors"
+        shard = write_shard(self.folder / "output" / name, entries)
+        self.state.shards = [*self.state.shards[:place], shard]
+
+    def _check_unchanged(self) -> None:
+        if _stamps(self.model.checkpoint) != self._stamps:
+            raise CheckpointError(
+                "changed while it was read", field=str(self.model.checkpoint.path),
+                fix=f"Remove {self.folder} and begin anew, with a source that nobody writes to",
+            )  # fmt: skip
+
+
+def _stamps(checkpoint: Checkpoint) -> list[tuple[str, int, int]]:
+    try:
+        found = [(path, path.stat()) for path in checkpoint.files()]
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror}", field=str(error.filename), fix="Complete the checkpoint"
+        ) from None
+    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in found]
