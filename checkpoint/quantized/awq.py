@@ -7,7 +7,7 @@ awq/modules/linear/gemm.py and awq/utils/packing_utils.py.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,8 @@ from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
 from plimsoll.checkpoint.quantized.values import SCALE_DTYPES, read_scales, store_scales, stored
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-#: Where each of eight columns lies in a word.
-_PLACE = tuple(ORDER.index(column) for column in range(8))
+#: The output features of a word's four bytes, lower and upper 4 bits.
+_NIBBLES = tuple(zip(ORDER[0::2], ORDER[1::2], strict=True))
 
 
 class AwqLayout:
@@ -51,8 +51,8 @@ class AwqLayout:
             )  # fmt: skip
         zeros = linear.zeros if linear.zeros is not None else np.full(linear.scales.shape, MIDDLE[4], dtype=np.uint8)
         return {
-            "qweight": stored("I32", _pack(linear.codes.T)),
-            "qzeros": stored("I32", _pack(zeros.T)),
+            "qweight": stored("I32", _pack(linear.codes)),
+            "qzeros": stored("I32", _pack(zeros)),
             "scales": store_scales(
                 np.ascontiguousarray(linear.scales.T), linear.scale_dtype, linear.bits, f"{name}.scales"
             ),
@@ -64,21 +64,30 @@ class AwqLayout:
         # Whole words first, then the columns that are wanted.
         first, last = rows[0] // 8, -(-rows[1] // 8)
         wanted = slice(rows[0] - first * 8, rows[1] - first * 8)
-        codes = _unpack(parts["qweight"].data[:, first:last])[:, wanted]
-        zeros = _unpack(parts["qzeros"].data[:, first:last])[:, wanted]
+        codes = _unpack(parts["qweight"].data[:, first:last])[wanted]
+        zeros = _unpack(parts["qzeros"].data[:, first:last])[wanted]
         cut = RawTensor(parts["scales"].dtype, (), parts["scales"].data[:, rows[0] : rows[1]])
         scales, dtype = read_scales(cut, f"{name}.scales")
-        return QuantizedLinear(
-            np.ascontiguousarray(codes.T), np.ascontiguousarray(scales.T), np.ascontiguousarray(zeros.T), dtype
-        )
+        return QuantizedLinear(codes, np.ascontiguousarray(scales.T), zeros, dtype)
 
 
-def _pack(columns: npt.NDArray[np.uint8]) -> words.Words:
-    rows, count = columns.shape
-    ordered = columns.reshape(rows, count // 8, 8)[:, :, ORDER]
-    return words.pack(ordered.reshape(rows, count), 4)
+def _pack(codes: npt.NDArray[np.uint8]) -> words.Words:
+    """uint8 [N, C] -> int32 [C, N/8]. Rows are joined before anything is transposed: neighbours in memory stay so."""
+    rows, columns = codes.shape
+    eights = codes.reshape(rows // 8, 8, columns)
+    packed = np.empty((columns, rows // 8, 4), dtype=np.uint8)
+    for byte, (low, high) in enumerate(_NIBBLES):
+        packed[:, :, byte] = (eights[:, low] | (eights[:, high] << np.uint8(4))).T
+    return packed.reshape(columns, -1).view("<i4").astype(np.int32, copy=False)
 
 
-def _unpack(packed: npt.NDArray[np.int32]) -> words.Codes:
-    rows = packed.shape[0]
-    return words.unpack(packed, 4).reshape(rows, -1, 8)[:, :, _PLACE].reshape(rows, -1)
+def _unpack(packed: npt.NDArray[Any]) -> words.Codes:
+    """int32 [C, N/8] -> uint8 [N, C]."""
+    columns, count = packed.shape
+    stored_bytes = np.ascontiguousarray(packed, dtype="<i4").view(np.uint8).reshape(columns, count, 4)
+    eights = np.empty((count, 8, columns), dtype=np.uint8)
+    for byte, (low, high) in enumerate(_NIBBLES):
+        plane = np.ascontiguousarray(stored_bytes[:, :, byte].T)
+        np.bitwise_and(plane, 15, out=eights[:, low])
+        np.right_shift(plane, 4, out=eights[:, high])
+    return eights.reshape(count * 8, columns)
