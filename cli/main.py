@@ -17,7 +17,7 @@ import typer
 from plimsoll.api.errors import PlimsollError
 
 #: In the order that `--help` shows them.
-COMMANDS = ("plan", "up", "serve", "chat", "bench", "convert", "crds", "inspect", "fetch", "version")
+COMMANDS = ("plan", "up", "serve", "chat", "bench", "eval", "convert", "crds", "inspect", "fetch", "version")
 #: For containers, not for people: they work and `--help` does not list them.
 HIDDEN = ("pod",)
 

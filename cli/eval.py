@@ -1,0 +1,191 @@
+"""`plimsoll eval`: how far one checkpoint, or what an endpoint serves, is from another."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plimsoll.api.errors import SpecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from plimsoll.quantjob.report import Report
+
+#: Exit status when a limit was passed: the figures are there, and the answer is no.
+PAST_A_LIMIT = 3
+
+
+def eval(
+    reference: Annotated[str, typer.Argument(help="The checkpoint to measure from: a folder, a .gguf file, hf://…")],
+    other: Annotated[str, typer.Argument(help="The checkpoint to measure, or an endpoint: http://HOST:PORT/v1.")],
+    dataset: Annotated[
+        str, typer.Option(help="Held-out text: self, a file or folder, or hf://datasets/ORG/NAME/CONFIG/SPLIT.")
+    ] = "self",
+    samples: Annotated[int, typer.Option(min=1, help="Windows to measure on, from the dataset's end.")] = 32,
+    seqlen: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of the texts; of the text for self.")] = 0,
+    round_to_nearest: Annotated[
+        str | None, typer.Option(help="Also what rounding alone would cost: 4 or 8 bits, as 4/64 with groups of 64.")
+    ] = None,
+    max_perplexity_increase: Annotated[str | None, typer.Option(help="Exit 3 when it rose by more, as 2%.")] = None,
+    max_kl_divergence: Annotated[str | None, typer.Option(help="Exit 3 when the mean is more, nats a token.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write report.html and report.json into this folder.")] = None,
+    model_name: Annotated[str | None, typer.Option(help="Which of the endpoint's models. Default: its first.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File whose first line is the endpoint's key.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Most that sampling text for self may take, as 8Gi.")] = None,
+    scratch: Annotated[Path | None, typer.Option(help="A folder for hidden states, in place of memory.")] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="table or json.")] = "table",
+) -> None:
+    """Compare checkpoints on held-out text: perplexity, KL divergence, agreement. Exits 3 when a limit is passed."""
+    if output not in ("table", "json"):
+        raise SpecError("is table or json", field="--output", value=output)
+
+    from plimsoll.api.gate import Limits, gate, parse_divergence, parse_increase
+    from plimsoll.api.quantity import byte_option
+    from plimsoll.checkpoint import open_checkpoint
+    from plimsoll.checkpoint.tokenizer import load_tokenizer
+    from plimsoll.cli import local
+    from plimsoll.quantjob.evaluation import compare, compare_endpoint
+    from plimsoll.quantjob.report import Report, as_json, write_report
+    from plimsoll.quantjob.streamed import StreamedModel
+    from plimsoll.quantjob.tokens import TokenPlan, token_sets
+
+    rise, distance = max_perplexity_increase, max_kl_divergence
+    limits = Limits(
+        None if rise is None else parse_increase(rise, "--max-perplexity-increase"),
+        None if distance is None else parse_divergence(distance, "--max-kl-divergence"),
+    )
+    line = None if memory is None else byte_option(memory, "--memory")
+    served = other.startswith(("http://", "https://"))
+    if not served and (model_name or api_key_file):
+        raise SpecError("goes with an endpoint", field="--model-name" if model_name else "--api-key-file", value=other)
+    if served and round_to_nearest:
+        raise SpecError("goes with two checkpoints", field="--round-to-nearest", value=other)
+    if scratch is not None and not scratch.is_dir():
+        raise SpecError("there is no such folder", field="--scratch", value=str(scratch), fix="Make it")
+    screen = local.console()
+    path = local.fetch(reference, screen)
+    checkpoint = open_checkpoint(path)
+    rounding = None if round_to_nearest is None else _rounding(round_to_nearest, checkpoint.facts)
+    tokenizer = load_tokenizer(checkpoint)
+    measured = None if served else open_checkpoint(local.fetch(other, screen))
+    endpoint = _endpoint(other, tokenizer, model_name, api_key_file) if served else None
+    plan = TokenPlan(dataset, 0, seqlen, samples, seed=seed)
+    model = StreamedModel(checkpoint)
+    with _bar(screen) as told:
+        _, tokens = token_sets(plan, path, checkpoint.facts, tokenizer, memory=line, progress=told("Sampling text"))
+        assert tokens is not None
+        options: dict[str, Any] = {"scratch": scratch, "progress": told("Comparing")}
+        nearest = None
+        if endpoint is not None:
+            found = compare_endpoint(model, endpoint, tokens, **options)
+            subject = "endpoint"
+        else:
+            assert measured is not None
+            subject = _name(other, reference)
+            others = {subject: StreamedModel(measured, workers=model.workers)}
+            if rounding is not None:
+                nearest = "round to nearest"
+                others = {nearest: StreamedModel(checkpoint, round_to=rounding, workers=model.workers)} | others
+            found = compare(model, others, tokens, **options)
+    figures = found.others[subject]
+    reasons = gate(found.perplexity, figures.perplexity, figures.kl_mean, limits)
+    result = Report(
+        title=f"{_name(reference, '')} and {other}", reference=_name(reference, ""), comparison=found, judged=subject,
+        nearest=nearest, verdict="failed" if reasons else "passed" if limits.any else "none", reasons=reasons,
+        tokens={"held out": tokens}, settings={
+            "reference": reference, "other": other, "dataset": dataset, "seed": seed,
+            "maxPerplexityIncrease": limits.perplexity_increase, "maxKLDivergence": limits.kl_divergence,
+        },
+    )  # fmt: skip
+    written = None if report is None else write_report(report, result)
+    if output == "json":
+        typer.echo(json.dumps(as_json(result), indent=2))
+    else:
+        show(result)
+        if written is not None:
+            typer.echo(f"Report: {written[0]}")
+    for reason in reasons:
+        typer.secho(f"past its limit: {reason}", fg=typer.colors.RED, err=True)
+    if reasons:
+        raise typer.Exit(PAST_A_LIMIT)
+
+
+def show(report: "Report") -> None:
+    """The figures as a table on stdout."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from plimsoll.quantjob.report import kl_gap_closed
+
+    found = report.comparison
+    table = Table(box=None, pad_edge=False)
+    for head in ("", "perplexity", "increase", "KL mean", "KL p99", "top-1", "gap closed"):
+        table.add_column(head, justify="left" if not head else "right")
+    table.add_row(escape(report.reference), f"{found.perplexity:.4g}")
+    for name, other in found.others.items():
+        closed = kl_gap_closed(report, other)
+        table.add_row(
+            escape(name), f"{other.perplexity:.4g}", f"{other.perplexity / found.perplexity - 1:+.2%}",
+            f"{other.kl_mean:.4g}", f"{other.kl_p99:.4g}", f"{other.top1_agreement:.1%}",
+            "" if closed != closed else f"{closed:.0%}",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(f"{found.positions} positions of {escape(found.source)}", style="dim", highlight=False)
+    for other in found.others.values():
+        if other.note:
+            console.print(escape(other.note), style="dim", highlight=False)
+
+
+def _name(source: str, beside: str) -> str:
+    """What the table calls it: the last part of a path, all of it where that says nothing."""
+    short = Path(source.removeprefix("file://")).name or source
+    return source if source.startswith("hf://") or short == Path(beside).name else short
+
+
+def _rounding(text: str, facts: Any) -> Any:
+    from plimsoll.api.job_budget import check_groups
+    from plimsoll.quantjob.recipe import GROUP_SIZES
+    from plimsoll.quantjob.rounding import Rounding
+
+    known = {"8": Rounding(8)} | {f"4/{size}": Rounding(4, size) for size in GROUP_SIZES}
+    if text not in known:
+        raise SpecError("is no such rounding", field="--round-to-nearest", value=text, fix=f"Use {', '.join(known)}")
+    try:
+        check_groups(facts, known[text].group_size)
+    except SpecError as error:
+        raise SpecError(error.message, field="--round-to-nearest", value=text, fix=error.fix) from None
+    return known[text]
+
+
+def _endpoint(url: str, tokenizer: Any, model: str | None, key_file: Path | None) -> Any:
+    from plimsoll.cli.conversation import first_key
+    from plimsoll.quantjob.endpoint import Endpoint
+
+    return Endpoint(url, tokenizer, model, first_key(key_file, "--api-key-file") if key_file else None)
+
+
+@contextlib.contextmanager
+def _bar(screen: "Console") -> Iterator[Callable[[str], Callable[[float], None]]]:
+    """A bar a phase, each told its share; nothing where nobody looks."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def told(phase: str) -> Callable[[float], None]:
+            def tell(share: float) -> None:
+                if phase not in tasks:
+                    tasks[phase] = progress.add_task(phase, total=1.0)
+                progress.update(tasks[phase], completed=share)
+
+            return tell
+
+        yield told
