@@ -26,7 +26,7 @@ def eval(
         str, typer.Option(help="Held-out text: self, a file or folder, or hf://datasets/ORG/NAME/CONFIG/SPLIT.")
     ] = "self",
     samples: Annotated[int, typer.Option(min=1, help="Windows to measure on, from the dataset's end.")] = 32,
-    seqlen: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 512,
+    seqlen: Annotated[int | None, typer.Option(min=2, help="Tokens of a window. Default: 512 at most.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of the texts; of the text for self.")] = 0,
     round_to_nearest: Annotated[
         str | None, typer.Option(help="Also what rounding alone would cost: 4 or 8 bits, as 4/64 with groups of 64.")
@@ -49,10 +49,12 @@ def eval(
     from plimsoll.checkpoint import open_checkpoint
     from plimsoll.checkpoint.tokenizer import load_tokenizer
     from plimsoll.cli import local
-    from plimsoll.quantjob.evaluation import compare, compare_endpoint
+    from plimsoll.quantjob.data import Corpus
+    from plimsoll.quantjob.evaluation import check_length, compare, compare_endpoint
     from plimsoll.quantjob.report import Report, as_json, write_report
+    from plimsoll.quantjob.selftext import self_tokens
     from plimsoll.quantjob.streamed import StreamedModel
-    from plimsoll.quantjob.tokens import TokenPlan, token_sets
+    from plimsoll.quantjob.tokens import HELD_OUT
 
     rise, distance = max_perplexity_increase, max_kl_divergence
     limits = Limits(
@@ -74,11 +76,15 @@ def eval(
     tokenizer = load_tokenizer(checkpoint)
     measured = None if served else open_checkpoint(local.fetch(other, screen))
     endpoint = _endpoint(other, tokenizer, model_name, api_key_file) if served else None
-    plan = TokenPlan(dataset, 0, seqlen, samples, seed=seed)
+    length = min(512, checkpoint.facts.max_position) if seqlen is None else seqlen
+    check_length(length, checkpoint.facts)
     model = StreamedModel(checkpoint)
     with _bar(screen) as told:
-        _, tokens = token_sets(plan, path, checkpoint.facts, tokenizer, memory=line, progress=told("Sampling text"))
-        assert tokens is not None
+        if dataset == "self":
+            sets, sampling = [(samples, seed + HELD_OUT)], told("Sampling text")
+            (tokens,) = self_tokens(path, sets, length, memory=line, progress=sampling, field="--dataset")
+        else:
+            tokens = Corpus(dataset, tokenizer, seed, field="--dataset").tail(samples, length)
         options: dict[str, Any] = {"scratch": scratch, "progress": told("Comparing")}
         nearest = None
         if endpoint is not None:

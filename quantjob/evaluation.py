@@ -5,6 +5,8 @@ position, which sees what perplexity cannot (errors that cancel); the share of p
 same; and, after each layer, the mean squared difference of the hidden states relative to the reference's own.
 """
 
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from plimsoll.api.errors import SpecError
+from plimsoll.api.errors import PlimsollError, SpecError
 from plimsoll.api.job_budget import LOGIT_ROWS
 from plimsoll.api.job_progress import Evaluation, Figures
+from plimsoll.api.model import ModelFacts
+from plimsoll.api.quantity import format_bytes
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.endpoint import Endpoint
 from plimsoll.quantjob.streamed import StreamedModel
@@ -141,7 +145,7 @@ def compare(
         SpecError: a model predicts other tokens than the reference, or the tokens are too few.
         CheckpointError: a tensor cannot be read.
     """
-    check_windows(tokens, reference)
+    check_length(tokens.windows.shape[1], reference.facts)
     for name, model in others.items():
         if model.facts.vocab_size != reference.facts.vocab_size:
             raise SpecError(
@@ -199,7 +203,7 @@ def compare_endpoint(
         EndpointError: the endpoint does not score prompts.
         CheckpointError: a tensor cannot be read.
     """
-    check_windows(tokens, reference)
+    check_length(tokens.windows.shape[1], reference.facts)
     given = endpoint.score(tokens.windows.tolist())
     ids = torch.from_numpy(tokens.windows)
     hidden = _embedded(reference, ids, scratch, 0)
@@ -239,15 +243,14 @@ def coarse_divergence(reference: Tensor, top: Mapping[int, float]) -> float:
     return max(kl, 0.0)
 
 
-def check_windows(tokens: Tokens, model: StreamedModel) -> None:
-    """Raises SpecError where windows are too short to predict anything, or longer than the model was trained for."""
-    length = tokens.windows.shape[1]
+def check_length(length: int, facts: ModelFacts, field: str = "--seqlen") -> None:
+    """Raises SpecError where windows of `length` tokens predict nothing, or exceed what the model was trained for."""
     if length < 2:
-        raise SpecError("must be 2 or more, to predict a token from one before it", field="--seqlen", value=length)
-    if length > model.facts.max_position:
+        raise SpecError("must be 2 or more, to predict a token from one before it", field=field, value=length)
+    if length > facts.max_position:
         raise SpecError(
-            f"is longer than the {model.facts.max_position} positions the model was trained for", field="--seqlen",
-            value=length, fix=f"Use {model.facts.max_position} or less",
+            f"is longer than the {facts.max_position} positions the model was trained for", field=field, value=length,
+            fix=f"Use {facts.max_position} or less",
         )  # fmt: skip
 
 
@@ -330,11 +333,28 @@ def _joined(model: StreamedModel, work: Callable[[int], Tensor], count: int) -> 
 def _embedded(model: StreamedModel, ids: Tensor, scratch: Path | None, index: int) -> Tensor:
     if scratch is None:
         return model.embed(ids)
-    shape = (*ids.shape, model.facts.hidden_size)
-    held = torch.from_numpy(np.memmap(scratch / f"evaluation-{index}.f32", np.float32, "w+", shape=shape))
+    held = _on_disk(scratch, (*ids.shape, model.facts.hidden_size), index)
     for start in range(0, len(ids), MICRO_BATCH):
         held[start : start + MICRO_BATCH] = model.embed(ids[start : start + MICRO_BATCH])
     return held
+
+
+def _on_disk(folder: Path, shape: tuple[int, ...], index: int) -> Tensor:
+    """float32 in a file without a name: it is gone when the tensor is, however the process ends."""
+    path = folder / f".evaluation-{index}.f32"
+    try:
+        with open(path, "wb") as file:
+            # Room is taken before anything is computed: a full disk found while a map is written ends the process.
+            os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
+        mapped = np.memmap(path, np.float32, "r+", shape=shape)
+    except OSError as error:
+        raise PlimsollError(
+            f"hidden states of {format_bytes(4 * math.prod(shape))} cannot be written: {error.strerror or error}",
+            field="scratch", value=str(folder), fix="Free space there, or use fewer or shorter windows",
+        ) from None  # fmt: skip
+    finally:
+        path.unlink(missing_ok=True)
+    return torch.from_numpy(mapped)
 
 
 def _perplexity(loss: Array) -> float:
