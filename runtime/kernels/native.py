@@ -15,10 +15,9 @@ from torch.nn import functional
 
 from plimsoll.api.device import native_table
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
+from plimsoll.runtime.kernels.native_quantized import PackedQuantized, linear_quantized, pack_quantized
 from plimsoll.runtime.kernels.processor import multiplies_bf16
-from plimsoll.runtime.kernels.quantized import TorchQuantized, pack_torch
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
-from plimsoll.runtime.kernels.torch_ops import linear as plain_linear
 
 __all__ = ["NativeUnavailableError", "PackedWeight", "native_kernels", "packed_bytes"]
 
@@ -31,6 +30,9 @@ SIGNATURES: dict[str, list[Any]] = {
     "unpack_": [_P, _P, _L, _L],
     "embed_": [_P, _P, _P, _L, _L],
     "linear_": [_P, _P, _P, _P, _L, _L, _L],
+    "pack_quant": [_I, _I, _P, _P, _P, _P, _L, _L, _L],
+    "unpack_quant": [_I, _I, _P, _P, _L, _L, _L],
+    "linear_quant": [_I, _I, _P, _P, _P, _P, _L, _L, _L, _L],
     "write_kv_": [_P, _L, _L, _P, _L, _L, _P, _P, _P, _L, _L, _L, _L],
     "rms_norm": [_P, _L, _L, _L, _L, _P, _P, _L, _F],
     "add_rms_norm": [_P, _P, _P, _P, _L, _L, _F],
@@ -91,7 +93,7 @@ def _library() -> ctypes.CDLL:
         for symbol in [name + kind for kind in KINDS.values()] if name.endswith("_") else [name]:
             function = getattr(loaded, symbol)
             function.argtypes = arguments
-            function.restype = _I if name == "attention" else None
+            function.restype = _I if name in ("attention", "linear_quant") else None
     loaded.panel_width.restype = loaded.threads_in_use.restype = _L
     return loaded
 
@@ -124,7 +126,7 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         device=device,
         dtype=torch.float32,
         pack=_pack(getattr(library, f"pack_{kind}"), weight_dtype),
-        pack_quantized=lambda matrix: pack_torch(matrix, device),
+        pack_quantized=pack_quantized(library),
         embedding=_embedding(getattr(library, f"embed_{kind}"), results),
         linear=_linear(library, kind, wide_rows, results),
         rms_norm=_rms_norm(library.rms_norm, results),
@@ -159,19 +161,26 @@ def _embedding(function: Any, results: Results) -> Callable[[Tensor, PackedWeigh
 
 def _linear(
     library: Any, kind: str, wide_rows: int | None, results: Results
-) -> Callable[[Tensor, PackedWeight | TorchQuantized, Tensor | None], Tensor]:
+) -> Callable[[Tensor, PackedWeight | PackedQuantized, Tensor | None], Tensor]:
     function, unpack = getattr(library, f"linear_{kind}"), getattr(library, f"unpack_{kind}")
     panel = library.panel_width()
 
-    def linear(x: Tensor, weight: PackedWeight | TorchQuantized, bias: Tensor | None) -> Tensor:
-        if isinstance(weight, TorchQuantized):
-            return plain_linear(x, weight, bias)
+    def unpacked(weight: PackedWeight | PackedQuantized, start: int, stop: int) -> Tensor:
+        if isinstance(weight, PackedQuantized):
+            return weight.unpack_rows(library, start, stop)
+        run = torch.empty(stop - start, weight.columns, dtype=weight.data.dtype)
+        unpack(weight.data[start * weight.columns :].data_ptr(), run.data_ptr(), stop - start, weight.columns)
+        return run
+
+    def linear(x: Tensor, weight: PackedWeight | PackedQuantized, bias: Tensor | None) -> Tensor:
         count, rows, columns = len(x), weight.rows, weight.columns
         if x.shape[1] != columns:
             raise ValueError(f"x has {x.shape[1]} columns, the weight takes {columns}")
         out = results.take("linear", count, rows)
         if wide_rows is not None and count >= wide_rows:
-            _through_torch(unpack, panel, x, weight, bias, out)
+            _through_torch(unpacked, panel, x, weight, bias, out)
+        elif count and isinstance(weight, PackedQuantized):
+            linear_quantized(library, x, weight, bias, out)
         elif count:
             added = None if bias is None else bias.data_ptr()
             function(x.contiguous().data_ptr(), weight.address, added, out.data_ptr(), count, rows, columns)
@@ -180,14 +189,20 @@ def _linear(
     return linear
 
 
-def _through_torch(unpack: Any, panel: int, x: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor) -> None:
+def _through_torch(
+    unpacked: Callable[[PackedWeight | PackedQuantized, int, int], Tensor],
+    panel: int,
+    x: Tensor,
+    weight: PackedWeight | PackedQuantized,
+    bias: Tensor | None,
+    out: Tensor,
+) -> None:
     """out = x w^T + bias by torch's product of bfloat16, a run of unpacked rows at a time."""
-    columns, step = weight.columns, max(1, UNPACK_ELEMENTS // weight.columns // panel) * panel
-    narrow = x.to(weight.data.dtype)
+    step, narrow = max(1, UNPACK_ELEMENTS // weight.columns // panel) * panel, None
     for start in range(0, weight.rows, step):
         stop = min(start + step, weight.rows)
-        run = torch.empty(stop - start, columns, dtype=weight.data.dtype)
-        unpack(weight.data[start * columns :].data_ptr(), run.data_ptr(), stop - start, columns)
+        run = unpacked(weight, start, stop)
+        narrow = x.to(run.dtype) if narrow is None else narrow
         out[:, start:stop] = functional.linear(narrow, run)
     if bias is not None:
         out += bias

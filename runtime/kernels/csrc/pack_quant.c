@@ -1,0 +1,58 @@
+/* Weights of 4 or 8 bits into the layout of quant.h, and out of it as bfloat16. */
+#include "quant.h"
+
+/* codes [N][K] a byte each, scales [N][K / group], zeros likewise or NULL. */
+void pack_quant(int bits, int scale, const uint8_t *codes, const char *scales, const uint8_t *zeros, char *packed,
+                long N, long K, long group)
+{
+    shape s = {K, group, 0, scale};
+    long panels = (N + PANEL - 1) / PANEL, groups = K / group, size = bits == 4 ? scale_bytes(scale) : 4;
+    s.panel = groups * group_bytes(bits, s);
+    memset(packed, 0, panels * s.panel);
+    _Pragma("omp parallel for") for (long p = 0; p < panels; p++)
+        for (long g = 0; g < groups; g++) {
+            char *start = packed + p * s.panel + g * group_bytes(bits, s), *end = start + code_bytes(bits, group);
+            for (long i = 0; i < PANEL && p * PANEL + i < N; i++) {
+                long n = p * PANEL + i;
+                const uint8_t *from = codes + n * K + g * group;
+                for (long k = 0; k < group; k++)
+                    if (bits == 8)
+                        start[k * PANEL + i] = (char)from[k];
+                    else
+                        start[k / 4 * 2 * PANEL + PLACE(i) + k % 4 / 2] |= (char)((from[k] ^ 8) << k % 2 * 4);
+                memcpy(end + i * size, scales + (n * groups + g) * size, size);
+                if (bits == 4) end[PANEL * size + i] = zeros ? (char)(zeros[n * groups + g] - 8) : 0;
+            }
+        }
+}
+
+/* The first N rows as bfloat16 [N][K], rounded to nearest even. */
+void unpack_quant(int bits, int scale, const char *packed, uint16_t *out, long N, long K, long group)
+{
+    shape s = {K, group, 0, scale};
+    long groups = K / group;
+    s.panel = groups * group_bytes(bits, s);
+    _Pragma("omp parallel for") for (long n = 0; n < N; n++)
+        for (long g = 0; g < groups; g++) {
+            long i = n % PANEL;
+            const char *start = packed + n / PANEL * s.panel + g * group_bytes(bits, s);
+            const char *end = start + code_bytes(bits, group);
+            uint16_t *to = out + n * K + g * group;
+            float factor = one_scale(bits == 4 ? scale : SCALE_F32, end, i);
+            if (bits == 8) {
+                for (long k = 0; k < group; k++) to[k] = to_bf16((float)(int8_t)start[k * PANEL + i] * factor);
+                continue;
+            }
+            int32_t zero = ((const int8_t *)end)[PANEL * scale_bytes(scale) + i];
+            for (long k = 0; k < group; k += 8) {
+                const char *from = start + k * PANEL / 2 + PLACE(i);
+                uint16_t low, high;
+                memcpy(&low, from, 2), memcpy(&high, from + 2 * PANEL, 2);
+                v8i word = (v8i){0} + (int32_t)(low | (uint32_t)high << 16);
+                v8i codes = (word << (v8i){28, 24, 20, 16, 12, 8, 4, 0}) >> 28;
+                v8u bits32 = (v8u)(__builtin_convertvector(codes - zero, v8f) * factor);
+                v8h narrow = __builtin_convertvector((bits32 + 0x7fff + ((bits32 >> 16) & 1)) >> 16, v8h);
+                memcpy(to + k, &narrow, sizeof narrow);
+            }
+        }
+}

@@ -1,0 +1,75 @@
+"""Weights of 4 and 8 bits in the native table: they lie and are multiplied as `csrc/quant.h` and `gemm_quant.c` say."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plimsoll.runtime.kernels.quantized import QuantizedMatrix, check_codes
+
+SCALE_KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class PackedQuantized:
+    """[N, K] in panels of outputs, the last one filled with zeros; codes, scales and zeros of a group together."""
+
+    data: Tensor
+    bits: int
+    scale_kind: int
+    rows: int
+    columns: int
+    group: int
+    address: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def unpack_rows(self, library: Any, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) as bfloat16, rounded to nearest even. `start` is a multiple of the panel."""
+        out = torch.empty(stop - start, self.columns, dtype=torch.bfloat16)
+        first = self.address + start * row_bytes(self.bits, self.scale_kind, self.columns, self.group)
+        library.unpack_quant(
+            self.bits, self.scale_kind, first, out.data_ptr(), stop - start, self.columns, self.group
+        )  # fmt: skip
+        return out
+
+
+def row_bytes(bits: int, scale_kind: int, columns: int, group: int) -> int:
+    """Of a row and its share of a panel. Scales of 8 bits are float32; 4 bits have one zero point byte a group."""
+    a_group = 4 if bits == 8 else (4 if scale_kind == SCALE_KINDS[torch.float32] else 2) + 1
+    return columns * bits // 8 + columns // group * a_group
+
+
+def pack_quantized(library: Any) -> Callable[[QuantizedMatrix], PackedQuantized]:
+    panel = library.panel_width()
+
+    def pack(matrix: QuantizedMatrix) -> PackedQuantized:
+        check_codes(matrix)
+        (rows, columns), group = matrix.codes.shape, matrix.group_size
+        scales = (matrix.scales.float() if matrix.bits == 8 else matrix.scales).cpu().contiguous()
+        codes, kind = matrix.codes.cpu().contiguous(), SCALE_KINDS[scales.dtype]
+        zeros = None if matrix.zeros is None else matrix.zeros.cpu().contiguous()
+        padded = -(-rows // panel) * panel
+        data = torch.empty(padded * row_bytes(matrix.bits, kind, columns, group), dtype=torch.uint8)
+        library.pack_quant(
+            matrix.bits, kind, codes.data_ptr(), scales.data_ptr(), None if zeros is None else zeros.data_ptr(),
+            data.data_ptr(), rows, columns, group,
+        )  # fmt: skip
+        return PackedQuantized(data, matrix.bits, kind, rows, columns, group, data.data_ptr())
+
+    return pack
+
+
+def linear_quantized(library: Any, x: Tensor, weight: PackedQuantized, bias: Tensor | None, out: Tensor) -> None:
+    """(x float32 [T, K], bias float32 [N] or None) -> out [T, N]. Raises MemoryError."""
+    added = None if bias is None else bias.data_ptr()
+    failed = library.linear_quant(
+        weight.bits, weight.scale_kind, x.contiguous().data_ptr(), weight.address, added, out.data_ptr(),
+        len(x), weight.rows, weight.columns, weight.group,
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("no memory for the working space of a product with quantised weights")
