@@ -77,6 +77,11 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
     claim = parse_source(spec.output).name
     line = spec.accelerator.memory
     try:
+        if found.facts.quantization is not None:
+            raise SpecError(
+                "is quantised already", field="spec.model.source", value=spec.model.source,
+                fix="Name the checkpoint that it was made of",
+            )  # fmt: skip
         needs = job_needs(found.facts, load)
         check_memory(needs, line or needs.memory, load)
         _check_nodes(snapshot, spec, line or needs.memory)

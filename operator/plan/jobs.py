@@ -35,7 +35,7 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
     actions += _policy(snapshot, admission, settings)
     actions += _leftovers(snapshot, mine)
     held_up = _held_up(snapshot, mine)
-    if run is None and admission.ok and not admission.look_for_claims and not held_up:
+    if run is None and admission.ok and not held_up:
         assert admission.spec is not None
         assert admission.inspection is not None
         assert admission.needs is not None

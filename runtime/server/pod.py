@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MANIFEST = "PLIMSOLL_DEPLOYMENT"
 """The environment variable with the ModelDeployment, as JSON; its source is a file:// of this container."""
 
+DIGEST = "PLIMSOLL_CHECKPOINT_DIGEST"
+"""Where a quantization job's output is served: `sha256:…` of the manifest that must lie beside the weights."""
+
 TERMINATION_LOG = "PLIMSOLL_TERMINATION_LOG"
 TERMINATION_BYTES = 4096
 """Kubernetes keeps no more of a container's last words."""
@@ -121,8 +124,27 @@ def make_service(host: str, port: int) -> "Service":
     if not source.startswith("file://"):
         raise SpecError("a pod opens what is mounted", field="spec.model.source", value=source, fix="Give file://PATH")
     path = resolve(source)
+    wanted = os.environ.get(DIGEST)
+    if wanted:
+        _refuse_another(path, wanted)
     engine, server = from_deployment(deployment, path, host=host, port=port)
     return Service(engine, server, open_checkpoint(path), patient=False)
+
+
+def _refuse_another(folder: Path, digest: str) -> None:
+    """Reads every file once, which the weights' loading would do anyway.
+
+    Raises CheckpointError where what lies in `folder` is not, to the byte, what the deployment was accepted with.
+    """
+    from plimsoll.api.errors import CheckpointError
+    from plimsoll.checkpoint.quantized.manifest import verify
+
+    found = verify(folder)
+    if found.digest != digest:
+        raise CheckpointError(
+            f"is not the checkpoint that was accepted, {digest}", field=str(folder), value=found.digest,
+            fix="Give each quantization job an output of its own",
+        )  # fmt: skip
 
 
 def _memory_words() -> str:

@@ -98,6 +98,9 @@ def test_the_operator_may_not_change_what_a_user_wrote(render: Render) -> None:
     verbs = {r: set(rule["verbs"]) for rule in mine for r in rule["resources"]}
     assert verbs["modeldeployments"] == {"get", "list", "watch"}
     assert verbs["modeldeployments/status"] == {"patch"}
+    assert verbs["quantizationjobs"] == {"get", "list", "watch"}
+    assert verbs["quantizationjobs/status"] == {"patch"}
+    assert verbs["persistentvolumeclaims"] == {"get"}
     assert verbs["nodes"] <= {"get", "list", "watch"}
 
 

@@ -11,7 +11,17 @@ from plimsoll.operator import names
 from plimsoll.operator.actions import Apply, Delete, MarkFailed, MarkProven, Plan, Record, Renumber, Scale
 from plimsoll.operator.plan import plan
 from plimsoll.operator.settings import Settings
-from plimsoll.operator.snapshot import Container, Deployment, Inspecting, Node, Pod, ReplicaSet, Snapshot
+from plimsoll.operator.snapshot import (
+    Container,
+    Deployment,
+    Inspecting,
+    Node,
+    Output,
+    Pod,
+    Quantizing,
+    ReplicaSet,
+    Snapshot,
+)
 
 GIB = 1 << 30
 CONFIG = {
@@ -58,6 +68,7 @@ class Cluster:
     writes: int = 0
     count: int = 0
     bad: set[str] = field(default_factory=set)
+    quantizing: Quantizing | None = None
     draining: bool = False
     """Pods that are told to go have requests that never end."""
 
@@ -73,7 +84,7 @@ class Cluster:
             error = self.inspector.containers[0].message
         return Snapshot(
             deployment, self.now, Inspecting("key", found, error, self.inspector), tuple(self.sets.values()),
-            tuple(self.pods), dict(self.children), self.nodes, room,
+            tuple(self.pods), dict(self.children), self.nodes, room, quantizing=self.quantizing,
         )  # fmt: skip
 
     def look(self) -> Plan:
@@ -108,6 +119,7 @@ class Cluster:
                 self.sets[name] = replace(
                     was, replicas=one["spec"]["replicas"], number=int(notes[names.NUMBER]),
                     built_by=notes[names.BUILT_BY], source=json.loads(notes[names.INSPECTED]),
+                    output=Output(**json.loads(notes[names.OUTPUT])) if names.OUTPUT in notes else None,
                 )  # fmt: skip
             case Apply(object=one) if one["kind"] == "Pod":
                 self.inspector = Pod(one["metadata"]["name"], created=self.now, node="n1")

@@ -1,20 +1,28 @@
 {{- /* What the operator does in a namespace that it serves. Each verb is one that it uses; none is on secrets. */ -}}
 {{- define "plimsoll.rules" -}}
 - apiGroups: [plimsoll.dev]
-  resources: [modeldeployments]
+  resources: [modeldeployments, quantizationjobs]
   verbs: [get, list, watch]
 - apiGroups: [plimsoll.dev]
-  resources: [modeldeployments/status]
+  resources: [modeldeployments/status, quantizationjobs/status]
   verbs: [patch]
 # Owner references that block deletion: clusters with OwnerReferencesPermissionEnforcement (OpenShift) ask for this.
 - apiGroups: [plimsoll.dev]
-  resources: [modeldeployments/finalizers]
+  resources: [modeldeployments/finalizers, quantizationjobs/finalizers]
   verbs: [update]
 # Old revisions, and what is known of sources that nobody names any more, are removed by the operator; everything else
 # goes with its owner.
 - apiGroups: [apps]
   resources: [replicasets]
   verbs: [get, list, watch, create, patch, delete]
+# One for each quantization job; deleted where its spec was corrected before it started.
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+# Whether an output fits the claim it goes to.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get]
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, watch, create, patch, delete]
