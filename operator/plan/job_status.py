@@ -53,14 +53,16 @@ def _conditions(
             accepted, ready, Condition("Complete", "False", run.reason, "It never will be."), failed,
             Condition("Stalled", "True", failed.reason, failed.message),
         ]  # fmt: skip
-    reason, text = (run.reason, run.message) if run else ("NotStarted", held_up or "The Job is not made yet.")
+    doing = Condition("Complete", "False", "NotStarted", held_up or "The Job is not made yet.")
+    if run is not None:
+        doing = Condition("Complete", "False", run.reason, run.message)
     found = [
-        accepted, ready, Condition("Complete", "False", reason, text),
+        accepted, ready, doing,
         Condition("Failed", "False", "NotFailed", "Nothing has gone wrong for good."),
     ]  # fmt: skip
     if run is None and accepted.status == "False":
         return [*found, Condition("Stalled", "True", accepted.reason, accepted.message)]
-    return [*found, Condition("Reconciling", "True", reason, text)]
+    return [*found, Condition("Reconciling", "True", doing.reason, doing.message)]
 
 
 def _kept(kind: str, before: Sequence[Mapping[str, Any]]) -> Condition | None:

@@ -55,18 +55,29 @@ def constants(node: ast.AST) -> Iterator[str]:
 
 
 #: What takes a reason, and which of its arguments that is.
-TAKES_REASON = {"Condition": 2, "Trouble": 1, "Failure": 0}
+TAKES_REASON = {"Condition": 2, "Trouble": 1, "Failure": 0, "Run": 1}
+#: What a job's container says of its own end, beside what quantjob/failures.py has.
+OF_THE_JOB = {"GateFailed"}
 
 
 def reasons(source: str) -> set[str]:
     """Reasons that this module of the planner can give."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    named = {
+        name.id: value.value
+        for line in tree.body
+        if isinstance(line, ast.Assign)
+        for name, value in zip(*(getattr(side, "elts", [side]) for side in (line.targets[0], line.value)), strict=False)
+        if isinstance(name, ast.Name) and isinstance(value, ast.Constant) and isinstance(value.value, str)
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in TAKES_REASON:
             given = {keyword.arg: keyword.value for keyword in node.keywords}
             index = TAKES_REASON[node.func.id]
             value = node.args[index] if len(node.args) > index else given.get("reason")
             found |= set(constants(value)) if value is not None else set()
+            found |= {named[value.id]} if isinstance(value, ast.Name) and value.id in named else set()
         elif isinstance(node, ast.ClassDef) and node.name == "Stage":
             values = [line.value for line in node.body if isinstance(line, ast.Assign)]
             found |= {text for value in values for text in constants(value)}
@@ -74,10 +85,11 @@ def reasons(source: str) -> set[str]:
 
 
 def documented() -> dict[str, set[str]]:
-    """Reasons of docs/troubleshooting.md, each under the condition whose section it is in."""
+    """Reasons of both pages, each under the condition whose section it is in."""
     found: dict[str, set[str]] = {}
     section = ""
-    for line in (ROOT / "docs" / "troubleshooting.md").read_text().splitlines():
+    pages = [(ROOT / "docs" / name).read_text() for name in ("troubleshooting.md", "quantization-jobs.md")]
+    for line in "\n".join(pages).splitlines():
         if heading := re.fullmatch(r"## (\w+).*", line):
             section = heading[1]
         elif names := re.match(r"### ((?:`\w+`(?:, )?)+)", line) or re.match(r"\| ((?:`\w+`(?:, )?)+) \|", line):
@@ -85,8 +97,17 @@ def documented() -> dict[str, set[str]]:
     return found
 
 
+def ends_of_a_job() -> set[str]:
+    """Reasons that a job's container gives for its end."""
+    tree = ast.parse((ROOT / "quantjob" / "failures.py").read_text())
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "reason_of")
+    found = {text for node in ast.walk(function) for text in constants(node)}
+    return {text for text in found if re.fullmatch(r"[A-Z]\w+", text)}
+
+
 def test_every_reason_that_the_planner_gives_is_in_troubleshooting() -> None:
     given = {reason for path in (ROOT / "operator" / "plan").glob("*.py") for reason in reasons(path.read_text())}
+    given |= OF_THE_JOB | ends_of_a_job()
     assert {"DoesNotFit", "CrashLoop", "WaitingForDevice", "RolloutFailed"} <= given
     written = set().union(*documented().values())
     assert sorted(given - written) == []
