@@ -17,9 +17,9 @@
 /* What a tile multiplies with: the codes, or floats that one panel's codes were made into. */
 enum source { FOURS = 4, BYTES = 8, FLOATS = 32 };
 
-static const float no_bias[PANEL];
+static const float nothing[PANEL];
 
-INLINE long chunks_a_group(shape s) { return (s.group + CHUNK - 1) / CHUNK; }
+INLINE long chunks_of(shape s) { return s.K / s.group * ((s.group + CHUNK - 1) / CHUNK); }
 
 INLINE vf load_bytes(const char *p)
 {
@@ -68,10 +68,19 @@ INLINE void ask_for(const char *p)
 #endif
 }
 
+/* Scales [PANEL], then zero points [PANEL], of a group of a panel as floats. */
+INLINE void load_ends(const int bits, int scale, const char *from, float *ends)
+{
+    UNROLL for (int v = 0; v < 2; v++) {
+        store(ends + v * LANES, load_scale(bits == 4 ? scale : SCALE_F32, from, v));
+        store(ends + PANEL + v * LANES, bits == 4 ? load_bytes(from + PANEL * scale_bytes(scale) + v * LANES) : (vf){0});
+    }
+}
+
 /* `rows` x (`panels` * PANEL) outputs in registers: y = from + scale * (x w^T - sum of x * zero) over the `depth`
- * columns of one chunk. `ends`: scales and zero points of the group. */
-INLINE void tile(const int source, const int rows, const int panels, int bits, int scale, long depth, const float *x,
-                 long ldx, const float *sums, long lds, const char *w, const char *ends, long stride, long ahead,
+ * columns of one chunk. `ends`: of each panel, as load_ends leaves them. */
+INLINE void tile(const int source, const int rows, const int panels, long depth, const float *x, long ldx,
+                 const float *sums, long lds, const char *w, long stride, long ahead, const float *ends,
                  const float *from, long ldf, long step, float *y, long ldy)
 {
     const int now = source == FOURS ? 4 : 1;
@@ -98,32 +107,11 @@ INLINE void tile(const int source, const int rows, const int panels, int bits, i
         }
     UNROLL for (int p = 0; p < panels; p++)
         UNROLL for (int v = 0; v < 2; v++) {
-            const char *end = ends + p * stride;
-            vf factor = load_scale(bits == 4 ? scale : SCALE_F32, end, v), zero;
-            if (bits == 4) zero = load_bytes(end + PANEL * scale_bytes(scale) + v * LANES);
-            UNROLL for (int r = 0; r < rows; r++) {
-                vf all = sum[p][r][v];
-                if (bits == 4) all = madd(fill(-sums[r * lds]), zero, all);
+            vf scale = load(ends + 2 * p * PANEL + v * LANES), zero = load(ends + (2 * p + 1) * PANEL + v * LANES);
+            UNROLL for (int r = 0; r < rows; r++)
                 store(y + r * ldy + p * PANEL + v * LANES,
-                      madd(factor, all, load(from + r * ldf + p * step + v * LANES)));
-            }
-        }
-}
-
-/* All chunks of `panels` panels, straight from the codes: for as few rows as one tile takes. */
-INLINE void straight(const int bits, const int rows, const int panels, shape s, const float *x, const float *sums,
-                     const char *w, const float *from, long step, float *y, long ldy)
-{
-    const char *last = w + s.panel - AHEAD;
-    long lds = s.K / s.group * chunks_a_group(s), ldf = 0;
-    for (long k = 0; k < s.K; k += s.group, w += group_bytes(bits, s))
-        for (long done = 0; done < s.group; done += CHUNK, sums++) {
-            long depth = s.group - done < CHUNK ? s.group - done : CHUNK;
-            /* After the end of a panel comes that of the panels which are met next. */
-            long ahead = AHEAD + (w + code_bytes(bits, done) < last ? 0 : (panels - 1) * s.panel);
-            tile(bits, rows, panels, bits, s.scale, depth, x + k + done, s.K, sums, lds, w + code_bytes(bits, done),
-                 w + code_bytes(bits, s.group), s.panel, ahead, from, ldf, step, y, ldy);
-            from = y, ldf = ldy, step = PANEL;
+                      madd(scale, madd(fill(-sums[r * lds]), zero, sum[p][r][v]),
+                           load(from + r * ldf + p * step + v * LANES)));
         }
 }
 
@@ -151,57 +139,89 @@ INLINE void widen(const int bits, long depth, const char *w, float *out)
 #else
 #define ALL_CASES(C) C(1) C(2) C(3) C(4) C(5) C(6)
 #endif
-#define CASE(R) case R: straight(bits, R, 1, s, x, sums, w, from, 0, y, ldy); break;
-#define CASE_FLOATS(R)                                                                                                 \
-    case R: tile(FLOATS, R, 1, bits, scale, depth, x, ldx, sums, lds, w, ends, 0, 0, from, ldf, 0, y, ldy); break;
+#define CASE(R)                                                                                                        \
+    case R: tile(source, R, 1, depth, x, ldx, sums, lds, w, 0, AHEAD, ends, from, ldf, 0, y, ldy); break;
 
-INLINE void rows_of_floats(const int bits, int rows, int scale, long depth, const float *x, long ldx, const float *sums,
-                           long lds, const char *w, const char *ends, const float *from, long ldf, float *y, long ldy)
+INLINE void some_rows(const int source, int rows, long depth, const float *x, long ldx, const float *sums, long lds,
+                      const char *w, const float *ends, const float *from, long ldf, float *y, long ldy)
 {
-    switch (rows) { ALL_CASES(CASE_FLOATS) }
+    switch (rows) { ALL_CASES(CASE) }
 }
+/* Functions of their own: with several of them in one, pointers fight for registers. */
+#define DEFINE_ROWS(NAME, SOURCE)                                                                                      \
+    static __attribute__((noinline)) void NAME(int rows, long depth, const float *x, long ldx, const float *sums,      \
+                                               long lds, const char *w, const float *ends, const float *from,          \
+                                               long ldf, float *y, long ldy)                                           \
+    {                                                                                                                  \
+        some_rows(SOURCE, rows, depth, x, ldx, sums, lds, w, ends, from, ldf, y, ldy);                                 \
+    }
+DEFINE_ROWS(rows_of_fours, FOURS)
+DEFINE_ROWS(rows_of_bytes, BYTES)
+DEFINE_ROWS(rows_of_floats, FLOATS)
 
 /* One panel against the rows of a band. Codes that more than one tile meets are made floats once. */
 INLINE void panel(const int bits, long rows, shape s, const float *x, const float *sums, const char *w,
                   const float *from, float *y, long ldy)
 {
-    if (rows <= ROWS) {
-        switch (rows) { ALL_CASES(CASE) }
-        return;
-    }
-    float wide[CHUNK * PANEL];
-    long tiles = (rows + ROWS - 1) / ROWS, lds = s.K / s.group * chunks_a_group(s), ldf = 0;
-    for (long k = 0; k < s.K; k += s.group, w += group_bytes(bits, s))
-        for (long done = 0; done < s.group; done += CHUNK, sums++) {
+    float wide[CHUNK * PANEL], ends[2 * PANEL];
+    long tiles = (rows + ROWS - 1) / ROWS, lds = bits == 4 ? chunks_of(s) : 0, ldf = 0;
+    for (long k = 0; k < s.K; k += s.group, w += group_bytes(bits, s)) {
+        load_ends(bits, s.scale, w + code_bytes(bits, s.group), ends);
+        for (long done = 0; done < s.group; done += CHUNK, sums += bits == 4) {
             long depth = s.group - done < CHUNK ? s.group - done : CHUNK;
-            widen(bits, depth, w + code_bytes(bits, done), wide);
+            const char *codes = w + code_bytes(bits, done);
+            const float *part = x + k + done;
+            if (tiles > 1) widen(bits, depth, codes, wide);
             for (long t = 0; t < tiles; t++) {
                 long row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
-                rows_of_floats(bits, (int)count, s.scale, depth, x + row * s.K + k + done, s.K, sums + row * lds, lds,
-                               (const char *)wide, w + code_bytes(bits, s.group), from + row * ldf, ldf, y + row * ldy,
-                               ldy);
+                (tiles > 1 ? rows_of_floats : bits == 4 ? rows_of_fours : rows_of_bytes)(
+                    (int)count, depth, part + row * s.K, s.K, sums + row * lds, lds,
+                    tiles > 1 ? (const char *)wide : codes, ends, from + row * ldf, ldf, y + row * ldy, ldy);
             }
             from = y, ldf = ldy;
         }
+    }
+}
+
+/* All chunks of `panels` panels at once: so many sums hide how long a step of one takes. */
+INLINE void several_panels(const int bits, const int rows, const int panels, shape s, const float *x, const float *sums,
+                           const char *w, const float *from, long step, float *y, long ldy)
+{
+    const char *last = w + s.panel - AHEAD;
+    long lds = bits == 4 ? chunks_of(s) : 0, ldf = 0;
+    float ends[panels * 2 * PANEL];
+    for (long k = 0; k < s.K; k += s.group, w += group_bytes(bits, s)) {
+        for (int p = 0; p < panels; p++)
+            load_ends(bits, s.scale, w + p * s.panel + code_bytes(bits, s.group), ends + p * 2 * PANEL);
+        for (long done = 0; done < s.group; done += CHUNK, sums += bits == 4) {
+            long depth = s.group - done < CHUNK ? s.group - done : CHUNK;
+            /* After the end of a panel comes that of the panels which are met next. */
+            long ahead = AHEAD + (w + code_bytes(bits, done) < last ? 0 : (panels - 1) * s.panel);
+            tile(bits, rows, panels, depth, x + k + done, s.K, sums, lds, w + code_bytes(bits, done), s.panel, ahead,
+                 ends, from, ldf, step, y, ldy);
+            from = y, ldf = ldy, step = PANEL;
+        }
+    }
 }
 
 #define CASE_PANELS(P)                                                                                                 \
-    case P: if (P <= most) straight(bits, rows, P, s, x, sums, w + p * s.panel, from, step, y + p * PANEL, N); break;
+    case P:                                                                                                            \
+        if (P <= most) several_panels(bits, rows, P, s, x, sums, w + p * s.panel, from, step, y + p * PANEL, N);       \
+        break;
 
-/* Up to FEW rows against panels [first, last), several at once: so many sums hide how long a step of one takes. */
+/* Up to FEW rows against panels [first, last). */
 INLINE void few_rows(const int bits, const int rows, shape s, const float *x, const float *sums, const char *w,
                      long first, long last, const float *bias, float *y, long N)
 {
     const long most = rows == 1 ? 4 : 2;
     long step = bias ? PANEL : 0, count;
     for (long p = first; p < last; p += count) {
-        const float *from = bias ? bias + p * PANEL : no_bias;
+        const float *from = bias ? bias + p * PANEL : nothing;
         count = last - p < most ? last - p : most;
         switch (count) { CASE_PANELS(1) CASE_PANELS(2) CASE_PANELS(3) CASE_PANELS(4) }
     }
 }
 
-/* Functions of their own: with all of them in one, pointers fight for registers. */
 #define DEFINE(BITS)                                                                                                   \
     static __attribute__((noinline)) void panel_##BITS(long rows, shape s, const float *x, const float *sums,          \
                                                        const char *w, const float *from, float *y, long ldy)           \
@@ -227,10 +247,10 @@ DEFINE(8)
 INLINE void band_of_rows(const int bits, long rows, shape s, const float *x, const float *sums, const char *w,
                          long first, long last, const float *bias, float *y, long N)
 {
-    long p = first, full = last * PANEL <= N ? last : last - 1, lds = s.K / s.group * chunks_a_group(s);
+    long p = first, full = last * PANEL <= N ? last : last - 1, lds = bits == 4 ? chunks_of(s) : 0;
     if (rows <= FEW) (bits == 4 ? few_rows_4 : few_rows_8)(rows, s, x, sums, w, first, full, bias, y, N), p = full;
     for (; p < full; p++)
-        (bits == 4 ? panel_4 : panel_8)(rows, s, x, sums, w + p * s.panel, bias ? bias + p * PANEL : no_bias,
+        (bits == 4 ? panel_4 : panel_8)(rows, s, x, sums, w + p * s.panel, bias ? bias + p * PANEL : nothing,
                                         y + p * PANEL, N);
     if (full == last) return;
     long width = N - p * PANEL;
@@ -267,7 +287,7 @@ int linear_quant(int bits, int scale, const float *x, const char *w, const float
 {
     shape s = {K, group, 0, scale};
     s.panel = K / group * group_bytes(bits, s);
-    long panels = (N + PANEL - 1) / PANEL, chunks = K / group * chunks_a_group(s);
+    long panels = (N + PANEL - 1) / PANEL, chunks = chunks_of(s);
     long bands = (M + BAND - 1) / BAND, threads = omp_get_max_threads();
     long band = ((M + bands - 1) / bands + ROWS - 1) / ROWS * ROWS;
     bands = (M + band - 1) / band;
@@ -287,7 +307,7 @@ int linear_quant(int bits, int scale, const float *x, const char *w, const float
             long index = task / shares, row = index * band, rows = M - row < band ? M - row : band;
             long share = task % shares, first = panels * share / shares, last = panels * (share + 1) / shares;
             if (bits == 8) {
-                band_of_rows(8, rows, s, x + row * K, NULL, w, first, last, bias, y + row * N, N);
+                band_of_rows(8, rows, s, x + row * K, nothing, w, first, last, bias, y + row * N, N);
                 continue;
             }
             if (summed != index) sum_chunks(s, rows, x + row * K, sums), summed = index;
