@@ -33,6 +33,8 @@ PATHS = {
     "networkpolicies": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
     "endpointslices": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
     "modeldeployments": "/apis/plimsoll.dev/v1alpha1/namespaces/{}/modeldeployments",
+    "quantizationjobs": "/apis/plimsoll.dev/v1alpha1/namespaces/{}/quantizationjobs",
+    "jobs": "/apis/batch/v1/namespaces/{}/jobs",
     "nodes": "/api/v1/nodes",
     "persistentvolumes": "/api/v1/persistentvolumes",
 }

@@ -74,8 +74,8 @@ def _dump(item: pytest.Item) -> str:
         return ""
     parts = []
     for command in (
-        "get mdep,replicasets,pods,services,endpointslices,pdb,pvc -o wide",
-        "get mdep -o yaml",
+        "get mdep,qjob,replicasets,jobs,pods,services,endpointslices,pdb,pvc -o wide",
+        "get mdep,qjob -o yaml",
         "describe pods",
         "get events --sort-by=.lastTimestamp",
     ):
@@ -155,7 +155,8 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest, attic: dict[str,
     yield name
     attic[name] = volumes.bound(cluster, name)
     # What makes pods, then pods without their drain, then the rest: a namespace that ends with pods in it is slow.
-    cluster.kubectl("delete", "modeldeployments,replicasets", "--all", "-n", name, "--timeout=60s")
+    makers = "modeldeployments,quantizationjobs,replicasets,jobs"
+    cluster.kubectl("delete", makers, "--all", "-n", name, "--timeout=60s")
     cluster.kubectl("delete", "pods", "--all", "-n", name, "--grace-period=1", "--timeout=60s")
     cluster.kubectl("delete", "namespace", name, "--wait=false")
 

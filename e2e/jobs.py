@@ -1,0 +1,66 @@
+"""QuantizationJobs as tests write and watch them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from e2e.cluster import SERVING, Cluster, Object, eventually
+
+JOB = "plimsoll.dev/quantization-job"
+
+
+class QuantizationJob:
+    """One quantization job in the cluster."""
+
+    def __init__(self, cluster: Cluster, namespace: str, name: str) -> None:
+        self.cluster, self.namespace, self.name = cluster, namespace, name
+
+    @property
+    def status(self) -> Object:
+        found = self.cluster.get("quantizationjobs", self.namespace, self.name)
+        assert found is not None, f"{self.name} is gone"
+        return found.get("status", {})
+
+    def condition(self, kind: str) -> Object:
+        return next((c for c in self.status.get("conditions", []) if c["type"] == kind), {})
+
+    def wait(self, kind: str, seconds: float = SERVING) -> Object:
+        """Returns the condition once it is True; that the other end was reached is said at once."""
+        other = {"Complete": "Failed", "Failed": "Complete"}.get(kind)
+
+        def look() -> Object | None:
+            found = self.condition(kind)
+            assert found.get("status") == "True" or self.condition(other or "").get("status") != "True", self.words()
+            return found if found.get("status") == "True" else None
+
+        return eventually(look, seconds, f"{self.name}: {kind}; {self.words()}")
+
+    def words(self) -> str:
+        status = self.status
+        head = f"{status.get('phase')} {status.get('progress')}: {status.get('message')}"
+        return "\n".join([head, *(f"{c['type']}={c['status']} {c['reason']}" for c in status.get("conditions", []))])
+
+    def pods(self) -> list[Object]:
+        """Oldest first."""
+        found = self.cluster.find("pods", self.namespace, labelSelector=f"{JOB}={self.name}")
+        return sorted(found, key=lambda pod: pod["metadata"]["creationTimestamp"])
+
+    def evict(self) -> str:
+        """Its running pod, as `kubectl drain` does it; returns the pod's uid."""
+        (pod,) = (one for one in self.pods() if one["status"].get("phase") == "Running")
+        meta = pod["metadata"]
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{meta['name']}/eviction"
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": meta["name"]}}
+        self.cluster.api("POST", path, eviction)
+        return str(meta["uid"])
+
+    def delete(self) -> None:
+        self.cluster.delete("quantizationjobs", self.namespace, self.name)
+
+
+def job_manifest(namespace: str, name: str, spec: Mapping[str, Any]) -> Object:
+    return {
+        "apiVersion": "plimsoll.dev/v1alpha1",
+        "kind": "QuantizationJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": dict(spec),
+    }
