@@ -81,6 +81,8 @@ class Weights(Part):
     awq."""
     clip: bool | None = None
     """Look for narrower ranges. Default: true. Goes with method awq."""
+    compensate: bool | None = None
+    """Let each column make up for the rounding of those before it. Default: true. Goes with method awq."""
 
 
 class Calibration(Part):
@@ -119,6 +121,8 @@ class Evaluation(Part):
     """Held-out text, written as calibration.dataset is. Default: other text of calibration's own."""
     config_map: ObjectName | None = None
     """A ConfigMap of this namespace whose values are texts, in place of a dataset."""
+    samples: Annotated[int, Field(ge=1, le=65536)] = 16
+    """Sequences to measure on, of calibration.sequenceLength tokens each."""
     max_perplexity_increase: Percent | None = None
     """The gate: past this the job is Failed with reason GateFailed, and its output is refused by everything
     downstream; such as 2%. Default: perplexity is measured and not judged."""
@@ -188,7 +192,8 @@ class QuantizationJobSpec(Part):
             raise fault_at(("weights", "bits"), rules.BITS_WORDS, weights.bits)
         if eight and weights.group_size is not None:
             raise fault_at(("weights", "groupSize"), rules.GROUP_WORDS, weights.group_size)
-        for name, value in (("searchScale", weights.search_scale), ("clip", weights.clip)):
+        searched = {"searchScale": weights.search_scale, "clip": weights.clip, "compensate": weights.compensate}
+        for name, value in searched.items():
             if self.method != "awq" and value is not None:
                 raise fault_at(("weights", name), rules.SEARCH_WORDS, value)
         if eight and self.format == "awq":

@@ -152,7 +152,7 @@ QUANTIZATION: list[Any] = [
             f"weights.{field} {SEARCH_WORDS}",
             f".weights.{field}",
         )
-        for field in ("searchScale", "clip")
+        for field in ("searchScale", "clip", "compensate")
     ),
     rule("self.method != 'int8' || !has(self.format) || self.format != 'awq'", f"format {FORMAT_WORDS}", ".format"),
     rule(

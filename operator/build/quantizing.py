@@ -132,14 +132,15 @@ def _arguments(
     ]  # fmt: skip
     if spec.group_size:
         found += ["--w-group-size", str(spec.group_size)]
-    if spec.weights.search_scale is False:
-        found.append("--no-search-scale")
-    if spec.weights.clip is False:
-        found.append("--no-clip")
+    switches = {
+        "search-scale": spec.weights.search_scale, "clip": spec.weights.clip, "compensate": spec.weights.compensate,
+    }  # fmt: skip
+    found += [f"--no-{name}" for name, wanted in switches.items() if wanted is False]
     if spec.calibration.batch_size is not None:
         found += ["--batch-size", str(spec.calibration.batch_size)]
     found += ["--calib-dataset", _texts(spec.calibration, "calibration", volumes) or "self"]
     evaluation = spec.evaluation
+    found += ["--eval-samples", str(evaluation.samples)]
     held_out = _texts(evaluation, "evaluation", volumes)
     if held_out:
         found += ["--eval-dataset", held_out]

@@ -66,7 +66,7 @@ def test_the_least_is_told_everything_that_decides_the_bytes() -> None:
     assert told == {
         "--work-dir": "/output/qwen-awq", "--method": "awq", "--w-bits": "4", "--w-group-size": "128",
         "--format": "awq", "--memory": str(GIB), "--seed": "0", "--calib-samples": "128", "--calib-seqlen": "2048",
-        "--calib-dataset": "self", "--status-port": "8001",
+        "--calib-dataset": "self", "--eval-samples": "16", "--status-port": "8001",
     }  # fmt: skip
 
 
@@ -80,7 +80,9 @@ def test_the_fullest_is_told_all_of_it() -> None:
     assert option(args, "--eval-dataset") == "/texts/evaluation"
     assert "--no-clip" in args
     assert "--no-search-scale" not in args
-    assert "--no-search-scale" in arguments(LEAST | {"weights": {"searchScale": False}})
+    assert option(args, "--eval-samples") == "8"
+    for field, switch in (("searchScale", "--no-search-scale"), ("compensate", "--no-compensate")):
+        assert switch in arguments(LEAST | {"weights": {field: False}})
 
 
 def test_int8_has_no_groups() -> None:
