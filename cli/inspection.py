@@ -75,9 +75,17 @@ def _show(found: Inspection, output: str) -> None:
         "trainedLength": facts.max_position,
         "vocabulary": facts.vocab_size,
     }
+    said = facts.quantization
+    if said is not None:
+        shown["quantization"] = {
+            "format": said.format, "bits": said.bits, "groupSize": said.group_size, "symmetric": said.symmetric,
+        }  # fmt: skip
     if output == "json":
         typer.echo(json.dumps(shown, indent=2))
         return
     shown |= {"bytes": f"{found.bytes} ({format_bytes(found.bytes)})", "storedAs": ", ".join(shown["storedAs"])}
+    if said is not None:
+        groups = f"groups of {said.group_size}" if said.group_size else "one scale a row"
+        shown["quantization"] = f"{said.format}, {said.bits} bits, {groups}{', symmetric' if said.symmetric else ''}"
     for name, value in shown.items():
         typer.echo(f"{name:<14}{value}")
