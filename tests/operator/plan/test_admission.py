@@ -1,0 +1,91 @@
+"""What quantised weights are admitted with: the bytes they take as they lie, and what `auto` passed over."""
+
+from typing import Any
+
+import pytest
+
+from plimsoll.api.budget import Load, budget
+from plimsoll.api.device import DeviceFacts
+from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.inspection import Inspection
+from plimsoll.api.model import ModelFacts, TensorFact
+from plimsoll.operator.plan.admission import CPU_TABLE
+from tests.support.miniature import CONFIG, GIB, Cluster, spec
+
+MIB = 1 << 20
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"}
+#: Of the layers: 9 and 3 heads of 64, 576 wide, 1536 in the feed-forward.
+LINEAR = 30 * ((9 + 2 * 3) * 64 * 576 + 576 * 576 + 3 * 576 * 1536)
+EMBEDDING, VECTORS = 49152 * 576 * 2, (30 * 2 + 1) * 576 * 4
+
+
+def stored(quantization: dict[str, Any] | None) -> ModelFacts:
+    """The demo model in 4 bits, or in bfloat16."""
+    config = CONFIG | ({"quantization_config": quantization} if quantization else {})
+    tensors = {}
+    for name, shape in expected_tensors(facts_from_config(config)).items():
+        codes = quantization and ".layers." in name and len(shape) == 2
+        elements = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        tensors[name] = TensorFact(name, shape, "W4" if codes else "BF16", elements // 2 if codes else 2 * elements)
+    return facts_from_config(config, tensors)
+
+
+def cluster(facts: ModelFacts, **changes: Any) -> Cluster:
+    # As it comes from an inspect pod.
+    found = Inspection.decode(Inspection("sha256:" + "ab" * 32, "main", 80_000_000, "", facts).encode())
+    made = Cluster(spec=spec(**changes), found=found)
+    made.settle()
+    return made
+
+
+@pytest.mark.parametrize("precision", ["auto", "w4a16"])
+def test_a_quantised_checkpoint_is_admitted_with_its_codes_scales_and_zero_points(precision: str) -> None:
+    made = cluster(stored(AWQ), precision=precision)
+    assert made.status["phase"] == "Ready"
+    found = made.status["budget"]
+    assert found["perDevice"]["weights"] == EMBEDDING + VECTORS + LINEAR // 2 + LINEAR // 64 * 3
+    assert found["rejected"] == []
+    assert made.condition("Accepted")["reason"] == "Fits"
+
+
+def test_it_can_be_made_floats_again() -> None:
+    made = cluster(stored(AWQ), precision="bfloat16")
+    assert made.status["budget"]["perDevice"]["weights"] == EMBEDDING + VECTORS + LINEAR * 2
+
+
+def test_floats_are_admitted_in_4_and_8_bits() -> None:
+    four = cluster(stored(None), precision="w4a16").status["budget"]["perDevice"]["weights"]
+    eight = cluster(stored(None), precision="w8a16").status["budget"]["perDevice"]["weights"]
+    rows = 30 * ((9 + 2 * 3) * 64 + 576 + 2 * 1536 + 576)
+    assert eight == EMBEDDING + VECTORS + LINEAR + 4 * rows
+    # 576 columns take groups of 64, 1536 of 128.
+    down = 30 * 576 * 1536
+    assert four == EMBEDDING + VECTORS + LINEAR // 2 + 3 * ((LINEAR - down) // 64 + down // 128)
+
+
+def test_codes_of_other_bits_are_refused_with_the_way_out() -> None:
+    made = cluster(stored(AWQ), precision="w8a16")
+    accepted = made.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "InvalidSpec")
+    assert "awq of 4 bits" in accepted["message"]
+    assert "Use auto or w4a16" in accepted["message"]
+    assert not made.sets
+
+
+def test_status_lists_what_auto_passed_over_and_why() -> None:
+    facts = stored(None)
+    # Room for 8 bits and a request, none for bfloat16.
+    whole, eight = (
+        budget(facts, DeviceFacts("cpu", 8 * GIB, CPU_TABLE), Load(precision=precision, max_length=256, max_running=4))
+        for precision in ("bfloat16", "w8a16")
+    )
+    line = sum(found.context + found.workspace + found.weights for found in (whole, eight)) // 2
+    made = cluster(
+        facts,
+        accelerator={"resource": "cpu", "memory": f"{line // MIB}Mi"},
+        context={"maxLength": 256}, serving={"maxRunningRequests": 4},
+    )  # fmt: skip
+    assert made.status["phase"] == "Ready", made.condition("Accepted")
+    (passed,) = made.status["budget"]["rejected"]
+    assert passed["option"] == "precision bfloat16"
+    assert "weights" in passed["reason"]
