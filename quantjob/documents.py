@@ -14,7 +14,7 @@ from plimsoll.api.errors import SpecError
 #: A line of records longer than this is no record.
 LONGEST_LINE = 32 << 20
 #: Whole-file JSON is held in memory; lines and Parquet are not.
-LONGEST_JSON = 256 << 20
+LONGEST_JSON = 64 << 20
 READ = 1 << 20
 TEXT = (".txt", ".md")
 RECORDS = (".jsonl", ".ndjson", ".json")

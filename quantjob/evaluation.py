@@ -25,8 +25,6 @@ from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.endpoint import Endpoint
 from plimsoll.quantjob.streamed import StreamedModel
 
-#: Sequences through a layer at once.
-MICRO_BATCH = 8
 #: Rows of logits that one thread compares in float64 at once.
 ROWS = 16
 #: What the tokens that an endpoint does not tell have together at least: a sum of rounded numbers may leave less.
@@ -128,6 +126,7 @@ def compare(
     others: Mapping[str, StreamedModel],
     tokens: Tokens,
     *,
+    batch: int | None = None,
     scratch: Path | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Comparison:
@@ -138,6 +137,7 @@ def compare(
 
     Args:
         others: checkpoints with the reference's vocabulary; each is named.
+        batch: windows computed at once; None for one a thread.
         scratch: a folder for the hidden states, 4 * S * L * hidden bytes a model; memory if None.
         progress: told the share that is done, 0 to 1.
 
@@ -155,7 +155,8 @@ def compare(
     names = ["", *others]
     models = [reference, *others.values()]
     ids = torch.from_numpy(tokens.windows)
-    hidden = [_embedded(model, ids, scratch, index) for index, model in enumerate(models)]
+    batch = batch or reference.workers.count
+    hidden = [_embedded(model, ids, batch, scratch, index) for index, model in enumerate(models)]
     steps = sum(model.num_layers for model in models) + len(ids)
     done = 0
     errors: dict[str, list[float]] = {name: [] for name in others}
@@ -163,7 +164,7 @@ def compare(
         for name, model, states in zip(names, models, hidden, strict=True):
             if layer >= model.num_layers:
                 continue
-            run_layer(model, layer, states)
+            run_layer(model, layer, states, batch)
             if name and layer < reference.num_layers and states.shape == hidden[0].shape:
                 errors[name].append(relative_error(reference, hidden[0], states))
             done += 1
@@ -206,10 +207,11 @@ def compare_endpoint(
     check_length(tokens.windows.shape[1], reference.facts)
     given = endpoint.score(tokens.windows.tolist())
     ids = torch.from_numpy(tokens.windows)
-    hidden = _embedded(reference, ids, scratch, 0)
+    batch = reference.workers.count
+    hidden = _embedded(reference, ids, batch, scratch, 0)
     steps = reference.num_layers + len(ids)
     for layer in range(reference.num_layers):
-        run_layer(reference, layer, hidden)
+        run_layer(reference, layer, hidden, batch)
         progress((layer + 1) / steps)
     own: list[Array] = []
     kls: list[float] = []
@@ -254,12 +256,12 @@ def check_length(length: int, facts: ModelFacts, field: str = "--seqlen") -> Non
         )  # fmt: skip
 
 
-def run_layer(model: StreamedModel, index: int, hidden: Tensor) -> None:
-    """`hidden` float32 [S, L, hidden] through layer `index`, in place."""
+def run_layer(model: StreamedModel, index: int, hidden: Tensor, batch: int) -> None:
+    """`hidden` float32 [S, L, hidden] through layer `index`, in place, `batch` windows at once."""
     weights = model.layer(index)
-    for start in range(0, len(hidden), MICRO_BATCH):
-        batch = hidden[start : start + MICRO_BATCH]
-        batch.copy_(model.run(weights, batch))
+    for start in range(0, len(hidden), batch):
+        some = hidden[start : start + batch]
+        some.copy_(model.run(weights, some))
 
 
 def relative_error(model: StreamedModel, reference: Tensor, other: Tensor) -> float:
@@ -330,12 +332,12 @@ def _joined(model: StreamedModel, work: Callable[[int], Tensor], count: int) -> 
     return torch.cat(model.workers.map(work, range(0, count, ROWS)))
 
 
-def _embedded(model: StreamedModel, ids: Tensor, scratch: Path | None, index: int) -> Tensor:
+def _embedded(model: StreamedModel, ids: Tensor, batch: int, scratch: Path | None, index: int) -> Tensor:
     if scratch is None:
         return model.embed(ids)
     held = _on_disk(scratch, (*ids.shape, model.facts.hidden_size), index)
-    for start in range(0, len(ids), MICRO_BATCH):
-        held[start : start + MICRO_BATCH] = model.embed(ids[start : start + MICRO_BATCH])
+    for start in range(0, len(ids), batch):
+        held[start : start + batch] = model.embed(ids[start : start + batch])
     return held
 
 

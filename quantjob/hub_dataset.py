@@ -63,6 +63,11 @@ class HubDataset:
     def _ask(self) -> list[str]:
         from huggingface_hub import HfApi, constants
 
+        if constants.HF_HUB_OFFLINE:
+            raise SpecError(
+                "lies on the hub, and downloads are off", field=self.field, value=str(self._hub),
+                fix="Give the path of a file that is here, or unset HF_HUB_OFFLINE",
+            )  # fmt: skip
         guard.check_url(constants.ENDPOINT)
         try:
             info: Any = HfApi().dataset_info(self._name, revision=self._hub.revision, timeout=SILENCE)

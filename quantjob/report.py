@@ -62,7 +62,8 @@ def write_report(folder: Path, report: Report) -> tuple[Path, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in zip(NAMES, texts, strict=True):
             fresh = folder / f".{name}.tmp"
-            fresh.write_text(text, encoding="utf-8")
+            # The name of a file may be bytes that are no text.
+            fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
             os.replace(fresh, folder / name)
     except OSError as error:
         raise PlimsollError(

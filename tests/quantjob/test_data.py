@@ -290,6 +290,12 @@ def test_a_claim_is_mounted_by_the_cluster_and_self_is_not_read(tokenizer: Token
             Corpus(address, tokenizer)
 
 
+def test_a_dataset_of_the_hub_needs_downloads(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SpecError, match="downloads are off"):
+        Corpus("hf://datasets/org/texts", tokenizer)
+
+
 LISTED = [
     "README.md", "data/test-00000-of-00001.parquet", "data/train-00000-of-00002.parquet",
     "data/train-00001-of-00002.parquet", "wiki/train.jsonl", "wiki/valid.jsonl", "wiki/trainee.jsonl", "x.csv",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -127,6 +128,11 @@ def test_both_files_are_written_whole_and_say_the_same(tmp_path: Path) -> None:
     assert awq["klGapClosed"] == pytest.approx(1 - awq["klMean"] / found["others"]["rtn"]["klMean"])
     assert found["tokens"]["held out"]["windows"] == [2, 101]
     assert found["verdict"] == "none"
+
+
+def test_a_name_that_is_no_text_is_written_as_its_bytes(tmp_path: Path) -> None:
+    html, _ = write_report(tmp_path, report(title=os.fsdecode(b"caf\xe9")))
+    assert "caf\\udce9" in html.read_text(encoding="utf-8")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
