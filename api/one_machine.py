@@ -4,6 +4,7 @@ from pydantic import BaseModel
 
 from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.errors import SpecError
+from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import parse_source
 
 #: Where fields are that say how a cluster runs pods, and what of these one machine obeys all the same.
@@ -13,12 +14,35 @@ _OBEYED = ("model.source", "model.servedName", "rollout.drainTimeout", "pod.cpu"
 
 def refuse_on_one_machine(spec: ModelDeploymentSpec) -> None:
     """Raises SpecError for what cannot be left undone: a checkpoint that is not here, and keys that are not here."""
-    source = spec.model.source
     if spec.model.quantization_job is not None:
         raise SpecError(
-            "is waited for in a cluster alone", field="spec.model.quantizationJob", value=spec.model.quantization_job,
-            fix="Run `plimsoll quantize SOURCE --work-dir FOLDER`, and write spec.model.source: file://FOLDER",
+            "is not in this file", field="spec.model.quantizationJob", value=spec.model.quantization_job,
+            fix="Put the QuantizationJob before it, with output: file://FOLDER; or write spec.model.source: file://FOLDER",
         )  # fmt: skip
+    _refuse_source(spec.model.source)
+    if spec.serving.api_keys_secret is not None:
+        raise SpecError(
+            "is a Secret of a cluster, and without it everybody who reaches the port might ask",
+            field="spec.serving.apiKeysSecret", value=spec.serving.api_keys_secret,
+            fix="Write spec.serving.apiKeysFile in its place",
+        )  # fmt: skip
+
+
+def refuse_job_on_one_machine(spec: QuantizationJobSpec) -> None:
+    """Raises SpecError for what a job reads or writes elsewhere than on this machine or on the hub."""
+    _refuse_source(spec.model.source)
+    if not spec.output.startswith("file://"):
+        raise SpecError("is a claim of a cluster", field="spec.output", value=spec.output, fix="Write file://FOLDER")
+    for name, asked in (("calibration", spec.calibration), ("evaluation", spec.evaluation)):
+        if asked.config_map is not None or (asked.dataset or "").startswith("pvc://"):
+            field = f"spec.{name}.{'configMap' if asked.config_map else 'dataset'}"
+            raise SpecError(
+                "is read in a cluster alone", field=field, value=asked.config_map or asked.dataset,
+                fix=f"Write spec.{name}.dataset: file://PATH",
+            )  # fmt: skip
+
+
+def _refuse_source(source: str) -> None:
     scheme = parse_source(source).scheme
     if scheme not in ("file", "hf"):
         fix = {
@@ -27,12 +51,6 @@ def refuse_on_one_machine(spec: ModelDeploymentSpec) -> None:
             "oci": "Copy the files out of the image, and write file://PATH",
         }[scheme]
         raise SpecError("is opened in a cluster alone", field="spec.model.source", value=source, fix=fix)
-    if spec.serving.api_keys_secret is not None:
-        raise SpecError(
-            "is a Secret of a cluster, and without it everybody who reaches the port might ask",
-            field="spec.serving.apiKeysSecret", value=spec.serving.api_keys_secret,
-            fix="Write spec.serving.apiKeysFile in its place",
-        )  # fmt: skip
 
 
 def of_a_cluster(spec: ModelDeploymentSpec) -> list[str]:

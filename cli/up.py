@@ -23,14 +23,20 @@ def up(
     chat: Annotated[bool, typer.Option("--chat", help="Chat in this terminal; leaving it stops everything.")] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
 ) -> None:
-    """Run ModelDeployments on this machine: budget first, then load, serve, and drain on Ctrl-C."""
+    """Run ModelDeployments on this machine: budget first, then load, serve, and drain on Ctrl-C.
+
+    QuantizationJobs of the same file come before them; a file of jobs alone is done when they are.
+    """
     if ask is not None and chat:
         raise SpecError("goes without --chat", field="--ask")
 
-    from plimsoll.api.manifest import parse_manifests
+    from plimsoll.api.deployment import ModelDeployment
+    from plimsoll.api.manifest import parse_objects
     from plimsoll.api.one_machine import of_a_cluster, refuse_on_one_machine
+    from plimsoll.api.quantization_job import QuantizationJob
     from plimsoll.checkpoint.open import open_checkpoint
     from plimsoll.cli import conversation, local
+    from plimsoll.cli.local_jobs import run_jobs, serving
     from plimsoll.cli.manifest_file import read_manifest
     from plimsoll.runtime.config import from_deployment
     from plimsoll.runtime.server import log
@@ -38,12 +44,18 @@ def up(
 
     log.configure(log_level)
     screen = local.console()
-    deployments = parse_manifests(*read_manifest(file))
+    objects = parse_objects(*read_manifest(file))
+    jobs = [one for one in objects if isinstance(one, QuantizationJob)]
+    named = {job.metadata.name: job.spec.output for job in jobs}
+    deployments = serving((one for one in objects if isinstance(one, ModelDeployment)), named)
     for deployment in deployments:
         refuse_on_one_machine(deployment.spec)
         if unused := of_a_cluster(deployment.spec):
             words = f"{deployment.metadata.name}: only a cluster obeys {', '.join(unused)}"
             screen.print(words, style="dim", highlight=False, soft_wrap=True)
+    run_jobs(jobs)
+    if not deployments:
+        return
 
     prepared, budgets = [], []
     for number, deployment in enumerate(deployments):

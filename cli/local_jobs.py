@@ -1,0 +1,64 @@
+"""QuantizationJobs of a manifest on this machine, before the deployments that wait for them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from plimsoll.api.deployment import ModelDeployment
+from plimsoll.api.one_machine import refuse_job_on_one_machine
+from plimsoll.api.quantization_job import QuantizationJob
+
+
+def run_jobs(jobs: Sequence[QuantizationJob]) -> None:
+    """Makes each job's output, or finds that it is there.
+
+    Raises:
+        SpecError: one reads or writes what is not on this machine; none has run then.
+        typer.Exit: one failed its gate.
+        PlimsollError: one could not be done.
+    """
+    for job in jobs:
+        refuse_job_on_one_machine(job.spec)
+    for job in jobs:
+        _run(job)
+
+
+def serving(deployments: Iterable[ModelDeployment], outputs: Mapping[str, str]) -> list[ModelDeployment]:
+    """Deployments with the output of their job in its place, where it is one of these."""
+    found = []
+    for deployment in deployments:
+        model = deployment.spec.model
+        if model.quantization_job is not None and model.quantization_job in outputs:
+            changes = {"source": outputs[model.quantization_job], "quantization_job": None}
+            spec = deployment.spec.model_copy(update={"model": model.model_copy(update=changes)})
+            deployment = deployment.model_copy(update={"spec": spec})
+        found.append(deployment)
+    return found
+
+
+def _run(job: QuantizationJob) -> None:
+    from plimsoll.cli.quantize import quantize
+
+    spec, weights = job.spec, job.spec.weights
+    increase, divergence = spec.evaluation.max_perplexity_increase, spec.evaluation.max_kl_divergence
+    quantize(
+        source=spec.model.source,
+        work_dir=Path(spec.output.removeprefix("file://")),
+        method=spec.method,
+        w_bits=spec.bits,
+        w_group_size=spec.group_size,
+        format=spec.written_format,
+        calib_dataset=spec.calibration.dataset or "self",
+        calib_samples=spec.calibration.samples,
+        calib_seqlen=spec.calibration.sequence_length,
+        batch_size=spec.calibration.batch_size,
+        search_scale=weights.search_scale is not False,
+        clip=weights.clip is not False,
+        compensate=weights.compensate is not False,
+        eval_dataset=spec.evaluation.dataset,
+        eval_samples=spec.evaluation.samples,
+        max_perplexity_increase=None if increase is None else f"{100 * increase:.6g}%",
+        max_kl_divergence=None if divergence is None else f"{divergence:g}",
+        memory=None if spec.accelerator.memory is None else str(spec.accelerator.memory),
+        threads=spec.pod.cpu,
+        seed=spec.seed,
+    )
