@@ -17,7 +17,9 @@ import typer
 from plimsoll.api.errors import PlimsollError
 
 #: In the order that `--help` shows them.
-COMMANDS = ("plan", "up", "serve", "chat", "bench", "eval", "convert", "crds", "inspect", "fetch", "version")
+COMMANDS = (
+    "plan", "up", "serve", "chat", "bench", "quantize", "eval", "convert", "crds", "inspect", "fetch", "version",
+)  # fmt: skip
 #: For containers, not for people: they work and `--help` does not list them.
 HIDDEN = ("pod",)
 

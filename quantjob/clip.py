@@ -1,7 +1,7 @@
 """Narrower ranges: a group whose outliers are cut has finer steps for the rest, where its inputs ask for it.
 
-AWQ's clipping (Lin et al. 2023, arXiv 2306.00978, section 3.2) made asymmetric: both ends move, and each group is judged
-by E[(x . d)^2] over its own inputs, with the scale and zero point as they will be stored.
+AWQ's clipping (Lin et al. 2023, arXiv 2306.00978, section 3.2) made asymmetric: both ends move, and each group is
+judged by E[(x . d)^2] over its own inputs, with the scale and zero point as they will be stored.
 """
 
 from itertools import product

@@ -12,8 +12,13 @@ from torch import Tensor
 
 from plimsoll.quantjob.rounding import Grid
 
-#: Share of the mean of the diagonal added to it: the inputs' moments are estimated from few tokens.
+#: Share of the mean of the diagonal added to it, so that the matrix can be inverted.
 DAMPING = 0.01
+#: How much of what columns have in common is never believed, since other text has less of it; and the tokens that must
+#: be seen until half of the rest is. Measured on 4800 tokens of one kind of text: believing all of it made text of that
+#: kind better (KL 0.023 to 0.020 with 0.6 of it) and text of another worse than no compensation (0.085, 0.067 without,
+#: 0.059 with 0.3 of it, which is what these give).
+NEVER, HALF = 0.2, 8192
 #: Columns whose errors reach the columns after them together.
 _LAZY = 64
 
@@ -31,11 +36,17 @@ class Order:
     factor: Tensor
 
 
-def order_of(gram: Tensor) -> Order | None:
-    """For the sums of products float32 [C, C] of the inputs' columns; None where they cannot be inverted."""
+def believed(tokens: int) -> float:
+    """The share of what columns have in common that counts, after so many tokens."""
+    return (1 - NEVER) * tokens / (tokens + HALF)
+
+
+def order_of(gram: Tensor, tokens: int) -> Order | None:
+    """For the sums of products float32 [C, C] of the inputs' columns over `tokens`; None if that is singular."""
     columns = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    moments = gram[columns][:, columns]
-    # A column that is always 0 must not make the matrix singular, nor may few tokens.
+    moments = gram[columns][:, columns].mul_(believed(tokens))
+    moments.diagonal().copy_(gram.diagonal()[columns])
+    # A column that is always 0 must not make the matrix singular.
     moments.diagonal().add_(DAMPING * gram.diagonal().mean() + torch.finfo(torch.float32).tiny)
     lower, failed = torch.linalg.cholesky_ex(moments)
     if failed:

@@ -6,7 +6,6 @@ function stays, and the large channels get finer steps. Norms of the form x * (o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,25 +21,23 @@ class Grouping:
     Attributes:
         source: the norm or linear whose output channels the scale divides.
         targets: the linears whose input channels it multiplies.
-        judge: the part of the layer whose output decides between the best candidates.
         heads: the source's channels are key-value heads, each feeding the query heads that share it.
         offset: of a norm whose stored weight w means offset + w.
     """
 
     source: str
     targets: tuple[str, ...]
-    judge: Literal["attention", "mlp", "itself"]
     heads: bool = False
     offset: float = 0.0
 
 
 #: Every decoder with RMS norms and a gated MLP. Per-head norms of queries and keys lie behind q and k: nothing
-#: is folded into or through them, and whole attention judges what they make of an error.
+#: is folded into or through them.
 GATED = (
-    Grouping("attention_norm", ("q", "k", "v"), "attention"),
-    Grouping("v", ("o",), "itself", heads=True),
-    Grouping("mlp_norm", ("gate", "up"), "mlp"),
-    Grouping("up", ("down",), "itself"),
+    Grouping("attention_norm", ("q", "k", "v")),
+    Grouping("v", ("o",), heads=True),
+    Grouping("mlp_norm", ("gate", "up")),
+    Grouping("up", ("down",)),
 )
 
 GROUPINGS: Mapping[str, tuple[Grouping, ...]] = {

@@ -14,13 +14,10 @@ from plimsoll.quantjob.gram import Gram
 from plimsoll.quantjob.groups import Grouping
 from plimsoll.quantjob.layer import LINEARS, LayerMath, LayerWeights
 from plimsoll.quantjob.recipe import Recipe
-from plimsoll.quantjob.rounding import Grid, Rounding, fit, stored_scale
+from plimsoll.quantjob.rounding import Grid, Rounding, stored_scale
 from plimsoll.quantjob.search import Candidate, candidates, identity, rounding_loss, search, weight_magnitude
 from plimsoll.quantjob.states import HiddenStates
 from plimsoll.quantjob.workers import Workers
-
-#: Tokens that whole-block judging looks at.
-JUDGED_TOKENS = 2048
 
 
 @dataclass
@@ -93,60 +90,34 @@ class LayerQuantizer:
         weights = layer.weights
         matrices = [weights[role] for role in grouping.targets]
         gram = Gram(matrices[0].shape[1], self.recipe.group_size)
-        judged: list[Tensor] = []
-        wanted = -(-JUDGED_TOKENS // states.shape[1]) if grouping.judge != "itself" else 0
         for start, stop in states.batches(self.batch):
-            sequences = self._inputs(grouping.targets[0], weights, states, start, stop)
-            gram.add(sequences, self.workers)
-            judged += sequences[: max(0, wanted - len(judged))]
+            gram.add(self._inputs(grouping.targets[0], weights, states, start, stop), self.workers)
         coder = Coder(gram, self.recipe.group_size, self.recipe.clip, self.recipe.compensate, self.workers)
         channels = groups.gather(grouping, gram.mean_magnitude, self.math.facts)
         chosen = identity(len(channels))
         if self.recipe.search_scale:
-            chosen = self._search(grouping, weights, gram, channels, judged)
+            chosen = self._search(grouping, weights, gram, channels)
         columns = self._columns(grouping, chosen.scale, weights)
         found = [coder.code(matrix, columns) for matrix in matrices]
         loss = sum(coder.loss(matrix, columns, coded) for matrix, coded in zip(matrices, found, strict=True))
-        plain = [nearest(matrix, self._rounding, self.workers) for matrix in matrices]
         ones = torch.ones_like(columns)
-        before = sum(coder.loss(matrix, ones, coded) for matrix, coded in zip(matrices, plain, strict=True))
+        before = sum(self.workers.map(lambda matrix: rounding_loss([matrix], ones, self._rounding, gram), matrices))
         if not loss < before:
             chosen = Candidate("fallback", 0.0, torch.ones_like(channels))
-            found, loss = plain, before
+            found, loss = [nearest(matrix, self._rounding, self.workers) for matrix in matrices], before
         self._fold(grouping, chosen.scale, layer)
         for role, coded in zip(grouping.targets, found, strict=True):
             layer.put(role, coded)
         return GroupingReport(grouping.targets, chosen.name, chosen.exponent, loss / before if before else 1.0)
 
-    def _search(
-        self, grouping: Grouping, weights: LayerWeights, gram: Gram, channels: Tensor, judged: Sequence[Tensor]
-    ) -> Candidate:
+    def _search(self, grouping: Grouping, weights: LayerWeights, gram: Gram, channels: Tensor) -> Candidate:
         matrices = [weights[role] for role in grouping.targets]
         magnitude = weight_magnitude(matrices, self.recipe.group_size)
-        found = candidates(channels, groups.gather(grouping, magnitude, self.math.facts))
 
-        def proxy(scale: Tensor) -> float:
+        def loss(scale: Tensor) -> float:
             return rounding_loss(matrices, self._columns(grouping, scale, weights), self._rounding, gram)
 
-        if grouping.judge == "itself":
-            return search(found, proxy, None, self.workers)
-        block = partial(self.math.attention if grouping.judge == "attention" else self.math.mlp)
-        reference = self.workers.map(partial(block, weights), judged)
-
-        def judge(scale: Tensor) -> float:
-            columns = self._columns(grouping, scale, weights)
-            tried = LayerWeights(weights.index, weights.window, dict(weights))
-            for role, matrix in zip(grouping.targets, matrices, strict=True):
-                tried[role] = torch.cat(
-                    self.workers.map(partial(_rounded_under, columns, self._rounding), matrix.split(512))
-                )
-            apart = self.workers.map(
-                lambda pair: float((block(tried, pair[0]) - pair[1]).square().sum(dtype=torch.float64)),
-                list(zip(judged, reference, strict=True)),
-            )
-            return sum(apart)
-
-        return search(found, proxy, judge, self.workers)
+        return search(candidates(channels, groups.gather(grouping, magnitude, self.math.facts)), loss, self.workers)
 
     @property
     def _rounding(self) -> Rounding:
@@ -183,8 +154,3 @@ class LayerQuantizer:
 
     def _add_mlp(self, weights: LayerWeights, hidden: Tensor) -> Tensor:
         return hidden + self.math.mlp(weights, self.math.norm(hidden, weights["mlp_norm"]))
-
-
-def _rounded_under(scale: Tensor, rounding: Rounding, rows: Tensor) -> Tensor:
-    scaled = rows * scale
-    return fit(scaled, rounding).nearest(scaled).div_(scale)

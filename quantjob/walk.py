@@ -6,7 +6,6 @@ on what is not there. The bytes of the shards depend on neither the interruption
 of a batch.
 """
 
-import errno
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import torch
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.quantjob.data import Tokens
+from plimsoll.quantjob.failures import writing
 from plimsoll.quantjob.groups import GROUPINGS
 from plimsoll.quantjob.layer_quantizer import LayerQuantizer, QuantizedLayer, rounded
 from plimsoll.quantjob.output_tensors import OutputTensors
@@ -52,6 +52,7 @@ class Walk:
     Args:
         tokens: what calibrates; None for a recipe that looks at no text.
         folder: of this work alone; made if it is not there.
+        weights: `weights_digest` of the checkpoint, where it is known already.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or `folder` holds other work.
@@ -65,6 +66,7 @@ class Walk:
         folder: Path,
         plan: WalkPlan,
         workers: Workers,
+        weights: str | None = None,
     ) -> None:
         self.model = StreamedModel(checkpoint, workers=workers)
         self.recipe = recipe
@@ -74,7 +76,10 @@ class Walk:
         self._stamps = _stamps(checkpoint)
         self._tensors = OutputTensors(checkpoint, recipe)
         identity = fingerprint(
-            checkpoint, weights_digest(checkpoint, workers), recipe, self.tokens.digest if self.tokens else None
+            checkpoint,
+            weights or weights_digest(checkpoint, workers),
+            recipe,
+            self.tokens.digest if self.tokens else None,
         )
         (folder / "output").mkdir(parents=True, exist_ok=True)
         self.state = load_state(folder, identity) or State(identity)
@@ -96,16 +101,8 @@ class Walk:
             CheckpointError: a tensor cannot be read or holds what cannot be quantised, the source changed meanwhile, or
                 the disk is full. What is done stays, and a later run goes on from it.
         """
-        try:
+        with writing(self.folder):
             return self._run(on_layer)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise CheckpointError(
-                f"cannot be written: {'the disk is full' if full else error.strerror or error}",
-                field=str(error.filename or self.folder),
-                fix="Make room there and run it again: it goes on from the layer it had reached" if full
-                else "Give it a folder that can be written",
-            ) from error  # fmt: skip
 
     def _run(self, on_layer: OnLayer) -> State:
         state, began = self.state, time.monotonic() - self.state.seconds

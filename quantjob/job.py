@@ -1,0 +1,345 @@
+"""One quantisation from a source to an output folder that is there whole or not: preflight, text, walk, evaluation,
+gate, manifest.
+
+Work goes on in OUT/.partial. The finished files are renamed into OUT and the manifest follows them, so that a folder
+with a manifest is a whole one; a job killed between two renames finishes them when it is started again.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import plimsoll
+from plimsoll.api.errors import CheckpointError, SpecError
+from plimsoll.api.gate import Limits, gate
+from plimsoll.api.job_progress import Evaluation, Output
+from plimsoll.checkpoint import open_checkpoint
+from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.checkpoint.complete import sync_folder
+from plimsoll.checkpoint.lock import FolderLock
+from plimsoll.checkpoint.quantized.manifest import (
+    MANIFEST_NAME,
+    Gate,
+    Manifest,
+    hash_files,
+    read_manifest,
+    write_manifest,
+)
+from plimsoll.checkpoint.tokenizer import load_tokenizer
+from plimsoll.quantjob.data import Tokens
+from plimsoll.quantjob.evaluation import Comparison, compare
+from plimsoll.quantjob.failures import BusyError, OutputTakenError, writing
+from plimsoll.quantjob.papers import write_papers
+from plimsoll.quantjob.preflight import Preflight, preflight
+from plimsoll.quantjob.progress import Tracker
+from plimsoll.quantjob.recipe import Recipe
+from plimsoll.quantjob.report import NAMES as REPORT_NAMES
+from plimsoll.quantjob.report import Report, write_report
+from plimsoll.quantjob.rounding import Rounding
+from plimsoll.quantjob.state import METHOD_VERSION, State, weights_digest
+from plimsoll.quantjob.streamed import StreamedModel
+from plimsoll.quantjob.token_store import Pair, stored_tokens
+from plimsoll.quantjob.tokens import TokenPlan, token_sets
+from plimsoll.quantjob.walk import Walk
+from plimsoll.quantjob.workers import Workers
+
+PARTIAL = ".partial"
+#: What a volume may hold before anything is written to it.
+_NOTHING = ("lost+found", PARTIAL)
+#: Seconds to wait for another process that works in the folder, or for its lock to be known as abandoned.
+PATIENCE = 45.0
+OUTPUT, NEAREST = "output", "round to nearest"
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What is asked for.
+
+    Attributes:
+        source: the checkpoint's path on this machine.
+        name: what people call it.
+        out: the folder to be.
+        memory: bytes that the process may take.
+        batch: sequences computed at once; None for as many as are of use and fit.
+    """
+
+    source: Path
+    name: str
+    out: Path
+    recipe: Recipe
+    plan: TokenPlan
+    limits: Limits
+    memory: int
+    batch: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The output as its manifest has it, and why its gate failed, if it did."""
+
+    manifest: Manifest
+    reasons: tuple[str, ...]
+
+
+class QuantizeJob:
+    """`run` makes the output, or goes on with it, or says that it is there."""
+
+    def __init__(self, options: JobOptions, tracker: Tracker, say: Callable[[str], None]) -> None:
+        """Args: say: told what a person should know besides the progress."""
+        self.options = options
+        self.partial = options.out / PARTIAL
+        self._tracker = tracker
+        self._say = say
+        self._workers = Workers(options.threads)
+
+    def run(self) -> Outcome:
+        """Raises PlimsollError: nothing stands in the output folder then but what a later run goes on with."""
+        options = self.options
+        try:
+            if options.limits.any and not options.plan.held_out:
+                raise SpecError(
+                    "measures nothing, and a limit is set", field="--eval-samples", value=0, fix="Measure on some"
+                )
+            checkpoint = open_checkpoint(options.source)
+            options.plan.check(checkpoint.facts)
+            ready = preflight(
+                checkpoint.facts, options.recipe, options.plan.samples, options.plan.length,
+                memory=options.memory, batch=options.batch, threads=self._workers.count,
+            )  # fmt: skip
+            for note in ready.notes:
+                self._say(note)
+            self._tracker.move("Preparing", 0.5, of=checkpoint.facts.num_layers)
+            request = self._request(checkpoint)
+            with writing(options.out):
+                self._check_folder()
+                return self._finished(request) or self._in_folder(checkpoint, ready, request)
+        finally:
+            self._workers.close()
+
+    def _in_folder(self, checkpoint: Checkpoint, ready: Preflight, request: Mapping[str, Any]) -> Outcome:
+        self.partial.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self._tracker.keep_in(self.partial)
+            done = read_manifest(self.partial)
+            if done is None:
+                done = self._make(checkpoint, ready, request)
+            elif done.source.get("request") != request:
+                raise self._taken("finished work of another kind")
+            self._publish(done)
+            return self._outcome(done)
+
+    def _make(self, checkpoint: Checkpoint, ready: Preflight, request: Mapping[str, Any]) -> Manifest:
+        """Everything but the last renames."""
+        options = self.options
+        self._check_disk(ready)
+        calibration, held_out = self._tokens(checkpoint, request)
+        walk = Walk(
+            checkpoint, options.recipe, calibration, self.partial, ready.plan, self._workers, request["weights"]
+        )
+        of = walk.layers
+        if ready.seconds and walk.state.layers < of:
+            self._say(f"the layers take about {_duration(ready.seconds * (1 - walk.state.layers / of))}")
+
+        def on_layer(done: int, of: int, seconds: float) -> None:
+            self._tracker.move("Quantizing", done / of, layer=done, of=of)
+
+        state = walk.run(on_layer)
+        output = self.partial / "output"
+        names = write_papers(output, checkpoint, options.recipe, state.shards)
+        files = hash_files(output, names)
+        written = {file.name: file.sha256 for file in files}
+        for shard in state.shards:
+            if written[shard.name] != shard.sha256:
+                raise CheckpointError(
+                    "is not what was written",
+                    field=str(output / shard.name),
+                    fix=f"Remove {self.partial} and begin anew",
+                )
+        compared = None if held_out is None else self._evaluate(checkpoint, held_out, ready)
+        evaluation = None if compared is None else compared.evaluation(OUTPUT, self._nearest(compared))
+        reasons = _reasons(evaluation, options.limits)
+        manifest = Manifest(
+            files=files, gate=_verdict(reasons, options.limits),
+            gate_message="; ".join(reasons) or None, recipe=options.recipe.described(),
+            tokens=None if calibration is None else calibration.digest,
+            source={"name": options.name, "request": dict(request)},
+            evaluation={} if evaluation is None else _dumped(evaluation),
+        )  # fmt: skip
+        if compared is not None:
+            self._report(manifest, compared, calibration, held_out, reasons, state)
+        # From here on a later run has nothing to do but rename.
+        write_manifest(self.partial, manifest)
+        return manifest
+
+    def _tokens(self, checkpoint: Checkpoint, request: Mapping[str, Any]) -> Pair:
+        """Sampled text is kept for a later run; text of files is read again, to see whether it has changed."""
+        plan = self.options.plan
+
+        def make() -> Pair:
+            self._tracker.move("Sampling", 0.0)
+            return token_sets(
+                plan, self.options.source, checkpoint.facts, load_tokenizer(checkpoint), memory=self.options.memory,
+                progress=lambda share: self._tracker.move("Sampling", share),
+            )  # fmt: skip
+
+        sampled = "self" in (plan.dataset, plan.held_out_dataset)
+        return stored_tokens(self.partial, json.dumps(request, sort_keys=True), make) if sampled else make()
+
+    def _evaluate(self, checkpoint: Checkpoint, held_out: Tokens, ready: Preflight) -> Comparison:
+        self._tracker.move("Evaluating", 0.0)
+        recipe, workers = self.options.recipe, self._workers
+        others = {OUTPUT: StreamedModel(open_checkpoint(self.partial / "output"), workers=workers)}
+        if recipe.method == "awq":
+            nearest = Rounding(recipe.bits, recipe.group_size)
+            others[NEAREST] = StreamedModel(checkpoint, round_to=nearest, workers=workers)
+        return compare(
+            StreamedModel(checkpoint, workers=workers), others, held_out,
+            scratch=None if ready.plan.in_memory else self.partial,
+            progress=lambda share: self._tracker.move("Evaluating", share),
+        )  # fmt: skip
+
+    @staticmethod
+    def _nearest(compared: Comparison) -> str | None:
+        return NEAREST if NEAREST in compared.others else None
+
+    def _report(
+        self, manifest: Manifest, compared: Comparison, calibration: Tokens | None, held_out: Tokens | None,
+        reasons: list[str], state: State,
+    ) -> None:  # fmt: skip
+        tokens = {"calibration": calibration, "held out": held_out}
+        fallen = [
+            f"layer {entry['layer']}: {' '.join(group['roles'])} rounded to nearest, which was better"
+            for entry in state.report
+            for group in entry["groupings"]
+            if group["scale"] == "fallback"
+        ]
+        report = Report(
+            title=f"{self.options.name}, quantised", reference=self.options.name, comparison=compared, judged=OUTPUT,
+            nearest=self._nearest(compared), verdict=manifest.gate, reasons=reasons,
+            tokens={use: found for use, found in tokens.items() if found is not None},
+            settings=self.options.recipe.described(), manifest=manifest.digest, notes=fallen,
+        )  # fmt: skip
+        write_report(self.options.out, report)
+
+    def _publish(self, manifest: Manifest) -> None:
+        """The files under their final names, then the manifest; harmless to begin again at any point."""
+        out = self.options.out
+        for file in manifest.files:
+            made, final = self.partial / "output" / file.name, out / file.name
+            if made.exists():
+                os.replace(made, final)
+            elif not final.is_file() or final.stat().st_size != file.bytes:
+                raise CheckpointError(
+                    "was written and has gone", field=str(final), fix=f"Remove {self.partial} and begin anew"
+                )
+        sync_folder(out)
+        os.replace(self.partial / MANIFEST_NAME, out / MANIFEST_NAME)
+        sync_folder(out)
+
+    def _finished(self, request: Mapping[str, Any]) -> Outcome | None:
+        """The output if it is there already, its gate held against the limits that are asked for now."""
+        manifest = read_manifest(self.options.out)
+        if manifest is None:
+            return None
+        if manifest.source.get("request") != request:
+            raise self._taken("another output")
+        self._clear()
+        found = Evaluation.model_validate(dict(manifest.evaluation)) if manifest.evaluation else None
+        reasons = _reasons(found, self.options.limits)
+        verdict = _verdict(reasons, self.options.limits)
+        message = "; ".join(reasons) or None
+        if (verdict, message) != (manifest.gate, manifest.gate_message):
+            fields = {name: getattr(manifest, name) for name in ("files", "recipe", "tokens", "source", "evaluation")}
+            manifest = Manifest(gate=verdict, gate_message=message, **fields)
+            write_manifest(self.options.out, manifest)
+        return self._outcome(manifest)
+
+    def _outcome(self, manifest: Manifest) -> Outcome:
+        self._clear()
+        evaluation = Evaluation.model_validate(dict(manifest.evaluation)) if manifest.evaluation else None
+        reasons = tuple(_reasons(evaluation, self.options.limits))
+        ended = {"reason": "GateFailed", "message": "; ".join(reasons)} if reasons else {}
+        self._tracker.move(
+            "Failed" if reasons else "Complete", 1.0, layer=self._tracker.now.of, evaluation=evaluation,
+            output=Output(digest=manifest.digest, bytes=manifest.bytes), **ended,
+        )  # fmt: skip
+        return Outcome(manifest, reasons)
+
+    def _clear(self) -> None:
+        """Nothing but the lock is needed any more, and that is released by whoever holds it."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _request(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """What tells this job from another that would write other bytes or measure other text."""
+        return {
+            "checkpoint": checkpoint.digest(), "weights": weights_digest(checkpoint, self._workers),
+            "recipe": self.options.recipe.described(), "text": asdict(self.options.plan),
+            "version": f"{plimsoll.__version__}/{METHOD_VERSION}",
+        }  # fmt: skip
+
+    def _check_folder(self) -> None:
+        out = self.options.out
+        if out.exists() and not out.is_dir():
+            raise OutputTakenError("is a file", field="--work-dir", value=str(out), fix="Name a folder")
+        held = sorted(path.name for path in out.iterdir()) if out.exists() else []
+        strange = [name for name in held if name not in (*_NOTHING, *REPORT_NAMES)]
+        if strange and MANIFEST_NAME not in held and not (self.partial / MANIFEST_NAME).exists():
+            raise self._taken(f"other files ({', '.join(strange[:3])})")
+
+    def _taken(self, what: str) -> OutputTakenError:
+        return OutputTakenError(
+            f"holds {what}",
+            field="--work-dir",
+            value=str(self.options.out),
+            fix="Name another folder, or empty this one",
+        )
+
+    def _check_disk(self, ready: Preflight) -> None:
+        done = sum(path.stat().st_size for path in self.partial.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self.partial).free
+        if free + done < ready.needs.disk:
+            self._say(
+                f"{self.options.out} has {free} bytes free, and about {ready.needs.disk - done} more are written there"
+            )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FolderLock(self.partial / "lock")
+        waited = time.monotonic()
+        while not lock.acquire():
+            if time.monotonic() - waited > PATIENCE:
+                raise BusyError("another process works here", field=str(self.partial), fix="Let it finish, or stop it")
+            time.sleep(0.5)
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _reasons(evaluation: Evaluation | None, limits: Limits) -> list[str]:
+    if evaluation is None:
+        return []
+    after = evaluation.after
+    return gate(evaluation.before, after.perplexity, after.kl_mean, limits)
+
+
+def _verdict(reasons: list[str], limits: Limits) -> Gate:
+    return "failed" if reasons else "passed" if limits.any else "none"
+
+
+def _dumped(evaluation: Evaluation) -> dict[str, Any]:
+    return evaluation.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

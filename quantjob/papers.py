@@ -1,0 +1,66 @@
+"""What lies beside the weights: configuration, tokenizer, chat template, generation config, the original's papers."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from plimsoll.api.architecture import find_architecture
+from plimsoll.api.quantization import Quantization
+from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.checkpoint.quantized.formats import quantization_config
+from plimsoll.checkpoint.tokenizer import load_tokenizer
+from plimsoll.quantjob.recipe import Recipe
+from plimsoll.quantjob.shards import INDEX_NAME, Shard, index_of
+
+#: What of a Hugging Face folder goes along: everything small that is neither weights nor written anew here.
+_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".py", ".md")
+_NAMES = ("LICENSE", "NOTICE", "USE_POLICY")
+_WRITTEN = ("config.json", INDEX_NAME)
+_MOST_BYTES = 256 * 1024 * 1024
+
+
+def quantization_of(checkpoint: Checkpoint, recipe: Recipe) -> Quantization:
+    """What the output's configuration says of its weights."""
+    head = find_architecture(checkpoint.facts.architecture).head
+    return Quantization(recipe.format, recipe.bits, recipe.group_size, recipe.bits == 8, (head,))
+
+
+def write_papers(folder: Path, checkpoint: Checkpoint, recipe: Recipe, shards: list[Shard]) -> list[str]:
+    """Write all of it into `folder` beside the shards. Returns every file of the checkpoint, shards included.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    config = {
+        **checkpoint.config, "quantization_config": quantization_config(quantization_of(checkpoint, recipe)),
+    }  # fmt: skip
+    written = ["config.json", INDEX_NAME]
+    _write_json(folder / "config.json", config)
+    _write_json(folder / INDEX_NAME, index_of(shards))
+    if checkpoint.path.is_dir():
+        for path in sorted(checkpoint.path.iterdir()):
+            kept = path.name.endswith(_SUFFIXES) or path.name.startswith(_NAMES)
+            # A manifest of ours speaks of other files.
+            ours = path.name in _WRITTEN or path.name.startswith(("plimsoll-", "."))
+            small = path.is_file() and path.stat().st_size <= _MOST_BYTES
+            if kept and small and not ours and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, folder / path.name)
+                written.append(path.name)
+    else:
+        _write_json(folder / "generation_config.json", dict(checkpoint.generation_config))
+        load_tokenizer(checkpoint).save(folder)
+        # The name every release of transformers knows; the newest writes one that older ones refuse.
+        described = folder / "tokenizer_config.json"
+        _write_json(described, {**json.loads(described.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"})
+        # The folder holds nothing but what was written for this checkpoint.
+        written += [path.name for path in folder.iterdir() if not path.name.endswith(".safetensors")]
+    for name in dict.fromkeys(written):
+        with open(folder / name, "rb") as file:
+            os.fsync(file.fileno())
+    return sorted({*written, *(shard.name for shard in shards)})
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,158 @@
+"""What can be known before a weight is read: whether groups divide, what it takes, what would break later."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from plimsoll.api.architecture import find_architecture
+from plimsoll.api.budget import CONTEXT_BYTES
+from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.facts import expected_tensors
+from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs
+from plimsoll.api.model import ModelFacts
+from plimsoll.api.quantity import format_bytes
+from plimsoll.quantjob.groups import GROUPINGS
+from plimsoll.quantjob.recipe import GROUP_SIZES, Recipe
+from plimsoll.quantjob.walk import WalkPlan
+
+#: Tensor-parallel sizes that people use.
+PARALLEL = (2, 4, 8)
+#: Passes over the calibration tokens that a layer takes by each method, in multiples of one forward pass.
+PASSES = {"awq": 14.0, "rtn": 0.0, "int8": 0.0}
+#: Sequences at once beyond which a thread has nothing more to do.
+_BATCH_PER_THREAD = 2
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found.
+
+    Attributes:
+        needs: bytes of memory and disk.
+        plan: how much is computed and held at once in the memory that there is.
+        seconds: about how long the layers take; 0 where no text is looked at.
+        notes: what a person should know and nothing fails for.
+    """
+
+    needs: JobNeeds
+    plan: WalkPlan
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def preflight(
+    facts: ModelFacts, recipe: Recipe, samples: int, length: int, *, memory: int, batch: int | None, threads: int
+) -> Preflight:
+    """Raises SpecError where the recipe cannot be for this model, DoesNotFitError where `memory` bytes are too few."""
+    if facts.quantization is not None:
+        raise SpecError(
+            "is quantised already", field="SOURCE", value=facts.quantization.format,
+            fix="Quantise the checkpoint that it was made of",
+        )  # fmt: skip
+    check_shapes(facts, recipe)
+    needs, plan = _plan(facts, recipe, samples, length, memory, batch, threads)
+    notes = list(_parallel_notes(facts, recipe))
+    if recipe.calibrates and facts.architecture not in GROUPINGS:
+        notes.append(f"no groupings are known for {facts.architecture}: its linears are rounded to nearest")
+    return Preflight(needs, plan, _seconds(facts, recipe, samples * length, threads), tuple(notes))
+
+
+def check_shapes(facts: ModelFacts, recipe: Recipe) -> None:
+    """Raises SpecError naming a matrix that the groups or the format cannot hold, and what can."""
+    linears = dict(_linears(facts))
+    if recipe.group_size:
+        wrong = {name: shape for name, shape in linears.items() if shape[1] % recipe.group_size}
+        if wrong:
+            name, shape = next(iter(wrong.items()))
+            fits = [size for size in GROUP_SIZES if all(columns % size == 0 for _, columns in linears.values())]
+            raise SpecError(
+                f"does not divide the {shape[1]} columns of {name}{_others(wrong)}", field="--w-group-size",
+                value=recipe.group_size,
+                fix=f"Use {' or '.join(map(str, fits))}" if fits else "Use --method int8, which has no groups",
+            )  # fmt: skip
+    elif wrong := {name: shape for name, shape in linears.items() if shape[1] % 4}:
+        name, shape = next(iter(wrong.items()))
+        raise SpecError(
+            f"packs four codes to a word, and {name} has {shape[1]} columns{_others(wrong)}", field="--method",
+            value=recipe.method, fix="Leave this checkpoint as it is",
+        )  # fmt: skip
+    if recipe.format == "awq" and (wrong := {name: shape for name, shape in linears.items() if shape[0] % 8}):
+        name, shape = next(iter(wrong.items()))
+        raise SpecError(
+            f"packs eight rows to a word, and {name} has {shape[0]}{_others(wrong)}", field="--format",
+            value=recipe.format, fix="Use compressed-tensors",
+        )  # fmt: skip
+
+
+def _others(wrong: dict[str, tuple[int, int]]) -> str:
+    return f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+
+
+def _linears(facts: ModelFacts) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(name in its layer, [N, K]) of the linears of one layer."""
+    prefix = find_architecture(facts.architecture).layer.format(0)
+    for name, shape in expected_tensors(facts).items():
+        if name.startswith(prefix) and len(shape) == 2:
+            yield name.removeprefix(prefix).removesuffix(".weight"), (shape[0], shape[1])
+
+
+def _parallel_notes(facts: ModelFacts, recipe: Recipe) -> Iterator[str]:
+    """Tensor-parallel sizes that the model takes and its groups do not."""
+    if not recipe.group_size:
+        return
+    arch = find_architecture(facts.architecture)
+    linears = dict(_linears(facts))
+    for size in PARALLEL:
+        if facts.num_heads % size:
+            continue
+        # These two are cut along their columns.
+        broken = [name for name in (arch.output, arch.down) if linears[name][1] % (size * recipe.group_size)]
+        if broken:
+            shares = ", ".join(f"{linears[name][1]} / {size} columns of {name}" for name in broken)
+            yield f"groups of {recipe.group_size} do not divide {shares}: tensor parallel size {size} cannot serve it"
+
+
+def _plan(
+    facts: ModelFacts, recipe: Recipe, samples: int, length: int, memory: int, batch: int | None, threads: int
+) -> tuple[JobNeeds, WalkPlan]:
+    """The largest batch that is of use and fits, and whether the hidden states fit beside it."""
+
+    def needs_of(size: int) -> JobNeeds:
+        return job_needs(
+            facts, JobLoad(recipe.method, recipe.bits, recipe.group_size, samples, length, size, sampled=False)
+        )
+
+    least = needs_of(batch or 1)
+    if max(least.walk, least.evaluation) > memory:
+        raise DoesNotFitError(
+            f"needs {format_bytes(least.memory)} (one layer and what is tried on it "
+            f"{format_bytes(least.walk - CONTEXT_BYTES['cpu'])}, evaluation "
+            f"{format_bytes(least.evaluation - CONTEXT_BYTES['cpu'])}, and the process itself "
+            f"{format_bytes(CONTEXT_BYTES['cpu'])}) of {format_bytes(memory)}",
+            field="--memory", ways=(f"--memory {format_bytes(least.memory)}", "a smaller --batch-size, a shorter "
+                                    "--calib-seqlen"),
+        )  # fmt: skip
+    size = batch or max(1, min(samples, _BATCH_PER_THREAD * threads))
+    while batch is None and size > 1 and needs_of(size).walk > memory:
+        size -= 1
+    needs = needs_of(size)
+    states = 4 * samples * length * facts.hidden_size
+    return needs, WalkPlan(size, in_memory=needs.walk + states <= memory)
+
+
+def _seconds(facts: ModelFacts, recipe: Recipe, tokens: int, threads: int) -> float:
+    """From the multiplications there are and how fast this machine does a few of them."""
+    weights = sum(rows * columns for _, (rows, columns) in _linears(facts)) * facts.num_layers
+    work = 2.0 * weights * tokens * PASSES[recipe.method]
+    if not work:
+        return 0.0
+    side = 512
+    left, right = torch.rand(side, side), torch.rand(side, side)
+    torch.mm(left, right)
+    began = time.perf_counter()
+    for _ in range(4):
+        torch.mm(left, right)
+    pace = 4 * 2.0 * side**3 / (time.perf_counter() - began)
+    return work / (pace * threads)
