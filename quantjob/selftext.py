@@ -34,16 +34,18 @@ def self_tokens(
     length: int,
     *,
     memory: int | None = None,
+    threads: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
     field: str = "--calib-dataset",
 ) -> list[Tokens]:
     """Windows int64 [samples, length] of text that the model at `model` writes, for each (samples, seed) of `sets`.
 
-    The same for the same seed, whatever runs at once. The model is whole in memory meanwhile, and `SAMPLED_AT_ONCE`
+    The same for the same seed, on any number of threads. The model is whole in memory meanwhile, and `SAMPLED_AT_ONCE`
     texts of `length` tokens beside it.
 
     Args:
         memory: bytes that the process may take; None for what the machine or the container has.
+        threads: None follows the container's limit.
         progress: told the share of tokens that are there.
 
     Raises:
@@ -52,7 +54,7 @@ def self_tokens(
     """
     facts = open_checkpoint(model).facts
     cache = SAMPLED_AT_ONCE * -(-length // BLOCK) * block_bytes(facts, BLOCK, "bfloat16")
-    options = {"kv_cache_bytes": cache, "block_size": BLOCK, "max_running": SAMPLED_AT_ONCE}
+    options = {"kv_cache_bytes": cache, "block_size": BLOCK, "max_running": SAMPLED_AT_ONCE, "threads": threads}
     try:
         llm = LLM(model, memory=memory, max_model_len=length, max_batched_tokens=max(length, BLOCK), **options)
     except DoesNotFitError as error:

@@ -50,6 +50,7 @@ def token_sets(
     tokenizer: Tokenizer,
     *,
     memory: int | None = None,
+    threads: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Tokens | None, Tokens | None]:
     """(calibration, held out); None for a set of no windows.
@@ -57,6 +58,7 @@ def token_sets(
     Args:
         model: the checkpoint's path, to sample `self` text from.
         memory: bytes that sampling may take; None for what the machine or the container has.
+        threads: of sampling; None follows the container's limit.
         progress: told the share of `self` text that is there.
 
     Raises:
@@ -73,7 +75,9 @@ def token_sets(
         sampled["held out"] = (plan.held_out, plan.seed + HELD_OUT)
     found: dict[str, Tokens] = {}
     if sampled:
-        texts = self_tokens(model, list(sampled.values()), plan.length, memory=memory, progress=progress)
+        texts = self_tokens(
+            model, list(sampled.values()), plan.length, memory=memory, threads=threads, progress=progress
+        )
         found = dict(zip(sampled, texts, strict=True))
     after = 0
     corpus = None

@@ -5,12 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plimsoll.api.budget import Load, budget
+from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.job_budget import SAMPLED_AT_ONCE
+from plimsoll.api.sizes import block_bytes
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.quantjob.data import Tokens
-from plimsoll.quantjob.selftext import self_tokens
+from plimsoll.quantjob.selftext import BLOCK, self_tokens
 from plimsoll.quantjob.tokens import TokenPlan, token_sets
+from plimsoll.runtime.kernels.forecast import foreseen_table
 from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
 
 
@@ -19,15 +24,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("tokens") / "llama")
 
 
-def sets(folder: Path, plan: TokenPlan, **options: object) -> tuple[Tokens | None, Tokens | None]:
+def sets(folder: Path, plan: TokenPlan) -> tuple[Tokens | None, Tokens | None]:
     checkpoint = open_checkpoint(folder)
-    return token_sets(plan, folder, checkpoint.facts, load_tokenizer(checkpoint), **options)  # type: ignore[arg-type]
+    return token_sets(plan, folder, checkpoint.facts, load_tokenizer(checkpoint), threads=1)
 
 
-def test_self_text_is_the_same_for_a_seed_and_other_for_another(folder: Path) -> None:
+def test_self_text_is_the_same_for_a_seed_on_any_threads_and_other_for_another(folder: Path) -> None:
     seen: list[float] = []
     (one, other), (again,) = (
-        self_tokens(folder, wanted, 24, progress=seen.append) for wanted in ([(3, 7), (2, 8)], [(3, 7)])
+        self_tokens(folder, wanted, 24, threads=threads, progress=seen.append)
+        for threads, wanted in ((1, [(3, 7), (2, 8)]), (2, [(3, 7)]))
     )
     assert one.windows.shape == (3, 24)
     assert one.windows.dtype == np.int64
@@ -39,7 +45,7 @@ def test_self_text_is_the_same_for_a_seed_and_other_for_another(folder: Path) ->
 
 
 def test_self_text_does_not_depend_on_how_much_is_asked_for(folder: Path) -> None:
-    (few,), (many,) = (self_tokens(folder, [(count, 0)], 16) for count in (2, 18))
+    (few,), (many,) = (self_tokens(folder, [(count, 0)], 16, threads=1) for count in (2, 18))
     assert (many.windows[:2] == few.windows).all()
 
 
@@ -48,6 +54,18 @@ def test_a_model_that_does_not_fit_whole_names_what_needs_less(folder: Path) -> 
         self_tokens(folder, [(1, 0)], 16, memory=2**20)
     assert "a dataset in place of self" in str(caught.value)
     assert "--calib-dataset" in str(caught.value)
+
+
+def test_a_model_that_fits_in_fewer_bits_alone_writes_its_text_so(folder: Path) -> None:
+    facts = open_checkpoint(folder).facts
+    load = Load(
+        precision="bfloat16", cache_bytes=SAMPLED_AT_ONCE * block_bytes(facts, BLOCK, "bfloat16"), block_size=BLOCK,
+        max_length=16, max_batched_tokens=BLOCK, max_running=SAMPLED_AT_ONCE, trained_length=facts.max_position,
+    )  # fmt: skip
+    whole = budget(facts, DeviceFacts("cpu", 1 << 34, foreseen_table("cpu")), load).in_use
+    for memory, precision in ((whole, "bfloat16"), (whole - 1, "w8a16")):
+        (found,) = self_tokens(folder, [(1, 0)], 16, memory=memory, threads=1)
+        assert f"sampled in {precision} " in found.source
 
 
 def test_one_file_is_split_and_two_are_not(folder: Path, tmp_path: Path) -> None:
