@@ -186,7 +186,7 @@ class QuantizeJob:
             self._tracker.move("Sampling", 0.0)
             return token_sets(
                 plan, self.options.source, checkpoint.facts, load_tokenizer(checkpoint), memory=self.options.memory,
-                progress=lambda share: self._tracker.move("Sampling", share),
+                threads=self._workers.count, progress=lambda share: self._tracker.move("Sampling", share),
             )  # fmt: skip
 
         sampled = "self" in (plan.dataset, plan.held_out_dataset)
@@ -199,9 +199,12 @@ class QuantizeJob:
         if recipe.method == "awq":
             nearest = Rounding(recipe.bits, recipe.group_size)
             others[NEAREST] = StreamedModel(checkpoint, round_to=nearest, workers=workers)
+        # Of the model as it was and of each of the others.
+        states = (1 + len(others)) * 4 * held_out.windows.size * checkpoint.facts.hidden_size
+        held = ready.needs.evaluation + states <= self.options.memory
         return compare(
             StreamedModel(checkpoint, workers=workers), others, held_out,
-            scratch=None if ready.plan.in_memory else self.partial,
+            batch=ready.plan.batch, scratch=None if held else self.partial,
             progress=lambda share: self._tracker.move("Evaluating", share),
         )  # fmt: skip
 
