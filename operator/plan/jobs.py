@@ -30,6 +30,9 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
     if run is None:
         actions += inspecting(snapshot, admission, settings)
         again.append(retry_in(snapshot))
+        if snapshot.claims is not None and not admission.ok:
+            # Nobody tells of a claim that has grown.
+            again.append(60.0)
     else:
         again.append(run.again_in)
     actions += _policy(snapshot, admission, settings)

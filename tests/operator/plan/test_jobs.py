@@ -13,6 +13,7 @@ from plimsoll.operator.plan import plan_job
 from plimsoll.operator.plan.job_status import duration
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import BatchJob, Container, Pod
+from tests.operator.plan.test_kstatus import kstatus
 from tests.support.job_miniature import DIGEST, LAYERS, JobCluster, job_spec
 from tests.support.miniature import GIB
 
@@ -177,6 +178,10 @@ def test_a_claim_that_is_too_small_is_refused_and_one_unseen_is_believed() -> No
     assert small.condition("Accepted")["reason"] == "DoesNotFit"
     assert "size of the claim" in small.condition("Accepted")["message"]
     assert small.made == 0
+    assert small.look().again_in is not None
+    small.claim = 64 * GIB
+    small.settle()
+    assert small.status["phase"] == "Complete"
     unseen = JobCluster(claim=None)
     unseen.settle()
     assert unseen.status["phase"] == "Complete"
@@ -184,6 +189,18 @@ def test_a_claim_that_is_too_small_is_refused_and_one_unseen_is_believed() -> No
     seen = JobCluster()
     seen.settle()
     assert seen.status["budget"]["disk"]["claim"] == 64 * GIB
+
+
+def test_kstatus_reads_every_phase_rightly() -> None:
+    seen: dict[str, set[str]] = {}
+    for cluster in (JobCluster(), JobCluster(outcome="GateFailed"), JobCluster(rivals=("first",))):
+        for number in range(40):
+            cluster.act()
+            seen.setdefault(cluster.status["phase"], set()).add(kstatus(1, cluster.status))
+            cluster.others_move(number == 8)
+    ends = {"Complete": {"Current"}, "Failed": {"Failed"}, "Refused": {"Failed"}}
+    assert {phase: found for phase, found in seen.items() if phase in ends} == ends
+    assert all(found == {"InProgress"} for phase, found in seen.items() if phase not in ends)
 
 
 def test_a_source_outside_the_allow_list_is_refused_before_any_pod() -> None:
