@@ -58,6 +58,11 @@ CONFIGURATIONS = [
     ("vocab", "bfloat16", 0.8, 2 * GIB, 4096, None, 64),
     ("vocab", "float32", 0.5, 3 * GIB, 2048, None, 64),
     ("vocab", "bfloat16", 0.4, 2 * GIB, 8192, 4096, 16),
+    ("smollm2", "w4a16", 0.8, 1 * GIB, 4096, None, 64),
+    ("smollm2", "w8a16", 0.5, 2 * GIB, 4096, None, 64),
+    ("wide", "w4a16", 0.3, 2 * GIB, 2048, None, 64),
+    ("wide", "w8a16", 0.8, 2 * GIB, 1024, 512, 8),
+    ("deep", "w4a16", 0.9, 1 * GIB, 2048, 1024, 16),
 ]  # fmt: skip
 
 
