@@ -178,6 +178,8 @@ def _inline(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
     for key in _KEPT:
         if key in node:
             found[key] = node[key]
+    if "const" in node:
+        found["enum"] = [node["const"]]
     if RULES in node:
         # pydantic sorts what is put into a schema from outside.
         found[RULES] = [

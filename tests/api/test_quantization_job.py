@@ -59,6 +59,11 @@ def test_every_field_of_the_crd_is_set_in_one_manifest() -> None:
     assert missing(object_schema(JOBS)["properties"]["spec"], FULL, "spec") == []
 
 
+def test_a_single_choice_is_one_for_the_api_server_too() -> None:
+    schema = object_schema(JOBS)["properties"]["spec"]["properties"]["accelerator"]["properties"]["resource"]
+    assert schema["enum"] == ["cpu"]
+
+
 def test_the_least_gets_defaults_that_go_with_its_method() -> None:
     awq = parse_job_spec(LEAST)
     assert (awq.method, awq.bits, awq.group_size, awq.written_format) == ("awq", 4, 128, "awq")
