@@ -75,7 +75,8 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
     row = 4 * facts.hidden_size + 3 * facts.intermediate_size + 2 * (facts.num_heads + 2) * facts.head_dim
     batch = FLOAT * load.batch * load.length * row
     walk = base + layer + tried + batch
-    head = facts.vocab_size * facts.hidden_size * 2
+    # Of the model as it was and of the output, side by side.
+    head = facts.vocab_size * facts.hidden_size * (_held_bytes(facts) + 2)
     logits = COMPARED * LOGIT_ROWS * facts.vocab_size * FLOAT
     evaluation = base + 2 * layer + batch + head + logits
     sampling = base + _engine(facts, load) if load.sampled else 0
@@ -87,6 +88,14 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
         output=_output(facts, load, linears),
         scratch=2 * FLOAT * load.samples * load.length * facts.hidden_size,
     )
+
+
+def _held_bytes(facts: ModelFacts) -> int:
+    """Of one number of the head as it is read: what lies in blocks becomes float32."""
+    if facts.tensors is None:
+        return FLOAT if facts.dtype == "F32" else 2
+    wide = [tensor.dtype for tensor in facts.tensors.values() if tensor.shape[:1] == (facts.vocab_size,)]
+    return 2 if set(wide) <= {"BF16", "F16"} else FLOAT
 
 
 def check_groups(facts: ModelFacts, group_size: int) -> None:

@@ -26,7 +26,7 @@ from plimsoll.quantjob.endpoint import Endpoint
 from plimsoll.quantjob.streamed import StreamedModel
 
 #: Rows of logits that one thread compares in float64 at once.
-ROWS = 16
+ROWS = 4
 #: What the tokens that an endpoint does not tell have together at least: a sum of rounded numbers may leave less.
 REST = 1e-6
 
