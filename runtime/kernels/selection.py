@@ -23,12 +23,14 @@ def select(device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto
 
     On a CPU `auto` is the native table; where it cannot be built, plain torch, and one line in the log says why.
     There, products of many bfloat16 rows go through torch where the processor has instructions for them (AMX,
-    AVX512-BF16). Elsewhere than on a CPU it is plain torch in the weights' dtype. The environment's PLIMSOLL_KERNELS
-    decides where `auto` is asked.
+    AVX512-BF16). Elsewhere than on a CPU it is plain torch in the weights' dtype; on CUDA Triton multiplies quantised
+    weights, where it is installed. The environment's PLIMSOLL_KERNELS decides where `auto` is asked.
 
     Raises PlimsollError for a name that is no table, and for `native` where it cannot run.
     """
     wanted = wanted_table(kernels)
+    if wanted == "auto" and device.type == "cuda":
+        return _on_cuda(device, weight_dtype)
     if wanted == "torch" or (wanted == "auto" and device.type != "cpu"):
         return torch_kernels(device, weight_dtype)
     try:
@@ -40,6 +42,15 @@ def select(device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto
             ) from error
         log.warning("native kernels cannot run, plain torch will: %s", error)
         return torch_kernels(device, weight_dtype)
+
+
+def _on_cuda(device: torch.device, dtype: torch.dtype) -> Kernels:
+    try:
+        from plimsoll.runtime.kernels.triton_quant import triton_kernels
+    except ImportError as error:
+        log.warning("plain torch multiplies quantised weights, slowly: %s", error)
+        return torch_kernels(device, dtype)
+    return triton_kernels(device, dtype)
 
 
 def _wide_rows(weight_dtype: torch.dtype) -> int | None:

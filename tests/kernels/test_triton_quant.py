@@ -1,0 +1,38 @@
+"""Triton's kernels on its interpreter, and where the table that uses them is chosen."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from plimsoll.runtime.kernels import selection
+
+CHECKS = Path(__file__).with_name("interpreted_triton_quant.py")
+
+
+def test_products_on_the_interpreter_agree_with_the_plain_table() -> None:
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)],
+        cwd=CHECKS.parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "skipped" not in done.stdout
+
+
+def test_a_gpu_gets_triton_where_it_is_installed_and_the_plain_table_where_it_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton")
+    cuda = torch.device("cuda")
+    assert selection.select(cuda, torch.bfloat16).name == "torch, triton"
+    assert selection.select(cuda, torch.bfloat16, "torch").name == "torch"
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "plimsoll.runtime.kernels.triton_quant")
+    assert selection.select(cuda, torch.bfloat16).name == "torch"
