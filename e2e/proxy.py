@@ -23,12 +23,14 @@ from plimsoll.operator.cluster import connection, credentials
 from plimsoll.operator.handlers import tls
 
 #: What may happen to a request, likelier where it is named twice.
-_READS = ("delay", "delay", "cut before", "cut after", "cut midway", "410", "429", "500", "503")
+_BUSY = ("delay", "cut before", "429", "500", "503") * 2
+_READS = (*_BUSY, "cut after", "cut after", "cut midway", "410")
 _WRITES = (
     *("delay", "cut before", "cut after", "cut after", "cut midway", "twice", "twice"),
     *("409", "410", "429", "500", "500 after", "503", "504"),
 )
-_WATCHES = ("delay", "cut before", "409", "410", "429", "500", "503", "nonsense")
+#: What ends kopf as a whole, the last two, must leave it a chance to begin a dozen watches.
+_WATCHES = (*_BUSY, "410", "nonsense")
 _REASONS = {
     404: "NotFound", 409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError",
     503: "ServiceUnavailable", 504: "Timeout",

@@ -64,8 +64,15 @@ class Verifier:
             ClusterError: it could not be listed.
         """
         began = time.monotonic()
-        self._checked[kind.name] = began
+        relisted = self._cache.relisted.get(kind.name, 0.0) > self._checked.get(kind.name, 0.0)
         listed = self._list(kind)
+        self._checked[kind.name] = began
+        if relisted:
+            # That a new list tells nothing of what has gone is no fault of the watch, and what has gone is not waited
+            # for: children of a deployment that is no more would be made again and again.
+            for which in self._gone(kind, listed, began):
+                if self._repair(kind, *which):
+                    log.info("gone while nobody watched", kind=kind.name, namespace=which[0], name=which[1])
         suspects = self._suspects(kind, listed, began)
         if suspects:
             # Most often the watch is only a moment behind.
@@ -99,11 +106,13 @@ class Verifier:
                     listed[about.get("namespace") or "", about["name"]] = (about["uid"], about["resourceVersion"])
         return listed
 
+    def _gone(self, kind: Kind, listed: Listed, began: float) -> set[tuple[str, str]]:
+        known = self._cache.listed(kind).items()
+        return {which for which, (uid, _, seen) in known if seen < began and listed.get(which, ("",))[0] != uid}
+
     def _suspects(self, kind: Kind, listed: Listed, began: float) -> set[tuple[str, str]]:
         known = self._cache.listed(kind)
-        wrong = {
-            which for which, (uid, _, seen) in known.items() if seen < began and listed.get(which, ("",))[0] != uid
-        }
+        wrong = self._gone(kind, listed, began)
         for which, (uid, version) in listed.items():
             have = known.get(which)
             if have is None or (have[2] < began and (have[0] != uid or _newer(version, have[1]))):
@@ -143,16 +152,21 @@ class Rounds:
 
     def _run(self) -> None:
         while not self._stop.wait(1.0):
-            for kind in self._watched():
-                if self._stop.is_set() or not self._verifier.due(kind, time.monotonic()):
-                    continue
+            # The first that is due, and then anew: what all others belong to comes first, and a check may take long.
+            while (kind := self._due()) is not None and not self._stop.is_set():
                 try:
                     if self._verifier.check(kind):
                         self._alarm(kind)
                 except ClusterError as error:
                     log.warning("a kind could not be checked", kind=kind.name, error=str(error))
+                    break
                 except Exception:
                     log.exception("this is a bug", kind=kind.name)
+                    break
+
+    def _due(self) -> Kind | None:
+        now = time.monotonic()
+        return next((kind for kind in self._watched() if self._verifier.due(kind, now)), None)
 
 
 def _newer(version: str, known: str) -> bool:

@@ -1,14 +1,15 @@
 """A cache that a watch has left behind is put right, and one that is right is left alone."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from plimsoll.operator import kinds, names
-from plimsoll.operator.cluster import Cluster
+from plimsoll.operator.cluster import Cluster, ClusterError
 from plimsoll.operator.observe import Cache
-from plimsoll.operator.verify import Verifier
+from plimsoll.operator.verify import Rounds, Verifier
 
 MINE = {"labels": {names.MANAGED_BY: names.MANAGER, names.DEPLOYMENT: "a"}}
 
@@ -105,6 +106,57 @@ def test_a_listing_through_the_watch_is_checked_soon_and_others_in_minutes(world
     assert not world.verifier.due(kinds.SERVICE, checked + 2)
     assert world.verifier.due(kinds.SERVICE, checked + 4)
     assert not world.verifier.due(kinds.POD, 0.0)
+
+
+def test_what_went_while_nobody_watched_is_forgotten_at_once_and_no_fault_of_the_watch(world: World) -> None:
+    for name in ("a", "gone"):
+        world.cache.seen(kinds.SERVICE, "ADDED", world.there(name))
+    world.check()
+    world.gone("gone")
+    world.cache.relisted["Service"] = world.verifier._checked["Service"] + 1e-6
+    slept: list[int] = []
+    world.meanwhile = lambda: slept.append(1)
+    assert world.check() == 0
+    assert set(world.known()) == {"a"}
+    assert not slept
+    assert world.verifier.missed == {}
+
+
+def test_a_check_that_failed_is_due_still(world: World) -> None:
+    world._list()
+    world.check()
+    world.cache.relisted["Service"] = world.verifier._checked["Service"] + 1.0
+    later = world.verifier._checked["Service"] + 5.0
+    world.api.faults = [(409, {})]
+    with pytest.raises(ClusterError):
+        world.check()
+    assert world.verifier.due(kinds.SERVICE, later)
+    world.check()
+
+
+def test_what_others_belong_to_is_checked_first_whatever_is_due_besides(world: World) -> None:
+    order: list[str] = []
+    again = [kinds.DEPLOYMENT]
+
+    def check(kind: kinds.Kind) -> int:
+        order.append(kind.name)
+        world.verifier._checked[kind.name] = time.monotonic()
+        if kind is kinds.SERVICE and again:
+            # While others are checked, the deployments are listed anew.
+            world.cache.relisted[again.pop().name] = time.monotonic() - 3.0
+            world.verifier._checked["ModelDeployment"] = time.monotonic() - 9.0
+        if order[-2:] == ["ModelDeployment", "Pod"]:
+            rounds.stop()
+        return 0
+
+    world.verifier.check = check  # type: ignore[method-assign]
+    watched = (kinds.DEPLOYMENT, kinds.SERVICE, kinds.POD)
+    for kind in watched:
+        world.verifier._checked[kind.name] = -1e9
+    rounds = Rounds(world.verifier, lambda: watched, lambda kind: None)
+    rounds.start()
+    rounds._thread.join(20)
+    assert order == ["ModelDeployment", "Service", "ModelDeployment", "Pod"]
 
 
 def test_the_first_listing_fills_the_cache(world: World) -> None:
