@@ -88,5 +88,7 @@ class Plan:
     """Look for free devices and plan again: this decision depends on them."""
     look_for_claims: tuple[str, ...] = ()
     """Look for the size of these claims and plan again."""
+    ask_why: bool = False
+    """Some pod waits for something that only its events name: read them and plan again."""
     again_in: float | None = None
     """Seconds after which time itself may change the plan; None: only the cluster can."""

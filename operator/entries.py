@@ -1,7 +1,7 @@
 """What the cache keeps of an object, and how objects are named and found."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import msgspec
 
 from plimsoll.operator import kinds, parse
 from plimsoll.operator.kinds import Kind
-from plimsoll.operator.snapshot import Pod
+from plimsoll.operator.snapshot import Inspecting, Pod
 
 Key = tuple[str, str]
 """Namespace and name of a deployment; of a quantization job, `QuantizationJob/` before its name."""
@@ -94,3 +94,13 @@ def older(version: str, known: str) -> bool:
 def packed(raw: Mapping[str, Any]) -> bytes:
     """A tenth of what the object takes as dictionaries; unpacked again for each look."""
     return zlib.compress(msgspec.json.encode(parse.trimmed(raw)), 1)
+
+
+def inspecting_of(source: str, members: Sequence[tuple[Id, Entry]], error: str | None) -> Inspecting:
+    """What is known of a source from its pod and its record, of which one may be missing."""
+    found = next((e.value for i, e in members if i[0] == kinds.CONFIG_MAP.name and e.value is not None), None)
+    pods = [e.value for i, e in members if i[0] == kinds.POD.name and not e.value.deleting]
+    pod = max(pods, key=lambda one: one.created, default=None)
+    if found is None and pod is not None and pod.phase in ("Succeeded", "Failed"):
+        found = parse.inspection([parse.last_words(pod)])
+    return Inspecting(source, found, error if found is None else None, pod)

@@ -44,6 +44,9 @@ PROVEN = "plimsoll.dev/proven"
 #: Selects everything that is ours, on the server's side.
 OURS = f"{MANAGED_BY}={MANAGER}"
 
+#: Of the NetworkPolicy that all inspect pods of a namespace share.
+INSPECT_POLICY = "plimsoll-inspect"
+
 HTTP_PORT = 8000
 STATUS_PORT = 8001
 

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from plimsoll.api.job_progress import JobProgress
-from plimsoll.operator import kinds, parse, parse_jobs
+from plimsoll.operator import kinds, names, parse, parse_jobs
 from plimsoll.operator.build.source import output_key
 from plimsoll.operator.entries import (
     Entry,
@@ -22,6 +22,7 @@ from plimsoll.operator.entries import (
     Key,
     Ref,
     Target,
+    inspecting_of,
     job_key,
     may_answer,
     object_of,
@@ -32,7 +33,7 @@ from plimsoll.operator.entries import (
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.outputs import output_of
 from plimsoll.operator.relations import PARSED, relations
-from plimsoll.operator.snapshot import Inspecting, Page, Pod, Snapshot
+from plimsoll.operator.snapshot import Page, Pod, Snapshot
 
 log = structlog.get_logger("plimsoll.operator.observe")
 
@@ -69,7 +70,8 @@ class Cache:
         self._gone: dict[str, float] = {}
         self._pages: dict[str, Page | JobProgress] = {}
         self._first_seen: dict[str, float] = {}
-        self._asked: set[str] = set()
+        self._asked: dict[str, bool] = {}
+        """Pods whose page was asked for since this process leads, and whether it is known what comes of it."""
         self._leading_since = 0.0
         self._errors: dict[Key, str] = {}
 
@@ -138,7 +140,7 @@ class Cache:
         if identity[0] == kinds.POD.name:
             self._pages.pop(entry.uid, None)
             self._first_seen.pop(entry.uid, None)
-            self._asked.discard(entry.uid)
+            self._asked.pop(entry.uid, None)
         return affected
 
     def _concerned(self, identity: Id, refs: Iterable[Ref]) -> set[Key]:
@@ -167,6 +169,9 @@ class Cache:
                 found.add((namespace, name))
             elif what == "job":
                 found.add(job_key(namespace, name))
+            elif what == "shared":
+                every = self._of(kinds.DEPLOYMENT).items()
+                found |= {i[1:] for i, e in every if i[1] == namespace and e.value.phase == "Inspecting"}
             elif what in ("source", "waits", "output"):
                 for member in self._by_ref.get((what, namespace, name), ()):
                     found |= self._asking(member, what == "source")
@@ -215,7 +220,8 @@ class Cache:
             members += [(i, self._entries[i]) for i in self._by_ref.get(("shared", namespace, ""), ())]
             waited = self._entries.get((kinds.QUANTIZATION.name, namespace, top.value.job or ""))
             quantizing = parse_jobs.quantizing(unpacked(waited)) if waited else None
-            sets = tuple(parse.replica_set(unpacked(e)) for i, e in members if i[0] == kinds.REPLICA_SET.name)
+            named = [e for i, e in members if i[0] == kinds.REPLICA_SET.name] if top.value.job else []
+            sets = [parse.replica_set(unpacked(e)) for e in named]
             output = output_of(top.value.job, quantizing, sets) if top.value.job else None
             source = output_key(namespace, output) if output else top.value.source
             # A thousand deployments may name the same source; only what was found there matters.
@@ -224,6 +230,7 @@ class Cache:
             nodes = tuple(e.value for e in self._of(kinds.NODE).values()) if self.sees_nodes else None
             pages = {e.uid: self._pages.get(e.uid) for i, e in members if i[0] == kinds.POD.name}
             error = self._errors.get((namespace, source or ""))
+            unread = {uid for uid in pages if not self._asked.get(uid)}
             since = {uid: max(self._first_seen.get(uid, 0.0), self._leading_since) for uid in pages}
             rivals = self._rivals(top, (kind.name, namespace, name)) if kind is kinds.QUANTIZATION else ()
         routable: set[str] = set()
@@ -234,15 +241,21 @@ class Cache:
         ours = (kinds.DEPLOYMENT.name, kinds.QUANTIZATION.name)
         children = {(i[0], i[2]): unpacked(e) for i, e in both if e.packed and i[0] not in ours}
         pods = [
-            replace(e.value, routable=e.uid in routable, seen_since=since[e.uid], **_told(pages.get(e.uid)))
+            replace(
+                e.value,
+                routable=e.uid in routable,
+                seen_since=since[e.uid],
+                unread=e.uid in unread and may_answer(e.value),
+                **_told(pages.get(e.uid)),
+            )
             for i, e in members
             if i[0] == kinds.POD.name
         ]
         return Snapshot(
             deployment=parse.deployment({"kind": kind.name, **unpacked(top)}),
             now=now,
-            inspecting=_inspecting(source, about_source, error) if source else None,
-            replica_sets=sets,
+            inspecting=inspecting_of(source, about_source, error) if source else None,
+            replica_sets=tuple(parse.replica_set(raw) for (child, _), raw in children.items() if child == "ReplicaSet"),
             pods=tuple(sorted(pods, key=lambda one: (one.created, one.name))),
             children=children,
             nodes=nodes,
@@ -322,10 +335,12 @@ class Cache:
             self._leading_since = now
             self._asked.clear()
 
-    def asked(self, uid: str) -> None:
-        """The pod's page was asked for, with or without success."""
+    def asked(self, uid: str, *, known: bool = True) -> bool:
+        """The pod's page was asked for; `known`: it answered, or is given up. Returns whether that is news."""
         with self._lock:
-            self._asked.add(uid)
+            was = self._asked.get(uid, False)
+            self._asked[uid] = was or known
+            return known and not was
 
     def unasked(self, key: Key) -> bool:
         """Whether a page that may be there was never asked for."""
@@ -356,6 +371,14 @@ class Cache:
         recorded = any(i[0] == kinds.CONFIG_MAP.name and e.value is not None for i, e in members)
         return max(pods, key=lambda one: one.created, default=None), recorded
 
+    def unused_policies(self) -> list[tuple[str, str]]:
+        """Namespace and uid of inspect pods' policies where there is neither a deployment, a job nor an inspect pod."""
+        with self._lock:
+            used = {identity[1] for kind in (kinds.DEPLOYMENT, kinds.QUANTIZATION) for identity in self._of(kind)}
+            used |= {i[1] for i, e in self._of(kinds.POD).items() if any(ref[0] == "source" for ref in e.refs)}
+            policies = ((i, e) for i, e in self._of(kinds.POLICY).items() if i[2] == names.INSPECT_POLICY)
+            return [(i[1], e.uid) for i, e in policies if i[1] not in used]
+
     def forget_error(self, namespace: str, key: str) -> None:
         with self._lock:
             self._errors.pop((namespace, key), None)
@@ -375,12 +398,3 @@ def _came(entry: Entry) -> tuple[str, str]:
     """What orders objects by when they were made."""
     about = parse.meta(unpacked(entry))
     return str(about.get("creationTimestamp") or ""), entry.uid
-
-
-def _inspecting(source: str, members: list[tuple[Id, Entry]], error: str | None) -> Inspecting:
-    found = next((e.value for i, e in members if i[0] == kinds.CONFIG_MAP.name and e.value is not None), None)
-    pods = [e.value for i, e in members if i[0] == kinds.POD.name and not e.value.deleting]
-    pod = max(pods, key=lambda one: one.created, default=None)
-    if found is None and pod is not None and pod.phase in ("Succeeded", "Failed"):
-        found = parse.inspection([parse.last_words(pod)])
-    return Inspecting(source, found, error if found is None else None, pod)

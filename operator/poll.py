@@ -108,7 +108,6 @@ class Poller:
         finally:
             pod.running = False
         self._metrics.polls.labels("read" if page else "unreachable").inc()
-        self._cache.asked(target.uid)
         if page is None:
             self._failed(target, pod, before)
         else:
@@ -121,6 +120,8 @@ class Poller:
             # It starts: its page may open at any moment.
             pod.wait = min(pod.wait, SERVING_SECONDS)
         self._later(pod)
+        if self._cache.asked(target.uid, known=pod.failures >= GIVE_UP) and target.ready:
+            self._wake(target.key)
         # One that starts may be too busy to answer; that it moved once still counts, or its deadline would be over.
         if pod.failures >= GIVE_UP and before is not None and target.ready:
             self._cache.set_page(target.uid, None)
@@ -139,7 +140,8 @@ class Poller:
             pod.wait = min(max(pod.wait, SERVING_SECONDS) * 1.5, QUIET_SECONDS)
         self._later(pod)
         self._cache.set_page(target.uid, page)
-        if told:
+        news = self._cache.asked(target.uid)
+        if told or news:
             self._wake(target.key)
 
     @staticmethod

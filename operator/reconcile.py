@@ -32,6 +32,7 @@ from plimsoll.operator.plan.status import refused as refused_status
 from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment, Snapshot
+from plimsoll.operator.waiting import Waiting
 from plimsoll.operator.workqueue import WorkQueue
 
 log = structlog.get_logger("plimsoll.operator.reconcile")
@@ -54,7 +55,7 @@ class Reconciler:
     ) -> None:  # fmt: skip
         self._cluster, self._cache, self._queue = cluster, cache, queue
         self._settings, self._metrics, self._version = settings, metrics, version
-        self._plan, self._room = plan, room
+        self._plan, self._room, self._waiting = plan, room, Waiting(cluster)
         self._applier = Applier(cluster, cache, metrics)
         self._tell = emit
         self._busy: dict[Key, tuple[int, float]] = {}
@@ -108,11 +109,18 @@ class Reconciler:
         if plan.look_for_claims:
             snapshot = replace(snapshot, claims=self._room.claims(key[0], plan.look_for_claims))
             plan = self._plan(snapshot, self._settings, self._version)
+        if plan.ask_why:
+            snapshot = self._waiting.explained(snapshot)
+            plan = self._plan(snapshot, self._settings, self._version)
         refused: ClusterError | None = None
-        changed = False
+        changed = asked_for_pods = False
         for action in sorted(plan.actions, key=_can_wait):
+            if asked_for_pods and refused is None and _can_wait(action) and self._queue.rush():
+                # Others have not even come so far. The rest is planned again once it is its turn.
+                return 0.0
             try:
                 changed |= self._applier.carry_out(action, snapshot)
+                asked_for_pods |= changed and not _can_wait(action)
             except (ForbiddenError, InvalidError) as error:
                 # A quota or a policy of the cluster: others of these actions may still pass, and the user must hear.
                 log.warning("refused", namespace=key[0], deployment=key[1], action=repr(action)[:200], error=str(error))

@@ -92,8 +92,14 @@ class Pod:
     """The scheduler's words, while it finds no place."""
     message: str = ""
     """Why the pod as a whole failed: evicted, node lost."""
+    told: str = ""
+    """What the kubelet told of it last, while its containers are being created; empty where nobody asked."""
+    stuck: bool = False
+    """`told` is of something that failed: a volume, a Secret, a sandbox."""
     containers: tuple[Container, ...] = ()
     page: Page | None = None
+    unread: bool = False
+    """Its status page may answer, and this operator does not know yet whether it does."""
     progress: JobProgress | None = None
     """Of a quantization job's pod, as its status page last said."""
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import structlog
 
+from plimsoll.operator import names
 from plimsoll.operator.cluster import Cluster, ClusterError, ForbiddenError, InvalidError, NotLeaderError
-from plimsoll.operator.entries import Inspected, Key
-from plimsoll.operator.kinds import BY_NAME, CONFIG_MAP
+from plimsoll.operator.entries import Key
+from plimsoll.operator.kinds import BY_NAME, CONFIG_MAP, POLICY
 from plimsoll.operator.observe import Cache
 
 log = structlog.get_logger("plimsoll.operator.sweep")
@@ -59,12 +60,14 @@ class Sweeper:
             since = self._unwanted.setdefault((one.namespace, one.key), now)
             for kind, name, entry in one.parts:
                 if kind != CONFIG_MAP.name or now - since > KEEP_RECORDS_SECONDS:
-                    self._remove(one, kind, name, entry.uid, "nobody names its source")
+                    self._remove(one.namespace, kind, name, entry.uid, "nobody names its source")
+        for namespace, uid in self._cache.unused_policies():
+            self._remove(namespace, POLICY.name, names.INSPECT_POLICY, uid, "nothing here is inspected any more")
 
-    def _remove(self, one: Inspected, kind: str, name: str, uid: str, why: str) -> None:
+    def _remove(self, namespace: str, kind: str, name: str, uid: str, why: str) -> None:
         try:
-            if self._cluster.delete(BY_NAME[kind], one.namespace, name, uid):
-                log.info("deleted", kind=kind, namespace=one.namespace, name=name, why=why)
+            if self._cluster.delete(BY_NAME[kind], namespace, name, uid):
+                log.info("deleted", kind=kind, namespace=namespace, name=name, why=why)
         except (ForbiddenError, InvalidError) as error:
             # One that may not be removed is no reason to leave the others.
-            log.warning("cannot be removed", kind=kind, namespace=one.namespace, name=name, error=str(error))
+            log.warning("cannot be removed", kind=kind, namespace=namespace, name=name, error=str(error))

@@ -10,15 +10,25 @@ from collections.abc import Callable
 from plimsoll.operator.entries import Key
 from plimsoll.operator.metrics import Metrics
 
+#: So long after a key that nobody had seen before, more of them are expected.
+RUSH_SECONDS = 2.0
 FIRST_RETRY_SECONDS = 0.25
 LAST_RETRY_SECONDS = 120.0
 
 
 class WorkQueue:
-    """Keys for worker threads. A key that is added while it is worked on comes again afterwards."""
+    """Keys for worker threads. A key that is added while it is worked on comes again afterwards.
 
-    def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
-        self._metrics, self._clock = metrics, clock
+    Args:
+        others: how many keys that are not new are worked on at once while new ones come: what they write would only
+            make the API server slower for those that have nothing yet.
+    """
+
+    def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic, others: int = 8) -> None:
+        self._metrics, self._clock, self._others = metrics, clock, others
+        self._rush_until = float("-inf")
+        self._first: set[Key] = set()
+        """Keys that are worked on for the first time."""
         self._change = threading.Condition()
         self._new: deque[Key] = deque()
         """Waiting keys that nobody has looked at yet: they go first, since nothing of theirs is there."""
@@ -51,7 +61,11 @@ class WorkQueue:
             self._again.add(key)
         elif key not in self._since:
             self._since[key] = self._clock()
-            (self._ready if key in self._known else self._new).append(key)
+            if key in self._known:
+                self._ready.append(key)
+            else:
+                self._new.append(key)
+                self._rush_until = self._clock() + RUSH_SECONDS
             self._metrics.queue_depth.set(len(self._since))
             self._change.notify()
 
@@ -62,15 +76,26 @@ class WorkQueue:
             while not self.closed:
                 now = self._clock()
                 self._promote(now)
-                if self._open and self._since:
+                if self._open and (self._new or (self._ready and not self._full(now))):
                     return self._take(now)
                 wait = until - now
                 if wait <= 0:
                     return None
                 if self._open and self._due:
                     wait = min(wait, max(0.0, self._due[0][0] - now))
+                if self._open and self._ready:
+                    wait = min(wait, max(0.0, self._rush_until - now))
                 self._change.wait(wait)
             return None
+
+    def _full(self, now: float) -> bool:
+        """Whether what is not new has to wait."""
+        return now < self._rush_until and len(self._working) - len(self._first) >= self._others
+
+    def rush(self) -> bool:
+        """Whether new keys come: what can wait should."""
+        with self._change:
+            return self._clock() < self._rush_until
 
     def _promote(self, now: float) -> None:
         while self._due and self._due[0][0] <= now:
@@ -80,6 +105,8 @@ class WorkQueue:
                 self._add_now(key)
 
     def _take(self, now: float) -> Key:
+        if self._new:
+            self._first.add(self._new[0])
         key = (self._new or self._ready).popleft()
         self._known.add(key)
         self._metrics.queue_seconds.observe(max(0.0, now - self._since.pop(key)))
@@ -114,9 +141,13 @@ class WorkQueue:
 
     def _finish(self, key: Key) -> None:
         self._working.pop(key, None)
+        self._first.discard(key)
         if key in self._again:
             self._again.discard(key)
             self._add_now(key)
+        elif self._ready:
+            # One that had to wait for this one.
+            self._change.notify()
 
     def forget(self, key: Key) -> None:
         """There is no such deployment any more."""

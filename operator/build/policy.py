@@ -81,7 +81,7 @@ def inspect_policy(namespace: str, settings: Settings) -> Object:
     return {
         "apiVersion": _API,
         "kind": "NetworkPolicy",
-        "metadata": {"name": "plimsoll-inspect", "namespace": namespace, "labels": labels},
+        "metadata": {"name": names.INSPECT_POLICY, "namespace": namespace, "labels": labels},
         "spec": {
             "podSelector": {"matchLabels": {names.MANAGED_BY: names.MANAGER, names.COMPONENT: "inspect"}},
             "policyTypes": ["Ingress", "Egress"],

@@ -18,6 +18,7 @@ from plimsoll.api.source import forbidden_host
 from plimsoll.operator.plan.conditions import Condition
 from plimsoll.operator.plan.devices import device_memory
 from plimsoll.operator.plan.quantized import FAILED, awaited, serving
+from plimsoll.operator.plan.trouble import words
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Output, Snapshot
 
@@ -185,5 +186,7 @@ def _inspecting(snapshot: Snapshot) -> str:
         return "An inspect pod is about to read the checkpoint's headers."
     if pod.unschedulable:
         return f"The inspect pod finds no node: {pod.unschedulable}"
+    if pod.told:
+        return f"The inspect pod waits: {words(pod.told)}"
     waits = next((c for c in pod.containers if c.state == "waiting" and c.message), None)
     return f"The inspect pod waits: {waits.message}" if waits else "The inspect pod reads the checkpoint's headers."

@@ -31,9 +31,9 @@ from plimsoll.operator.plan.evacuation import Evacuation, evacuate
 from plimsoll.operator.plan.rollout import Revision, Stage, Step
 from plimsoll.operator.plan.status import Rolling, status
 from plimsoll.operator.plan.transitions import transitions
-from plimsoll.operator.plan.trouble import Trouble, deadline_in, troubles
+from plimsoll.operator.plan.trouble import ASK_AFTER, Trouble, creating, deadline_in, troubles, waits_unexplained
 from plimsoll.operator.settings import Settings
-from plimsoll.operator.snapshot import Failure, ReplicaSet, Snapshot
+from plimsoll.operator.snapshot import Failure, Pod, ReplicaSet, Snapshot
 
 #: Revisions without pods that are kept to go back to.
 HISTORY = 10
@@ -57,6 +57,7 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     actions = list(inspecting(snapshot, admission, settings))
     retry = retry_in(snapshot)
     again: list[float] = [] if retry is None else [retry + 0.5]
+    again += [_ask_in(pod, snapshot.now) for pod in _everybody(snapshot) if creating(pod)]
     if admission.ok:
         assert admission.spec is not None
         rolled = _Roll(snapshot, admission, settings, version, revision or "", new, others)
@@ -73,6 +74,7 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
         status=found,
         events=transitions(snapshot.deployment.status.get("conditions", ()), found["conditions"]),
         look_for_room=look,
+        ask_why=any(waits_unexplained(pod, snapshot.now) and not pod.told for pod in _everybody(snapshot)),
         again_in=min(again, default=None),
     )
 
@@ -140,15 +142,26 @@ def inspecting(snapshot: Snapshot, admission: Asking, settings: Settings) -> Ite
         return
     key = looking.key if looking is not None else None
     pod = build.inspect_pod(snapshot.deployment, admission.spec, settings, snapshot.image_volumes, key)
-    if looking is not None and looking.pod is not None:
-        if looking.pod.phase == "Failed" and not looking.pod.deleting and retry_in(snapshot) == 0.0:
-            yield Delete("Pod", looking.pod.name, "look again")
-        return
     policy = build.inspect_policy(snapshot.deployment.namespace, settings)
     live = snapshot.children.get(("NetworkPolicy", policy["metadata"]["name"]))
     if live is None or build.differs(policy, live):
         yield Apply(policy, "inspect pods reach only what they read")
+    if looking is not None and looking.pod is not None:
+        if looking.pod.phase == "Failed" and not looking.pod.deleting and retry_in(snapshot) == 0.0:
+            yield Delete("Pod", looking.pod.name, "look again")
+        return
     yield Apply(pod, "read the checkpoint's headers")
+
+
+def _everybody(snapshot: Snapshot) -> tuple[Pod, ...]:
+    looking = snapshot.inspecting.pod if snapshot.inspecting else None
+    return (*snapshot.pods, looking) if looking else snapshot.pods
+
+
+def _ask_in(pod: Pod, now: float) -> float:
+    """Seconds until its events are worth reading, and then reading again: ever more rarely, for a minute at most."""
+    age = now - pod.created
+    return max(0.5, ASK_AFTER + 0.5 - age) if age < ASK_AFTER else min(60.0, max(10.0, age / 2))
 
 
 def retry_in(snapshot: Snapshot) -> float | None:

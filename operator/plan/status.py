@@ -1,6 +1,6 @@
 """What a deployment's status says: only what was observed, each condition with words one can act on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +10,8 @@ from plimsoll.operator.plan.admission import Admission
 from plimsoll.operator.plan.conditions import Condition, Truth, written
 from plimsoll.operator.plan.quantized import FAILED, WAITING
 from plimsoll.operator.plan.rollout import Revision, Stage
-from plimsoll.operator.plan.trouble import Trouble
-from plimsoll.operator.snapshot import Page, Pod, Snapshot
+from plimsoll.operator.plan.trouble import Trouble, words
+from plimsoll.operator.snapshot import Pod, Snapshot
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision:
     conditions = _conditions(snapshot, admission, rolling)
     ready = next(condition for condition in conditions if condition.type == "Ready")
     sets = (*rolling.others, *((rolling.new,) if rolling.new else ()))
-    pages = [pod.page for revision_ in sets for pod in revision_.pods if pod.page and not pod.deleting]
     newest = [pod for pod in (rolling.new.pods if rolling.new else ()) if not pod.deleting]
     found: dict[str, Any] = {
         "observedGeneration": generation,
@@ -47,9 +46,9 @@ def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision:
         "revision": revision,
         "source": _source(admission, rolling, before),
         "budget": _budget(admission.budget) if admission.budget else None,
-        "observed": _observed([pod.page for pod in newest if pod.page]),
+        "observed": _observed(newest, before),
         "startup": _startup(newest, before),
-        "load": _load(pages, before),
+        "load": _load(sets, before),
         "conditions": written(conditions, before.get("conditions", ()), generation, snapshot.now),
     }
     return {key: value for key, value in found.items() if value is not None}
@@ -123,7 +122,7 @@ def _doing(rolling: Rolling) -> str:
         waits = next((c for c in pod.containers if c.state == "waiting" and c.reason), None)
         if waits:
             # The kubelet tells of a volume or a Secret that is missing in events alone.
-            more = waits.message or (_LOOK if waits.reason == "ContainerCreating" else "")
+            more = waits.message or words(pod.told) or (_LOOK if waits.reason == "ContainerCreating" else "")
             return f"pod {pod.name} waits: {waits.reason} {more}".rstrip()
     if pods:
         return f"pod {pods[0].name} starts" if pods[0].node else f"pod {pods[0].name} waits for a node"
@@ -221,8 +220,17 @@ def _budget(budget: Budget) -> dict[str, Any]:
     }
 
 
-def _observed(pages: Sequence[Page]) -> dict[str, int] | None:
+def _unread(pods: Iterable[Pod]) -> bool:
+    """Whether a new leader has yet to read what some replica says: till then what was said last stands."""
+    return any(pod.ready and pod.unread and not pod.deleting for pod in pods)
+
+
+def _observed(pods: Sequence[Pod], before: Mapping[str, Any]) -> Mapping[str, int] | None:
     """The most that any replica was measured at."""
+    if _unread(pods):
+        kept: Mapping[str, int] | None = before.get("observed")
+        return kept
+    pages = [pod.page for pod in pods if pod.page]
     terms = {term for page in pages for term in page.observed}
     return {term: max(page.observed.get(term, 0) for page in pages) for term in sorted(terms)} or None
 
@@ -233,14 +241,19 @@ def _startup(pods: Sequence[Pod], before: Mapping[str, Any]) -> Mapping[str, Any
     done = [pod.page for pod in pods if pod.page and pod.ready and pod.page.startup]
     if starting:
         return min(starting, key=lambda page: page.moved_at).startup
-    if done:
+    if done and not _unread(pods):
         return max(done, key=lambda page: sum(step.get("seconds", 0.0) for step in page.startup.values())).startup
     kept: Mapping[str, Any] | None = before.get("startup")
     return kept
 
 
-def _load(pages: Sequence[Page], before: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _load(sets: Iterable[Revision], before: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """How busy the replicas are, in steps coarse enough that a steady load writes nothing."""
+    pods = [pod for revision in sets for pod in revision.pods if not pod.deleting]
+    if _unread(pods):
+        kept: Mapping[str, Any] | None = before.get("load")
+        return kept
+    pages = [pod.page for pod in pods if pod.page]
     if not pages:
         return None
     running, waiting = sum(page.running for page in pages), sum(page.waiting for page in pages)

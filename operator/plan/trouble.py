@@ -10,6 +10,10 @@ MOST_WORDS = 700
 #: Seconds in which what a pod refers to (a Secret, a claim) may still appear.
 GRACE = 30.0
 
+#: Seconds that creating a pod's containers takes without anybody having to ask why.
+ASK_AFTER = 5.0
+
+_CREATING = frozenset({"ContainerCreating", "PodInitializing"})
 _PULL = frozenset({"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
@@ -20,7 +24,7 @@ class Trouble:
 
     pod: str
     reason: str
-    """ImagePull, OutOfMemory, CrashLoop, ContainerConfig, Stalled, Evicted, Unschedulable."""
+    """ImagePull, OutOfMemory, CrashLoop, ContainerConfig, FailedMount, Stalled, Evicted, Unschedulable."""
     message: str
     fatal: bool
     """Waiting will not help: a rollout stops for it."""
@@ -36,6 +40,18 @@ def troubles(pods: Iterable[Pod], deadline: float, now: float) -> tuple[Trouble,
     return tuple(sorted(found, key=lambda trouble: not trouble.fatal))
 
 
+def waits_unexplained(pod: Pod, now: float) -> bool:
+    """Whether it has a node, its containers wait to be created, and nothing in the pod itself says for what."""
+    return creating(pod) and now - pod.created >= ASK_AFTER
+
+
+def creating(pod: Pod) -> bool:
+    """Whether it is past the scheduler and none of its containers has begun."""
+    begun = any(one.state != "waiting" or one.restarts for one in pod.containers)
+    waits = any(one.reason in _CREATING and not one.message for one in pod.containers)
+    return bool(pod.node and waits and not begun and not pod.deleting and pod.page is None)
+
+
 def words(text: str) -> str:
     """The end of what a container said, bounded, on one line's worth of spaces."""
     kept = " ".join(text.split())
@@ -48,6 +64,15 @@ def _of(pod: Pod, deadline: float, now: float) -> Iterator[Trouble]:
         return
     if pod.unschedulable:
         yield Trouble(pod.name, "Unschedulable", words(pod.unschedulable), False)
+        return
+    if pod.stuck:
+        # What is not there may come, though not many wait for it that long; what is slow comes by itself.
+        missing = "not found" in pod.told or "non-existent" in pod.told
+        fatal = missing and now - pod.created > GRACE
+        if "olume" in pod.told:
+            yield Trouble(pod.name, "FailedMount", words(pod.told), fatal)
+        else:
+            yield Trouble(pod.name, "ContainerConfig", words(pod.told), fatal)
         return
     for container in pod.containers:
         trouble = _container(pod, container, now)

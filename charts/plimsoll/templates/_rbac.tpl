@@ -10,8 +10,8 @@
 - apiGroups: [plimsoll.dev]
   resources: [modeldeployments/finalizers, quantizationjobs/finalizers]
   verbs: [update]
-# Old revisions, and what is known of sources that nobody names any more, are removed by the operator; everything else
-# goes with its owner.
+# Old revisions, what is known of sources that nobody names any more, and the policy of inspect pods are removed by the
+# operator; everything else goes with its owner.
 - apiGroups: [apps]
   resources: [replicasets]
   verbs: [get, list, watch, create, patch, delete]
@@ -37,7 +37,7 @@
   verbs: [get, list, watch, create, patch]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [get, list, watch]
@@ -46,7 +46,7 @@
   verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [list, create, patch]
 {{- end -}}
 
 {{- /* What it does where it lives: taking turns. */ -}}

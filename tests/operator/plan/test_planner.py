@@ -289,6 +289,27 @@ def test_room_counts_what_free_nodes_would_take() -> None:
     assert room_for(cluster.snapshot(), cluster.settings, "1", used) == 1
 
 
+def test_a_new_leader_that_has_read_no_page_yet_writes_nothing_anew() -> None:
+    cluster = Cluster(spec=spec(replicas=2))
+    cluster.settle()
+    page = Page(1.0, 1.0, "ready", {"load": {"seconds": 2.0}}, {"peak": 5}, running=3)
+    cluster.pods = [replace(cluster.pods[0], page=page), replace(cluster.pods[1], page=replace(page, running=1))]
+    cluster.act()
+    before = cluster.status
+    assert before["observed"] == {"peak": 5}
+    assert before["load"]["runningRequests"] == 4
+    known = cluster.pods
+    for read in ((), (0,), (1,)):
+        cluster.pods = [
+            pod if index in read else replace(pod, page=None, unread=True) for index, pod in enumerate(known)
+        ]
+        assert cluster.act().status == before
+    cluster.pods = [replace(pod, page=None) for pod in known]
+    found = cluster.act().status
+    assert "observed" not in found, "nobody answers: what is not observed is not said"
+    assert "load" not in found
+
+
 def test_scaling_to_zero_is_no_trouble() -> None:
     cluster = Cluster()
     cluster.settle()

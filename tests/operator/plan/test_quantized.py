@@ -145,9 +145,7 @@ def test_an_output_whose_pods_fail_is_given_up_and_the_old_one_serves() -> None:
 
 
 def test_the_allow_list_holds_for_outputs_too() -> None:
-    cluster = Cluster(
-        spec=spec(**OF_A_JOB), quantizing=done(FIRST), settings=Settings(allowed_sources=("hf://org/*",))
-    )
+    cluster = Cluster(spec=spec(**OF_A_JOB), quantizing=done(FIRST), settings=Settings(allowed_sources=("hf://org/*",)))
     cluster.settle(10)
     assert cluster.condition("Accepted")["reason"] == "SourceNotAllowed"
 

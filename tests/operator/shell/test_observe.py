@@ -185,8 +185,13 @@ def test_a_new_leader_asks_every_page_once_and_counts_no_deadline_from_before(ca
     assert cache.unasked(KEY)
     (pod,) = cache.snapshot(KEY, 1e10 + 1).pods  # type: ignore[union-attr]
     assert (pod.seen_since, pod.created) == (1e10, 1577836800.0)
-    cache.asked(pod.uid)
+    assert pod.unread
+    assert not cache.asked(pod.uid, known=False), "it did not answer, this time"
     assert not cache.unasked(KEY)
+    assert cache.snapshot(KEY, 1e10 + 2).pods[0].unread  # type: ignore[union-attr]
+    assert cache.asked(pod.uid)
+    assert not cache.asked(pod.uid), "no news"
+    assert not cache.snapshot(KEY, 1e10 + 3).pods[0].unread  # type: ignore[union-attr]
     cache.began_to_lead(2e10)
     assert cache.unasked(KEY)
 

@@ -72,6 +72,12 @@ def doing(*actions: Action, **more: Any) -> Plan:
     return Plan(actions=actions, **more)
 
 
+def test_what_a_pod_waits_for_is_asked_before_anything_is_said(world: World) -> None:
+    world.work(doing(ask_why=True, status={"phase": "Pending"}), doing(status={"phase": "Loading"}))
+    assert len(world.looks) == 2
+    assert world.api.objects[kinds.DEPLOYMENT.path("ns", "a")]["status"] == {"phase": "Loading"}
+
+
 def test_a_plan_without_anything_new_writes_nothing(world: World) -> None:
     plan = doing(Apply(SERVICE), status={"phase": "Ready"})
     assert len(world.work(plan)) == 2
@@ -129,8 +135,14 @@ def test_a_status_that_somebody_changed_meanwhile_is_read_anew(world: World) -> 
 
 def test_pods_come_before_what_only_leads_to_them_and_after_what_guards_them(world: World) -> None:
     policy = {**SERVICE, "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
-    writes = world.work(doing(Apply(SERVICE), Apply(policy), Apply(world.sets)))
-    assert [path.split("/")[-2] for _, path in writes] == ["networkpolicies", "replicasets", "services"]
+    plan = doing(Apply(SERVICE), Apply(policy), Apply(world.sets), status={"phase": "Pending"})
+    writes = world.work(plan)
+    assert [path.split("/")[-2] for _, path in writes] == ["networkpolicies", "replicasets"], "new ones may be waiting"
+    world.now += 60.0
+    writes = world.work(plan)
+    assert [path.split("/")[-2] for _, path in writes] == [
+        "networkpolicies", "replicasets", "services", "a",
+    ], "the rest once the rush is over"  # fmt: skip
 
 
 def test_scaling_and_marking_see_what_is_there(world: World) -> None:

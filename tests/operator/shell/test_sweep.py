@@ -66,6 +66,19 @@ def test_one_that_may_not_be_removed_keeps_nothing_else(world: World) -> None:
     assert len(world.sweep()) == 1
 
 
+def test_the_policy_of_inspect_pods_goes_with_the_last_deployment_of_its_namespace(world: World) -> None:
+    policy = world.make(
+        kinds.POLICY, names.INSPECT_POLICY, metadata={"labels": {names.MANAGED_BY: names.MANAGER, names.COMPONENT: "x"}}
+    )
+    world.cache.seen(kinds.POLICY, None, world.api.put(kinds.POLICY, policy))
+    world.wanted("ADDED")
+    world.part(kinds.POD, "look")
+    assert world.sweep() == {"look", names.INSPECT_POLICY}
+    world.wanted("DELETED")
+    assert world.sweep() == {names.INSPECT_POLICY}, "a pod may still be on its way out"
+    assert world.sweep() == set()
+
+
 def test_a_look_that_is_under_way_is_left_alone(world: World) -> None:
     world.wanted("ADDED")
     world.part(kinds.POD, "look", status={"phase": "Running"})

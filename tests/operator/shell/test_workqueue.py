@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections import defaultdict
 from math import inf
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.workqueue import LAST_RETRY_SECONDS, WorkQueue
+from plimsoll.operator.workqueue import LAST_RETRY_SECONDS, RUSH_SECONDS, WorkQueue
 
 KEYS = st.sampled_from([("ns", "a"), ("ns", "b"), ("other", "a")])
 
@@ -68,6 +69,41 @@ class Machine(RuleBasedStateMachine):
 
 
 TestQueue = Machine.TestCase
+
+
+def test_while_new_keys_come_only_a_few_others_are_worked_on() -> None:
+    now = [0.0]
+    queue = WorkQueue(Metrics(), clock=lambda: now[0], others=2)
+    queue.open()
+    old = [("ns", f"old-{number}") for number in range(5)]
+    for key in old:
+        queue.add(key)
+        assert queue.get(0.0) == key, "one that is new never waits"
+    for key in old:
+        queue.done(key, 0.0)
+    assert queue.rush()
+    assert [queue.get(0.0) for _ in range(3)] == [old[0], old[1], None]
+    queue.add(("ns", "new"))
+    assert queue.get(0.0) == ("ns", "new")
+    assert queue.get(0.0) is None
+    queue.done(old[0])
+    assert queue.get(0.0) == old[2]
+    now[0] += RUSH_SECONDS
+    assert not queue.rush()
+    assert [queue.get(0.0), queue.get(0.0)] == [old[3], old[4]]
+
+
+def test_one_that_waits_for_the_rush_to_end_is_not_forgotten() -> None:
+    queue = WorkQueue(Metrics(), others=1)
+    queue.open()
+    for key in (("ns", "a"), ("ns", "b")):
+        queue.add(key)
+        queue.get(0.0)
+        queue.done(key, 0.0)
+    assert queue.get(0.0) == ("ns", "a")
+    began = time.monotonic()
+    assert queue.get(30.0) == ("ns", "b"), "a worker that sleeps wakes when the rush is over"
+    assert time.monotonic() - began < 30.0
 
 
 def test_a_failing_key_comes_ever_later_and_a_success_forgives() -> None:

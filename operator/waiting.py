@@ -1,0 +1,83 @@
+"""Why a pod's containers are not created yet: a claim, a Secret or a ConfigMap that is not there, an image on its way.
+
+The kubelet says it in events alone. They are read of those pods only, when they have waited for a while; no right on
+Secrets is needed.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from plimsoll.operator import kinds
+from plimsoll.operator.cluster import Cluster, ForbiddenError
+from plimsoll.operator.plan.trouble import waits_unexplained
+from plimsoll.operator.snapshot import Pod, Snapshot
+
+#: One reading of a pod's events serves for so long.
+_FRESH_SECONDS = 5.0
+_REMEMBERED = 256
+#: Says that others failed, and not why.
+_EMPTY_WORDS = "timed out waiting for the condition"
+
+
+class Waiting:
+    """Reads what the kubelet has told of pods that wait. Safe from any thread."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._lock = threading.Lock()
+        self._read: OrderedDict[str, tuple[float, str, bool]] = OrderedDict()
+
+    def explained(self, snapshot: Snapshot) -> Snapshot:
+        """With `told` and `stuck` of the pods that have waited long enough.
+
+        Raises:
+            ClusterError: their events cannot be listed.
+        """
+        namespace, now = snapshot.deployment.namespace, snapshot.now
+        looking = snapshot.inspecting
+        if looking is not None and looking.pod is not None and waits_unexplained(looking.pod, now):
+            looking = replace(looking, pod=self._explained(namespace, looking.pod))
+        pods = tuple(self._explained(namespace, pod) if waits_unexplained(pod, now) else pod for pod in snapshot.pods)
+        return replace(snapshot, pods=pods, inspecting=looking)
+
+    def _explained(self, namespace: str, pod: Pod) -> Pod:
+        now = time.monotonic()
+        with self._lock:
+            at, told, stuck = self._read.get(pod.uid, (-_FRESH_SECONDS, "", False))
+        if now - at >= _FRESH_SECONDS:
+            told, stuck = self._ask(namespace, pod)
+            with self._lock:
+                self._read[pod.uid] = (now, told, stuck)
+                self._read.move_to_end(pod.uid)
+                while len(self._read) > _REMEMBERED:
+                    self._read.popitem(last=False)
+        return replace(pod, told=told, stuck=stuck)
+
+    def _ask(self, namespace: str, pod: Pod) -> tuple[str, bool]:
+        fields = f"involvedObject.uid={pod.uid}"
+        try:
+            found = [one for page in self._cluster.pages(kinds.EVENT, namespace, fields=fields) for one in page]
+        except ForbiddenError:
+            return "", False  # A role of an earlier chart: the condition then says where to look.
+        return last_told(found)
+
+
+def last_told(events: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+    """The latest words of a pod's events, and whether they are of a failure. A pull that began comes after every volume
+    that was once missing, so of the same second the good news counts."""
+    known = [one for one in events if _EMPTY_WORDS not in str(one.get("message"))] or events
+    latest = max(known, key=lambda one: (_at(one), one.get("type") != "Warning"), default=None)
+    if latest is None or latest.get("reason") == "Scheduled":
+        return "", False
+    return str(latest.get("message") or latest.get("reason") or ""), latest.get("type") == "Warning"
+
+
+def _at(event: Mapping[str, Any]) -> str:
+    """RFC 3339 in UTC, which sorts as text down to the second."""
+    series = event.get("series") or {}
+    found = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or ""
+    return str(found)[:19]
