@@ -1,12 +1,14 @@
 """Kubernetes events about deployments and jobs: one object per message, counted when it comes again."""
 
-import contextlib
 import hashlib
 import os
 import queue
 import socket
 import threading
+import time
+import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,28 +24,52 @@ log = structlog.get_logger("plimsoll.operator.events")
 
 COMPONENT = "plimsoll-operator"
 _REMEMBERED = 2048
+#: An event that has waited so long is told no more.
+LATEST_SECONDS = 10.0
 #: As the API server caps it.
 _LONGEST = 1024
 
 
 class Poster:
-    """Writes events from a thread of its own, in order: nobody's work waits for them, and a full queue drops them."""
+    """Writes events from threads of its own, those of one deployment in order: nobody's work waits for them.
 
-    def __init__(self, events: "Events") -> None:
-        self._events = events
-        self._waiting: queue.Queue[tuple[Deployment, Event]] = queue.Queue(maxsize=2048)
-        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+    After a burst what is old is dropped, so that what is told is never older than `LATEST_SECONDS`: a condition says
+    what is, and an event that comes late only delays those that are news.
+    """
+
+    def __init__(self, events: "Events", threads: int = 4, clock: Callable[[], float] = time.monotonic) -> None:
+        self._events, self._clock = events, clock
+        self._waiting: list[queue.Queue[tuple[float, Deployment, Event]]] = [
+            queue.Queue(maxsize=1024) for _ in range(threads)
+        ]
+        self.dropped = 0
+        self._told = 0
+        self._threads = [
+            threading.Thread(target=self._run, args=(one,), name=f"events-{index}", daemon=True)
+            for index, one in enumerate(self._waiting)
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def emit(self, deployment: Deployment, event: Event) -> None:
-        with contextlib.suppress(queue.Full):
-            self._waiting.put_nowait((deployment, event))
+        try:
+            # By uid, so that one deployment's events stay in order.
+            which = zlib.crc32(deployment.uid.encode()) % len(self._waiting)
+            self._waiting[which].put_nowait((self._clock(), deployment, event))
+        except queue.Full:
+            self.dropped += 1
 
-    def _run(self) -> None:
+    def _run(self, waiting: "queue.Queue[tuple[float, Deployment, Event]]") -> None:
         while True:
-            deployment, event = self._waiting.get()
+            at, deployment, event = waiting.get()
+            if self._clock() - at > LATEST_SECONDS:
+                self.dropped += 1
+                continue
+            if self.dropped > self._told:
+                log.warning("events came too fast to be told", dropped=self.dropped - self._told)
+                self._told = self.dropped
             try:
                 self._events.emit(deployment, event)
             except NotLeaderError:
@@ -60,6 +86,7 @@ class Events:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._instance = os.environ.get("POD_NAME") or socket.gethostname()
+        self._lock = threading.Lock()
         self._counts: OrderedDict[str, int] = OrderedDict()
 
     def emit(self, deployment: Deployment, event: Event) -> None:
@@ -68,7 +95,8 @@ class Events:
         message = event.message if len(event.message) <= _LONGEST else event.message[: _LONGEST - 1] + "…"
         about = f"{deployment.uid}\0{event.type}\0{event.reason}\0{message}"
         name = f"{deployment.name}.{hashlib.sha256(about.encode()).hexdigest()[:16]}"
-        count = self._counts.get(name, 0) + 1
+        with self._lock:
+            count = self._counts.get(name, 0) + 1
         if count > 1 and self._repeated(deployment.namespace, name, count, now):
             return
         body: dict[str, Any] = {
@@ -107,7 +135,8 @@ class Events:
         return True
 
     def _remember(self, name: str, count: int) -> None:
-        self._counts[name] = count
-        self._counts.move_to_end(name)
-        while len(self._counts) > _REMEMBERED:
-            self._counts.popitem(last=False)
+        with self._lock:
+            self._counts[name] = count
+            self._counts.move_to_end(name)
+            while len(self._counts) > _REMEMBERED:
+                self._counts.popitem(last=False)

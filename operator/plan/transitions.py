@@ -35,6 +35,9 @@ def _changed(before: Mapping[str, Mapping[str, Any]], after: Sequence[Mapping[st
             continue
         if kind == "Progressing" and reason not in _STEPS:
             continue
+        if not before and (kind, truth) in (("SourceReady", "True"), ("Progressing", "True")):
+            # Of a deployment that nobody has seen before, whether it is accepted says both.
+            continue
         if (kind, truth) == ("Failed", "False") or (kind == "Complete" and _failed(after)):
             # The other of the two tells it.
             continue
