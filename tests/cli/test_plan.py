@@ -15,6 +15,7 @@ from plimsoll.runtime.config import from_deployment
 from plimsoll.runtime.engine.memory import find_device, find_dtype, plan_memory
 from plimsoll.runtime.kernels.selection import select
 from tests.api.test_budget import INTERNLM
+from tests.support import quantized
 
 
 def manifest(folder: Path, source: str, **parts: Any) -> str:
@@ -176,3 +177,20 @@ def test_the_engine_is_told_the_very_bytes_that_were_planned(
     closed = plan_memory(engine, open_checkpoint(smollm2_gguf).facts, select(device, dtype, engine.kernels), dtype)
     assert closed.predicted == planned["perDevice"]
     assert (closed.precision, closed.num_blocks) == (planned["precision"], planned["blocks"])
+
+
+@pytest.mark.parametrize(("precision", "taken"), [("auto", "w4a16"), ("bfloat16", "bfloat16")])
+def test_a_quantised_checkpoint_is_planned_as_the_engine_will_hold_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str, taken: str
+) -> None:
+    folder, _ = quantized.make_quantized(tmp_path / "model", quantized.AWQ, "Qwen2ForCausalLM", tokenizer=False)
+    file = manifest(tmp_path, f"file://{folder}", precision=precision, context={"maxLength": 128})
+    planned = json.loads(run(capsys, "-f", file, "-o", "json")[1])
+    assert (planned["precision"], planned["rejected"], planned["notRunYet"]) == (taken, [], None)
+    engine, _ = from_deployment(parse_manifest(Path(file).read_text(), file), folder)
+    dtype = find_dtype(engine.precision, find_device("cpu"))
+    closed = plan_memory(engine, open_checkpoint(folder).facts, select(find_device("cpu"), dtype), dtype)
+    assert (closed.predicted, closed.precision) == (planned["perDevice"], taken)
+    code, _, err = run(capsys, "-f", manifest(tmp_path, f"file://{folder}", precision="w8a16"))
+    assert code == 1
+    assert "spec.precision: the checkpoint's weights are awq of 4 bits (found 'w8a16'). Use auto or w4a16" in err

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from plimsoll.cli.main import main
+from tests.support import quantized
 from tests.support.checkpoints import make_checkpoint
 from tests.support.endpoint import eventually
 
@@ -61,6 +62,22 @@ def test_what_cannot_be_served_is_refused_in_plain_words(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
     assert said in re.sub(r"\x1b\[[0-9;]*m", "", refusal(capsys, str(checkpoint), "--server-port", "0", *options))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model-format", "gptq"], "the checkpoint is awq"),
+        (["--model-format", "hf"], "the checkpoint is awq"),
+        (["--model-format", "awq", "--dtype", "w8a16"], "Use auto or w4a16"),
+        (["--model-format", "awq", "--memory", "1Mi"], "MiB"),
+    ],
+)
+def test_words_for_a_quantised_checkpoint_are_held_against_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    folder, _ = quantized.make_quantized(tmp_path / "model", quantized.AWQ)
+    assert said in re.sub(r"\x1b\[[0-9;]*m", "", refusal(capsys, str(folder), "--server-port", "0", *options))
 
 
 def test_a_key_given_in_place_of_a_file_is_not_repeated(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

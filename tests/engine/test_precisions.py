@@ -1,0 +1,88 @@
+"""Precisions of an engine: what auto takes, bytes foretold and observed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plimsoll.api.budget import CONTEXT_BYTES
+from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.checkpoint import open_checkpoint
+from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.loading import Loaded, load
+from plimsoll.runtime.engine.memory import find_device, find_dtype, plan_memory
+from plimsoll.runtime.kernels.selection import select
+from tests.support import quantized
+
+MIB = 1 << 20
+SMALL: dict[str, Any] = {"max_model_len": 64, "max_running": 2, "max_batched_tokens": 64, "kv_cache_bytes": MIB}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """4 and 8 bits, and the floats that the 4 bits stand for."""
+    root = tmp_path_factory.mktemp("precisions")
+    wide = {"hidden_size": 1024, "intermediate_size": 3072, "tokenizer": False, "vocab_size": 320}
+    four, floats = quantized.make_quantized(root / "four", quantized.AWQ, **wide)
+    eight, _ = quantized.make_quantized(root / "eight", quantized.COMPRESSED_8, **wide)
+    return {"four": four, "eight": eight, "floats": floats}
+
+
+def loaded(folder: Path, **options: Any) -> Loaded:
+    return load(EngineConfig(model=str(folder), **(SMALL | {"memory": 2048 * MIB} | options)))
+
+
+@pytest.mark.parametrize(
+    ("stored", "precision", "taken"),
+    [
+        ("four", "auto", "w4a16"), ("four", "w4a16", "w4a16"), ("four", "bfloat16", "bfloat16"),
+        ("eight", "auto", "w8a16"), ("eight", "float32", "float32"), ("floats", "auto", "bfloat16"),
+        ("floats", "w4a16", "w4a16"), ("floats", "w8a16", "w8a16"),
+    ],
+)  # fmt: skip
+def test_bytes_observed_are_those_foretold(
+    folders: dict[str, Path], kernels: str, stored: str, precision: str, taken: str
+) -> None:
+    found = loaded(folders[stored], precision=precision, kernels=kernels)
+    found.clock.seconds["warmup"] = 0.0
+    ready = found.ready()
+    assert ready.precision == taken
+    assert ready.observed["weights"] == ready.predicted["weights"]
+
+
+def test_auto_takes_fewer_bits_where_memory_is_short_and_says_so(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    device = find_device("cpu")
+    dtype = find_dtype("auto", device)
+    table = select(device, dtype)
+    facts = open_checkpoint(folders["floats"]).facts
+
+    def plan(memory: int, precision: str = "auto") -> Any:
+        config = EngineConfig(model="", precision=precision, memory=memory, **SMALL)
+        return plan_memory(config, facts, table, dtype)
+
+    needs = {name: _needs(plan(4096 * MIB, name)) for name in ("bfloat16", "w8a16", "w4a16")}
+    assert needs["bfloat16"] > needs["w8a16"] > needs["w4a16"] > CONTEXT_BYTES["cpu"]
+    for memory, taken, passed in (
+        (needs["bfloat16"], "bfloat16", []),
+        (needs["bfloat16"] - 1, "w8a16", ["precision bfloat16"]),
+        (needs["w8a16"] - 1, "w4a16", ["precision bfloat16", "precision w8a16"]),
+    ):
+        found = plan(memory)
+        assert (found.precision, [item.option for item in found.rejected]) == (taken, passed)
+    with pytest.raises(DoesNotFitError, match="needs"):
+        plan(needs["w4a16"] - 1)
+    with caplog.at_level("INFO", logger="plimsoll"):
+        served = loaded(folders["floats"], memory=needs["bfloat16"] - 1)
+    assert served.plan.precision == "w8a16"
+    assert "passed over precision bfloat16: needs" in caplog.text
+
+
+def _needs(plan: Any) -> int:
+    return int(sum(value for name, value in plan.predicted.items() if name not in ("total", "headroom")))
+
+
+def test_codes_of_other_bits_are_refused_before_memory_is_taken(folders: dict[str, Path]) -> None:
+    with pytest.raises(SpecError, match=r"compressed-tensors of 8 bits.*Use auto or w8a16"):
+        loaded(folders["eight"], precision="w4a16")
