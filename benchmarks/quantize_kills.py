@@ -1,0 +1,79 @@
+"""Kill a real `plimsoll quantize` at random instants, go on, and compare the output with an undisturbed run's.
+
+    python -m benchmarks.quantize_kills MODEL TEXT [--kills 20] [--group 64] [--samples 4] [--length 128]
+
+MODEL is a folder or a GGUF file, TEXT a file or folder of text. Prints each kill with the layer it struck, and exits 1
+if a SHA-256 differs.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from plimsoll.checkpoint.quantized.manifest import Manifest, read_manifest, verify
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("text")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--group", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    draw = random.Random(asked.seed)
+    with tempfile.TemporaryDirectory(prefix="plimsoll-kills-") as scratch:
+        plain, struck = Path(scratch) / "plain", Path(scratch) / "struck"
+
+        def command(out: Path) -> list[str]:
+            return [
+                sys.executable, "-m", "plimsoll.cli.main", "quantize", asked.model, "--work-dir", str(out),
+                "--calib-dataset", asked.text, "--w-group-size", str(asked.group), "--calib-samples",
+                str(asked.samples), "--calib-seqlen", str(asked.length), "--eval-samples", "2",
+            ]  # fmt: skip
+
+        began = time.monotonic()
+        subprocess.run(command(plain), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        whole = time.monotonic() - began
+        print(f"undisturbed: {whole:.0f} s", flush=True)
+        kills = 0
+        while kills < asked.kills:
+            # Starting takes its time too: on the average a run lives for a few layers.
+            process = subprocess.Popen(command(struck), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                process.wait(draw.uniform(0.05, 0.5) * whole)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if read_manifest(struck) is not None:
+                break
+            if process.returncode not in (0, -9):
+                raise SystemExit(f"a run that went on failed with {process.returncode}")
+            kills += 1
+            print(f"kill {kills}: {_reached(struck)}", flush=True)
+        subprocess.run(command(struck), check=True, stdout=subprocess.DEVNULL)
+        same = _digests(verify(plain)) == _digests(verify(struck))
+    print(f"{kills} kills, the output is {'the same to the bit' if same else 'ANOTHER'}")
+    raise SystemExit(not same)
+
+
+def _reached(out: Path) -> str:
+    try:
+        return f"{json.loads((out / '.partial' / 'state.json').read_bytes())['layers']} layers were done"
+    except OSError:
+        return "nothing was done yet"
+
+
+def _digests(manifest: Manifest) -> list[tuple[str, str]]:
+    return [(file.name, file.sha256) for file in manifest.files]
+
+
+if __name__ == "__main__":
+    main()
