@@ -3,10 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 from plimsoll.api.facts import expected_tensors, facts_from_config
 from plimsoll.api.inspection import Inspection
+from plimsoll.api.model import TensorFact
 from plimsoll.operator import names
 from plimsoll.operator.actions import Apply, Delete, MarkFailed, MarkProven, Plan, Record, Renumber, Scale
 from plimsoll.operator.plan import plan
@@ -34,7 +36,10 @@ CONFIG = {
 
 def inspection(**config: Any) -> Inspection:
     facts = facts_from_config({**CONFIG, **config})
-    facts = replace(facts, tensors=expected_tensors(facts))
+    tensors = {
+        name: TensorFact(name, shape, "BF16", 2 * prod(shape)) for name, shape in expected_tensors(facts).items()
+    }
+    facts = replace(facts, tensors=tensors)
     return Inspection("sha256:" + "ab" * 32, "main", 269_000_000, "", facts)
 
 
