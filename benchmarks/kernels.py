@@ -1,6 +1,7 @@
-"""Native kernels beside plain torch, op by op, in one process: `python -m benchmarks.kernels [threads]`.
+"""Native kernels beside plain torch, op by op, in one process: `python -m benchmarks.kernels [threads] [part …]`.
 
-Times are the best of several runs, in milliseconds; ratios are torch's time over ours. bfloat16 weights and cache.
+Parts are `whole` and `quantized`, by default both. Times of `whole` are the best of several runs, in milliseconds;
+ratios are torch's time over ours; bfloat16 weights and cache. `quantized` is benchmarks/quantized_kernels.py.
 """
 
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks import quantized_kernels
 from plimsoll.runtime.engine.threads import apply_threads
 from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
@@ -49,6 +51,14 @@ def attend(ops: Kernels, dtype: torch.dtype, rows: int, contexts: list[int]) -> 
 
 def main() -> None:
     threads = apply_threads(int(sys.argv[1]) if len(sys.argv) > 1 else None)
+    parts = sys.argv[2:] or ["whole", "quantized"]
+    if "whole" in parts:
+        whole(threads)
+    if "quantized" in parts:
+        quantized_kernels.main(threads)
+
+
+def whole(threads: int) -> None:
     native = native_kernels("cpu", torch.bfloat16)
     plain = torch_kernels("cpu", torch.bfloat16)
     wide = torch_kernels("cpu", torch.float32)

@@ -1,0 +1,95 @@
+"""Products with weights of 4 bits (groups of 64) and 8 beside bfloat16 ones, by rows: the native table and torch's own.
+
+Contestants take turns, each over as many matrices as no cache holds, as the layers of a model are. A time is the tenth
+percentile of its calls, in microseconds; a ratio is bfloat16's time over the other's, so below 1 is slower.
+torch's packed products are given bfloat16 rows and scales, which they are made for; float32 ones they multiply
+hundreds of times slower.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from plimsoll.runtime.kernels.native import native_kernels
+from plimsoll.runtime.kernels.processor import multiplies_bf16
+from plimsoll.runtime.kernels.quantized import QuantizedMatrix
+from plimsoll.runtime.kernels.selection import WIDE_ROWS
+
+SHAPES = {"qkv": (960, 576), "output": (576, 576), "gate_up": (3072, 576), "down": (576, 1536), "4096": (4096, 4096)}
+ROWS = (1, 2, 3, 4, 6, 8, 12, 13, 16, 32, 64, 128, 255, 256, 512)
+GROUP = 64
+MEMORY = 160_000_000
+"""Bytes of bfloat16 weights that a round goes over."""
+PACKED_ROWS = 64
+"""More rows than this torch's packed products take too long over to be worth the wait."""
+
+Product = Callable[[torch.Tensor, Any], object]
+
+
+def main(threads: int, seconds: float = 0.3) -> None:
+    torch.manual_seed(0)
+    wide = WIDE_ROWS if multiplies_bf16() else None
+    ops = native_kernels("cpu", torch.bfloat16, wide)
+    print(f"\n{ops.name}, {threads} threads, torch {torch.__version__}; more than {wide} rows go through torch\n")
+    print(f"{'':14}{'bf16 us':>10}" + "".join(f"{name:>20}" for name in ("4 bits", "8 bits", "torch 4", "torch 8")))
+    for name, (outputs, columns) in SHAPES.items():
+        count = max(1, MEMORY // (outputs * columns * 2))
+        whole = [ops.pack(torch.randn(outputs, columns).bfloat16()) for _ in range(count)]
+        fours = [four_bits(outputs, columns) for _ in range(count)]
+        bytes_ = [eight_bits(outputs, columns) for _ in range(count)]
+        contestants: list[tuple[Product, list[Any]]] = [
+            (lambda x, w: ops.linear(x, w, None), whole),
+            (lambda x, w: ops.linear(x, w, None), [ops.pack_quantized(matrix) for matrix in fours]),
+            (lambda x, w: ops.linear(x, w, None), [ops.pack_quantized(matrix) for matrix in bytes_]),
+            (_torch_4, [_packed_4(matrix) for matrix in fours]),
+            (_torch_8, [(matrix.codes, matrix.scales[:, 0].bfloat16()) for matrix in bytes_]),
+        ]
+        del fours, bytes_
+        for rows in ROWS:
+            x = torch.randn(rows, columns)
+            times = in_turns(contestants if rows <= PACKED_ROWS else contestants[:3], x, seconds)
+            others = "".join(f"{other:12.1f} {times[0] / other:6.2f}x" for other in times[1:])
+            print(f"{name + ' x ' + str(rows):14}{times[0]:10.1f}{others}", flush=True)
+
+
+def four_bits(outputs: int, columns: int) -> QuantizedMatrix:
+    groups = columns // GROUP
+    codes, zeros = (torch.randint(0, 16, (outputs, size), dtype=torch.uint8) for size in (columns, groups))
+    return QuantizedMatrix(4, codes, (torch.rand(outputs, groups) / 100).half(), zeros)
+
+
+def eight_bits(outputs: int, columns: int) -> QuantizedMatrix:
+    codes = torch.randint(-127, 128, (outputs, columns), dtype=torch.int8)
+    return QuantizedMatrix(8, codes, (torch.rand(outputs, 1) / 100).half())
+
+
+def in_turns(contestants: list[tuple[Product, list[Any]]], x: torch.Tensor, seconds: float) -> list[float]:
+    """Microseconds of each."""
+    times: list[list[float]] = [[] for _ in contestants]
+    end = time.perf_counter() + seconds * len(contestants)
+    while time.perf_counter() < end or not times[-1]:
+        for spent, (product, weights) in zip(times, contestants, strict=True):
+            for weight in weights:
+                start = time.perf_counter()
+                product(x, weight)
+                spent.append(time.perf_counter() - start)
+    return [sorted(spent)[len(spent) // 10] * 1e6 for spent in times]
+
+
+def _packed_4(matrix: QuantizedMatrix) -> tuple[torch.Tensor, torch.Tensor]:
+    """As torch wants it: w = (code - 8) * scale + zero, so that zero is (8 - zero point) * scale."""
+    assert matrix.zeros is not None
+    scales = matrix.scales.float()
+    pairs = torch.stack((scales, (8 - matrix.zeros.float()) * scales), dim=2).transpose(0, 1).bfloat16().contiguous()
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(matrix.codes.int(), 1), pairs
+
+
+def _torch_4(x: torch.Tensor, weight: tuple[torch.Tensor, torch.Tensor]) -> object:
+    return torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), weight[0], GROUP, weight[1])
+
+
+def _torch_8(x: torch.Tensor, weight: tuple[torch.Tensor, torch.Tensor]) -> object:
+    """Columns must be a multiple of 16, as all of SHAPES are: it crashes otherwise."""
+    return torch.ops.aten._weight_int8pack_mm(x.bfloat16(), *weight)
