@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,16 @@ class Contestant:
     """Why it cannot take part; None when it can."""
 
 
-def contestants() -> list[Contestant]:
+def contestants(precisions: Sequence[str] = ("auto",)) -> list[Contestant]:
+    """Ours once in each precision, under the plain name in the first, which is the one that ratios are of."""
     openvino, llama = os.environ.get("OPENVINO_PYTHON"), os.environ.get("LLAMA_SERVER")
+    first, *others = precisions
     return [
-        Contestant("server", "Plimsoll, server", _own_server),
+        Contestant("server", _title("server", first), _own_server(first)),
         Contestant("llama", "llama-server", _llama, _unusable("LLAMA_SERVER", llama)),
-        Contestant("library", "Plimsoll, LLM.generate", _script("benchmarks.in_library")),
+        Contestant("library", _title("LLM.generate", first), _script("benchmarks.in_library", first)),
+        *(Contestant(f"server-{p}", _title("server", p), _own_server(p)) for p in others),
+        *(Contestant(f"library-{p}", _title("LLM.generate", p), _script("benchmarks.in_library", p)) for p in others),
         Contestant("openvino", "OpenVINO GenAI", _openvino, _unusable("OPENVINO_PYTHON", openvino)),
         Contestant("transformers", "transformers, bfloat16", _script("benchmarks.in_transformers", "bfloat16")),
         # Where a processor has no bfloat16 arithmetic, this is what its users would run.
@@ -80,15 +84,22 @@ def _unusable(variable: str, path: str | None) -> str | None:
     return None if shutil.which(path) else f"{variable}={path} is not an executable file"
 
 
-def _own_server(setting: Setting) -> dict[str, Any]:
-    port = free_port()
-    command = [
-        sys.executable, "-m", "plimsoll.cli.main", "serve", str(setting.model),
-        "--server-port", str(port), "--threads", str(setting.threads), "--kv-cache-bytes", "2Gi",
-    ]  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    with server(command, url, "/ready", setting.threads):
-        return measure(url, setting.workload)
+def _title(what: str, precision: str) -> str:
+    return f"Plimsoll, {what}" + ("" if precision == "auto" else f", {precision}")
+
+
+def _own_server(precision: str) -> Callable[[Setting], dict[str, Any]]:
+    def run(setting: Setting) -> dict[str, Any]:
+        port = free_port()
+        command = [
+            sys.executable, "-m", "plimsoll.cli.main", "serve", str(setting.model), "--dtype", precision,
+            "--server-port", str(port), "--threads", str(setting.threads), "--kv-cache-bytes", "2Gi",
+        ]  # fmt: skip
+        url = f"http://127.0.0.1:{port}"
+        with server(command, url, "/ready", setting.threads):
+            return measure(url, setting.workload)
+
+    return run
 
 
 def _llama(setting: Setting) -> dict[str, Any]:

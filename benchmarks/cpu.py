@@ -4,6 +4,9 @@ Every contestant gets the same model file, the same texts and the same number of
 at a time; rounds alternate the order, and medians over all repeats are compared. Ratios are printed first, then the
 figures, then where a decode step's time goes.
 
+With more than one `--precision` ours take part in each; ratios between them are printed, and those with the others are
+of the first.
+
 OPENVINO_PYTHON names an interpreter that has `openvino-genai`, LLAMA_SERVER a `llama-server` binary; what is not named
 is left out, and said to be.
 """
@@ -23,15 +26,19 @@ import psutil
 from rich.console import Console
 
 from benchmarks.contestants import Setting, contestants, decode_step, timed
-from benchmarks.report import merge, ratios, show_figures, show_profile, show_ratios
+from benchmarks.report import between, merge, ratios, show_figures, show_profile, show_ratios
 from benchmarks.workload import make_workload
 from plimsoll.cli import demo_model
 
 
 def main() -> int:
-    everyone = contestants()
+    ours = argparse.ArgumentParser(add_help=False)
+    ours.add_argument("--precision", nargs="+", default=["auto"], metavar="P", help="of ours, such as w4a16 bfloat16")
+    everyone = contestants(ours.parse_known_args()[0].precision)
     names = [contestant.name for contestant in everyone]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, parents=[ours], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the demo model")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=2, help="times everyone runs, in alternating order")
@@ -67,7 +74,7 @@ def main() -> int:
                 console.print(f"[red]{contestant.title} failed:[/] {error}", markup=True, highlight=False)
                 traceback.print_exc(limit=2)
     results = {name: measures for name in names if (measures := merge(rounds).get(name))}
-    found = ratios(results, "amx" in machine["extensions"])
+    found = [*ratios(results, "amx" in machine["extensions"]), *between(results, *given.precision)]
     show_ratios(found, console)
     show_figures(results, {contestant.name: contestant.title for contestant in everyone}, console)
     steps = {} if given.skip_profile else decode_step(setting)

@@ -97,6 +97,26 @@ def ratios(results: Results, has_amx: bool) -> list[Ratio]:
     ]
 
 
+def between(results: Results, first: str, *others: str) -> list[Ratio]:
+    """Of our first precision over each other one: one stream, 16 streams, the first token of 2,000."""
+    measures = {
+        "one stream": ("one_stream",),
+        "16 streams": ("sixteen",),
+        "first token of 2,000": ("first_token", "2000"),
+    }
+    return [
+        Ratio(
+            f"{what}, LLM.generate, {first} over {other}",
+            value(results, "library", *path),
+            value(results, f"library-{other}", *path),
+            None,
+            sooner=path[0] == "first_token",
+        )
+        for other in others
+        for what, path in measures.items()
+    ]
+
+
 def show_ratios(found: Sequence[Ratio], console: Console) -> None:
     table = Table("ratio", "", "floor", "", title="Plimsoll beside its peers", title_justify="left")
     table.columns[1].justify = table.columns[2].justify = "right"
