@@ -178,6 +178,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         # Most formats lie transposed, so that any rows of a weight are in all of its file: read once, unpacked in runs.
         held, parts = self._parts
         if held != module:
+            self._parts = "", (parts := {})
             parts = {suffix: self._read_stored(f"{module}.{suffix}", None) for suffix in self._modules[module]}
             self._check_bias(module)
             self._parts = module, parts

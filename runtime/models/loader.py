@@ -34,6 +34,8 @@ Progress = Callable[[int, int], None]
 
 READ_ELEMENTS = 4 * 1024 * 1024
 """Elements read and converted at once."""
+CODE_ELEMENTS = READ_ELEMENTS // 4
+"""The same where they are rounded to codes or unpacked, which passes through several arrays of that size."""
 
 
 class RawTensor(Protocol):
@@ -171,7 +173,7 @@ class _Loader:
         fused = torch.empty(sum(rows), *columns, dtype=dtype, device=self.kernels.device)
         first = 0
         for name, count in zip(names, rows, strict=True):
-            for start, stop, target in _runs(count, columns, groups):
+            for start, stop, target in _runs(count, columns, groups, READ_ELEMENTS):
                 fused[first + target : first + target + stop - start].copy_(self._read(name, start, stop))
             first += count
             self._advance(name)
@@ -187,7 +189,7 @@ class _Loader:
         zeros = torch.full((sum(rows), per_row), MIDDLE[4], dtype=torch.uint8) if bits == 4 else None
         first = 0
         for name, count in zip(names, rows, strict=True):
-            for start, stop, target in _runs(count, (columns,), groups):
+            for start, stop, target in _runs(count, (columns,), groups, CODE_ELEMENTS):
                 part, at = (
                     self._read_codes(name, bits, start, stop),
                     slice(first + target, first + target + stop - start),
@@ -235,14 +237,16 @@ class _Loader:
             self.on_progress(self.done, self.total)
 
 
-def _runs(rows: int, columns: Sequence[int], groups: tuple[int, int] | None) -> Iterator[tuple[int, int, int]]:
-    """(first row, last row + 1, row of the fused weight) of each run to copy."""
-    return _in_order(rows, columns) if groups is None else _ungrouped(rows, *groups)
+def _runs(
+    rows: int, columns: Sequence[int], groups: tuple[int, int] | None, most: int
+) -> Iterator[tuple[int, int, int]]:
+    """(first row, last row + 1, row of the fused weight) of each run to copy, of about `most` elements."""
+    return _in_order(rows, columns, most) if groups is None else _ungrouped(rows, *groups)
 
 
-def _in_order(rows: int, columns: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def _in_order(rows: int, columns: Sequence[int], most: int) -> Iterator[tuple[int, int, int]]:
     """`_runs` of rows that lie as they are wanted."""
-    step = max(1, READ_ELEMENTS // max(1, torch.Size(columns).numel()))
+    step = max(1, most // max(1, torch.Size(columns).numel()))
     for start in range(0, rows, step):
         yield start, min(start + step, rows), start
 

@@ -122,7 +122,7 @@ def test_held_bytes_are_those_foretold(made: Made, architecture: str, kernels: K
 def test_codes_are_read_in_runs_and_each_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = made("ct", "InternLM2ForCausalLM")
     whole = load(folder, TABLES[0], "w4a16")
-    monkeypatch.setattr(loader, "READ_ELEMENTS", 700)
+    monkeypatch.setattr(loader, "CODE_ELEMENTS", 700)
     reads: list[tuple[str, tuple[int, int]]] = []
     checkpoint = open_checkpoint(folder)
     read = checkpoint.read_quantized
