@@ -12,6 +12,7 @@ from plimsoll.checkpoint.tokenizer import Tokenizer
 TOPS = (20, 5)
 #: Requests in flight.
 AT_ONCE = 4
+TRY_AGAIN = "Try again when it is ready; for 401 and 403 give its key"
 #: What servers write for a token that cannot come is below this.
 LEAST = -1000.0
 
@@ -90,7 +91,7 @@ class Endpoint:
                     return
                 last = self._reason(answer)
                 if answer.status_code not in (400, 422):
-                    raise self._error(last)
+                    raise self._error(last, TRY_AGAIN)
         raise self._error(f"refuses to score a prompt: {last}")
 
     def _body(self, window: Sequence[int]) -> dict[str, Any]:
@@ -102,7 +103,7 @@ class Endpoint:
     def _score(self, window: Sequence[int]) -> list[Position]:
         answer = self._request("POST", "completions", self._body(window))
         if answer.status_code != 200:
-            raise self._error(self._reason(answer))
+            raise self._error(self._reason(answer), TRY_AGAIN)
         try:
             choice = self._json(answer)["choices"][0]
             found = choice.get("prompt_logprobs") or self._json(answer).get("prompt_logprobs")
@@ -166,7 +167,7 @@ class Endpoint:
         except ValueError:
             found = None
         if answer.status_code != 200:
-            raise self._error(self._reason(answer))
+            raise self._error(self._reason(answer), TRY_AGAIN)
         if not isinstance(found, dict):
             raise self._error("does not answer as an OpenAI endpoint does")
         return found
