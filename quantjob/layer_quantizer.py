@@ -15,7 +15,7 @@ from plimsoll.quantjob.groups import Grouping
 from plimsoll.quantjob.layer import LINEARS, LayerMath, LayerWeights
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.rounding import Grid, Rounding, stored_scale
-from plimsoll.quantjob.search import Candidate, candidates, identity, rounding_loss, search, weight_magnitude
+from plimsoll.quantjob.search import Candidate, candidates, identity, rounding_loss, sampled, search, weight_magnitude
 from plimsoll.quantjob.states import HiddenStates
 from plimsoll.quantjob.workers import Workers
 
@@ -114,8 +114,10 @@ class LayerQuantizer:
         matrices = [weights[role] for role in grouping.targets]
         magnitude = weight_magnitude(matrices, self.recipe.group_size)
 
+        judged = sampled(matrices)
+
         def loss(scale: Tensor) -> float:
-            return rounding_loss(matrices, self._columns(grouping, scale, weights), self._rounding, gram)
+            return rounding_loss(judged, self._columns(grouping, scale, weights), self._rounding, gram)
 
         return search(candidates(channels, groups.gather(grouping, magnitude, self.math.facts)), loss, self.workers)
 

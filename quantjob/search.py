@@ -18,6 +18,8 @@ from plimsoll.quantjob.workers import Workers
 
 #: Exponents tried in each grid.
 STEPS = 20
+#: Rows, spread evenly over all that share a scale, that candidates are judged on.
+JUDGED_ROWS = 1024
 #: Rows rounded at a time.
 ROWS = 128
 
@@ -62,6 +64,12 @@ def weight_magnitude(matrices: Sequence[Tensor], group_size: int) -> Tensor:
             groups = grouped(rows, group_size).abs()
             total += (groups / (groups.amax(-1, keepdim=True) + 1e-6)).view_as(rows).sum(0)
     return total / sum(len(matrix) for matrix in matrices)
+
+
+def sampled(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Every so many-th row of each, about `JUDGED_ROWS` together."""
+    step = max(1, sum(len(matrix) for matrix in matrices) // JUDGED_ROWS)
+    return [matrix[::step] for matrix in matrices]
 
 
 def rounding_loss(matrices: Sequence[Tensor], scale: Tensor, rounding: Rounding, gram: Gram) -> float:
