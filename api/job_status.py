@@ -22,7 +22,7 @@ class JobMemory(StatusPart):
     evaluation: Whole | None = None
     """A layer before and after beside each other, and the predictions of a micro-batch."""
     total: Whole | None = None
-    """What the pod asks for."""
+    """The line; the pod asks for 256Mi beside it."""
 
 
 class JobDisk(StatusPart):

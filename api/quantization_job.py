@@ -143,7 +143,7 @@ class JobAccelerator(Part):
     resource: Literal["cpu"] = "cpu"
     """A layer at a time needs processors and no GPU."""
     memory: Memory | None = None
-    """The line, and the pod's request and limit, such as 8Gi: micro-batches are sized to it. Default: what the sum at
+    """The line, such as 8Gi: micro-batches are sized to it, and the pod gets 256Mi beside. Default: what the sum at
     admission came to."""
 
 

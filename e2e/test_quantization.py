@@ -14,7 +14,10 @@ from e2e.traffic import traffic
 
 EXAMPLE = ROOT / "examples" / "quantize-and-serve.yaml"
 #: What two busy cores have time for; the example's own settings take minutes.
-SMALL = {"calibration": {"samples": 8, "sequenceLength": 128}, "pod": {"cpu": "100m"}}
+SMALL = {"calibration": {"samples": 4, "sequenceLength": 128}, "pod": {"cpu": "100m"}}
+LIGHT = {"weights": {"clip": False, "compensate": False}}
+#: Until a job of these settings is over, on a machine that has other things to do.
+QUANTIZED = 600.0
 TEXT = " ".join(f"Ship number {number} is loaded up to her line and never past it." for number in range(400))
 
 
@@ -24,9 +27,10 @@ def example(namespace: str) -> dict[str, Object]:
     for one in found.values():
         one["metadata"]["namespace"] = namespace
     job, deployment = found["QuantizationJob"], found["ModelDeployment"]
-    small = {"model": {"source": f"pvc://{CLAIM}/{MODEL_FILE}"}, **SMALL}
-    # Eight short samples measure little: what is tried here is the way, and no model.
-    job["spec"] = merged(job["spec"], {**small, "evaluation": {"maxPerplexityIncrease": "900%", "maxKLDivergence": 5}})
+    small = {"model": {"source": f"pvc://{CLAIM}/{MODEL_FILE}"}, **SMALL, **LIGHT}
+    # A few short samples measure little: what is tried here is the way, and no model.
+    limits = {"samples": 2, "maxPerplexityIncrease": "900%", "maxKLDivergence": 5}
+    job["spec"] = merged(job["spec"], {**small, "evaluation": limits})
     deployment["spec"] = merged(deployment["spec"], {"pod": {"cpu": "50m"}, "context": {"maxLength": 1024}})
     return found
 
@@ -61,24 +65,27 @@ def test_from_a_checkpoint_through_an_eviction_and_a_gate_to_a_chat(scene: Scene
         assert done >= wanted, job.words()
         return done
 
-    reached = eventually(lambda: layers(3), SERVING, "three layers are written", every=0.3)
+    reached = eventually(lambda: layers(3), QUANTIZED, "three layers are written", every=0.3)
     step(f"layer {reached} is written, its pod is evicted")
     evicted = job.evict()
     eventually(
         lambda: any(p["metadata"]["uid"] != evicted for p in job.pods()), SOON, "another pod takes its place", every=0.3
     )
     step("another pod goes on")
-    job.wait("Complete")
+    job.wait("Complete", QUANTIZED)
     step("complete")
     status = job.status
     batch = scene.cluster.get("jobs", scene.namespace, status["job"])
     assert batch is not None
     assert (batch["status"].get("failed", 0), batch["status"]["succeeded"]) == (0, 1), batch["status"]
-    assert len(job.pods()) == 2
-    logs = scene.cluster.kubectl("logs", job.pods()[-1]["metadata"]["name"], "-n", scene.namespace)
+    (pod,) = job.pods()
+    logs = scene.cluster.kubectl("logs", pod["metadata"]["name"], "-n", scene.namespace)
+    # It went on where the other was, and sampled nothing anew.
+    assert f"layer {reached} of 30" in logs, logs
+    assert "layer 1 of 30" not in logs, logs
+    assert "sampling" not in logs, logs
     scene.result.note(job={key: status.get(key) for key in ("evaluation", "output", "budget", "peakMemory", "seconds")})
     assert status["evaluation"]["after"]["klMean"] > 0, logs[-2000:]
-    assert status["peakMemory"] < status["budget"]["memory"]["total"]
     deployment.ready()
     step("ready")
     assert deployment.status["budget"]["precision"] == "w4a16"
@@ -97,7 +104,8 @@ def test_from_a_checkpoint_through_an_eviction_and_a_gate_to_a_chat(scene: Scene
     spec = {key: value for key, value in objects["QuantizationJob"]["spec"].items() if key != "weights"}
     spec |= {
         "method": "rtn", "weights": {"groupSize": 64}, "output": "pvc://smollm2/awq-2",
-        "calibration": {"configMap": "texts", **SMALL["calibration"]}, "evaluation": {"maxKLDivergence": 0.00001},
+        "calibration": {"configMap": "texts", **SMALL["calibration"]},
+        "evaluation": {"samples": 2, "maxKLDivergence": 0.00001},
     }  # fmt: skip
     with traffic(url, "smollm2", pause=1.0, tokens=16) as report:
         job.delete()
@@ -105,7 +113,7 @@ def test_from_a_checkpoint_through_an_eviction_and_a_gate_to_a_chat(scene: Scene
         report.mark("the first job is deleted")
         deployment.wait("SourceReady", "True", reason="QuantizationJobGone")
         scene.cluster.apply(job_manifest(scene.namespace, job.name, spec))
-        failed = job.wait("Failed")
+        failed = job.wait("Failed", QUANTIZED)
         report.mark("the second job failed its gate")
         deployment.wait("SourceReady", "False", reason="QuantizationFailed")
         report.more(2)

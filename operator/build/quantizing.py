@@ -19,6 +19,8 @@ from plimsoll.operator.snapshot import Deployment
 
 CONTAINER = "quantize"
 OUTPUT, TEXTS = "/output", "/texts"
+#: What the pod gets beside the line: files that are read stay mapped, and the process breathes.
+BESIDE_BYTES = 256 << 20
 #: Ends that no repetition changes: an error that says what to do (1), and a gate that failed (3).
 FINAL_EXIT_CODES = (1, 3)
 #: Told to stop (SIGTERM): what was reached is kept.
@@ -88,7 +90,7 @@ def _container(
     deployment: Deployment, spec: QuantizationJobSpec, needs: JobNeeds, settings: Settings,
     args: list[str], mounts: list[Object],
 ) -> Object:  # fmt: skip
-    memory = {"memory": quantity(memory_line(spec, needs))}
+    memory = {"memory": quantity(memory_line(spec, needs) + BESIDE_BYTES)}
     limits: Object = {} if spec.pod.cpu is None else {"cpu": str(spec.pod.cpu)}
     env = [*environment(), {"name": "PLIMSOLL_TERMINATION_LOG", "value": "/dev/termination-log"}]
     if _reads_hub(spec):
@@ -110,7 +112,7 @@ def _container(
 
 
 def memory_line(spec: QuantizationJobSpec, needs: JobNeeds) -> int:
-    """Bytes that the pod asks for and never passes."""
+    """Bytes that the job keeps below."""
     return spec.accelerator.memory or needs.memory
 
 

@@ -10,6 +10,7 @@ from plimsoll.api.manifest import parse_job_spec
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import parse_source
+from plimsoll.operator.build.quantizing import BESIDE_BYTES
 from plimsoll.operator.plan.admission import NotAllowedError, check_source, looked_at
 from plimsoll.operator.plan.capacity import tolerates
 from plimsoll.operator.plan.conditions import Condition
@@ -84,7 +85,7 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
             )  # fmt: skip
         needs = job_needs(found.facts, load)
         check_memory(needs, line or needs.memory, load)
-        _check_nodes(snapshot, spec, line or needs.memory)
+        _check_nodes(snapshot, spec, (line or needs.memory) + BESIDE_BYTES)
         known = None if snapshot.claims is None else snapshot.claims.get(claim)
         if known is not None:
             check_disk(needs, known)
@@ -96,7 +97,7 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
     text = (
         f"memory: the walk {format_bytes(needs.walk)}, evaluation {format_bytes(needs.evaluation)}"
         + (f", sampling {format_bytes(needs.sampling)}" if needs.sampling else "")
-        + f"; the pod gets {format_bytes(line or needs.memory)}. Disk: {format_bytes(needs.output)} output + "
+        + f"; the line is {format_bytes(line or needs.memory)}. Disk: {format_bytes(needs.output)} output + "
         f"{format_bytes(needs.scratch)} hidden states = {format_bytes(needs.disk)}{of} on claim {claim}"
     )
     accepted = Condition("Accepted", "True", "Fits", text)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.job_progress import JobProgress
-from plimsoll.operator.build.quantizing import CONTAINER, STOPPED_EXIT_CODE
+from plimsoll.operator.build.quantizing import CONTAINER, FINAL_EXIT_CODES, STOPPED_EXIT_CODE
 from plimsoll.operator.plan.trouble import troubles, words
 from plimsoll.operator.snapshot import BatchJob, Container, Pod, Snapshot
 
@@ -82,6 +82,10 @@ def _between(pods: list[Pod], progress: JobProgress | None) -> Run:
     if not pods:
         return Run(phase, "Starting", "the Job's pod is about to be created", progress)
     pod = pods[-1]
+    container = _container(pod)
+    if pod.phase == "Succeeded" or (container is not None and container.exit_code in FINAL_EXIT_CODES):
+        # The Job is about to say the same.
+        return Run(phase if phase != "Pending" else "Evaluating", "Ending", f"pod {pod.name} has ended", progress)
     text = f"pod {pod.name} {_why(pod)}; the next one goes on where it was"
     return Run(phase, "Interrupted" if _was_stopped(pod) else "Crashed", text, progress)
 

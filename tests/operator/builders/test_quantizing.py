@@ -85,6 +85,13 @@ def test_the_fullest_is_told_all_of_it() -> None:
         assert switch in arguments(LEAST | {"weights": {field: False}})
 
 
+def test_the_pod_gets_the_line_and_a_little_beside() -> None:
+    for spec, line in ((LEAST, GIB), (full(), 4 * GIB)):
+        resources = pod(spec)["containers"][0]["resources"]
+        wanted = f"{(line >> 20) + 256}Mi"
+        assert (resources["requests"]["memory"], resources["limits"]["memory"]) == (wanted, wanted)
+
+
 def test_int8_has_no_groups() -> None:
     args = arguments(LEAST | {"method": "int8"})
     assert (option(args, "--w-bits"), option(args, "--format")) == ("8", "compressed-tensors")

@@ -260,6 +260,18 @@ def test_a_policy_that_is_taken_away_is_put_back() -> None:
     assert ("NetworkPolicy", "demo-quantize") in cluster.children
 
 
+@pytest.mark.parametrize("outcome", ["Complete", "GateFailed"])
+def test_a_pod_that_has_ended_for_good_has_not_crashed_before_its_job_says_so(outcome: str) -> None:
+    cluster = JobCluster(outcome=outcome)
+    while cluster.batch is None or not cluster.batch.ended:
+        cluster.act()
+        cluster.others_move()
+    cluster.batch = replace(cluster.batch, ended="", reason="", message="")
+    cluster.act()
+    assert cluster.condition("Complete")["reason"] == "Ending"
+    assert not {"Warning Crashed", "Normal Crashed", "Normal Interrupted"} & set(cluster.events)
+
+
 def test_a_pod_that_cannot_start_is_quoted() -> None:
     cluster = JobCluster()
     while not cluster.pods:
