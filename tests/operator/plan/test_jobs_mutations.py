@@ -80,7 +80,8 @@ def _scenarios() -> list[object]:
             continue
         marks = [mark for mark in getattr(scenario, "pytestmark", []) if mark.name == "parametrize"]
         if marks:
-            found += [lambda s=scenario, v=values: s(*v) for values in marks[0].args[1]]
+            tuples = [values if isinstance(values, tuple) else (values,) for values in marks[0].args[1]]
+            found += [lambda s=scenario, v=values: s(*v) for values in tuples]
         else:
             found.append(scenario)
     return found
