@@ -221,7 +221,8 @@ h1{font-size:1.5rem;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:2rem 0 .3r
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .8rem .35rem 0;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
 th{color:var(--soft);font-weight:500}td:first-child,.pairs td,.pairs th{text-align:left;overflow-wrap:anywhere}
-td:first-child{max-width:18rem}.pairs th{min-width:8rem}.pairs td{max-width:none}svg{width:100%;height:auto;margin-top:.5rem}
+td:first-child{max-width:18rem}.pairs th{min-width:8rem}.pairs td{max-width:none}
+svg{width:100%;height:auto;margin-top:.5rem}
 svg text{fill:var(--soft);font:12px system-ui,sans-serif}.grid{stroke:var(--line)}.line{fill:none;stroke-width:2}
 .line.c0{stroke:var(--c0)}.line.c1{stroke:var(--c1)}.line.c2{stroke:var(--c2)}.line.c3{stroke:var(--c3)}
 .dot.c0{fill:var(--c0)}.dot.c1{fill:var(--c1)}.dot.c2{fill:var(--c2)}.dot.c3{fill:var(--c3)}
