@@ -125,17 +125,17 @@ class QuantizeJob:
 
     def _in_folder(self, checkpoint: Checkpoint, ready: Preflight, request: Mapping[str, Any]) -> Outcome:
         self.partial.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        with self._locked() as lock:
             self._tracker.keep_in(self.partial)
             done = read_manifest(self.partial)
             if done is None:
-                done = self._make(checkpoint, ready, request)
+                done = self._make(checkpoint, ready, request, lock)
             elif done.source.get("request") != request:
                 raise self._taken("finished work of another kind")
             self._publish(done)
             return self._outcome(done)
 
-    def _make(self, checkpoint: Checkpoint, ready: Preflight, request: Mapping[str, Any]) -> Manifest:
+    def _make(self, checkpoint: Checkpoint, ready: Preflight, request: Mapping[str, Any], lock: FolderLock) -> Manifest:
         """Everything but the last renames."""
         options = self.options
         self._check_disk(ready)
@@ -150,7 +150,11 @@ class QuantizeJob:
         def on_layer(done: int, of: int, seconds: float) -> None:
             self._tracker.move("Quantizing", done / of, layer=done, of=of)
 
-        state = walk.run(on_layer)
+        def proceed() -> None:
+            if lock.lost.is_set():
+                raise _busy(self.partial)
+
+        state = walk.run(on_layer, proceed)
         output = self.partial / "output"
         names = write_papers(output, checkpoint, options.recipe, state.shards)
         files = hash_files(output, names)
@@ -313,17 +317,21 @@ class QuantizeJob:
             )
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[FolderLock]:
         lock = FolderLock(self.partial / "lock")
         waited = time.monotonic()
         while not lock.acquire():
             if time.monotonic() - waited > PATIENCE:
-                raise BusyError("another process works here", field=str(self.partial), fix="Let it finish, or stop it")
+                raise _busy(self.partial)
             time.sleep(0.5)
         try:
-            yield
+            yield lock
         finally:
             lock.release()
+
+
+def _busy(folder: Path) -> BusyError:
+    return BusyError("another process works here", field=str(folder), fix="Let it finish, or stop it")
 
 
 def _reasons(evaluation: Evaluation | None, limits: Limits) -> list[str]:

@@ -94,17 +94,22 @@ class Walk:
         """Decoder layers there are."""
         return self.model.num_layers
 
-    def run(self, on_layer: OnLayer = lambda done, of, seconds: None) -> State:
+    def run(
+        self, on_layer: OnLayer = lambda done, of, seconds: None, proceed: Callable[[], None] = lambda: None
+    ) -> State:
         """Every layer that is left.
+
+        Args:
+            proceed: called before anything of a layer is kept; raises where this process may not write any more.
 
         Raises:
             CheckpointError: a tensor cannot be read or holds what cannot be quantised, the source changed meanwhile, or
                 the disk is full. What is done stays, and a later run goes on from it.
         """
         with writing(self.folder):
-            return self._run(on_layer)
+            return self._run(on_layer, proceed)
 
-    def _run(self, on_layer: OnLayer) -> State:
+    def _run(self, on_layer: OnLayer, proceed: Callable[[], None]) -> State:
         state, began = self.state, time.monotonic() - self.state.seconds
         states = self._hidden_states()
         if not state.shards:
@@ -117,6 +122,7 @@ class Walk:
         for index in range(state.layers, self.layers):
             layer = self._quantize(index, states)
             self._check_unchanged()
+            proceed()
             self._write(index + 1, self._tensors.layer(index, layer))
             if states is not None and index + 1 < self.layers:
                 states.keep(index + 1)

@@ -24,8 +24,11 @@ class Workers:
     """
 
     def __init__(self, count: int | None = None) -> None:
-        """Takes as many threads as this process may keep busy if `count` is None."""
+        """Turns torch's own threads off in this process: what is computed between units must not depend on them either.
+
+        Takes as many threads as this process may keep busy if `count` is None."""
         self.count = count or cpu_limit()
+        torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(self.count, "quantise", initializer=torch.set_num_threads, initargs=(1,))
 
     def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> list[Result]:

@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from plimsoll.api.errors import CheckpointError, DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.gate import Limits
 from plimsoll.checkpoint import open_checkpoint
+from plimsoll.checkpoint.lock import FolderLock
 from plimsoll.checkpoint.quantized.manifest import verify
+from plimsoll.quantjob import groups, job
 from plimsoll.quantjob.data import Tokens, tokens_of
 from plimsoll.quantjob.evaluation import compare
 from plimsoll.quantjob.failures import reason_of
+from plimsoll.quantjob.job import QuantizeJob
 from plimsoll.quantjob.progress import Tracker
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.rounding import Rounding
@@ -251,6 +254,34 @@ def test_what_cannot_be_is_refused_before_a_layer_is_read(
 ) -> None:
     with pytest.raises((SpecError, DoesNotFitError), match=message):
         run_job(job_options(tiny, tmp_path / "out", text, **overrides))
+
+
+def test_an_architecture_without_groupings_is_rounded_to_nearest_with_a_warning(
+    tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(groups.GROUPINGS, "LlamaForCausalLM")  # type: ignore[arg-type]
+    said: list[str] = []
+    options = job_options(tiny, tmp_path / "out", text)
+    outcome = QuantizeJob(options, Tracker(), said.append).run()
+    assert any("no groupings are known for LlamaForCausalLM" in note for note in said)
+    figures = outcome.manifest.evaluation
+    assert figures["after"]["klMean"] == pytest.approx(figures["roundToNearest"]["klMean"], rel=1e-3)
+
+
+def test_two_jobs_do_not_work_in_one_folder(
+    tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "PATIENCE", 0.0)
+    options = job_options(tiny, tmp_path / "out", text)
+    (tmp_path / "out" / ".partial").mkdir(parents=True)
+    lock = FolderLock(tmp_path / "out" / ".partial" / "lock")
+    assert lock.acquire()
+    try:
+        with pytest.raises(PlimsollError, match="another process works here") as caught:
+            run_job(options)
+        assert reason_of(caught.value) == "OutputBusy"
+    finally:
+        lock.release()
 
 
 def test_a_recipe_that_makes_no_sense_names_the_option() -> None:
