@@ -1,7 +1,9 @@
 """`plimsoll quantize`: a checkpoint as a 4-bit or 8-bit one, measured against what it was made of."""
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 GATE_FAILED = 3
 #: Exit status of what may work when it is tried again.
 TRY_AGAIN = 75
+#: What a process that was told to stop gets to unwind in.
+LEAVING_SECONDS = 10.0
 
 
 def quantize(
@@ -144,6 +148,11 @@ def _path(source: str) -> Path:
 
 def _stop(signal_number: int, frame: object) -> NoReturn:
     """What is done stays, and the next run goes on from it."""
+    # An exception raised inside a destructor or a weak reference's callback is swallowed: then this thread ends the
+    # process, which a kill at any instant harms no more than a signal.
+    sure = threading.Timer(LEAVING_SECONDS, os._exit, (128 + signal_number,))
+    sure.daemon = True
+    sure.start()
     raise SystemExit(128 + signal_number)
 
 
