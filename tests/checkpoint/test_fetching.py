@@ -86,12 +86,12 @@ def test_a_mount_a_hub_and_a_store_give_the_same_folder(
 
 def test_a_gguf_file_keeps_its_place(tmp_path: Path, gguf: Path, store: Store) -> None:
     data = gguf.read_bytes()
-    store.put("models", {f"q/{gguf.name}": data, "q/other.gguf": b""})
+    store.put("models", {f"quants/{gguf.name}": data, "quants/other.gguf": b""})
     with running_hub(Hub({"org/quants": {f"sub/{gguf.name}": data, "other.gguf": b""}})) as hub:
         for number, (address, environment) in enumerate(
             [
                 (f"file://{gguf}", {}),
-                (f"s3://models/q/{gguf.name}", store.environment),
+                (f"s3://models/quants/{gguf.name}", store.environment),
                 (f"hf://org/quants@main/sub/{gguf.name}", {"HF_ENDPOINT": hub.url}),
             ]
         ):
