@@ -15,6 +15,8 @@ from plimsoll.quantjob.workers import Workers
 
 #: Rows that one unit of work codes.
 ROWS = 512
+#: Elements whose ranges one unit of work looks for: it holds several copies of them.
+_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,15 @@ class Coded:
     grid: Grid
     codes: Tensor
 
-    def values(self) -> Tensor:
-        """Float32 [N, K]."""
-        return self.grid.values(self.codes)
+    def values(self, rows: slice = slice(None)) -> Tensor:
+        """Float32 [N, K], or those rows of it."""
+        zeros = None if self.grid.zeros is None else self.grid.zeros[rows]
+        return Grid(self.grid.bits, self.grid.scales[rows], zeros).values(self.codes[rows])
+
+    def write_to(self, weight: Tensor) -> None:
+        """The values in place of what `weight` float32 [N, K] holds."""
+        for start in range(0, len(weight), ROWS):
+            weight[start : start + ROWS] = self.values(slice(start, start + ROWS))
 
 
 def nearest(weight: Tensor, rounding: Rounding, workers: Workers) -> Coded:
@@ -59,7 +67,7 @@ class Coder:
         """Codes of `weight` float32 [N, K] times `scale` float32 [K], the linear behind inputs divided by it."""
         runs = weight.split(ROWS)
         moments = self.gram.of_groups(self.group_size) / _outer(scale.view(-1, self.group_size))
-        grids = self.workers.map(lambda rows: self._grid(rows * scale, moments), runs)
+        grids = [self._grids(rows, scale, moments) for rows in runs]
         codes = [torch.empty(rows.shape, dtype=torch.uint8) for rows in runs]
         for block in self.gram.blocks:
             part = slice(block.start, block.stop)
@@ -72,15 +80,20 @@ class Coder:
         """Squared error of the outputs, summed over the tokens seen."""
 
         def some(start: int) -> Tensor:
-            rows = slice(start, start + ROWS)
-            zeros = None if coded.grid.zeros is None else coded.grid.zeros[rows]
-            values = Grid(coded.grid.bits, coded.grid.scales[rows], zeros).values(coded.codes[rows])
-            return self.gram.loss(values.div_(scale).sub_(weight[rows]))
+            rows = slice(start, start + step)
+            return self.gram.loss(coded.values(rows).div_(scale).sub_(weight[rows]))
 
-        return sum(float(part) for part in self.workers.map(some, range(0, len(weight), ROWS)))
+        step = max(1, _ELEMENTS // weight.shape[1])
+        return sum(float(part) for part in self.workers.map(some, range(0, len(weight), step)))
 
-    def _grid(self, rows: Tensor, moments: Tensor) -> Grid:
-        return narrowed(rows, self.group_size, moments) if self.clip else fit(rows, Rounding(4, self.group_size))
+    def _grids(self, rows: Tensor, scale: Tensor, moments: Tensor) -> Grid:
+        def some(part: Tensor) -> Grid:
+            scaled = part * scale
+            if self.clip:
+                return narrowed(scaled, self.group_size, moments)
+            return fit(scaled, Rounding(4, self.group_size))
+
+        return joined(self.workers.map(some, rows.split(max(1, _ELEMENTS // rows.shape[1]))))
 
     def _code_block(self, block: Block, scale: Tensor, order: Order | None, unit: tuple[Tensor, Grid, Tensor]) -> None:
         rows, grid, codes = unit
@@ -97,8 +110,11 @@ def _outer(scale: Tensor) -> Tensor:
     return scale.unsqueeze(-1) * scale.unsqueeze(-2)
 
 
-def _stacked(parts: Sequence[Coded]) -> Coded:
-    grids = [part.grid for part in parts]
+def joined(grids: Sequence[Grid]) -> Grid:
+    """Rows below rows."""
     zeros = [grid.zeros for grid in grids if grid.zeros is not None]
-    whole = Grid(grids[0].bits, torch.cat([grid.scales for grid in grids]), torch.cat(zeros) if zeros else None)
-    return Coded(whole, torch.cat([part.codes for part in parts]))
+    return Grid(grids[0].bits, torch.cat([grid.scales for grid in grids]), torch.cat(zeros) if zeros else None)
+
+
+def _stacked(parts: Sequence[Coded]) -> Coded:
+    return Coded(joined([part.grid for part in parts]), torch.cat([part.codes for part in parts]))

@@ -48,7 +48,7 @@ class QuantizedLayer:
     def put(self, role: str, coded: Coded) -> None:
         """From here on the linear of that role is what its codes stand for."""
         self.linears[role] = coded
-        self.weights[role] = coded.values()
+        coded.write_to(self.weights[role])
 
 
 def rounded(weights: LayerWeights, rounding: Rounding, workers: Workers) -> QuantizedLayer:

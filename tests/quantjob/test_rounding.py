@@ -41,8 +41,9 @@ def test_every_value_is_within_half_a_step_of_its_code_and_scales_are_float16(
     assert int(codes.min()) >= (0 if rounding.bits == 4 else -127)
     assert int(codes.max()) <= (15 if rounding.bits == 4 else 127)
     apart = (grid.values(codes) - weight).abs().view(5, grid.scales.shape[1], -1)
-    # A rounded scale and a rounded zero point may cost the outermost values another half a step.
-    assert bool((apart <= grid.scales.unsqueeze(-1) * 1.1 + LEAST_SCALE * 16).all())
+    # A rounded scale and a rounded zero point may cost the outermost values another half a step; where float16 has
+    # only multiples of its least number, a scale is off by half of that, as often as the code counts it.
+    assert bool((apart <= grid.scales.unsqueeze(-1) * 1.1 + LEAST_SCALE * 80).all())
 
 
 def test_groups_of_zeros_and_of_one_value_stay_finite() -> None:
