@@ -49,9 +49,12 @@ def order_of(gram: Tensor, tokens: int) -> Order | None:
     # A column that is always 0 must not make the matrix singular.
     moments.diagonal().add_(DAMPING * gram.diagonal().mean() + torch.finfo(torch.float32).tiny)
     lower, failed = torch.linalg.cholesky_ex(moments)
+    del moments
     if failed:
         return None
-    factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    inverse = torch.cholesky_inverse(lower)
+    del lower
+    factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
     if failed or not torch.isfinite(factor).all():
         return None
     return Order(columns, factor)

@@ -4,6 +4,8 @@ A unit of work (a sequence, a candidate, a run of rows) is computed by one threa
 results come back in the order of the units. So a sum over units has the same bits on any number of threads.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -11,6 +13,10 @@ from typing import TypeVar
 import torch
 
 from plimsoll.runtime.engine.threads import cpu_limit
+
+#: Bytes; and malloc.h's number for the option.
+_MAPPED = 4 << 20
+_M_MMAP_THRESHOLD = -3
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
@@ -29,6 +35,7 @@ class Workers:
         Takes as many threads as this process may keep busy if `count` is None."""
         self.count = count or cpu_limit()
         torch.set_num_threads(1)
+        _give_memory_back_at_once()
         self._pool = ThreadPoolExecutor(self.count, "quantise", initializer=torch.set_num_threads, initargs=(1,))
 
     def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> list[Result]:
@@ -38,6 +45,18 @@ class Workers:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(cancel_futures=True)
+
+
+def _give_memory_back_at_once() -> None:
+    """Whatever is larger than `_MAPPED` goes back to the system when it is freed.
+
+    glibc raises that bound to the largest block freed, and each thread then keeps a heap of what it once needed: the
+    peak of a layer of 170 MiB was 830 MiB, and 480 with a bound that stays, in the same time.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, _MAPPED)
 
 
 def _without_gradients(work: Callable[[Unit], Result]) -> Callable[[Unit], Result]:
