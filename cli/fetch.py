@@ -1,17 +1,19 @@
 """`plimsoll fetch SOURCE --into DIR`: the files that serving needs, whole or not at all."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import plimsoll
 from plimsoll.api.errors import PlimsollError
 
 if TYPE_CHECKING:
@@ -66,14 +68,24 @@ def _report(path: Path | None, error: BaseException) -> None:
             path.write_text(str(error)[:4000])
 
 
+def pages(progress: "Progress") -> dict[str, Callable[[], tuple[int, bytes]]]:
+    """What the operator reads while a pod's files are still on their way, in the form of a model pod's own pages."""
+
+    def status() -> tuple[int, bytes]:
+        found = {"phase": "downloading", "startup": {"download": progress.status()}, "version": plimsoll.__version__}
+        return 200, json.dumps(found).encode()
+
+    return {"/status": status, "/ready": lambda: (503, b'{"ready":false,"phase":"downloading"}')}
+
+
 @contextlib.contextmanager
 def _status_page(port: int, progress: "Progress") -> Iterator[None]:
     if not port:
         yield
         return
-    from plimsoll.cli.fetch_status import serve_status
+    from plimsoll.cli.status_page import serve_status
 
-    server = serve_status(port, progress)
+    server = serve_status(port, pages(progress))
     try:
         yield
     finally:

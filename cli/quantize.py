@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from plimsoll.api.job_progress import JobProgress
     from plimsoll.quantjob.job import JobOptions, Outcome
+    from plimsoll.quantjob.progress import Tracker
 
 #: Exit status when the output is there and lost more than was allowed.
 GATE_FAILED = 3
@@ -71,7 +72,7 @@ def quantize(
     """
     from plimsoll.checkpoint import guard
     from plimsoll.cli import local
-    from plimsoll.cli.quantize_status import serve_status
+    from plimsoll.cli.status_page import serve_status
     from plimsoll.quantjob.failures import BusyError, reason_of
     from plimsoll.quantjob.job import QuantizeJob
     from plimsoll.quantjob.progress import Tracker
@@ -81,7 +82,7 @@ def quantize(
     screen = local.console()
     with _shown(screen) as show:
         tracker = Tracker(show)
-        page = serve_status(status_port, tracker) if status_port is not None else None
+        page = serve_status(status_port, _pages(tracker)) if status_port is not None else None
         try:
             path = local.fetch(source, screen) if source.startswith("hf://") else _path(source)
             options = _options(
@@ -144,6 +145,16 @@ def _path(source: str) -> Path:
     from plimsoll.checkpoint.sources import resolve
 
     return resolve(source)
+
+
+def _pages(tracker: "Tracker") -> dict[str, Callable[[], tuple[int, bytes]]]:
+    """`JobProgress` as JSON, and whether there is any yet."""
+
+    def ready() -> tuple[int, bytes]:
+        started = tracker.now.phase != "Preparing"
+        return 200 if started else 503, b'{"ready":true}' if started else b'{"ready":false}'
+
+    return {"/status": lambda: (200, tracker.now.encode()), "/ready": ready}
 
 
 def _stop(signal_number: int, frame: object) -> NoReturn:

@@ -5,12 +5,13 @@ import socket
 import httpx
 
 from plimsoll.checkpoint.progress import Progress
-from plimsoll.cli.fetch_status import serve_status
+from plimsoll.cli.fetch import pages
+from plimsoll.cli.status_page import serve_status
 from plimsoll.runtime.server.listener import listen
 
 
 def test_the_pods_server_takes_the_port_where_a_fetch_was_just_asked() -> None:
-    fetching = serve_status(0, Progress())
+    fetching = serve_status(0, pages(Progress()))
     port = fetching.socket.getsockname()[1]
     with socket.create_connection(("127.0.0.1", port)) as reader:
         # The page closes first, so that its end of the connection lingers.

@@ -1,17 +1,20 @@
-"""The status page of a fetch: what the operator reads while a pod's files are still on their way."""
+"""The status page of a command that works in a pod: what probes and the operator read while it goes on."""
 
-import json
 import socket
 import threading
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import plimsoll
 from plimsoll.api.errors import SpecError
-from plimsoll.checkpoint.progress import Progress
+
+#: (HTTP status, JSON) of one page at this moment.
+Answer = tuple[int, bytes]
+LIVE: Answer = 200, b'{"live":true}'
+UNKNOWN: Answer = 404, b'{"error":"no such page"}'
 
 
-def serve_status(port: int, progress: Progress) -> ThreadingHTTPServer:
-    """Answer GET /status and /live on every address of this machine, from a thread, until `shutdown`.
+def serve_status(port: int, pages: Mapping[str, Callable[[], Answer]]) -> ThreadingHTTPServer:
+    """Answer GET of each of `pages` by path, and /live, on every address, from a thread, until `shutdown`.
 
     Raises:
         SpecError: the port is taken.
@@ -25,18 +28,7 @@ def serve_status(port: int, progress: Progress) -> ThreadingHTTPServer:
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            if path == "/live":
-                self._answer(200, {"live": True})
-            elif path == "/status":
-                body = {"phase": "downloading", "startup": {"download": progress.status()}}
-                self._answer(200, {**body, "version": plimsoll.__version__})
-            elif path == "/ready":
-                self._answer(503, {"ready": False, "phase": "downloading"})
-            else:
-                self._answer(404, {"error": "no such page"})
-
-        def _answer(self, status: int, body: object) -> None:
-            data = json.dumps(body).encode()
+            status, data = LIVE if path == "/live" else pages.get(path, lambda: UNKNOWN)()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -50,7 +42,7 @@ def serve_status(port: int, progress: Progress) -> ThreadingHTTPServer:
         daemon_threads = True
 
         def server_bind(self) -> None:
-            # The pod's server takes this port a moment later, when connections to this one may still linger.
+            # A pod's server takes this port a moment later, when connections to this one may still linger.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Without the library's look-up of this machine's own name, which a cluster's resolver may take long for.
             self.socket.bind(self.server_address)
