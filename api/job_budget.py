@@ -19,8 +19,10 @@ FLOAT = 4
 SAMPLED_AT_ONCE = 16
 #: Rows of logits that an evaluation holds at once, of each model that it compares.
 LOGIT_ROWS = 128
-#: The model as it was, rounded to nearest, and the output.
-COMPARED = 3
+#: Logits that exist at once: the reference's, two others', and the pieces that one is joined from.
+LOGITS_AT_ONCE = 4
+#: Pieces of a head that are float32 at once, one a thread.
+HEAD_PIECES_BYTES = 64 * MIB
 #: Beside weights: configuration, tokenizer, report, manifest.
 PAPERS_BYTES = 32 * MIB
 _ROUND = 64 * MIB
@@ -77,7 +79,7 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
     walk = base + layer + tried + batch
     # Of the model as it was and of the output, side by side.
     head = facts.vocab_size * facts.hidden_size * (_held_bytes(facts) + 2)
-    logits = COMPARED * LOGIT_ROWS * facts.vocab_size * FLOAT
+    logits = LOGITS_AT_ONCE * LOGIT_ROWS * facts.vocab_size * FLOAT + HEAD_PIECES_BYTES
     evaluation = base + 2 * layer + batch + head + logits
     sampling = base + _engine(facts, load) if load.sampled else 0
     return JobNeeds(

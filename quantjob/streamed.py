@@ -105,7 +105,7 @@ class StreamedModel:
         if self._head is None:
             self._final_norm = self._whole(f"{self._arch.final_norm}.weight")
             tied = self.facts.tie_embeddings
-            self._head = self._read(f"{self._arch.embedding if tied else self._arch.head}.weight", 0, None)
+            self._head = self._in_pieces(f"{self._arch.embedding if tied else self._arch.head}.weight")
         normed = self.math(1).norm(hidden, self._final_norm)
         step = max(1, _PIECE // self.facts.hidden_size)
         head = self._head
@@ -113,6 +113,17 @@ class StreamedModel:
         return torch.cat(
             self.workers.map(lambda start: normed @ head[start : start + step].to(torch.float32).T, starts), 1
         )
+
+    def _in_pieces(self, name: str) -> Tensor:
+        """[vocab, hidden] as stored, a run of rows at a time: decoding blocks takes several times what comes of it."""
+        rows, step = self.facts.vocab_size, max(1, _PIECE // self.facts.hidden_size)
+        first = self._read(name, 0, min(step, rows))
+        found = torch.empty(rows, self.facts.hidden_size, dtype=first.dtype)
+        found[: len(first)] = first
+        for start in range(len(first), rows, step):
+            stop = min(start + step, rows)
+            found[start:stop] = self._read(name, start, stop)
+        return found
 
     def _whole(self, name: str) -> Tensor:
         values = self._read(name, 0, None).to(torch.float32)
