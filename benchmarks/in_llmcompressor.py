@@ -22,6 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def main(model: Path, tokens: Path, group: int, threads: int, out: Path) -> dict[str, float]:
     torch.set_num_threads(threads)
+    if not torch.accelerator.is_available():
+        # It pins memory for a device; where there is none, torch raises.
+        torch.Tensor.pin_memory = lambda self, *unused: self  # type: ignore[method-assign]
     began = time.perf_counter()
     windows = np.load(tokens)
     data = Dataset.from_dict({"input_ids": windows.tolist(), "attention_mask": np.ones_like(windows).tolist()})

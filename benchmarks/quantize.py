@@ -77,13 +77,15 @@ def main() -> None:
         }
         if asked.peer:
             runner = Path(__file__).with_name("in_llmcompressor.py")
-            contestants["llm-compressor"] = ([asked.peer, str(runner)], "", "")
+            contestants["llm-compressor"] = ([asked.peer, "-P", str(runner)], "", "")
         taken: dict[str, Any] = {}
         others: dict[str, StreamedModel] = {}
         workers = Workers(asked.threads)
         for number, (name, (command, last, inner)) in enumerate(contestants.items()):
             out, result = folder / f"out-{number}", folder / f"result-{number}.json"
-            subprocess.run([*command, *common, str(out), str(result), last], check=True)
+            if subprocess.run([*command, *common, str(out), str(result), last], check=False).returncode:
+                print(f"{name} failed and is left out", flush=True)
+                continue
             taken[name] = json.loads(result.read_text())
             others[name] = StreamedModel(open_checkpoint(out / inner), workers=workers)
         others["round to nearest"] = StreamedModel(checkpoint, round_to=Rounding(4, asked.group), workers=workers)

@@ -67,6 +67,7 @@ def _service(scene: Scene, deployment: ModelDeployment) -> dict:
     return found
 
 
+@pytest.mark.long
 def test_an_unchanged_deployment_is_not_written(scene: Scene, serving: Serve) -> None:
     deployment, _ = serving()
     deployment.ready()
