@@ -35,7 +35,8 @@ _REASONS = {
     404: "NotFound", 409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError",
     503: "ServiceUnavailable", 504: "Timeout",
 }  # fmt: skip
-#: A watch lives so long at most while there is trouble; real ones are cut just as suddenly.
+#: A watch lives so long at most, divided by the rate of trouble; real ones are cut just as suddenly. Much less, and an
+#: operator of a dozen watches does nothing but list.
 WATCH_SECONDS = 6.0
 DELAY_SECONDS = 1.5
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "upgrade", "te", "content-encoding"}
@@ -169,7 +170,7 @@ class FaultyProxy:
     async def _watch(self, request: web.Request, body: bytes, *, nonsense: bool) -> web.StreamResponse:
         """Passed on as it comes. In troubled times each one is cut, sometimes in the middle of a line, or expires."""
         clock = asyncio.get_running_loop().time
-        until = clock() + self._random.uniform(0.2, WATCH_SECONDS)
+        begun, life = clock(), self._random.uniform(0.2, WATCH_SECONDS)
         expired = json.dumps({"type": "ERROR", "object": _status(410)}).encode() + b"\n"
         transport = request.transport
         assert isinstance(transport, asyncio.Transport)
@@ -188,7 +189,7 @@ class FaultyProxy:
                         chunk = None
                     if self.down:
                         return _cut(request, stream)
-                    if self.rate and clock() > until:
+                    if self.rate and clock() - begun > life / self.rate:
                         self.faults["watch cut"] += 1
                         if self._random.random() < 0.3:
                             await stream.write(expired)
