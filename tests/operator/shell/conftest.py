@@ -73,6 +73,11 @@ class Api:
         with self._lock:
             return self._store(kind.path(meta.get("namespace"), meta["name"]), copy.deepcopy(body))
 
+    def under(self, prefix: str) -> list[dict[str, Any]]:
+        """What is stored below this path, in the order it came: a copy of the list, for requests may be running."""
+        with self._lock:
+            return [one for path, one in self.objects.items() if path.startswith(prefix)]
+
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         url = urllib.parse.urlsplit(request.path)
         query = dict(urllib.parse.parse_qsl(url.query))

@@ -17,7 +17,7 @@ def deployment(name: str) -> Deployment:
 
 def told(api: Any) -> list[str]:
     """Messages of the events that the API server has, in the order they came."""
-    return [one["message"] for path, one in api.objects.items() if path.startswith(kinds.EVENT.path("ns"))]
+    return [one["message"] for one in api.under(kinds.EVENT.path("ns"))]
 
 
 def until(what: Any) -> None:

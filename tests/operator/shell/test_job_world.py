@@ -151,7 +151,7 @@ class World:
         return found
 
     def stored(self, kind: kinds.Kind) -> list[dict[str, Any]]:
-        return [one for path, one in self.api.objects.items() if path.startswith(f"{kind.path('ns')}/")]
+        return self.api.under(f"{kind.path('ns')}/")
 
 
 @pytest.fixture

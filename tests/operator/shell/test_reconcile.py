@@ -113,7 +113,7 @@ def test_events_are_told_once_the_status_is_written_and_each_once(world: World) 
     writes = world.work(plan)
     assert [verb for verb, _ in writes] == ["PATCH", "POST"]
     world.work(replace(plan, status={}))
-    (stored,) = [one for path, one in world.api.objects.items() if "/events/" in path]
+    (stored,) = world.api.under(kinds.EVENT.path("ns"))
     assert (stored["count"], stored["reason"], stored["involvedObject"]["name"]) == (2, "Serving", "a")
 
 
@@ -181,7 +181,7 @@ def test_a_refusal_is_told_and_the_rest_is_done(world: World) -> None:
     status = world.api.objects[kinds.DEPLOYMENT.path(*KEY)]["status"]
     assert "made up 403" in status["message"]
     assert [(one["type"], one["status"]) for one in status["conditions"]] == [("Ready", "False"), ("Stalled", "True")]
-    (event,) = [one for path, one in world.api.objects.items() if "/events/" in path]
+    (event,) = world.api.under(kinds.EVENT.path("ns"))
     assert (event["type"], event["reason"], event["message"]) == ("Warning", "Refused", "made up 403")
     assert world.errors() == {"Forbidden": 1}
     assert world.queue.get(0) is None  # It comes again, but not at once.
