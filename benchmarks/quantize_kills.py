@@ -2,8 +2,8 @@
 
     python -m benchmarks.quantize_kills MODEL TEXT [--kills 20] [--group 64] [--samples 4] [--length 128]
 
-MODEL is a folder or a GGUF file, TEXT a file or folder of text. Prints each kill with the layer it struck, and exits 1
-if a SHA-256 differs.
+MODEL is a folder or a GGUF file, TEXT a file or folder of text. Prints each kill with where it struck, and exits 1 if a
+SHA-256 or the report differs.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from plimsoll.checkpoint.quantized.manifest import Manifest, read_manifest, verify
+from plimsoll.checkpoint.quantized.manifest import read_manifest, verify
 
 
 def main() -> None:
@@ -57,23 +57,31 @@ def main() -> None:
                 raise SystemExit(f"a run that went on failed with {process.returncode}")
             if read_manifest(struck) is not None:
                 outputs += 1
-                same = same and _digests(verify(plain)) == _digests(verify(struck))
+                same = same and _found(plain) == _found(struck)
                 if kills < asked.kills:
                     shutil.rmtree(struck)
     words = "the same to the bit" if same else "NOT THE SAME"
-    print(f"{kills} kills, {outputs} outputs, {words} as the undisturbed one's")
+    print(f"{kills} kills, {outputs} outputs, files and figures {words} as the undisturbed one's")
     raise SystemExit(not same)
 
 
 def _reached(out: Path) -> str:
+    partial = out / ".partial"
     try:
-        return f"{json.loads((out / '.partial' / 'state.json').read_bytes())['layers']} layers were done"
+        words = f"{json.loads((partial / 'state.json').read_bytes())['layers']} layers were done"
     except OSError:
         return "nothing was done yet"
+    try:
+        measured = json.loads((partial / "evaluation" / "state.json").read_bytes())["layers"]
+    except OSError:
+        return words
+    windows = len(list((partial / "evaluation").glob("window-*.npy")))
+    return f"{words}, {' and '.join(map(str, measured))} measured, {windows} windows"
 
 
-def _digests(manifest: Manifest) -> list[tuple[str, str]]:
-    return [(file.name, file.sha256) for file in manifest.files]
+def _found(out: Path) -> tuple[list[tuple[str, str]], bytes]:
+    """Name and SHA-256 of each file, and the figures."""
+    return [(file.name, file.sha256) for file in verify(out).files], (out / "report.json").read_bytes()
 
 
 if __name__ == "__main__":

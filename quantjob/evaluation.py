@@ -5,24 +5,28 @@ position, which sees what perplexity cannot (errors that cancel); the share of p
 same; and, after each layer, the mean squared difference of the hidden states relative to the reference's own.
 """
 
+import errno
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from plimsoll.api.errors import PlimsollError, SpecError
+from plimsoll.api.errors import SpecError
 from plimsoll.api.job_budget import LOGIT_ROWS
 from plimsoll.api.job_progress import Evaluation, Figures
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.endpoint import Endpoint
+from plimsoll.quantjob.failures import DiskFullError, OutputError
+from plimsoll.quantjob.kept_evaluation import KeptEvaluation
 from plimsoll.quantjob.streamed import StreamedModel
 
 #: Rows of logits that one thread compares in float64 at once.
@@ -128,6 +132,7 @@ def compare(
     *,
     batch: int | None = None,
     scratch: Path | None = None,
+    kept: KeptEvaluation | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Comparison:
     """Run every model over the same tokens, side by side.
@@ -139,11 +144,14 @@ def compare(
         others: checkpoints with the reference's vocabulary; each is named.
         batch: windows computed at once; None for one a thread.
         scratch: a folder for the hidden states, 4 * S * L * hidden bytes a model; memory if None.
+        kept: goes on from what it holds, and puts there what a later run goes on from; nothing outlives this process if
+            None.
         progress: told the share that is done, 0 to 1.
 
     Raises:
         SpecError: a model predicts other tokens than the reference, or the tokens are too few.
-        CheckpointError: a tensor cannot be read.
+        CheckpointError: a tensor cannot be read, or there is no room for the hidden states.
+        OSError: what is kept cannot be written.
     """
     check_length(tokens.windows.shape[1], reference.facts)
     for name, model in others.items():
@@ -152,36 +160,41 @@ def compare(
                 f"has a vocabulary of {model.facts.vocab_size} tokens, the reference of {reference.facts.vocab_size}",
                 field=name, fix="Compare checkpoints of one model",
             )  # fmt: skip
-    names = ["", *others]
     models = [reference, *others.values()]
     ids = torch.from_numpy(tokens.windows)
     batch = batch or reference.workers.count
-    hidden = [_embedded(model, ids, batch, scratch, index) for index, model in enumerate(models)]
+    hidden = [_embedded(model, ids, batch, scratch, index, kept) for index, model in enumerate(models)]
+    errors = [list(some) for some in kept.errors] if kept else [[] for _ in models]
     steps = sum(model.num_layers for model in models) + len(ids)
     done = 0
-    errors: dict[str, list[float]] = {name: [] for name in others}
     for layer in range(max(model.num_layers for model in models)):
-        for name, model, states in zip(names, models, hidden, strict=True):
+        for index, (model, states) in enumerate(zip(models, hidden, strict=True)):
             if layer >= model.num_layers:
                 continue
-            run_layer(model, layer, states, batch)
-            if name and layer < reference.num_layers and states.shape == hidden[0].shape:
-                errors[name].append(relative_error(reference, hidden[0], states))
+            if kept is None or layer >= kept.layers[index]:
+                run_layer(model, layer, states, batch)
+                beside = index and layer < reference.num_layers and states.shape == hidden[0].shape
+                error = relative_error(reference, hidden[0], states) if beside else None
+                errors[index] += [] if error is None else [error]
+                if kept is not None:
+                    kept.keep_layer(index, states, error)
             done += 1
             progress(done / steps)
-    found = _Gathered(len(others))
-    for index in range(len(ids)):
-        _predictions(models, [states[index] for states in hidden], ids[index], found)
+    windows = []
+    for number in range(len(ids)):
+        figures = kept.window(number) if kept else None
+        if figures is None:
+            figures = _predictions(models, [states[number] for states in hidden], ids[number])
+            if kept is not None:
+                kept.keep_window(number, figures)
+        windows.append(figures)
         done += 1
         progress(done / steps)
+    loss, *rows = np.concatenate(windows, axis=1)
     compared = {
-        name: Compared(
-            np.concatenate(found.losses[place + 1]), np.concatenate(found.kls[place]),
-            np.concatenate(found.agrees[place]), tuple(errors[name]),
-        )
+        name: Compared(rows[3 * place], rows[3 * place + 1], rows[3 * place + 2] != 0, tuple(errors[place + 1]))
         for place, name in enumerate(others)
-    }  # fmt: skip
-    loss = np.concatenate(found.losses[0])
+    }
     return Comparison(loss, compared, tokens.digest, tokens.source, *tokens.windows.shape)
 
 
@@ -208,7 +221,7 @@ def compare_endpoint(
     given = endpoint.score(tokens.windows.tolist())
     ids = torch.from_numpy(tokens.windows)
     batch = reference.workers.count
-    hidden = _embedded(reference, ids, batch, scratch, 0)
+    hidden = _embedded(reference, ids, batch, scratch, 0, None)
     steps = reference.num_layers + len(ids)
     for layer in range(reference.num_layers):
         run_layer(reference, layer, hidden, batch)
@@ -277,31 +290,26 @@ def relative_error(model: StreamedModel, reference: Tensor, other: Tensor) -> fl
     return apart / whole if whole else float(apart > 0)
 
 
-class _Gathered:
-    """What each slice of positions gave: losses of the reference and the others, divergences, agreement."""
+def _predictions(models: Sequence[StreamedModel], hidden: Sequence[Tensor], ids: Tensor) -> Array:
+    """The head over one window, in slices: `hidden` float32 [L, hidden] of each model, `ids` int64 [L].
 
-    def __init__(self, others: int) -> None:
-        self.losses: list[list[Array]] = [[] for _ in range(others + 1)]
-        self.kls: list[list[Array]] = [[] for _ in range(others)]
-        self.agrees: list[list[npt.NDArray[np.bool_]]] = [[] for _ in range(others)]
-
-
-def _predictions(models: Sequence[StreamedModel], hidden: Sequence[Tensor], ids: Tensor, found: _Gathered) -> None:
-    """The head over one sequence, in slices: `hidden` float32 [L, hidden] of each model, `ids` int64 [L]."""
+    Float64 [1 + 3 * others, L - 1]: losses of the reference; of each other model losses, divergences, and 1 where it
+    agrees.
+    """
     targets = ids[1:]
+    slices = []
     for start in range(0, len(targets), LOGIT_ROWS):
         stop = min(start + LOGIT_ROWS, len(targets))
         wanted = targets[start:stop]
         base = models[0].logits(hidden[0][start:stop])
-        found.losses[0].append(losses(models[0], base, wanted))
-        for place, (model, states) in enumerate(zip(models[1:], hidden[1:], strict=True)):
+        rows: list[npt.NDArray[Any]] = [losses(models[0], base, wanted)]
+        for model, states in zip(models[1:], hidden[1:], strict=True):
             # One checkpoint rounded on reading has the head of the same: it is held once.
             head = models[0] if model.checkpoint is models[0].checkpoint else model
             logits = head.logits(states[start:stop])
-            found.losses[place + 1].append(losses(model, logits, wanted))
-            kl, agrees = divergences(model, base, logits)
-            found.kls[place].append(kl)
-            found.agrees[place].append(agrees)
+            rows += [losses(model, logits, wanted), *divergences(model, base, logits)]
+        slices.append(np.stack(rows, dtype=np.float64))
+    return np.concatenate(slices, axis=1)
 
 
 def losses(model: StreamedModel, logits: Tensor, targets: Tensor) -> Array:
@@ -332,12 +340,17 @@ def _joined(model: StreamedModel, work: Callable[[int], Tensor], count: int) -> 
     return torch.cat(model.workers.map(work, range(0, count, ROWS)))
 
 
-def _embedded(model: StreamedModel, ids: Tensor, batch: int, scratch: Path | None, index: int) -> Tensor:
-    if scratch is None:
+def _embedded(
+    model: StreamedModel, ids: Tensor, batch: int, scratch: Path | None, index: int, kept: KeptEvaluation | None
+) -> Tensor:
+    """float32 [S, L, hidden]: what the first layer reads, or where an earlier run had come to."""
+    if scratch is None and not (kept and kept.layers[index]):
         return model.embed(ids)
-    held = _on_disk(scratch, (*ids.shape, model.facts.hidden_size), index)
-    for start in range(0, len(ids), batch):
-        held[start : start + batch] = model.embed(ids[start : start + batch])
+    shape = (*ids.shape, model.facts.hidden_size)
+    held = torch.empty(shape) if scratch is None else _on_disk(scratch, shape, index)
+    if kept is None or not kept.restore(index, held):
+        for start in range(0, len(ids), batch):
+            held[start : start + batch] = model.embed(ids[start : start + batch])
     return held
 
 
@@ -350,7 +363,8 @@ def _on_disk(folder: Path, shape: tuple[int, ...], index: int) -> Tensor:
             os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
         mapped = np.memmap(path, np.float32, "r+", shape=shape)
     except OSError as error:
-        raise PlimsollError(
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (DiskFullError if full else OutputError)(
             f"hidden states of {format_bytes(4 * math.prod(shape))} cannot be written: {error.strerror or error}",
             field="scratch", value=str(folder), fix="Free space there, or use fewer or shorter windows",
         ) from None  # fmt: skip

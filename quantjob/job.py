@@ -35,6 +35,7 @@ from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.evaluation import Comparison, compare
 from plimsoll.quantjob.failures import BusyError, OutputTakenError, writing
+from plimsoll.quantjob.kept_evaluation import KeptEvaluation
 from plimsoll.quantjob.papers import write_papers
 from plimsoll.quantjob.preflight import Preflight, preflight
 from plimsoll.quantjob.progress import Tracker
@@ -166,7 +167,10 @@ class QuantizeJob:
                     field=str(output / shard.name),
                     fix=f"Remove {self.partial} and begin anew",
                 )
-        compared = None if held_out is None else self._evaluate(checkpoint, held_out, ready)
+        compared = None
+        if held_out is not None:
+            key = {"walk": state.fingerprint, "output": [file.sha256 for file in files], "held out": held_out.digest}
+            compared = self._evaluate(checkpoint, held_out, ready, json.dumps(key, sort_keys=True), proceed)
         evaluation = None if compared is None else compared.evaluation(OUTPUT, self._nearest(compared))
         reasons = _reasons(evaluation, options.limits)
         manifest = Manifest(
@@ -196,7 +200,9 @@ class QuantizeJob:
         sampled = "self" in (plan.dataset, plan.held_out_dataset)
         return stored_tokens(self.partial, json.dumps(request, sort_keys=True), make) if sampled else make()
 
-    def _evaluate(self, checkpoint: Checkpoint, held_out: Tokens, ready: Preflight) -> Comparison:
+    def _evaluate(
+        self, checkpoint: Checkpoint, held_out: Tokens, ready: Preflight, key: str, proceed: Callable[[], None]
+    ) -> Comparison:
         self._tracker.move("Evaluating", 0.0)
         recipe, workers = self.options.recipe, self._workers
         others = {OUTPUT: StreamedModel(open_checkpoint(self.partial / "output"), workers=workers)}
@@ -209,6 +215,7 @@ class QuantizeJob:
         return compare(
             StreamedModel(checkpoint, workers=workers), others, held_out,
             batch=ready.plan.batch, scratch=None if held else self.partial,
+            kept=KeptEvaluation(self.partial / "evaluation", key, 1 + len(others), proceed),
             progress=lambda share: self._tracker.move("Evaluating", share),
         )  # fmt: skip
 

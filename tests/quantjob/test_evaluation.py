@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from plimsoll.api.errors import SpecError
+from plimsoll.api.errors import CheckpointError, SpecError
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.quantjob.data import Tokens, tokens_of
 from plimsoll.quantjob.evaluation import Comparison, compare
+from plimsoll.quantjob.kept_evaluation import KeptEvaluation
 from plimsoll.quantjob.rounding import Rounding
 from plimsoll.quantjob.streamed import StreamedModel
 from plimsoll.quantjob.workers import Workers
@@ -93,6 +94,53 @@ def test_figures_have_the_same_bits_on_any_number_of_threads_and_on_disk(
         assert (again.loss == found.loss).all()
         assert (again.others["two"].kl == found.others["two"].kl).all()
         assert again.others["two"].layer_error == found.others["two"].layer_error
+
+
+def test_a_comparison_that_ended_early_goes_on_to_the_same_bits(
+    folders: tuple[Path, Path], tokens: Tokens, found: Comparison, tmp_path: Path
+) -> None:
+    one, two = folders
+
+    class EndedError(Exception):
+        pass
+
+    left = iter(range(6))
+
+    def proceed() -> None:
+        # Six things are kept: both layers of both models, and two of the five windows.
+        if next(left, None) is None:
+            raise EndedError
+
+    def again(**options: object) -> Comparison:
+        kept = KeptEvaluation(tmp_path / "kept", "tokens and weights", 2, **options)  # type: ignore[arg-type]
+        return compare(model(one), {"two": model(two)}, tokens, kept=kept)
+
+    with pytest.raises(EndedError):
+        again(proceed=proceed)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+    assert sorted(before) == ["state.json", "states-0-2.f32", "states-1-2.f32", "window-0.npy", "window-1.npy"]
+    result = again()
+    assert (result.loss == found.loss).all()
+    assert (result.others["two"].kl == found.others["two"].kl).all()
+    assert (result.others["two"].agrees == found.others["two"].agrees).all()
+    assert result.others["two"].layer_error == found.others["two"].layer_error
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+    assert before.items() <= after.items(), "nothing is computed twice"
+    assert len(after) == len(before) + 3
+
+
+def test_what_is_kept_of_another_comparison_is_not_gone_on_with(
+    folders: tuple[Path, Path], tokens: Tokens, found: Comparison, tmp_path: Path
+) -> None:
+    one, two = folders
+    for other, key in ((one, "one"), (two, "two")):
+        kept = KeptEvaluation(tmp_path, key, 2)
+        assert kept.layers == [0, 0]
+        again = compare(model(one), {"other": model(other)}, tokens, kept=kept)
+    assert (again.others["other"].kl == found.others["two"].kl).all()
+    (tmp_path / "states-1-2.f32").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="was cut after it was written"):
+        compare(model(one), {"other": model(two)}, tokens, kept=KeptEvaluation(tmp_path, "two", 2))
 
 
 def test_rounding_on_reading_costs_something_and_eight_bits_less_than_four(

@@ -149,9 +149,14 @@ def test_a_job_killed_at_any_file_goes_on_to_the_same_bytes(
         text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 10
+    left = json.loads(done.stdout)
+    assert len(left) >= 10
+    assert left == sorted(left), "no layer that was quantised or measured is so twice"
+    # Three models of three layers are compared.
+    assert any(0 < compared < 9 for _, compared, _ in left)
     ours, undisturbed = dict(contents(out)), dict(contents(finished))
     assert ours == undisturbed
+    assert "report.json" in ours
 
 
 def test_a_finished_output_is_done_at_once_and_its_gate_is_held_against_new_limits(

@@ -1,5 +1,6 @@
 """Quantisations of tiny checkpoints on text of our own, and one that is killed again and again."""
 
+import json
 import os
 import signal
 import sys
@@ -75,15 +76,25 @@ def killed_at(options: JobOptions, event: int) -> bool:
     return False
 
 
+def reached(out: Path) -> list[int]:
+    """[layers that are quantised, layers the compared models have run through, windows measured] on the disk."""
+    state, kept = out / ".partial" / "state.json", out / ".partial" / "evaluation"
+    walked = json.loads(state.read_bytes())["layers"] if state.exists() else 0
+    told = kept / "state.json"
+    compared = sum(json.loads(told.read_bytes())["layers"]) if told.exists() else 0
+    return [walked, compared, len(list(kept.glob("window-*.npy")))]
+
+
 def main() -> None:
-    """SOURCE OUT TEXT: kill at ever later file events, then let it finish. Prints how often it was killed."""
+    """SOURCE OUT TEXT: kill at ever later file events, then let it finish. Prints what each kill left, as JSON."""
     source, out, text = map(Path, sys.argv[1:4])
     options = job_options(source, out, text)
-    kills, step = 0, 3
+    left: list[list[int]] = []
+    step = 3
     while killed_at(options, step):
-        kills += 1
-        step += 4 if kills < 12 else 40
-    print(kills)
+        left.append(reached(out))
+        step += 4 if len(left) < 12 else 40
+    print(json.dumps(left))
 
 
 if __name__ == "__main__":
