@@ -43,6 +43,8 @@ class JobLoad:
     """Sequences that are computed at once; 1 where nobody says."""
     sampled: bool = False
     """Text is sampled from the model, by our engine."""
+    held_out: int = 0
+    """Samples that are measured on."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class JobNeeds:
     """The largest of the three: they follow one another."""
     output: int
     scratch: int
+    """Hidden states, of the walk and then of the evaluation."""
 
     @property
     def disk(self) -> int:
@@ -88,8 +91,18 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
         evaluation=evaluation,
         memory=-(-max(walk, sampling, evaluation) // _ROUND) * _ROUND,
         output=_output(facts, load, linears),
-        scratch=2 * FLOAT * load.samples * load.length * facts.hidden_size,
+        scratch=max(2 * FLOAT * load.samples * load.length * facts.hidden_size, _kept_evaluation(facts, load)),
     )
+
+
+def _kept_evaluation(facts: ModelFacts, load: JobLoad) -> int:
+    """Of each model its hidden states and what a killed job goes on from, of one the next of these, and figures.
+
+    The walk's hidden states are gone by then.
+    """
+    models = 3 if load.method == "awq" else 2
+    tokens = load.held_out * load.length
+    return tokens * ((2 * models + 1) * FLOAT * facts.hidden_size + 8 * (3 * models - 2))
 
 
 def _held_bytes(facts: ModelFacts) -> int:
@@ -141,7 +154,7 @@ def check_disk(needs: JobNeeds, claim: int) -> None:
     raise DoesNotFitError(
         f"needs {format_bytes(needs.output)} for the output + {format_bytes(needs.scratch)} for hidden states = "
         f"{format_bytes(needs.disk)} of {format_bytes(claim)}, the size of the claim",
-        field="spec.output", ways=(f"a claim of {-(-needs.disk // MIB)}Mi", "fewer calibration.samples"),
+        field="spec.output", ways=(f"a claim of {-(-needs.disk // MIB)}Mi", "fewer or shorter samples"),
     )  # fmt: skip
 
 

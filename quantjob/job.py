@@ -111,7 +111,7 @@ class QuantizeJob:
             checkpoint = open_checkpoint(options.source)
             options.plan.check(checkpoint.facts)
             ready = preflight(
-                checkpoint.facts, options.recipe, options.plan.samples, options.plan.length,
+                checkpoint.facts, options.recipe, options.plan.samples, options.plan.length, options.plan.held_out,
                 memory=options.memory, batch=options.batch, threads=self._workers.count,
             )  # fmt: skip
             for note in ready.notes:

@@ -43,8 +43,9 @@ class Preflight:
 
 
 def preflight(
-    facts: ModelFacts, recipe: Recipe, samples: int, length: int, *, memory: int, batch: int | None, threads: int
-) -> Preflight:
+    facts: ModelFacts, recipe: Recipe, samples: int, length: int, held_out: int = 0, *, memory: int,
+    batch: int | None, threads: int,
+) -> Preflight:  # fmt: skip
     """Raises SpecError where the recipe cannot be for this model, DoesNotFitError where `memory` bytes are too few."""
     if facts.quantization is not None:
         raise SpecError(
@@ -52,7 +53,7 @@ def preflight(
             fix="Quantise the checkpoint that it was made of",
         )  # fmt: skip
     check_shapes(facts, recipe)
-    needs, plan = _plan(facts, recipe, samples, length, memory, batch, threads)
+    needs, plan = _plan(facts, recipe, samples, length, held_out, memory, batch, threads)
     notes = list(_parallel_notes(facts, recipe))
     if recipe.calibrates and facts.architecture not in GROUPINGS:
         notes.append(f"no groupings are known for {facts.architecture}: its linears are rounded to nearest")
@@ -115,13 +116,14 @@ def _parallel_notes(facts: ModelFacts, recipe: Recipe) -> Iterator[str]:
 
 
 def _plan(
-    facts: ModelFacts, recipe: Recipe, samples: int, length: int, memory: int, batch: int | None, threads: int
-) -> tuple[JobNeeds, WalkPlan]:
+    facts: ModelFacts, recipe: Recipe, samples: int, length: int, held_out: int, memory: int, batch: int | None,
+    threads: int,
+) -> tuple[JobNeeds, WalkPlan]:  # fmt: skip
     """The largest batch that is of use and fits, and whether the hidden states fit beside it."""
 
     def needs_of(size: int) -> JobNeeds:
         return job_needs(
-            facts, JobLoad(recipe.method, recipe.bits, recipe.group_size, samples, length, size, sampled=False)
+            facts, JobLoad(recipe.method, recipe.bits, recipe.group_size, samples, length, size, held_out=held_out)
         )
 
     least = needs_of(batch or 1)

@@ -117,6 +117,7 @@ def _load(spec: QuantizationJobSpec) -> JobLoad:
         batch=spec.calibration.batch_size or 1,
         sampled=any(text is None or parse_dataset(text).kind == "self" for text in texts)
         or spec.evaluation.dataset == "self",
+        held_out=spec.evaluation.samples,
     )
 
 

@@ -37,6 +37,13 @@ def test_hidden_states_lie_on_disk_before_and_after_a_layer() -> None:
     assert job_needs(FACTS, LOAD).scratch == 2 * 4 * 128 * 2048 * 576
 
 
+def test_an_evaluation_keeps_the_hidden_states_of_each_model_that_it_compares() -> None:
+    # Of the model as it was, the output and rounding to nearest: what is worked on, what is kept, and the next of one.
+    few = replace(LOAD, samples=1, held_out=16)
+    assert 7 * 4 * 16 * 2048 * 576 <= job_needs(FACTS, few).scratch <= 7.1 * 4 * 16 * 2048 * 576
+    assert job_needs(FACTS, replace(LOAD, held_out=16)).scratch == job_needs(FACTS, LOAD).scratch, "one after the other"
+
+
 def test_only_text_that_is_sampled_takes_an_engine() -> None:
     assert job_needs(FACTS, LOAD).sampling == 0
     sampled = job_needs(FACTS, replace(LOAD, sampled=True)).sampling
@@ -74,7 +81,7 @@ def test_more_never_takes_less(samples: int, length: int, batch: int, sampled: b
     assert least.memory >= max(least.walk, least.sampling, least.evaluation)
     for more in (
         replace(load, samples=samples + 1), replace(load, length=length + 1), replace(load, batch=batch + 1),
-        replace(load, sampled=True), replace(load, method="awq"),
+        replace(load, sampled=True), replace(load, method="awq"), replace(load, held_out=4096),
     ):  # fmt: skip
         found = job_needs(FACTS, more)
         assert found.memory >= least.memory
