@@ -25,6 +25,7 @@ def batch_job(raw: Raw) -> BatchJob:
         message=str(why.get("message") or ""),
         ended_at=timestamp(why.get("lastTransitionTime")),
         deleting=bool(about.get("deletionTimestamp")),
+        suspended=(raw.get("spec") or {}).get("suspend") is True,
     )
 
 

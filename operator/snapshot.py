@@ -206,6 +206,8 @@ class BatchJob:
     message: str = ""
     ended_at: float = 0.0
     deleting: bool = False
+    suspended: bool = False
+    """Somebody or a queue wants no pod of it now."""
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,17 @@ def running(snapshot: Snapshot, job: BatchJob) -> Run:
     progress = next((pod.progress for pod in reversed(alive) if pod.progress), None) or next(iter(said), None)
     if job.ended:
         return _ended(snapshot, job, pods, said[0] if said else None)
+    if job.suspended:
+        return Run("Pending", "Suspended", _resume(snapshot, job), progress)
     if not alive:
         return _between(pods, progress)
     return _alive(alive[-1], pods, progress, snapshot.now)
+
+
+def _resume(snapshot: Snapshot, job: BatchJob) -> str:
+    patch = '{"spec":{"suspend":false}}'
+    command = f"kubectl patch job {job.name} -n {snapshot.deployment.namespace} -p '{patch}'"
+    return f"Job {job.name} is suspended, so that it has no pod. Where no queue did that, undo it by: {command}"
 
 
 def last_words(pod: Pod) -> JobProgress | None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.operator.actions import Apply
+from plimsoll.operator.parse_jobs import batch_job
 from plimsoll.operator.plan import plan_job
 from plimsoll.operator.plan.job_status import duration
 from plimsoll.operator.settings import Settings
@@ -226,6 +227,35 @@ def test_a_job_waits_for_the_pods_of_an_earlier_one_of_its_name() -> None:
     cluster.pods, cluster.earlier = [], ()
     cluster.settle()
     assert cluster.status["phase"] == "Complete"
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_a_job_that_is_suspended_from_outside_says_so_and_how_to_undo_it(layers: int) -> None:
+    cluster = JobCluster()
+    while cluster.batch is None or cluster.reached < layers:
+        cluster.act()
+        cluster.others_move()
+    # The Job controller takes the pods away.
+    cluster.batch = batch_job(
+        {
+            "metadata": {"name": cluster.batch.name, "uid": cluster.batch.uid, "ownerReferences": [
+                {"kind": "QuantizationJob", "uid": cluster.uid, "controller": True}]},
+            "spec": {"suspend": True},
+            "status": {"conditions": [{"type": "Suspended", "status": "True", "reason": "JobSuspended"}]},
+        }
+    )  # fmt: skip
+    cluster.pods = []
+    cluster.act()
+    assert (cluster.status["phase"], cluster.condition("Complete")["reason"]) == ("Pending", "Suspended")
+    undo = f"kubectl patch job {cluster.batch.name} -n ns -p " + """'{"spec":{"suspend":false}}'"""
+    assert undo in cluster.status["message"]
+    assert kstatus(1, cluster.status) == "InProgress"
+    writes = cluster.writes
+    cluster.act()
+    assert cluster.writes == writes
+    cluster.batch = replace(cluster.batch, suspended=False)
+    cluster.settle()
+    assert (cluster.made, cluster.status["phase"], cluster.reached) == (1, "Complete", LAYERS)
 
 
 def test_a_spec_that_is_corrected_before_it_started_makes_its_job_anew() -> None:
