@@ -1,4 +1,7 @@
-"""Floats rounded to nearest codes as they are loaded: no data, no search, the same codes every time."""
+"""Floats rounded to nearest codes as they are loaded: no data, no search, the same codes every time.
+
+They are those that `quantjob` writes by the methods rtn and int8; a test holds the two together.
+"""
 
 from typing import Literal
 

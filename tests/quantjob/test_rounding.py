@@ -1,18 +1,23 @@
 """Grids, ranges, Gram matrices and compensated codes: each against the plain sum it stands for."""
 
+from typing import Literal
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from plimsoll.api.errors import CheckpointError
 from plimsoll.quantjob import gram as gram_module
 from plimsoll.quantjob.clip import narrowed
 from plimsoll.quantjob.coding import Coder, nearest
 from plimsoll.quantjob.compensate import compensated, order_of
 from plimsoll.quantjob.gram import Gram
-from plimsoll.quantjob.rounding import LEAST_SCALE, Rounding, fit
+from plimsoll.quantjob.rounding import LEAST_SCALE, MOST_SCALE, Rounding, fit
 from plimsoll.quantjob.search import candidates, search
 from plimsoll.quantjob.workers import Workers
+from plimsoll.runtime.models.rounding import round_to_nearest
 
 WORKERS = Workers(2)
 
@@ -44,6 +49,42 @@ def test_every_value_is_within_half_a_step_of_its_code_and_scales_are_float16(
     # A rounded scale and a rounded zero point may cost the outermost values another half a step; where float16 has
     # only multiples of its least number, a scale is off by half of that, as often as the code counts it.
     assert bool((apart <= grid.scales.unsqueeze(-1) * 1.1 + LEAST_SCALE * 80).all())
+
+
+@given(
+    st.integers(0, 2**31), st.sampled_from([1e-9, 3e-7, 1e-3, 1.0, 7e4]), st.sampled_from([-5.0, -1.0, 0.0, 0.7, 5.0]),
+    st.sampled_from([(4, 32), (4, 64), (4, 128), (8, 128)]), st.sampled_from([torch.float32, torch.bfloat16]),
+)  # fmt: skip
+def test_what_is_rounded_at_load_is_what_a_job_of_method_rtn_or_int8_writes(
+    seed: int, size: float, offset: float, shape: tuple[Literal[4, 8], int], dtype: torch.dtype
+) -> None:
+    bits, group = shape
+    weight = (size * (random(6, 128, seed=seed) + offset)).to(dtype).float()
+    weight[0] = 0
+    weight[1, ::3] = 0
+    weight[2] = weight[2, 0]
+    served = round_to_nearest(weight.clone(), bits, group, "w")
+    grid = fit(weight, Rounding(bits, 0 if bits == 8 else group))
+    assert torch.equal(served.scales, grid.scales.half())
+    assert torch.equal(served.codes, grid.codes(weight).to(served.codes.dtype))
+    if grid.zeros is None:
+        assert served.zeros is None
+    else:
+        assert served.zeros is not None
+        assert torch.equal(served.zeros, grid.zeros.to(torch.uint8))
+
+
+def test_weights_beyond_a_scale_of_float16_have_an_infinite_grid_and_are_refused_at_load() -> None:
+    for bad in (1e8, float("nan"), float("inf")):
+        weight = torch.ones(2, 64)
+        weight[1, 5] = bad
+        # The walk refuses such a grid by its layer and role, which only it knows.
+        assert not bool((fit(weight, Rounding(4, 32)).scales <= MOST_SCALE).all())
+        assert not bool((fit(weight, Rounding(8)).scales <= MOST_SCALE).all())
+        with pytest.raises(CheckpointError, match="w: holds values that are not finite, or too large"):
+            round_to_nearest(weight, 4, 32, "w")
+        with pytest.raises(CheckpointError, match="w: holds values that are not finite, or too large"):
+            round_to_nearest(weight, 8, 64, "w")
 
 
 def test_groups_of_zeros_and_of_one_value_stay_finite() -> None:
