@@ -19,6 +19,7 @@ import pytest
 
 from e2e.cluster import Cluster, eventually
 from e2e.deployments import ModelDeployment
+from e2e.differences import differences
 from e2e.operators import LocalOperator
 from e2e.played import claim, manifest, needs_played_nodes, record, unclaim
 from e2e.proxy import FaultyProxy
@@ -228,9 +229,7 @@ def test_whatever_happens_on_the_way_the_end_is_the_same(
         calm = time.monotonic()
 
         def same() -> bool:
-            found = picture(cluster, namespace)
-            differing = {key for key in {*found, *undisturbed} if found.get(key) != undisturbed.get(key)}
-            assert not differing, {key: (undisturbed.get(key), found.get(key)) for key in differing}
+            assert not (found := differences(undisturbed, picture(cluster, namespace))), found
             return True
 
         eventually(same, PATIENCE, "the same is there as without trouble")

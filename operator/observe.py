@@ -221,7 +221,7 @@ class Cache:
             waited = self._entries.get((kinds.QUANTIZATION.name, namespace, top.value.job or ""))
             quantizing = parse_jobs.quantizing(unpacked(waited)) if waited else None
             named = [e for i, e in members if i[0] == kinds.REPLICA_SET.name] if top.value.job else []
-            sets = [parse.replica_set(unpacked(e)) for e in named]
+            sets = parse.replica_sets((unpacked(e) for e in named), top.uid)
             output = output_of(top.value.job, quantizing, sets) if top.value.job else None
             source = output_key(namespace, output) if output else top.value.source
             # A thousand deployments may name the same source; only what was found there matters.
@@ -255,7 +255,7 @@ class Cache:
             deployment=parse.deployment({"kind": kind.name, **unpacked(top)}),
             now=now,
             inspecting=inspecting_of(source, about_source, error) if source else None,
-            replica_sets=tuple(parse.replica_set(raw) for (child, _), raw in children.items() if child == "ReplicaSet"),
+            replica_sets=parse.replica_sets((raw for i, raw in children.items() if i[0] == "ReplicaSet"), top.uid),
             pods=tuple(sorted(pods, key=lambda one: (one.created, one.name))),
             children=children,
             nodes=nodes,

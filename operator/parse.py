@@ -89,6 +89,15 @@ def replica_set(raw: Raw) -> ReplicaSet:
     )
 
 
+def replica_sets(raws: Iterable[Raw], uid: str) -> tuple[ReplicaSet, ...]:
+    """Those that the deployment `uid` keeps, and those that nobody does.
+
+    What an earlier deployment of its name has left is on its way out and no revision of this one: neither its number
+    nor its verdicts count here.
+    """
+    return tuple(replica_set(raw) for raw in raws if controller(raw) in ("", uid))
+
+
 def _output(text: str | None) -> Output | None:
     value = _json(text)
     parts = [str(value.get(key) or "") for key in ("job", "uri", "digest")]

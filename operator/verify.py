@@ -61,12 +61,11 @@ class Verifier:
         """Puts the cache right about one kind. Returns how many objects the watch had missed.
 
         Raises:
-            ClusterError: it could not be listed.
+            ClusterError: the API server did not answer all that was asked; the check is due still.
         """
         began = time.monotonic()
         relisted = self._cache.relisted.get(kind.name, 0.0) > self._checked.get(kind.name, 0.0)
         listed = self._list(kind)
-        self._checked[kind.name] = began
         if relisted:
             # That a new list tells nothing of what has gone is no fault of the watch, and what has gone is not waited
             # for: children of a deployment that is no more would be made again and again.
@@ -85,6 +84,8 @@ class Verifier:
             log.warning("a watch had missed changes", kind=kind.name, objects=missed)
         else:
             self.missed.pop(kind.name, None)
+        # Only now: one that broke off in the middle is due still.
+        self._checked[kind.name] = began
         return missed
 
     def _where(self, kind: Kind) -> tuple[str | None, ...]:

@@ -1,5 +1,6 @@
 """The cache: whatever the order of what comes, the newest counts and nobody is forgotten."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,30 @@ def test_a_deployments_corner_holds_what_is_its_own(cache: Cache, make: Make, re
     assert (pod.ready, pod.routable, pod.owner) == (True, True, revision.uid)
     assert set(found.children) == {("ReplicaSet", revision.name)}
     assert found.nodes is None
+
+
+def test_what_an_earlier_deployment_of_its_name_left_is_no_revision_of_it(cache: Cache, make: Make) -> None:
+    filled(cache, make)
+    for name, owners in (("mine", ["uid-a"]), ("left", ["uid-before"]), ("orphan", [])):
+        owned = {"ownerReferences": [{"uid": uid, "controller": True} for uid in owners]}
+        cache.seen(kinds.REPLICA_SET, "ADDED", make(kinds.REPLICA_SET, name, metadata={**labelled(), **owned}))
+    found = cache.snapshot(KEY, 1.0)
+    assert found is not None
+    assert {one.name for one in found.replica_sets} == {"mine", "orphan"}
+
+
+def test_an_earlier_deployments_revision_says_nothing_of_what_is_served(cache: Cache, make: Make) -> None:
+    output = {"job": "q", "uri": "pvc://claim/out", "digest": "sha256:1"}
+    cache.seen(kinds.DEPLOYMENT, None, make(kinds.DEPLOYMENT, "a", spec={"model": {"quantizationJob": "q"}}))
+    for version, owner, inspects in ((1, "uid-before", False), (2, "uid-a", True)):
+        meta = {
+            **labelled(), "annotations": {names.OUTPUT: json.dumps(output)},
+            "ownerReferences": [{"uid": owner, "controller": True}],
+        }  # fmt: skip
+        cache.seen(kinds.REPLICA_SET, "ADDED", make(kinds.REPLICA_SET, "a-1", version, metadata=meta))
+        found = cache.snapshot(KEY, 1.0)
+        assert found is not None
+        assert (found.inspecting is not None) == inspects
 
 
 def test_a_source_is_looked_at_once_for_all_that_name_it(cache: Cache, make: Make, woken: list[Any]) -> None:

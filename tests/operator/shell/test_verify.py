@@ -134,6 +134,21 @@ def test_a_check_that_failed_is_due_still(world: World) -> None:
     world.check()
 
 
+def test_a_check_that_broke_off_among_its_repairs_is_due_still(world: World) -> None:
+    world.cache.seen(kinds.SERVICE, "ADDED", world.there("gone"))
+    world.check()
+    world.gone("gone")
+    world.cache.relisted["Service"] = world.verifier._checked["Service"] + 1e-6
+    later = world.verifier._checked["Service"] + 5.0
+    world.api.faults = [None, (410, {})]
+    with pytest.raises(ClusterError):
+        world.check()
+    assert set(world.known()) == {"gone"}
+    assert world.verifier.due(kinds.SERVICE, later)
+    world.check()
+    assert world.known() == {}
+
+
 def test_what_others_belong_to_is_checked_first_whatever_is_due_besides(world: World) -> None:
     order: list[str] = []
     again = [kinds.DEPLOYMENT]
