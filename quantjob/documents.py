@@ -199,7 +199,9 @@ def _document(record: Any, where: str, field: str) -> Iterator[Document]:
     columns = _columns(list(record))
     if not columns:
         keys = ", ".join(str(key)[:40] for key in list(record)[:12]) or "nothing"
-        raise SpecError(f"has no field {FIELDS}; it has {keys}", field=field, value=where)
+        raise SpecError(
+            f"has no field {FIELDS}; it has {keys}", field=field, value=where, fix="Rename the one that holds the text"
+        )
     values = [record[name] for name in columns]
     content: str | list[Message]
     if columns == ["text"]:

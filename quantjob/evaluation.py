@@ -5,7 +5,6 @@ position, which sees what perplexity cannot (errors that cancel); the share of p
 same; and, after each layer, the mean squared difference of the hidden states relative to the reference's own.
 """
 
-import errno
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.endpoint import Endpoint
-from plimsoll.quantjob.failures import DiskFullError, OutputError
+from plimsoll.quantjob.failures import kind_of
 from plimsoll.quantjob.kept_evaluation import KeptEvaluation
 from plimsoll.quantjob.streamed import StreamedModel
 
@@ -363,8 +362,7 @@ def _on_disk(folder: Path, shape: tuple[int, ...], index: int) -> Tensor:
             os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
         mapped = np.memmap(path, np.float32, "r+", shape=shape)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (DiskFullError if full else OutputError)(
+        raise kind_of(error)(
             f"hidden states of {format_bytes(4 * math.prod(shape))} cannot be written: {error.strerror or error}",
             field="scratch", value=str(folder), fix="Free space there, or use fewer or shorter windows",
         ) from None  # fmt: skip

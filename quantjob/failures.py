@@ -9,7 +9,7 @@ from plimsoll.api.errors import CheckpointError, DoesNotFitError, PlimsollError,
 
 
 class DiskFullError(CheckpointError):
-    """There is no room left where the output is made. What is done stays."""
+    """There is no room left where the output is made, or not for a file of that size. What is done stays."""
 
 
 class OutputError(CheckpointError):
@@ -36,18 +36,22 @@ def reason_of(error: PlimsollError) -> str:
     return "Failed"
 
 
+def kind_of(error: OSError) -> type[CheckpointError]:
+    """What it is to find `error` while writing."""
+    return DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else OutputError
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Raises DiskFullError or OutputError for what the system says of `folder` meanwhile."""
     try:
         yield
     except OSError as error:
-        where = str(error.filename or folder)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                "cannot be written: the disk is full", field=where,
-                fix="Make room there and run it again: it goes on from the layer it had reached",
-            ) from error  # fmt: skip
-        raise OutputError(
-            f"cannot be written: {error.strerror or error}", field=where, fix="Give it a folder that can be written"
-        ) from error
+        kind, why = kind_of(error), error.strerror or str(error)
+        fix = "Give it a folder that can be written"
+        if kind is DiskFullError:
+            limited = error.errno == errno.EFBIG
+            why = "a file there may not be that large" if limited else "the disk is full"
+            cure = "Raise that limit (ulimit -f)" if limited else "Make room there"
+            fix = f"{cure} and run it again: it goes on from the layer it had reached"
+        raise kind(f"cannot be written: {why}", field=str(error.filename or folder), fix=fix) from error

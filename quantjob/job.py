@@ -40,6 +40,7 @@ from plimsoll.quantjob.papers import write_papers
 from plimsoll.quantjob.preflight import Preflight, preflight
 from plimsoll.quantjob.progress import Tracker
 from plimsoll.quantjob.recipe import Recipe
+from plimsoll.quantjob.report import ASIDE as REPORT_ASIDE
 from plimsoll.quantjob.report import NAMES as REPORT_NAMES
 from plimsoll.quantjob.report import Report, write_report
 from plimsoll.quantjob.rounding import Rounding
@@ -303,7 +304,7 @@ class QuantizeJob:
         if out.exists() and not out.is_dir():
             raise OutputTakenError("is a file", field="--work-dir", value=str(out), fix="Name a folder")
         held = sorted(path.name for path in out.iterdir()) if out.exists() else []
-        strange = [name for name in held if name not in (*_NOTHING, *REPORT_NAMES)]
+        strange = [name for name in held if name not in (*_NOTHING, *REPORT_NAMES, *REPORT_ASIDE)]
         if strange and MANIFEST_NAME not in held and not (self.partial / MANIFEST_NAME).exists():
             raise self._taken(f"other files ({', '.join(strange[:3])})")
 

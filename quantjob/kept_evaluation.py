@@ -47,7 +47,8 @@ class KeptEvaluation:
         self.layers = [0] * models
         self.errors: list[list[float]] = [[] for _ in range(models)]
         if not self._load():
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(folder)
             folder.mkdir(parents=True)
 
     def restore(self, model: int, states: Tensor) -> bool:

@@ -19,6 +19,8 @@ from plimsoll.quantjob.layer_quantizer import QuantizedLayer
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.rounding import Grid
 from plimsoll.quantjob.shards import Entry, whole
+from plimsoll.quantjob.streamed import not_finite
+from plimsoll.runtime.models.loader import TORCH_DTYPES
 
 #: Elements of a tensor that is only copied, at a time.
 _PIECE = 4 * 1024 * 1024
@@ -104,13 +106,19 @@ class OutputTensors:
         return whole(RawTensor(dtype, tuple(values.shape), data))
 
     def _copied(self, name: str) -> Entry:
-        """A tensor as it is stored; of a GGUF, dequantised and rounded to what is written."""
+        """A tensor as it is stored; of a GGUF, dequantised and rounded to what is written.
+
+        Its pieces raise CheckpointError where a value is not finite: a row that no text of ours touches would wait in
+        the output for whoever is served by it.
+        """
         fact, dtype = self.checkpoint.tensors[name], self.dtype(name)
         step = max(1, _PIECE // int(np.prod(fact.shape[1:], dtype=np.int64)))
 
         def pieces() -> Iterator[npt.NDArray[Any]]:
             for start in range(0, fact.shape[0], step):
                 raw = self.checkpoint.read(name, (start, min(start + step, fact.shape[0])))
+                if not torch.isfinite(torch.from_numpy(raw.data).view(TORCH_DTYPES[raw.dtype])).all():
+                    raise not_finite(f"{self.checkpoint.path}: {name}")
                 yield raw.data if raw.dtype == dtype else encode(raw.data, dtype, name)
 
         return Entry(dtype, fact.shape, pieces)

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from plimsoll.api.errors import PlimsollError
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.evaluation import Compared, Comparison
+from plimsoll.quantjob.failures import kind_of
 from plimsoll.quantjob.plots import divergence_shares, layer_errors
 
 NAMES = ("report.html", "report.json")
+#: What is there while one of them is written.
+ASIDE = tuple(f".{name}.tmp" for name in NAMES)
 Verdict = Literal["passed", "failed", "none"]
 
 
@@ -56,19 +58,20 @@ class Report:
 
 
 def write_report(folder: Path, report: Report) -> tuple[Path, Path]:
-    """Write `report.html` and `report.json` into `folder`, each whole or not at all. Raises PlimsollError."""
+    """Write `report.html` and `report.json` into `folder`, each whole or not at all. Raises CheckpointError."""
     texts = (page(report), json.dumps(as_json(report), indent=1) + "\n")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in zip(NAMES, texts, strict=True):
-            fresh = folder / f".{name}.tmp"
+        for name, aside, text in zip(NAMES, ASIDE, texts, strict=True):
+            fresh = folder / aside
             # The name of a file may be bytes that are no text.
             fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
             os.replace(fresh, folder / name)
     except OSError as error:
-        raise PlimsollError(
-            f"the report cannot be written: {error.strerror or error}", field="report", value=str(folder)
-        ) from None
+        raise kind_of(error)(
+            f"the report cannot be written: {error.strerror or error}", field="report", value=str(folder),
+            fix="Make room there, or name a folder that can be written",
+        ) from None  # fmt: skip
     return folder / NAMES[0], folder / NAMES[1]
 
 

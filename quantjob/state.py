@@ -99,7 +99,7 @@ def load_state(folder: Path, wanted: Mapping[str, str]) -> State | None:
         raise CheckpointError("is not the state of a quantisation", field=str(path), fix=begin_anew) from None
     if changed:
         raise CheckpointError(
-            f"holds unfinished work with another {' and another '.join(changed)}", field=str(folder),
+            f"holds unfinished work with other {' and '.join(changed)}", field=str(folder),
             value=str(state.fingerprint.get(changed[0])), fix=begin_anew,
         )  # fmt: skip
     _check_shards(folder, shards, begin_anew)

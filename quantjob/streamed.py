@@ -16,6 +16,14 @@ from plimsoll.runtime.models.rope import rope_table
 _PIECE = 4 * 1024 * 1024
 
 
+def not_finite(where: str) -> CheckpointError:
+    """The refusal of a tensor with such a value."""
+    return CheckpointError(
+        "holds values that are not finite", field=where,
+        fix="Download the checkpoint again; weights like these give no answers",
+    )  # fmt: skip
+
+
 class StreamedModel:
     """Forward pass of `checkpoint` (Hugging Face, GGUF or quantised), a layer at a time.
 
@@ -128,10 +136,7 @@ class StreamedModel:
     def _whole(self, name: str) -> Tensor:
         values = self._read(name, 0, None).to(torch.float32)
         if not torch.isfinite(values).all():
-            raise CheckpointError(
-                "holds values that are not finite", field=f"{self.checkpoint.path}: {name}",
-                fix="Download the checkpoint again; weights like these give no answers",
-            )  # fmt: skip
+            raise not_finite(f"{self.checkpoint.path}: {name}")
         return values
 
     def _apart(self, name: str, kind: str, suffix: str) -> dict[str, Tensor]:

@@ -198,7 +198,7 @@ def test_other_work_in_the_folder_is_refused(tiny: Path, text: Path, finished: P
     options = job_options(tiny, tmp_path / "out", text)
     work = tmp_path / "out" / ".partial"
     Walk(open_checkpoint(tiny), options.recipe, random_tokens(0, 2), work, WalkPlan(), Workers(1)).run()
-    with pytest.raises(CheckpointError, match="unfinished work with another calibration tokens"):
+    with pytest.raises(CheckpointError, match="unfinished work with other calibration tokens"):
         run_job(options)
     changed = make_checkpoint(tmp_path / "model", dtype="bfloat16", num_hidden_layers=3)
     _change(changed, lambda tensor: tensor.mul_(1.01))
@@ -216,16 +216,28 @@ def test_other_work_in_the_folder_is_refused(tiny: Path, text: Path, finished: P
     assert os.listdir(tmp_path / "mine") == ["letters.txt"]
 
 
-def test_a_full_disk_loses_nothing_that_was_done(tiny: Path, text: Path, finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "layers", "words"),
+    [
+        (".partial/output/.model-00003-of-00004.safetensors.partial", 1, r"the disk is full.*goes on from the layer"),
+        (".report.json.tmp", 3, r"the report cannot be written: No space left.*Make room"),
+    ],
+)
+def test_a_full_disk_loses_nothing_that_was_done(
+    place: str, layers: int, words: str, tiny: Path, text: Path, finished: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    aside = out / ".partial" / "output" / ".model-00003-of-00004.safetensors.partial"
+    aside = out / place
     aside.parent.mkdir(parents=True)
-    # A device that is always full stands where the third shard would be written.
+    # A device that is always full stands where the third shard, or the report, would be written.
     aside.symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match=r"the disk is full.*goes on from the layer") as caught:
+    with pytest.raises(CheckpointError, match=words) as caught:
         run_job(job_options(tiny, out, text))
     assert reason_of(caught.value) == "DiskFull"
-    assert json.loads((out / ".partial" / "state.json").read_text())["layers"] == 1
+    assert json.loads((out / ".partial" / "state.json").read_text())["layers"] == layers
+    # What a kill leaves there.
+    aside.unlink(missing_ok=True)
+    aside.write_text("half of it")
     run_job(job_options(tiny, out, text))
     assert contents(out) == contents(finished)
 
