@@ -8,10 +8,13 @@ from plimsoll.checkpoint.huggingface import HuggingFaceCheckpoint
 from plimsoll.checkpoint.quantized.manifest import refuse_failed_gate
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
+def open_checkpoint(path: Path | str, *, to_measure: bool = False) -> Checkpoint:
     """A Hugging Face folder, a GGUF file, or a folder whose only weights are one GGUF file.
 
     Headers are read and checked; no memory is taken for weights.
+
+    Args:
+        to_measure: open also what failed the gate of its quantisation: to be looked at, never served.
 
     Raises:
         CheckpointError: nothing there, not a whole, coherent checkpoint of a served architecture, or one that failed
@@ -31,7 +34,8 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
                     fix="Name the one to load",
                 )  # fmt: skip
             return _open_gguf(ggufs[0])
-        refuse_failed_gate(path)
+        if not to_measure:
+            refuse_failed_gate(path)
         return HuggingFaceCheckpoint(path)
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror or error}", field=str(path)) from None

@@ -11,8 +11,11 @@ import typer
 from plimsoll.api.errors import SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
 
+    from plimsoll.checkpoint.checkpoint import Checkpoint
     from plimsoll.quantjob.report import Report
 
 #: Exit status when a limit was passed: the figures are there, and the answer is no.
@@ -71,10 +74,13 @@ def eval(
         raise SpecError("there is no such folder", field="--scratch", value=str(scratch), fix="Make it")
     screen = local.console()
     path = local.fetch(reference, screen)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, to_measure=True)
     rounding = None if round_to_nearest is None else _rounding(round_to_nearest, checkpoint.facts)
     tokenizer = load_tokenizer(checkpoint)
-    measured = None if served else open_checkpoint(local.fetch(other, screen))
+    measured = None if served else open_checkpoint(local.fetch(other, screen), to_measure=True)
+    notes = _refused({reference: checkpoint, other: measured})
+    for note in notes:
+        typer.secho(f"note: {note}", fg=typer.colors.YELLOW, err=True)
     endpoint = _endpoint(other, tokenizer, model_name, api_key_file) if served else None
     length = min(512, checkpoint.facts.max_position) if seqlen is None else seqlen
     check_length(length, checkpoint.facts)
@@ -103,7 +109,7 @@ def eval(
     result = Report(
         title=f"{_name(reference, '')} and {other}", reference=_name(reference, ""), comparison=found, judged=subject,
         nearest=nearest, verdict="failed" if reasons else "passed" if limits.any else "none", reasons=reasons,
-        tokens={"held out": tokens}, settings={
+        tokens={"held out": tokens}, notes=notes, settings={
             "reference": reference, "other": other, "dataset": dataset, "seed": seed,
             "maxPerplexityIncrease": limits.perplexity_increase, "maxKLDivergence": limits.kl_divergence,
         },
@@ -147,6 +153,15 @@ def show(report: "Report") -> None:
     for other in found.others.values():
         if other.note:
             console.print(escape(other.note), style="dim", highlight=False)
+
+
+def _refused(checkpoints: "Mapping[str, Checkpoint | None]") -> list[str]:
+    """A sentence for each that nothing but this command opens."""
+    from plimsoll.checkpoint.quantized.manifest import failed_gate
+
+    opened = {name: one for name, one in checkpoints.items() if one is not None and one.path.is_dir()}
+    found = {name: failed_gate(one.path) for name, one in opened.items()}
+    return [f"{name}: {why}. It is measured here and served nowhere" for name, why in found.items() if why]
 
 
 def _name(source: str, beside: str) -> str:

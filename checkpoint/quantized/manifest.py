@@ -147,12 +147,20 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
             )  # fmt: skip
 
 
+def failed_gate(folder: Path) -> str | None:
+    """Why the quantisation in `folder` was refused, with its figures; None where it was not, or is none."""
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.gate != "failed":
+        return None
+    return f"this quantised checkpoint failed its gate: {manifest.gate_message or 'it lost more than was allowed'}"
+
+
 def refuse_failed_gate(folder: Path) -> None:
     """Raises CheckpointError, with the figures, for a folder whose quantisation lost more than was allowed."""
-    manifest = read_manifest(folder)
-    if manifest is not None and manifest.gate == "failed":
+    why = failed_gate(folder)
+    if why is not None:
         raise CheckpointError(
-            f"this quantised checkpoint failed its gate: {manifest.gate_message or 'it lost more than was allowed'}",
+            why,
             field=str(folder / MANIFEST_NAME),
             fix="Quantise it by another method or in smaller groups, or allow a larger loss and quantise it anew",
         )

@@ -74,6 +74,26 @@ def test_a_limit_that_is_passed_ends_in_three_with_the_figures_there(capsys: pyt
     assert json.loads(out)["verdict"] == "failed"
 
 
+def test_an_output_that_failed_its_gate_is_measured_and_said_to_be_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ["--w-group-size", "32", "--method", "rtn", "--calib-dataset", "text.txt", "--calib-seqlen", "24"]
+    with pytest.raises(SystemExit) as ended:
+        main(["quantize", "one", "--work-dir", str(out), *options, "--max-kl-divergence", "1e-6"])
+    assert ended.value.code == 3
+    capsys.readouterr()
+    code, _, err = run(capsys, "one", str(out), *FEW, "--report", str(tmp_path / "report"), "-o", "json")
+    assert code == 0
+    why = f"{out}: this quantised checkpoint failed its gate: the mean KL divergence is"
+    assert err.startswith(f"note: {why}")
+    assert err.rstrip().endswith("It is measured here and served nowhere")
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["notes"][0].startswith(why)
+    code, _, err = run(capsys, str(out), "two", "--samples", "1", "--seqlen", "16")
+    assert code == 1, "text that it would write itself is the engine's, which serves"
+    assert "failed its gate" in err
+
+
 def test_self_text_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "one", "two", "--samples", "1", "--seqlen", "16", "-o", "json")
     assert code == 0
