@@ -17,6 +17,7 @@ import kopf
 import structlog
 from kubernetes.client import Configuration
 
+from plimsoll.operator.answers import soften
 from plimsoll.operator.cluster import credentials
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.observe import Cache
@@ -27,6 +28,8 @@ log = structlog.get_logger("plimsoll.operator.watch")
 WATCH_SECONDS = 240
 #: Bookmarks come every minute; without a sign for so long a connection is dead.
 SILENT_SECONDS = 150
+#: Watches that lived so long had begun well, and are begun anew at once; others after ever longer pauses.
+LIVED_SECONDS = 10.0
 
 
 class Backoffs:
@@ -96,7 +99,7 @@ class Watches:
                 why = f"{type(error).__name__}: {error}"[:300]
             finally:
                 _dismantle(loop)
-            pause = 1.0 if time.monotonic() - began > 60 else min(pause * 2, 15.0)
+            pause = 1.0 if time.monotonic() - began > LIVED_SECONDS else min(pause * 2, 15.0)
             if not self._stop.is_set():
                 log.warning("watches begin anew", because=why)
                 self._stop.wait(0.1 if self._restart.is_set() else pause)
@@ -164,8 +167,10 @@ class Watches:
         """Renews the token, and notes which listings and watches the API server has agreed to."""
         request.headers.update(credentials(self._configuration))
         response = await handler(request)
+        agreed = response.status == 200
+        await soften(response)
         plural = request.url.path.rstrip("/").rsplit("/", 1)[-1]
-        for kind in self.kinds if response.status == 200 else ():
+        for kind in self.kinds if agreed else ():
             if kind.plural == plural and request.url.query.get("watch") == "true":
                 self.opened[kind.name] = time.monotonic()
             elif kind.plural == plural:
