@@ -224,11 +224,14 @@ def test_columns_short_name_category_and_both_subresources(cluster: Cluster, her
         cluster.api("PATCH", f"{path}/status", {"status": {"phase": "Dreaming"}}, kind="merge-patch")
 
 
-def test_kubeconform_passes_the_crd_and_every_example(cluster: Cluster, tmp_path: Path) -> None:
+def test_kubeconform_passes_the_crds_every_example_and_what_the_chart_renders(cluster: Cluster, tmp_path: Path) -> None:
     """Against the schemas that this API server publishes, so that nothing is fetched from elsewhere."""
-    if shutil.which("kubeconform") is None:
-        pytest.skip("kubeconform is not in PATH")
+    for tool in ("kubeconform", "helm"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not in PATH")
     definitions = cluster.api("GET", "/openapi/v2")["definitions"]
+    # OpenAPI 2 has no words for it and calls it text of a format.
+    definitions["io.k8s.apimachinery.pkg.util.intstr.IntOrString"] = {"type": ["string", "integer"]}
     (tmp_path / "definitions.json").write_text(json.dumps({"definitions": definitions}))
     for name, schema in definitions.items():
         for kind in schema.get("x-kubernetes-group-version-kind", ()):
@@ -236,7 +239,12 @@ def test_kubeconform_passes_the_crd_and_every_example(cluster: Cluster, tmp_path
             file = tmp_path / f"{kind['kind'].lower()}-{group}{kind['version']}.json"
             file.write_text(json.dumps({"$ref": f"definitions.json#/definitions/{name}"}))
     place = str(tmp_path / "{{.ResourceKind}}{{.KindSuffix}}.json")
-    files = [str(path) for path in (*sorted((ROOT / "crds").glob("*.yaml")), *EXAMPLES)]
+    version = ("--kube-version", cluster.version.removeprefix("v"))
+    for name, values in (("cluster", {}), ("namespaces", {"settings": {"namespaces": ["one", "two"]}})):
+        command = ["helm", "template", "x", ROOT / "charts" / "plimsoll", *version, "--values", "-"]
+        given = json.dumps({"dashboard": {"enabled": True}, **values}).encode()
+        (tmp_path / f"chart-{name}.yaml").write_bytes(subprocess.check_output(command, input=given, timeout=60))
+    files = [str(path) for path in (*sorted((ROOT / "crds").glob("*.yaml")), *EXAMPLES, *tmp_path.glob("chart-*.yaml"))]
     command = ["kubeconform", "-strict", "-summary", "-schema-location", place, *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
