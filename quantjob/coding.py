@@ -71,7 +71,7 @@ class Coder:
         codes = [torch.empty(rows.shape, dtype=torch.uint8) for rows in runs]
         for block in self.gram.blocks:
             part = slice(block.start, block.stop)
-            order = order_of(block.gram / _outer(scale[part]), self.gram.tokens) if self.compensate else None
+            order = order_of(block.gram, scale[part], self.gram.tokens) if self.compensate else None
             units = list(zip(runs, grids, codes, strict=True))
             self.workers.map(partial(self._code_block, block, scale[part], order), units)
         return _stacked([Coded(grid, code) for grid, code in zip(grids, codes, strict=True)])

@@ -41,45 +41,49 @@ def believed(tokens: int) -> float:
     return (1 - NEVER) * tokens / (tokens + HALF)
 
 
-def order_of(gram: Tensor, tokens: int) -> Order | None:
-    """For the sums of products float32 [C, C] of the inputs' columns over `tokens`; None if that is singular."""
-    columns = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    moments = gram[columns][:, columns].mul_(believed(tokens))
-    moments.diagonal().copy_(gram.diagonal()[columns])
+def order_of(gram: Tensor, scale: Tensor, tokens: int) -> Order | None:
+    """For inputs divided by `scale` float32 [C], whose columns had the sums of products `gram` float32 [C, C] over
+    `tokens`; None if that is singular."""
+    scaled = gram / (scale[:, None] * scale)
+    diagonal = scaled.diagonal()
+    columns = torch.argsort(diagonal, descending=True, stable=True)
+    moments = scaled[columns[:, None], columns].mul_(believed(tokens))
+    moments.diagonal().copy_(diagonal[columns])
     # A column that is always 0 must not make the matrix singular.
-    moments.diagonal().add_(DAMPING * gram.diagonal().mean() + torch.finfo(torch.float32).tiny)
-    lower, failed = torch.linalg.cholesky_ex(moments)
-    del moments
+    moments.diagonal().add_(DAMPING * diagonal.mean() + torch.finfo(torch.float32).tiny)
+    del scaled, diagonal
+    # Each step takes the place of the one before: this matrix is the largest thing that a layer needs besides its
+    # weights. LAPACK works on columns, so a row-major matrix would be copied.
+    matrix, failed = moments.mT, torch.empty((), dtype=torch.int32)
+    torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
     if failed:
         return None
-    inverse = torch.cholesky_inverse(lower)
-    del lower
-    factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-    if failed or not torch.isfinite(factor).all():
+    torch.cholesky_inverse(matrix, out=matrix)
+    torch.linalg.cholesky_ex(matrix, upper=True, out=(matrix, failed))
+    if failed or not torch.isfinite(matrix).all():
         return None
-    return Order(columns, factor)
+    return Order(columns, matrix)
 
 
 def compensated(weight: Tensor, grid: Grid, order: Order) -> Tensor:
     """Codes float32 [R, C] of `weight` float32 [R, C] on a 4-bit grid of these columns."""
     assert grid.zeros is not None
-    group = order.columns // (weight.shape[1] // grid.scales.shape[1])
+    groups = (order.columns // (weight.shape[1] // grid.scales.shape[1])).tolist()
     # Columns first: a column is then one run of memory.
     work = weight.T[order.columns].contiguous()
-    scales, zeros = grid.scales.T[group], grid.zeros.T[group]
+    scales, zeros = grid.scales.T.contiguous(), grid.zeros.T.contiguous()
     chosen = torch.empty_like(work)
     pivots = order.factor.diagonal().tolist()
     for start in range(0, len(work), _LAZY):
         stop = min(start + _LAZY, len(work))
         errors = torch.empty(stop - start, work.shape[1])
         for index in range(start, stop):
-            column, zero, scale = work[index], zeros[index], scales[index]
+            column, zero, scale = work[index], zeros[groups[index]], scales[groups[index]]
             code = torch.div(column, scale).round_().add_(zero).clamp_(0, 15)
             chosen[index] = code
             error = torch.sub(code, zero).mul_(scale).neg_().add_(column).div_(pivots[index])
             errors[index - start] = error
             work[index + 1 : stop].addr_(order.factor[index, index + 1 : stop], error, alpha=-1)
         work[stop:].addmm_(order.factor[start:stop, stop:].T, errors, alpha=-1)
-    codes = torch.empty_like(work)
-    codes[order.columns] = chosen
-    return codes.T.contiguous()
+    work[order.columns] = chosen
+    return work.T.contiguous()

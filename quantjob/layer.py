@@ -62,7 +62,7 @@ class LayerMath:
 
     def gated(self, weights: LayerWeights, normed: Tensor) -> Tensor:
         """(normed [L, hidden]) -> what goes into the down projection, [L, intermediate]."""
-        return functional.silu(linear(weights, "gate", normed)).mul_(linear(weights, "up", normed))
+        return functional.silu(linear(weights, "gate", normed), inplace=True).mul_(linear(weights, "up", normed))
 
     def mlp(self, weights: LayerWeights, normed: Tensor) -> Tensor:
         """(normed [L, hidden]) -> what the MLP adds, [L, hidden]."""

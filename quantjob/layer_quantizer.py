@@ -17,7 +17,10 @@ from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.rounding import Grid, Rounding, stored_scale
 from plimsoll.quantjob.search import Candidate, candidates, identity, rounding_loss, sampled, search, weight_magnitude
 from plimsoll.quantjob.states import HiddenStates
-from plimsoll.quantjob.workers import Workers
+from plimsoll.quantjob.workers import Workers, give_memory_back
+
+#: By the first target of a grouping: linears that no pass runs through once it is coded.
+PASSED = {"gate": ("q", "k", "v", "o")}
 
 
 @dataclass
@@ -81,6 +84,10 @@ class LayerQuantizer:
         layer = QuantizedLayer(weights)
         for grouping in self.groupings:
             layer.report.append(self._group(grouping, layer, states))
+            for role in PASSED.get(grouping.targets[0], ()):
+                # The MLP's inputs are written: nothing runs through attention again.
+                del weights[role]
+            give_memory_back()
         for start, stop in states.batches(self.batch):
             finished = self.workers.map(partial(self._add_mlp, weights), states.outputs(start, stop))
             states.write(start, torch.stack(finished))

@@ -1,16 +1,21 @@
 """Hidden states of all calibration sequences between two layers: in memory where there is room, always on disk after.
 
+On disk alone they are read and written a batch at a time and not mapped: mapped pages count as memory of the process.
+
 Two files take turns, so that those a layer began with are there until those it ended with are. The file is what a
 killed job goes on from; float32, bit by bit what was computed.
 """
 
 import os
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from plimsoll.api.errors import CheckpointError
 
 
 class HiddenStates:
@@ -24,8 +29,7 @@ class HiddenStates:
         self.in_memory = in_memory
         self._folder = folder
         self._held: Tensor | None = None
-        self._inputs: Tensor | None = None
-        self._outputs: Tensor | None = None
+        self._layer = 0
 
     @staticmethod
     def nbytes(shape: tuple[int, int, int]) -> int:
@@ -33,37 +37,38 @@ class HiddenStates:
         return 4 * shape[0] * shape[1] * shape[2]
 
     def begin(self, layer: int) -> None:
-        """Open the inputs of `layer`, which `keep(layer)` kept. Raises OSError."""
+        """Go on with the inputs of `layer`, which `keep(layer)` kept. Raises OSError."""
         if self.in_memory:
             if self._held is None:
-                self._held = torch.from_numpy(np.fromfile(self._path(layer), np.float32)).view(self.shape)
-            self._inputs = self._outputs = self._held
+                self._held = self._read(layer, 0, self.shape[0])
         else:
-            self._inputs = self._mapped(layer, "r+")
-            self._outputs = self._mapped(layer + 1, "w+")
+            self._layer = layer
+            self._make_room(layer + 1)
 
     def start(self) -> None:
         """Make room for the inputs of layer 0, to be written and kept. Raises OSError."""
         if self.in_memory:
             self._held = torch.empty(self.shape)
-            self._outputs = self._held
         else:
-            self._outputs = self._mapped(0, "w+")
+            self._layer = -1
+            self._make_room(0)
 
     def inputs(self, start: int, stop: int) -> Tensor:
-        """Sequences [start, stop)."""
-        assert self._inputs is not None
-        return self._inputs[start:stop]
+        """Sequences [start, stop). Raises OSError, CheckpointError for a file that was cut short."""
+        return self._read(self._layer, start, stop) if self._held is None else self._held[start:stop]
 
     def outputs(self, start: int, stop: int) -> Tensor:
-        """The same of what was written."""
-        assert self._outputs is not None
-        return self._outputs[start:stop]
+        """The same of what was written. Raises OSError."""
+        return self._read(self._layer + 1, start, stop) if self._held is None else self._held[start:stop]
 
     def write(self, start: int, values: Tensor) -> None:
-        """Outputs of the sequences from `start` on."""
-        assert self._outputs is not None
-        self._outputs[start : start + len(values)] = values
+        """Outputs of the sequences from `start` on. Raises OSError."""
+        if self._held is not None:
+            self._held[start : start + len(values)] = values
+            return
+        with open(self._path(self._layer + 1), "r+b") as file:
+            file.seek(self.nbytes((start, *self.shape[1:])))
+            file.write(values.numpy().data)
 
     def keep(self, layer: int) -> None:
         """What was written are the inputs of `layer`, on the disk from here on. Raises OSError."""
@@ -76,7 +81,6 @@ class HiddenStates:
                 file.flush()
                 os.fsync(file.fileno())
             return
-        self._inputs = self._outputs = None
         with open(path, "r+b") as file:
             os.fsync(file.fileno())
 
@@ -87,17 +91,23 @@ class HiddenStates:
 
     def remove(self) -> None:
         """Free memory and disk."""
-        self._held = self._inputs = self._outputs = None
+        self._held = None
         for turn in (0, 1):
             self._path(turn).unlink(missing_ok=True)
 
     def _path(self, layer: int) -> Path:
         return self._folder / f"hidden-{layer % 2}.f32"
 
-    def _mapped(self, layer: int, mode: str) -> Tensor:
-        path = self._path(layer)
-        if mode == "w+":
-            # Room is taken before anything is computed: a full disk found while a map is written ends the process.
-            with open(path, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, self.nbytes(self.shape))
-        return torch.from_numpy(np.memmap(path, np.float32, "r+", shape=self.shape))
+    def _read(self, layer: int, start: int, stop: int) -> Tensor:
+        path, shape = self._path(layer), (stop - start, *self.shape[1:])
+        values = np.fromfile(path, np.float32, prod(shape), offset=self.nbytes((start, *self.shape[1:])))
+        if len(values) < prod(shape):
+            raise CheckpointError(
+                "holds fewer values than were written", field=str(path), fix=f"Remove {self._folder} and begin anew"
+            )
+        return torch.from_numpy(values).view(shape)
+
+    def _make_room(self, layer: int) -> None:
+        """For what will be written: a full disk is found before anything is computed."""
+        with open(self._path(layer), "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, self.nbytes(self.shape))

@@ -51,12 +51,23 @@ def _give_memory_back_at_once() -> None:
     """Whatever is larger than `_MAPPED` goes back to the system when it is freed.
 
     glibc raises that bound to the largest block freed, and each thread then keeps a heap of what it once needed: the
-    peak of a layer of 170 MiB was 830 MiB, and 480 with a bound that stays, in the same time.
+    peak of a layer of 170 MiB was 830 MiB, and 480 with a bound that stays, in the same time. (A bound of 1 MiB takes
+    a tenth more time: every page that comes back is zeroed again.)
     """
+    _libc("mallopt", _M_MMAP_THRESHOLD, _MAPPED)
+
+
+def give_memory_back() -> None:
+    """What the heaps of all threads hold for nothing goes back to the system; of use where other work begins."""
+    _libc("malloc_trim", 0)
+
+
+def _libc(name: str, *values: int) -> None:
+    """glibc's function of that name; nothing where another library takes its place."""
     if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, _MAPPED)
+        function = getattr(ctypes.CDLL(None), name, None)
+        if function is not None:
+            function(*values)
 
 
 def _without_gradients(work: Callable[[Unit], Result]) -> Callable[[Unit], Result]:

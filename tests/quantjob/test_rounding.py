@@ -12,7 +12,7 @@ from plimsoll.api.errors import CheckpointError
 from plimsoll.quantjob import gram as gram_module
 from plimsoll.quantjob.clip import narrowed
 from plimsoll.quantjob.coding import Coder, nearest
-from plimsoll.quantjob.compensate import compensated, order_of
+from plimsoll.quantjob.compensate import DAMPING, believed, compensated, order_of
 from plimsoll.quantjob.gram import Gram
 from plimsoll.quantjob.rounding import LEAST_SCALE, MOST_SCALE, Rounding, fit
 from plimsoll.quantjob.search import candidates, search
@@ -134,12 +134,26 @@ def test_compensated_codes_cost_less_than_the_nearest_ones() -> None:
     mixing = random(64, 64, seed=3)
     gram, weight = seen(random(8, 100, 64) @ mixing), random(16, 64, seed=4)
     grid = fit(weight, Rounding(4, 32))
-    order = order_of(gram.blocks[0].gram, 10**6)
+    order = order_of(gram.blocks[0].gram, torch.ones(64), 10**6)
     assert order is not None
     codes = compensated(weight, grid, order)
     assert torch.equal(codes, codes.round())
     assert 0 <= int(codes.min()) <= int(codes.max()) <= 15
     assert float(gram.loss(grid.values(codes) - weight)) < 0.7 * float(gram.loss(grid.nearest(weight) - weight))
+
+
+def test_the_order_of_columns_has_the_factor_of_what_their_inputs_have_in_common() -> None:
+    gram, scale = seen(random(8, 100, 96) @ random(96, 96, seed=1)).blocks[0].gram, random(96, seed=2).exp()
+    order = order_of(gram, scale, 5000)
+    assert order is not None
+    moments = (gram / torch.outer(scale, scale)).double()
+    assert order.columns.tolist() == moments.diagonal().argsort(descending=True).tolist()
+    damped = moments * believed(5000)
+    damped.diagonal().copy_(moments.diagonal() + DAMPING * moments.diagonal().mean())
+    inverse = torch.linalg.inv(damped[order.columns][:, order.columns])
+    assert torch.equal(order.factor, order.factor.triu())
+    torch.testing.assert_close((order.factor.T @ order.factor).double(), inverse, rtol=1e-3, atol=1e-6)
+    assert order_of(torch.full((4, 4), float("nan")), torch.ones(4), 5000) is None
 
 
 def test_inputs_that_are_all_zero_are_coded_as_the_nearest() -> None:
