@@ -90,9 +90,27 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
         sampling=sampling,
         evaluation=evaluation,
         memory=-(-max(walk, sampling, evaluation) // _ROUND) * _ROUND,
-        output=_output(facts, load, linears),
+        output=_output(facts, load, linears, 4 if facts.dtype == "F32" else 2),
         scratch=max(2 * FLOAT * load.samples * load.length * facts.hidden_size, _kept_evaluation(facts, load)),
     )
+
+
+def least_disk(facts: ModelFacts, load: JobLoad) -> int:
+    """Bytes that lie there at once however it goes: with less a job is sure to end for want of room.
+
+    No papers, whole tensors in 16 bits, and hidden states as they lie where memory holds them too.
+    """
+    linears = [matrix for matrix in matrices(facts, 1) if matrix.linear]
+    walked = load.samples * min(2, facts.num_layers)
+    measured = load.held_out * (_models(load) + 1)
+    # Zero points are counted in whole bytes a row, and some formats pack them across rows.
+    weights = (_output(facts, load, linears, 2) - PAPERS_BYTES) * 99 // 100
+    return weights + FLOAT * max(walked, measured) * load.length * facts.hidden_size
+
+
+def _models(load: JobLoad) -> int:
+    """That are compared: as it was, the output, and for awq rounding to nearest."""
+    return 3 if load.method == "awq" else 2
 
 
 def _kept_evaluation(facts: ModelFacts, load: JobLoad) -> int:
@@ -100,7 +118,7 @@ def _kept_evaluation(facts: ModelFacts, load: JobLoad) -> int:
 
     The walk's hidden states are gone by then.
     """
-    models = 3 if load.method == "awq" else 2
+    models = _models(load)
     tokens = load.held_out * load.length
     return tokens * ((2 * models + 1) * FLOAT * facts.hidden_size + 8 * (3 * models - 2))
 
@@ -165,9 +183,8 @@ def _engine(facts: ModelFacts, load: JobLoad) -> int:
     return weight_bytes(facts, "bfloat16", device) + sum(terms.values()) + blocks * block_bytes(facts, 64, "bfloat16")
 
 
-def _output(facts: ModelFacts, load: JobLoad, linears: list[Matrix]) -> int:
-    """Codes, a 16-bit scale a group, a zero point of 4 bits; what is not quantised as it was, in 16 bits at least."""
-    whole = 4 if facts.dtype == "F32" else 2
+def _output(facts: ModelFacts, load: JobLoad, linears: list[Matrix], whole: int) -> int:
+    """Codes, a 16-bit scale a group, a zero point of 4 bits; what is not quantised in `whole` bytes a number."""
     total = PAPERS_BYTES + vector_elements(facts, 1) * whole
     total += sum(m.rows * m.columns * m.count * whole for m in matrices(facts, 1) if not m.linear)
     for matrix in linears:

@@ -37,7 +37,7 @@ from plimsoll.quantjob.evaluation import Comparison, compare
 from plimsoll.quantjob.failures import BusyError, OutputTakenError, writing
 from plimsoll.quantjob.kept_evaluation import KeptEvaluation
 from plimsoll.quantjob.papers import write_papers
-from plimsoll.quantjob.preflight import Preflight, preflight
+from plimsoll.quantjob.preflight import Preflight, check_room, preflight
 from plimsoll.quantjob.progress import Tracker
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.report import ASIDE as REPORT_ASIDE
@@ -318,11 +318,11 @@ class QuantizeJob:
 
     def _check_disk(self, ready: Preflight) -> None:
         done = sum(path.stat().st_size for path in self.partial.rglob("*") if path.is_file())
-        free = shutil.disk_usage(self.partial).free
-        if free + done < ready.needs.disk:
-            self._say(
-                f"{self.options.out} has {free} bytes free, and about {ready.needs.disk - done} more are written there"
-            )
+        usage = shutil.disk_usage(self.partial)
+        # Some filesystems do not tell.
+        note = check_room(ready, self.options.out, usage.free, done) if usage.total else None
+        if note is not None:
+            self._say(note)
 
     @contextmanager
     def _locked(self) -> Iterator[FolderLock]:

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -10,7 +11,7 @@ from plimsoll.api.architecture import find_architecture
 from plimsoll.api.budget import CONTEXT_BYTES
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import expected_tensors
-from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs
+from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs, least_disk
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.quantjob.groups import GROUPINGS
@@ -31,12 +32,14 @@ class Preflight:
 
     Attributes:
         needs: bytes of memory and disk.
+        least_disk: bytes that lie on the disk at once however it goes.
         plan: how much is computed and held at once in the memory that there is.
         seconds: about how long the layers take; 0 where no text is looked at.
         notes: what a person should know and nothing fails for.
     """
 
     needs: JobNeeds
+    least_disk: int
     plan: WalkPlan
     seconds: float
     notes: tuple[str, ...]
@@ -53,11 +56,38 @@ def preflight(
             fix="Quantise the checkpoint that it was made of",
         )  # fmt: skip
     check_shapes(facts, recipe)
-    needs, plan = _plan(facts, recipe, samples, length, held_out, memory, batch, threads)
+    # What looks at no text holds no hidden states of it.
+    samples = samples if recipe.calibrates and facts.architecture in GROUPINGS else 0
+    load = JobLoad(recipe.method, recipe.bits, recipe.group_size, samples, length, held_out=held_out)
+    needs, plan = _plan(facts, load, memory, batch, threads)
     notes = list(_parallel_notes(facts, recipe))
     if recipe.calibrates and facts.architecture not in GROUPINGS:
         notes.append(f"no groupings are known for {facts.architecture}: its linears are rounded to nearest")
-    return Preflight(needs, plan, _seconds(facts, recipe, samples * length, threads), tuple(notes))
+    seconds = _seconds(facts, recipe, samples * length, threads)
+    return Preflight(needs, least_disk(facts, load), plan, seconds, tuple(notes))
+
+
+def check_room(found: Preflight, folder: Path, free: int, done: int) -> str | None:
+    """What a person should know of the disk; None where there is room for all that may be written.
+
+    Args:
+        free: bytes, where `folder` is.
+        done: bytes that lie in it already.
+
+    Raises:
+        DoesNotFitError: it cannot end well.
+    """
+    needed = max(0, found.needs.disk - done)
+    if free + done < found.least_disk:
+        raise DoesNotFitError(
+            f"has {format_bytes(free)} free, and at least {format_bytes(found.least_disk - done)} more are written: "
+            "the output, and hidden states beside it", field=str(folder),
+            ways=(f"{format_bytes(needed)} free there", "another --work-dir",
+                  "fewer --calib-samples and --eval-samples or a shorter --calib-seqlen"),
+        )  # fmt: skip
+    if free >= needed:
+        return None
+    return f"{folder} has {format_bytes(free)} free, and as much as {format_bytes(needed)} more may be written there"
 
 
 def check_shapes(facts: ModelFacts, recipe: Recipe) -> None:
@@ -115,16 +145,11 @@ def _parallel_notes(facts: ModelFacts, recipe: Recipe) -> Iterator[str]:
             yield f"groups of {recipe.group_size} do not divide {shares}: tensor parallel size {size} cannot serve it"
 
 
-def _plan(
-    facts: ModelFacts, recipe: Recipe, samples: int, length: int, held_out: int, memory: int, batch: int | None,
-    threads: int,
-) -> tuple[JobNeeds, WalkPlan]:  # fmt: skip
+def _plan(facts: ModelFacts, load: JobLoad, memory: int, batch: int | None, threads: int) -> tuple[JobNeeds, WalkPlan]:
     """The largest batch that is of use and fits, and whether the hidden states fit beside it."""
 
     def needs_of(size: int) -> JobNeeds:
-        return job_needs(
-            facts, JobLoad(recipe.method, recipe.bits, recipe.group_size, samples, length, size, held_out=held_out)
-        )
+        return job_needs(facts, replace(load, batch=size))
 
     least = needs_of(batch or 1)
     if max(least.walk, least.evaluation) > memory:
@@ -136,11 +161,11 @@ def _plan(
             field="--memory", ways=(f"--memory {format_bytes(least.memory)}", "a smaller --batch-size, a shorter "
                                     "--calib-seqlen"),
         )  # fmt: skip
-    size = batch or max(1, min(samples, _BATCH_PER_THREAD * threads))
-    while batch is None and size > 1 and needs_of(size).walk > memory:
+    size = batch or max(1, min(max(load.samples, load.held_out), _BATCH_PER_THREAD * threads))
+    while batch is None and size > 1 and max(needs_of(size).walk, needs_of(size).evaluation) > memory:
         size -= 1
     needs = needs_of(size)
-    states = 4 * samples * length * facts.hidden_size
+    states = 4 * load.samples * load.length * facts.hidden_size
     return needs, WalkPlan(size, in_memory=needs.walk + states <= memory)
 
 

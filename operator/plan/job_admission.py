@@ -112,7 +112,7 @@ def _load(spec: QuantizationJobSpec) -> JobLoad:
         method=spec.method,
         bits=spec.bits,
         group_size=spec.group_size,
-        samples=spec.calibration.samples,
+        samples=spec.calibration.samples if spec.method == "awq" else 0,
         length=spec.calibration.sequence_length,
         batch=spec.calibration.batch_size or 1,
         sampled=any(text is None or parse_dataset(text).kind == "self" for text in texts)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from plimsoll.quantjob.data import Tokens, tokens_of
 from plimsoll.quantjob.evaluation import compare
 from plimsoll.quantjob.failures import reason_of
 from plimsoll.quantjob.job import QuantizeJob
+from plimsoll.quantjob.preflight import check_room, preflight
 from plimsoll.quantjob.progress import Tracker
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.rounding import Rounding
@@ -254,6 +256,38 @@ def test_a_place_that_cannot_be_written_and_a_shard_that_is_cut_are_named(
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         run_job(job_options(source, tmp_path / "out", text))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(group_size=32), Recipe("rtn", group_size=32, format="compressed-tensors"),
+        Recipe("int8", 8, 0, "compressed-tensors"),
+    ],
+)  # fmt: skip
+def test_room_that_cannot_be_enough_is_refused_and_room_that_may_be_is_told_of(
+    recipe: Recipe, tiny: Path, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny)
+    found = preflight(checkpoint.facts, recipe, 6, 48, 3, memory=2 << 30, batch=None, threads=1)
+    tokens = random_tokens(0, 6, 48)
+    at_once: list[int] = []
+
+    def look(done: int, of: int, seconds: float) -> None:
+        at_once.append(sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()))
+
+    Walk(checkpoint, recipe, tokens, tmp_path, found.plan, Workers(1)).run(look)
+    written = sum(path.stat().st_size for path in (tmp_path / "output").iterdir())
+    states = 4 * 48 * checkpoint.facts.hidden_size
+    models = 3 if recipe.method == "awq" else 2
+    assert found.least_disk <= max(max(at_once), written + (models + 1) * 3 * states) <= found.needs.disk
+    assert check_room(found, tmp_path, found.needs.disk, 0) is None
+    assert check_room(found, tmp_path, 0, found.needs.disk) is None
+    told = check_room(found, tmp_path, found.least_disk - 1000, 1000)
+    assert told is not None
+    assert re.search(r"has .* free, and as much as .* more may be written there", told)
+    with pytest.raises(DoesNotFitError, match=r"(?s)free, and at least .* more are written.*fits with: .* free there"):
+        check_room(found, tmp_path, found.least_disk - 1001, 1000)
 
 
 @pytest.mark.parametrize(
