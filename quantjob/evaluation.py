@@ -145,7 +145,7 @@ def compare(
         scratch: a folder for the hidden states, 4 * S * L * hidden bytes a model; memory if None.
         kept: goes on from what it holds, and puts there what a later run goes on from; nothing outlives this process if
             None.
-        progress: told the share that is done, 0 to 1.
+        progress: told the share that is done, 0 to 1; at the beginning what was kept.
 
     Raises:
         SpecError: a model predicts other tokens than the reference, or the tokens are too few.
@@ -162,21 +162,21 @@ def compare(
     models = [reference, *others.values()]
     ids = torch.from_numpy(tokens.windows)
     batch = batch or reference.workers.count
+    steps = sum(model.num_layers for model in models) + len(ids)
+    done = kept.done if kept else 0
+    progress(done / steps)
     hidden = [_embedded(model, ids, batch, scratch, index, kept) for index, model in enumerate(models)]
     errors = [list(some) for some in kept.errors] if kept else [[] for _ in models]
-    steps = sum(model.num_layers for model in models) + len(ids)
-    done = 0
     for layer in range(max(model.num_layers for model in models)):
         for index, (model, states) in enumerate(zip(models, hidden, strict=True)):
-            if layer >= model.num_layers:
+            if layer >= model.num_layers or (kept and layer < kept.layers[index]):
                 continue
-            if kept is None or layer >= kept.layers[index]:
-                run_layer(model, layer, states, batch)
-                beside = index and layer < reference.num_layers and states.shape == hidden[0].shape
-                error = relative_error(reference, hidden[0], states) if beside else None
-                errors[index] += [] if error is None else [error]
-                if kept is not None:
-                    kept.keep_layer(index, states, error)
+            run_layer(model, layer, states, batch)
+            beside = index and layer < reference.num_layers and states.shape == hidden[0].shape
+            error = relative_error(reference, hidden[0], states) if beside else None
+            errors[index] += [] if error is None else [error]
+            if kept is not None:
+                kept.keep_layer(index, states, error)
             done += 1
             progress(done / steps)
     windows = []
@@ -186,9 +186,9 @@ def compare(
             figures = _predictions(models, [states[number] for states in hidden], ids[number])
             if kept is not None:
                 kept.keep_window(number, figures)
+            done += 1
+            progress(done / steps)
         windows.append(figures)
-        done += 1
-        progress(done / steps)
     loss, *rows = np.concatenate(windows, axis=1)
     compared = {
         name: Compared(rows[3 * place], rows[3 * place + 1], rows[3 * place + 2] != 0, tuple(errors[place + 1]))

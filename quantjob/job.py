@@ -204,7 +204,6 @@ class QuantizeJob:
     def _evaluate(
         self, checkpoint: Checkpoint, held_out: Tokens, ready: Preflight, key: str, proceed: Callable[[], None]
     ) -> Comparison:
-        self._tracker.move("Evaluating", 0.0)
         recipe, workers = self.options.recipe, self._workers
         others = {OUTPUT: StreamedModel(open_checkpoint(self.partial / "output"), workers=workers)}
         if recipe.method == "awq":

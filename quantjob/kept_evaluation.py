@@ -51,6 +51,11 @@ class KeptEvaluation:
                 shutil.rmtree(folder)
             folder.mkdir(parents=True)
 
+    @property
+    def done(self) -> int:
+        """Layers and windows there are."""
+        return sum(self.layers) + len(list(self._folder.glob("window-*.npy")))
+
     def restore(self, model: int, states: Tensor) -> bool:
         """`states` float32 [S, L, hidden] become those `model` had reached; False where it has run through no layer.
 

@@ -96,8 +96,9 @@ def test_figures_have_the_same_bits_on_any_number_of_threads_and_on_disk(
         assert again.others["two"].layer_error == found.others["two"].layer_error
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
 def test_a_comparison_that_ended_early_goes_on_to_the_same_bits(
-    folders: tuple[Path, Path], tokens: Tokens, found: Comparison, tmp_path: Path
+    on_disk: bool, folders: tuple[Path, Path], tokens: Tokens, found: Comparison, tmp_path: Path
 ) -> None:
     one, two = folders
 
@@ -111,15 +112,23 @@ def test_a_comparison_that_ended_early_goes_on_to_the_same_bits(
         if next(left, None) is None:
             raise EndedError
 
+    told: list[float] = []
+
     def again(**options: object) -> Comparison:
         kept = KeptEvaluation(tmp_path / "kept", "tokens and weights", 2, **options)  # type: ignore[arg-type]
-        return compare(model(one), {"two": model(two)}, tokens, kept=kept)
+        scratch = tmp_path if on_disk else None
+        return compare(
+            model(one), {"two": model(two)}, tokens, kept=kept, scratch=scratch, progress=told.append
+        )  # fmt: skip
 
     with pytest.raises(EndedError):
         again(proceed=proceed)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
     assert sorted(before) == ["state.json", "states-0-2.f32", "states-1-2.f32", "window-0.npy", "window-1.npy"]
+    assert told == [step / 9 for step in range(7)]
+    told.clear()
     result = again()
+    assert told == [6 / 9, 7 / 9, 8 / 9, 1.0]
     assert (result.loss == found.loss).all()
     assert (result.others["two"].kl == found.others["two"].kl).all()
     assert (result.others["two"].agrees == found.others["two"].agrees).all()
