@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ class Tracker:
             os.replace(fresh, self._file)
         except OSError:
             # What the job is for has its own words for a disk that is full; a bar need not stop it.
-            fresh.unlink(missing_ok=True)
+            with suppress(OSError):
+                fresh.unlink()
 
 
 def peak_memory() -> int:

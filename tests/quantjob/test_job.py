@@ -319,6 +319,15 @@ def test_an_architecture_without_groupings_is_rounded_to_nearest_with_a_warning(
     assert figures["after"]["klMean"] == pytest.approx(figures["roundToNearest"]["klMean"], rel=1e-3)
 
 
+def test_progress_that_cannot_be_kept_stops_nothing(tmp_path: Path) -> None:
+    """A folder that became read-only, or is none any more: the job itself has words for it."""
+    tracker = Tracker()
+    tracker.keep_in(tmp_path / "work")
+    (tmp_path / "work").write_text("")
+    tracker.move("Quantizing", 0.5)
+    assert tracker.now.phase == "Quantizing"
+
+
 def test_two_jobs_do_not_work_in_one_folder(
     tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
