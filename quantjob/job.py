@@ -97,6 +97,7 @@ class QuantizeJob:
         """Args: say: told what a person should know besides the progress."""
         self.options = options
         self.partial = options.out / PARTIAL
+        self._evaluation = self.partial / "evaluation"
         self._tracker = tracker
         self._say = say
         self._workers = Workers(options.threads)
@@ -215,7 +216,7 @@ class QuantizeJob:
         return compare(
             StreamedModel(checkpoint, workers=workers), others, held_out,
             batch=ready.plan.batch, scratch=None if held else self.partial,
-            kept=KeptEvaluation(self.partial / "evaluation", key, 1 + len(others), proceed),
+            kept=KeptEvaluation(self._evaluation, key, 1 + len(others), proceed),
             progress=lambda share: self._tracker.move("Evaluating", share),
         )  # fmt: skip
 
@@ -316,6 +317,9 @@ class QuantizeJob:
         )
 
     def _check_disk(self, ready: Preflight) -> None:
+        if self._evaluation.exists():
+            # The walk is over, and its hidden states, which are most of what was asked for, are needed no more.
+            return
         done = sum(path.stat().st_size for path in self.partial.rglob("*") if path.is_file())
         usage = shutil.disk_usage(self.partial)
         # Some filesystems do not tell.
