@@ -16,12 +16,17 @@ class TableFacts:
     """Rows of a packed weight are padded to a multiple of this."""
     scratch_bytes: int = 0
     """What its operations take beside their results, at most: the budget's `kernels` term."""
+    head_group: int | None = None
+    """Columns that share a scale of a head in codes of 8 bits, which it becomes where linear weights are codes; None:
+    it stays whole."""
 
 
 TORCH_TABLE = TableFacts(scratch_bytes=64 << 20)
 """Plain torch: activations as wide as the weights. Scratch: keys and values gathered from the cache, masks included;
 enough while one sequence's own are less than this."""
 
+HEAD_GROUP = 32
+"""As llama.cpp's Q8_0 has it, in which most 4-bit files bring their head: so it loses nothing."""
 
 WIDE_SCRATCH_BYTES = 16 << 20
 """Unpacked weights, narrowed activations and products, where wide products go through torch's bfloat16."""
@@ -32,7 +37,8 @@ def native_table(panel: int, wide: bool = False) -> TableFacts:
 
     `wide`: the processor multiplies bfloat16 itself, so products of many rows leave the table.
     """
-    return TableFacts(activation_bytes=4, row_tile=panel, scratch_bytes=WIDE_SCRATCH_BYTES if wide else 0)
+    scratch = WIDE_SCRATCH_BYTES if wide else 0
+    return TableFacts(activation_bytes=4, row_tile=panel, scratch_bytes=scratch, head_group=HEAD_GROUP)
 
 
 @dataclass(frozen=True)

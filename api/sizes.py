@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plimsoll.api.architecture import find_architecture
-from plimsoll.api.device import DeviceFacts
+from plimsoll.api.device import TORCH_TABLE, DeviceFacts, TableFacts
 from plimsoll.api.errors import SpecError
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantization import DTYPE_OF_BITS, PRECISION_OF_BITS
@@ -40,10 +40,12 @@ class Matrix:
     count: int = 1
     group: int | None = None
     """Columns that share a scale; None where it is held whole."""
+    bits: Literal[4, 8] | None = None
+    """Of a code; None where it is held whole."""
 
 
 def element_bytes(precision: Precision) -> int:
-    """Bytes of an element that is not quantised: the cache at `auto`, norms, embedding and head."""
+    """Bytes of an element that is not quantised: the cache at `auto`, norms, an embedding, a whole head."""
     return WHOLE_BYTES.get(precision, 2)
 
 
@@ -86,8 +88,10 @@ def replication(facts: ModelFacts, tensor: int) -> str | None:
     return f"each of the {facts.num_kv_heads} key-value heads lies on {tensor // facts.num_kv_heads} devices"
 
 
-def matrices(facts: ModelFacts, tensor: int, precision: Precision = "bfloat16") -> Iterator[Matrix]:
-    """Every matrix that rank 0 holds; no rank holds more.
+def matrices(
+    facts: ModelFacts, tensor: int, precision: Precision = "bfloat16", table: TableFacts = TORCH_TABLE
+) -> Iterator[Matrix]:
+    """Every matrix that rank 0 holds with the kernels of `table`; no rank holds more.
 
     Raises:
         SpecError: `precision` cannot hold this model so (`held_group`).
@@ -96,7 +100,9 @@ def matrices(facts: ModelFacts, tensor: int, precision: Precision = "bfloat16") 
     inner, hidden = facts.intermediate_size // tensor, facts.hidden_size
     vocab = -(-facts.vocab_size // tensor)
     arch = find_architecture(facts.architecture)
-    yield Matrix(vocab, hidden, linear=False)
+    bits = CODE_BITS.get(precision)
+    group = head_group(facts, precision, table)
+    yield Matrix(vocab, hidden, linear=False, group=group, bits=None if group is None else 8)
     if not facts.tie_embeddings:
         yield Matrix(vocab, hidden, linear=False)
     for names, rows, columns in (
@@ -105,9 +111,9 @@ def matrices(facts: ModelFacts, tensor: int, precision: Precision = "bfloat16") 
         (arch.gate_up, 2 * inner, hidden),
         ((arch.down,), hidden, inner),
     ):
-        if facts.quantization is None or precision not in CODE_BITS:
+        if facts.quantization is None or bits is None:
             group = held_group(facts, precision, names, columns, tensor)
-            yield Matrix(rows, columns, count=facts.num_layers, group=group)
+            yield Matrix(rows, columns, count=facts.num_layers, group=group, bits=bits)
             continue
         # Layers may differ: a quantised checkpoint keeps some of them whole.
         prefixes = [arch.layer.format(index) for index in range(facts.num_layers)]
@@ -115,7 +121,18 @@ def matrices(facts: ModelFacts, tensor: int, precision: Precision = "bfloat16") 
             held_group(facts, precision, [prefix + name for name in names], columns, tensor) for prefix in prefixes
         ]
         for group, count in Counter(groups).items():
-            yield Matrix(rows, columns, count=count, group=group)
+            yield Matrix(rows, columns, count=count, group=group, bits=None if group is None else bits)
+
+
+def head_group(facts: ModelFacts, precision: Precision, table: TableFacts) -> int | None:
+    """Columns that share a scale in the head, and in the embedding that is tied to it; None where they are whole.
+
+    Where linear weights are codes a whole head would be most of what a token reads: it is held in 8 bits, which lose
+    about what bfloat16 does.
+    """
+    if precision not in CODE_BITS or table.head_group is None:
+        return None
+    return table.head_group if facts.hidden_size % table.head_group == 0 else facts.hidden_size
 
 
 def held_group(
@@ -189,7 +206,7 @@ def weight_bytes(facts: ModelFacts, precision: Precision, device: DeviceFacts, t
     """
     activation = device.table.activation_bytes or element_bytes(precision)
     total = vector_elements(facts, tensor) * activation
-    for matrix in matrices(facts, tensor, precision):
+    for matrix in matrices(facts, tensor, precision, device.table):
         rows = -(-matrix.rows // device.table.row_tile) * device.table.row_tile
         total += matrix.count * _matrix_bytes(rows, matrix, precision)
     return total
@@ -199,7 +216,7 @@ def _matrix_bytes(rows: int, matrix: Matrix, precision: Precision) -> int:
     if matrix.group is None:
         return rows * matrix.columns * element_bytes(precision)
     groups = matrix.columns // matrix.group
-    if CODE_BITS[precision] == 8:
+    if matrix.bits == 8:
         # A scale is held in float32.
         return rows * (matrix.columns + groups * 4)
     # A scale is 16 bits, a zero point a byte.

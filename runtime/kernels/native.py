@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from plimsoll.api.device import native_table
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
-from plimsoll.runtime.kernels.native_quantized import PackedQuantized, linear_quantized, pack_quantized
+from plimsoll.runtime.kernels.native_quantized import PackedQuantized, embed_quantized, linear_quantized, pack_quantized
 from plimsoll.runtime.kernels.processor import multiplies_bf16
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
@@ -32,6 +32,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "linear_": [_P, _P, _P, _P, _L, _L, _L],
     "pack_quant": [_I, _I, _P, _P, _P, _P, _L, _L, _L],
     "unpack_quant": [_I, _I, _P, _P, _L, _L, _L],
+    "embed_quant": [_P, _P, _P, _L, _L, _L],
     "linear_quant": [_I, _I, _P, _P, _P, _P, _L, _L, _L, _L],
     "write_kv_": [_P, _L, _L, _P, _L, _L, _P, _P, _P, _L, _L, _L, _L],
     "rms_norm": [_P, _L, _L, _L, _L, _P, _P, _L, _F],
@@ -127,7 +128,7 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         dtype=torch.float32,
         pack=_pack(getattr(library, f"pack_{kind}"), weight_dtype),
         pack_quantized=pack_quantized(library),
-        embedding=_embedding(getattr(library, f"embed_{kind}"), results),
+        embedding=_embedding(getattr(library, f"embed_{kind}"), library, results),
         linear=_linear(library, kind, wide_rows, results),
         rms_norm=_rms_norm(library.rms_norm, results),
         add_rms_norm=_add_rms_norm(library.add_rms_norm, results),
@@ -150,9 +151,14 @@ def _pack(function: Any, dtype: torch.dtype) -> Callable[[Tensor], PackedWeight]
     return pack
 
 
-def _embedding(function: Any, results: Results) -> Callable[[Tensor, PackedWeight], Tensor]:
-    def embedding(ids: Tensor, weight: PackedWeight) -> Tensor:
+def _embedding(
+    function: Any, library: Any, results: Results
+) -> Callable[[Tensor, PackedWeight | PackedQuantized], Tensor]:
+    def embedding(ids: Tensor, weight: PackedWeight | PackedQuantized) -> Tensor:
         out = results.take("embedding", len(ids), weight.columns)
+        if isinstance(weight, PackedQuantized):
+            embed_quantized(library, ids.contiguous(), weight, out)
+            return out
         function(ids.contiguous().data_ptr(), weight.address, out.data_ptr(), len(ids), weight.columns)
         return out
 

@@ -64,6 +64,13 @@ def pack_quantized(library: Any) -> Callable[[QuantizedMatrix], PackedQuantized]
     return pack
 
 
+def embed_quantized(library: Any, ids: Tensor, weight: PackedQuantized, out: Tensor) -> None:
+    """(ids int64 [T]) -> out float32 [T, K], rows of 8 bits. Raises ValueError for those of 4."""
+    if weight.bits != 8:
+        raise ValueError("an embedding is whole or of 8 bits")
+    library.embed_quant(ids.data_ptr(), weight.address, out.data_ptr(), len(ids), weight.columns, weight.group)
+
+
 def linear_quantized(library: Any, x: Tensor, weight: PackedQuantized, bias: Tensor | None, out: Tensor) -> None:
     """(x float32 [T, K], bias float32 [N] or None) -> out [T, N]. Raises MemoryError."""
     added = None if bias is None else bias.data_ptr()

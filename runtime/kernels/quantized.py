@@ -93,6 +93,12 @@ class TorchQuantized:
     def shape(self) -> tuple[int, int]:
         return len(self.codes), int(self.codes.shape[1]) * (2 if self.bits == 4 else 1)
 
+    def picked(self, ids: Tensor) -> QuantizedMatrix:
+        """Rows `ids` int64 [T], of 8 bits. Raises ValueError for 4 bits, and where there is none."""
+        if self.bits != 8:
+            raise ValueError("an embedding is whole or of 8 bits")
+        return QuantizedMatrix(8, self.codes[ids], self.scales[ids])
+
     def rows(self, start: int, stop: int) -> QuantizedMatrix:
         """Rows [start, stop), one code a byte."""
         codes, scales = self.codes[start:stop], self.scales[start:stop]

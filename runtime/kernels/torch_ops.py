@@ -22,7 +22,9 @@ def torch_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
     Weights and cache may be narrower: both are widened to the activations' dtype before any arithmetic.
     """
 
-    def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    def embedding(ids: Tensor, weight: Tensor | TorchQuantized) -> Tensor:
+        if isinstance(weight, TorchQuantized):
+            return dequantize(weight.picked(ids), dtype)
         return functional.embedding(ids, weight).to(dtype)
 
     return Kernels(

@@ -12,7 +12,7 @@ from plimsoll.api.architecture import Architecture, find_architecture
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.facts import expected_tensors
 from plimsoll.api.model import ModelFacts, RopeFacts
-from plimsoll.api.sizes import CODE_BITS, Precision, held_group
+from plimsoll.api.sizes import CODE_BITS, Precision, head_group, held_group
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 from plimsoll.runtime.kernels.table import Kernels, Weight
@@ -73,7 +73,8 @@ def load_decoder(
 
     Args:
         precision: w4a16 and w8a16 hold linear layers in codes: those of a quantised checkpoint as they are stored,
-            floats rounded to nearest. Else everything is floats, a quantised checkpoint's codes included.
+            floats rounded to nearest; and the head in 8 bits, where the table says so. Else everything is floats, a
+            quantised checkpoint's codes included.
         max_model_len: positions the decoder can take; the trained length if None.
         rope: in place of the checkpoint's rotary embedding (`override_rope`).
 
@@ -82,10 +83,11 @@ def load_decoder(
     """
     arch = find_architecture(facts.architecture)
     loader = _Loader(checkpoint, facts, kernels, weight_dtype, precision, on_progress)
-    embedding = loader.weight((arch.embedding,))
+    tied = facts.tie_embeddings
+    embedding = loader.linear((arch.embedding,)) if tied else loader.weight((arch.embedding,))
     layers = [_load_layer(loader, arch, facts, index) for index in range(facts.num_layers)]
     final_norm = loader.vector((f"{arch.final_norm}.weight",))
-    head = embedding if facts.tie_embeddings else loader.weight((arch.head,))
+    head = embedding if tied else loader.linear((arch.head,))
     table = rope_table(facts, rope or facts.rope, max_model_len or facts.max_position, kernels.device)
     _return_freed_memory()
     return Decoder(facts, kernels, table, embedding, layers, final_norm, head)
@@ -134,20 +136,25 @@ class _Loader:
         on_progress: Progress | None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.stored_codes = facts.quantization is not None
+        self.facts = facts
         self.kernels = kernels
         self.weight_dtype = weight_dtype
         self.bits = None if precision is None else CODE_BITS.get(precision)
         self.shapes = expected_tensors(facts)
         self.on_progress = on_progress
-        self.groups: dict[str, int] = {}
-        """Columns that share a scale, of each weight that is held in codes."""
+        self.coded: dict[str, tuple[Literal[4, 8], int]] = {}
+        """Bits of a code and columns that share a scale, of each weight that is held in codes."""
         arch = find_architecture(facts.architecture)
         for names in (names for index in range(facts.num_layers) for names in _fused(arch, index)):
             columns = self.shapes[f"{names[0]}.weight"][1]
             group = None if precision is None else held_group(facts, precision, names, columns)
-            if group is not None:
-                self.groups |= {f"{name}.weight": group for name in names}
+            if group is not None and self.bits is not None:
+                self.coded |= {f"{name}.weight": (self.bits, group) for name in names}
+        self.head_name = f"{arch.embedding if facts.tie_embeddings else arch.head}.weight"
+        """A checkpoint has it whole, whatever its linear weights are."""
+        group = None if precision is None else head_group(facts, precision, kernels.facts)
+        if group is not None:
+            self.coded[self.head_name] = (8, group)
         self.done = 0
         self.total = sum(self._bytes(name) for name in self.shapes)
 
@@ -157,9 +164,9 @@ class _Loader:
 
     def linear(self, modules: Sequence[str], groups: tuple[int, int] | None = None) -> Weight:
         """The same in codes, where they are to be held so."""
-        if self.bits is None or f"{modules[0]}.weight" not in self.groups:
+        if f"{modules[0]}.weight" not in self.coded:
             return self.weight(modules, groups)
-        return self.kernels.pack_quantized(self._stack_codes([f"{name}.weight" for name in modules], self.bits, groups))
+        return self.kernels.pack_quantized(self._stack_codes([f"{name}.weight" for name in modules], groups))
 
     def bias(self, names: Sequence[str], present: bool, groups: tuple[int, int] | None = None) -> Tensor | None:
         return self._stack([f"{name}.bias" for name in names], self.kernels.dtype, groups) if present else None
@@ -179,21 +186,17 @@ class _Loader:
             self._advance(name)
         return fused
 
-    def _stack_codes(
-        self, names: Sequence[str], bits: Literal[4, 8], groups: tuple[int, int] | None
-    ) -> QuantizedMatrix:
+    def _stack_codes(self, names: Sequence[str], groups: tuple[int, int] | None) -> QuantizedMatrix:
         rows, columns = [self.shapes[name][0] for name in names], self.shapes[names[0]][1]
-        per_row = columns // self.groups[names[0]]
+        bits, group = self.coded[names[0]]
+        per_row = columns // group
         codes = torch.empty(sum(rows), columns, dtype=torch.uint8 if bits == 4 else torch.int8)
         scales: Tensor | None = None
         zeros = torch.full((sum(rows), per_row), MIDDLE[4], dtype=torch.uint8) if bits == 4 else None
         first = 0
         for name, count in zip(names, rows, strict=True):
             for start, stop, target in _runs(count, (columns,), groups, CODE_ELEMENTS):
-                part, at = (
-                    self._read_codes(name, bits, start, stop),
-                    slice(first + target, first + target + stop - start),
-                )
+                part, at = self._read_codes(name, start, stop), slice(first + target, first + target + stop - start)
                 if scales is None:
                     scales = torch.empty(sum(rows), per_row, dtype=part.scales.dtype)
                 codes[at].copy_(part.codes)
@@ -205,9 +208,10 @@ class _Loader:
         assert scales is not None
         return QuantizedMatrix(bits, codes, scales, zeros)
 
-    def _read_codes(self, name: str, bits: Literal[4, 8], start: int, stop: int) -> QuantizedMatrix:
-        if not self.stored_codes:
-            return round_to_nearest(self._read(name, start, stop).float(), bits, self.groups[name], name)
+    def _read_codes(self, name: str, start: int, stop: int) -> QuantizedMatrix:
+        bits, group = self.coded[name]
+        if name == self.head_name or self.facts.quantization is None:
+            return round_to_nearest(self._read(name, start, stop).float(), bits, group, name)
         linear = self.checkpoint.read_quantized(name.removesuffix(".weight"), (start, stop))
         scales = torch.from_numpy(linear.scales).to(TORCH_DTYPES[linear.scale_dtype])
         zeros = None if linear.zeros is None else torch.from_numpy(linear.zeros)
@@ -222,12 +226,10 @@ class _Loader:
 
     def _bytes(self, name: str) -> int:
         shape = self.shapes[name]
-        if name in self.groups:
+        if name in self.coded:
             # Codes, and a scale with its zero point a group.
-            rows, columns = shape
-            return rows * (
-                columns * (self.bits or 0) // 8 + columns // self.groups[name] * (3 if self.bits == 4 else 4)
-            )
+            (rows, columns), (bits, group) = shape, self.coded[name]
+            return rows * (columns * bits // 8 + columns // group * (3 if bits == 4 else 4))
         dtype = self.weight_dtype if len(shape) == 2 else self.kernels.dtype
         return torch.Size(shape).numel() * dtype.itemsize
 

@@ -110,12 +110,19 @@ def test_weights_are_the_bytes_in_the_headers(architecture: str, tmp_path: Path)
     assert weight_bytes(checkpoint.facts, "bfloat16", CARD) == checkpoint.total_bytes
 
 
-@given(configs())
-def test_quantised_weights_carry_their_scales(facts: ModelFacts) -> None:
+@given(configs(), st.sampled_from([None, 32, 128]))
+def test_quantised_weights_carry_their_scales(facts: ModelFacts, head_group: int | None) -> None:
+    device = DeviceFacts("cuda", GIB, TableFacts(head_group=head_group))
+    arch = find_architecture(facts.architecture)
+    head = f"{arch.embedding if facts.tie_embeddings else arch.head}.weight"
     whole = {"lm_head.weight", "output.weight", "model.embed_tokens.weight", "model.tok_embeddings.weight"}
     eight = four = 0
     for name, shape in expected_tensors(facts).items():
         count = math.prod(shape)
+        if name == head and head_group is not None:
+            held = count + 4 * count // head_group
+            eight, four = eight + held, four + held
+            continue
         if len(shape) == 1 or name in whole:
             eight, four = eight + 2 * count, four + 2 * count
             continue
@@ -125,8 +132,8 @@ def test_quantised_weights_carry_their_scales(facts: ModelFacts) -> None:
         eight += count + 4 * rows
         # Codes of 4 bits, scales of 16, zero points of 8.
         four += count // 2 + 3 * rows * columns // group
-    assert weight_bytes(facts, "w8a16", CARD) == eight
-    assert weight_bytes(facts, "w4a16", CARD) == four
+    assert weight_bytes(facts, "w8a16", device) == eight
+    assert weight_bytes(facts, "w4a16", device) == four
 
 
 QUANTIZED = [
@@ -145,13 +152,17 @@ def stored_as(facts: ModelFacts, said: Quantization, whole: str = "/") -> ModelF
     return replace(facts, quantization=said, tensors=tensors)
 
 
-@given(configs(), st.sampled_from(QUANTIZED), st.sampled_from([1, 16, 32]), st.sampled_from(["/", "layers.0.", "down"]))
-def test_a_quantised_checkpoint_is_held_as_it_is_stored(
-    facts: ModelFacts, said: Quantization, tile: int, whole: str
+@given(
+    configs(), st.sampled_from(QUANTIZED), st.sampled_from([1, 16, 32]), st.sampled_from(["/", "layers.0.", "down"]),
+    st.booleans(),
+)  # fmt: skip
+def test_a_quantised_checkpoint_is_held_as_it_is_stored_but_for_its_head(
+    facts: ModelFacts, said: Quantization, tile: int, whole: str, coded_head: bool
 ) -> None:
     facts = stored_as(facts, said, whole)
     precision = "w4a16" if said.bits == 4 else "w8a16"
-    device = DeviceFacts("cpu", GIB, TableFacts(activation_bytes=4, row_tile=tile))
+    table = TableFacts(activation_bytes=4, row_tile=tile, head_group=32 if coded_head else None)
+    device = DeviceFacts("cpu", GIB, table)
     arch = find_architecture(facts.architecture)
     shapes, total = expected_tensors(facts), 0
     fused = [[arch.embedding], [] if facts.tie_embeddings else [arch.head]]
@@ -167,7 +178,9 @@ def test_a_quantised_checkpoint_is_held_as_it_is_stored(
         rows = -(-rows // tile) * tile
         columns = shapes[f"{names[0]}.weight"][1]
         groups = columns // said.group_size if said.group_size else 1
-        if ".layers." not in names[0] or whole in names[0]:
+        if coded_head and names == [arch.embedding if facts.tie_embeddings else arch.head]:
+            total += rows * (columns + columns // 32 * 4)
+        elif ".layers." not in names[0] or whole in names[0]:
             total += rows * columns * 2
         elif said.bits == 4:
             total += rows * (columns // 2 + groups * 3)

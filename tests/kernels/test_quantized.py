@@ -84,6 +84,20 @@ def test_the_plain_table_multiplies_by_what_the_codes_stand_for(
         assert weight.nbytes == size
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 300), st.integers(1, 200), st.integers(1, 70), st.integers(1, 3), st.sampled_from([1, 2]))
+def test_rows_of_an_embedding_of_8_bits_are_what_its_codes_stand_for(
+    rows: int, vocabulary: int, group: int, groups: int, threads: int
+) -> None:
+    matrix, ids = quantized(8, vocabulary, group, groups, torch.float16), torch.randint(0, vocabulary, (rows,))
+    torch.set_num_threads(threads)
+    wanted = dequantize(matrix, torch.float32)[ids]
+    for ops in (torch_kernels("cpu", torch.float32), native_kernels("cpu", torch.bfloat16)):
+        assert torch.equal(ops.embedding(ids, ops.pack_quantized(matrix)), wanted)
+        with pytest.raises(ValueError, match="whole or of 8 bits"):
+            ops.embedding(ids, ops.pack_quantized(quantized(4, vocabulary, 32, 1, torch.float16)))
+
+
 def test_the_plain_table_takes_no_more_memory_than_a_run_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     ops, matrix = torch_kernels("cpu", torch.float32), quantized(4, 61, 32, 2, torch.float16)
     x, weight = torch.randn(3, 64), ops.pack_quantized(matrix)

@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType as BlockType
+from gguf.quants import dequantize as dequantize_blocks
+from gguf.quants import quantize as quantize_blocks
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from plimsoll.api.device import DeviceFacts
+from plimsoll.api.device import HEAD_GROUP, DeviceFacts
 from plimsoll.api.errors import CheckpointError, SpecError
 from plimsoll.api.quantization import Quantization
 from plimsoll.api.sizes import Precision, weight_bytes
 from plimsoll.checkpoint import open_checkpoint
+from plimsoll.runtime.kernels.quantized import dequantize
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.models import loader
 from plimsoll.runtime.models.decoder import Decoder
@@ -39,15 +43,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("quantized")
 
     @cache
-    def make(form: str, architecture: str, whole: tuple[str, ...]) -> tuple[Path, Path]:
-        folder = root / f"{form}-{architecture}-{'+'.join(whole)}"
+    def make(form: str, architecture: str, whole: tuple[str, ...], tied: bool) -> tuple[Path, Path]:
+        folder = root / f"{form}-{architecture}-{'+'.join(whole)}-{tied}"
         # 144 rows of queries, keys and values: no multiple of the native table's panels.
         return quantized.make_quantized(
             folder, quantized.ALL[form], architecture, whole=whole, tokenizer=False, hidden_size=96, head_dim=8,
             intermediate_size=160, num_attention_heads=12, num_key_value_heads=3,
+            tie_word_embeddings=tied,
         )  # fmt: skip
 
-    return lambda form, architecture, whole=(): make(form, architecture, whole)
+    return lambda form, architecture, whole=(), tied=False: make(form, architecture, whole, tied)
 
 
 def load(folder: Path, kernels: Kernels, precision: Precision | None = None) -> Decoder:
@@ -87,6 +92,35 @@ def test_codes_made_floats_again_are_the_floats(made: Made, architecture: str, f
         assert torch.equal(ours.qkv, theirs.qkv)
         assert torch.equal(ours.gate_up, theirs.gate_up)
         assert torch.equal(ours.down, theirs.down)
+
+
+@pytest.mark.parametrize("kernels", bfloat16_tables(), ids=table_name)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_becomes_codes_where_the_table_says_so_and_linear_weights_are(
+    made: Made, tied: bool, kernels: Kernels
+) -> None:
+    checkpoint = open_checkpoint(made("awq", "LlamaForCausalLM", (), tied)[1])
+    facts, coded = checkpoint.facts, kernels.facts.head_group is not None
+    held = {
+        precision: load_decoder(checkpoint, facts, kernels, torch.bfloat16, precision=precision)
+        for precision in ("w4a16", "w8a16", "bfloat16")
+    }
+    size = VOCAB_SIZE * facts.hidden_size
+    for precision, decoder in held.items():
+        assert (decoder.head is decoder.embedding) == tied
+        narrow = coded and precision != "bfloat16"
+        rows = -(-VOCAB_SIZE // kernels.facts.row_tile) * kernels.facts.row_tile
+        assert decoder.head.nbytes == rows * facts.hidden_size * (9 if narrow else 16) // 8
+        if not tied:
+            assert decoder.embedding.nbytes >= 2 * size
+
+
+def test_a_head_as_most_files_of_4_bits_have_it_loses_nothing() -> None:
+    head = torch.randn(40, 96, generator=torch.Generator().manual_seed(0)) * 0.02
+    head[7, 32:64] = 0
+    stored = torch.from_numpy(dequantize_blocks(quantize_blocks(head.numpy(), BlockType.Q8_0), BlockType.Q8_0))
+    matrix = round_to_nearest(stored, 8, HEAD_GROUP, "output.weight")
+    assert torch.equal(dequantize(matrix, torch.float32), stored)
 
 
 @pytest.mark.parametrize("kernels", TABLES, ids=table_name)
@@ -135,7 +169,8 @@ def test_codes_are_read_in_runs_and_each_once(made: Made, monkeypatch: pytest.Mo
 
 
 def test_floats_are_rounded_to_nearest_the_same_way_every_time(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "floats", tokenizer=False, intermediate_size=96)
+    source = make_checkpoint(tmp_path / "source", tokenizer=False, intermediate_size=96)
+    _, folder = quantized.quantize_folder(source, tmp_path / "linears-as-they-were", quantized.AWQ, whole=("layers",))
     for bits, group in ((4, 32), (8, 0)):
         said = Quantization("compressed-tensors", bits, group, bits == 8)  # type: ignore[arg-type]
         _, floats = quantized.quantize_folder(folder, tmp_path / f"rounded-{bits}", said)

@@ -25,6 +25,8 @@ ALL = {
     "ct-8-groups": COMPRESSED_8_GROUPS, "gptq": GPTQ, "gptq-v2": GPTQ_V2, "gptq-8": GPTQ_8,
 }  # fmt: skip
 
+#: As tables that hold heads in 8 bits round them.
+HEAD = Quantization("compressed-tensors", 8, 32, True)
 #: Linear layers of Llama's and of InternLM2's spelling.
 LINEARS = ("_proj", ".wqkv", ".wo", ".w1", ".w2", ".w3")
 
@@ -50,6 +52,8 @@ def round_to_nearest(weight: Any, said: Quantization) -> QuantizedLinear:
 def quantize_folder(source: Path, folder: Path, said: Quantization, whole: tuple[str, ...] = ()) -> tuple[Path, Path]:
     """`source` with its linears stored as `said` describes, except modules with a part of `whole` in their names.
 
+    The head stays whole, of values that 8 bits hold exactly.
+
     Returns:
         The quantised folder, and a float32 one of the values it stands for.
     """
@@ -59,8 +63,12 @@ def quantize_folder(source: Path, folder: Path, said: Quantization, whole: tuple
     for file in source.glob("*.safetensors"):
         tensors |= load_file(file)
     packed, floats = {}, {}
+    heads = {name.removesuffix(".weight") for name in tensors} & {"lm_head", "output"}
+    head = next(iter(heads), "model.embed_tokens")
     for name, value in tensors.items():
         module = name.removesuffix(".weight")
+        if module == head:
+            value = round_to_nearest(value, HEAD).dequantize()
         if module == name or not module.endswith(LINEARS) or any(part in module for part in whole):
             packed[name] = floats[name] = value
             continue

@@ -26,6 +26,21 @@ void pack_quant(int bits, int scale, const uint8_t *codes, const char *scales, c
         }
 }
 
+/* Rows of 8 bits as they are: ids [T] -> y [T][K]. */
+void embed_quant(const int64_t *ids, const char *packed, float *y, long T, long K, long group)
+{
+    shape s = {K, group, 0, SCALE_F32};
+    s.panel = K / group * group_bytes(8, s);
+    _Pragma("omp parallel for if (T * K > WORTH_THREADS)") for (long t = 0; t < T; t++)
+        for (long g = 0; g < K / group; g++) {
+            long i = ids[t] % PANEL;
+            const char *start = packed + ids[t] / PANEL * s.panel + g * group_bytes(8, s);
+            float scale = one_scale(SCALE_F32, start + code_bytes(8, group), i);
+            for (long k = 0; k < group; k++)
+                y[t * K + g * group + k] = (float)(int8_t)start[k * PANEL + i] * scale;
+        }
+}
+
 /* The first N rows as bfloat16 [N][K], rounded to nearest even. */
 void unpack_quant(int bits, int scale, const char *packed, uint16_t *out, long N, long K, long group)
 {

@@ -1,9 +1,6 @@
 /* Ops that touch each row once: norms, gates, rotary positions, writing the cache. Rows never depend on each other. */
 #include "vec.h"
 
-/* Fewer elements than this are done before a second thread would have started. */
-#define WORTH_THREADS 16384
-
 INLINE float total(vf v)
 {
     float t = 0;

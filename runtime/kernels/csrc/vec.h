@@ -136,4 +136,7 @@ INLINE float from_bf16(uint16_t h)
 DEFINE_EXP(vexp, vf, vi, fill, madd)
 DEFINE_EXP(vexp8, v8f, v8i, fill8, madd8)
 
+/* Fewer elements than this are done before a second thread would have started. */
+#define WORTH_THREADS 16384
+
 #endif
