@@ -74,16 +74,15 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
     check_groups(facts, load.group_size)
     base = CONTEXT_BYTES["cpu"]
     linears = [matrix for matrix in matrices(facts, 1) if matrix.linear]
-    layer = FLOAT * sum(matrix.rows * matrix.columns for matrix in linears)
+    layer = layer_bytes(facts)
     # Scaled weights and their rounded twin, of the largest matrices that are searched together.
     tried = 2 * FLOAT * max(matrix.rows * matrix.columns for matrix in linears) if load.method == "awq" else 0
-    row = 4 * facts.hidden_size + 3 * facts.intermediate_size + 2 * (facts.num_heads + 2) * facts.head_dim
-    batch = FLOAT * load.batch * load.length * row
+    batch = batch_bytes(facts, load)
     walk = base + layer + tried + batch
     # Of the model as it was and of the output, side by side.
     head = facts.vocab_size * facts.hidden_size * (_held_bytes(facts) + 2)
     logits = LOGITS_AT_ONCE * LOGIT_ROWS * facts.vocab_size * FLOAT + HEAD_PIECES_BYTES
-    evaluation = base + 2 * layer + batch + head + logits
+    evaluation = base + 2 * layer + batch + head + logits if load.held_out else 0
     sampling = base + _engine(facts, load) if load.sampled else 0
     return JobNeeds(
         walk=walk,
@@ -93,6 +92,17 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
         output=_output(facts, load, linears, 4 if facts.dtype == "F32" else 2),
         scratch=max(2 * FLOAT * load.samples * load.length * facts.hidden_size, _kept_evaluation(facts, load)),
     )
+
+
+def layer_bytes(facts: ModelFacts) -> int:
+    """Of the linears of one layer, in float32."""
+    return FLOAT * sum(matrix.rows * matrix.columns for matrix in matrices(facts, 1) if matrix.linear)
+
+
+def batch_bytes(facts: ModelFacts, load: JobLoad) -> int:
+    """Of one micro-batch, in float32: what each linear of a layer sees and makes, of all its sequences."""
+    row = 4 * facts.hidden_size + 3 * facts.intermediate_size + 2 * (facts.num_heads + 2) * facts.head_dim
+    return FLOAT * load.batch * load.length * row
 
 
 def least_disk(facts: ModelFacts, load: JobLoad) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.model import ModelFacts
-from plimsoll.quantjob.layer import LayerWeights
+from plimsoll.quantjob.layer import LINEARS, LayerWeights
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def foldable(grouping: Grouping, scale: Tensor, weights: LayerWeights, stored: t
 
     A linear source takes any scale, since its own rows are rounded after.
     """
-    if weights[grouping.source].ndim == 2:
+    if grouping.source in LINEARS:
         return scale
     norm = weights[grouping.source] + grouping.offset
     folded = ((norm / scale - grouping.offset).to(stored).to(torch.float32)) + grouping.offset
@@ -78,11 +78,14 @@ def foldable(grouping: Grouping, scale: Tensor, weights: LayerWeights, stored: t
 
 
 def fold(grouping: Grouping, scale: Tensor, weights: LayerWeights) -> None:
-    """Divide the source by `scale` (of its channels), in place. The targets are the caller's."""
-    source = weights[grouping.source]
-    if source.ndim == 2:
-        source /= scale[:, None]
+    """Divide the source by `scale` (of its channels), in place. The targets are the caller's, and so are the codes of a
+    linear that is not held."""
+    source = weights.get(grouping.source)
+    if grouping.source in LINEARS:
+        if source is not None:
+            source /= scale[:, None]
         if (bias := weights.get(f"{grouping.source}_bias")) is not None:
             bias /= scale
     else:
+        assert source is not None
         source.copy_((source + grouping.offset) / scale - grouping.offset)

@@ -1,5 +1,6 @@
 """The arithmetic of one decoder layer in float32, cut where quantisation looks: before and after each linear."""
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,15 +17,37 @@ class LayerWeights(dict[str, Tensor]):
     """Float32 weights of one layer by role: attention_norm, q, k, v, o, mlp_norm, gate, up, down; q_norm, k_norm and
     `<linear>_bias` where the model has them. Matrices are [out, in]; a fused projection comes apart.
 
+    Linears may be read when first asked for, by `weights[role]`: by one thread, before others run through them.
+
     Attributes:
         index: which layer.
         window: tokens a position sees, itself included; None is all before it.
     """
 
-    def __init__(self, index: int, window: int | None, tensors: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        index: int,
+        window: int | None,
+        tensors: Mapping[str, Tensor],
+        unread: Mapping[tuple[str, ...], Callable[[], Mapping[str, Tensor]]] | None = None,
+    ) -> None:
+        """Args: unread: what reads linears that are not there yet, by their roles."""
         super().__init__(tensors)
         self.index = index
         self.window = window
+        self._unread = dict(unread or {})
+
+    def __missing__(self, role: str) -> Tensor:
+        for roles in self._unread:
+            if role in roles:
+                self.update(self._unread.pop(roles)())
+                return self[role]
+        raise KeyError(role)
+
+    def drop(self, roles: Iterable[str]) -> None:
+        """Free what is held of them. It is not read again."""
+        for role in roles:
+            self.pop(role, None)
 
 
 @dataclass

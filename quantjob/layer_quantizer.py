@@ -19,8 +19,9 @@ from plimsoll.quantjob.search import Candidate, candidates, identity, rounding_l
 from plimsoll.quantjob.states import HiddenStates
 from plimsoll.quantjob.workers import Workers, give_memory_back
 
-#: By the first target of a grouping: linears that no pass runs through once it is coded.
-PASSED = {"gate": ("q", "k", "v", "o")}
+#: By the first target of a grouping: linears that nothing runs through from the time its inputs are counted until it is
+#: coded. Of attention nothing does after either.
+PASSED = {"gate": ("q", "k", "v", "o"), "down": ("gate", "up")}
 
 
 @dataclass
@@ -42,7 +43,8 @@ class GroupingReport:
 
 @dataclass
 class QuantizedLayer:
-    """`linears` by role; `weights` holds what they stand for, and the norms and biases as they are to be written."""
+    """`linears` by role; `weights` holds the norms and biases as they are to be written, and of the linears what passes
+    run through, in the end none."""
 
     weights: LayerWeights
     linears: dict[str, Coded] = field(default_factory=dict)
@@ -51,14 +53,22 @@ class QuantizedLayer:
     def put(self, role: str, coded: Coded) -> None:
         """From here on the linear of that role is what its codes stand for."""
         self.linears[role] = coded
+        if role in self.weights:
+            coded.write_to(self.weights[role])
+
+    def hold(self, role: str) -> None:
+        """Its values are in `weights` again."""
+        coded = self.linears[role]
+        self.weights[role] = torch.empty(coded.codes.shape)
         coded.write_to(self.weights[role])
 
 
 def rounded(weights: LayerWeights, rounding: Rounding, workers: Workers) -> QuantizedLayer:
-    """Every linear rounded to nearest, in place: what needs no text."""
+    """Every linear rounded to nearest: what needs no text."""
     layer = QuantizedLayer(weights)
     for role in LINEARS:
-        layer.put(role, nearest(weights[role], rounding, workers))
+        layer.linears[role] = nearest(weights[role], rounding, workers)
+        weights.drop((role,))
     return layer
 
 
@@ -80,25 +90,25 @@ class LayerQuantizer:
     batch: int
 
     def quantize(self, weights: LayerWeights, states: HiddenStates) -> QuantizedLayer:
-        """Quantise `weights` in place and run the sequences of `states` through what came of it."""
+        """Quantise `weights`, whose linears are read when they are needed, and run the sequences of `states` through
+        what came of it."""
         layer = QuantizedLayer(weights)
         for grouping in self.groupings:
             layer.report.append(self._group(grouping, layer, states))
-            for role in PASSED.get(grouping.targets[0], ()):
-                # The MLP's inputs are written: nothing runs through attention again.
-                del weights[role]
             give_memory_back()
+        for role in ("gate", "up"):
+            layer.hold(role)
         for start, stop in states.batches(self.batch):
             finished = self.workers.map(partial(self._add_mlp, weights), states.outputs(start, stop))
             states.write(start, torch.stack(finished))
+        weights.drop(LINEARS)
         return layer
 
     def _group(self, grouping: Grouping, layer: QuantizedLayer, states: HiddenStates) -> GroupingReport:
         weights = layer.weights
+        gram = self._gram(grouping.targets[0], weights, states)
+        weights.drop(PASSED.get(grouping.targets[0], ()))
         matrices = [weights[role] for role in grouping.targets]
-        gram = Gram(matrices[0].shape[1], self.recipe.group_size)
-        for start, stop in states.batches(self.batch):
-            gram.add(self._inputs(grouping.targets[0], weights, states, start, stop), self.workers)
         coder = Coder(gram, self.recipe.group_size, self.recipe.clip, self.recipe.compensate, self.workers)
         channels = groups.gather(grouping, gram.mean_magnitude, self.math.facts)
         chosen = identity(len(channels))
@@ -116,6 +126,15 @@ class LayerQuantizer:
         for role, coded in zip(grouping.targets, found, strict=True):
             layer.put(role, coded)
         return GroupingReport(grouping.targets, chosen.name, chosen.exponent, loss / before if before else 1.0)
+
+    def _gram(self, role: str, weights: LayerWeights, states: HiddenStates) -> Gram:
+        """Of what the linear of that role sees."""
+        facts = self.math.facts
+        widths = {"o": facts.num_heads * facts.head_dim, "down": facts.intermediate_size}
+        gram = Gram(widths.get(role, facts.hidden_size), self.recipe.group_size)
+        for start, stop in states.batches(self.batch):
+            gram.add(self._inputs(role, weights, states, start, stop), self.workers)
+        return gram
 
     def _search(self, grouping: Grouping, weights: LayerWeights, gram: Gram, channels: Tensor) -> Candidate:
         matrices = [weights[role] for role in grouping.targets]

@@ -1,5 +1,8 @@
 """A model run one decoder layer at a time: never more than one layer's weights in memory, in float32."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -75,32 +78,56 @@ class StreamedModel:
                 hidden[here] = rows[tokens[here] - start].to(torch.float32)
         return hidden
 
-    def layer(self, index: int) -> LayerWeights:
-        """Raises CheckpointError for a tensor that cannot be read or holds a value that is not finite."""
+    def layer(self, index: int, *, at_once: bool = True) -> LayerWeights:
+        """Args: at_once: read the linears now, not when each is asked for.
+
+        Raises CheckpointError for a tensor that cannot be read or holds a value that is not finite.
+        """
+        facts, prefix = self.facts, self._arch.layer.format(index)
+        sliding = facts.sliding_layers is None or facts.sliding_layers[index]
+        window = facts.sliding_window if sliding else None
+        weights = LayerWeights(index, window, self._vectors(prefix), self._linears(prefix))
+        for role in LINEARS if at_once else ():
+            weights[role]
+        return weights
+
+    def _vectors(self, prefix: str) -> dict[str, Tensor]:
+        """Norms and biases by role."""
         facts, arch = self.facts, self._arch
-        prefix = arch.layer.format(index)
-        found: dict[str, Tensor] = {}
+        named = {"attention_norm": f"{arch.attention_norm}.weight", "mlp_norm": f"{arch.mlp_norm}.weight"}
+        if facts.qk_norm:
+            named |= {"q_norm": f"{arch.q_norm}.weight", "k_norm": f"{arch.k_norm}.weight"}
+        if facts.output_bias:
+            named["o_bias"] = f"{arch.output}.bias"
+        if facts.mlp_bias:
+            mlp = zip(("gate", "up", "down"), (*arch.gate_up, arch.down), strict=True)
+            named |= {f"{role}_bias": f"{name}.bias" for role, name in mlp}
+        found = {}
+        if facts.qkv_bias and arch.qkv_layout == "stacked":
+            named |= {f"{role}_bias": f"{name}.bias" for role, name in zip("qkv", arch.qkv, strict=True)}
+        elif facts.qkv_bias:
+            found = self._apart(prefix + arch.qkv[0], "bias", "_bias")
+        return found | {role: self._whole(prefix + name) for role, name in named.items()}
+
+    def _linears(self, prefix: str) -> dict[tuple[str, ...], Callable[[], dict[str, Tensor]]]:
+        """What reads them, by their roles."""
+        arch = self._arch
         named = {"o": arch.output, "gate": arch.gate_up[0], "up": arch.gate_up[1], "down": arch.down}
-        biased = {"o": facts.output_bias, **dict.fromkeys(("gate", "up", "down"), facts.mlp_bias)}
         if arch.qkv_layout == "stacked":
             named |= dict(zip("qkv", arch.qkv, strict=True))
-            biased |= dict.fromkeys("qkv", facts.qkv_bias)
-        else:
-            found |= self._apart(prefix + arch.qkv[0], "weight", "")
-            if facts.qkv_bias:
-                found |= self._apart(prefix + arch.qkv[0], "bias", "_bias")
-        norms = {"attention_norm": arch.attention_norm, "mlp_norm": arch.mlp_norm}
-        if facts.qk_norm:
-            norms |= {"q_norm": arch.q_norm, "k_norm": arch.k_norm}
-        for role, name in (named | norms).items():
-            found[role] = self._whole(f"{prefix}{name}.weight")
-            if biased.get(role):
-                found[f"{role}_bias"] = self._whole(f"{prefix}{name}.bias")
-        if self._round_to is not None:
-            for role in LINEARS:
-                found[role] = fit(found[role], self._round_to).nearest(found[role])
-        sliding = facts.sliding_layers is None or facts.sliding_layers[index]
-        return LayerWeights(index, facts.sliding_window if sliding else None, found)
+
+        def one(role: str) -> dict[str, Tensor]:
+            return self._rounded({role: self._whole(f"{prefix}{named[role]}.weight")})
+
+        found: dict[tuple[str, ...], Callable[[], dict[str, Tensor]]] = {(role,): partial(one, role) for role in named}
+        if arch.qkv_layout != "stacked":
+            found["q", "k", "v"] = lambda: self._rounded(self._apart(prefix + arch.qkv[0], "weight", ""))
+        return found
+
+    def _rounded(self, linears: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self._round_to is None:
+            return linears
+        return {role: fit(weight, self._round_to).nearest(weight) for role, weight in linears.items()}
 
     def run(self, weights: LayerWeights, hidden: Tensor) -> Tensor:
         """A micro-batch through a whole layer: float32 [S, L, hidden] -> a new one."""

@@ -152,7 +152,7 @@ class Walk:
 
     def _quantize(self, index: int, states: HiddenStates | None) -> QuantizedLayer:
         with torch.inference_mode():
-            weights = self.model.layer(index)
+            weights = self.model.layer(index, at_once=False)
             if states is None:
                 layer = rounded(weights, Rounding(self.recipe.bits, self.recipe.group_size), self.model.workers)
             else:
