@@ -1,5 +1,6 @@
 """`plimsoll chat` as a person uses it: a process, lines typed into it, Ctrl-C."""
 
+import itertools
 import os
 import signal
 import socket
@@ -55,12 +56,22 @@ def test_commands_that_do_not_exist_are_not_sent(endpoint: Endpoint) -> None:
     assert "/nonsense" in done.stderr
 
 
+def goes_on(endpoint: Endpoint, question: str) -> bool:
+    options = {"model": endpoint.model, "temperature": 0, "max_tokens": 2000}
+    messages = [{"role": "user", "content": question}]
+    status, answer = endpoint.post("/v1/chat/completions", options | {"messages": messages})
+    assert status == 200, answer
+    return bool(answer["choices"][0]["finish_reason"] == "length")
+
+
 def test_control_c_stops_the_answer_and_not_the_chat(endpoint: Endpoint) -> None:
-    command = [*CHAT, "--url", endpoint.root, "--temperature", "1.3"]
+    # Random weights end some answers at once; which ones is the same every time.
+    said = (f"Tell me everything about {number}" for number in itertools.count())
+    question = next(words for words in said if goes_on(endpoint, words))
+    command = [*CHAT, "--url", endpoint.root, "--temperature", "0"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as chat:
         assert chat.stdin is not None
-        # Random weights rarely end by themselves: several questions, one of them is long enough to be stopped.
-        chat.stdin.write(b"Tell me everything\n")
+        chat.stdin.write(f"{question}\n".encode())
         chat.stdin.flush()
         eventually(lambda: endpoint.service.engine.stats.running == 1)
         os.kill(chat.pid, signal.SIGINT)
