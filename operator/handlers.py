@@ -1,4 +1,4 @@
-"""kopf watches, the cache listens. No logic in handlers, no annotations, no finalizers, nothing written.
+"""kopf lists and watches, the cache listens. No logic in handlers, no annotations, no finalizers, nothing written.
 
 kopf runs in an event loop and a thread of its own: what fails there is started again, and the rest goes on meanwhile
 from what it knows.
@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -21,6 +22,7 @@ from plimsoll.operator.answers import soften
 from plimsoll.operator.cluster import credentials
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.observe import Cache
+from plimsoll.operator.stream import Stream
 
 log = structlog.get_logger("plimsoll.operator.watch")
 
@@ -40,6 +42,19 @@ class Backoffs:
         while True:
             yield wait * random.uniform(0.75, 1.25)
             wait = min(wait * 2, 15.0)
+
+
+class _NoDifferences(kopf.DiffBaseStorage):
+    """For handlers of differences kopf copies each object and takes it apart, at every event: here there are none."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        """Nothing is kept in the objects."""
 
 
 class Watches:
@@ -173,6 +188,7 @@ class Watches:
         for kind in self.kinds if agreed else ():
             if kind.plural == plural and request.url.query.get("watch") == "true":
                 self.opened[kind.name] = time.monotonic()
+                response.content = Stream(response.content, partial(self._cache.seen, kind))  # type: ignore[assignment]
             elif kind.plural == plural:
                 self._cache.relisted[kind.name] = time.monotonic()
         return response
@@ -193,6 +209,7 @@ class Watches:
         settings.queueing.idle_timeout = 0.5
         settings.queueing.exit_timeout = 0.5
         settings.process.ultimate_exiting_timeout = None
+        settings.persistence.diffbase_storage = _NoDifferences()
         for kind in self.kinds:
             if kind.selector:
                 settings.watching.label_selectors[kopf_selector(kind)] = kind.selector
