@@ -1,6 +1,7 @@
 """The status of a ModelDeployment: what the operator found, never what it hopes. The CRD is generated from here."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -191,18 +192,23 @@ def known(status: Mapping[str, Any], model: type[BaseModel] = ModelDeploymentSta
     """`status` without what the CRD does not have: the API server would drop it, and the next look would find a
     difference and write it again."""
     found = {}
-    for name, info in model.model_fields.items():
-        key = info.alias or name
+    for key, inner in _fields(model):
         if key not in status:
             continue
         value = status[key]
-        inner = next((kind for kind in _kinds(info.annotation) if issubclass(kind, BaseModel)), None)
         if inner is not None and isinstance(value, Mapping):
             value = known(value, inner)
         elif inner is not None and isinstance(value, list | tuple):
             value = [known(item, inner) for item in value]
         found[key] = value
     return found
+
+
+@cache
+def _fields(model: type[BaseModel]) -> tuple[tuple[str, type[BaseModel] | None], ...]:
+    """The name of each field as the CRD has it, and the model of what is inside, where there is one."""
+    fields = ((info.alias or name, _kinds(info.annotation)) for name, info in model.model_fields.items())
+    return tuple((key, next((kind for kind in inner if issubclass(kind, BaseModel)), None)) for key, inner in fields)
 
 
 def _kinds(annotation: Any) -> list[type]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
+from plimsoll.api.job_progress import JobProgress
 from plimsoll.operator import kinds, parse
 from plimsoll.operator.kinds import Kind
-from plimsoll.operator.snapshot import Inspecting, Pod
+from plimsoll.operator.snapshot import Inspecting, Page, Pod
 
 Key = tuple[str, str]
 """Namespace and name of a deployment; of a quantization job, `QuantizationJob/` before its name."""
@@ -20,6 +21,12 @@ Ref = tuple[str, str, str]
 
 `waits` holds a quantization job and the deployments that name it, `output` the jobs that write to one place.
 """
+
+
+#: What is read of the status of what we make; of other kinds all of it is kept.
+_STATUS: Mapping[Kind, tuple[str, ...]] = {
+    kinds.REPLICA_SET: ("conditions",), kinds.SERVICE: (), kinds.BUDGET: (), kinds.POLICY: (),
+}  # fmt: skip
 
 
 @dataclass(slots=True, frozen=True)
@@ -42,6 +49,11 @@ class Entry:
     value: Any
     """Pod, Node, frozenset of ready pods, Inspection, Brief; None for objects that are only compared."""
     packed: bytes | None
+
+    @property
+    def told(self) -> tuple[Any, ...]:
+        """What a look may depend on."""
+        return self.value, self.packed, self.refs
 
 
 @dataclass(frozen=True)
@@ -78,12 +90,19 @@ def object_of(key: Key) -> tuple[Kind, str, str]:
     return (kinds.QUANTIZATION, key[0], name) if slash else (kinds.DEPLOYMENT, key[0], kind)
 
 
+def said_by(page: Page | JobProgress | None) -> dict[str, Any]:
+    """As fields of a pod."""
+    return {"progress": page} if isinstance(page, JobProgress) else {"page": page}
+
+
 def may_answer(pod: Pod) -> bool:
     return bool(pod.ip) and not pod.deleting and pod.phase in ("Pending", "Running")
 
 
 def unpacked(entry: Entry) -> dict[str, Any]:
-    return msgspec.json.decode(zlib.decompress(entry.packed or b""))
+    raw: dict[str, Any] = msgspec.json.decode(zlib.decompress(entry.packed or b""))
+    raw.setdefault("metadata", {})["resourceVersion"] = entry.version
+    return raw
 
 
 def older(version: str, known: str) -> bool:
@@ -91,9 +110,16 @@ def older(version: str, known: str) -> bool:
     return version.isdecimal() and known.isdecimal() and int(version) < int(known)
 
 
-def packed(raw: Mapping[str, Any]) -> bytes:
-    """A tenth of what the object takes as dictionaries; unpacked again for each look."""
-    return zlib.compress(msgspec.json.encode(parse.trimmed(raw)), 1)
+def packed(kind: Kind, raw: Mapping[str, Any]) -> bytes:
+    """A tenth of what the object takes as dictionaries; unpacked again for each look. The same as long as nothing
+    changes that is read of this kind, its version apart: what controllers count in a status concerns nobody here."""
+    return zlib.compress(msgspec.json.encode(parse.trimmed(raw, _STATUS.get(kind))), 1)
+
+
+def came(entry: Entry) -> tuple[str, str]:
+    """What orders objects by when they were made."""
+    about = parse.meta(unpacked(entry))
+    return str(about.get("creationTimestamp") or ""), entry.uid
 
 
 def inspecting_of(source: str, members: Sequence[tuple[Id, Entry]], error: str | None) -> Inspecting:

@@ -22,12 +22,14 @@ from plimsoll.operator.entries import (
     Key,
     Ref,
     Target,
+    came,
     inspecting_of,
     job_key,
     may_answer,
     object_of,
     older,
     packed,
+    said_by,
     unpacked,
 )
 from plimsoll.operator.kinds import Kind
@@ -89,29 +91,37 @@ class Cache:
         identity = (kind.name, about.get("namespace") or "", about.get("name") or "")
         uid, version = about.get("uid") or "", about.get("resourceVersion") or ""
         now = self._clock()
+        if event != "DELETED" and self._no_news(identity, uid, version, now):
+            # Most of what a watch tells is the echo of our own writes: not worth taking apart.
+            return False
         entry = None if event == "DELETED" else self._entry(kind, uid, version, now, raw)
         with self._lock:
-            known = self._entries.get(identity)
-            if event == "DELETED":
+            if entry is None:
                 self._gone[uid] = now
-                if known is None or known.uid != uid:
+                if (known := self._entries.get(identity)) is None or known.uid != uid:
                     return False
                 affected = self._remove(identity)
+            elif self._no_news(identity, uid, version, now):
+                return False
             else:
-                assert entry is not None
-                if uid in self._gone or (known is not None and older(version, known.version)):
-                    return False
-                if known is not None and known.uid == uid and known.version == version:
-                    known.seen_at = now
-                    return False
                 affected = self._put(identity, entry)
         for key in affected if not quiet else ():
             self._changed(key)
         return True
 
+    def _no_news(self, identity: Id, uid: str, version: str, now: float) -> bool:
+        with self._lock:
+            known = self._entries.get(identity)
+            if uid in self._gone or (known is not None and older(version, known.version)):
+                return True
+            if known is None or known.uid != uid or known.version != version:
+                return False
+            known.seen_at = now
+            return True
+
     def _entry(self, kind: Kind, uid: str, version: str, now: float, raw: Mapping[str, Any]) -> Entry:
         value, refs = relations(kind, raw, self._source_key)
-        slim = packed(raw) if kind not in PARSED else None
+        slim = packed(kind, raw) if kind not in PARSED else None
         return Entry(uid, version, now, tuple(refs), value, slim)
 
     def _put(self, identity: Id, entry: Entry) -> set[Key]:
@@ -125,7 +135,8 @@ class Cache:
             self._by_ref.setdefault(ref, set()).add(identity)
         if before is not None:
             self._unlink(identity, [ref for ref in before.refs if ref not in entry.refs])
-        if before is None or entry.packed is not None or before.value != entry.value or before.refs != entry.refs:
+        # A new slice without an address says what no slice says.
+        if before.told != entry.told if before is not None else entry.value != frozenset():
             affected |= self._concerned(identity, entry.refs) | self._concerned(identity, before.refs if before else ())
         if identity[0] == kinds.POD.name:
             self._first_seen.setdefault(entry.uid, time.time())
@@ -246,7 +257,7 @@ class Cache:
                 routable=e.uid in routable,
                 seen_since=since[e.uid],
                 unread=e.uid in unread and may_answer(e.value),
-                **_told(pages.get(e.uid)),
+                **said_by(pages.get(e.uid)),
             )
             for i, e in members
             if i[0] == kinds.POD.name
@@ -270,13 +281,8 @@ class Cache:
         """Other quantization jobs of the same output that were there first."""
         place = next((ref for ref in top.refs if ref[0] == "output"), None)
         others = [i for i in self._by_ref.get(place, ()) if i != identity] if place else []
-        mine = _came(top)
-        return tuple(sorted(i[2] for i in others if _came(self._entries[i]) < mine))
-
-    def raw(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
-        with self._lock:
-            entry = self._entries.get((kind.name, namespace, name))
-        return unpacked(entry) if entry is not None and entry.packed else None
+        mine = came(top)
+        return tuple(sorted(i[2] for i in others if came(self._entries[i]) < mine))
 
     def uid(self, kind: Kind, namespace: str, name: str) -> str | None:
         with self._lock:
@@ -388,13 +394,3 @@ class Cache:
         with self._lock:
             oldest = self._clock() - _REMEMBER_SECONDS
             self._gone = {uid: at for uid, at in self._gone.items() if at > oldest}
-
-
-def _told(page: Page | JobProgress | None) -> dict[str, Any]:
-    return {"progress": page} if isinstance(page, JobProgress) else {"page": page}
-
-
-def _came(entry: Entry) -> tuple[str, str]:
-    """What orders objects by when they were made."""
-    about = parse.meta(unpacked(entry))
-    return str(about.get("creationTimestamp") or ""), entry.uid

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -44,10 +44,14 @@ def controller(raw: Raw) -> str:
     return next((str(one.get("uid", "")) for one in owners if one.get("controller")), "")
 
 
-def trimmed(raw: Raw) -> dict[str, Any]:
-    """Without what nobody reads and what changes with every write."""
-    slim = {key: value for key, value in raw.items() if key != "metadata"}
-    slim["metadata"] = {key: value for key, value in meta(raw).items() if key != "managedFields"}
+def trimmed(raw: Raw, status: Sequence[str] | None = None) -> dict[str, Any]:
+    """Without what nobody reads and what changes with every write. `status`: the fields of it that are read."""
+    left_out = ("metadata",) if status is None else ("metadata", "status")
+    slim = {key: value for key, value in raw.items() if key not in left_out}
+    slim["metadata"] = {k: value for k, value in meta(raw).items() if k not in ("managedFields", "resourceVersion")}
+    if status:
+        live = raw.get("status") or {}
+        slim["status"] = {key: live[key] for key in status if live.get(key)}
     return slim
 
 

@@ -2,17 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import structlog
-from pydantic import BaseModel
 
 from plimsoll import __version__
-from plimsoll.api.job_status import QuantizationJobStatus
-from plimsoll.api.status import ModelDeploymentStatus, known
-from plimsoll.operator import kinds
 from plimsoll.operator.actions import Action, Apply, Event, Plan
 from plimsoll.operator.apply import Applier
 from plimsoll.operator.cluster import (
@@ -29,6 +24,7 @@ from plimsoll.operator.entries import Key, object_of
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.observe import Cache
 from plimsoll.operator.plan.status import refused as refused_status
+from plimsoll.operator.report import Reporter
 from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment, Snapshot
@@ -37,9 +33,6 @@ from plimsoll.operator.workqueue import WorkQueue
 
 log = structlog.get_logger("plimsoll.operator.reconcile")
 
-_STATUSES: Mapping[str, type[BaseModel]] = {
-    kinds.DEPLOYMENT.name: ModelDeploymentStatus, kinds.QUANTIZATION.name: QuantizationJobStatus,
-}  # fmt: skip
 Planner = Callable[[Snapshot, Settings, str], Plan]
 #: So many looks in a row that each changed something, and the key waits: two writers may be undoing each other.
 _RESTLESS = 30
@@ -56,7 +49,7 @@ class Reconciler:
         self._cluster, self._cache, self._queue = cluster, cache, queue
         self._settings, self._metrics, self._version = settings, metrics, version
         self._plan, self._room, self._waiting = plan, room, Waiting(cluster)
-        self._applier = Applier(cluster, cache, metrics)
+        self._applier, self._reporter = Applier(cluster, cache, metrics), Reporter(cluster, cache, metrics)
         self._tell = emit
         self._busy: dict[Key, tuple[int, float]] = {}
         self.patient_until = 0.0
@@ -98,6 +91,7 @@ class Reconciler:
         if snapshot is None:
             self._queue.forget(key)
             self._busy.pop(key, None)
+            self._reporter.forget(key)
             return None
         if time.monotonic() < self.patient_until and self._cache.unasked(key):
             # A new leader has read no pages yet; a status without them would be wrong in a moment.
@@ -130,11 +124,18 @@ class Reconciler:
         if refused is not None and plan.status:
             before = snapshot.deployment.status
             plan = replace(plan, status=refused_status(plan.status, str(refused), before, snapshot.now))
-        self._report(snapshot, plan)
+        try:
+            later = self._reporter.report(snapshot.deployment, plan.status) if plan.status else None
+        except NotFoundError:
+            return None
+        if later is None:
+            # Only once the status is written, so that each is told once.
+            for event in dict.fromkeys(plan.events):
+                self._emit(snapshot, event)
         if refused is not None:
             self._emit(snapshot, Event("Warning", "Refused", str(refused)))
             raise refused
-        return self._pace(key, changed, plan.again_in)
+        return self._pace(key, changed, min((one for one in (plan.again_in, later) if one is not None), default=None))
 
     def _pace(self, key: Key, changed: bool, again_in: float | None) -> float | None:
         """Keeps a deployment that never settles from taking all the time there is."""
@@ -152,26 +153,6 @@ class Reconciler:
             )
             raise UnavailableError("does not settle", after=_RESTLESS_SECONDS)
         return again_in
-
-    def _report(self, snapshot: Snapshot, plan: Plan) -> None:
-        """Writes the status where it differs; events only once it is written, so that each is told once."""
-        deployment = snapshot.deployment
-        if plan.status:
-            kind = kinds.BY_NAME[deployment.kind]
-            patch = difference(known(plan.status, _STATUSES[deployment.kind]), deployment.status)
-            if patch:
-                raw = self._cache.raw(kind, deployment.namespace, deployment.name) or {}
-                version = (raw.get("metadata") or {}).get("resourceVersion")
-                body = {"metadata": {"uid": deployment.uid, "resourceVersion": version}, "status": patch}
-                try:
-                    answer = self._cluster.merge(kind, deployment.namespace, deployment.name, body, "status")
-                except NotFoundError:
-                    return
-                self._metrics.writes.labels(kind.name).inc()
-                # Who waits for a job looks when its status moves.
-                self._cache.seen(kind, None, answer, ours=True, quiet=kind is kinds.DEPLOYMENT)
-        for event in dict.fromkeys(plan.events):
-            self._emit(snapshot, event)
 
     def _emit(self, snapshot: Snapshot, event: Event) -> None:
         key = snapshot.deployment.key
@@ -194,22 +175,6 @@ class Reconciler:
 def _can_wait(action: Action) -> bool:
     """Pods take longest, so what makes them goes first, their policy before them; all else keeps its order."""
     return isinstance(action, Apply) and action.object["kind"] not in ("ReplicaSet", "NetworkPolicy", "Pod", "Job")
-
-
-def difference(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
-    """The merge patch that makes `live` read as `wanted`; empty if it does."""
-    patch: dict[str, Any] = {key: None for key in live if key not in wanted}
-    for key, value in wanted.items():
-        have = live.get(key)
-        if isinstance(value, Mapping) and isinstance(have, Mapping):
-            if deeper := difference(value, have):
-                patch[key] = deeper
-        elif value is None:
-            if key in live:
-                patch[key] = None
-        elif value != have:
-            patch[key] = value
-    return patch
 
 
 class Workers:

@@ -110,6 +110,37 @@ def test_the_answer_to_our_own_write_counts_at_once(cache: Cache, make: Make, wo
     assert cache.version(kinds.SERVICE, "ns", "a") == "7"
 
 
+def test_what_controllers_count_in_a_status_wakes_nobody(cache: Cache, make: Make, woken: list[Any]) -> None:
+    blocked = {"type": "ReplicaFailure", "status": "True", "message": "quota"}
+    for kind in (kinds.REPLICA_SET, kinds.SERVICE, kinds.BUDGET, kinds.POLICY):
+        cache.seen(kind, "ADDED", make(kind, "a", 1, metadata=labelled(), spec={"x": 1}))
+        woken.clear()
+        counted = {"replicas": 1, "currentHealthy": 1, "conditions": []}
+        cache.seen(kind, "MODIFIED", make(kind, "a", 2, metadata=labelled(), spec={"x": 1}, status=counted))
+        assert woken == []
+        assert cache.version(kind, "ns", "a") == "2"
+        cache.seen(kind, "MODIFIED", make(kind, "a", 3, metadata=labelled(), spec={"x": 2}, status=counted))
+        assert woken == [KEY]
+    said = {"conditions": [blocked]}
+    cache.seen(kinds.REPLICA_SET, "MODIFIED", make(kinds.REPLICA_SET, "a", 4, metadata=labelled(), status=said))
+    filled(cache, make)
+    (found,) = cache.snapshot(KEY, 1.0).replica_sets  # type: ignore[union-attr]
+    assert (found.blocked, found.resource_version) == ("quota", "4")
+
+
+def test_a_new_slice_without_an_address_wakes_nobody_and_one_that_loses_it_does(
+    cache: Cache, make: Make, woken: list[Any]
+) -> None:
+    ready = {"targetRef": {"uid": "uid-p"}, "conditions": {"ready": True}}
+    for version, endpoints, wakes in ((1, [], False), (2, [ready], True), (3, [], True)):
+        woken.clear()
+        cache.seen(
+            kinds.ENDPOINT_SLICE, "MODIFIED",
+            make(kinds.ENDPOINT_SLICE, "s", version, metadata=labelled(), endpoints=endpoints),
+        )  # fmt: skip
+        assert bool(woken) == wakes
+
+
 def test_a_pod_that_only_has_a_new_version_wakes_nobody(cache: Cache, make: Make, woken: list[Any]) -> None:
     cache.seen(kinds.POD, "ADDED", make(kinds.POD, "p", 1, metadata=labelled()))
     woken.clear()

@@ -13,7 +13,8 @@ from plimsoll.operator.actions import Action, Apply, Delete, Event, MarkProven, 
 from plimsoll.operator.cluster import Cluster
 from plimsoll.operator.events import Events
 from plimsoll.operator.observe import Cache
-from plimsoll.operator.reconcile import Reconciler, difference
+from plimsoll.operator.reconcile import Reconciler
+from plimsoll.operator.report import difference
 from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Snapshot
