@@ -36,7 +36,7 @@ from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings, load_settings
 from plimsoll.operator.sweep import Sweeper
 from plimsoll.operator.verify import Rounds, Verifier
-from plimsoll.operator.workqueue import WorkQueue
+from plimsoll.operator.workqueue import SETTLE_SECONDS, WorkQueue
 
 logger = structlog.get_logger("plimsoll.operator")
 
@@ -56,7 +56,7 @@ class Operator:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.queue = WorkQueue(self.metrics)
+        self.queue = WorkQueue(self.metrics, settle=SETTLE_SECONDS)
         self.cache = Cache(self.queue.add, source_key)
         configuration = connection()
         self.cluster = Cluster(

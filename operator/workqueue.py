@@ -12,6 +12,7 @@ from plimsoll.operator.metrics import Metrics
 
 #: So long after a key that nobody had seen before, more of them are expected.
 RUSH_SECONDS = 2.0
+SETTLE_SECONDS = 0.25
 FIRST_RETRY_SECONDS = 0.25
 LAST_RETRY_SECONDS = 120.0
 
@@ -22,17 +23,22 @@ class WorkQueue:
     Args:
         others: how many keys that are not new are worked on at once while new ones come: what they write would only
             make the API server slower for those that have nothing yet.
+        settle: seconds that a key rests between two looks while new ones come: of a pod that starts four or five events
+            follow on one another, and one look sees all of them.
     """
 
-    def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic, others: int = 8) -> None:
-        self._metrics, self._clock, self._others = metrics, clock, others
+    def __init__(
+        self, metrics: Metrics, clock: Callable[[], float] = time.monotonic, others: int = 8, settle: float = 0.0
+    ) -> None:
+        self._metrics, self._clock, self._others, self._settle = metrics, clock, others, settle
         self._rush_until = float("-inf")
         self._first: set[Key] = set()
         """Keys that are worked on for the first time."""
         self._change = threading.Condition()
         self._new: deque[Key] = deque()
         """Waiting keys that nobody has looked at yet: they go first, since nothing of theirs is there."""
-        self._known: set[Key] = set()
+        self._known: dict[Key, float] = {}
+        """When each key that is not new was last looked at."""
         self._ready: deque[Key] = deque()
         self._since: dict[Key, float] = {}
         """When each waiting key was added."""
@@ -48,24 +54,30 @@ class WorkQueue:
         """Wants `key` looked at, at the latest in `after` seconds."""
         with self._change:
             if after > 0:
-                due = self._clock() + after
-                if due < self._later.get(key, float("inf")):
-                    self._later[key] = due
-                    heapq.heappush(self._due, (due, key))
-                    self._change.notify()
+                self._add_later(key, self._clock() + after)
             else:
                 self._add_now(key)
 
+    def _add_later(self, key: Key, due: float) -> None:
+        if due < self._later.get(key, float("inf")):
+            self._later[key] = due
+            heapq.heappush(self._due, (due, key))
+            self._change.notify()
+
     def _add_now(self, key: Key) -> None:
+        now = self._clock()
+        rested = self._known.get(key, float("-inf")) + self._settle
         if key in self._working:
             self._again.add(key)
+        elif now < rested and now < self._rush_until:
+            self._add_later(key, rested)
         elif key not in self._since:
-            self._since[key] = self._clock()
+            self._since[key] = now
             if key in self._known:
                 self._ready.append(key)
             else:
                 self._new.append(key)
-                self._rush_until = self._clock() + RUSH_SECONDS
+                self._rush_until = now + RUSH_SECONDS
             self._metrics.queue_depth.set(len(self._since))
             self._change.notify()
 
@@ -108,7 +120,7 @@ class WorkQueue:
         if self._new:
             self._first.add(self._new[0])
         key = (self._new or self._ready).popleft()
-        self._known.add(key)
+        self._known[key] = now
         self._metrics.queue_seconds.observe(max(0.0, now - self._since.pop(key)))
         self._metrics.queue_depth.set(len(self._since))
         self._working[key] = now
@@ -142,6 +154,8 @@ class WorkQueue:
     def _finish(self, key: Key) -> None:
         self._working.pop(key, None)
         self._first.discard(key)
+        if key in self._known:
+            self._known[key] = self._clock()
         if key in self._again:
             self._again.discard(key)
             self._add_now(key)
@@ -154,7 +168,7 @@ class WorkQueue:
         with self._change:
             self._failures.pop(key, None)
             self._later.pop(key, None)
-            self._known.discard(key)
+            self._known.pop(key, None)
 
     def open(self) -> None:
         with self._change:

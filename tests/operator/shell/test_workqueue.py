@@ -19,13 +19,16 @@ KEYS = st.sampled_from([("ns", "a"), ("ns", "b"), ("other", "a")])
 class Machine(RuleBasedStateMachine):
     """Whatever happens, what was asked for is looked at after it was asked for."""
 
+    settle = 0.0
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.queue = WorkQueue(Metrics(), clock=lambda: self.now)
+        self.queue = WorkQueue(Metrics(), clock=lambda: self.now, settle=self.settle)
         self.queue.open()
         self.wanted: dict[tuple[str, str], set[float]] = defaultdict(set)
         self.working: set[tuple[str, str]] = set()
+        self.looked_at: dict[tuple[str, str], float] = {}
 
     @rule(key=KEYS, after=st.sampled_from([0.0, 1.0, 60.0]))
     def add(self, key: tuple[str, str], after: float) -> None:
@@ -36,7 +39,9 @@ class Machine(RuleBasedStateMachine):
     def take(self) -> None:
         key = self.queue.get(0.0)
         due = {k for k, times in self.wanted.items() if k not in self.working and min(times, default=inf) <= self.now}
-        assert (key is not None) == bool(due)
+        rested = {k for k in due if self.now >= self.looked_at.get(k, -inf) + self.settle}
+        assert key is not None or not rested
+        assert key is None or due
         if key is not None:
             assert key in due
             assert key not in self.working
@@ -47,6 +52,7 @@ class Machine(RuleBasedStateMachine):
     def done(self, key: tuple[str, str], again: float | None) -> None:
         if key in self.working:
             self.working.discard(key)
+            self.looked_at[key] = self.now
             self.queue.done(key, again)
             if again is not None:
                 self.wanted[key].add(self.now + again)
@@ -55,6 +61,7 @@ class Machine(RuleBasedStateMachine):
     def failed(self, key: tuple[str, str]) -> None:
         if key in self.working:
             self.working.discard(key)
+            self.looked_at[key] = self.now
             wait = self.queue.failed(key)
             # What was asked for meanwhile waits as well; what was asked for later stays.
             self.wanted[key] = {at for at in self.wanted[key] if at > self.now} | {self.now + wait}
@@ -68,7 +75,36 @@ class Machine(RuleBasedStateMachine):
         assert bool(self.working) or self.queue.longest_running() == 0
 
 
+class Settling(Machine):
+    """A key that rests is looked at all the same, once it has rested."""
+
+    settle = 0.75
+
+
 TestQueue = Machine.TestCase
+TestSettlingQueue = Settling.TestCase
+
+
+def test_while_new_keys_come_one_that_was_just_looked_at_rests() -> None:
+    now = [0.0]
+    queue = WorkQueue(Metrics(), clock=lambda: now[0], settle=0.5)
+    queue.open()
+    queue.add(("ns", "a"))
+    assert queue.get(0.0) == ("ns", "a")
+    queue.done(("ns", "a"))
+    for _ in range(3):
+        queue.add(("ns", "a"))
+    assert queue.get(0.0) is None
+    now[0] += 0.5
+    assert queue.get(0.0) == ("ns", "a")
+    queue.done(("ns", "a"))
+    assert queue.get(0.0) is None, "once for all that happened meanwhile"
+    now[0] += RUSH_SECONDS
+    queue.add(("ns", "a"))
+    assert queue.get(0.0) == ("ns", "a")
+    queue.done(("ns", "a"))
+    queue.add(("ns", "a"))
+    assert queue.get(0.0) == ("ns", "a"), "nothing is new any more"
 
 
 def test_while_new_keys_come_only_a_few_others_are_worked_on() -> None:
