@@ -5,7 +5,9 @@ changes no hash of the specs that do not use it, and an upgrade of the operator 
 released, never changes; tests/operator/builders/test_revision.py keeps golden hashes.
 """
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from plimsoll.api.deployment import ModelDeploymentSpec
@@ -34,11 +36,19 @@ def restart_part(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     It is a spec itself, so a ReplicaSet that keeps it says what to go back to.
     """
-    found = essentials(ModelDeploymentSpec.model_validate(dict(spec)))
+    found: dict[str, Any] = json.loads(_restart_part(json.dumps(spec)))
+    return found
+
+
+@lru_cache(maxsize=512)
+def _restart_part(text: str) -> str:
+    """Of a spec as JSON. Each look asks twice, and a spec seldom changes."""
+    spec = json.loads(text)
+    found = essentials(ModelDeploymentSpec.model_validate(spec))
     asked = processors(spec)
     if asked is not None:
         found["pod"] = {**found.get("pod", {}), "cpu": asked}
-    return {name: value for name, value in found.items() if name not in _NOT_THE_PODS}
+    return json.dumps({name: value for name, value in found.items() if name not in _NOT_THE_PODS})
 
 
 def processors(spec: Mapping[str, Any]) -> int | str | None:
