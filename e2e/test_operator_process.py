@@ -307,8 +307,6 @@ def _ends_like(deployment: Deployment, first: dict[str, Any], which: str) -> Non
     eventually(same, SOON, f"{which} ends like the first")
 
 
-# Not in CI: one run of many ended with another NetworkPolicy and ReplicaSet than the first, and why is not known yet.
-@pytest.mark.long
 def test_faults_between_operator_and_api_server_change_nothing_in_the_end(
     start: Start, proxy: FaultyProxy, deployment: Deployment, cluster: Cluster, namespace: str, result: Result
 ) -> None:
