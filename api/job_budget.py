@@ -1,7 +1,7 @@
 """What a quantization job takes: memory by step and disk, before any pod exists. Pure arithmetic on a model's facts.
 
-Memory follows the walk: one decoder layer in float32 with what is tried on it, one micro-batch. Hidden states lie on
-disk, and in memory only as far as the line leaves room, so they are no part of what is needed.
+Memory follows the walk: of one decoder layer what something runs through, in float32, its codes, one micro-batch.
+Hidden states lie on disk, and in memory only as far as the line leaves room, so they are no part of what is needed.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,10 @@ from plimsoll.api.quantity import format_bytes
 from plimsoll.api.sizes import Matrix, block_bytes, matrices, vector_elements, weight_bytes, workspace_terms
 
 FLOAT = 4
+#: Columns of the widest block of products that inputs are counted in.
+GRAM_COLUMNS = 2048
+#: What the heaps of a job's threads keep, and its tokenizer's code, beside what any process starts with.
+HEAP_BYTES = 48 * MIB
 #: Sequences that the engine samples `self` text in at once.
 SAMPLED_AT_ONCE = 16
 #: Rows of logits that an evaluation holds at once, of each model that it compares.
@@ -75,10 +79,8 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
     base = CONTEXT_BYTES["cpu"]
     linears = [matrix for matrix in matrices(facts, 1) if matrix.linear]
     layer = layer_bytes(facts)
-    # Scaled weights and their rounded twin, of the largest matrices that are searched together.
-    tried = 2 * FLOAT * max(matrix.rows * matrix.columns for matrix in linears) if load.method == "awq" else 0
     batch = batch_bytes(facts, load)
-    walk = base + layer + tried + batch
+    walk = base + _walk(facts, load)
     # Of the model as it was and of the output, side by side.
     head = facts.vocab_size * facts.hidden_size * (_held_bytes(facts) + 2)
     logits = LOGITS_AT_ONCE * LOGIT_ROWS * facts.vocab_size * FLOAT + HEAD_PIECES_BYTES
@@ -92,6 +94,20 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
         output=_output(facts, load, linears, 4 if facts.dtype == "F32" else 2),
         scratch=max(2 * FLOAT * load.samples * load.length * facts.hidden_size, _kept_evaluation(facts, load)),
     )
+
+
+def _walk(facts: ModelFacts, load: JobLoad) -> int:
+    hidden, inner = facts.hidden_size, facts.intermediate_size
+    down = inner * hidden
+    codes = layer_bytes(facts) // FLOAT
+    attention = codes - 3 * down
+    if load.method != "awq":
+        # One linear at a time, and the codes once more as they are written.
+        return HEAP_BYTES + codes + codes * load.bits // 8 + FLOAT * max(down, attention)
+    # Gate and up run until the inputs of down are counted; down is read after, and then all three run once more.
+    held = max(attention, 2 * down + max(down, inner * min(inner, GRAM_COLUMNS)))
+    row = 2 * inner + 3 * hidden
+    return HEAP_BYTES + codes + FLOAT * (held + load.batch * load.length * row)
 
 
 def layer_bytes(facts: ModelFacts) -> int:

@@ -16,7 +16,7 @@ class JobMemory(StatusPart):
     """Bytes that the job takes at once, term by term; its steps follow one another, so total is the largest of them."""
 
     walk: Whole | None = None
-    """One decoder layer in float32 with what is tried on it, a micro-batch, and hidden states where they fit."""
+    """Of one decoder layer what something runs through, in float32; its codes; a micro-batch."""
     sampling: Whole | None = None
     """The model in our engine, for `self`; nothing for other texts."""
     evaluation: Whole | None = None

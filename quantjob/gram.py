@@ -12,10 +12,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from plimsoll.api.job_budget import GRAM_COLUMNS
 from plimsoll.quantjob.workers import Workers
 
-#: Columns of the widest block.
-WIDEST = 2048
+#: Columns of the widest block: what the budget counts.
+WIDEST = GRAM_COLUMNS
 #: Columns of the result that one unit of work computes.
 _STRIP = 256
 

@@ -154,7 +154,7 @@ def _plan(facts: ModelFacts, load: JobLoad, memory: int, batch: int | None, thre
     least = needs_of(batch or 1)
     if max(least.walk, least.evaluation) > memory:
         raise DoesNotFitError(
-            f"needs {format_bytes(least.memory)} (one layer and what is tried on it "
+            f"needs {format_bytes(least.memory)} (the walk over the layers "
             f"{format_bytes(least.walk - CONTEXT_BYTES['cpu'])}, evaluation "
             f"{format_bytes(least.evaluation - CONTEXT_BYTES['cpu'])}, and the process itself "
             f"{format_bytes(CONTEXT_BYTES['cpu'])}) of {format_bytes(memory)}",

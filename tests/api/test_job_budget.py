@@ -9,19 +9,35 @@ from hypothesis import strategies as st
 from plimsoll.api.budget import CONTEXT_BYTES, MIB
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import facts_from_config
-from plimsoll.api.job_budget import PAPERS_BYTES, JobLoad, check_disk, check_groups, check_memory, job_needs
+from plimsoll.api.job_budget import (
+    HEAP_BYTES,
+    PAPERS_BYTES,
+    JobLoad,
+    check_disk,
+    check_groups,
+    check_memory,
+    job_needs,
+    layer_bytes,
+)
 from tests.support.miniature import CONFIG
 
 FACTS = facts_from_config(CONFIG)
 LOAD = JobLoad("awq", 4, 64, samples=128, length=2048)
 
 
-def test_the_walk_holds_one_layer_what_is_tried_on_it_and_a_micro_batch() -> None:
-    layer = 4 * (576 * 576 * 2 + 2 * 192 * 576 + 3 * 1536 * 576)
-    tried = 2 * 4 * 2 * 1536 * 576
-    batch = 4 * 2048 * (4 * 576 + 3 * 1536 + 2 * 11 * 64)
-    assert job_needs(FACTS, LOAD).walk == CONTEXT_BYTES["cpu"] + layer + tried + batch
-    assert job_needs(FACTS, replace(LOAD, method="rtn")).walk == CONTEXT_BYTES["cpu"] + layer + batch
+def test_the_walk_holds_codes_what_runs_of_one_layer_and_a_micro_batch() -> None:
+    base = CONTEXT_BYTES["cpu"] + HEAP_BYTES
+    codes = 576 * 576 * 2 + 2 * 192 * 576 + 3 * 1536 * 576
+    gate_up, products, batch = 4 * 2 * 1536 * 576, 4 * 1536 * 1536, 4 * 2048 * (2 * 1536 + 3 * 576)
+    assert job_needs(FACTS, LOAD).walk == base + codes + gate_up + products + batch
+    rounded = base + codes + codes // 2 + 4 * 1536 * 576
+    assert job_needs(FACTS, replace(LOAD, method="rtn", batch=8)).walk == rounded
+
+
+def test_an_evaluation_takes_memory_where_something_is_measured() -> None:
+    assert job_needs(FACTS, LOAD).evaluation == 0
+    assert job_needs(FACTS, replace(LOAD, held_out=1)).evaluation > 2 * layer_bytes(FACTS)
+    assert layer_bytes(FACTS) == 4 * (576 * 576 * 2 + 2 * 192 * 576 + 3 * 1536 * 576)
 
 
 def test_the_output_is_codes_scales_zeros_and_what_stays_whole() -> None:
