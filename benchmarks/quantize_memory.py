@@ -6,7 +6,7 @@ Makes the checkpoint (2,048 wide and 1.6 B parameters as it stands) in a folder 
 quantises it in a fresh process, with the hidden states in memory and with memory for them lacking. After each layer it
 prints the seconds of that layer and the most that the process was resident with, beside one layer in float32 + a
 micro-batch + the hidden states that memory holds: with what a process starts with, and above it. Exits 1 if one lies
-above its prediction.
+above its prediction. Options that it does not know are for `plimsoll quantize`, as --no-search-scale.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from plimsoll.api.facts import expected_tensors, facts_from_config
 from plimsoll.api.job_budget import JobLoad, batch_bytes, job_needs, layer_bytes
@@ -72,7 +73,8 @@ def _write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
 
 
-def quantize(source: Path, facts: ModelFacts, load: JobLoad, asked: argparse.Namespace, in_memory: bool) -> bool:
+def quantize(source: Path, facts: ModelFacts, load: JobLoad, asked: argparse.Namespace, more: list[str],
+             in_memory: bool) -> bool:  # fmt: skip
     """One run, told layer by layer. Returns whether its memory stayed below the prediction."""
     states = 4 * load.samples * load.length * facts.hidden_size
     needs = job_needs(facts, load)
@@ -93,21 +95,27 @@ def quantize(source: Path, facts: ModelFacts, load: JobLoad, asked: argparse.Nam
             "--calib-samples", str(asked.samples), "--calib-seqlen", str(load.length),
             "--batch-size", str(load.batch), "--eval-samples", "0", "--threads", str(asked.threads),
             # Half of the hidden states is too little for them.
-            "--memory", str(needs.walk + (states if in_memory else states // 2)),
+            "--memory", str(needs.walk + (states if in_memory else states // 2)), *more,
         ]  # fmt: skip
         if load.group_size:
             command += ["--w-group-size", str(load.group_size)]
-        peak, last, began = 0, -1, 0.0
+        peak, last, began = 0, -1, (0.0, 0.0)
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as job:
             assert job.stderr is not None
             for line in job.stderr:
                 if not line.startswith("quantizing"):
                     print(line, end="", file=sys.stderr)
                     continue
-                now = JobProgress.decode((out / ".partial" / "progress.json").read_bytes())
-                clock, peak = time.monotonic(), now.peak_memory
+                try:
+                    now = JobProgress.decode((out / ".partial" / "progress.json").read_bytes())
+                    times = psutil.Process(job.pid).cpu_times()
+                except (FileNotFoundError, psutil.NoSuchProcess):
+                    # A job this small is over before its last line is read.
+                    continue
+                peak = now.peak_memory
+                clock = time.monotonic(), times.user + times.system
                 if now.layer > max(0, last):
-                    _tell(now, clock - began, summed, base, _bytes_in(out))
+                    _tell(now, clock[0] - began[0], clock[1] - began[1], summed, base, _bytes_in(out))
                 last, began = now.layer, clock
         if job.returncode:
             sys.exit(f"quantising failed with status {job.returncode}")
@@ -116,10 +124,11 @@ def quantize(source: Path, facts: ModelFacts, load: JobLoad, asked: argparse.Nam
     return peak <= predicted
 
 
-def _tell(now: JobProgress, seconds: float, summed: int, base: int, disk: int) -> None:
+def _tell(now: JobProgress, seconds: float, cpu: float, summed: int, base: int, disk: int) -> None:
     peak = now.peak_memory
-    print(f"layer {now.layer} of {now.of}: {seconds:.1f} s, at most {peak / MIB:.0f} MiB, {peak / summed:.2f} of the "
-          f"sum, {(peak - base) / summed:.2f} above the start; on disk {disk / MIB:.0f} MiB", flush=True)  # fmt: skip
+    print(f"layer {now.layer} of {now.of}: {seconds:.1f} s, {cpu:.1f} s of CPU, at most {peak / MIB:.0f} MiB, "
+          f"{peak / summed:.2f} of the sum, {(peak - base) / summed:.2f} above the start; "
+          f"on disk {disk / MIB:.0f} MiB", flush=True)  # fmt: skip
 
 
 def _bytes_in(folder: Path) -> int:
@@ -134,7 +143,7 @@ def main() -> int:
     parser.add_argument("--mode", choices=("memory", "disk", "both"), default="both", help="where hidden states lie")
     parser.add_argument("--method", choices=("awq", "rtn", "int8"), default="awq")
     parser.add_argument("--folder", type=Path, help="where the checkpoint and the output are made")
-    asked = parser.parse_args()
+    asked, more = parser.parse_known_args()
     shape = {"hidden_size": asked.hidden, "intermediate_size": asked.intermediate, "num_hidden_layers": asked.layers,
              "num_attention_heads": asked.heads, "num_key_value_heads": asked.kv_heads,
              "vocab_size": asked.vocab}  # fmt: skip
@@ -150,7 +159,7 @@ def main() -> int:
         load = JobLoad(asked.method, 8 if eight else 4, 0 if eight else 128,
                        asked.samples if asked.method == "awq" else 0, asked.length, asked.batch)  # fmt: skip
         modes = {"memory": [True], "disk": [False], "both": [True, False]}[asked.mode if load.samples else "disk"]
-        passed = [quantize(source, facts, load, asked, mode) for mode in modes]
+        passed = [quantize(source, facts, load, asked, more, mode) for mode in modes]
         return 0 if all(passed) else 1
 
 
