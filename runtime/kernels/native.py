@@ -179,9 +179,9 @@ def _linear(
         return run
 
     def linear(x: Tensor, weight: PackedWeight | PackedQuantized, bias: Tensor | None) -> Tensor:
-        count, rows, columns = len(x), weight.rows, weight.columns
-        if x.shape[1] != columns:
-            raise ValueError(f"x has {x.shape[1]} columns, the weight takes {columns}")
+        (count, width), rows, columns = x.shape, weight.rows, weight.columns
+        if width != columns:
+            raise ValueError(f"x has {width} columns, the weight takes {columns}")
         out = results.take("linear", count, rows)
         if wide_rows is not None and count >= wide_rows:
             _through_torch(unpacked, panel, x, weight, bias, out)
@@ -243,7 +243,7 @@ def _add_rms_norm(function: Any, results: Results) -> Callable[[Tensor, Tensor, 
 
 def _silu_mul(function: Any, results: Results) -> Callable[[Tensor], Tensor]:
     def silu_mul(gate_up: Tensor) -> Tensor:
-        rows, columns = len(gate_up), gate_up.shape[1] // 2
+        rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
         out = results.take("silu_mul", rows, columns)
         function(gate_up.contiguous().data_ptr(), out.data_ptr(), rows, columns)
         return out
@@ -304,7 +304,7 @@ def _attention(
         failed = function(
             q.data_ptr(), row, head, k_cache.data_ptr(), v_cache.data_ptr(), narrow, out.data_ptr(),
             batch.query_start.data_ptr(), batch.context_lens.data_ptr(), tables.data_ptr(),
-            len(tables), tables.stride(0), heads, kv_heads, block_size, dim, scale, window or 0,
+            tables.shape[0], tables.stride(0), heads, kv_heads, block_size, dim, scale, window or 0,
         )  # fmt: skip
         if failed:
             raise MemoryError("no memory for the working space of attention")

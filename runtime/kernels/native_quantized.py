@@ -76,7 +76,7 @@ def linear_quantized(library: Any, x: Tensor, weight: PackedQuantized, bias: Ten
     added = None if bias is None else bias.data_ptr()
     failed = library.linear_quant(
         weight.bits, weight.scale_kind, x.contiguous().data_ptr(), weight.address, added, out.data_ptr(),
-        len(x), weight.rows, weight.columns, weight.group,
+        x.shape[0], weight.rows, weight.columns, weight.group,
     )  # fmt: skip
     if failed:
         raise MemoryError("no memory for the working space of a product with quantised weights")

@@ -107,7 +107,7 @@ class Decoder:
         """(hidden [T, hidden]) -> what attention adds to the residual, [T, hidden]."""
         ops, eps = self.kernels, self.facts.rms_norm_eps
         qkv = ops.linear(hidden, layer.qkv, layer.qkv_bias)
-        q, k, v = qkv.view(len(qkv), -1, self.facts.head_dim).split(self._heads, dim=1)
+        q, k, v = qkv.view(qkv.shape[0], -1, self.facts.head_dim).split_with_sizes(self._heads, dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = ops.rms_norm(q, layer.q_norm, eps), ops.rms_norm(k, layer.k_norm, eps)
         ops.rope(q, k, *rotation)
