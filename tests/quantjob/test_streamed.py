@@ -104,3 +104,20 @@ def test_a_token_outside_the_vocabulary_and_a_weight_that_is_no_number_are_named
     model.layer(0)
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj.*not finite"):
         model.layer(1)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "InternLM2ForCausalLM"])
+def test_linears_are_read_when_they_are_asked_for_and_once_let_go_of_not_again(
+    architecture: str, tmp_path: Path
+) -> None:
+    model = StreamedModel(open_checkpoint(make_checkpoint(tmp_path / "model", architecture, tokenizer=False)))
+    whole, weights = model.layer(1), model.layer(1, at_once=False)
+    assert set(weights) == {"attention_norm", "mlp_norm"}
+    assert torch.equal(weights["v"], whole["v"])
+    assert "down" not in weights
+    for role in whole:
+        assert torch.equal(weights[role], whole[role])
+    weights.drop(("v", "down"))
+    assert set(weights) == set(whole) - {"v", "down"}
+    with pytest.raises(KeyError):
+        weights["v"]
