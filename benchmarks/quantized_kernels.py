@@ -32,7 +32,7 @@ def main(threads: int, seconds: float = 0.3) -> None:
     torch.manual_seed(0)
     wide = WIDE_ROWS if multiplies_bf16() else None
     ops = native_kernels("cpu", torch.bfloat16, wide)
-    print(f"\n{ops.name}, {threads} threads, torch {torch.__version__}; more than {wide} rows go through torch\n")
+    print(f"\n{ops.name}, {threads} threads, torch {torch.__version__}; through torch go {wide} and more\n")
     print(f"{'':14}{'bf16 us':>10}" + "".join(f"{name:>20}" for name in ("4 bits", "8 bits", "torch 4", "torch 8")))
     for name, (outputs, columns) in SHAPES.items():
         count = max(1, MEMORY // (outputs * columns * 2))

@@ -19,7 +19,7 @@ from plimsoll.runtime.kernels.native_quantized import PackedQuantized, embed_qua
 from plimsoll.runtime.kernels.processor import multiplies_bf16
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
-__all__ = ["NativeUnavailableError", "PackedWeight", "native_kernels", "packed_bytes"]
+__all__ = ["NativeUnavailableError", "PackedWeight", "WideRows", "native_kernels", "packed_bytes"]
 
 UNPACK_ELEMENTS = 4 * 1024 * 1024
 """Elements of a weight unpacked at once for torch."""
@@ -108,11 +108,19 @@ def _instruction_set() -> str:
     return torch.backends.cpu.get_cpu_capability().lower().replace("default", "generic")
 
 
-def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_rows: int | None = None) -> Kernels:
+@dataclass(frozen=True, slots=True)
+class WideRows:
+    """Rows from which a product goes through torch's of bfloat16, by what the weight is held in."""
+
+    whole: int
+    codes: int
+
+
+def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_rows: WideRows | None = None) -> Kernels:
     """The table for weights and cache of `weight_dtype`, bfloat16 or float32, with float32 activations.
 
-    `wide_rows`: products of at least so many rows go through torch's, with activations rounded to the weights' dtype;
-    it pays where torch multiplies bfloat16 in hardware. A row's bits then depend on which side its chunk falls.
+    `wide_rows`: products of at least so many rows go through torch's, with activations rounded to bfloat16; it pays
+    where torch multiplies bfloat16 in hardware. None is never. A row's bits then depend on which side its chunk falls.
 
     Raises NativeUnavailableError where it cannot be built, or for another device or dtype.
     """
@@ -166,7 +174,7 @@ def _embedding(
 
 
 def _linear(
-    library: Any, kind: str, wide_rows: int | None, results: Results
+    library: Any, kind: str, wide_rows: WideRows | None, results: Results
 ) -> Callable[[Tensor, PackedWeight | PackedQuantized, Tensor | None], Tensor]:
     function, unpack = getattr(library, f"linear_{kind}"), getattr(library, f"unpack_{kind}")
     panel = library.panel_width()
@@ -183,7 +191,8 @@ def _linear(
         if width != columns:
             raise ValueError(f"x has {width} columns, the weight takes {columns}")
         out = results.take("linear", count, rows)
-        if wide_rows is not None and count >= wide_rows:
+        coded = isinstance(weight, PackedQuantized)
+        if wide_rows is not None and count >= (wide_rows.codes if coded else wide_rows.whole):
             _through_torch(unpacked, panel, x, weight, bias, out)
         elif count and isinstance(weight, PackedQuantized):
             linear_quantized(library, x, weight, bias, out)
