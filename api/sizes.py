@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plimsoll.api.architecture import find_architecture
-from plimsoll.api.device import TORCH_TABLE, DeviceFacts, TableFacts
+from plimsoll.api.device import TORCH_TABLE, DeviceFacts, DeviceKind, TableFacts
 from plimsoll.api.errors import SpecError
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantization import DTYPE_OF_BITS, PRECISION_OF_BITS
@@ -173,6 +173,16 @@ def held_group(
             field="spec.parallelism.tensor", value=tensor, fix="Use fewer devices, or a checkpoint of smaller groups",
         )  # fmt: skip
     return group
+
+
+def slow_codes(precision: Precision, kind: DeviceKind, table: TableFacts) -> str | None:
+    """What to know where `precision` saves memory and costs time; None where it costs none."""
+    if precision not in CODE_BITS or kind != "cpu" or table != TORCH_TABLE:
+        return None
+    return (
+        f"{precision} saves memory and is slower than bfloat16 here: plain torch makes floats of the codes at every "
+        "step; a C compiler on this machine gives kernels that multiply them as they are"
+    )
 
 
 def _own_group(columns: int) -> int:

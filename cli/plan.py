@@ -37,7 +37,7 @@ def plan(
     from plimsoll.api.load import load_of, refuse_not_run_yet
     from plimsoll.api.manifest import parse_manifest
     from plimsoll.api.quantity import byte_option
-    from plimsoll.api.sizes import replication
+    from plimsoll.api.sizes import replication, slow_codes
     from plimsoll.cli.manifest_file import read_manifest
     from plimsoll.runtime.kernels.forecast import foreseen_table
 
@@ -85,7 +85,7 @@ def plan(
         "maxLengthFrom": _length_from(load.max_length, load.trained_length, found.max_length),
         "concurrentRequests": found.concurrent_requests,
         "rejected": [{"option": item.option, "reason": item.reason} for item in found.rejected],
-        "notes": [copies] if copies else [],
+        "notes": [note for note in (copies, slow_codes(found.precision, card.kind, card.table)) if note],
         "notRunYet": not_run,
     }
     if output == "json":

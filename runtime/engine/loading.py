@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.sizes import slow_codes
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
@@ -96,6 +97,9 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
     plan = plan_memory(config, facts, kernels, dtype)
     for option in plan.rejected:
         log.info("passed over %s: %s", option.option, option.reason)
+    slow = slow_codes(plan.precision, "cuda" if device.type == "cuda" else "cpu", kernels.facts)
+    if slow:
+        log.warning(slow)
     clock = Clock(on_progress)
     with clock.phase("weights", plan.predicted["weights"]):
         decoder = load_decoder(

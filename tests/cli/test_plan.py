@@ -179,6 +179,18 @@ def test_the_engine_is_told_the_very_bytes_that_were_planned(
     assert (closed.precision, closed.num_blocks) == (planned["precision"], planned["blocks"])
 
 
+@pytest.mark.parametrize(("table", "precision", "said"), [
+    ("torch", "w4a16", True), ("torch", "w8a16", True), ("torch", "bfloat16", False), ("auto", "w4a16", False),
+])  # fmt: skip
+def test_codes_that_this_machine_has_no_kernels_for_are_said_to_cost_time(
+    table: str, precision: str, said: bool, smollm2_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PLIMSOLL_KERNELS", table)
+    file = manifest(tmp_path, f"file://{smollm2_gguf}", precision=precision)
+    assert ("slower than bfloat16 here" in run(capsys, "-f", file)[1].replace("\n", " ")) == said
+
+
 @pytest.mark.parametrize(("precision", "taken"), [("auto", "w4a16"), ("bfloat16", "bfloat16")])
 def test_a_quantised_checkpoint_is_planned_as_the_engine_will_hold_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str, taken: str

@@ -41,9 +41,12 @@ def loaded(folder: Path, **options: Any) -> Loaded:
     ],
 )  # fmt: skip
 def test_bytes_observed_are_those_foretold(
-    folders: dict[str, Path], kernels: str, stored: str, precision: str, taken: str
+    folders: dict[str, Path], kernels: str, stored: str, precision: str, taken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = loaded(folders[stored], precision=precision, kernels=kernels)
+    with caplog.at_level("WARNING", logger="plimsoll"):
+        found = loaded(folders[stored], precision=precision, kernels=kernels)
+    # Codes without kernels for them cost time, and nobody should have to find out.
+    assert ("slower than bfloat16 here" in caplog.text) == (kernels == "torch" and taken in ("w4a16", "w8a16"))
     found.clock.seconds["warmup"] = 0.0
     ready = found.ready()
     assert ready.precision == taken
