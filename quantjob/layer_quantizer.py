@@ -98,9 +98,7 @@ class LayerQuantizer:
             give_memory_back()
         for role in ("gate", "up"):
             layer.hold(role)
-        for start, stop in states.batches(self.batch):
-            finished = self.workers.map(partial(self._add_mlp, weights), states.outputs(start, stop))
-            states.write(start, torch.stack(finished))
+        self.workers.map(partial(self._add_mlp, weights, states), range(states.shape[0]))
         weights.drop(LINEARS)
         return layer
 
@@ -168,17 +166,25 @@ class LayerQuantizer:
     def _inputs(self, role: str, weights: LayerWeights, states: HiddenStates, start: int, stop: int) -> list[Tensor]:
         """What the linear of that role sees of sequences [start, stop), each [L, K]. The residual after attention is
         written on the way to the MLP."""
-        math, run = self.math, self.workers.map
-        if role == "down":
-            return run(lambda h: math.gated(weights, math.norm(h, weights["mlp_norm"])), states.outputs(start, stop))
-        hidden = states.inputs(start, stop)
-        if role == "q":
-            return run(lambda h: math.norm(h, weights["attention_norm"]), hidden)
-        if role == "o":
-            return run(lambda h: math.mix(weights, math.norm(h, weights["attention_norm"])), hidden)
-        attended = run(lambda h: h + math.attention(weights, math.norm(h, weights["attention_norm"])), hidden)
-        states.write(start, torch.stack(attended))
-        return run(lambda h: math.norm(h, weights["mlp_norm"]), attended)
+        math = self.math
 
-    def _add_mlp(self, weights: LayerWeights, hidden: Tensor) -> Tensor:
-        return hidden + self.math.mlp(weights, self.math.norm(hidden, weights["mlp_norm"]))
+        def one(index: int) -> Tensor:
+            if role == "down":
+                return math.gated(weights, math.norm(states.outputs(index, index + 1)[0], weights["mlp_norm"]))
+            hidden = states.inputs(index, index + 1)[0]
+            normed = math.norm(hidden, weights["attention_norm"])
+            if role == "q":
+                return normed
+            if role == "o":
+                return math.mix(weights, normed)
+            attended = hidden + math.attention(weights, normed)
+            states.write(index, attended[None])
+            return math.norm(attended, weights["mlp_norm"])
+
+        return self.workers.map(one, range(start, stop))
+
+    def _add_mlp(self, weights: LayerWeights, states: HiddenStates, index: int) -> None:
+        """What the layer ends with in place of the residual after attention, of one sequence."""
+        hidden = states.outputs(index, index + 1)[0]
+        added = self.math.mlp(weights, self.math.norm(hidden, weights["mlp_norm"]))
+        states.write(index, (hidden + added)[None])
