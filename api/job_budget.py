@@ -106,7 +106,7 @@ def _walk(facts: ModelFacts, load: JobLoad) -> int:
         return HEAP_BYTES + codes + codes * load.bits // 8 + FLOAT * max(down, attention)
     # Gate and up run until the inputs of down are counted; down is read after, and then all three run once more.
     held = max(attention, 2 * down + max(down, inner * min(inner, GRAM_COLUMNS)))
-    row = 2 * inner + 3 * hidden
+    row = 2 * (inner + hidden)
     return HEAP_BYTES + codes + FLOAT * (held + load.batch * load.length * row)
 
 

@@ -28,7 +28,7 @@ LOAD = JobLoad("awq", 4, 64, samples=128, length=2048)
 def test_the_walk_holds_codes_what_runs_of_one_layer_and_a_micro_batch() -> None:
     base = CONTEXT_BYTES["cpu"] + HEAP_BYTES
     codes = 576 * 576 * 2 + 2 * 192 * 576 + 3 * 1536 * 576
-    gate_up, products, batch = 4 * 2 * 1536 * 576, 4 * 1536 * 1536, 4 * 2048 * (2 * 1536 + 3 * 576)
+    gate_up, products, batch = 4 * 2 * 1536 * 576, 4 * 1536 * 1536, 4 * 2048 * 2 * (1536 + 576)
     assert job_needs(FACTS, LOAD).walk == base + codes + gate_up + products + batch
     rounded = base + codes + codes // 2 + 4 * 1536 * 576
     assert job_needs(FACTS, replace(LOAD, method="rtn", batch=8)).walk == rounded
