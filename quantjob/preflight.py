@@ -22,6 +22,9 @@ from plimsoll.quantjob.walk import WalkPlan
 PARALLEL = (2, 4, 8)
 #: Passes over the calibration tokens that a layer takes by each method, in multiples of one forward pass.
 PASSES = {"awq": 14.0, "rtn": 0.0, "int8": 0.0}
+#: Products of each weight with second moments of its inputs, [rows, columns] x [columns, columns], that a search comes
+#: to, ranges and compensation included: whatever the tokens.
+SEARCHES = 25.0
 #: Sequences at once beyond which a thread has nothing more to do.
 _BATCH_PER_THREAD = 2
 
@@ -171,8 +174,10 @@ def _plan(facts: ModelFacts, load: JobLoad, memory: int, batch: int | None, thre
 
 def _seconds(facts: ModelFacts, recipe: Recipe, tokens: int, threads: int) -> float:
     """From the multiplications there are and how fast this machine does a few of them."""
-    weights = sum(rows * columns for _, (rows, columns) in _linears(facts)) * facts.num_layers
-    work = 2.0 * weights * tokens * PASSES[recipe.method]
+    passes = tokens * PASSES[recipe.method]
+    work = 2.0 * facts.num_layers * sum(
+        rows * columns * (passes + SEARCHES * columns * recipe.calibrates) for _, (rows, columns) in _linears(facts)
+    )
     if not work:
         return 0.0
     side = 512
