@@ -178,11 +178,19 @@ def test_outputs_that_pile_up_arrive_as_one(shared: EngineClient, loop: asyncio.
 
 def test_an_abort_from_outside_ends_the_iterator(shared: EngineClient, loop: asyncio.Runner) -> None:
     async def test() -> None:
-        reasons: list[str | None] = []
-        async for output in shared.generate(request("long", 200)):
-            reasons.append(output.finish_reason)
+        async def read() -> list[str | None]:
+            return [output.finish_reason async for output in shared.generate(request("long", 200))]
+
+        assert shared.pid is not None
+        # Held still, the engine cannot have ended the request before it hears of the abort.
+        os.kill(shared.pid, signal.SIGSTOP)
+        try:
+            reading = asyncio.create_task(read())
+            await until(lambda: "long" in shared._streams)
             shared.abort(["long", "unknown"])
-        assert reasons[-1] == "abort"
+        finally:
+            os.kill(shared.pid, signal.SIGCONT)
+        assert (await reading)[-1] == "abort"
         await idle(shared)
 
     loop.run(test())
