@@ -127,8 +127,8 @@ def matrices(
 def head_group(facts: ModelFacts, precision: Precision, table: TableFacts) -> int | None:
     """Columns that share a scale in the head, and in the embedding that is tied to it; None where they are whole.
 
-    Where linear weights are codes a whole head would be most of what a token reads: it is held in 8 bits, which lose
-    about what bfloat16 does.
+    Where linear weights are codes a whole head would be most of what a small model reads for a token: it is held in 8
+    bits, which cost little beside codes of 4 (docs/formats.md).
     """
     if precision not in CODE_BITS or table.head_group is None:
         return None

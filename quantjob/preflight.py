@@ -175,15 +175,10 @@ def _plan(facts: ModelFacts, load: JobLoad, memory: int, batch: int | None, thre
 def _seconds(facts: ModelFacts, recipe: Recipe, tokens: int, threads: int) -> float:
     """From the multiplications there are and how fast this machine does a few of them."""
     passes = tokens * PASSES[recipe.method]
-    work = (
-        2.0
-        * facts.num_layers
-        * sum(
-            rows * columns * (passes + SEARCHES * columns * recipe.calibrates) for _, (rows, columns) in _linears(facts)
-        )
-    )
-    if not work:
+    if not passes:
         return 0.0
+    products = sum(rows * columns * (passes + SEARCHES * columns) for _, (rows, columns) in _linears(facts))
+    work = 2.0 * facts.num_layers * products
     side = 512
     left, right = torch.rand(side, side), torch.rand(side, side)
     torch.mm(left, right)
