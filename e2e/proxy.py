@@ -57,6 +57,8 @@ class FaultyProxy:
         self.rate, self.hidden = 0.0, ""
         self.gone = self.down = self.nonsense = False
         self.faults: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        """Watches refused by `gone`, by the plural of their kind."""
         self._random = random.Random(seed)
         self._upstream = connection()
         self._open: set[asyncio.Transport] = set()
@@ -181,6 +183,7 @@ class FaultyProxy:
                 await stream.prepare(request)
                 if self.gone:
                     await stream.write(expired)
+                    self.refused[request.path.rsplit("/", 1)[1]] += 1
                     return stream
                 while True:
                     try:

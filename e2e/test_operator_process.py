@@ -144,6 +144,16 @@ def metric(operator: LocalOperator, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
+def every_watch_refused(proxy: FaultyProxy, *kinds: str) -> None:
+    """Returns once the watches of these kinds were begun anew and met a 410."""
+
+    def look() -> bool:
+        assert not (left := [kind for kind in kinds if not proxy.refused[kind]]), left
+        return True
+
+    eventually(look, SOON, "every watch has met a 410", every=0.05)
+
+
 def test_one_of_two_operators_writes_and_the_other_takes_over(
     start: Start, deployment: Deployment, cluster: Cluster, namespace: str, result: Result
 ) -> None:
@@ -197,7 +207,7 @@ def test_what_an_outage_hid_is_found_out(
         cluster.delete("networkpolicies", namespace, "a")
         deployment.apply(replicas=1)
         eventually(lambda: metric(operator, "plimsoll_leader") == 0, SOON, "it has stopped to lead")
-    time.sleep(1.0)
+    every_watch_refused(proxy, "modeldeployments", *CHILDREN)
     proxy.gone = False
     begun = time.monotonic()
     eventually(lambda: deployment.all_there() and cluster.find("networkpolicies", namespace), SOON, "all put back")
@@ -218,7 +228,7 @@ def test_one_made_anew_while_nobody_watched_has_no_history(
         proxy.gone = True
         deployment.delete()
         deployment.apply()
-    time.sleep(1.0)
+    every_watch_refused(proxy, "modeldeployments", *CHILDREN)
     proxy.gone = False
     eventually(deployment.all_there, SOON, "made anew")
     numbers = [one["metadata"]["annotations"][names.NUMBER] for one in deployment.sets()]
