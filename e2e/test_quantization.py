@@ -1,5 +1,8 @@
-"""From one file to a served 4-bit model, through an eviction; and a job that fails its gate while traffic runs."""
+"""From one file to a served 4-bit model, through an eviction; then, while traffic runs, a job that fails its gate and
+one that passes, to whose output the deployment rolls.
+"""
 
+import shlex
 import time
 
 import openai
@@ -11,11 +14,14 @@ from e2e.jobs import QuantizationJob, job_manifest
 from e2e.operators import ROOT
 from e2e.scene import Scene
 from e2e.traffic import traffic
+from plimsoll.operator.build.pod import CHECKPOINT_DIGEST
 
 EXAMPLE = ROOT / "examples" / "quantize-and-serve.yaml"
 #: What two busy cores have time for; the example's own settings take minutes.
 SMALL = {"calibration": {"samples": 4, "sequenceLength": 128}, "pod": {"cpu": "100m"}}
 LIGHT = {"weights": {"clip": False, "compensate": False}}
+#: A few short samples measure little: what is tried here is the way, and no model.
+LIMITS = {"samples": 2, "maxPerplexityIncrease": "900%", "maxKLDivergence": 5}
 #: Until a job of these settings is over, on a machine that has other things to do.
 QUANTIZED = 600.0
 TEXT = " ".join(f"Ship number {number} is loaded up to her line and never past it." for number in range(400))
@@ -28,9 +34,7 @@ def example(namespace: str) -> dict[str, Object]:
         one["metadata"]["namespace"] = namespace
     job, deployment = found["QuantizationJob"], found["ModelDeployment"]
     small = {"model": {"source": f"pvc://{CLAIM}/{MODEL_FILE}"}, **SMALL, **LIGHT}
-    # A few short samples measure little: what is tried here is the way, and no model.
-    limits = {"samples": 2, "maxPerplexityIncrease": "900%", "maxKLDivergence": 5}
-    job["spec"] = merged(job["spec"], {**small, "evaluation": limits})
+    job["spec"] = merged(job["spec"], {**small, "evaluation": LIMITS})
     deployment["spec"] = merged(deployment["spec"], {"pod": {"cpu": "50m"}, "context": {"maxLength": 1024}})
     return found
 
@@ -41,6 +45,46 @@ def ask(url: str, model: str) -> str:
     answer = client.chat.completions.create(model=model, messages=messages, max_tokens=24, temperature=0)  # type: ignore[arg-type]
     client.close()
     return str(answer.choices[0].message.content)
+
+
+def replace(scene: Scene, job: QuantizationJob, like: Object, output: str, evaluation: Object) -> None:
+    """Another job of the same name, round to nearest: the old one is deleted first, what it wrote goes on serving."""
+    job.delete()
+    eventually(lambda: scene.cluster.get("quantizationjobs", scene.namespace, job.name) is None, SOON, "it is gone")
+    ModelDeployment(scene.cluster, scene.namespace, "smollm2").wait("SourceReady", reason="QuantizationJobGone")
+    spec = {key: value for key, value in like["spec"].items() if key != "weights"}
+    spec |= {
+        "method": "rtn", "weights": {"groupSize": 64}, "output": f"pvc://smollm2/{output}",
+        "calibration": {"configMap": "texts", **SMALL["calibration"]}, "evaluation": evaluation,
+    }  # fmt: skip
+    scene.cluster.apply(job_manifest(scene.namespace, job.name, spec))
+
+
+def suspend(scene: Scene, job: QuantizationJob) -> None:
+    """Suspends its Job, and resumes it by the command that the condition gives."""
+    batch = eventually(lambda: job.status.get("job"), SOON, "the Job is made")
+    scene.cluster.patch("jobs", scene.namespace, batch, {"spec": {"suspend": True}})
+
+    def suspended() -> Object:
+        found = job.condition("Complete")
+        assert found.get("reason") == "Suspended", job.words()
+        return found
+
+    message = eventually(suspended, SOON, "it says so")["message"]
+    assert job.status["phase"] == "Pending"
+    eventually(lambda: not job.pods(), SOON, "it has no pod")
+    program, *command = shlex.split(message.partition("undo it by: ")[2])
+    assert program == "kubectl", message
+    scene.cluster.kubectl(*command)
+
+
+def digests(deployment: ModelDeployment) -> list[str]:
+    """What its pods, the ending ones too, are told to serve and nothing else; empty until all are ready."""
+    pods = deployment.pods(ending=True)
+    if len(pods) != len(deployment.ready_pods()):
+        return []
+    told = (e for pod in pods for e in pod["spec"]["containers"][0]["env"] if e["name"] == CHECKPOINT_DIGEST)
+    return [one["value"] for one in told]
 
 
 def test_from_a_checkpoint_through_an_eviction_and_a_gate_to_a_chat(scene: Scene) -> None:
@@ -95,39 +139,46 @@ def test_from_a_checkpoint_through_an_eviction_and_a_gate_to_a_chat(scene: Scene
     assert "Paris" in answer
     step("answered")
 
-    # A second job in the first one's place, which fails its gate while requests run.
-    serving = deployment.identities()
+    # Others in the first one's place while requests run: one that fails its gate, then one that passes.
+    serving, first = deployment.identities(), status["output"]["digest"]
     scene.cluster.apply(
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "texts", "namespace": scene.namespace},
          "data": {"ships.txt": TEXT}}
     )  # fmt: skip
-    spec = {key: value for key, value in objects["QuantizationJob"]["spec"].items() if key != "weights"}
-    spec |= {
-        "method": "rtn", "weights": {"groupSize": 64}, "output": "pvc://smollm2/awq-2",
-        "calibration": {"configMap": "texts", **SMALL["calibration"]},
-        "evaluation": {"samples": 2, "maxKLDivergence": 0.00001},
-    }  # fmt: skip
     with traffic(url, "smollm2", pause=1.0, tokens=16) as report:
-        job.delete()
-        eventually(lambda: scene.cluster.get("quantizationjobs", scene.namespace, job.name) is None, SOON, "it is gone")
-        report.mark("the first job is deleted")
-        deployment.wait("SourceReady", "True", reason="QuantizationJobGone")
-        scene.cluster.apply(job_manifest(scene.namespace, job.name, spec))
+        replace(scene, job, objects["QuantizationJob"], "awq-2", {"samples": 2, "maxKLDivergence": 0.00001})
         failed = job.wait("Failed", QUANTIZED)
         report.mark("the second job failed its gate")
         deployment.wait("SourceReady", "False", reason="QuantizationFailed")
         report.more(2)
-    step("a second job failed its gate")
+        step("a second job failed its gate")
+        assert failed["reason"] == "GateFailed", failed
+        assert deployment.identities() == serving
+        assert deployment.condition("Ready")["status"] == "True"  # type: ignore[index]
+        assert "output" not in job.status
+
+        replace(scene, job, objects["QuantizationJob"], "awq-3", LIMITS)
+        suspend(scene, job)
+        step("a third job was suspended and resumed")
+        job.wait("Complete", QUANTIZED)
+        report.mark("the third job is complete")
+        step("a third job is complete")
+        digest = job.status["output"]["digest"]
+        assert digest != first
+        eventually(lambda: digests(deployment) == [digest], SERVING, f"one pod, of {digest}")
+        report.mark("its output serves alone")
+        report.more(2)
+    step("its output serves alone")
     scene.result.note(traffic=report.figures())
-    assert failed["reason"] == "GateFailed", failed
-    assert deployment.identities() == serving
-    assert deployment.condition("Ready")["status"] == "True"  # type: ignore[index]
-    assert "output" not in job.status
+    assert deployment.identities() != serving
+    assert deployment.wait("SourceReady")["reason"] != "QuantizationJobGone"
+    assert deployment.status["source"]["uri"] == "pvc://smollm2/awq-3"
     report.assert_none_failed()
 
     job.delete()
     # Deleting a job leaves what lies on the claim.
     pod = deployment.pods()[0]["metadata"]["name"]
-    left = scene.cluster.kubectl("exec", pod, "-n", scene.namespace, "--", "ls", "/models/awq-1", "/models/awq-2")
-    assert left.count("plimsoll-manifest.json") == 2, left
-    assert left.count("report.html") == 2, left
+    folders = [f"/models/awq-{number}" for number in (1, 2, 3)]
+    left = scene.cluster.kubectl("exec", pod, "-n", scene.namespace, "--", "ls", *folders)
+    assert left.count("plimsoll-manifest.json") == 3, left
+    assert left.count("report.html") == 3, left
