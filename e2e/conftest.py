@@ -142,23 +142,37 @@ def attic(cluster: Cluster) -> Iterator[dict[str, list[str]]]:
 
 
 @pytest.fixture
-def namespace(cluster: Cluster, request: pytest.FixtureRequest, attic: dict[str, list[str]]) -> Iterator[str]:
-    """A namespace of the test's own that only takes pods of the `restricted` Pod Security Standard."""
+def namespaces(
+    cluster: Cluster, request: pytest.FixtureRequest, attic: dict[str, list[str]]
+) -> Iterator[Callable[[], str]]:
+    """Makes namespaces of the test's own that only take pods of the `restricted` Pod Security Standard."""
     for kept in attic.values():
         volumes.hand_back(cluster, kept)
     short = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[:30].strip("-")
-    name = f"e2e-{short}-{secrets.token_hex(2)}"
     standard = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
-    cluster.api(
-        "POST", "/api/v1/namespaces", {"metadata": {"name": name, "labels": {**standard, "plimsoll.dev/e2e": "true"}}}
-    )
-    yield name
-    attic[name] = volumes.bound(cluster, name)
-    # What makes pods, then pods without their drain, then the rest: a namespace that ends with pods in it is slow.
-    makers = "modeldeployments,quantizationjobs,replicasets,jobs"
-    cluster.kubectl("delete", makers, "--all", "-n", name, "--timeout=60s")
-    cluster.kubectl("delete", "pods", "--all", "-n", name, "--grace-period=1", "--timeout=60s")
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    made: list[str] = []
+
+    def make() -> str:
+        name = f"e2e-{short}-{secrets.token_hex(2)}"
+        meta = {"name": name, "labels": {**standard, "plimsoll.dev/e2e": "true"}}
+        cluster.api("POST", "/api/v1/namespaces", {"metadata": meta})
+        made.append(name)
+        return name
+
+    yield make
+    for name in made:
+        attic[name] = volumes.bound(cluster, name)
+        # What makes pods, then pods without their drain, then the rest: a namespace that ends with pods in it is slow.
+        makers = "modeldeployments,quantizationjobs,replicasets,jobs"
+        cluster.kubectl("delete", makers, "--all", "-n", name, "--timeout=60s")
+        cluster.kubectl("delete", "pods", "--all", "-n", name, "--grace-period=1", "--timeout=60s")
+        cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def namespace(namespaces: Callable[[], str]) -> str:
+    """The test's namespace."""
+    return namespaces()
 
 
 @pytest.fixture
