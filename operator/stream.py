@@ -29,6 +29,10 @@ class Stream:
     def __init__(self, content: Content, tell: Tell) -> None:
         self._content, self._tell = content, tell
 
+    def __getattr__(self, name: str) -> Any:
+        """What aiohttp asks of its own content when an answer ends or is left."""
+        return getattr(self._content, name)
+
     async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
         """Chunks of whole lines of JSON; what the answer was cut in the middle of comes last, as it is."""
         rest = b""

@@ -6,6 +6,9 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
+import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,3 +88,41 @@ def test_one_event_that_cannot_be_taken_in_ends_no_watch() -> None:
     left = read([line(event("ADDED", 1, breaks=True)), line(event("ADDED", 2))], told)
     assert versions(left) == ["1", "2"]
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["it ends", "it is left while it runs"])
+def test_an_answer_gives_its_connection_back(ends: bool) -> None:
+    told: Told = []
+    over = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        found = web.StreamResponse()
+        await found.prepare(request)
+        await found.write(line(event("ADDED", 1)))
+        if not ends:
+            await over.wait()
+        return found
+
+    async def watch() -> int:
+        application = web.Application()
+        application.router.add_get("/", answer)
+        runner = web.AppRunner(application, shutdown_timeout=0)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            connector = aiohttp.TCPConnector(limit=1)
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{site.port}", connector=connector) as session:
+                for _ in range(2):  # the second would wait for the only connection
+                    response = await session.get("/", timeout=aiohttp.ClientTimeout(total=30))
+                    response.content = Stream(response.content, lambda *found: told.append(found))  # type: ignore[assignment]
+                    async with response:
+                        async for _ in response.content.iter_chunked(1 << 20):
+                            if not ends:
+                                break
+        finally:
+            over.set()
+            await runner.cleanup()
+        return len(told)
+
+    assert asyncio.run(watch()) == 2
