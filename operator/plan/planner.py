@@ -305,7 +305,7 @@ class _Roll:
             yield MarkProven(new.name)
         # Another version's template is its own affair: rendering it anew would change pods that run well.
         if new.built_by == self.version and live is not None and build.differs(self._rendered(told), live):
-            yield Apply(self._rendered(told), "put back")
+            yield Apply(self._rendered(told), "put back" if told == new.replicas else self.step.stage.value)
         elif told != new.replicas:
             yield Scale(new.name, told, self.step.stage.value)
 
