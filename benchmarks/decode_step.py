@@ -1,5 +1,8 @@
 """Where the time of one decode step goes: timers around every op of the kernel table, and around what surrounds it.
 
+The ops are run one by one for that. A step as it is served has all layers in one call where the table can, and is timed
+beside them.
+
 Arguments: model, workload (not read), threads, output. Run in a process of its own.
 """
 
@@ -48,40 +51,43 @@ def profile(model: Path, threads: int) -> dict[str, Any]:
     found: dict[str, Any] = {"kernels": engine.ready.kernels, "precision": engine.ready.precision}
     found |= {"context": CONTEXT, "batches": {}}
     for size in BATCHES:
-        _fill(engine, size)
-        whole = median(_steps(engine, STEPS))
+        fill(engine, size, CONTEXT - STEPS, 5 * STEPS)
+        whole = median(timed_steps(engine, STEPS))
+        at_once, decoder.run_layers = decoder.run_layers, None
+        one_by_one = median(timed_steps(engine, STEPS))
         clock = Clock()
         decoder.kernels = _timed_table(decoder, clock)
         engine.runner.step = clock.around(step, lambda *_: "forward")  # type: ignore[method-assign]
         engine.sampler.sample = clock.around(sample, lambda *_: "sampling")  # type: ignore[method-assign]
-        total = sum(_steps(engine, STEPS))
-        decoder.kernels = plain
+        total = sum(timed_steps(engine, STEPS))
+        decoder.kernels, decoder.run_layers = plain, at_once
         engine.runner.step, engine.sampler.sample = step, sample  # type: ignore[method-assign]
         spent = {name: seconds / STEPS * 1000 for name, seconds in clock.spent.items()}
         forward = spent.pop("forward")
         spent["around the ops"] = forward - sum(ms for name, ms in spent.items() if name != "sampling")
         spent["scheduling and books"] = total / STEPS * 1000 - forward - spent["sampling"]
-        found["batches"][str(size)] = {"step": whole * 1000, "parts": spent}
-        _drain(engine)
+        found["batches"][str(size)] = {"step": whole * 1000, "one_by_one": one_by_one * 1000, "parts": spent}
+        drain(engine, size)
     return found
 
 
-def _fill(engine: Engine, size: int) -> None:
-    """`size` requests in decode, none near its end."""
-    params = SamplingParams(temperature=0.0, max_tokens=4 * STEPS, ignore_eos=True)
+def fill(engine: Engine, size: int, context: int, steps: int) -> None:
+    """`size` requests of `context` tokens in decode, none within `steps` steps of its end."""
+    params = SamplingParams(temperature=0.0, max_tokens=steps + 64, ignore_eos=True)
     vocabulary = engine.facts.vocab_size
     for index in range(size):
-        tokens = [(7 * position + 131 * index) % (vocabulary - 1000) + 500 for position in range(CONTEXT - STEPS)]
+        tokens = [(7 * position + 131 * index) % (vocabulary - 1000) + 500 for position in range(context)]
         request = EngineRequest(
             request_id=str(index), prompt_token_ids=tokens, params=params, arrival=time.monotonic()
         )  # fmt: skip
         engine.add(request)
     while engine.stats.waiting or engine.stats.last_step_tokens != size:
         engine.step()
-    _steps(engine, 3)
+    timed_steps(engine, 3)
 
 
-def _steps(engine: Engine, count: int) -> list[float]:
+def timed_steps(engine: Engine, count: int) -> list[float]:
+    """Seconds of each."""
     seconds = []
     for _ in range(count):
         start = time.perf_counter()
@@ -90,8 +96,9 @@ def _steps(engine: Engine, count: int) -> list[float]:
     return seconds
 
 
-def _drain(engine: Engine) -> None:
-    engine.abort([str(index) for index in range(max(BATCHES))])
+def drain(engine: Engine, size: int) -> None:
+    """Ends what `fill` began."""
+    engine.abort([str(index) for index in range(size)])
     while engine.has_work:
         engine.step()
     engine.take_times()

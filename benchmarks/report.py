@@ -172,7 +172,8 @@ def show_profile(found: dict[str, Any], console: Console) -> None:
             cells.append(f"{ms:.2f}  {ms / sum(batch['parts'].values()):4.0%}")
         table.add_row(name, *cells)
     table.add_section()
-    table.add_row("whole step, without timers", *(f"{batch['step']:.2f}      " for batch in found["batches"].values()))
+    for words, key in (("whole step, one by one, without timers", "one_by_one"), ("whole step, as served", "step")):
+        table.add_row(words, *(f"{batch[key]:.2f}      " for batch in found["batches"].values()))
     speeds = (f"{int(size) / batch['step'] * 1000:.0f}      " for size, batch in found["batches"].items())
     table.add_row("tokens a second, decoding", *speeds)
     console.print(table)

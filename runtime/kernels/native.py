@@ -6,7 +6,7 @@ Each output row is to the bit what it would be alone: no sum depends on the batc
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from torch.nn import functional
 
 from plimsoll.api.device import native_table
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
+from plimsoll.runtime.kernels.native_layers import FEW_ROWS, LAYERS_SIGNATURE, NativeLayers
 from plimsoll.runtime.kernels.native_quantized import PackedQuantized, embed_quantized, linear_quantized, pack_quantized
 from plimsoll.runtime.kernels.processor import multiplies_bf16
-from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
+from plimsoll.runtime.kernels.table import AttentionBatch, Kernels, RunLayers
 
-__all__ = ["NativeUnavailableError", "PackedWeight", "WideRows", "native_kernels", "packed_bytes"]
+__all__ = ["NativeUnavailableError", "PackedWeight", "native_kernels", "packed_bytes"]
 
 UNPACK_ELEMENTS = 4 * 1024 * 1024
 """Elements of a weight unpacked at once for torch."""
@@ -40,6 +41,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "silu_mul": [_P, _P, _L, _L],
     "rope": [_P, _L, _L, _L, _P, _L, _L, _L, _P, _P, _L, _L],
     "attention": [_P, _L, _L, _P, _P, _I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _F, _L],
+    "run_layers": LAYERS_SIGNATURE,
 }
 
 
@@ -94,7 +96,7 @@ def _library() -> ctypes.CDLL:
         for symbol in [name + kind for kind in KINDS.values()] if name.endswith("_") else [name]:
             function = getattr(loaded, symbol)
             function.argtypes = arguments
-            function.restype = _I if name in ("attention", "linear_quant") else None
+            function.restype = _I if name in ("attention", "linear_quant", "run_layers") else None
     loaded.panel_width.restype = loaded.threads_in_use.restype = _L
     return loaded
 
@@ -108,15 +110,7 @@ def _instruction_set() -> str:
     return torch.backends.cpu.get_cpu_capability().lower().replace("default", "generic")
 
 
-@dataclass(frozen=True, slots=True)
-class WideRows:
-    """Rows from which a product goes through torch's of bfloat16, by what the weight is held in."""
-
-    whole: int
-    codes: int
-
-
-def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_rows: WideRows | None = None) -> Kernels:
+def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_rows: int | None = None) -> Kernels:
     """The table for weights and cache of `weight_dtype`, bfloat16 or float32, with float32 activations.
 
     `wide_rows`: products of at least so many rows go through torch's, with activations rounded to bfloat16; it pays
@@ -145,7 +139,13 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         write_kv=_write_kv(getattr(library, f"write_kv_{kind}"), weight_dtype),
         attention=_attention(library.attention, weight_dtype, results),
         facts=native_table(library.panel_width(), multiplies_bf16()),
+        layers=_layers(library, weight_dtype, wide_rows),
     )
+
+
+def _layers(library: Any, dtype: torch.dtype, wide_rows: int | None) -> Callable[..., RunLayers]:
+    few = FEW_ROWS if wide_rows is None else min(FEW_ROWS, wide_rows)
+    return partial(NativeLayers, library, partial(_check_cache, dtype), few - 1)
 
 
 def _pack(function: Any, dtype: torch.dtype) -> Callable[[Tensor], PackedWeight]:
@@ -174,7 +174,7 @@ def _embedding(
 
 
 def _linear(
-    library: Any, kind: str, wide_rows: WideRows | None, results: Results
+    library: Any, kind: str, wide_rows: int | None, results: Results
 ) -> Callable[[Tensor, PackedWeight | PackedQuantized, Tensor | None], Tensor]:
     function, unpack = getattr(library, f"linear_{kind}"), getattr(library, f"unpack_{kind}")
     panel = library.panel_width()
@@ -191,8 +191,7 @@ def _linear(
         if width != columns:
             raise ValueError(f"x has {width} columns, the weight takes {columns}")
         out = results.take("linear", count, rows)
-        coded = isinstance(weight, PackedQuantized)
-        if wide_rows is not None and count >= (wide_rows.codes if coded else wide_rows.whole):
+        if wide_rows is not None and count >= wide_rows:
             _through_torch(unpacked, panel, x, weight, bias, out)
         elif count and isinstance(weight, PackedQuantized):
             linear_quantized(library, x, weight, bias, out)
@@ -281,7 +280,7 @@ def _rope(function: Any) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
 
 def _write_kv(function: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]:
     def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-        _check_cache(k_cache, v_cache, dtype)
+        _check_cache(dtype, k_cache, v_cache)
         k, v, slot_mapping = _dense_heads(k), _dense_heads(v), slot_mapping.contiguous()
         rows, kv_heads, dim = k.shape
         (k_row, k_head, _), (v_row, v_head, _) = k.stride(), v.stride()
@@ -301,7 +300,7 @@ def _attention(
     def attention(
         q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None
     ) -> Tensor:
-        _check_cache(k_cache, v_cache, dtype)
+        _check_cache(dtype, k_cache, v_cache)
         q = _dense_heads(q)
         rows, heads, dim = q.shape
         _, kv_heads, block_size, _ = k_cache.shape
@@ -322,6 +321,6 @@ def _attention(
     return attention
 
 
-def _check_cache(k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype) -> None:
+def _check_cache(dtype: torch.dtype, k_cache: Tensor, v_cache: Tensor) -> None:
     if not (k_cache.dtype == v_cache.dtype == dtype and k_cache.is_contiguous() and v_cache.is_contiguous()):
         raise ValueError(f"the cache must be contiguous {dtype}, found {k_cache.dtype} and {v_cache.dtype}")

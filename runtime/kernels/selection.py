@@ -7,14 +7,14 @@ import torch
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.kernels.forecast import wanted_table
-from plimsoll.runtime.kernels.native import NativeUnavailableError, WideRows, native_kernels
+from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels
 from plimsoll.runtime.kernels.processor import multiplies_bf16
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 
 log = logging.getLogger(__name__)
 
-WIDE_ROWS = WideRows(whole=128, codes=96)
+WIDE_ROWS = 128
 """Rows from which torch's bfloat16 in hardware makes up for unpacking the weight."""
 
 
@@ -53,11 +53,11 @@ def _on_cuda(device: torch.device, dtype: torch.dtype) -> Kernels:
     return triton_kernels(device, dtype)
 
 
-def _wide_rows(weight_dtype: torch.dtype) -> WideRows | None:
+def _wide_rows(weight_dtype: torch.dtype) -> int | None:
     """PLIMSOLL_TORCH_ROWS overrides it, for measuring: 0 is never."""
     given = os.environ.get("PLIMSOLL_TORCH_ROWS")
     if given is not None:
         if not given.isdigit():
             raise PlimsollError("not a number of rows", field="PLIMSOLL_TORCH_ROWS", value=given, fix="Give 0 or more")
-        return WideRows(int(given), int(given)) if int(given) else None
+        return int(given) or None
     return WIDE_ROWS if weight_dtype == torch.bfloat16 and multiplies_bf16() else None

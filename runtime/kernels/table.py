@@ -7,7 +7,7 @@ learn which table it is.
 Shapes: T tokens of the whole batch laid end to end, H query heads, G key-value heads, D head size, N/K out/in features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.device import TableFacts
+from plimsoll.api.model import ModelFacts
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 
 Weight = Any
@@ -41,6 +42,36 @@ class AttentionBatch:
     context_lens_cpu: list[int]
     max_query: int
     max_context: int
+
+
+KVCaches = Sequence[tuple[Tensor, Tensor]]
+"""Per layer (keys, values), each [blocks, kv_heads, block_size, head_dim]."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """Weights of one layer. Norms and biases are plain tensors in the activations' dtype."""
+
+    attention_norm: Tensor
+    qkv: Weight
+    """Rows: all query heads, then keys, then values."""
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    output: Weight
+    output_bias: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Weight
+    gate_up_bias: Tensor | None
+    down: Weight
+    down_bias: Tensor | None
+    window: int | None
+    """Tokens a position sees, itself included; None is all before it."""
+
+
+RunLayers = Callable[[Tensor, Tensor, KVCaches, AttentionBatch], Tensor | None]
+"""(residual [T, hidden], positions int64 [T], caches, batch) -> hidden states [T, hidden] after every layer and the
+last norm; keys and values are written, residual is changed in place. None, and nothing done, for too many rows."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +111,6 @@ class Kernels:
     position p sees keys p-w+1 .. p."""
     facts: TableFacts
     """What the budget needs to know of this table."""
+    layers: Callable[[ModelFacts, Sequence[DecoderLayer], Tensor, tuple[Tensor, Tensor]], RunLayers] | None = None
+    """(facts, layers, final norm, rope as (cos, sin)) -> all of them in one call, to the bit what the operations give
+    one by one; None where the table has no such thing."""

@@ -1,37 +1,12 @@
 """The one decoder: every architecture of the registry is this forward pass with other weights and facts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from plimsoll.api.model import ModelFacts
-from plimsoll.runtime.kernels.table import AttentionBatch, Kernels, Weight
-
-KVCaches = Sequence[tuple[Tensor, Tensor]]
-"""Per layer (keys, values), each [blocks, kv_heads, block_size, head_dim]."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderLayer:
-    """Weights of one layer. Norms and biases are plain tensors in the activations' dtype."""
-
-    attention_norm: Tensor
-    qkv: Weight
-    """Rows: all query heads, then keys, then values."""
-    qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    output: Weight
-    output_bias: Tensor | None
-    mlp_norm: Tensor
-    gate_up: Weight
-    gate_up_bias: Tensor | None
-    down: Weight
-    down_bias: Tensor | None
-    window: int | None
-    """Tokens a position sees, itself included; None is all before it."""
+from plimsoll.runtime.kernels.table import AttentionBatch, DecoderLayer, Kernels, KVCaches, Weight
 
 
 class Decoder:
@@ -64,6 +39,7 @@ class Decoder:
         self._next_norms = (*(layer.attention_norm for layer in self.layers[1:]), final_norm)
         self._heads = (facts.num_heads, facts.num_kv_heads, facts.num_kv_heads)
         self._scale = facts.head_dim**-0.5
+        self.run_layers = kernels.layers and kernels.layers(facts, self.layers, final_norm, rope)
 
     @property
     def weight_bytes(self) -> int:
@@ -82,8 +58,11 @@ class Decoder:
     def forward(self, token_ids: Tensor, positions: Tensor, kv_caches: KVCaches, batch: AttentionBatch) -> Tensor:
         """(token_ids, positions int64 [T]) -> normed hidden states [T, hidden]. Writes keys and values of the rows."""
         ops, eps = self.kernels, self.facts.rms_norm_eps
-        rotation = self.cos.index_select(0, positions), self.sin.index_select(0, positions)
         residual = ops.embedding(token_ids, self.embedding)
+        at_once = self.run_layers and self.run_layers(residual, positions, kv_caches, batch)
+        if at_once is not None:
+            return at_once
+        rotation = self.cos.index_select(0, positions), self.sin.index_select(0, positions)
         hidden = ops.rms_norm(residual, self.layers[0].attention_norm, eps)
         # Each layer ends with the norm the next one begins with, so that adding and norming are one operation.
         for layer, kv_cache, next_norm in zip(self.layers, kv_caches, self._next_norms, strict=True):

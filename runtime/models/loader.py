@@ -15,8 +15,8 @@ from plimsoll.api.model import ModelFacts, RopeFacts
 from plimsoll.api.sizes import CODE_BITS, Precision, head_group, held_group
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
-from plimsoll.runtime.kernels.table import Kernels, Weight
-from plimsoll.runtime.models.decoder import Decoder, DecoderLayer
+from plimsoll.runtime.kernels.table import DecoderLayer, Kernels, Weight
+from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.rope import rope_table
 from plimsoll.runtime.models.rounding import round_to_nearest
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.kernels import build, forecast, native, processor, selection
-from plimsoll.runtime.kernels.native import NativeUnavailableError, WideRows, native_kernels, packed_bytes
+from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels, packed_bytes
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import AttentionBatch
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
@@ -259,7 +259,7 @@ def test_other_dtypes_and_devices_are_left_to_torch() -> None:
 
 def test_wide_products_may_go_through_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(native, "UNPACK_ELEMENTS", 64 * 40)
-    ops, wide = native_kernels("cpu", torch.bfloat16), native_kernels("cpu", torch.bfloat16, WideRows(8, 1))
+    ops, wide = native_kernels("cpu", torch.bfloat16), native_kernels("cpu", torch.bfloat16, 8)
     weight, bias = (torch.randn(150, 40) / 7).bfloat16(), torch.randn(150)
     for rows in (7, 8, 20):
         x = torch.randn(rows, 40)
@@ -280,7 +280,7 @@ def test_torch_takes_wide_products_where_the_processor_has_bfloat16(
     info.write_text("flags : avx2 fma\n")
     assert selection._wide_rows(torch.bfloat16) is None
     monkeypatch.setenv("PLIMSOLL_TORCH_ROWS", "7")
-    assert selection._wide_rows(torch.bfloat16) == WideRows(7, 7)
+    assert selection._wide_rows(torch.bfloat16) == 7
     monkeypatch.setenv("PLIMSOLL_TORCH_ROWS", "0")
     assert selection._wide_rows(torch.bfloat16) is None
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.runtime.kernels import build, native
-from plimsoll.runtime.kernels.native import WideRows, native_kernels
+from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix, dequantize
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 
@@ -163,7 +163,7 @@ def test_scales_at_the_ends_of_float16_and_zero_points_at_both_ends_are_exact(ro
 
 
 def test_rows_that_leave_the_native_table_meet_the_weights_rounded_to_bfloat16() -> None:
-    wide, bias = native_kernels("cpu", torch.bfloat16, wide_rows=WideRows(100, 5)), torch.randn(70)
+    wide, bias = native_kernels("cpu", torch.bfloat16, wide_rows=5), torch.randn(70)
     matrices = (
         quantized(4, 70, 32, 3, torch.float16), quantized(4, 70, 64, 2, torch.bfloat16, zeros=False),
         quantized(4, 70, 32, 2, torch.float32), quantized(8, 70, 100, 1, torch.float16),

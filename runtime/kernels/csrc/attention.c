@@ -3,7 +3,7 @@
  *
  * Invariant: a query row's sums run over its keys in ascending order, block by block, whatever tile, chunk or batch it
  * is computed in; keys it must not see enter as weight 0, which changes no bit. So chunked equals whole. */
-#include "vec.h"
+#include "team.h"
 #include <omp.h>
 #include <stdlib.h>
 
@@ -97,15 +97,6 @@ static void soften(float *scores, long width, long low, long high, float *top, f
     store8(mass, sum + block);
 }
 
-typedef struct {
-    const float *q;
-    long q_row, q_head, H, G, D, S;
-    const void *k_cache, *v_cache;
-    const int32_t *starts, *contexts, *tables;
-    long table_width, window;
-    float scale, *out;
-} Job;
-
 /* A block as float32, made once where enough rows will read it. */
 static const float *widened_bf16(const uint16_t *block, float *spare, long count)
 {
@@ -121,7 +112,7 @@ static const float *widened_f32(const float *block, float *spare, long count)
 
 /* Query rows [first, last) of the step, all of sequence b, for the heads of group g. Rows lie position-major. */
 #define DEFINE_ATTEND(KIND, C)                                                                                         \
-    static void attend_##KIND(const Job *job, long b, long g, long first, long last, float *scratch)                   \
+    static void attend_##KIND(const attention_job *job, long b, long g, long first, long last, float *scratch)                   \
     {                                                                                                                  \
         long D = job->D, S = job->S, group = job->H / job->G, rows = (last - first) * group;                           \
         float *q = scratch, *mixed = q + rows * D, *scores = mixed + rows * D, *mass = scores + rows * S;              \
@@ -168,41 +159,62 @@ static const float *widened_f32(const float *block, float *spare, long count)
 DEFINE_ATTEND(bf16, uint16_t)
 DEFINE_ATTEND(f32, float)
 
+static long span_of(const attention_job *job)
+{
+    long group = job->H / job->G;
+    return group < TILE_ROWS ? TILE_ROWS / group : 1;
+}
+
+long attention_tasks(const attention_job *job, long *first_task)
+{
+    long span = span_of(job), tasks = 0;
+    for (long b = 0; b < job->B; b++) {
+        first_task[b] = tasks;
+        tasks += (job->starts[b + 1] - job->starts[b] + span - 1) / span * job->G;
+    }
+    return first_task[job->B] = tasks;
+}
+
+long attention_scratch(const attention_job *job)
+{
+    long rows = span_of(job) * (job->H / job->G);
+    return (rows * (2 * job->D + job->S + 9) + job->S * job->D + 15) / 16 * 16;
+}
+
+void attention_team(const attention_job *job, const long *first_task, float *scratch)
+{
+    long span = span_of(job);
+    /* Later tiles of a prompt see more keys: they go first, so that none is left alone at the end. */
+#pragma omp for schedule(dynamic, 1)
+    for (long task = first_task[job->B] - 1; task >= 0; task--) {
+        long b = 0, end = job->B;
+        while (end - b > 1) {
+            long middle = (b + end) / 2;
+            if (first_task[middle] <= task) b = middle;
+            else end = middle;
+        }
+        long tile = (task - first_task[b]) / job->G, first = job->starts[b] + tile * span;
+        long last = first + span < job->starts[b + 1] ? first + span : job->starts[b + 1];
+        (job->narrow ? attend_bf16 : attend_f32)(job, b, (task - first_task[b]) % job->G, first, last, scratch);
+    }
+}
+
 /* Returns 0, or 1 where memory ran out. q [T, H, D] with strides; out dense [T, H*D]; window 0 is none. */
 int attention(const float *q, long q_row, long q_head, const void *k_cache, const void *v_cache, int narrow, float *out,
               const int32_t *starts, const int32_t *contexts, const int32_t *tables, long B, long table_width, long H,
               long G, long S, long D, float scale, long window)
 {
-    Job job = {q, q_row, q_head, H, G, D, S, k_cache, v_cache, starts, contexts, tables, table_width, window, scale, out};
-    long group = H / G, span = group < TILE_ROWS ? TILE_ROWS / group : 1, tasks = 0, failed = 0;
-    long *first_task = malloc((B + 1) * sizeof(long));
-    if (!first_task) return 1;
-    for (long b = 0; b < B; b++) {
-        first_task[b] = tasks;
-        tasks += (starts[b + 1] - starts[b] + span - 1) / span * G;
+    attention_job job = {q, q_row, q_head, H, G, D, S, k_cache, v_cache, starts, contexts, tables, B, table_width, window,
+                         scale, out, narrow};
+    long share = attention_scratch(&job), *first_task = malloc((B + 1) * sizeof(long));
+    float *scratch = aligned_alloc(64, omp_get_max_threads() * share * sizeof(float));
+    int failed = !first_task || !scratch;
+    if (!failed) {
+        attention_tasks(&job, first_task);
+#pragma omp parallel
+        attention_team(&job, first_task, scratch + omp_get_thread_num() * share);
     }
-    first_task[B] = tasks;
-    long rows = span * group;
-#pragma omp parallel reduction(| : failed)
-    {
-        float *scratch = aligned_alloc(64, ((rows * (2 * D + S + 9) + S * D) * sizeof(float) + 63) / 64 * 64);
-        failed = !scratch;
-        /* Later tiles of a prompt see more keys: they go first, so that none is left alone at the end. */
-#pragma omp for schedule(dynamic, 1)
-        for (long task = tasks - 1; task >= 0; task--) {
-            if (!scratch) continue;
-            long b = 0, end = B;
-            while (end - b > 1) {
-                long middle = (b + end) / 2;
-                if (first_task[middle] <= task) b = middle;
-                else end = middle;
-            }
-            long tile = (task - first_task[b]) / G, first = starts[b] + tile * span;
-            long last = first + span < starts[b + 1] ? first + span : starts[b + 1];
-            (narrow ? attend_bf16 : attend_f32)(&job, b, (task - first_task[b]) % G, first, last, scratch);
-        }
-        free(scratch);
-    }
+    free(scratch);
     free(first_task);
-    return (int)failed;
+    return failed;
 }

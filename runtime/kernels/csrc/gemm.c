@@ -3,7 +3,7 @@
  * Invariant: output (m, n) is bias[n] or 0, plus for each CHUNK of k in ascending order the sum over it, by one fused
  * multiply-add for each k in ascending order; whatever M, the tile a row falls into and the number of threads. So a
  * row of a batch is to the bit what it is alone. */
-#include "vec.h"
+#include "team.h"
 #include <omp.h>
 
 /* A sum of sums rounds less than one long sum. */
@@ -100,22 +100,26 @@ INLINE void load_floats(const float *p, vf *a, vf *b)
                 memcpy(y + (row + r) * N + p * PANEL, out + r * PANEL, width * sizeof(float));                         \
         }                                                                                                              \
     }                                                                                                                  \
-    void NAME(const float *x, const W *w, const float *bias, float *y, long M, long N, long K)                         \
+    void NAME##_team(const float *x, const W *w, const float *bias, float *y, long M, long N, long K)                  \
     {                                                                                                                  \
         long panels = (N + PANEL - 1) / PANEL, full = N / PANEL;                                                       \
-        long bands = (M + BAND - 1) / BAND, threads = omp_get_max_threads();                                           \
+        long bands = (M + BAND - 1) / BAND, threads = omp_get_num_threads();                                           \
         long band = ((M + bands - 1) / bands + ROWS - 1) / ROWS * ROWS;                                                \
         bands = (M + band - 1) / band;                                                                                 \
         long share = PANELS_A_TASK;                                                                                    \
         if (bands * ((panels + share - 1) / share) < 4 * threads) share = (panels * bands + 4 * threads - 1) / (4 * threads); \
         if (M <= 2 && share % 4) share += 4 - share % 4;                                                               \
         long shares = (panels + share - 1) / share;                                                                    \
-        _Pragma("omp parallel for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {          \
+        _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {          \
             long row = task / shares * band, rows = M - row < band ? M - row : band;                                   \
             long first = task % shares * share, last = first + share < panels ? first + share : panels;                \
             NAME##_band(rows, K, x + row * K, w, first, last < full ? last : full, bias, y + row * N, N);              \
             if (last > full) NAME##_tail(rows, K, x + row * K, w, N, bias, y + row * N);                               \
         }                                                                                                              \
+    }                                                                                                                  \
+    void NAME(const float *x, const W *w, const float *bias, float *y, long M, long N, long K)                         \
+    {                                                                                                                  \
+        _Pragma("omp parallel") NAME##_team(x, w, bias, y, M, N, K);                                                   \
     }
 #define CASE(TILE, R) case R: TILE(R, 1, depth, x, ldx, w, 0, from, ldf, 0, y, ldy); break;
 #if ROWS == 12

@@ -4,6 +4,7 @@
  * zero), both sums over ascending k, whatever M, the tile a row falls into and the number of threads. So a row of a
  * batch is to the bit what it is alone. */
 #include "quant.h"
+#include "team.h"
 #include <omp.h>
 #include <stdlib.h>
 
@@ -281,39 +282,46 @@ static void sum_chunks(shape s, long rows, const float *x, float *sums)
             }
 }
 
-/* Returns 1 where there is no memory for the sums of x, else 0. */
-int linear_quant(int bits, int scale, const float *x, const char *w, const float *bias, float *y, long M, long N,
-                 long K, long group)
+long sums_of_x(int bits, long M, long K, long group)
+{
+    shape s = {K, group, 0, 0};
+    return bits == 4 ? (M < BAND ? M : BAND) * chunks_of(s) : 0;
+}
+
+void linear_quant_team(int bits, int scale, const float *x, const char *w, const float *bias, float *y, long M, long N,
+                       long K, long group, float *sums)
 {
     shape s = {K, group, 0, scale};
     s.panel = K / group * group_bytes(bits, s);
-    long panels = (N + PANEL - 1) / PANEL, chunks = chunks_of(s);
-    long bands = (M + BAND - 1) / BAND, threads = omp_get_max_threads();
-    long band = ((M + bands - 1) / bands + ROWS - 1) / ROWS * ROWS;
+    long panels = (N + PANEL - 1) / PANEL, bands = (M + BAND - 1) / BAND, threads = omp_get_num_threads();
+    long band = ((M + bands - 1) / bands + ROWS - 1) / ROWS * ROWS, summed = -1;
     bands = (M + band - 1) / band;
     long shares = (panels + PANELS_A_TASK - 1) / PANELS_A_TASK;
     if (bands * shares < 4 * threads) shares = (4 * threads + bands - 1) / bands;
     /* Few rows meet several panels at once, and each thread gets as many of them as the next. */
     if (M <= FEW) shares = threads * ((panels + PANELS_A_TASK * threads - 1) / (PANELS_A_TASK * threads));
     if (shares > panels) shares = panels;
-    int failed = 0;
-    _Pragma("omp parallel reduction(| : failed)")
-    {
-        float *sums = bits == 4 ? malloc((size_t)(M < band ? M : band) * chunks * sizeof(float)) : NULL;
-        long summed = -1;
-        failed = bits == 4 && !sums;
-        _Pragma("omp for schedule(dynamic, 1) nowait") for (long task = 0; task < bands * shares; task++) {
-            if (failed) continue;
-            long index = task / shares, row = index * band, rows = M - row < band ? M - row : band;
-            long share = task % shares, first = panels * share / shares, last = panels * (share + 1) / shares;
-            if (bits == 8) {
-                band_of_rows(8, rows, s, x + row * K, nothing, w, first, last, bias, y + row * N, N);
-                continue;
-            }
-            if (summed != index) sum_chunks(s, rows, x + row * K, sums), summed = index;
-            band_of_rows(4, rows, s, x + row * K, sums, w, first, last, bias, y + row * N, N);
+    _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {
+        long index = task / shares, row = index * band, rows = M - row < band ? M - row : band;
+        long share = task % shares, first = panels * share / shares, last = panels * (share + 1) / shares;
+        if (bits == 8) {
+            band_of_rows(8, rows, s, x + row * K, nothing, w, first, last, bias, y + row * N, N);
+            continue;
         }
-        free(sums);
+        if (summed != index) sum_chunks(s, rows, x + row * K, sums), summed = index;
+        band_of_rows(4, rows, s, x + row * K, sums, w, first, last, bias, y + row * N, N);
     }
-    return failed;
+}
+
+/* Returns 1 where there is no memory for the sums of x, else 0. */
+int linear_quant(int bits, int scale, const float *x, const char *w, const float *bias, float *y, long M, long N,
+                 long K, long group)
+{
+    long count = sums_of_x(bits, M, K, group);
+    float *sums = count ? malloc((size_t)omp_get_max_threads() * count * sizeof(float)) : NULL;
+    if (count && !sums) return 1;
+    _Pragma("omp parallel")
+        linear_quant_team(bits, scale, x, w, bias, y, M, N, K, group, sums + omp_get_thread_num() * count);
+    free(sums);
+    return 0;
 }

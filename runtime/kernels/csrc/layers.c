@@ -1,0 +1,136 @@
+/* All layers of a step of few rows in one parallel region: what the operations do one by one, in the same order and to
+ * the same bit, without a call and a start of threads for each. */
+#include "rowwise.h"
+#include "team.h"
+#include <omp.h>
+#include <stdlib.h>
+
+/* Columns of a gate that are one thread's share. */
+#define GATES 512
+
+/* `bits`: 4 and 8 are codes, 16 bfloat16, 32 float32. */
+typedef struct {
+    const void *data;
+    const float *bias;
+    long bits, scale, N, K, group;
+} matrix;
+
+typedef struct {
+    matrix qkv, output, gate_up, down;
+    const float *attention_norm, *q_norm, *k_norm, *mlp_norm;
+    void *k_cache, *v_cache;
+    long window;
+} layer;
+
+typedef struct {
+    const layer *layers;
+    const float *final_norm, *cos, *sin;
+    long count, hidden, H, G, D, S, narrow;
+    float eps, scale;
+} model;
+
+typedef struct {
+    const int64_t *positions, *slots;
+    const int32_t *starts, *contexts, *tables;
+    long T, B, table_width;
+} step;
+
+typedef struct {
+    float *qkv, *mixed, *gate_up, *gated, *added, *own;
+    long own_floats;
+} space;
+
+static long most(long a, long b) { return a > b ? a : b; }
+
+static void multiply(const float *x, const matrix *w, float *y, long T, float *sums)
+{
+    if (w->bits == 16) linear_bf16_team(x, w->data, w->bias, y, T, w->N, w->K);
+    else if (w->bits == 32) linear_f32_team(x, w->data, w->bias, y, T, w->N, w->K);
+    else linear_quant_team((int)w->bits, (int)w->scale, x, w->data, w->bias, y, T, w->N, w->K, w->group, sums);
+}
+
+/* Norms, rotations and the cache of the heads that share one key; norms first, as the model was trained. */
+static void place_heads(const model *m, const layer *l, const step *s, float *qkv, long t, long g)
+{
+    long D = m->D, group = m->H / m->G, row = (m->H + 2 * m->G) * D;
+    float *q = qkv + t * row + g * group * D, *k = qkv + t * row + (m->H + g) * D, *v = k + m->G * D;
+    if (l->q_norm) {
+        for (long h = 0; h < group; h++) normalise(q + h * D, l->q_norm, q + h * D, D, m->eps);
+        normalise(k, l->k_norm, k, D, m->eps);
+    }
+    const float *cos = m->cos + s->positions[t] * (D / 2), *sin = m->sin + s->positions[t] * (D / 2);
+    rotate(q, group, D, cos, sin, D / 2);
+    rotate(k, 1, D, cos, sin, D / 2);
+    if (m->narrow) write_row_bf16(k, v, l->k_cache, l->v_cache, s->slots[t], g, m->G, m->S, D);
+    else write_row_f32(k, v, l->k_cache, l->v_cache, s->slots[t], g, m->G, m->S, D);
+}
+
+static void run_layer(const model *m, const layer *l, const float *next_norm, const step *s, const long *first_task,
+                      const space *at, float *residual, float *hidden)
+{
+    long T = s->T, I = l->down.K, parts = (I + GATES - 1) / GATES;
+    float *own = at->own + omp_get_thread_num() * at->own_floats;
+    attention_job job = {at->qkv, l->qkv.N, m->D, m->H, m->G, m->D, m->S, l->k_cache, l->v_cache, s->starts, s->contexts,
+                         s->tables, s->B, s->table_width, l->window, m->scale, at->mixed, (int)m->narrow};
+    multiply(hidden, &l->qkv, at->qkv, T, own);
+#pragma omp for
+    for (long task = 0; task < T * m->G; task++) place_heads(m, l, s, at->qkv, task / m->G, task % m->G);
+    attention_team(&job, first_task, own);
+    multiply(at->mixed, &l->output, at->added, T, own);
+#pragma omp for
+    for (long t = 0; t < T; t++)
+        add_and_normalise(at->added + t * m->hidden, residual + t * m->hidden, l->mlp_norm, hidden + t * m->hidden,
+                          m->hidden, m->eps);
+    multiply(hidden, &l->gate_up, at->gate_up, T, own);
+#pragma omp for
+    for (long task = 0; task < T * parts; task++) {
+        long t = task / parts, from = task % parts * GATES, to = from + GATES < I ? from + GATES : I;
+        gate_row(at->gate_up + t * 2 * I, at->gate_up + t * 2 * I + I, at->gated + t * I, from, to);
+    }
+    multiply(at->gated, &l->down, at->added, T, own);
+#pragma omp for
+    for (long t = 0; t < T; t++)
+        add_and_normalise(at->added + t * m->hidden, residual + t * m->hidden, next_norm, hidden + t * m->hidden,
+                          m->hidden, m->eps);
+}
+
+static long padded(long floats) { return (floats + 15) / 16 * 16; }
+
+/* residual [T, hidden], changed in place, -> hidden [T, hidden], normed by the last norm. Returns 0, or 1 where memory
+ * ran out: then nothing was changed. */
+int run_layers(const model *m, const step *s, float *residual, float *hidden)
+{
+    long T = s->T, qkv = 0, gate_up = 0, down = 0, sums = 0;
+    for (long i = 0; i < m->count; i++) {
+        const layer *l = m->layers + i;
+        const matrix *all[] = {&l->qkv, &l->output, &l->gate_up, &l->down};
+        qkv = most(qkv, l->qkv.N), gate_up = most(gate_up, l->gate_up.N), down = most(down, l->down.K);
+        for (int w = 0; w < 4; w++)
+            if (all[w]->bits <= 8) sums = most(sums, sums_of_x((int)all[w]->bits, T, all[w]->K, all[w]->group));
+    }
+    attention_job any = {.H = m->H, .G = m->G, .D = m->D, .S = m->S, .starts = s->starts, .B = s->B};
+    space at = {.own_floats = padded(most(attention_scratch(&any), sums))};
+    long sizes[] = {T * qkv, T * m->H * m->D, T * gate_up, T * down, T * m->hidden};
+    long all = omp_get_max_threads() * at.own_floats, *first_task = malloc((s->B + 1) * sizeof(long));
+    for (int i = 0; i < 5; i++) all += padded(sizes[i]);
+    float *memory = aligned_alloc(64, all * sizeof(float)), **places[] = {&at.qkv, &at.mixed, &at.gate_up, &at.gated, &at.added};
+    int failed = !memory || !first_task;
+    if (!failed) {
+        float *next = memory;
+        for (int i = 0; i < 5; next += padded(sizes[i]), i++) *places[i] = next;
+        at.own = next;
+        attention_tasks(&any, first_task);
+#pragma omp parallel
+        {
+#pragma omp for
+            for (long t = 0; t < T; t++)
+                normalise(residual + t * m->hidden, m->layers[0].attention_norm, hidden + t * m->hidden, m->hidden, m->eps);
+            for (long i = 0; i < m->count; i++)
+                run_layer(m, m->layers + i, i + 1 < m->count ? m->layers[i + 1].attention_norm : m->final_norm, s,
+                          first_task, &at, residual, hidden);
+        }
+    }
+    free(memory);
+    free(first_task);
+    return failed;
+}

@@ -1,0 +1,86 @@
+/* What is done to one row: norms, gates, rotary positions, writing the cache. */
+#ifndef PLIMSOLL_ROWWISE_H
+#define PLIMSOLL_ROWWISE_H
+
+#include "vec.h"
+
+INLINE float total(vf v)
+{
+    float t = 0;
+    for (int i = 0; i < LANES; i++) t += v[i];
+    return t;
+}
+
+static inline void normalise(const float *x, const float *weight, float *y, long K, float eps)
+{
+    vf sums[4] = {{0}};
+    long k = 0;
+    for (; k + 4 * LANES <= K; k += 4 * LANES)
+        for (int j = 0; j < 4; j++) {
+            vf v = load(x + k + j * LANES);
+            sums[j] = madd(v, v, sums[j]);
+        }
+    for (; k + LANES <= K; k += LANES) {
+        vf v = load(x + k);
+        sums[0] = madd(v, v, sums[0]);
+    }
+    float square = total((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; k < K; k++) square += x[k] * x[k];
+    float scale = 1.0f / __builtin_sqrtf(square / (float)K + eps);
+    for (k = 0; k + LANES <= K; k += LANES) store(y + k, load(x + k) * scale * load(weight + k));
+    for (; k < K; k++) y[k] = x[k] * scale * weight[k];
+}
+
+/* sum += x, y = norm(sum). */
+static inline void add_and_normalise(const float *x, float *sum, const float *weight, float *y, long K, float eps)
+{
+    for (long k = 0; k < K; k++) sum[k] += x[k];
+    normalise(sum, weight, y, K, eps);
+}
+
+/* y[from .. to) = silu(gate) * up. */
+static inline void gate_row(const float *gate, const float *up, float *y, long from, long to)
+{
+    long i = from;
+    for (; i + LANES <= to; i += LANES) {
+        vf g = load(gate + i);
+        store(y + i, g / (vexp(-g) + 1.0f) * load(up + i));
+    }
+    if (i < to) {
+        float g_rest[LANES] = {0}, u_rest[LANES] = {0}, result[LANES];
+        memcpy(g_rest, gate + i, (to - i) * sizeof(float));
+        memcpy(u_rest, up + i, (to - i) * sizeof(float));
+        vf g = load(g_rest);
+        store(result, g / (vexp(-g) + 1.0f) * load(u_rest));
+        memcpy(y + i, result, (to - i) * sizeof(float));
+    }
+}
+
+static inline void rotate(float *x, long heads, long stride, const float *cos, const float *sin, long half)
+{
+    for (long h = 0; h < heads; h++) {
+        float *first = x + h * stride, *second = first + half;
+        for (long i = 0; i < half; i++) {
+            float a = first[i], b = second[i];
+            first[i] = a * cos[i] - b * sin[i];
+            second[i] = b * cos[i] + a * sin[i];
+        }
+    }
+}
+
+/* A cache block of one head holds keys as [D][S], so that scores of neighbouring keys are one vector, and values as
+ * [S][D]. The shape torch sees, [blocks, G, S, D], tells their size only. */
+#define DEFINE_WRITE_ROW(KIND, C, NARROW)                                                                              \
+    static inline void write_row_##KIND(const float *key, const float *value, C *k_cache, C *v_cache, int64_t slot,    \
+                                        long g, long G, long S, long D)                                                \
+    {                                                                                                                  \
+        long block = slot / S, offset = slot % S;                                                                      \
+        C *keys = k_cache + (block * G + g) * S * D + offset, *values = v_cache + ((block * G + g) * S + offset) * D;  \
+        for (long d = 0; d < D; d++) keys[d * S] = NARROW(key[d]);                                                     \
+        for (long d = 0; d < D; d++) values[d] = NARROW(value[d]);                                                     \
+    }
+#define SAME(x) (x)
+DEFINE_WRITE_ROW(bf16, uint16_t, to_bf16)
+DEFINE_WRITE_ROW(f32, float, SAME)
+
+#endif

@@ -1,0 +1,31 @@
+/* What the threads of a parallel region do together: all of them call it, and none goes on before the last is done. */
+#ifndef PLIMSOLL_TEAM_H
+#define PLIMSOLL_TEAM_H
+
+#include "vec.h"
+
+/* y [M, N] = x [M, K] w^T + bias; bias may be null. */
+void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, float *y, long M, long N, long K);
+void linear_f32_team(const float *x, const float *w, const float *bias, float *y, long M, long N, long K);
+/* `sums`: of this thread alone, sums_of_x floats. */
+void linear_quant_team(int bits, int scale, const float *x, const char *w, const float *bias, float *y, long M, long N,
+                       long K, long group, float *sums);
+long sums_of_x(int bits, long M, long K, long group);
+
+typedef struct {
+    const float *q;
+    long q_row, q_head, H, G, D, S;
+    const void *k_cache, *v_cache;
+    const int32_t *starts, *contexts, *tables;
+    long B, table_width, window;
+    float scale, *out;
+    int narrow;
+} attention_job;
+
+/* Fills first_task [B + 1] with the first task of each sequence; its last is how many there are. */
+long attention_tasks(const attention_job *job, long *first_task);
+/* Floats each thread needs for itself, a multiple of 64 bytes. */
+long attention_scratch(const attention_job *job);
+void attention_team(const attention_job *job, const long *first_task, float *scratch);
+
+#endif

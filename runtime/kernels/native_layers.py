@@ -1,0 +1,122 @@
+"""All layers of a step of few rows in one call of the native table, as `csrc/layers.c` does them."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plimsoll.api.model import ModelFacts
+from plimsoll.runtime.kernels.native_quantized import PackedQuantized
+from plimsoll.runtime.kernels.table import AttentionBatch, DecoderLayer, KVCaches
+
+FEW_ROWS = 128
+"""Below it a step's layers are one call: what starting operations costs matters, and its working space does not."""
+_P, _L, _F = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [("data", _P), ("bias", _P), ("bits", _L), ("scale", _L), ("N", _L), ("K", _L), ("group", _L)]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, _Matrix) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, _P) for name in ("attention_norm", "q_norm", "k_norm", "mlp_norm", "k_cache", "v_cache")),
+        ("window", _L),
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((name, _P) for name in ("layers", "final_norm", "cos", "sin")),
+        *((name, _L) for name in ("count", "hidden", "H", "G", "D", "S", "narrow")),
+        ("eps", _F),
+        ("scale", _F),
+    ]
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [
+        *((name, _P) for name in ("positions", "slots", "starts", "contexts", "tables")),
+        *((name, _L) for name in ("T", "B", "table_width")),
+    ]
+
+
+LAYERS_SIGNATURE: list[Any] = [ctypes.POINTER(_Model), ctypes.POINTER(_Step), _P, _P]
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _matrix(weight: Any, bias: Tensor | None) -> _Matrix:
+    if isinstance(weight, PackedQuantized):
+        bits, scale, group = weight.bits, weight.scale_kind, weight.group
+    else:
+        bits, scale, group = weight.data.element_size() * 8, 0, 0
+    return _Matrix(weight.address, _address(bias), bits, scale, weight.rows, weight.columns, group)
+
+
+def _layer(layer: DecoderLayer) -> _Layer:
+    return _Layer(
+        _matrix(layer.qkv, layer.qkv_bias), _matrix(layer.output, layer.output_bias),
+        _matrix(layer.gate_up, layer.gate_up_bias), _matrix(layer.down, layer.down_bias),
+        _address(layer.attention_norm), _address(layer.q_norm), _address(layer.k_norm), _address(layer.mlp_norm),
+        None, None, layer.window or 0,
+    )  # fmt: skip
+
+
+class NativeLayers:
+    """A model's layers by their addresses. Holds on to every tensor that C reads."""
+
+    def __init__(
+        self,
+        library: Any,
+        check: Callable[[Tensor, Tensor], None],
+        most_rows: int,
+        facts: ModelFacts,
+        layers: Sequence[DecoderLayer],
+        final_norm: Tensor,
+        rope: tuple[Tensor, Tensor],
+    ) -> None:
+        self._function, self._check, self._most_rows = library.run_layers, check, most_rows
+        self._weights, self._final_norm = tuple(layers), final_norm
+        self._cos, self._sin = (table.contiguous() for table in rope)
+        self._layers = (_Layer * len(layers))(*map(_layer, layers))
+        self._model = _Model(
+            ctypes.cast(self._layers, _P), final_norm.data_ptr(), self._cos.data_ptr(), self._sin.data_ptr(),
+            len(layers), facts.hidden_size, facts.num_heads, facts.num_kv_heads, facts.head_dim, 0, 0,
+            facts.rms_norm_eps, facts.head_dim**-0.5,
+        )  # fmt: skip
+        self._caches: KVCaches = ()
+
+    def __call__(
+        self, residual: Tensor, positions: Tensor, kv_caches: KVCaches, batch: AttentionBatch
+    ) -> Tensor | None:
+        """As `RunLayers` says. Raises ValueError for a cache the kernels do not take, MemoryError."""
+        rows, tables = len(residual), batch.block_tables
+        if rows > self._most_rows:
+            return None
+        if kv_caches is not self._caches:
+            self._attach(kv_caches)
+        positions, slots = positions.contiguous(), batch.slot_mapping.contiguous()
+        hidden = torch.empty_like(residual)
+        step = _Step(
+            positions.data_ptr(), slots.data_ptr(), batch.query_start.data_ptr(), batch.context_lens.data_ptr(),
+            tables.data_ptr(), rows, tables.shape[0], tables.stride(0),
+        )  # fmt: skip
+        if self._function(self._model, step, residual.data_ptr(), hidden.data_ptr()):
+            raise MemoryError("no memory for the working space of a step")
+        return hidden
+
+    def _attach(self, kv_caches: KVCaches) -> None:
+        for layer, (keys, values) in zip(self._layers, kv_caches, strict=True):
+            self._check(keys, values)
+            if keys.shape[3] % 8 or keys.shape[2] % 16:
+                raise ValueError(f"cache blocks {tuple(keys.shape)}: head size in eights, block size in sixteens")
+            layer.k_cache, layer.v_cache = keys.data_ptr(), values.data_ptr()
+        first = kv_caches[0][0]
+        self._model.S, self._model.narrow = first.shape[2], int(first.dtype == torch.bfloat16)
+        self._caches = kv_caches
