@@ -150,18 +150,23 @@ def _progress_bar(progress: Progress) -> type[Any]:
     return Bar
 
 
+#: Where a token is taken from: here, and in the pods of a manifest.
+_TOKEN = "set HF_TOKEN or run `hf auth login`; in a cluster, put HF_TOKEN in the Secret that `credentialsSecret` names"
+
+
 def hub_error(error: Exception, hub: HubSource) -> CheckpointError:
     """What went wrong with a download, in words for the user. Headers and tokens never reach the message."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants, errors, get_token
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     cause = error.__cause__ or error
     if isinstance(error, errors.GatedRepoError):
         message = "is gated: its owner lets in only accounts that accepted its terms"
-        fix = f"Accept them at {constants.ENDPOINT}/{hub.repo}, then set HF_TOKEN or run `hf auth login`"
+        message += ", and the token that was sent is not of one" if get_token() else ", and no token was sent"
+        fix = f"Accept them at {constants.ENDPOINT}/{hub.repo}, then {_TOKEN}"
     elif isinstance(error, errors.RepositoryNotFoundError):
         message = "there is no such repository, or it is private and this token has no access"
-        fix = "Check the name; for a private one set HF_TOKEN or run `hf auth login`"
+        fix = f"Check the name; for a private one {_TOKEN}"
     elif isinstance(error, errors.RevisionNotFoundError):
         message, fix = f"has no revision {hub.revision!r}", "Name a branch, tag or commit of this repository"
     elif isinstance(error, errors.LocalEntryNotFoundError) and (

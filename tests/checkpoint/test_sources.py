@@ -119,7 +119,9 @@ def test_gated_repository_opens_with_the_token_and_never_shows_it(tmp_path: Path
     with running_hub(Hub({"org/tiny": files}, gated={"org/tiny"})) as hub:
         refused = fetch(hub, tmp_path, "hf://org/tiny@main", HF_TOKEN="hf_wrong_secret")
         assert "gated" in refused["error"]
+        assert "the token that was sent is not" in refused["error"]
         assert "HF_TOKEN" in refused["error"]
+        assert "no token was sent" in fetch(hub, tmp_path, "hf://org/tiny@main")["error"]
         assert "hf_wrong_secret" not in refused["said"]
         assert "path" in fetch(hub, tmp_path, "hf://org/tiny@main", HF_TOKEN=hub.token)
 
