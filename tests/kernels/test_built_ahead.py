@@ -14,6 +14,8 @@ import torch
 from plimsoll.runtime.kernels import build, forecast, native, processor
 from plimsoll.runtime.kernels.native import native_kernels
 from tests.kernels import test_native
+from tests.models.test_layers_at_once import assert_same_to_the_bit
+from tests.support.checkpoints import make_checkpoint
 
 FITTING = [variant.name for variant in processor.fitting()]
 #: Every check of the native table that takes no fixture: against the plain twin, and rows against themselves.
@@ -91,7 +93,9 @@ def test_the_best_for_the_processor_is_taken_where_nothing_was_built_for_it(
 
 @pytest.mark.usefixtures("_nothing_else")
 @pytest.mark.parametrize("name", FITTING)
-def test_each_variant_computes_what_torch_does(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+def test_each_variant_computes_what_torch_does(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path, name: str
+) -> None:
     [path] = folder.glob(f"kernels-{name}-*.so")
     variant = build.variant_of(path)
     assert variant is not None
@@ -104,6 +108,9 @@ def test_each_variant_computes_what_torch_does(monkeypatch: pytest.MonkeyPatch, 
         torch.manual_seed(0)
         check()
     torch.set_num_threads(threads)
+    checkpoint = make_checkpoint(tmp_path / "model", "Qwen3ForCausalLM", tokenizer=False)
+    for precision in ("bfloat16", "w4a16"):
+        assert_same_to_the_bit(checkpoint, torch.bfloat16, precision)
 
 
 def test_without_a_compiler_building_ahead_says_so(tmp_path: Path) -> None:

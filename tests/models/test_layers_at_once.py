@@ -73,6 +73,10 @@ def steps(runner: Runner, chunks: tuple[int, ...]) -> Iterator[StepResult]:
 )
 def test_it_is_the_same_to_the_bit(folder: Path, dtype: torch.dtype, precision: Precision | None, threads: int) -> None:
     torch.set_num_threads(threads)
+    assert_same_to_the_bit(folder, dtype, precision)
+
+
+def assert_same_to_the_bit(folder: Path, dtype: torch.dtype, precision: Precision | None) -> None:
     table, checkpoint = native_kernels("cpu", dtype), open_checkpoint(folder)
 
     def runner(kernels: Kernels) -> Runner:
