@@ -28,15 +28,15 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "a device that is not there": (
         {"accelerator": {"resource": "nvidia.com/gpu", "memory": "8Gi"}, "pod": {"memory": "1Gi"}},
         "CrashLoop",
-        "GPU|CUDA",
+        "cuda",
     ),
     "a secret that does not exist": (
-        {"serving": {"apiKeysSecret": "nobody"}, "rollout": {"progressDeadline": "30s"}},
-        "Stalled|ContainerConfig",
-        "nobody|moved",
+        {"serving": {"apiKeysSecret": "nobody"}},
+        "FailedMount",
+        "nobody",
     ),
 }
-#: Slow to give up, or needing devices that are advertised and not there.
+#: Half a minute until they are given up, or needing devices that are advertised and not there.
 LONG = ("a device that is not there", "a secret that does not exist")
 
 
