@@ -1,6 +1,7 @@
 """The operator under test: a process of this machine, or the chart's pods."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,9 @@ plimsoll.__version__ = sys.argv.pop()
 from plimsoll.operator.main import main
 sys.exit(main())
 """
+
+#: What no cluster, however bad, makes an operator say.
+_SLIPS = re.compile(r"AttributeError: [^\\\"]*|TypeError: [^\\\"]*|NameError: [^\\\"]*|this is a bug")
 
 
 class Operator(Protocol):
@@ -96,6 +100,8 @@ class LocalOperator:
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
+        slips = set(_SLIPS.findall(self.log()))
+        assert not slips, f"the operator's log has {', '.join(sorted(slips))}"
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
