@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 
 import torch
 
@@ -48,9 +49,14 @@ def _on_cuda(device: torch.device, dtype: torch.dtype) -> Kernels:
     try:
         from plimsoll.runtime.kernels.triton_quant import triton_kernels
     except ImportError as error:
-        log.warning("plain torch multiplies quantised weights, slowly: %s", error)
-        return torch_kernels(device, dtype)
-    return triton_kernels(device, dtype)
+        missing = str(error)
+    else:
+        # Triton builds what starts a kernel when the first one runs, in the middle of a request.
+        if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+            return triton_kernels(device, dtype)
+        missing = "Triton needs a C compiler where it runs: gcc, clang or what $CC names"
+    log.warning("plain torch multiplies quantised weights, slowly: %s", missing)
+    return torch_kernels(device, dtype)
 
 
 def _wide_rows(weight_dtype: torch.dtype) -> int | None:

@@ -31,8 +31,21 @@ def test_a_gpu_gets_triton_where_it_is_installed_and_the_plain_table_where_it_is
 ) -> None:
     pytest.importorskip("triton")
     cuda = torch.device("cuda")
+    monkeypatch.setenv("CC", "cc")
     assert selection.select(cuda, torch.bfloat16).name == "torch, triton"
     assert selection.select(cuda, torch.bfloat16, "torch").name == "torch"
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "plimsoll.runtime.kernels.triton_quant")
     assert selection.select(cuda, torch.bfloat16).name == "torch"
+
+
+def test_a_gpu_without_a_c_compiler_gets_the_plain_table_and_the_log_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert selection.select(torch.device("cuda"), torch.bfloat16).name == "torch"
+    assert "Triton needs a C compiler" in caplog.text
+    (tmp_path / "gcc").touch(mode=0o755)
+    assert selection.select(torch.device("cuda"), torch.bfloat16).name == "torch, triton"
