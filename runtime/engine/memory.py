@@ -50,8 +50,14 @@ def find_device(name: str) -> torch.device:
     kind, _, number = name.partition(":")
     if name == "cpu" or (kind == "cuda" and cards and (int(number) if number.isdigit() else 0) < cards):
         return torch.device("cuda", int(number or 0)) if kind == "cuda" else torch.device("cpu")
-    there = ["cpu", *(f"cuda:{index}" for index in range(cards))]
-    raise SpecError("is not a device of this machine", field="device", value=name, fix=f"One of {', '.join(there)}")
+    there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(cards))])
+    if kind != "cuda" or cards:
+        fix = f"One of {there}"
+    elif torch.version.cuda is None:
+        fix = f"Here: {there}. This torch is built for CPUs; install one for CUDA, or take an image built for it"
+    else:
+        fix = f"Here: {there}. No driver shows this process a GPU; see what nvidia-smi says, and what the pod asks for"
+    raise SpecError("is not a device of this machine", field="device", value=name, fix=fix)
 
 
 def find_dtype(precision: str, device: torch.device) -> torch.dtype:

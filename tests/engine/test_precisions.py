@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from plimsoll.api.budget import CONTEXT_BYTES
 from plimsoll.api.errors import DoesNotFitError, SpecError
@@ -89,3 +90,15 @@ def _needs(plan: Any) -> int:
 def test_codes_of_other_bits_are_refused_before_memory_is_taken(folders: dict[str, Path]) -> None:
     with pytest.raises(SpecError, match=r"compressed-tensors of 8 bits.*Use auto or w8a16"):
         loaded(folders["eight"], precision="w4a16")
+
+
+@pytest.mark.parametrize(("built_for", "words"), [(None, "built for CPUs"), ("13.0", "nvidia-smi")])
+def test_a_gpu_that_is_not_there_is_refused_with_what_to_look_at(
+    monkeypatch: pytest.MonkeyPatch, built_for: str | None, words: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    with pytest.raises(SpecError, match=words):
+        find_device("cuda")
+    with pytest.raises(SpecError, match="One of cpu"):
+        find_device("tpu")
