@@ -39,6 +39,8 @@ def main(model: Path, workload: Workload, threads: int, precision: str) -> dict[
         firsts = [generate([prompt], 1) for prompt in prompts]
         result["first_token"][size] = [seconds for seconds, _ in firsts]
         result["prompt_tokens"][size] = firsts[0][1]
+    batches = [generate(prompts, workload.output_tokens)[0] for prompts in workload.four]
+    result["four"] = [len(workload.four[0]) * workload.output_tokens / seconds for seconds in batches]
     batches = [generate(prompts, workload.output_tokens)[0] for prompts in workload.sixteen]
     result["sixteen"] = [workload.streams * workload.output_tokens / seconds for seconds in batches]
     seconds, _ = generate(workload.sustained, workload.output_tokens)

@@ -44,6 +44,8 @@ def main(model, workload, threads):
     for size, prompts in workload["long"].items():
         result["first_token"][size] = [generate([prompt], 1)[0] for prompt in prompts]
         result["prompt_tokens"][size] = count(prompts[0])
+    batches = [generate(prompts, output)[0] for prompts in workload["four"]]
+    result["four"] = [len(workload["four"][0]) * output / seconds for seconds in batches]
     batches = [generate(prompts, output)[0] for prompts in workload["sixteen"]]
     result["sixteen"] = [workload["streams"] * output / seconds for seconds in batches]
     seconds, _ = generate(workload["sustained"], output)

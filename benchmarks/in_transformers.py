@@ -50,6 +50,8 @@ def main(model_path: Path, workload: Workload, threads: int, dtype: str) -> dict
         firsts = [generate([prompt], 1) for prompt in prompts[:2]]
         result["first_token"][size] = [seconds for seconds, _ in firsts]
         result["prompt_tokens"][size] = firsts[0][1]
+    batches = [generate(prompts, workload.output_tokens)[0] for prompts in workload.four[:1]]
+    result["four"] = [len(workload.four[0]) * workload.output_tokens / seconds for seconds in batches]
     batches = [generate(prompts, workload.output_tokens)[0] for prompts in workload.sixteen[:1]]
     result["sixteen"] = [workload.streams * workload.output_tokens / seconds for seconds in batches]
     return result

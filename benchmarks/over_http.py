@@ -84,6 +84,8 @@ def measure(url: str, workload: Workload) -> dict[str, Any]:
         outcomes = [ask([prompt], 1, 1)[0][0] for prompt in prompts]
         result["first_token"][size] = [outcome.first for outcome in outcomes]
         result["prompt_tokens"][size] = outcomes[0].prompt_tokens
+    batches = [ask(prompts, workload.output_tokens, len(prompts)) for prompts in workload.four]
+    result["four"] = [len(workload.four[0]) * workload.output_tokens / seconds for _, seconds in batches]
     batches = [ask(prompts, workload.output_tokens, workload.streams) for prompts in workload.sixteen]
     result["sixteen"] = [workload.streams * workload.output_tokens / seconds for _, seconds in batches]
     gaps = [gap for outcomes, _ in batches for outcome in outcomes for gap in outcome.gaps]

@@ -89,8 +89,10 @@ def ratios(results: Results, has_amx: bool) -> list[Ratio]:
         pair("16 streams over the same in float32", "server", "transformers32", ("sixteen",), None),
         pair("one stream over transformers in float32", "server", "transformers32", ("one_stream",), None),
         pair("one stream over llama-server", "server", "llama", ("one_stream",), None),
+        pair("4 streams over llama-server", "server", "llama", ("four",), None),
         pair("first token of 2,000, sooner than transformers", "server", "transformers", first, None, sooner=True),
         pair("one stream, LLM.generate over OpenVINO GenAI", "library", "openvino", ("one_stream",), None),
+        pair("4 streams, LLM.generate over OpenVINO GenAI", "library", "openvino", ("four",), None),
         pair("16 streams, LLM.generate over OpenVINO GenAI", "library", "openvino", ("sixteen",), None),
         pair("48 requests, 16 at a time, over OpenVINO GenAI", "library", "openvino", ("sustained",), None),
         pair("first token of 2,000, sooner than OpenVINO GenAI", "library", "openvino", first, None, sooner=True),
@@ -98,9 +100,10 @@ def ratios(results: Results, has_amx: bool) -> list[Ratio]:
 
 
 def between(results: Results, first: str, *others: str) -> list[Ratio]:
-    """Of our first precision over each other one: one stream, 16 streams, the first token of 2,000."""
+    """Of our first precision over each other one: 1, 4 and 16 streams, the first token of 2,000."""
     measures = {
         "one stream": ("one_stream",),
+        "4 streams": ("four",),
         "16 streams": ("sixteen",),
         "first token of 2,000": ("first_token", "2000"),
     }
@@ -136,6 +139,7 @@ def show_figures(results: Results, titles: Mapping[str, str], console: Console) 
     """Medians; the least and the most seen in brackets."""
     columns = {
         "one stream\ntokens/s": ("one_stream",),
+        "4 streams\ntokens/s": ("four",),
         "16 streams\ntokens/s": ("sixteen",),
         "48 at 16\ntokens/s": ("sustained",),
         "first of 512\ns": ("first_token", "512"),

@@ -15,6 +15,7 @@ WORDS = (
 
 OUTPUT_TOKENS = 128
 PROMPT_WORDS = 100
+FEW = 4
 STREAMS = 16
 
 
@@ -25,6 +26,8 @@ class Workload:
     warmup: list[str]
     one_stream: list[str]
     """Sent one after the other, `OUTPUT_TOKENS` tokens each."""
+    four: list[list[str]]
+    """Lists of `FEW` prompts sent at once, `OUTPUT_TOKENS` tokens each."""
     sixteen: list[list[str]]
     """Lists of `STREAMS` prompts sent at once, `OUTPUT_TOKENS` tokens each."""
     sustained: list[str]
@@ -51,6 +54,7 @@ def make_workload(seed: int, repeats: int) -> Workload:
     return Workload(
         warmup=prompts(STREAMS, 32),
         one_stream=prompts(repeats),
+        four=[prompts(FEW) for _ in range(repeats)],
         sixteen=[prompts(STREAMS) for _ in range(math.ceil(repeats / 2))],
         sustained=prompts(3 * STREAMS),
         long={"512": prompts(repeats, 512), "2000": prompts(repeats, 2000)},
