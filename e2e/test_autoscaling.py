@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import yaml
 
 from e2e.cluster import SERVING, SOON, Object, eventually
@@ -32,6 +33,7 @@ def example(namespace: str) -> dict[str, Object]:
     return found
 
 
+@pytest.mark.long
 def test_an_autoscaler_takes_it_from_one_to_two_and_back_under_traffic(scene: Scene, runtime_image: str) -> None:
     objects = example(scene.namespace)
     path = f"/apis/autoscaling/v2/namespaces/{scene.namespace}/horizontalpodautoscalers/smollm2"

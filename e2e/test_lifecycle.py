@@ -55,9 +55,16 @@ def test_drift_in_our_fields_is_put_back_and_other_fields_are_left_alone(scene: 
 
     [replica_set] = deployment.replica_sets()
     cluster.patch("replicasets", namespace, replica_set["metadata"]["name"], {"spec": {"replicas": 2}})
-    eventually(lambda: len(deployment.pods()) == 1, SOON, "a replica that nobody asked for is taken away")
-    eventually(lambda: deployment.replica_sets()[0]["spec"]["replicas"] == 1, SOON, "replicas are put back")
-    assert deployment.identities() == before
+
+    def counted() -> bool:
+        """The ReplicaSet's controller has acted on one replica: what it made of two is gone or going."""
+        [live] = deployment.replica_sets()
+        found = live["spec"]["replicas"], live["status"]["replicas"], live["status"]["observedGeneration"]
+        assert found == (1, 1, live["metadata"]["generation"]), found
+        return True
+
+    eventually(counted, SOON, "a replica that nobody asked for is taken away")
+    eventually(lambda: deployment.identities() == before, SOON, "the one that served is left")
     assert _service(scene, deployment)["metadata"]["annotations"]["team.example/owner"] == "us"
     deployment.ready()
 
