@@ -112,7 +112,7 @@ static const float *widened_f32(const float *block, float *spare, long count)
 
 /* Query rows [first, last) of the step, all of sequence b, for the heads of group g. Rows lie position-major. */
 #define DEFINE_ATTEND(KIND, C)                                                                                         \
-    static void attend_##KIND(const attention_job *job, long b, long g, long first, long last, float *scratch)                   \
+    static void attend_##KIND(const attention_job *job, long b, long g, long first, long last, float *scratch)         \
     {                                                                                                                  \
         long D = job->D, S = job->S, group = job->H / job->G, rows = (last - first) * group;                           \
         float *q = scratch, *mixed = q + rows * D, *scores = mixed + rows * D, *mass = scores + rows * S;              \
@@ -165,14 +165,14 @@ static long span_of(const attention_job *job)
     return group < TILE_ROWS ? TILE_ROWS / group : 1;
 }
 
-long attention_tasks(const attention_job *job, long *first_task)
+void attention_tasks(const attention_job *job, long *first_task)
 {
     long span = span_of(job), tasks = 0;
     for (long b = 0; b < job->B; b++) {
         first_task[b] = tasks;
         tasks += (job->starts[b + 1] - job->starts[b] + span - 1) / span * job->G;
     }
-    return first_task[job->B] = tasks;
+    first_task[job->B] = tasks;
 }
 
 long attention_scratch(const attention_job *job)

@@ -110,7 +110,7 @@ INLINE void load_floats(const float *p, vf *a, vf *b)
         if (bands * ((panels + share - 1) / share) < 4 * threads) share = (panels * bands + 4 * threads - 1) / (4 * threads); \
         if (M <= 2 && share % 4) share += 4 - share % 4;                                                               \
         long shares = (panels + share - 1) / share;                                                                    \
-        _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {          \
+        _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {                   \
             long row = task / shares * band, rows = M - row < band ? M - row : band;                                   \
             long first = task % shares * share, last = first + share < panels ? first + share : panels;                \
             NAME##_band(rows, K, x + row * K, w, first, last < full ? last : full, bias, y + row * N, N);              \

@@ -23,7 +23,7 @@ typedef struct {
 } attention_job;
 
 /* Fills first_task [B + 1] with the first task of each sequence; its last is how many there are. */
-long attention_tasks(const attention_job *job, long *first_task);
+void attention_tasks(const attention_job *job, long *first_task);
 /* Floats each thread needs for itself, a multiple of 64 bytes. */
 long attention_scratch(const attention_job *job);
 void attention_team(const attention_job *job, const long *first_task, float *scratch);
