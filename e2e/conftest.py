@@ -126,6 +126,14 @@ def runtime_image(cluster: Cluster) -> str:
 
 
 @pytest.fixture(scope="session")
+def operator_image(cluster: Cluster) -> str:
+    """The image of the chart's operator, likewise."""
+    if "PLIMSOLL_E2E_OPERATOR_IMAGE" not in os.environ and not cluster.has_image(OPERATOR_IMAGE):
+        pytest.skip(f"no node has {OPERATOR_IMAGE}: build Dockerfile.operator and load it (docs/testing.md)")
+    return OPERATOR_IMAGE
+
+
+@pytest.fixture(scope="session")
 def model_file() -> Path:
     """The demo model, as `make test` knows it."""
     return demo_model.fetch(ROOT / ".cache" / "plimsoll")
@@ -195,10 +203,15 @@ def settings(namespace: str, runtime_image: str, request: pytest.FixtureRequest)
 
 
 @pytest.fixture
-def operator(cluster: Cluster, namespace: str, settings: dict[str, Any], tmp_path: Path) -> Iterator[Operator]:
+def operator(
+    cluster: Cluster, namespace: str, settings: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Operator]:
     """A running operator, which the test may kill and start again."""
-    chart = ChartOperator(cluster, namespace, settings, OPERATOR_IMAGE)
-    found: Operator = chart if CHART else LocalOperator(tmp_path, settings)
+    found: Operator
+    if CHART:
+        found = ChartOperator(cluster, namespace, settings, request.getfixturevalue("operator_image"))
+    else:
+        found = LocalOperator(tmp_path, settings)
     found.start()
     yield found
     found.stop()

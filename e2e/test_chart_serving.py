@@ -9,7 +9,6 @@ import pytest
 
 from e2e import volumes
 from e2e.cluster import SERVING, SOON, Cluster, eventually
-from e2e.conftest import OPERATOR_IMAGE
 from e2e.deployments import CLAIM, MODEL_FILE
 from e2e.jobs import QuantizationJob, job_manifest
 from e2e.operators import ChartOperator
@@ -24,11 +23,11 @@ JOB = {
 
 
 @pytest.fixture
-def operator(cluster: Cluster, namespace: str, settings: dict[str, Any]) -> Iterator[ChartOperator]:
+def operator(
+    cluster: Cluster, namespace: str, settings: dict[str, Any], operator_image: str
+) -> Iterator[ChartOperator]:
     """Always the chart's, whatever the other scenarios run."""
-    if not cluster.has_image(OPERATOR_IMAGE):
-        pytest.skip(f"no node has {OPERATOR_IMAGE}: build Dockerfile.operator and load it")
-    found = ChartOperator(cluster, namespace, settings, OPERATOR_IMAGE)
+    found = ChartOperator(cluster, namespace, settings, operator_image)
     found.start()
     yield found
     found.stop()

@@ -114,21 +114,42 @@ def test_from_an_image(bare: Scene) -> None:
     _served(bare, bare.deploy(model={"source": source}))
 
 
+def _token(namespace: str, value: str) -> dict[str, Any]:
+    meta = {"name": "hub", "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"HF_TOKEN": value}}
+
+
+@pytest.mark.long
+def test_a_secret_that_went_missing_is_named_and_the_pod_starts_once_it_is_back(bare: Scene, model_file: Path) -> None:
+    hub = Hub(repos={"plimsoll/smollm2": {MODEL_FILE: model_file.read_bytes()}}, gated={"plimsoll/smollm2"})
+    with running_hub(hub, host_address(bare.cluster)):
+        bare.cluster.apply(_token(bare.namespace, hub.token))
+        model = {"source": "hf://plimsoll/smollm2@main", "endpoint": hub.url, "credentialsSecret": "hub"}
+        deployment = bare.deploy(model=model)
+        deployment.ready()
+        served = deployment.identities()
+        bare.cluster.delete("secrets", bare.namespace, "hub")
+        bare.cluster.kubectl("scale", f"mdep/{deployment.name}", "-n", bare.namespace, "--replicas=2")
+
+        said = deployment.wait("Ready", "False", reason="ContainerConfig")["message"]
+        assert 'fetch: secret "hub" not found' in said
+        bare.result.note(words=said)
+        bare.cluster.apply(_token(bare.namespace, hub.token))
+        deployment.ready()
+        assert served < deployment.identities()
+
+
 @pytest.mark.long
 def test_a_token_that_is_wrong_is_named_and_a_right_one_heals(bare: Scene, model_file: Path) -> None:
     address = host_address(bare.cluster)
     hub = Hub(repos={"plimsoll/smollm2": {MODEL_FILE: model_file.read_bytes()}}, gated={"plimsoll/smollm2"})
 
-    def secret(token: str) -> dict[str, Any]:
-        meta = {"name": "hub", "namespace": bare.namespace}
-        return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"HF_TOKEN": token}}
-
     with running_hub(hub, address):
-        bare.cluster.apply(secret("wrong"))
+        bare.cluster.apply(_token(bare.namespace, "wrong"))
         model = {"source": "hf://plimsoll/smollm2@main", "endpoint": hub.url, "credentialsSecret": "hub"}
         deployment = bare.deploy(model=model)
         said: Callable[[], bool] = lambda: "401" in deployment.words() or "token" in deployment.words()  # noqa: E731
         deployment.wait("SourceReady", "False")
         eventually(said, 120, "the token is blamed")
-        bare.cluster.apply(secret(hub.token))
+        bare.cluster.apply(_token(bare.namespace, hub.token))
         _served(bare, deployment)
