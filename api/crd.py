@@ -150,6 +150,8 @@ def object_schema(kind: Kind = DEPLOYMENTS) -> Schema:
     """OpenAPI v3 of a whole object, as structural schemas are written."""
     spec, status = structural(kind.spec), structural(kind.status)
     status["properties"]["conditions"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+    # kstatus takes an object without a status for done; generations begin at 1, so this one is in progress.
+    status["default"] = {"observedGeneration": 0}
     return {
         "description": _words(kind.whole.__doc__ or ""),
         "type": "object",

@@ -38,7 +38,7 @@ class JobCluster:
     uid: str = "uid-1"
     now: float = 1_000_000.0
     generation: int = 1
-    status: Mapping[str, Any] = field(default_factory=dict)
+    status: Mapping[str, Any] = field(default_factory=lambda: {"observedGeneration": 0})  # by the CRD
     children: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
     batch: BatchJob | None = None
     earlier: tuple[BatchJob, ...] = ()

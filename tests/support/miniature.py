@@ -64,7 +64,7 @@ class Cluster:
     settings: Settings = field(default_factory=Settings)
     now: float = 1_000_000.0
     generation: int = 1
-    status: Mapping[str, Any] = field(default_factory=dict)
+    status: Mapping[str, Any] = field(default_factory=lambda: {"observedGeneration": 0})  # by the CRD
     sets: dict[str, ReplicaSet] = field(default_factory=dict)
     pods: list[Pod] = field(default_factory=list)
     children: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from plimsoll.operator.plan import plan_job
 from plimsoll.operator.plan.job_status import duration
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import BatchJob, Container, Pod
-from tests.operator.plan.test_kstatus import kstatus
+from tests.support.gitops import HEALTH, argocd, kstatus
 from tests.support.job_miniature import DIGEST, LAYERS, JobCluster, job_spec
 from tests.support.miniature import GIB
 
@@ -195,9 +195,12 @@ def test_a_claim_that_is_too_small_is_refused_and_one_unseen_is_believed() -> No
 def test_kstatus_reads_every_phase_rightly() -> None:
     seen: dict[str, set[str]] = {}
     for cluster in (JobCluster(), JobCluster(outcome="GateFailed"), JobCluster(rivals=("first",))):
+        assert kstatus(1, cluster.status) == "InProgress"
         for number in range(40):
             cluster.act()
-            seen.setdefault(cluster.status["phase"], set()).add(kstatus(1, cluster.status))
+            read = kstatus(1, cluster.status)
+            assert argocd("QuantizationJob", 1, cluster.status) == HEALTH[read]
+            seen.setdefault(cluster.status["phase"], set()).add(read)
             cluster.others_move(number == 8)
     ends = {"Complete": {"Current"}, "Failed": {"Failed"}, "Refused": {"Failed"}}
     assert {phase: found for phase, found in seen.items() if phase in ends} == ends

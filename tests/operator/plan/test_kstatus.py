@@ -1,27 +1,12 @@
-"""Statuses as Flux, Argo CD and `kubectl wait` read them: kstatus's rules over every phase a deployment goes through.
+"""Statuses as Flux, Argo CD and `kubectl wait` read them, over every phase a deployment goes through."""
 
-The rules are those of sigs.k8s.io/cli-utils/pkg/kstatus for kinds it does not know: a generation not yet observed and
-`Reconciling` mean in progress, `Stalled` means failed, then `Ready` decides.
-"""
-
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from plimsoll.operator import build
+from tests.support.gitops import HEALTH, argocd, kstatus
 from tests.support.miniature import Cluster, spec
-
-
-def kstatus(generation: int, status: Mapping[str, Any]) -> str:
-    if status.get("observedGeneration", generation) != generation:
-        return "InProgress"
-    conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", ())}
-    if conditions.get("Reconciling") == "True":
-        return "InProgress"
-    if conditions.get("Stalled") == "True":
-        return "Failed"
-    return "Current" if conditions.get("Ready", "True") == "True" else "InProgress"
 
 
 def first_start(cluster: Cluster) -> None:
@@ -71,10 +56,12 @@ def test_every_step_of_a_story_reads_right(story: Callable[[Cluster], None], end
     seen = []
     for choice in range(60):
         # What a tool sees between the change and the operator's answer is never taken for done.
-        if cluster.status and cluster.status["observedGeneration"] != cluster.generation:
+        if cluster.status["observedGeneration"] != cluster.generation:
             assert kstatus(cluster.generation, cluster.status) == "InProgress"
+            assert argocd("ModelDeployment", cluster.generation, cluster.status) == "Progressing"
         cluster.act()
         read = kstatus(cluster.generation, cluster.status)
+        assert argocd("ModelDeployment", cluster.generation, cluster.status) == HEALTH[read]
         seen.append((cluster.status["phase"], read))
         ready = cluster.condition("Ready")["status"] == "True"
         moves = cluster.condition("Progressing")["status"] == "True"

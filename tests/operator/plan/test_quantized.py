@@ -11,7 +11,7 @@ from plimsoll.operator.actions import Apply
 from plimsoll.operator.outputs import output_of
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Failure, Output, Quantizing, ReplicaSet
-from tests.operator.plan.test_kstatus import kstatus
+from tests.support.gitops import kstatus
 from tests.support.miniature import Cluster, spec
 
 OF_A_JOB = {"model": {"quantizationJob": "awq"}}
