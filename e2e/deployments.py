@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from e2e.cluster import SERVING, SOON, Cluster, Object, RefusedError, eventually
+from tests.support.gitops import kstatus
 
 API_VERSION = "plimsoll.dev/v1alpha1"
 DEPLOYMENT = "plimsoll.dev/deployment"
@@ -174,7 +175,8 @@ class ModelDeployment:
             live = self.get()
             status = live.get("status", {})
             kinds = sorted(c["type"] for c in status.get("conditions", []) if c["status"] == "True")
-            step = {"phase": status.get("phase"), "true": kinds}
+            read = kstatus(live["metadata"]["generation"], status)
+            step = {"phase": status.get("phase"), "true": kinds, "kstatus": read}
             if not seen or {k: seen[-1][k] for k in step} != step:
                 seen.append({"at": round(time.monotonic() - begun, 2), **step, "message": status.get("message", "")})
             assert "Ready" in kinds, self.words()

@@ -21,6 +21,7 @@ from e2e.cluster import PATHS, Cluster, RefusedError
 from e2e.operators import ROOT
 from plimsoll.api.errors import SpecError
 from plimsoll.api.manifest import parse_manifest
+from tests.support.gitops import kstatus
 from tests.support.manifests import ENDPOINTS, ON_CPU, ON_GPU, SOURCES, Wrong, manifest, wrong_manifests
 
 PLACE = PATHS["modeldeployments"]
@@ -197,7 +198,8 @@ def test_columns_short_name_category_and_both_subresources(cluster: Cluster, her
     )
     created = cluster.get("modeldeployments", here, "demo")
     assert created is not None
-    assert "status" not in created or created["status"].get("phase") != "Ready"
+    assert created["status"] == {"observedGeneration": 0}
+    assert kstatus(created["metadata"]["generation"], created["status"]) == "InProgress"
     since = created["metadata"]["creationTimestamp"]
     condition = {
         "type": "Ready", "status": "False", "reason": "NotReady", "message": "pod demo-1 is loading",

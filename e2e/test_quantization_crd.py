@@ -67,6 +67,8 @@ def here(cluster: Cluster) -> Iterator[str]:
 def test_a_spec_may_be_corrected_until_the_job_has_started(cluster: Cluster, here: str) -> None:
     place = f"{PLACE.format(here)}/demo-awq"
     cluster.kubectl("create", "-n", here, "-f", "-", stdin=yaml.safe_dump(job_manifest(full())))
+    # Not yet looked at: in progress for what waits by kstatus.
+    assert cluster.api("GET", place)["status"] == {"observedGeneration": 0}
 
     def change(**spec: Any) -> None:
         cluster.api("PATCH", place, {"spec": spec}, kind="merge-patch")

@@ -25,6 +25,8 @@ def test_an_applied_manifest_is_accepted_becomes_ready_and_answers(scene: Scene,
     deployment = scene.deploy()
     steps = deployment.follow()
     scene.result.note(steps=steps, words=" ".join(f"{s['phase']}@{s['at']}" for s in steps))
+    # Whoever waits by kstatus waits for all of it, and no longer.
+    assert [step["kstatus"] for step in steps] == ["InProgress"] * (len(steps) - 1) + ["Current"]
     status = deployment.status
     assert {c["type"] for c in status["conditions"]} >= CONDITIONS
     assert not is_true(status["conditions"], "Degraded")

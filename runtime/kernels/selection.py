@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -51,12 +53,24 @@ def _on_cuda(device: torch.device, dtype: torch.dtype) -> Kernels:
     except ImportError as error:
         missing = str(error)
     else:
-        # Triton builds what starts a kernel when the first one runs, in the middle of a request.
-        if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        missing = _missing_for_triton()
+        if not missing:
             return triton_kernels(device, dtype)
-        missing = "Triton needs a C compiler where it runs: gcc, clang or what $CC names"
     log.warning("plain torch multiplies quantised weights, slowly: %s", missing)
     return torch_kernels(device, dtype)
+
+
+def _missing_for_triton() -> str:
+    """Empty where it can build what starts a kernel: it does so when the first one runs, in the middle of a request."""
+    named = os.environ.get("CC")
+    if named and not shutil.which(named):
+        return f"Triton builds with what $CC names, and {named} is not there"
+    if not (named or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler where it runs: gcc, clang or what $CC names"
+    # As Triton asks: Debian's own scheme is for what pip installs.
+    scheme = sysconfig.get_default_scheme()
+    header = Path(sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme), "Python.h")
+    return "" if header.exists() else f"Triton needs Python's headers where it runs, and {header} is not there"
 
 
 def _wide_rows(weight_dtype: torch.dtype) -> int | None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def test_a_gpu_gets_triton_where_it_is_installed_and_the_plain_table_where_it_is
 ) -> None:
     pytest.importorskip("triton")
     cuda = torch.device("cuda")
-    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setenv("CC", sys.executable)
     assert selection.select(cuda, torch.bfloat16).name == "torch, triton"
     assert selection.select(cuda, torch.bfloat16, "torch").name == "torch"
     monkeypatch.setitem(sys.modules, "triton", None)
@@ -47,5 +48,11 @@ def test_a_gpu_without_a_c_compiler_gets_the_plain_table_and_the_log_says_why(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert selection.select(torch.device("cuda"), torch.bfloat16).name == "torch"
     assert "Triton needs a C compiler" in caplog.text
-    (tmp_path / "gcc").touch(mode=0o755)
+    monkeypatch.setenv("CC", "icx")
+    assert selection.select(torch.device("cuda"), torch.bfloat16).name == "torch"
+    assert "icx is not there" in caplog.text
+    (tmp_path / "icx").touch(mode=0o755)
     assert selection.select(torch.device("cuda"), torch.bfloat16).name == "torch, triton"
+    monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(tmp_path))
+    assert selection.select(torch.device("cuda"), torch.bfloat16).name == "torch"
+    assert "Python.h is not there" in caplog.text
