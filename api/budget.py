@@ -196,7 +196,7 @@ class _Sum:
 
     @property
     def context(self) -> int:
-        return CONTEXT_BYTES[self.device.kind]
+        return context_bytes(self.device)
 
     @property
     def length(self) -> int:
@@ -257,9 +257,14 @@ def _sum(facts: ModelFacts, device: DeviceFacts, load: Load) -> _Sum:
         load.max_batched_tokens or BATCHED_TOKENS[device.kind], load.max_running, load.max_length or trained,
     )  # fmt: skip
     block = block_bytes(facts, load.block_size, precision, load.cache_precision, tensor)
-    free = max(0, device.total - CONTEXT_BYTES[device.kind] - weights - sum(terms.values()))
+    free = max(0, device.total - context_bytes(device) - weights - sum(terms.values()))
     cache = int(load.ratio * free) if load.cache_bytes is None else load.cache_bytes
     return _Sum(load, device, weights, terms, block, cache, cache // block, trained)
+
+
+def context_bytes(device: DeviceFacts) -> int:
+    """What lies on it before the first tensor."""
+    return CONTEXT_BYTES[device.kind] + device.libraries
 
 
 def _ways_out(facts: ModelFacts, device: DeviceFacts, load: Load) -> Iterator[str]:

@@ -28,6 +28,10 @@ enough while one sequence's own are less than this."""
 HEAD_GROUP = 32
 """As llama.cpp's Q8_0 has it, in which most 4-bit files bring their head: so it loses nothing."""
 
+CUDA_BUILD_BYTES = 288 << 20
+"""What a torch built for CUDA takes of a CPU's memory beyond one built for CPUs, GPU or not: 278 MiB by
+`benchmarks/memory.py` (torch 2.13, CUDA 13.0)."""
+
 WIDE_SCRATCH_BYTES = 16 << 20
 """Unpacked weights, narrowed activations and products, where wide products go through torch's bfloat16."""
 
@@ -51,3 +55,5 @@ class DeviceFacts:
     kind: DeviceKind
     total: int
     table: TableFacts = TableFacts()
+    libraries: int = 0
+    """Bytes that libraries hold beyond what any process of ours does (`CONTEXT_BYTES`)."""

@@ -49,6 +49,8 @@ class JobLoad:
     """Text is sampled from the model, by our engine."""
     held_out: int = 0
     """Samples that are measured on."""
+    libraries: int = 0
+    """Bytes, as in `DeviceFacts`."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
         SpecError: groups do not divide a width of the model; the sizes that do are named.
     """
     check_groups(facts, load.group_size)
-    base = CONTEXT_BYTES["cpu"]
+    base = process_bytes(load)
     linears = [matrix for matrix in matrices(facts, 1) if matrix.linear]
     layer = layer_bytes(facts)
     batch = batch_bytes(facts, load)
@@ -94,6 +96,11 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
         output=_output(facts, load, linears, 4 if facts.dtype == "F32" else 2),
         scratch=max(2 * FLOAT * load.samples * load.length * facts.hidden_size, _kept_evaluation(facts, load)),
     )
+
+
+def process_bytes(load: JobLoad) -> int:
+    """Of the process itself, before it has read anything."""
+    return CONTEXT_BYTES["cpu"] + load.libraries
 
 
 def _walk(facts: ModelFacts, load: JobLoad) -> int:

@@ -33,13 +33,12 @@ def plan(
             raise SpecError(f"is {' or '.join(k for k in known if k)}", field=option, value=value)
 
     from plimsoll.api.budget import budget
-    from plimsoll.api.device import DeviceFacts
     from plimsoll.api.load import load_of, refuse_not_run_yet
     from plimsoll.api.manifest import parse_manifest
     from plimsoll.api.quantity import byte_option
     from plimsoll.api.sizes import replication, slow_codes
     from plimsoll.cli.manifest_file import read_manifest
-    from plimsoll.runtime.kernels.forecast import foreseen_table
+    from plimsoll.runtime.kernels.forecast import foreseen_device, libraries_note
 
     deployment = parse_manifest(*read_manifest(file), name)
     spec = deployment.spec
@@ -47,7 +46,7 @@ def plan(
     line = spec.accelerator.memory if memory is None else byte_option(memory, "--memory")
     kind: Literal["cpu", "cuda"] = "cpu" if (device or spec.accelerator.resource) == "cpu" else "cuda"
     total, cache_limit = (line, None) if line else _machine_memory(kind)
-    card = DeviceFacts(kind, total, foreseen_table(kind))
+    card = foreseen_device(kind, total)
     load = load_of(spec, facts)
     report: dict[str, Any] = {
         "name": deployment.metadata.name,
@@ -69,6 +68,7 @@ def plan(
     except NotRunYetError as error:
         not_run = str(error)
     copies = replication(facts, found.tensor)
+    slow = slow_codes(found.precision, card.kind, card.table)
     report |= {
         "fits": True,
         "precision": found.precision,
@@ -85,7 +85,7 @@ def plan(
         "maxLengthFrom": _length_from(load.max_length, load.trained_length, found.max_length),
         "concurrentRequests": found.concurrent_requests,
         "rejected": [{"option": item.option, "reason": item.reason} for item in found.rejected],
-        "notes": [note for note in (copies, slow_codes(found.precision, card.kind, card.table)) if note],
+        "notes": [note for note in (copies, slow, libraries_note(card.libraries)) if note],
         "notRunYet": not_run,
     }
     if output == "json":

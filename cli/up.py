@@ -89,16 +89,15 @@ def _budget(deployment: "ModelDeployment", facts: "ModelFacts") -> "Budget | Non
     Without `accelerator.memory` the line is the machine's, which the engine reads and closes the same budget on.
     """
     from plimsoll.api.budget import RUNS, budget
-    from plimsoll.api.device import DeviceFacts, DeviceKind
+    from plimsoll.api.device import DeviceKind
     from plimsoll.api.load import load_of
-    from plimsoll.runtime.kernels.forecast import foreseen_table
+    from plimsoll.runtime.kernels.forecast import foreseen_device
 
     accelerator = deployment.spec.accelerator
     if accelerator.memory is None:
         return None
     kind: DeviceKind = "cpu" if accelerator.resource == "cpu" else "cuda"
-    device = DeviceFacts(kind, accelerator.memory, foreseen_table(kind))
-    return budget(facts, device, load_of(deployment.spec, facts), RUNS)
+    return budget(facts, foreseen_device(kind, accelerator.memory), load_of(deployment.spec, facts), RUNS)
 
 
 def _refuse_together(budgets: "list[tuple[ModelDeployment, Budget | None]]") -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 from plimsoll.api.architecture import find_architecture
-from plimsoll.api.budget import CONTEXT_BYTES
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import expected_tensors
-from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs, least_disk
+from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs, least_disk, process_bytes
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.quantjob.groups import GROUPINGS
 from plimsoll.quantjob.recipe import GROUP_SIZES, Recipe
 from plimsoll.quantjob.walk import WalkPlan
+from plimsoll.runtime.kernels.forecast import foreseen_libraries, libraries_note
 
 #: Tensor-parallel sizes that people use.
 PARALLEL = (2, 4, 8)
@@ -61,9 +61,12 @@ def preflight(
     check_shapes(facts, recipe)
     # What looks at no text holds no hidden states of it.
     samples = samples if recipe.calibrates and facts.architecture in GROUPINGS else 0
-    load = JobLoad(recipe.method, recipe.bits, recipe.group_size, samples, length, held_out=held_out)
+    libraries = foreseen_libraries("cpu")
+    load = JobLoad(
+        recipe.method, recipe.bits, recipe.group_size, samples, length, held_out=held_out, libraries=libraries
+    )
     needs, plan = _plan(facts, load, memory, batch, threads)
-    notes = list(_parallel_notes(facts, recipe))
+    notes = [*_parallel_notes(facts, recipe), *filter(None, [libraries_note(libraries)])]
     if recipe.calibrates and facts.architecture not in GROUPINGS:
         notes.append(f"no groupings are known for {facts.architecture}: its linears are rounded to nearest")
     seconds = _seconds(facts, recipe, samples * length, threads)
@@ -154,13 +157,13 @@ def _plan(facts: ModelFacts, load: JobLoad, memory: int, batch: int | None, thre
     def needs_of(size: int) -> JobNeeds:
         return job_needs(facts, replace(load, batch=size))
 
-    least = needs_of(batch or 1)
+    least, note = needs_of(batch or 1), libraries_note(load.libraries)
     if max(least.walk, least.evaluation) > memory:
         raise DoesNotFitError(
             f"needs {format_bytes(least.memory)} (the walk over the layers "
-            f"{format_bytes(least.walk - CONTEXT_BYTES['cpu'])}, evaluation "
-            f"{format_bytes(least.evaluation - CONTEXT_BYTES['cpu'])}, and the process itself "
-            f"{format_bytes(CONTEXT_BYTES['cpu'])}) of {format_bytes(memory)}",
+            f"{format_bytes(least.walk - process_bytes(load))}, evaluation "
+            f"{format_bytes(least.evaluation - process_bytes(load))}, and the process itself "
+            f"{format_bytes(process_bytes(load))}{'; ' + note if note else ''}) of {format_bytes(memory)}",
             field="--memory", ways=(f"--memory {format_bytes(least.memory)}", "a smaller --batch-size, a shorter "
                                     "--calib-seqlen"),
         )  # fmt: skip

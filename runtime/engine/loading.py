@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from plimsoll.api.device import DeviceKind
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.sizes import slow_codes
 from plimsoll.checkpoint import open_checkpoint
@@ -14,6 +15,7 @@ from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
 from plimsoll.runtime.engine.runner import Runner
 from plimsoll.runtime.engine.threads import apply_threads
+from plimsoll.runtime.kernels.forecast import foreseen_libraries, libraries_note
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.messages import EngineReady, LoadProgress
 from plimsoll.runtime.models.loader import load_decoder
@@ -97,9 +99,10 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
     plan = plan_memory(config, facts, kernels, dtype)
     for option in plan.rejected:
         log.info("passed over %s: %s", option.option, option.reason)
-    slow = slow_codes(plan.precision, "cuda" if device.type == "cuda" else "cpu", kernels.facts)
-    if slow:
-        log.warning(slow)
+    kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
+    for note in (slow_codes(plan.precision, kind, kernels.facts), libraries_note(foreseen_libraries(kind))):
+        if note:
+            log.warning(note)
     clock = Clock(on_progress)
     with clock.phase("weights", plan.predicted["weights"]):
         decoder = load_decoder(

@@ -17,6 +17,7 @@ from plimsoll.api.rope import check_length, default_length, override_rope
 from plimsoll.api.sizes import Precision
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.cgroup import host_line
+from plimsoll.runtime.kernels.forecast import foreseen_libraries
 from plimsoll.runtime.kernels.table import Kernels
 
 DTYPES: Mapping[Precision, torch.dtype] = {
@@ -101,7 +102,7 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
         trained_length=default_length(facts, rope),
     )
     total, cache_limit = memory_line(config, kernels.device)
-    device = DeviceFacts(kind, total, kernels.facts)
+    device = DeviceFacts(kind, total, kernels.facts, foreseen_libraries(kind))
     found = budget(facts, device, load, RUNS, cache_limit)
     available = available_bytes(kernels.device)
     if found.in_use > available:

@@ -1,11 +1,15 @@
-"""Which table `select` will choose on this machine, without torch: so `plan` and `up` predict what the engine does."""
+"""What the engine will find here and which table `select` will choose, without torch: `plan` and `up` predict by it."""
 
 import os
 import platform
+import runpy
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
-from plimsoll.api.device import TORCH_TABLE, DeviceKind, TableFacts, native_table
+from plimsoll.api.device import CUDA_BUILD_BYTES, TORCH_TABLE, DeviceFacts, DeviceKind, TableFacts, native_table
 from plimsoll.api.errors import PlimsollError
+from plimsoll.api.quantity import format_bytes
 from plimsoll.runtime.kernels.build import NativeUnavailableError, library, variant_of
 from plimsoll.runtime.kernels.processor import multiplies_bf16, processor_flags
 
@@ -25,6 +29,33 @@ def foreseen_table(kind: DeviceKind) -> TableFacts:
     except NativeUnavailableError:
         return TORCH_TABLE
     return native_table(panel_width(path), multiplies_bf16())
+
+
+def foreseen_libraries(kind: DeviceKind) -> int:
+    """What this machine's torch takes of a CPU's memory for libraries of CUDA, which it loads with or without a GPU."""
+    return CUDA_BUILD_BYTES if kind == "cpu" and _built_for_cuda() else 0
+
+
+def libraries_note(size: int) -> str | None:
+    """What a person should know of these bytes; None where there are none."""
+    if not size:
+        return None
+    more = format_bytes(size)
+    return f"this torch is built for CUDA, which takes {more} more of a CPU's memory than one that is built for CPUs"
+
+
+@cache
+def _built_for_cuda() -> bool:
+    torch = find_spec("torch")
+    try:
+        return bool(torch and runpy.run_path(str(Path(torch.origin or "").with_name("version.py"))).get("cuda"))
+    except OSError:
+        return False
+
+
+def foreseen_device(kind: DeviceKind, total: int) -> DeviceFacts:
+    """`total` bytes of a device of this machine, as the engine will find it."""
+    return DeviceFacts(kind, total, foreseen_table(kind), foreseen_libraries(kind))
 
 
 def wanted_table(kernels: str = "auto") -> str:
