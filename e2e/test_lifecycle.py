@@ -49,9 +49,12 @@ def test_drift_in_our_fields_is_put_back_and_other_fields_are_left_alone(scene: 
     cluster.kubectl("annotate", *where, "team.example/owner=us")
     cluster.kubectl("label", f"mdep/{deployment.name}", "-n", namespace, "team.example/tier=gold")
 
-    [budget] = cluster.find("poddisruptionbudgets", namespace)
-    cluster.delete("poddisruptionbudgets", namespace, budget["metadata"]["name"])
-    eventually(lambda: cluster.find("poddisruptionbudgets", namespace), SOON, "the disruption budget is made again")
+    def budget() -> dict | None:
+        return cluster.get("poddisruptionbudgets", namespace, deployment.name)
+
+    assert budget()
+    cluster.delete("poddisruptionbudgets", namespace, deployment.name)
+    eventually(budget, SOON, "the disruption budget is made again")
 
     [replica_set] = deployment.replica_sets()
     cluster.patch("replicasets", namespace, replica_set["metadata"]["name"], {"spec": {"replicas": 2}})

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from e2e.cluster import SERVING, SOON, eventually
-from e2e.deployments import COMPONENT, ModelDeployment, manifest
+from e2e.deployments import COMPONENT, DEPLOYMENT, ModelDeployment, manifest
 from e2e.scene import Scene
 
 #: Of the demo model nothing fits below some 300 MiB; each asks for another line, length or precision.
@@ -37,7 +37,7 @@ def test_thirty_that_cannot_fit_are_refused_with_their_sums_and_no_pod(scene: Sc
 
     pods = scene.cluster.find("pods", scene.namespace, labelSelector=f"{COMPONENT}=server")
     assert not pods
-    assert not scene.cluster.find("replicasets", scene.namespace)
+    assert not scene.cluster.find("replicasets", scene.namespace, labelSelector=DEPLOYMENT)
     events = scene.cluster.find("events", scene.namespace, fieldSelector="involvedObject.kind=ModelDeployment")
     times: dict[str, int] = {}
     for event in events:
@@ -66,7 +66,7 @@ def test_a_source_that_is_not_there_says_so_and_heals(scene: Scene) -> None:
     deployment = scene.deploy(model={"source": "pvc://models/nothing.gguf"})
     missing = deployment.wait("SourceReady", "False", seconds=SERVING)
     eventually(lambda: "nothing.gguf" in deployment.words(), SERVING, "the missing file is named")
-    assert not scene.cluster.find("replicasets", scene.namespace)
+    assert not scene.cluster.find("replicasets", scene.namespace, labelSelector=DEPLOYMENT)
     scene.result.note(words=(deployment.condition("SourceReady") or missing)["message"][:120])
     scene.cluster.apply(manifest(scene.namespace, deployment.name, replicas=0))
     deployment.wait("SourceReady")
