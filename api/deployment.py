@@ -140,8 +140,8 @@ class Accelerator(Part):
     resource: Literal["cpu", "nvidia.com/gpu"]
     """The resource that pods ask the scheduler for."""
     memory: Memory | None = None
-    """The line: memory of one device, or of the whole pod on a CPU, such as 24Gi. Default: what the machine has; in a
-    cluster, what the labels of the nodes say that the pod may run on."""
+    """The line: memory of one device, such as 24Gi; on a CPU, of the engine, beside which a pod asks for 384Mi for its
+    endpoint. Default: what the machine has; in a cluster, what the nodes say that the pod may run on."""
 
 
 class Parallelism(Part):
@@ -281,7 +281,7 @@ class Pod(PodPlacement):
     """Processors of a pod, and threads of its engine. Default: what the machine or the container allows; a request of
     1 in a cluster."""
     memory: Memory | None = None
-    """Host memory of a pod on a GPU. On a CPU accelerator.memory is the pod's memory, and this is refused."""
+    """Host memory of a pod on a GPU. On a CPU the pod's memory follows from accelerator.memory, and this is refused."""
 
 
 class ModelDeploymentSpec(Part):

@@ -31,6 +31,8 @@ class Settings(BaseModel):
     """Namespaces besides the deployment's own whose pods may call the endpoint."""
     monitoring_namespaces: tuple[str, ...] = ("monitoring",)
     """Namespaces that Prometheus scrapes from."""
+    monitor_labels: dict[str, str] = {}
+    """On the monitors of deployments: what your Prometheus selects by."""
     operator_namespace: str = "plimsoll-system"
     image_volumes: Literal["auto", "never"] = "auto"
     """`auto` mounts oci:// sources as image volumes where API server and nodes can; else they are copied."""

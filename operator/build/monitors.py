@@ -4,12 +4,13 @@ from collections.abc import Collection
 
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, metadata
+from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment
 
 _API = "monitoring.coreos.com/v1"
 
 
-def monitors(deployment: Deployment, apis: Collection[str]) -> list[Object]:
+def monitors(deployment: Deployment, apis: Collection[str], settings: Settings) -> list[Object]:
     """A PodMonitor: metrics are each pod's own, those of a pod that loads or drains included, and the Service has no
     status port. Where a cluster has only ServiceMonitors, one of them with a headless Service beside, to the same end.
     """
@@ -19,7 +20,7 @@ def monitors(deployment: Deployment, apis: Collection[str]) -> list[Object]:
             {
                 "apiVersion": _API,
                 "kind": "PodMonitor",
-                "metadata": metadata(deployment, deployment.name),
+                "metadata": _monitor(deployment, settings),
                 "spec": {
                     "selector": {"matchLabels": dict(names.selector(deployment.name))},
                     "podTargetLabels": labels,
@@ -46,7 +47,7 @@ def monitors(deployment: Deployment, apis: Collection[str]) -> list[Object]:
         {
             "apiVersion": _API,
             "kind": "ServiceMonitor",
-            "metadata": metadata(deployment, deployment.name),
+            "metadata": _monitor(deployment, settings),
             "spec": {
                 "selector": {"matchLabels": only},
                 "podTargetLabels": labels,
@@ -54,3 +55,8 @@ def monitors(deployment: Deployment, apis: Collection[str]) -> list[Object]:
             },
         },
     ]
+
+
+def _monitor(deployment: Deployment, settings: Settings) -> Object:
+    found = metadata(deployment, deployment.name)
+    return {**found, "labels": {**settings.monitor_labels, **found["labels"]}}

@@ -118,14 +118,23 @@ def _egress(spec: ModelDeploymentSpec | QuantizationJobSpec) -> list[Object]:
     port = found.port or (80 if found.scheme == "http" else 443)
     # 443 always: hubs and stores send readers on to where the bytes are.
     rules = [_DNS, {"to": [_PODS, *_ANYWHERE], "ports": _ports(*sorted({443, port}))}]
-    if _in_cluster(found.hostname or ""):
+    if found.hostname:
         # A Service's port is not its pods', and policies see the pods'.
-        rules.append({"to": [_PODS]})
+        rules += [{"to": [peer]} for peer in _behind(found.hostname)]
     return rules
 
 
-def _in_cluster(host: str) -> bool:
-    return bool(host) and ("." not in host or host.count(".") == 1 or host.endswith((".svc", ".svc.cluster.local")))
+def _behind(host: str) -> list[Object]:
+    """The pods that `host` may stand for as the name of a Service, or of a pod behind a headless one.
+
+    A public name of two parts looks the same, and names a namespace that is not there.
+    """
+    _, *rest = host.split(".")
+    if not rest:
+        return [{"podSelector": {}}]
+    if len(rest) == 1 or rest[1] == "svc":
+        return _namespaces(rest[:1])
+    return _namespaces(rest[1:2]) if rest[2:3] == ["svc"] else []
 
 
 def _namespaces(found: Iterable[str]) -> list[Object]:

@@ -14,17 +14,17 @@ GIB = 1 << 30
 GPU_MEMORY = "nvidia.com/gpu.memory"
 GPU_PRODUCT = "nvidia.com/gpu.product"
 
-#: GiB by the start of a product's name as feature discovery spells it; the first match
-#: counts. From NVIDIA's data sheets.
+#: GiB by the start of a product's name as feature discovery spells it; the first match counts. Whole ones of what
+#: nvidia-smi reports with ECC: data sheets round up, and say 24 GB of an L4 that has 23,034 MiB.
 PRODUCTS: tuple[tuple[str, int], ...] = (
-    ("NVIDIA-B200", 180), ("NVIDIA-H200", 141), ("NVIDIA-H100-NVL", 94), ("NVIDIA-H100", 80), ("NVIDIA-GH200", 96),
-    ("NVIDIA-A100-SXM4-40GB", 40), ("NVIDIA-A100-PCIE-40GB", 40), ("NVIDIA-A100", 80), ("NVIDIA-L40", 48),
-    ("NVIDIA-L4", 24), ("NVIDIA-A40", 48), ("NVIDIA-A30", 24), ("NVIDIA-A10", 24), ("NVIDIA-A16", 16),
-    ("NVIDIA-A2", 16),
-    ("NVIDIA-RTX-6000-Ada", 48), ("NVIDIA-RTX-A6000", 48), ("NVIDIA-RTX-A5000", 24), ("NVIDIA-RTX-A4000", 16),
-    ("NVIDIA-GeForce-RTX-5090", 32), ("NVIDIA-GeForce-RTX-4090", 24), ("NVIDIA-GeForce-RTX-4080", 16),
-    ("NVIDIA-GeForce-RTX-3090", 24), ("Tesla-V100-SXM2-32GB", 32), ("Tesla-V100-PCIE-32GB", 32), ("Tesla-V100", 16),
-    ("Tesla-T4", 15), ("Tesla-P100", 16), ("Tesla-P40", 22),
+    ("NVIDIA-B200", 178), ("NVIDIA-H200", 140), ("NVIDIA-H100-NVL", 93), ("NVIDIA-H100", 79), ("NVIDIA-GH200", 95),
+    ("NVIDIA-A100-SXM4-40GB", 39), ("NVIDIA-A100-PCIE-40GB", 39), ("NVIDIA-A100", 79), ("NVIDIA-L40", 44),
+    ("NVIDIA-L4", 22), ("NVIDIA-A40", 44), ("NVIDIA-A30", 23), ("NVIDIA-A10", 22), ("NVIDIA-A16", 15),
+    ("NVIDIA-A2", 14),
+    ("NVIDIA-RTX-6000-Ada", 47), ("NVIDIA-RTX-A6000", 47), ("NVIDIA-RTX-A5000", 23), ("NVIDIA-RTX-A4000", 15),
+    ("NVIDIA-GeForce-RTX-5090", 31), ("NVIDIA-GeForce-RTX-4090", 23), ("NVIDIA-GeForce-RTX-4080", 15),
+    ("NVIDIA-GeForce-RTX-3090", 23), ("Tesla-V100-SXM2-32GB", 31), ("Tesla-V100-PCIE-32GB", 31), ("Tesla-V100", 15),
+    ("Tesla-T4", 14), ("Tesla-P100", 15), ("Tesla-P40", 22),
 )  # fmt: skip
 
 

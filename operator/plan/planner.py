@@ -271,7 +271,7 @@ class _Roll:
             build.service(deployment, self.spec, self.settings),
             build.disruption_budget(deployment, self.spec, self.settings, hold=self._holds),
             build.network_policy(deployment, self.spec, self.settings),
-            *build.monitors(deployment, self.snapshot.apis),
+            *build.monitors(deployment, self.snapshot.apis, self.settings),
         ]
         for one in wanted:
             live = self.snapshot.children.get((one["kind"], one["metadata"]["name"]))

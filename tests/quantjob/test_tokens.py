@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from plimsoll.api.budget import Load, budget
-from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.job_budget import SAMPLED_AT_ONCE
 from plimsoll.api.sizes import block_bytes
@@ -15,7 +14,7 @@ from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.selftext import BLOCK, self_tokens
 from plimsoll.quantjob.tokens import TokenPlan, token_sets
-from plimsoll.runtime.kernels.forecast import foreseen_table
+from plimsoll.runtime.kernels.forecast import foreseen_device
 from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
 
 
@@ -62,7 +61,7 @@ def test_a_model_that_fits_in_fewer_bits_alone_writes_its_text_so(folder: Path) 
         precision="bfloat16", cache_bytes=SAMPLED_AT_ONCE * block_bytes(facts, BLOCK, "bfloat16"), block_size=BLOCK,
         max_length=16, max_batched_tokens=BLOCK, max_running=SAMPLED_AT_ONCE, trained_length=facts.max_position,
     )  # fmt: skip
-    whole = budget(facts, DeviceFacts("cpu", 1 << 34, foreseen_table("cpu")), load).in_use
+    whole = budget(facts, foreseen_device("cpu", 1 << 34), load).in_use
     for memory, precision in ((whole, "bfloat16"), (whole - 1, "w8a16")):
         (found,) = self_tokens(folder, [(1, 0)], 16, memory=memory, threads=1)
         assert f"sampled in {precision} " in found.source

@@ -4,9 +4,9 @@
 {{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
 {{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- .Release.Name | replace "." "-" | trunc 50 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $name | replace "." "-" | trunc 50 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -30,7 +30,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.serviceAccount.create -}}
 {{- default (printf "%s-operator" (include "plimsoll.fullname" .)) .Values.serviceAccount.name -}}
 {{- else -}}
-{{- default "default" .Values.serviceAccount.name -}}
+{{- required "serviceAccount.name: give the account that the operator shall run as, since serviceAccount.create is false" .Values.serviceAccount.name -}}
 {{- end -}}
 {{- end -}}
 
@@ -54,6 +54,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.runtime.cudaImage.repository -}}
 {{- $_ := set $settings "cudaRuntimeImage" (include "plimsoll.image" (dict "image" .Values.runtime.cudaImage "default" (printf "%s-cuda" .Chart.AppVersion))) -}}
 {{- end -}}
+{{- if and (not .Values.runtime.cudaImage.repository) (or .Values.runtime.cudaImage.tag .Values.runtime.cudaImage.digest) -}}
+{{- fail "runtime.cudaImage.repository: is empty while a tag or a digest is given: name the repository, or take them out" -}}
+{{- end -}}
+{{- $_ := set $settings "monitorLabels" .Values.metrics.labels -}}
 {{- $_ := set $settings "imagePullSecrets" .Values.runtime.imagePullSecrets -}}
 {{- toYaml $settings -}}
 {{- end -}}

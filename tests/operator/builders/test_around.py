@@ -74,10 +74,19 @@ def test_fetching_reaches_the_names_and_the_service(endpoint: str | None, wanted
     assert blocks["0.0.0.0/0"] == ["169.254.0.0/16"]
 
 
-@pytest.mark.parametrize("host", ["minio", "minio.storage", "minio.storage.svc", "minio.storage.svc.cluster.local"])
-def test_a_service_of_the_cluster_may_have_pods_on_any_port(host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "namespace"),
+    [
+        ("minio", None), ("minio.storage", "storage"), ("minio.storage.svc", "storage"),
+        ("minio.storage.svc.cluster.local", "storage"), ("minio-0.minio.storage.svc.corp.example", "storage"),
+        # Looks like a Service's name, and no namespace is called so.
+        ("hub.org", "org"),
+    ],
+)  # fmt: skip
+def test_a_service_of_the_cluster_may_have_pods_on_any_port(host: str, namespace: str | None) -> None:
     *_, pods = policy({"source": "s3://bucket/a", "endpoint": f"http://{host}:80"})["egress"]
-    assert pods == {"to": [{"namespaceSelector": {}}]}
+    whose = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+    assert pods == {"to": [whose if namespace else {"podSelector": {}}]}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +108,7 @@ def test_a_drain_takes_one_at_a_time(replicas: int, hold: bool, wanted: dict[str
 
 def test_monitors_are_made_of_what_the_cluster_has() -> None:
     kinds = {
-        apis: [one["kind"] for one in build.monitors(deployment(MINIMAL), apis)]
+        apis: [one["kind"] for one in build.monitors(deployment(MINIMAL), apis, SETTINGS)]
         for apis in (
             frozenset[str](),
             frozenset({"PodMonitor"}),
@@ -108,6 +117,17 @@ def test_monitors_are_made_of_what_the_cluster_has() -> None:
         )
     }
     assert [*kinds.values()] == [[], ["PodMonitor"], ["PodMonitor"], ["Service", "ServiceMonitor"]]
-    service, monitor = build.monitors(deployment(MINIMAL), {"ServiceMonitor"})
+    service, monitor = build.monitors(deployment(MINIMAL), {"ServiceMonitor"}, SETTINGS)
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert service["metadata"]["name"] != "llama"
+
+
+@pytest.mark.parametrize("api", ["PodMonitor", "ServiceMonitor"])
+def test_a_prometheus_that_selects_by_label_finds_the_monitors(api: str) -> None:
+    given = {"release": "kube-prometheus-stack", "app.kubernetes.io/managed-by": "somebody"}
+    *_, plain = build.monitors(deployment(MINIMAL), {api}, SETTINGS)
+    *_, found = build.monitors(deployment(MINIMAL), {api}, Settings(monitor_labels=given))
+    assert found["kind"] == api
+    # Ours stay ours: by them the operator knows what it made.
+    ours = plain["metadata"]["labels"]
+    assert found["metadata"]["labels"] == {"release": "kube-prometheus-stack", **ours}

@@ -248,7 +248,7 @@ def test_memory_comes_from_the_nodes_where_the_manifest_names_none() -> None:
     bare = replace(node, labels={"nvidia.com/gpu.product": "NVIDIA-L4"})
     cluster = Cluster(spec=spec(accelerator={"resource": "nvidia.com/gpu"}), nodes=(bare,))
     cluster.settle()
-    assert cluster.status["budget"]["perDevice"]["total"] == 24 * GIB
+    assert cluster.status["budget"]["perDevice"]["total"] == 22 * GIB
     cluster = Cluster(spec=spec(accelerator={"resource": "nvidia.com/gpu"}, pod={"nodeSelector": {"pool": "x"}}))
     cluster.settle()
     assert cluster.condition("Accepted")["reason"] == "MemoryUnknown"
