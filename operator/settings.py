@@ -24,7 +24,7 @@ class Settings(BaseModel):
     """What model pods on GPUs run; None takes `runtimeImage`."""
     image_pull_secrets: tuple[str, ...] = ()
     allowed_sources: tuple[str, ...] = ("hf://*", "pvc://*", "s3://*", "oci://*")
-    """Shell patterns; a source that none of them matches is refused."""
+    """Shell patterns; a source or a job's dataset that none of them matches is refused."""
     allowed_endpoints: tuple[str, ...] = ("https://*",)
     """Shell patterns for `spec.model.endpoint`."""
     client_namespaces: tuple[str, ...] = ()

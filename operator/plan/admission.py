@@ -57,7 +57,8 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
             output, waits = awaited(spec.model.quantization_job, snapshot)
             spec = spec if output is None else serving(spec, output)
         _check_serving(spec)
-        if spec.model.source:
+        if spec.model.source and output is None:
+            # An output is the job's, whose own sources were held to the list.
             check_source(spec.model, settings)
         refuse_not_run_yet(spec)
     except NotRunYetError as error:
@@ -160,11 +161,7 @@ def check_source(model: CheckpointSource, settings: Settings) -> None:
             "names a path of one machine; a cluster has many", field="spec.model.source", value=model.source,
             fix="Use pvc://CLAIM/PATH, hf://, s3:// or oci://",
         )  # fmt: skip
-    if not any(fnmatch.fnmatchcase(model.source, allowed) for allowed in settings.allowed_sources):
-        raise NotAllowedError(
-            "this cluster's operator does not allow it", field="spec.model.source", value=model.source,
-            fix=f"Allowed are {', '.join(settings.allowed_sources) or 'none'}",
-        )  # fmt: skip
+    check_allowed(model.source, "spec.model.source", settings)
     if model.endpoint is None:
         return
     if not any(fnmatch.fnmatchcase(model.endpoint, allowed) for allowed in settings.allowed_endpoints):
@@ -177,6 +174,15 @@ def check_source(model: CheckpointSource, settings: Settings) -> None:
         raise NotAllowedError(
             why, field="spec.model.endpoint", value=model.endpoint, fix="Use a public or a Service's name"
         )
+
+
+def check_allowed(uri: str, field: str, settings: Settings) -> None:
+    """Raises NotAllowedError for what no pattern of the operator's list matches."""
+    if not any(fnmatch.fnmatchcase(uri, allowed) for allowed in settings.allowed_sources):
+        raise NotAllowedError(
+            "this cluster's operator does not allow it", field=field, value=uri,
+            fix=f"Allowed are {', '.join(settings.allowed_sources) or 'none'}",
+        )  # fmt: skip
 
 
 def _inspecting(snapshot: Snapshot) -> str:

@@ -11,7 +11,7 @@ from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import parse_source
 from plimsoll.operator.build.quantizing import BESIDE_BYTES
-from plimsoll.operator.plan.admission import NotAllowedError, check_source, looked_at
+from plimsoll.operator.plan.admission import NotAllowedError, check_allowed, check_source, looked_at
 from plimsoll.operator.plan.capacity import tolerates
 from plimsoll.operator.plan.conditions import Condition
 from plimsoll.operator.plan.devices import matching
@@ -44,6 +44,7 @@ def admit_job(snapshot: Snapshot, settings: Settings) -> JobAdmission:
         spec = parse_job_spec(snapshot.deployment.spec)
         check_source(spec.model, settings)
         _check_places(spec)
+        _check_texts(spec, settings)
     except NotAllowedError as error:
         return JobAdmission(Condition("Accepted", "False", "SourceNotAllowed", str(error)), unknown)
     except PlimsollError as error:
@@ -71,6 +72,16 @@ def _check_places(spec: QuantizationJobSpec) -> None:
                 "names a path of one machine; a cluster has many", field=f"spec.{field}", value=uri,
                 fix="Write pvc://CLAIM/PATH",
             )  # fmt: skip
+
+
+def _check_texts(spec: QuantizationJobSpec, settings: Settings) -> None:
+    """What the job reads is held to the list, and what it writes is not: that is a claim of its own namespace."""
+    for field, uri in (
+        ("spec.calibration.dataset", spec.calibration.dataset),
+        ("spec.evaluation.dataset", spec.evaluation.dataset),
+    ):
+        if uri is not None and parse_dataset(uri, field).kind != "self":
+            check_allowed(uri, field, settings)
 
 
 def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, ready: Condition) -> JobAdmission:

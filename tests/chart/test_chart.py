@@ -177,6 +177,7 @@ def test_every_setting_of_the_operator_can_be_given(render: Render, tmp_path: Pa
                     "cudaImage": {"repository": "r/cuda"},
                     "imagePullSecrets": ["s"],
                 },
+                "metrics": {"labels": {"release": "kps"}},
             },
             name="other",
             namespace="ns",
@@ -253,7 +254,23 @@ WRONG: tuple[tuple[dict[str, Any], str], ...] = (
     ({"podLabels": {"a": 1}}, "/podLabels/a"),
     ({"crds": {"install": "yes"}}, "/crds/install"),
     ({"priorityClassName": "Not_A_Name"}, "/priorityClassName"),
+    ({"serviceAccount": {"create": False}}, "serviceAccount.name"),
+    ({"runtime": {"cudaImage": {"tag": "0.1.0-cuda"}}}, "runtime.cudaImage.repository"),
 )
+
+
+def test_names_that_yaml_takes_for_something_else_stay_names(render: Render) -> None:
+    values = {
+        "settings": {"namespaces": ["on", "123"], "monitoringNamespaces": ["456"]},
+        "imagePullSecrets": ["789"],
+    }
+    found = render(values, name="1.0")
+    roles = [role["metadata"]["namespace"] for role in found if role["kind"] == "Role"]
+    assert {"on", "123"} <= set(roles)
+    pod = one(found, "Deployment")["spec"]["template"]["spec"]
+    assert pod["imagePullSecrets"] == [{"name": "789"}]
+    assert "'kubernetes.io/metadata.name': '456'" in str(one(found, "NetworkPolicy"))
+    assert all("." not in thing["metadata"]["name"] for thing in found if thing["kind"] == "Service")
 
 
 @pytest.mark.parametrize(("values", "named"), WRONG, ids=[named for _, named in WRONG])

@@ -213,6 +213,30 @@ def test_a_source_outside_the_allow_list_is_refused_before_any_pod() -> None:
     assert cluster.condition("Accepted")["reason"] == "SourceNotAllowed"
 
 
+@pytest.mark.parametrize("part", ["calibration", "evaluation"])
+@pytest.mark.parametrize("dataset", ["hf://datasets/evil/texts", "hf://datasets/our-org-2/texts", "pvc://others/texts"])
+def test_texts_outside_the_allow_list_are_refused_before_any_pod(part: str, dataset: str) -> None:
+    listed = Settings(allowed_sources=("pvc://models/*", "hf://datasets/our-org/*"))
+    cluster = JobCluster(spec=job_spec(**{part: {"dataset": dataset}}), settings=listed)
+    cluster.settle()
+    accepted = cluster.condition("Accepted")
+    assert accepted["reason"] == "SourceNotAllowed"
+    assert f"spec.{part}.dataset" in accepted["message"]
+    assert dataset in accepted["message"]
+    assert (cluster.made, cluster.inspector, cluster.children) == (0, None, {})
+
+
+@pytest.mark.parametrize(
+    "texts", [{"dataset": "self"}, {"configMap": "news"}, {"dataset": "hf://datasets/our-org/texts@main/a/train"}]
+)
+def test_texts_that_are_allowed_or_no_source_are_taken_and_the_output_is_not_held_to_the_list(texts: Any) -> None:
+    listed = Settings(allowed_sources=("hf://org/*", "hf://datasets/our-org/*"))
+    wish = job_spec(model={"source": "hf://org/model"}, calibration=texts, evaluation=texts)
+    cluster = JobCluster(spec=wish, settings=listed)
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+
+
 def test_an_output_that_is_anothers_is_refused() -> None:
     cluster = JobCluster(rivals=("first",))
     cluster.settle()

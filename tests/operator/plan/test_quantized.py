@@ -144,10 +144,15 @@ def test_an_output_whose_pods_fail_is_given_up_and_the_old_one_serves() -> None:
     assert cluster.status["phase"] == "Ready"
 
 
-def test_the_allow_list_holds_for_outputs_too() -> None:
+def test_an_output_is_its_jobs_and_served_whatever_sources_are_allowed() -> None:
     cluster = Cluster(spec=spec(**OF_A_JOB), quantizing=done(FIRST), settings=Settings(allowed_sources=("hf://org/*",)))
+    cluster.settle()
+    assert served(cluster) == [FIRST.digest]
+    cluster.change(model={"source": FIRST.uri})
     cluster.settle(10)
-    assert cluster.condition("Accepted")["reason"] == "SourceNotAllowed"
+    accepted = cluster.condition("Accepted")
+    assert accepted["reason"] == "SourceNotAllowed"
+    assert "spec.model.source" in accepted["message"]
 
 
 def test_another_output_of_one_spec_is_another_revision_and_no_output_changes_no_hash() -> None:
