@@ -83,6 +83,8 @@ class Pod:
     routable: bool = False
     """An endpoint slice of the Service lists it as ready."""
     deleting: bool = False
+    ends_by: float = 0.0
+    """When it is deleting: the end of its grace period, by which its kubelet has ended it; 0 where nothing says."""
     created: float = 0.0
     seen_since: float = 0.0
     """When this operator began to look at it: no deadline runs from before, for nobody would have seen it move."""
@@ -139,6 +141,8 @@ class ReplicaSet:
     spec: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     """{uri, digest, revision, bytes} of what it serves; empty in one that an earlier version made."""
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    """status.budget as it was when it was made; empty in one that an earlier version made."""
     output: Output | None = None
     """The quantization job's output that it serves, where it serves one."""
     failure: Failure | None = None

@@ -5,12 +5,13 @@ from plimsoll.operator.build.inspecting import inspect_name, inspect_pod, read_r
 from plimsoll.operator.build.monitors import monitors
 from plimsoll.operator.build.policy import disruption_budget, inspect_policy, job_policy, network_policy
 from plimsoll.operator.build.quantizing import job, job_name, memory_line
-from plimsoll.operator.build.replica_set import replica_set, served
+from plimsoll.operator.build.replica_set import described, replica_set, served
 from plimsoll.operator.build.revision import restart_part, revision
 from plimsoll.operator.build.service import service
 from plimsoll.operator.build.source import output_key, source_key
 
 __all__ = [
+    "described",
     "differs",
     "disruption_budget",
     "inspect_name",

@@ -31,6 +31,7 @@ def replica_set(
         names.NUMBER: str(number),
         names.BUILT_BY: version,
         names.SPEC: json.dumps(restart_part(deployment.spec), sort_keys=True, separators=(",", ":")),
+        names.BUDGET: json.dumps(described(budget), sort_keys=True, separators=(",", ":")),
         names.INSPECTED: json.dumps(served(spec.model, inspection), sort_keys=True, separators=(",", ":")),
     }
     if output is not None:
@@ -56,6 +57,19 @@ def replica_set(
                 digest=output.digest if output else None,
             ),
         },
+    }
+
+
+def described(budget: Budget) -> dict[str, Any]:
+    """As status.budget has it."""
+    return {
+        "precision": budget.precision,
+        "tensor": budget.tensor,
+        "perDevice": budget.per_device(),
+        "kvTokens": budget.kv_tokens,
+        "concurrentRequests": budget.concurrent_requests,
+        "maxLength": budget.max_length,
+        "rejected": [{"option": rejection.option, "reason": rejection.reason} for rejection in budget.rejected],
     }
 
 

@@ -15,12 +15,13 @@ from plimsoll.api.load import load_of, refuse_not_run_yet
 from plimsoll.api.manifest import parse_spec
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.source import forbidden_host
+from plimsoll.operator import build
 from plimsoll.operator.plan.conditions import Condition
 from plimsoll.operator.plan.devices import device_memory
 from plimsoll.operator.plan.quantized import FAILED, awaited, serving
 from plimsoll.operator.plan.trouble import words
 from plimsoll.operator.settings import Settings
-from plimsoll.operator.snapshot import Output, Snapshot
+from plimsoll.operator.snapshot import Output, ReplicaSet, Snapshot
 
 #: The table of kernels that takes most, since a processor is known only once a pod runs on it.
 CPU_TABLE = native_table(32, wide=True)
@@ -39,12 +40,33 @@ class Admission:
     wants_inspection: bool = False
     output: Output | None = None
     """What is served in a source's place; `spec.model` has its address then."""
+    kept: Mapping[str, Any] | None = None
+    """status.budget of the revision that runs, where it is not what would be found today; no pod is made by it."""
     stuck: Condition | None = None
     """What will not move by itself, though the spec is accepted: a quantization job that failed."""
 
     @property
     def ok(self) -> bool:
-        return self.budget is not None and self.accepted.status == "True"
+        return (self.budget is not None or self.kept is not None) and self.accepted.status == "True"
+
+
+def standing(admission: Admission, running: ReplicaSet | None, snapshot: Snapshot) -> Admission:
+    """`admission`, unless the wanted revision is there: that was accepted, with the nodes and the source of its day.
+
+    A node that is cordoned or joins, or a record that was deleted, makes no other model of what serves.
+    """
+    if admission.spec is None or running is None or not running.budget:
+        return admission
+    if admission.budget is not None and build.described(admission.budget) == running.budget:
+        return admission
+    status = snapshot.deployment.status
+    before: Sequence[Mapping[str, Any]] = (
+        status.get("conditions", ()) if status.get("revision") == running.revision else ()
+    )
+    was = next((one["message"] for one in before if one["type"] == "Accepted" and one["reason"] == "Fits"), None)
+    total = format_bytes(running.budget["perDevice"]["total"])
+    text = was or f"It fitted into the {total} per device that there were when this revision was made."
+    return replace(admission, accepted=Condition("Accepted", "True", "Fits", text), budget=None, kept=running.budget)
 
 
 def admit(snapshot: Snapshot, settings: Settings) -> Admission:

@@ -23,7 +23,7 @@ from plimsoll.operator.actions import (
     Scale,
 )
 from plimsoll.operator.plan import rollout
-from plimsoll.operator.plan.admission import Admission, admit
+from plimsoll.operator.plan.admission import Admission, admit, standing
 from plimsoll.operator.plan.capacity import free_slots, need_of
 from plimsoll.operator.plan.conditions import parse_timestamp
 from plimsoll.operator.plan.devices import selected
@@ -50,10 +50,8 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     if snapshot.deployment.deleting:
         # Owner references take everything along; what is created now would only be in the way.
         return Plan()
-    admission = admit(snapshot, settings)
+    admission, revision, new, others = _wish(snapshot, settings)
     version = rendering(settings, version, admission)
-    revision = build.revision(snapshot.deployment.spec, admission.output) if admission.spec else None
-    new, others = _revisions(snapshot, revision)
     actions = list(inspecting(snapshot, admission, settings))
     retry = retry_in(snapshot)
     again: list[float] = [] if retry is None else [retry + 0.5]
@@ -85,12 +83,12 @@ def room_for(snapshot: Snapshot, settings: Settings, version: str, used: Mapping
     Args:
         used: requests of all pods by node, as `free_slots` takes them. None where nodes or the wish are unknown.
     """
-    admission = admit(snapshot, settings)
+    admission, revision, new, _ = _wish(snapshot, settings)
     if not admission.ok or snapshot.nodes is None or admission.spec is None:
         return None
-    revision = build.revision(snapshot.deployment.spec, admission.output)
-    new, _ = _revisions(snapshot, revision)
-    template = _render(snapshot, admission, settings, revision, 1, 1, version)["spec"]["template"]
+    live = snapshot.children.get(("ReplicaSet", new.set.name)) if new else None
+    one = live or _render(snapshot, admission, settings, revision or "", 1, 1, version)
+    template = one["spec"]["template"]
     pod = admission.spec.pod
     free = free_slots(
         snapshot.nodes, used, need_of(template), pod.node_selector, template["spec"].get("tolerations", ())
@@ -110,14 +108,18 @@ def rendering(settings: Settings, version: str, admission: Admission) -> str:
     return f"{version}+{names.digest(parts, 8)}"
 
 
-def _revisions(snapshot: Snapshot, revision: str | None) -> tuple[Revision | None, tuple[Revision, ...]]:
-    """The wanted revision, if it is there, and the others, oldest first."""
+def _wish(
+    snapshot: Snapshot, settings: Settings
+) -> tuple[Admission, str | None, Revision | None, tuple[Revision, ...]]:
+    """What is wanted, the name of its revision, that revision if it is there, and the others, oldest first."""
+    admission = admit(snapshot, settings)
+    revision = build.revision(snapshot.deployment.spec, admission.output) if admission.spec else None
     found = [
         Revision(one, tuple(pod for pod in snapshot.pods if pod.owner == one.uid)) for one in snapshot.replica_sets
     ]
     new = next((one for one in found if one.set.revision == revision), None)
     others = sorted((one for one in found if one is not new), key=lambda one: one.set.number)
-    return new, tuple(others)
+    return standing(admission, new.set if new else None, snapshot), revision, new, tuple(others)
 
 
 class Asking(Protocol):
@@ -232,7 +234,9 @@ class _Roll:
         serving_others = [pod for old in others if self.step.replicas[old.set.name] for pod in old.pods]
         self.again_in = self._again(deadline)
         also: tuple[Trouble, ...] = () if goes_back else troubles(serving_others, deadline, now)
-        self.rolling = Rolling(self.spec.replicas, self.new, others, self.step.stage, (*self.troubles, *also))
+        self.rolling = Rolling(
+            self.spec.replicas, self.new, others, self.step.stage, (*self.troubles, *also), snapshot.room
+        )
 
     def _named(self, found: tuple[Trouble, ...]) -> tuple[Trouble, ...]:
         """With the labels that no node has, where those are why a pod finds no place: the scheduler names none."""
@@ -256,6 +260,7 @@ class _Roll:
         waited = self.new.unplaced_since(self.snapshot.now)
         if waited:
             times.append(max(1.0, rollout.PATIENCE - waited + 1.0) if waited <= rollout.PATIENCE else None)
+        times += [old.loses_in(self.snapshot.now) for old in self.others]
         if any(not trouble.fatal and trouble.reason == "ContainerConfig" for trouble in self.troubles):
             times.append(10.0)
         return min((one + 0.5 for one in times if one is not None), default=None)

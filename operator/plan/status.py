@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plimsoll.api.budget import Budget
 from plimsoll.operator import build, names
 from plimsoll.operator.plan.admission import Admission
 from plimsoll.operator.plan.conditions import Condition, Truth, written
@@ -24,6 +23,8 @@ class Rolling:
     stage: Stage
     troubles: tuple[Trouble, ...]
     """Of the wanted revision's pods and, while they are told to serve, of the others'."""
+    room: int | None = None
+    """Pods that free devices would take now; None: nobody has looked."""
 
 
 def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision: str | None) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision:
         "selector": ",".join(f"{key}={value}" for key, value in names.selector(snapshot.deployment.name).items()),
         "revision": revision,
         "source": _source(admission, rolling, before),
-        "budget": _budget(admission.budget) if admission.budget else None,
+        "budget": admission.kept or (build.described(admission.budget) if admission.budget else None),
         "observed": _observed(newest, before),
         "startup": _startup(newest, before),
         "load": _load(sets, before),
@@ -127,7 +128,7 @@ def _doing(rolling: Rolling) -> str:
     if pods:
         return f"pod {pods[0].name} starts" if pods[0].node else f"pod {pods[0].name} waits for a node"
     if rolling.stage is Stage.REPLACING:
-        return "an old replica drains first, as no device is free for one more"
+        return "an old replica drains first" + (", as no device is free for one more" if rolling.room == 0 else "")
     return "pods are about to be created"
 
 
@@ -147,9 +148,11 @@ def _progressing(admission: Admission, rolling: Rolling, ready: Condition) -> Co
     text = {
         Stage.SCALING: "Pods are being created or ended.",
         Stage.SURGING: "New replicas start beside the old ones, on free devices.",
-        Stage.REPLACING: "No device is free for one more replica: old ones are drained and replaced in turn.",
+        Stage.REPLACING: "Old replicas are drained and replaced in turn.",
         Stage.WAITING: "One more replica waits for a free device; rollout.strategy Auto or Replace would not wait.",
     }[rolling.stage]
+    if rolling.stage is Stage.REPLACING and rolling.room == 0:
+        text = "No device is free for one more replica: old ones are drained and replaced in turn."
     doing = _doing(rolling)
     # Not str.capitalize, which would spell ContainerCreating in small letters.
     return Condition("Progressing", "True", rolling.stage.value, f"{text} {doing[:1].upper()}{doing[1:]}.")
@@ -206,18 +209,6 @@ def _source(admission: Admission, rolling: Rolling, before: Mapping[str, Any]) -
         return build.served(admission.spec.model, admission.inspection)
     kept: Mapping[str, Any] | None = before.get("source")
     return kept
-
-
-def _budget(budget: Budget) -> dict[str, Any]:
-    return {
-        "precision": budget.precision,
-        "tensor": budget.tensor,
-        "perDevice": budget.per_device(),
-        "kvTokens": budget.kv_tokens,
-        "concurrentRequests": budget.concurrent_requests,
-        "maxLength": budget.max_length,
-        "rejected": [{"option": rejection.option, "reason": rejection.reason} for rejection in budget.rejected],
-    }
 
 
 def _unread(pods: Iterable[Pod]) -> bool:

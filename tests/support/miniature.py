@@ -124,6 +124,7 @@ class Cluster:
                 self.sets[name] = replace(
                     was, replicas=one["spec"]["replicas"], number=int(notes[names.NUMBER]),
                     built_by=notes[names.BUILT_BY], source=json.loads(notes[names.INSPECTED]),
+                    budget=json.loads(notes[names.BUDGET]),
                     output=Output(**json.loads(notes[names.OUTPUT])) if names.OUTPUT in notes else None,
                 )  # fmt: skip
             case Apply(object=one) if one["kind"] == "Pod":
