@@ -1,15 +1,16 @@
 """How many pods each revision should have next.
 
 A stateless step: it looks only at what is there, so that a restart between any two steps changes nothing. One wave of
-pods is in the air at a time, a quarter of the replicas. Invariants, held by tests/operator/test_rollout.py:
+pods is in the air at a time, a quarter of the replicas. Invariants, held by tests/operator/plan/test_rollout*.py:
 
 - serving pods are taken away only when as many new ones serve, or when no device is free for one more pod;
 - no more pods are asked for than were wanted, plus what free devices would take;
-- an old pod's device is waited for only after that pod has been told to go.
+- an old pod's device is waited for only after that pod has been told to go, and only as long as somebody is there to
+  end it: a pod whose node is dead stays until the node does something, and nothing waits for that.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -17,6 +18,8 @@ from plimsoll.operator.snapshot import Pod, ReplicaSet
 
 #: Seconds a pod may lack a place while free devices are counted, before the scheduler is believed.
 PATIENCE = 30.0
+#: Seconds past the end of its grace period after which the kubelet of an ending pod is taken to be gone.
+LOST = 60.0
 
 Strategy = Literal["Auto", "Surge", "Replace"]
 
@@ -51,6 +54,15 @@ class Revision:
     @property
     def ending(self) -> int:
         return sum(pod.deleting and pod.phase not in ("Succeeded", "Failed") for pod in self.pods)
+
+    def known(self, now: float) -> "Revision":
+        """Without the pods that nobody ends. Their devices are as free as their nodes say, which are asked for room."""
+        return replace(self, pods=tuple(pod for pod in self.pods if not 0.0 < pod.ends_by < now - LOST))
+
+    def loses_in(self, now: float) -> float | None:
+        """Seconds until the first of its ending pods is one that nobody ends."""
+        left = [pod.ends_by + LOST - now for pod in self.pods if pod.deleting and pod.ends_by]
+        return min((one for one in left if one >= 0), default=None)
 
     @property
     def unplaced(self) -> bool:
@@ -100,6 +112,7 @@ def next_step(
     """
     if failed:
         return _stand_still(wanted, new, others)
+    new, others = new.known(now), [old.known(now) for old in others]
     old_told = sum(old.set.replicas for old in others)
     if old_told == 0:
         # Pods that only end, draining for minutes maybe, are no part of what is wanted any more.
