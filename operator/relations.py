@@ -11,6 +11,8 @@ from plimsoll.operator.kinds import Kind
 SourceKey = Callable[[str, Mapping[str, Any]], str | None]
 """The key of the source that a spec in a namespace names; None for a spec that names none."""
 
+#: On an EndpointSlice, by Kubernetes: the Service whose addresses it has.
+_SERVICE = "kubernetes.io/service-name"
 #: Of these only the parsed value stays.
 PARSED = (kinds.POD, kinds.NODE, kinds.ENDPOINT_SLICE, kinds.CONFIG_MAP)
 
@@ -34,7 +36,7 @@ def relations(kind: Kind, raw: Mapping[str, Any], source_key: SourceKey) -> tupl
         refs += [("source", namespace, source)] if source else []
         refs += [("source", namespace, output_key(namespace, written))] if written else []
         return Brief(phase, source, int(about.get("generation") or 0)), refs
-    return _value(kind, raw), _belongs(kind, raw, namespace, tags)
+    return _value(kind, raw, tags), _belongs(kind, raw, namespace, tags)
 
 
 def _belongs(kind: Kind, raw: Mapping[str, Any], namespace: str, tags: Mapping[str, str]) -> list[Ref]:
@@ -50,13 +52,15 @@ def _belongs(kind: Kind, raw: Mapping[str, Any], namespace: str, tags: Mapping[s
     return [("shared", namespace, "")] if kind in kinds.CHILDREN else []
 
 
-def _value(kind: Kind, raw: Mapping[str, Any]) -> Any:
+def _value(kind: Kind, raw: Mapping[str, Any], tags: Mapping[str, str]) -> Any:
     if kind is kinds.POD:
         return parse.pod(raw)
     if kind is kinds.NODE:
         return parse.node(raw)
     if kind is kinds.ENDPOINT_SLICE:
-        return parse.ready_endpoints(raw)
+        # Slices of the Service beside, for metrics, have the same labels and call every pod ready.
+        own = tags.get(_SERVICE) == tags.get(names.DEPLOYMENT)
+        return parse.ready_endpoints(raw) if own else frozenset()
     if kind is kinds.CONFIG_MAP:
         return parse.inspection((raw.get("data") or {}).values())
     return None

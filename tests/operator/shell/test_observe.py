@@ -132,13 +132,38 @@ def test_a_new_slice_without_an_address_wakes_nobody_and_one_that_loses_it_does(
     cache: Cache, make: Make, woken: list[Any]
 ) -> None:
     ready = {"targetRef": {"uid": "uid-p"}, "conditions": {"ready": True}}
+    about = labelled(**{"kubernetes.io/service-name": "a"})
     for version, endpoints, wakes in ((1, [], False), (2, [ready], True), (3, [], True)):
         woken.clear()
         cache.seen(
             kinds.ENDPOINT_SLICE, "MODIFIED",
-            make(kinds.ENDPOINT_SLICE, "s", version, metadata=labelled(), endpoints=endpoints),
+            make(kinds.ENDPOINT_SLICE, "s", version, metadata=about, endpoints=endpoints),
         )  # fmt: skip
         assert bool(woken) == wakes
+
+
+def test_a_pod_is_routable_once_the_deployments_own_service_lists_it_and_not_the_one_for_metrics(
+    cache: Cache, make: Make, woken: list[Any]
+) -> None:
+    def listed(service: str, version: int, ready: bool) -> None:
+        about = labelled(**{"kubernetes.io/service-name": service})
+        endpoints = [{"targetRef": {"uid": "uid-p"}, "conditions": {"ready": ready}}]
+        cache.seen(
+            kinds.ENDPOINT_SLICE, None,
+            make(kinds.ENDPOINT_SLICE, f"{service}-x", version, metadata=about, endpoints=endpoints),
+        )  # fmt: skip
+
+    def routable() -> list[bool]:
+        return [pod.routable for pod in cache.snapshot(KEY, 1.0).pods]  # type: ignore[union-attr]
+
+    filled(cache, make)
+    cache.seen(kinds.POD, None, make(kinds.POD, "p", metadata=labelled()))
+    listed("a", 1, False)
+    woken.clear()
+    listed("a-metrics", 1, True)
+    assert (routable(), woken) == ([False], []), "publishNotReadyAddresses: that one says ready from the beginning"
+    listed("a", 2, True)
+    assert (routable(), woken) == ([True], [KEY])
 
 
 def test_a_pod_that_only_has_a_new_version_wakes_nobody(cache: Cache, make: Make, woken: list[Any]) -> None:
