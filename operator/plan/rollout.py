@@ -177,8 +177,11 @@ def _stand_still(wanted: int, new: Revision, others: Sequence[Revision]) -> Step
     """What serves goes on; the proven revision fills the rest."""
     serving = min(new.serving, wanted)
     back_to = max((old for old in others if old.set.proven), key=lambda old: old.set.number)
-    targets = {old.set.name: 0 for old in others}
-    targets[back_to.set.name] = wanted - serving
+    targets, rest = {}, wanted - serving
+    for old in sorted(others, key=lambda old: old is not back_to):
+        targets[old.set.name] = min(old.serving, rest)
+        rest -= targets[old.set.name]
+    targets[back_to.set.name] += rest
     targets[new.set.name] = serving
     return Step(targets, Stage.FAILED)
 

@@ -251,6 +251,17 @@ def test_a_failed_revision_goes_back_to_the_one_that_served_last() -> None:
     assert [pod.revision for pod in world.pods] == ["a"]
 
 
+def test_what_serves_goes_on_where_a_third_change_fails_before_the_second_was_over() -> None:
+    one = Pod("c-1", owner="c", ready=True, routable=True, node="n")
+    others = [
+        Revision(ReplicaSet("a", "a", "a", 0, number=1, proven=True), ()),
+        Revision(ReplicaSet("c", "c", "c", 1, number=2), (one,)),
+    ]
+    new = Revision(ReplicaSet("b", "b", "b", 1, number=3))
+    assert next_step(1, new, others, "Surge", None, NOW, failed=True).replicas == {"a": 0, "c": 1, "b": 0}
+    assert next_step(3, new, others, "Surge", None, NOW, failed=True).replicas == {"a": 2, "c": 1, "b": 0}
+
+
 def test_a_quota_that_refuses_pods_counts_as_no_room() -> None:
     old = Revision(
         ReplicaSet("a", "a", "a", 1, number=1, proven=True),

@@ -59,12 +59,24 @@ RULES = {
         "> 1e9",
     ),
     "a failure gives everything back": (
-        "    targets[back_to.set.name] = wanted - serving",
+        "    targets[back_to.set.name] += rest",
         "    targets[back_to.set.name] = back_to.set.replicas",
     ),
     "a failed revision keeps only what serves": (
         "    targets[new.set.name] = serving",
         "    targets[new.set.name] = new.set.replicas",
+    ),
+    "what serves beside a failed revision goes on": (
+        "= min(old.serving, rest)",
+        "= 0",
+    ),
+    "a pod that nobody ends is waited for no longer": (
+        "    new, others = new.known(now), [old.known(now) for old in others]\n",
+        "",
+    ),
+    "a pod that ends is waited for": (
+        "< now - LOST",
+        "< now + 1e9",
     ),
     "one goes back to the latest that served": (
         "key=lambda old: old.set.number)",
@@ -109,6 +121,9 @@ SCENARIOS = [
     worlds.test_it_is_complete_only_when_all_serve,
     worlds.test_pods_that_only_end_keep_nothing_from_being_complete,
     worlds.test_what_serves_is_kept_before_what_only_may,
+    worlds.test_what_serves_goes_on_where_a_third_change_fails_before_the_second_was_over,
+    lambda: worlds.test_a_pod_that_nobody_ends_holds_a_rollout_up_for_its_time_and_no_longer("Auto"),
+    lambda: worlds.test_a_pod_that_nobody_ends_holds_a_rollout_up_for_its_time_and_no_longer("Replace"),
 ]
 
 
