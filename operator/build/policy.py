@@ -25,26 +25,28 @@ _PODS: Object = {"namespaceSelector": {}}
 _DNS: Object = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
 
 
-def disruption_budget(
-    deployment: Deployment, spec: ModelDeploymentSpec, settings: Settings, *, hold: bool = False
-) -> Object:
-    """What `kubectl drain` may take.
+def disruption_budget(deployment: Deployment, replicas: int, *, hold: bool = False, let_go: bool = False) -> Object:
+    """What `kubectl drain` may take of `replicas` that are wanted.
 
     Of several replicas, one at a time: the others serve, and the next goes when its successor is ready. Of one alone
     nothing would serve while its successor loads, so a drain without a gap takes a planner that makes a second pod
     when it sees the node cordoned, and that says `hold` from the beginning: eviction follows the cordon within
-    milliseconds. Without `hold`, or once it finds no place for a second one, the only pod may go, draining its
-    requests: a node that can never be emptied is worse than a pause.
+    milliseconds. Without `hold` the only pod may go, draining its requests: a node that can never be emptied is worse
+    than a pause. Hence `let_go` too: a successor that cannot serve is counted among the pods there should be, so that
+    nothing would be left to take, and one may go all the same.
 
     Pods that do not serve, crashing or still loading, are never held.
     """
-    held = spec.replicas == 1 and hold
+    if let_go:
+        limit = {"minAvailable": max(0, replicas - 1)}
+    else:
+        limit = {"minAvailable": 1} if replicas == 1 and hold else {"maxUnavailable": 1}
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": metadata(deployment, deployment.name),
         "spec": {
-            **({"minAvailable": 1} if held else {"maxUnavailable": 1}),
+            **limit,
             "selector": {"matchLabels": dict(names.selector(deployment.name))},
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from plimsoll.api.budget import SERVER_BYTES
 from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.quantity import format_bytes
+from plimsoll.operator.plan.capacity import tolerates
 from plimsoll.operator.snapshot import Node
 
 MIB = 1 << 20
@@ -46,6 +47,9 @@ def device_memory(spec: ModelDeploymentSpec, nodes: Iterable[Node] | None) -> De
         return DeviceMemory(None, why=f"this operator may not see nodes: {fix}")
     seen = tuple(nodes)
     able = [node for node in matching(seen, spec.pod.node_selector) if node.usable]
+    tolerations = [one.model_dump(by_alias=True, exclude_none=True) for one in spec.pod.tolerations]
+    # Where all are tainted somebody else may add the toleration, as admission does for devices.
+    able = [node for node in able if tolerates(node.taints, tolerations)] or able
     if not able:
         return DeviceMemory(None, why=f"{selected(seen, spec.pod.node_selector) or 'no node is ready'}: {fix}")
     if spec.accelerator.resource == "cpu":

@@ -28,6 +28,7 @@ from plimsoll.operator.plan.capacity import free_slots, need_of
 from plimsoll.operator.plan.conditions import parse_timestamp
 from plimsoll.operator.plan.devices import selected
 from plimsoll.operator.plan.evacuation import Evacuation, evacuate
+from plimsoll.operator.plan.holding import holding, wished_replicas
 from plimsoll.operator.plan.rollout import Revision, Stage, Step
 from plimsoll.operator.plan.status import Rolling, status
 from plimsoll.operator.plan.transitions import transitions
@@ -63,8 +64,9 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
         actions += [*rolled.children(), *rolled.sets()]
         again += [] if rolled.again_in is None else [rolled.again_in]
     else:
-        told = (new.set.replicas if new else 0) + sum(old.set.replicas for old in others)
-        wanted = admission.spec.replicas if admission.spec else told
+        there = (*others, *((new,) if new else ()))
+        actions += holding(snapshot, there)
+        wanted = wished_replicas(snapshot, sum(one.set.replicas for one in there))
         rolling, look = Rolling(wanted, new, others, Stage.SCALING, ()), False
     found = status(snapshot, admission, rolling, revision)
     return Plan(
@@ -226,11 +228,7 @@ class _Roll:
             self.spec.replicas, self.new, others, self.spec.rollout.strategy, snapshot.room, now,
             failed=goes_back, may_look=snapshot.nodes is not None,
         )  # fmt: skip
-        self.evacuation = Evacuation(self.spec.replicas)
-        if not goes_back and not any(old.set.replicas for old in others) and self.new.set.replicas:
-            self.evacuation = evacuate(self.spec.replicas, self.new, snapshot.nodes, snapshot.room)
-            told = {**self.step.replicas, self.new.set.name: self.evacuation.told}
-            self.step = replace(self.step, replicas=told, look_for_room=self.evacuation.look_for_room)
+        self.evacuation = self._evacuation(deadline)
         serving_others = [pod for old in others if self.step.replicas[old.set.name] for pod in old.pods]
         self.again_in = self._again(deadline)
         also: tuple[Trouble, ...] = () if goes_back else troubles(serving_others, deadline, now)
@@ -255,8 +253,26 @@ class _Roll:
             return None
         return Failure(fatal.reason, f"pod {fatal.pod}: {fatal.message}", self.snapshot.now)
 
+    def _evacuation(self, deadline: float) -> Evacuation:
+        """Of the one revision that serves, where it is alone: the wanted one, or the one that was gone back to."""
+        alone = [one for one in (self.new, *self.others) if one.set.replicas or self.step.replicas[one.set.name]]
+        if len(alone) != 1 or not alone[0].set.replicas:
+            return Evacuation(self.spec.replicas)
+        [one] = alone
+        found = evacuate(
+            self.spec.replicas, one, self.snapshot.nodes, self.snapshot.room,
+            troubles(one.pods, deadline, self.snapshot.now), self.snapshot.now,
+        )  # fmt: skip
+        if found.told != self.spec.replicas or found.look_for_room:
+            # More than are wanted, for as long as the node is cordoned: that is no step on the way to anything.
+            settled = one is self.new and one.set.replicas == found.told and one.serving >= self.spec.replicas
+            told = {**self.step.replicas, one.set.name: found.told}
+            stage = Stage.COMPLETE if settled else self.step.stage
+            self.step = replace(self.step, replicas=told, stage=stage, look_for_room=found.look_for_room)
+        return found
+
     def _again(self, deadline: float) -> float | None:
-        times = [deadline_in(self.new.pods, deadline, self.snapshot.now)]
+        times = [deadline_in(self.new.pods, deadline, self.snapshot.now), self.evacuation.again_in]
         waited = self.new.unplaced_since(self.snapshot.now)
         if waited:
             times.append(max(1.0, rollout.PATIENCE - waited + 1.0) if waited <= rollout.PATIENCE else None)
@@ -265,16 +281,14 @@ class _Roll:
             times.append(10.0)
         return min((one + 0.5 for one in times if one is not None), default=None)
 
-    @property
-    def _holds(self) -> bool:
-        """Whether an only replica is kept from eviction: somebody sees to a second one, and there is a place for it."""
-        return self.snapshot.nodes is not None and not self.evacuation.let_go
-
     def children(self) -> Iterator[Action]:
         deployment = self.snapshot.deployment
         wanted = [
-            build.service(deployment, self.spec, self.settings),
-            build.disruption_budget(deployment, self.spec, self.settings, hold=self._holds),
+            build.service(deployment),
+            # An only replica is kept where somebody sees to a second one.
+            build.disruption_budget(
+                deployment, self.spec.replicas, hold=self.snapshot.nodes is not None, let_go=self.evacuation.let_go
+            ),
             build.network_policy(deployment, self.spec, self.settings),
             *build.monitors(deployment, self.snapshot.apis, self.settings),
         ]

@@ -77,9 +77,9 @@ def everything(spec: Mapping[str, Any], *, image_volumes: bool = True, **deploye
     """Every object that this deployment leads to."""
     parsed, found = ModelDeploymentSpec.model_validate(dict(spec)), deployment(spec, **deployed)
     yield replica_set(spec, image_volumes=image_volumes, **deployed)
-    yield build.service(found, parsed, SETTINGS)
+    yield build.service(found)
     for hold in (True, False):
-        yield build.disruption_budget(found, parsed, SETTINGS, hold=hold)
+        yield build.disruption_budget(found, parsed.replicas, hold=hold)
     yield build.network_policy(found, parsed, SETTINGS)
     yield build.inspect_policy(found.namespace, SETTINGS)
     yield build.inspect_pod(found, parsed, SETTINGS, image_volumes)

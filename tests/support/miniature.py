@@ -98,6 +98,8 @@ class Cluster:
         if found.look_for_room:
             held = sum(pod.node is not None for pod in self.pods)
             free = max(0, self.devices - held - sum(p.node is None and not p.deleting for p in self.pods))
+            if self.nodes is not None and not any(node.usable for node in self.nodes):
+                free = 0
             found = plan(self.snapshot(free), self.settings, self.version)
             assert not found.look_for_room
         return found
@@ -166,10 +168,12 @@ class Cluster:
                 self.pods.append(Pod(f"{name}-{self.count}", revision=one.revision, owner=one.uid, created=self.now))
             spare = sorted(mine, key=lambda pod: (pod.ready, pod.node is not None))[: max(0, len(mine) - one.replicas)]
             self.pods = [replace(pod, deleting=True, routable=False) if pod in spare else pod for pod in self.pods]
+        usable = ["n1"] if self.nodes is None else [node.name for node in self.nodes if node.usable]
         for index, pod in enumerate(self.pods):
             if pod.node is None and not pod.deleting:
-                fits = sum(p.node is not None for p in self.pods) < self.devices
-                self.pods[index] = replace(pod, node="n1" if fits else None, unschedulable=None if fits else "0/1")
+                fits = bool(usable) and sum(p.node is not None for p in self.pods) < self.devices
+                place = usable[0] if fits else None
+                self.pods[index] = replace(pod, node=place, unschedulable=None if fits else "0/1")
         movable = [
             pod
             for pod in self.pods

@@ -26,7 +26,7 @@ def ports(rule: Object) -> list[int]:
 
 
 def test_the_service_has_the_endpoint_and_not_the_status_page() -> None:
-    found = build.service(deployment(MINIMAL), parsed(MINIMAL), SETTINGS)
+    found = build.service(deployment(MINIMAL))
     assert [(port["name"], port["port"]) for port in found["spec"]["ports"]] == [("http", 8000)]
     assert found["metadata"]["name"] == "llama"
 
@@ -101,9 +101,14 @@ def test_a_service_of_the_cluster_may_have_pods_on_any_port(host: str, namespace
 )
 def test_a_drain_takes_one_at_a_time(replicas: int, hold: bool, wanted: dict[str, int]) -> None:
     spec = {**MINIMAL, "replicas": replicas}
-    found = build.disruption_budget(deployment(spec), parsed(spec), SETTINGS, hold=hold)["spec"]
+    found = build.disruption_budget(deployment(spec), replicas, hold=hold)["spec"]
     assert {key: found[key] for key in found if key.endswith("vailable")} == wanted
     assert found["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    # However many pods there are told to be, one of those that serve may go.
+    given_up = build.disruption_budget(deployment(spec), replicas, hold=hold, let_go=True)["spec"]
+    assert {key: given_up[key] for key in given_up if key.endswith("vailable")} == {
+        "minAvailable": max(0, replicas - 1)
+    }
 
 
 def test_monitors_are_made_of_what_the_cluster_has() -> None:

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from plimsoll.api.manifest import parse_spec
 from plimsoll.operator import build
 from plimsoll.operator.actions import Apply, MarkFailed, Plan
 from plimsoll.operator.plan import plan, room_for
 from plimsoll.operator.plan.conditions import parse_timestamp, timestamp
+from plimsoll.operator.plan.devices import device_memory
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Node, Page, Pod
 from tests.support.miniature import GIB, Cluster, inspection, spec
@@ -250,6 +252,17 @@ def test_memory_comes_from_the_nodes_where_the_manifest_names_none() -> None:
     cluster = Cluster(spec=spec(accelerator={"resource": "nvidia.com/gpu"}), nodes=(bare,))
     cluster.settle()
     assert cluster.status["budget"]["perDevice"]["total"] == 22 * GIB
+    closed = Node(
+        "control-plane", taints=({"key": "closed", "value": "", "effect": "NoSchedule"},), allocatable={"memory": GIB}
+    )
+    open_ = Node("n1", allocatable={"cpu": 8000, "memory": 16 * GIB, "pods": 99})
+    for nodes, pod, where in (
+        ((closed, open_), {}, "n1"),
+        ((closed, open_), {"tolerations": [{"key": "closed", "operator": "Exists"}]}, "control-plane"),
+        ((closed,), {}, "control-plane"),
+    ):
+        memory = device_memory(parse_spec(spec(accelerator={"resource": "cpu"}, pod=pod)), nodes)
+        assert f"node {where}" in memory.where
     cluster = Cluster(spec=spec(accelerator={"resource": "nvidia.com/gpu"}, pod={"nodeSelector": {"pool": "x"}}))
     cluster.settle()
     assert cluster.condition("Accepted")["reason"] == "MemoryUnknown"
@@ -279,7 +292,7 @@ def test_a_cordoned_node_gets_a_second_replica_before_the_first_may_go() -> None
     cluster.devices = 1
     cluster.pods = cluster.pods[:1]
     cluster.act()
-    assert cluster.children[("PodDisruptionBudget", "demo")]["spec"].get("maxUnavailable") == 1
+    assert cluster.children[("PodDisruptionBudget", "demo")]["spec"]["minAvailable"] == 0
 
 
 def test_room_counts_what_free_nodes_would_take() -> None:

@@ -70,12 +70,28 @@ RULES = {
         "idle[:0]",
     ),
     "a cordoned node gets a second replica": (
-        "            told = {**self.step.replicas, self.new.set.name: self.evacuation.told}",
+        "            told = {**self.step.replicas, one.set.name: found.told}",
         "            told = dict(self.step.replicas)",
     ),
     "an only replica without another place is let go": (
-        "and not self.evacuation.let_go",
+        "let_go=self.evacuation.let_go",
+        "let_go=False",
+    ),
+    "more than are wanted for a drain's sake is no rollout": (
+        "            stage = Stage.COMPLETE if settled else self.step.stage",
+        "            stage = self.step.stage",
+    ),
+    "what is gone back to is evacuated too": (
+        "for one in (self.new, *self.others) if one.set.replicas",
+        "for one in (self.new,) if one.set.replicas",
+    ),
+    "what serves a refused spec is held": (
+        "        actions += holding(snapshot, there)",
         "",
+    ),
+    "what runs stays accepted": (
+        "    return standing(admission, new.set if new else None, snapshot), revision, new, tuple(others)",
+        "    return admission, revision, new, tuple(others)",
     ),
     "room is what is free": (
         "    return max(0, free - unplaced)",
