@@ -69,6 +69,8 @@ class Watches:
         self.kinds: tuple[Kind, ...] = ()
         self.opened: dict[str, float] = {}
         """Monotonic time at which the API server last agreed to a watch, by kind."""
+        self.refused: Callable[[str], None] = lambda namespace: None
+        """Called with a namespace in which something may not be listed or watched."""
         self._stop = threading.Event()
         self._restart = threading.Event()
         self._down = threading.Event()
@@ -184,7 +186,10 @@ class Watches:
         response = await handler(request)
         agreed = response.status == 200
         await soften(response)
-        plural = request.url.path.rstrip("/").rsplit("/", 1)[-1]
+        parts = request.url.path.strip("/").split("/")
+        plural = parts[-1]
+        if response.status == 403 and parts[-3:-2] == ["namespaces"]:
+            self.refused(parts[-2])
         for kind in self.kinds if agreed else ():
             if kind.plural == plural and request.url.query.get("watch") == "true":
                 self.opened[kind.name] = time.monotonic()

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Callable, Collection
 
 import structlog
 
@@ -34,3 +35,13 @@ def configure(level: str = "INFO") -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # It says so once a start; stopping is the business of the main thread here.
     logging.getLogger("kopf._core.reactor.running").addFilter(lambda record: "OS signals" not in record.getMessage())
+
+
+def hush(lost: Callable[[], Collection[str]]) -> None:
+    """Keeps kopf, which tries again for ever, from telling of every attempt in namespaces that are known to be lost."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not any(f"/namespaces/{namespace}/" in text for namespace in lost())
+
+    logging.getLogger("kopf._cogs.clients.watching").addFilter(wanted)

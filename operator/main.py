@@ -66,7 +66,9 @@ class Operator:
             self.cluster, settings.operator_namespace, settings.lease_name, self.metrics, self._gained, self.queue.pause
         )
         self.watches = Watches(configuration, self.cache, settings.namespaces)
-        self.verifier = Verifier(self.cluster, self.cache, settings.namespaces, self.metrics)
+        self.verifier = Verifier(self.cluster, self.cache, settings.namespaces, self.metrics, regained=self._wake_all)
+        self.watches.refused = self.verifier.doubt
+        log.hush(lambda: self.cache.lost)
         self.rounds = Rounds(self.verifier, lambda: self.watches.kinds, self._missed)
         self.sweeper = Sweeper(self.cluster, self.cache, self.lease.held)
         self.poller = Poller(self.cache, self.queue.add, self.lease.held, self.metrics)
@@ -185,9 +187,10 @@ class Operator:
         self._wake_all()
         self.queue.open()
 
-    def _wake_all(self) -> None:
+    def _wake_all(self, namespace: str | None = None) -> None:
         for key in self.cache.every():
-            self.queue.add(key)
+            if namespace in (None, key[0]):
+                self.queue.add(key)
 
     def _missed(self, kind: Kind) -> None:
         """A watch that misses changes twice in a row is not to be trusted."""
@@ -228,7 +231,7 @@ class Operator:
     def ready(self) -> list[str]:
         if not self._filled:
             return [f"waiting for {self._waiting_for}"]
-        return [] if self.watches.open() else ["waiting for the watches"]
+        return list(self.rounds.refused.values()) if self.watches.open() else ["waiting for the watches"]
 
     def _refresh(self) -> None:
         self.metrics.deployments.clear()

@@ -62,6 +62,7 @@ class Cache:
         self.apis: frozenset[str] = frozenset()
         self.image_volumes = False
         self.sees_nodes = False
+        self.lost: frozenset[str] = frozenset()  # namespaces that may not be read: nothing is done there
         self.relisted: dict[str, float] = {}
         """Monotonic time at which a kind was last listed instead of watched: what went meanwhile was not told."""
         self._changed, self._source_key, self._clock = changed, source_key, clock
@@ -82,7 +83,8 @@ class Cache:
     ) -> bool:
         """Takes in one event of a watch, one object of a listing (`event` None) or the answer to a write of `ours`.
 
-        Older than what is known, it changes nothing. Returns whether it brought something new.
+        Older than what is known, it changes nothing. Returns whether it brought something new. "LOST" is what may no
+        longer be read: unlike what was deleted it may be there, and come back as it was.
 
         Args:
             quiet: nobody needs to look because of it.
@@ -91,13 +93,14 @@ class Cache:
         identity = (kind.name, about.get("namespace") or "", about.get("name") or "")
         uid, version = about.get("uid") or "", about.get("resourceVersion") or ""
         now = self._clock()
-        if event != "DELETED" and self._no_news(identity, uid, version, now):
+        away = event in ("DELETED", "LOST")
+        if not away and self._no_news(identity, uid, version, now):
             # Most of what a watch tells is the echo of our own writes: not worth taking apart.
             return False
-        entry = None if event == "DELETED" else self._entry(kind, uid, version, now, raw)
+        entry = None if away else self._entry(kind, uid, version, now, raw)
         with self._lock:
             if entry is None:
-                self._gone[uid] = now
+                self._gone |= {uid: now} if event == "DELETED" else {}
                 if (known := self._entries.get(identity)) is None or known.uid != uid:
                     return False
                 affected = self._remove(identity)
@@ -224,7 +227,7 @@ class Cache:
         kind, namespace, name = object_of(key)
         with self._lock:
             top = self._entries.get((kind.name, namespace, name))
-            if top is None or top.packed is None:
+            if top is None or top.packed is None or namespace in self.lost:
                 return None
             what = "job" if kind is kinds.QUANTIZATION else "deployment"
             members = [(i, self._entries[i]) for i in self._by_ref.get((what, namespace, name), ())]
@@ -257,7 +260,7 @@ class Cache:
                 routable=e.uid in routable,
                 seen_since=since[e.uid],
                 unread=e.uid in unread and may_answer(e.value),
-                **said_by(pages.get(e.uid)),
+                **said_by(e.value, pages.get(e.uid)),
             )
             for i, e in members
             if i[0] == kinds.POD.name

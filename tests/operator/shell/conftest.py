@@ -44,6 +44,10 @@ class Api:
         self.faults: list[Any] = []
         self.requests: list[tuple[str, str]] = []
         self.pages: dict[str, list[dict[str, Any]]] = {}
+        self.forbidden: set[str] = set()
+        """Parts of paths that nobody has a right to."""
+        self.broken: set[str] = set()
+        """Parts of paths whose admission webhook is away."""
         self._version = 100
         self._lock = threading.Lock()
         api = self
@@ -85,6 +89,10 @@ class Api:
         body = json.loads(request.rfile.read(length)) if length else None
         with self._lock:
             self.requests.append((request.command, request.path))
+            if any(part in request.path for part in self.forbidden):
+                return self._send(request, 403, {"kind": "Status", "message": f"{url.path} is forbidden"}, {})
+            if any(part in request.path for part in self.broken):
+                return self._send(request, 500, {"kind": "Status", "message": "failed calling webhook"}, {})
             fault = self.faults.pop(0) if self.faults else None
             if fault == "cut":
                 return self._cut(request)
@@ -110,6 +118,8 @@ class Api:
                 return 409, {"kind": "Status", "reason": "AlreadyExists", "message": "exists"}
             return 201, self._store(path, body)
         if verb == "PATCH" and "apply" in content:
+            if not self._meant(body["metadata"], known):
+                return 409, {"kind": "Status", "reason": "Conflict", "message": "has changed"}
             return 200, self._store(path, merged(known or {}, body))
         if known is None:
             return 404, {"kind": "Status", "reason": "NotFound", "message": "not found"}
@@ -126,6 +136,14 @@ class Api:
         if version and version != known["metadata"]["resourceVersion"]:
             return 409, {"kind": "Status", "reason": "Conflict", "message": "has changed"}
         return 200, self._store(path, body if verb == "PUT" else merged(known, body))
+
+    @staticmethod
+    def _meant(about: dict[str, Any], known: dict[str, Any] | None) -> bool:
+        """Whether an apply is of this object: Kubernetes looks at a version only of what is there, at a uid always."""
+        live = (known or {}).get("metadata", {})
+        if about.get("uid", live.get("uid")) != live.get("uid"):
+            return False
+        return not live or about.get("resourceVersion", live["resourceVersion"]) == live["resourceVersion"]
 
     def _json_patch(self, path: str, known: dict[str, Any], operations: list[dict[str, Any]]) -> tuple[int, Any]:
         made = copy.deepcopy(known)
