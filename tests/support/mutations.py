@@ -2,7 +2,15 @@
 
 import inspect
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import product
 from types import ModuleType
+from typing import Any
+
+import pytest
+
+Scenario = Callable[[], object]
 
 
 def broken(module: ModuleType, before: str, after: str) -> ModuleType:
@@ -13,3 +21,34 @@ def broken(module: ModuleType, before: str, after: str) -> ModuleType:
     sys.modules[found.__name__] = found  # dataclasses look their module up
     exec(source.replace(before, after), found.__dict__)
     return found
+
+
+def scenarios(*modules: ModuleType, but: Iterable[str] = ()) -> list[Scenario]:
+    """The tests of `modules` as plain calls, each with every set of its parameters, `but` those of these names."""
+    tests = ((name, test) for module in modules for name, test in vars(module).items())
+    return [
+        partial(test, **given)
+        for name, test in tests
+        if name.startswith("test_") and name not in but
+        for given in _parameters(test)
+    ]
+
+
+def _parameters(test: Any) -> Iterator[dict[str, Any]]:
+    tables = []
+    for mark in getattr(test, "pytestmark", ()):
+        if mark.name == "parametrize":
+            names = [one.strip() for one in mark.args[0].split(",")] if isinstance(mark.args[0], str) else mark.args[0]
+            rows = (row if len(names) > 1 else (row,) for row in mark.args[1])
+            tables.append([dict(zip(names, row, strict=True)) for row in rows])
+    for chosen in product(*tables):
+        yield {name: value for row in chosen for name, value in row.items()}
+
+
+def notices(scenario: Scenario) -> bool:
+    """Whether a test fails."""
+    try:
+        scenario()
+    except (Exception, pytest.fail.Exception):
+        return True
+    return False

@@ -3,10 +3,11 @@
 import pytest
 
 from plimsoll.operator.plan import job_admission, job_run, job_status, jobs
-from tests.operator.plan import test_jobs as scenarios
+from tests.operator.plan import test_jobs
 from tests.support import job_miniature
-from tests.support.mutations import broken
+from tests.support.mutations import broken, notices, scenarios
 
+SCENARIOS = scenarios(test_jobs, but=["test_evictions_and_lost_status_at_any_step_lead_to_the_same_end"])
 #: What a rule is: (where it stands, the source that keeps it, what breaks it).
 RULES = {
     "what is on its way out is left alone": (
@@ -66,34 +67,12 @@ def test_a_broken_rule_is_noticed(rule: str, monkeypatch: pytest.MonkeyPatch) ->
     module, before, after = RULES[rule]
     mutant = broken(module, before, after)
     # Whoever took a name from the module takes it from the mutant.
-    for user in (jobs, job_miniature, scenarios):
+    for user in (jobs, job_miniature, test_jobs):
         for name, value in vars(mutant).items():
             if getattr(value, "__module__", None) == mutant.__name__ and name in vars(user):
                 monkeypatch.setattr(user, name, value)
-    assert any(_notices(scenario) for scenario in _scenarios()), rule
-
-
-def _scenarios() -> list[object]:
-    found = []
-    for name, scenario in vars(scenarios).items():
-        if not name.startswith("test_") or name == "test_evictions_and_lost_status_at_any_step_lead_to_the_same_end":
-            continue
-        marks = [mark for mark in getattr(scenario, "pytestmark", []) if mark.name == "parametrize"]
-        if marks:
-            tuples = [values if isinstance(values, tuple) else (values,) for values in marks[0].args[1]]
-            found += [lambda s=scenario, v=values: s(*v) for values in tuples]
-        else:
-            found.append(scenario)
-    return found
-
-
-def _notices(scenario: object) -> bool:
-    try:
-        scenario()  # type: ignore[operator]
-    except Exception:
-        return True
-    return False
+    assert any(notices(scenario) for scenario in SCENARIOS), rule
 
 
 def test_nothing_is_noticed_where_no_rule_is_broken() -> None:
-    assert not any(_notices(scenario) for scenario in _scenarios())
+    assert not any(notices(scenario) for scenario in SCENARIOS)
