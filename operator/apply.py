@@ -21,6 +21,7 @@ from plimsoll.operator.entries import Key
 from plimsoll.operator.kinds import BY_NAME, Kind
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.observe import Cache
+from plimsoll.operator.ownership import check_ours
 from plimsoll.operator.snapshot import Snapshot
 
 log = structlog.get_logger("plimsoll.operator.apply")
@@ -42,7 +43,7 @@ class Applier:
         key = snapshot.deployment.key
         match action:
             case Apply():
-                return self._apply(key, action)
+                return self._apply(key, action, snapshot)
             case Scale():
                 return self._scale(key, action, snapshot)
             case MarkFailed(name=name, failure=failure):
@@ -56,17 +57,42 @@ class Applier:
             case Record(key=source):
                 return self._record(key, source)
 
-    def _apply(self, key: Key, action: Apply) -> bool:
+    def _apply(self, key: Key, action: Apply, snapshot: Snapshot) -> bool:
         body = action.object
         kind, name = BY_NAME[body["kind"]], body["metadata"]["name"]
-        namespace = body["metadata"].get("namespace") or key[0]
         if kind is kinds.POD:
             # A pod is made once; the right to change pods is one we do not ask for.
             created = self._created(kind, body)
             return created is not None and self._note(kind, "", created, key, "made", action.why)
-        before = self._cache.version(kind, namespace, name)
-        answer = self._cluster.apply(kind, body)
+        known = (kind.name, name) in snapshot.children
+        before, answer = self._put(kind, body) if known else self._made(kind, body)
         return self._note(kind, before, answer, key, "changed" if before else "made", action.why)
+
+    def _put(self, kind: Kind, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Changes what is known to be ours. Returns the version that it had, and the API server's answer."""
+        about = body["metadata"]
+        return self._cache.version(kind, about["namespace"], about["name"]), self._cluster.apply(kind, body)
+
+    def _made(self, kind: Kind, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The same of what nobody has seen yet: where another's object of that name is, it stays as it is.
+
+        Raises:
+            NameTakenError: there is one.
+        """
+        try:
+            return "", self._cluster.apply(kind, body, new=True)
+        except ConflictError:
+            about = body["metadata"]
+            try:
+                live = self._cluster.get(kind, about["namespace"], about["name"])
+            except NotFoundError:
+                raise ConflictError(f"{kind.name} {about['name']} came and went") from None
+            check_ours(body, live)
+            self._cache.seen(kind, None, live, ours=True, quiet=True)
+            found = parse.meta(live)
+            return found["resourceVersion"], self._cluster.apply(
+                kind, {**body, "metadata": {**about, "uid": found["uid"]}}
+            )
 
     def _created(self, kind: Kind, body: Mapping[str, Any]) -> dict[str, Any] | None:
         try:
@@ -117,8 +143,8 @@ class Applier:
         if pod is not None and not found:
             report = parse.inspection([parse.last_words(pod)])
             if report is not None:
-                answer = self._cluster.apply(kinds.CONFIG_MAP, build.record(key[0], source, report))
-                changed = self._note(kinds.CONFIG_MAP, "", answer, key, "recorded", source)
+                before, answer = self._made(kinds.CONFIG_MAP, build.record(key[0], source, report))
+                changed = self._note(kinds.CONFIG_MAP, before, answer, key, "recorded", source)
                 self._cache.forget_error(key[0], source)
         if pod is not None and not pod.deleting:
             changed |= self._delete(key, kinds.POD, pod.name, "its findings are recorded")

@@ -27,6 +27,8 @@ WRITE_SECONDS = 4.0
 READ_SECONDS = 30.0
 #: In all, retries included; after that the work queue waits instead of a worker.
 RETRY_SECONDS = 20.0
+#: A resourceVersion that no object can have: what a store counts from is taken long before anything of ours is there.
+_NEVER = "1"
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
@@ -69,6 +71,10 @@ class ForbiddenError(ClusterError):
 
 class InvalidError(ClusterError):
     """The API server refuses what the object says."""
+
+
+class NameTakenError(ClusterError):
+    """Somebody else's object has the name that one of ours would have."""
 
 
 class NotLeaderError(Exception):
@@ -231,9 +237,21 @@ class Cluster:
                 return
             query["continue"] = more
 
-    def apply(self, kind: Kind, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Server-side apply: fields that are ours read as in `body` afterwards, others stay."""
+    def apply(self, kind: Kind, body: Mapping[str, Any], *, new: bool = False) -> dict[str, Any]:
+        """Server-side apply: fields that are ours read as in `body` afterwards, others stay.
+
+        A POST would own what it sets as an update, beside what is applied later: a field that is left out of an apply
+        would then stay for ever. An apply makes what is not there, and looks at a resourceVersion only of what is.
+
+        Args:
+            new: makes the object; one of that name that is there already is not touched.
+
+        Raises:
+            ConflictError: it is there already, though it is to be `new`; or it is not the one of the uid in `body`.
+        """
         meta = body["metadata"]
+        if new:
+            body = {**body, "metadata": {**meta, "resourceVersion": _NEVER}}
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         path = kind.path(meta.get("namespace"), meta["name"])
         return self.request("PATCH", path, query, body, content="application/apply-patch+yaml")

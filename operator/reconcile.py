@@ -16,6 +16,7 @@ from plimsoll.operator.cluster import (
     ConflictError,
     ForbiddenError,
     InvalidError,
+    NameTakenError,
     NotFoundError,
     NotLeaderError,
     UnavailableError,
@@ -23,7 +24,7 @@ from plimsoll.operator.cluster import (
 from plimsoll.operator.entries import Key, object_of
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.observe import Cache
-from plimsoll.operator.plan.status import refused as refused_status
+from plimsoll.operator.plan.refusal import refused as with_refusal
 from plimsoll.operator.report import Reporter
 from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
@@ -107,23 +108,34 @@ class Reconciler:
             snapshot = self._waiting.explained(snapshot)
             plan = self._plan(snapshot, self._settings, self._version)
         refused: ClusterError | None = None
-        changed = asked_for_pods = False
+        away: UnavailableError | None = None
+        changed = asked_for_pods = unguarded = False
         for action in sorted(plan.actions, key=_can_wait):
             if asked_for_pods and refused is None and _can_wait(action) and self._queue.rush():
                 # Others have not even come so far. The rest is planned again once it is its turn.
                 return 0.0
+            if unguarded and _makes_pods(action):
+                continue
             try:
                 changed |= self._applier.carry_out(action, snapshot)
                 asked_for_pods |= changed and not _can_wait(action)
-            except (ForbiddenError, InvalidError) as error:
+            except (ForbiddenError, InvalidError, NameTakenError) as error:
                 # A quota or a policy of the cluster: others of these actions may still pass, and the user must hear.
+                # But no pod is made that another's policy would have to guard.
                 log.warning("refused", namespace=key[0], deployment=key[1], action=repr(action)[:200], error=str(error))
                 refused = refused or error
+                unguarded |= isinstance(error, NameTakenError) and _guards(action)
                 if "being terminated" in str(error):
                     return None
+            except UnavailableError as error:
+                if not error.status:
+                    raise
+                # The API server is there and a webhook of it is not, perhaps for hours: what was seen is said first.
+                away = error
+                break
         if refused is not None and plan.status:
-            before = snapshot.deployment.status
-            plan = replace(plan, status=refused_status(plan.status, str(refused), before, snapshot.now))
+            taken = isinstance(refused, NameTakenError)
+            plan = with_refusal(plan, str(refused), snapshot.deployment, snapshot.now, taken=taken)
         try:
             later = self._reporter.report(snapshot.deployment, plan.status) if plan.status else None
         except NotFoundError:
@@ -132,8 +144,9 @@ class Reconciler:
             # Only once the status is written, so that each is told once.
             for event in dict.fromkeys(plan.events):
                 self._emit(snapshot, event)
+        if away is not None:
+            raise away
         if refused is not None:
-            self._emit(snapshot, Event("Warning", "Refused", str(refused)))
             raise refused
         return self._pace(key, changed, min((one for one in (plan.again_in, later) if one is not None), default=None))
 
@@ -175,6 +188,14 @@ class Reconciler:
 def _can_wait(action: Action) -> bool:
     """Pods take longest, so what makes them goes first, their policy before them; all else keeps its order."""
     return isinstance(action, Apply) and action.object["kind"] not in ("ReplicaSet", "NetworkPolicy", "Pod", "Job")
+
+
+def _makes_pods(action: Action) -> bool:
+    return isinstance(action, Apply) and action.object["kind"] in ("ReplicaSet", "Pod", "Job")
+
+
+def _guards(action: Action) -> bool:
+    return isinstance(action, Apply) and action.object["kind"] == "NetworkPolicy"
 
 
 class Workers:

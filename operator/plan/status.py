@@ -34,13 +34,13 @@ def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision:
     conditions = _conditions(snapshot, admission, rolling)
     ready = next(condition for condition in conditions if condition.type == "Ready")
     sets = (*rolling.others, *((rolling.new,) if rolling.new else ()))
-    newest = [pod for pod in (rolling.new.pods if rolling.new else ()) if not pod.deleting]
+    newest = [pod for pod in (rolling.new.pods if rolling.new else ()) if not pod.deleting and not pod.ended]
     found: dict[str, Any] = {
         "observedGeneration": generation,
         "phase": _phase(snapshot, admission, rolling, conditions),
         "message": "" if ready.status == "True" else ready.message[:300],
         "endpoint": _endpoint(snapshot) if sets else None,
-        "replicas": sum(len([p for p in s.pods if p.phase not in ("Succeeded", "Failed")]) for s in sets),
+        "replicas": sum(sum(not pod.ended for pod in s.pods) for s in sets),
         "readyReplicas": sum(s.serving for s in sets),
         "updatedReplicas": rolling.new.serving if rolling.new else 0,
         "selector": ",".join(f"{key}={value}" for key, value in names.selector(snapshot.deployment.name).items()),
@@ -116,7 +116,8 @@ _LOOK = "(if this stays, `kubectl describe pod` names the image, claim or Secret
 
 
 def _doing(rolling: Rolling) -> str:
-    pods = [pod for pod in (rolling.new.pods if rolling.new else ()) if not pod.ready and not pod.deleting]
+    newest = rolling.new.pods if rolling.new else ()
+    pods = [pod for pod in newest if not pod.ready and not pod.deleting and not pod.ended]
     for pod in pods:
         if pod.page is not None:
             return f"pod {pod.name} is {pod.page.phase}"
@@ -186,7 +187,7 @@ def _phase(snapshot: Snapshot, admission: Admission, rolling: Rolling, condition
         return "Stopped" if rolling.wanted == 0 else "Ready" if rolling.stage is Stage.COMPLETE else "Updating"
     if any(revision.set.replicas for revision in rolling.others):
         return "Updating"
-    pages = [pod.page for pod in (rolling.new.pods if rolling.new else ()) if pod.page and not pod.ready]
+    pages = [pod.page for pod in (rolling.new.pods if rolling.new else ()) if pod.page and not pod.ready and not pod.ended]
     phases = {page.phase for page in pages}
     return "Downloading" if "downloading" in phases else "Loading" if phases & {"loading", "warming"} else "Pending"
 
@@ -240,7 +241,7 @@ def _startup(pods: Sequence[Pod], before: Mapping[str, Any]) -> Mapping[str, Any
 
 def _load(sets: Iterable[Revision], before: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """How busy the replicas are, in steps coarse enough that a steady load writes nothing."""
-    pods = [pod for revision in sets for pod in revision.pods if not pod.deleting]
+    pods = [pod for revision in sets for pod in revision.pods if not pod.deleting and not pod.ended]
     if _unread(pods):
         kept: Mapping[str, Any] | None = before.get("load")
         return kept
@@ -259,13 +260,3 @@ def _load(sets: Iterable[Revision], before: Mapping[str, Any]) -> Mapping[str, A
         return old
     summary = f"{running} running, {waiting} waiting, cache {usage}%" if running or waiting else "idle"
     return {"runningRequests": running, "waitingRequests": waiting, "cacheUsage": usage, "summary": summary}
-
-
-def refused(status: Mapping[str, Any], words: str, before: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """`status` when the cluster took not all that was to be applied: a quota or a policy, in its own words."""
-    generation = status["observedGeneration"]
-    text = f"The cluster does not take what this deployment needs: {words}"
-    stuck = [Condition("Ready", "False", "Refused", text), Condition("Stalled", "True", "Refused", text)]
-    kept = [one for one in status["conditions"] if one["type"] not in ("Ready", "Stalled", "Reconciling")]
-    found = [*kept, *written(stuck, before.get("conditions", ()), generation, now)]
-    return {**status, "conditions": found, "message": text[:300], "phase": "Degraded"}

@@ -136,7 +136,8 @@ def test_a_status_that_somebody_changed_meanwhile_is_read_anew(world: World) -> 
 
 def test_pods_come_before_what_only_leads_to_them_and_after_what_guards_them(world: World) -> None:
     policy = {**SERVICE, "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
-    plan = doing(Apply(SERVICE), Apply(policy), Apply(world.sets), status={"phase": "Pending"})
+    sets = {**SERVICE, "apiVersion": "apps/v1", "kind": "ReplicaSet"}
+    plan = doing(Apply(SERVICE), Apply(policy), Apply(sets), status={"phase": "Pending"})
     writes = world.work(plan)
     assert [path.split("/")[-2] for _, path in writes] == ["networkpolicies", "replicasets"], "new ones may be waiting"
     world.now += 60.0
@@ -181,7 +182,7 @@ def test_a_refusal_is_told_and_the_rest_is_done(world: World) -> None:
     assert kinds.BUDGET.path("ns", "a") in world.api.objects
     status = world.api.objects[kinds.DEPLOYMENT.path(*KEY)]["status"]
     assert "made up 403" in status["message"]
-    assert [(one["type"], one["status"]) for one in status["conditions"]] == [("Ready", "False"), ("Stalled", "True")]
+    assert [(one["type"], one["status"]) for one in status["conditions"]] == [("Stalled", "True")]
     (event,) = world.api.under(kinds.EVENT.path("ns"))
     assert (event["type"], event["reason"], event["message"]) == ("Warning", "Refused", "made up 403")
     assert world.errors() == {"Forbidden": 1}
