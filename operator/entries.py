@@ -90,8 +90,10 @@ def object_of(key: Key) -> tuple[Kind, str, str]:
     return (kinds.QUANTIZATION, key[0], name) if slash else (kinds.DEPLOYMENT, key[0], kind)
 
 
-def said_by(page: Page | JobProgress | None) -> dict[str, Any]:
-    """As fields of a pod."""
+def said_by(pod: Pod, page: Page | JobProgress | None) -> dict[str, Any]:
+    """As fields of `pod`; nothing of one that has ended, whose page says what was."""
+    if pod.ended:
+        return {}
     return {"progress": page} if isinstance(page, JobProgress) else {"page": page}
 
 

@@ -163,6 +163,7 @@ def pod(raw: Raw) -> Pod:
         ready=(conditions.get("Ready") or {}).get("status") == "True",
         deleting=bool(about.get("deletionTimestamp")),
         ends_by=timestamp(about.get("deletionTimestamp")),
+        ended_at=_ended_at(status) if phase in ("Succeeded", "Failed") else 0.0,
         created=timestamp(about.get("creationTimestamp")),
         node=spec.get("nodeName") or None,
         ip=status.get("podIP") or None,
@@ -170,6 +171,13 @@ def pod(raw: Raw) -> Pod:
         message=message,
         containers=tuple(containers),
     )
+
+
+def _ended_at(status: Raw) -> float:
+    """The last thing that a pod's status has a time of: nothing changes in one that has ended."""
+    conditions = [one.get("lastTransitionTime") for one in status.get("conditions") or ()]
+    ended = [(one.get("state") or {}).get("terminated") or {} for one in status.get("containerStatuses") or ()]
+    return max((timestamp(one) for one in (*conditions, *(one.get("finishedAt") for one in ended))), default=0.0)
 
 
 def _container(status: Raw, init: bool) -> Container:

@@ -85,6 +85,8 @@ class Pod:
     deleting: bool = False
     ends_by: float = 0.0
     """When it is deleting: the end of its grace period, by which its kubelet has ended it; 0 where nothing says."""
+    ended_at: float = 0.0
+    """When it is Failed or Succeeded: about when it came to that, never later; 0 where nothing says."""
     created: float = 0.0
     seen_since: float = 0.0
     """When this operator began to look at it: no deadline runs from before, for nobody would have seen it move."""
@@ -104,6 +106,11 @@ class Pod:
     """Its status page may answer, and this operator does not know yet whether it does."""
     progress: JobProgress | None = None
     """Of a quantization job's pod, as its status page last said."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more, though it is there to be looked at."""
+        return self.phase in ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True)

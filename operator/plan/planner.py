@@ -117,7 +117,8 @@ def _wish(
     admission = admit(snapshot, settings)
     revision = build.revision(snapshot.deployment.spec, admission.output) if admission.spec else None
     found = [
-        Revision(one, tuple(pod for pod in snapshot.pods if pod.owner == one.uid)) for one in snapshot.replica_sets
+        Revision.of(one, [pod for pod in snapshot.pods if pod.owner == one.uid], snapshot.now)
+        for one in snapshot.replica_sets
     ]
     new = next((one for one in found if one.set.revision == revision), None)
     others = sorted((one for one in found if one is not new), key=lambda one: one.set.number)

@@ -20,6 +20,8 @@ from plimsoll.operator.snapshot import Pod, ReplicaSet
 PATIENCE = 30.0
 #: Seconds past the end of its grace period after which the kubelet of an ending pod is taken to be gone.
 LOST = 60.0
+#: Seconds in which another pod is made in place of one that has ended, where nothing keeps it from being made.
+REPLACED = 60.0
 
 Strategy = Literal["Auto", "Surge", "Replace"]
 
@@ -42,6 +44,22 @@ class Revision:
     set: ReplicaSet
     pods: tuple[Pod, ...] = ()
 
+    @classmethod
+    def of(cls, one: ReplicaSet, pods: Sequence[Pod], now: float) -> "Revision":
+        """With its `pods`; of those that have ended, with the ones that are missed.
+
+        The others may lie there for days: another was made since, or as many are there as are wanted.
+        """
+        live = [pod for pod in pods if not pod.ended]
+        newest = max((pod.created for pod in live), default=0.0)
+        missing = sum(not pod.deleting for pod in live) < one.replicas
+
+        def missed(pod: Pod) -> bool:
+            late = one.blocked is None and now - pod.ended_at > REPLACED
+            return missing and newest < pod.ended_at and not late
+
+        return cls(one, tuple(pod for pod in pods if not pod.ended or missed(pod)))
+
     @property
     def serving(self) -> int:
         return sum(pod.ready and pod.routable and not pod.deleting for pod in self.pods)
@@ -49,11 +67,11 @@ class Revision:
     @property
     def there(self) -> int:
         """Pods that hold a device or will: those that are ending included, those that ended not."""
-        return sum(pod.phase not in ("Succeeded", "Failed") for pod in self.pods)
+        return sum(not pod.ended for pod in self.pods)
 
     @property
     def ending(self) -> int:
-        return sum(pod.deleting and pod.phase not in ("Succeeded", "Failed") for pod in self.pods)
+        return sum(pod.deleting and not pod.ended for pod in self.pods)
 
     def known(self, now: float) -> "Revision":
         """Without the pods that nobody ends. Their devices are as free as their nodes say, which are asked for room."""

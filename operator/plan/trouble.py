@@ -49,7 +49,7 @@ def creating(pod: Pod) -> bool:
     """Whether it is past the scheduler and none of its containers has begun."""
     begun = any(one.state != "waiting" or one.restarts for one in pod.containers)
     waits = any(one.reason in _CREATING and not one.message for one in pod.containers)
-    return bool(pod.node and waits and not begun and not pod.deleting and pod.page is None)
+    return bool(pod.node and waits and not begun and not pod.deleting and not pod.ended and pod.page is None)
 
 
 def words(text: str) -> str:
@@ -59,6 +59,9 @@ def words(text: str) -> str:
 
 
 def _of(pod: Pod, deadline: float, now: float) -> Iterator[Trouble]:
+    if pod.phase == "Succeeded":
+        # Told to end while its node went down, and did: another is on its way.
+        return
     if pod.phase == "Failed":
         yield Trouble(pod.name, "Evicted", words(pod.message) or "the pod failed", False)
         return

@@ -95,8 +95,8 @@ RULES = {
         "(lambda r: r.worth,)",
     ),
     "pods that only end keep nothing from being complete": (
-        "pod.deleting and pod.phase not in",
-        "False and pod.phase not in",
+        "sum(pod.deleting and not pod.ended",
+        "sum(False and not pod.ended",
     ),
     "it is complete only when all serve": (
         "new.serving == wanted and",
