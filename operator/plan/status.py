@@ -187,8 +187,8 @@ def _phase(snapshot: Snapshot, admission: Admission, rolling: Rolling, condition
         return "Stopped" if rolling.wanted == 0 else "Ready" if rolling.stage is Stage.COMPLETE else "Updating"
     if any(revision.set.replicas for revision in rolling.others):
         return "Updating"
-    pages = [pod.page for pod in (rolling.new.pods if rolling.new else ()) if pod.page and not pod.ready and not pod.ended]
-    phases = {page.phase for page in pages}
+    starting = [pod for pod in (rolling.new.pods if rolling.new else ()) if not pod.ready and not pod.ended]
+    phases = {pod.page.phase for pod in starting if pod.page}
     return "Downloading" if "downloading" in phases else "Loading" if phases & {"loading", "warming"} else "Pending"
 
 

@@ -96,7 +96,7 @@ class Cluster:
         snapshot = self.snapshot()
         found = plan(snapshot, self.settings, self.version)
         if found.look_for_room:
-            held = sum(pod.node is not None for pod in self.pods)
+            held = sum(pod.node is not None and not pod.ended for pod in self.pods)
             free = max(0, self.devices - held - sum(p.node is None and not p.deleting for p in self.pods))
             if self.nodes is not None and not any(node.usable for node in self.nodes):
                 free = 0
@@ -132,7 +132,8 @@ class Cluster:
             case Apply(object=one) if one["kind"] == "Pod":
                 self.inspector = Pod(one["metadata"]["name"], created=self.now, node="n1")
             case Apply(object=one):
-                self.children[(one["kind"], one["metadata"]["name"])] = one
+                kept = {key: value for key, value in one["spec"].items() if value is not None}
+                self.children[(one["kind"], one["metadata"]["name"])] = {**one, "spec": kept}
             case Scale(name=name, replicas=replicas):
                 self.sets[name] = replace(self.sets[name], replicas=replicas)
                 live = dict(self.children[("ReplicaSet", name)])
@@ -162,7 +163,7 @@ class Cluster:
         """Controllers, scheduler and kubelet, one pod at a time."""
         self.now += 1
         for name, one in self.sets.items():
-            mine = [pod for pod in self.pods if pod.owner == one.uid and not pod.deleting]
+            mine = [pod for pod in self.pods if pod.owner == one.uid and not pod.deleting and not pod.ended]
             for _ in range(one.replicas - len(mine)):
                 self.count += 1
                 self.pods.append(Pod(f"{name}-{self.count}", revision=one.revision, owner=one.uid, created=self.now))
@@ -171,13 +172,14 @@ class Cluster:
         usable = ["n1"] if self.nodes is None else [node.name for node in self.nodes if node.usable]
         for index, pod in enumerate(self.pods):
             if pod.node is None and not pod.deleting:
-                fits = bool(usable) and sum(p.node is not None for p in self.pods) < self.devices
+                fits = bool(usable) and sum(bool(p.node) and not p.ended for p in self.pods) < self.devices
                 place = usable[0] if fits else None
                 self.pods[index] = replace(pod, node=place, unschedulable=None if fits else "0/1")
         movable = [
             pod
             for pod in self.pods
-            if (pod.deleting and not self.draining) or (pod.node and not pod.ready and not pod.containers)
+            if (pod.deleting and not self.draining)
+            or (pod.node and not pod.ready and not pod.containers and not pod.ended)
         ]
         if movable:
             pod = movable[choice % len(movable)]
