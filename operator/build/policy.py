@@ -36,6 +36,8 @@ def disruption_budget(deployment: Deployment, replicas: int, *, hold: bool = Fal
     nothing would be left to take, and one may go all the same.
 
     Pods that do not serve, crashing or still loading, are never held.
+
+    The limit that is not wanted is said as null, which takes it out whoever set it: the API server bears one of them.
     """
     if let_go:
         limit = {"minAvailable": max(0, replicas - 1)}
@@ -46,6 +48,8 @@ def disruption_budget(deployment: Deployment, replicas: int, *, hold: bool = Fal
         "kind": "PodDisruptionBudget",
         "metadata": metadata(deployment, deployment.name),
         "spec": {
+            "minAvailable": None,
+            "maxUnavailable": None,
             **limit,
             "selector": {"matchLabels": dict(names.selector(deployment.name))},
             "unhealthyPodEvictionPolicy": "AlwaysAllow",

@@ -92,23 +92,32 @@ def test_a_service_of_the_cluster_may_have_pods_on_any_port(host: str, namespace
 @pytest.mark.parametrize(
     ("replicas", "hold", "wanted"),
     [
-        (1, False, {"maxUnavailable": 1}),
-        (1, True, {"minAvailable": 1}),
-        (3, False, {"maxUnavailable": 1}),
-        (3, True, {"maxUnavailable": 1}),
-        (0, True, {"maxUnavailable": 1}),
+        (1, False, (None, 1)),
+        (1, True, (1, None)),
+        (3, False, (None, 1)),
+        (3, True, (None, 1)),
+        (0, True, (None, 1)),
     ],
 )
-def test_a_drain_takes_one_at_a_time(replicas: int, hold: bool, wanted: dict[str, int]) -> None:
+def test_a_drain_takes_one_at_a_time(replicas: int, hold: bool, wanted: tuple[int | None, ...]) -> None:
     spec = {**MINIMAL, "replicas": replicas}
     found = build.disruption_budget(deployment(spec), replicas, hold=hold)["spec"]
-    assert {key: found[key] for key in found if key.endswith("vailable")} == wanted
+    assert (found["minAvailable"], found["maxUnavailable"]) == wanted
     assert found["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
     # However many pods there are told to be, one of those that serve may go.
     given_up = build.disruption_budget(deployment(spec), replicas, hold=hold, let_go=True)["spec"]
-    assert {key: given_up[key] for key in given_up if key.endswith("vailable")} == {
-        "minAvailable": max(0, replicas - 1)
-    }
+    assert (given_up["minAvailable"], given_up["maxUnavailable"]) == (max(0, replicas - 1), None)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_limit_that_somebody_put_in_place_of_ours_is_taken_out(hold: bool) -> None:
+    """The API server bears one of the two, and an apply that is silent on theirs would leave it."""
+    wanted = build.disruption_budget(deployment(MINIMAL), 1, hold=hold)
+    ours, theirs = ("minAvailable", "maxUnavailable") if hold else ("maxUnavailable", "minAvailable")
+    rest = {key: value for key, value in wanted["spec"].items() if value is not None}
+    assert not build.differs(wanted, {**wanted, "spec": rest}), "null is what is not there"
+    assert build.differs(wanted, {**wanted, "spec": {**rest, ours: None, theirs: 2}})
+    assert (wanted["spec"][ours], wanted["spec"][theirs]) == (1, None)
 
 
 def test_monitors_are_made_of_what_the_cluster_has() -> None:
