@@ -3,7 +3,7 @@
 import pytest
 
 from plimsoll.operator.plan import planner
-from tests.operator.plan import test_draining, test_planner
+from tests.operator.plan import test_draining, test_lingering, test_planner
 from tests.support import miniature
 from tests.support.mutations import broken, notices, scenarios
 
@@ -16,18 +16,6 @@ RULES = {
     "nothing starts before it is accepted": (
         ("    if admission.ok:\n        assert"),
         ("    if admission.budget or True:\n        assert"),
-    ),
-    "an inspection is recorded": (
-        "            yield Record(looking.key)",
-        "            pass",
-    ),
-    "a look that failed is repeated": (
-        '            yield Delete("Pod", looking.pod.name, "look again")',
-        "            pass",
-    ),
-    "looks at a source that fails grow rarer": (
-        "max(RETRY_LEAST, failing_for)",
-        "RETRY_LEAST",
     ),
     "a missing child is made": (
         ("            if live is None or build.differs(one, live):\n                yield Apply(one,"),
@@ -93,13 +81,21 @@ RULES = {
         "    return standing(admission, new.set if new else None, snapshot), revision, new, tuple(others)",
         "    return admission, revision, new, tuple(others)",
     ),
+    "a rollout looks again when nobody ends a pod": (
+        "        times += [old.loses_in(self.snapshot.now) for old in self.others]\n",
+        "",
+    ),
+    "pods that ended are told from those that are missed": (
+        "        Revision.of(one, [pod for pod in snapshot.pods if pod.owner == one.uid], snapshot.now)\n",
+        "        Revision(one, tuple(pod for pod in snapshot.pods if pod.owner == one.uid))\n",
+    ),
     "room is what is free": (
         "    return max(0, free - unplaced)",
         "    return max(1, free - unplaced) + 1",
     ),
 }
 
-SCENARIOS = scenarios(test_planner, test_draining, but=["test_any_history_ends_where_a_calm_one_would"])
+SCENARIOS = scenarios(test_planner, test_draining, test_lingering, but=["test_any_history_ends_where_a_calm_one_would"])
 
 
 @pytest.mark.parametrize("rule", RULES)

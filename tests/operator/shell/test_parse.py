@@ -34,7 +34,7 @@ def test_a_pod_that_serves(real: Real) -> None:
 
 def test_a_pod_in_trouble_quotes_its_container(real: Real) -> None:
     raw = real("pod_ready")
-    raw["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    raw["metadata"]["deletionTimestamp"] = "2026-01-01T00:02:30Z"
     raw["status"] |= {"phase": "Failed", "reason": "Evicted", "message": "The node was low on memory."}
     raw["status"]["conditions"] = [
         {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
@@ -47,10 +47,27 @@ def test_a_pod_in_trouble_quotes_its_container(real: Real) -> None:
     pod = parse.pod(raw)
     assert (pod.ready, pod.deleting, pod.unschedulable) == (False, True, "0/3 nodes are available")
     assert pod.message == "Evicted: The node was low on memory."
+    assert pod.ends_by == parse.timestamp("2026-01-01T00:02:30Z"), "the API server counts the grace period in"
     server = pod.containers[0]
     assert (server.state, server.reason, server.restarts) == ("waiting", "CrashLoopBackOff", 4)
     assert (server.last_reason, server.last_message, server.last_exit_code) == ("OOMKilled", "the last words", 137)
     assert parse.last_words(pod) == "the last words"
+
+
+def test_when_a_pod_ended_is_the_last_time_in_its_status(real: Real) -> None:
+    raw = real("pod_ready")
+    assert (parse.pod(raw).ends_by, parse.pod(raw).ended_at) == (0.0, 0.0)
+    raw["status"] |= {"phase": "Failed", "reason": "Evicted", "message": "The node was low on memory."}
+    raw["status"]["conditions"] = [
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+        {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T05:00:00Z"},
+    ]
+    raw["status"]["containerStatuses"][0]["state"] = {"terminated": {"exitCode": 137}}
+    assert parse.pod(raw).ended_at == parse.timestamp("2026-01-01T05:00:00Z")
+    raw["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = "2026-01-01T05:00:03Z"
+    assert parse.pod(raw).ended_at == parse.timestamp("2026-01-01T05:00:03Z")
+    raw["status"] = {"phase": "Failed", "reason": "Evicted"}
+    assert parse.pod(raw).ended_at == 0.0
 
 
 def test_a_revision_reads_back_what_was_written_on_it(real: Real) -> None:
