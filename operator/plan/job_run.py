@@ -28,6 +28,11 @@ class Run:
     ended_at: float = 0.0
     again_in: float | None = None
 
+    @property
+    def paused(self) -> bool:
+        """Whether nothing works on it now, so that nobody knows how long it will take."""
+        return self.reason in ("Interrupted", "Crashed", "Suspended")
+
 
 def running(snapshot: Snapshot, job: BatchJob) -> Run:
     """The state of `job`, of which `snapshot` has the pods."""
@@ -41,7 +46,10 @@ def running(snapshot: Snapshot, job: BatchJob) -> Run:
         return Run("Pending", "Suspended", _resume(snapshot, job), progress)
     if not alive:
         return _between(pods, progress)
-    return _alive(alive[-1], pods, progress, snapshot.now)
+    staying = [pod for pod in alive if not pod.deleting]
+    if not staying:
+        return _ending(alive[-1], progress)
+    return _alive(staying[-1], pods, progress, snapshot.now)
 
 
 def _resume(snapshot: Snapshot, job: BatchJob) -> str:
@@ -85,8 +93,19 @@ def _step(progress: JobProgress) -> str:
     return f"{progress.message or progress.phase.lower()}{layers}"
 
 
+def _ending(pod: Pod, progress: JobProgress | None) -> Run:
+    """Of the one pod there is; on a node that is dead it stays so until the node comes back or is deleted."""
+    where = f" on node {pod.node}" if pod.node else ""
+    text = f"pod {pod.name} is ending{where}; the next one starts once it is gone"
+    return Run(_reached(progress), "Interrupted", text, progress)
+
+
+def _reached(progress: JobProgress | None) -> str:
+    return progress.phase if progress and progress.phase not in ("Complete", "Failed") else "Pending"
+
+
 def _between(pods: list[Pod], progress: JobProgress | None) -> Run:
-    phase = progress.phase if progress and progress.phase not in ("Complete", "Failed") else "Pending"
+    phase = _reached(progress)
     if not pods:
         return Run(phase, "Starting", "the Job's pod is about to be created", progress)
     pod = pods[-1]

@@ -111,11 +111,13 @@ def _budget(snapshot: Snapshot, admission: JobAdmission) -> dict[str, Any] | Non
 def _worked(said: JobProgress | None, run: Run | None, before: Mapping[str, Any], uri: str) -> dict[str, Any]:
     """What the job itself says, written when a reader would notice: layer, percent, minutes."""
     kept = {key: before.get(key) for key in ("progress", "evaluation", "output", "peakMemory", "seconds")}
+    if run is not None and run.paused and kept["progress"]:
+        kept["progress"] = {key: value for key, value in kept["progress"].items() if key != "eta"}
     if said is None or run is None:
         return kept
     done = run.complete or run.failed
     progress: dict[str, Any] = {"layer": said.layer, "of": said.of, "percent": int(said.percent)}
-    if said.eta_seconds is not None and not done:
+    if said.eta_seconds is not None and not done and not run.paused:
         progress["eta"] = duration(said.eta_seconds)
     if said.evaluation is not None:
         kept["evaluation"] = _evaluation(said)

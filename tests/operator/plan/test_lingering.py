@@ -9,6 +9,7 @@ from plimsoll.operator.actions import Event
 from plimsoll.operator.plan.rollout import LOST
 from plimsoll.operator.plan.trouble import creating, troubles
 from plimsoll.operator.snapshot import Container, Page, Pod
+from tests.support.job_miniature import JobCluster
 from tests.support.miniature import Cluster, spec
 
 #: What a pod said before it was evicted.
@@ -142,3 +143,40 @@ def test_that_no_device_is_free_is_said_where_room_was_looked_for() -> None:
     cluster.change(context={"maxLength": 1024})
     cluster.act()
     assert cluster.condition("Progressing")["message"].startswith("Old replicas are drained and replaced in turn")
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_jobs_pod_that_is_ending_is_named_and_keeps_what_was_reached(read: bool) -> None:
+    cluster = JobCluster()
+    while cluster.reached < 2:
+        cluster.act()
+        cluster.others_move()
+    cluster.act()
+    reached = cluster.status["progress"]
+    assert "eta" in reached
+    # A pod on its way out is not asked, so that an operator that starts now has no page of it.
+    cluster.pods[-1] = replace(cluster.pods[-1], deleting=True, **({} if read else {"progress": None}))
+    name, events = cluster.pods[-1].name, len(cluster.events)
+    for _ in range(3):
+        cluster.now += 3600
+        cluster.act()
+    assert cluster.condition("Complete")["reason"] == "Interrupted"
+    said = f"pod {name} is ending on node n1; the next one starts once it is gone"
+    assert cluster.condition("Complete")["message"] == said
+    assert cluster.status["message"] == f"Interrupted: {said}"
+    assert cluster.status["progress"] == {key: value for key, value in reached.items() if key != "eta"}
+    assert cluster.events[events:] == ["Normal Interrupted"]
+    cluster.pods.pop()
+    cluster.settle()
+    assert (cluster.status["phase"], cluster.made) == ("Complete", 1)
+
+
+def test_what_a_jobs_pod_that_stays_says_counts_beside_one_that_ends() -> None:
+    cluster = JobCluster()
+    while cluster.reached < 2:
+        cluster.act()
+        cluster.others_move()
+    cluster.pods.append(replace(cluster.pods[-1], name="left", uid="left", deleting=True))
+    cluster.act()
+    assert cluster.condition("Complete")["reason"] == "Quantizing"
+    assert "eta" in cluster.status["progress"]
