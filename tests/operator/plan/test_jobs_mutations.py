@@ -3,11 +3,13 @@
 import pytest
 
 from plimsoll.operator.plan import job_admission, job_run, job_status, jobs
-from tests.operator.plan import test_jobs
+from tests.operator.plan import test_jobs, test_lingering
 from tests.support import job_miniature
 from tests.support.mutations import broken, notices, scenarios
 
-SCENARIOS = scenarios(test_jobs, but=["test_evictions_and_lost_status_at_any_step_lead_to_the_same_end"])
+SCENARIOS = scenarios(
+    test_jobs, test_lingering, but=["test_evictions_and_lost_status_at_any_step_lead_to_the_same_end"]
+)
 #: What a rule is: (where it stands, the source that keeps it, what breaks it).
 RULES = {
     "what is on its way out is left alone": (
@@ -51,6 +53,15 @@ RULES = {
     "and not for ever": (job_run, "PATIENCE = 15.0", "PATIENCE = 1e9"),
     "a pod that was stopped has not crashed": (
         job_run, '"Interrupted" if _was_stopped(pod) else "Crashed"', '"Crashed"',
+    ),
+    "a pod that is ending is no pod at work": (
+        job_run, "staying = [pod for pod in alive if not pod.deleting]", "staying = alive",
+    ),
+    "a pod that is ending hides none that is at work": (
+        job_run, "staying = [pod for pod in alive if not pod.deleting]", "staying = [] if alive[-1].deleting else alive",
+    ),
+    "nobody knows how long a job takes that nothing works on": (
+        job_status, "if run is not None and run.paused and", "if False and",
     ),
     "the gate's own reason is told": (
         job_run, '    if said is not None and said.phase == "Failed":\n', "    if False:\n",
