@@ -43,6 +43,12 @@ FAILED = "plimsoll.dev/failed"
 PROVEN = "plimsoll.dev/proven"
 """`true` once every wanted replica of this revision served."""
 
+#: Annotations of an inspect pod.
+LOOKS_AS = "plimsoll.dev/looks-as"
+"""What its spec was when it was made, hashed."""
+PATIENCE = "plimsoll.dev/patience"
+"""Seconds that another's has to leave it before it takes its place."""
+
 #: Selects everything that is ours, on the server's side.
 OURS = f"{MANAGED_BY}={MANAGER}"
 

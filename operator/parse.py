@@ -170,6 +170,8 @@ def pod(raw: Raw) -> Pod:
         unschedulable=unschedulable,
         message=message,
         containers=tuple(containers),
+        looks_as=annotations(raw).get(names.LOOKS_AS, ""),
+        patience=float(patience) if (patience := annotations(raw).get(names.PATIENCE, "")).isdecimal() else 0.0,
     )
 
 

@@ -106,6 +106,10 @@ class Pod:
     """Its status page may answer, and this operator does not know yet whether it does."""
     progress: JobProgress | None = None
     """Of a quantization job's pod, as its status page last said."""
+    looks_as: str = ""
+    """Of an inspect pod: its spec as it was made, hashed."""
+    patience: float = 0.0
+    """Of an inspect pod: seconds that it is left to get to work, whoever else would look in another way."""
 
     @property
     def ended(self) -> bool:

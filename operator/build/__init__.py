@@ -1,7 +1,16 @@
 """Builders: from values to the objects that should be there, ready for server-side apply. Pure; one concern a file."""
 
 from plimsoll.operator.build.compare import differs
-from plimsoll.operator.build.inspecting import inspect_name, inspect_pod, read_record, record, record_name
+from plimsoll.operator.build.inspecting import (
+    LEAST_PATIENCE,
+    MOST_PATIENCE,
+    inspect_name,
+    inspect_pod,
+    looks_as,
+    read_record,
+    record,
+    record_name,
+)
 from plimsoll.operator.build.monitors import monitors
 from plimsoll.operator.build.policy import disruption_budget, inspect_policy, job_policy, network_policy
 from plimsoll.operator.build.quantizing import job, job_name, memory_line
@@ -11,6 +20,8 @@ from plimsoll.operator.build.service import service
 from plimsoll.operator.build.source import output_key, source_key
 
 __all__ = [
+    "LEAST_PATIENCE",
+    "MOST_PATIENCE",
     "described",
     "differs",
     "disruption_budget",
@@ -20,6 +31,7 @@ __all__ = [
     "job",
     "job_name",
     "job_policy",
+    "looks_as",
     "memory_line",
     "monitors",
     "network_policy",

@@ -8,15 +8,18 @@ from typing import Any
 
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.source import parse_source
+from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, pod_security, source_metadata
 from plimsoll.operator.build.pod import Spec, copied_folder, copier, image_volume, placement, reader, scratch
 from plimsoll.operator.build.source import fetched, file_uri, image_reference, source_key
 from plimsoll.operator.settings import Settings
-from plimsoll.operator.snapshot import Deployment
+from plimsoll.operator.snapshot import Deployment, Pod
 
 SOURCE = "/source"
 #: Headers alone are read. Longer than any hub takes, pulling the runtime image included.
 DEADLINE_SECONDS = 600
+#: Seconds that a pod which does not get to work is left before another's takes its place: twice as long each time.
+LEAST_PATIENCE, MOST_PATIENCE = 10.0, 300.0
 _DATA = "inspection"
 
 
@@ -31,13 +34,17 @@ def record_name(key: str) -> str:
 
 
 def inspect_pod(
-    deployment: Deployment, spec: Spec, settings: Settings, image_volumes: bool, key: str | None = None
-) -> Object:
+    deployment: Deployment, spec: Spec, settings: Settings, image_volumes: bool, key: str | None = None,
+    instead_of: Pod | None = None,
+) -> Object:  # fmt: skip
     """Runs `plimsoll inspect`; its termination message is an `Inspection`, or says in words why there is none.
 
     `key` is the source's own, but for what a quantization job wrote: that goes by its digest too.
     It tolerates what the deployment tolerates, and does not take its node selector: that would wake a GPU node for
     reading a few kilobytes.
+
+    The one that it is made `instead_of` may take a while to go, so that this one has another name: one of two, so that
+    there are never more.
     """
     model, source = spec.model, parse_source(spec.model.source)
     key = key or source_key(deployment.namespace, model)
@@ -70,8 +77,20 @@ def inspect_pod(
     }
     if init:
         body["initContainers"] = init
-    meta = source_metadata(deployment.namespace, inspect_name(key), key)
+    looks = names.digest(body)
+    name, patience = inspect_name(key), LEAST_PATIENCE
+    if instead_of is not None:
+        name = f"{name}-again" if instead_of.name == name else name
+        patience = instead_of.patience or LEAST_PATIENCE
+        patience = patience if instead_of.looks_as == looks else min(MOST_PATIENCE, 2 * patience)
+    meta = source_metadata(deployment.namespace, name, key)
+    meta["annotations"] = {names.LOOKS_AS: looks, names.PATIENCE: f"{patience:.0f}"}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": body}
+
+
+def looks_as(pod: Object) -> str:
+    """What tells inspect pods apart that would look in different ways."""
+    return str(pod["metadata"]["annotations"][names.LOOKS_AS])
 
 
 def record(namespace: str, key: str, inspection: Inspection) -> Object:

@@ -21,7 +21,7 @@ from plimsoll.operator.plan.devices import device_memory
 from plimsoll.operator.plan.quantized import FAILED, awaited, serving
 from plimsoll.operator.plan.trouble import words
 from plimsoll.operator.settings import Settings
-from plimsoll.operator.snapshot import Output, ReplicaSet, Snapshot
+from plimsoll.operator.snapshot import Output, Pod, ReplicaSet, Snapshot
 
 #: The table of kernels that takes most, since a processor is known only once a pod runs on it.
 CPU_TABLE = native_table(32, wide=True)
@@ -116,8 +116,9 @@ def looked_at(snapshot: Snapshot, source: str) -> Look:
     waiting = Condition("Accepted", "Unknown", "Inspecting", _inspecting(snapshot))
     looking = snapshot.inspecting
     if looking is None or looking.found is None:
-        if looking is not None and looking.error:
-            why = f"{source} cannot be read: {looking.error}"
+        said = (looking.error or _silent(looking.pod)) if looking is not None else None
+        if said:
+            why = f"{source} cannot be read: {said}"
             failed = Condition("SourceReady", "False", "Unreadable", why)
             return Look(Condition("Accepted", "Unknown", "SourceUnreadable", why), failed)
         conditions: Sequence[Mapping[str, Any]] = snapshot.deployment.status.get("conditions", ())
@@ -205,6 +206,13 @@ def check_allowed(uri: str, field: str, settings: Settings) -> None:
             "this cluster's operator does not allow it", field=field, value=uri,
             fix=f"Allowed are {', '.join(settings.allowed_sources) or 'none'}",
         )  # fmt: skip
+
+
+def _silent(pod: Pod | None) -> str | None:
+    """What is wrong with an inspect pod that ended well and said nothing that can be read."""
+    if pod is None or pod.phase != "Succeeded":
+        return None
+    return "the inspect pod has ended and left no report. Is pod.image a runtime image of this version?"
 
 
 def _inspecting(snapshot: Snapshot) -> str:

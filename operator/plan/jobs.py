@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 from plimsoll.operator import build
 from plimsoll.operator.actions import Action, Apply, Delete, Plan
+from plimsoll.operator.plan.inspecting import inspecting
 from plimsoll.operator.plan.job_admission import JobAdmission, admit_job
 from plimsoll.operator.plan.job_run import running
 from plimsoll.operator.plan.job_status import job_status
-from plimsoll.operator.plan.planner import inspecting, retry_in
 from plimsoll.operator.plan.transitions import transitions
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import BatchJob, Snapshot
@@ -28,8 +28,9 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
     actions: list[Action] = []
     again: list[float | None] = []
     if run is None:
-        actions += inspecting(snapshot, admission, settings)
-        again.append(retry_in(snapshot))
+        looks, look_in = inspecting(snapshot, admission, settings)
+        actions += looks
+        again.append(look_in)
         if snapshot.claims is not None and not admission.ok:
             # Nobody tells of a claim that has grown.
             again.append(60.0)

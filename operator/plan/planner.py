@@ -6,10 +6,8 @@ again leads on; a plan without actions means that what is wanted is there, or th
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-from plimsoll.api.deployment import ModelDeploymentSpec
-from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.operator import build, names
 from plimsoll.operator.actions import (
     Action,
@@ -18,17 +16,16 @@ from plimsoll.operator.actions import (
     MarkFailed,
     MarkProven,
     Plan,
-    Record,
     Renumber,
     Scale,
 )
 from plimsoll.operator.plan import rollout
 from plimsoll.operator.plan.admission import Admission, admit, standing
 from plimsoll.operator.plan.capacity import free_slots, need_of
-from plimsoll.operator.plan.conditions import parse_timestamp
 from plimsoll.operator.plan.devices import selected
 from plimsoll.operator.plan.evacuation import Evacuation, evacuate
 from plimsoll.operator.plan.holding import holding, wished_replicas
+from plimsoll.operator.plan.inspecting import inspecting
 from plimsoll.operator.plan.rollout import Revision, Stage, Step
 from plimsoll.operator.plan.status import Rolling, status
 from plimsoll.operator.plan.transitions import transitions
@@ -38,8 +35,6 @@ from plimsoll.operator.snapshot import Failure, Pod, ReplicaSet, Snapshot
 
 #: Revisions without pods that are kept to go back to.
 HISTORY = 10
-#: Seconds between two looks at a source that could not be read.
-RETRY_LEAST, RETRY_MOST = 20.0, 600.0
 
 
 def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
@@ -53,9 +48,8 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
         return Plan()
     admission, revision, new, others = _wish(snapshot, settings)
     version = rendering(settings, version, admission)
-    actions = list(inspecting(snapshot, admission, settings))
-    retry = retry_in(snapshot)
-    again: list[float] = [] if retry is None else [retry + 0.5]
+    actions, look_in = inspecting(snapshot, admission, settings)
+    again: list[float] = [] if look_in is None else [look_in + 0.5]
     again += [_ask_in(pod, snapshot.now) for pod in _everybody(snapshot) if creating(pod)]
     if admission.ok:
         assert admission.spec is not None
@@ -125,39 +119,6 @@ def _wish(
     return standing(admission, new.set if new else None, snapshot), revision, new, tuple(others)
 
 
-class Asking(Protocol):
-    """An admission, as far as looking at a source depends on it."""
-
-    @property
-    def spec(self) -> ModelDeploymentSpec | QuantizationJobSpec | None: ...
-    @property
-    def wants_inspection(self) -> bool: ...
-
-
-def inspecting(snapshot: Snapshot, admission: Asking, settings: Settings) -> Iterator[Action]:
-    """The pod that reads the source's headers, until what it found is recorded."""
-    looking = snapshot.inspecting
-    if admission.spec is None:
-        return
-    if looking is not None and looking.found is not None:
-        if looking.pod is not None:
-            yield Record(looking.key)
-        return
-    if not admission.wants_inspection:
-        return
-    key = looking.key if looking is not None else None
-    pod = build.inspect_pod(snapshot.deployment, admission.spec, settings, snapshot.image_volumes, key)
-    policy = build.inspect_policy(snapshot.deployment.namespace, settings)
-    live = snapshot.children.get(("NetworkPolicy", policy["metadata"]["name"]))
-    if live is None or build.differs(policy, live):
-        yield Apply(policy, "inspect pods reach only what they read")
-    if looking is not None and looking.pod is not None:
-        if looking.pod.phase == "Failed" and not looking.pod.deleting and retry_in(snapshot) == 0.0:
-            yield Delete("Pod", looking.pod.name, "look again")
-        return
-    yield Apply(pod, "read the checkpoint's headers")
-
-
 def _everybody(snapshot: Snapshot) -> tuple[Pod, ...]:
     looking = snapshot.inspecting.pod if snapshot.inspecting else None
     return (*snapshot.pods, looking) if looking else snapshot.pods
@@ -167,18 +128,6 @@ def _ask_in(pod: Pod, now: float) -> float:
     """Seconds until its events are worth reading, and then reading again: ever more rarely, for a minute at most."""
     age = now - pod.created
     return max(0.5, ASK_AFTER + 0.5 - age) if age < ASK_AFTER else min(60.0, max(10.0, age / 2))
-
-
-def retry_in(snapshot: Snapshot) -> float | None:
-    """Seconds until a failed look is repeated: as long again as the source had been failing, within bounds."""
-    looking = snapshot.inspecting
-    if looking is None or looking.found is not None or looking.pod is None or looking.pod.phase != "Failed":
-        return None
-    before = snapshot.deployment.status.get("conditions", ())
-    since = next((c.get("lastTransitionTime") for c in before if c["type"] == "SourceReady"), None)
-    failing_for = looking.pod.created - parse_timestamp(since) if since else 0.0
-    wait = min(RETRY_MOST, max(RETRY_LEAST, failing_for))
-    return max(0.0, looking.pod.created + wait - snapshot.now)
 
 
 def _render(

@@ -7,6 +7,7 @@ from typing import Any
 
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.job_progress import Evaluation, Figures, JobProgress, Output
+from plimsoll.operator import parse
 from plimsoll.operator.actions import Apply, Delete, Plan, Record
 from plimsoll.operator.plan import plan_job
 from plimsoll.operator.settings import Settings
@@ -86,7 +87,7 @@ class JobCluster:
     def _carry_out(self, action: object) -> None:
         match action:
             case Apply(object=one) if one["kind"] == "Pod":
-                self.inspector = Pod(one["metadata"]["name"], created=self.now, node="n1")
+                self.inspector = replace(parse.pod(one), created=self.now, node="n1")
             case Apply(object=one) if one["kind"] == "Job":
                 assert self.batch is None, "a Job is made once"
                 self.made += 1
@@ -98,6 +99,9 @@ class JobCluster:
                 assert self.batch is not None
                 assert self.batch.name == name
                 self.batch, self.pods = None, []
+            case Delete(kind="Pod", name=name):
+                if self.inspector is not None and self.inspector.name == name:
+                    self.inspector = None
             case Record():
                 self.recorded, self.inspector = True, None
             case _:

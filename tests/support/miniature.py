@@ -9,7 +9,7 @@ from typing import Any
 from plimsoll.api.facts import expected_tensors, facts_from_config
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.model import TensorFact
-from plimsoll.operator import names
+from plimsoll.operator import names, parse
 from plimsoll.operator.actions import Apply, Delete, MarkFailed, MarkProven, Plan, Record, Renumber, Scale
 from plimsoll.operator.plan import plan
 from plimsoll.operator.settings import Settings
@@ -130,7 +130,7 @@ class Cluster:
                     output=Output(**json.loads(notes[names.OUTPUT])) if names.OUTPUT in notes else None,
                 )  # fmt: skip
             case Apply(object=one) if one["kind"] == "Pod":
-                self.inspector = Pod(one["metadata"]["name"], created=self.now, node="n1")
+                self.inspector = replace(parse.pod(one), created=self.now, node="n1")
             case Apply(object=one):
                 kept = {key: value for key, value in one["spec"].items() if value is not None}
                 self.children[(one["kind"], one["metadata"]["name"])] = {**one, "spec": kept}
@@ -152,8 +152,9 @@ class Cluster:
                 self.children[("ReplicaSet", name)] = {**live, "metadata": meta}
             case Delete(kind="ReplicaSet", name=name):
                 del self.sets[name]
-            case Delete(kind="Pod"):
-                self.inspector = None
+            case Delete(kind="Pod", name=name):
+                if self.inspector is not None and self.inspector.name == name:
+                    self.inspector = None
             case Record():
                 self.recorded, self.inspector = True, None
             case _:
