@@ -145,7 +145,7 @@ class Condition(StatusPart):
     type: Annotated[str, Field(max_length=316)]
     """Accepted: the spec is coherent and the budget fits. SourceReady: the checkpoint was read and its facts are known.
     Progressing: a change is under way. Ready: every wanted replica of this generation serves. Degraded: something that
-    should serve does not. Reconciling and Stalled are there only while they are true, for kstatus."""
+    should be there is not. Reconciling and Stalled are there only while they are true, for kstatus."""
     status: Literal["True", "False", "Unknown"]
     """Whether it is so."""
     observed_generation: Whole | None = None
