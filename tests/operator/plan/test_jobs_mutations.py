@@ -58,7 +58,8 @@ RULES = {
         job_run, "staying = [pod for pod in alive if not pod.deleting]", "staying = alive",
     ),
     "a pod that is ending hides none that is at work": (
-        job_run, "staying = [pod for pod in alive if not pod.deleting]", "staying = [] if alive[-1].deleting else alive",
+        job_run, "staying = [pod for pod in alive if not pod.deleting]",
+        "staying = [] if alive[-1].deleting else alive",
     ),
     "nobody knows how long a job takes that nothing works on": (
         job_status, "if run is not None and run.paused and", "if False and",

@@ -50,16 +50,17 @@ def test_a_pod_that_ended_and_was_replaced_is_in_nothing_that_is_said(ended: str
     assert not {"load", "startup", "observed"} & set(before)
 
 
-@pytest.mark.parametrize("replicas", [(1, 2), (0, 1)])
-def test_more_replicas_beside_a_pod_evicted_hours_ago_are_an_ordinary_change(replicas: tuple[int, int]) -> None:
-    before, after = replicas
+@pytest.mark.parametrize(("before", "after", "ago"), [(1, 2, 7200), (1, 2, 10), (0, 1, 7200)])
+def test_more_replicas_beside_an_evicted_pod_that_was_replaced_are_an_ordinary_change(
+    before: int, after: int, ago: float
+) -> None:
     cluster = serving(1)
     if not before:
         cluster.change(replicas=0)
         cluster.settle(20)
-    evicted(cluster, 7200)
+    evicted(cluster, ago)
     if before:
-        cluster.pods[1] = replace(cluster.pods[1], created=cluster.now - 7199)
+        cluster.pods[1] = replace(cluster.pods[1], created=cluster.now - ago + 1)
     cluster.change(replicas=after)
     for choice in range(20):
         found = cluster.act()
@@ -91,6 +92,33 @@ def test_an_eviction_says_so_until_another_pod_is_there() -> None:
     assert cluster.condition("Degraded")["status"] == "False"
     assert "pod demo-next starts" in cluster.condition("Ready")["message"]
     assert cluster.pods[0] is evictee
+
+
+def test_an_eviction_is_not_missed_where_fewer_are_wanted_since() -> None:
+    cluster = serving(2)
+    cluster.pods[1] = replace(cluster.pods[1], ready=False, routable=False)
+    cluster.pods[0] = replace(cluster.pods[0], phase="Failed", ready=False, routable=False, ended_at=cluster.now)
+    cluster.act()
+    assert cluster.condition("Ready")["reason"] == "Evicted"
+    cluster.change(replicas=1)
+    cluster.act()
+    cluster.act()
+    assert cluster.condition("Ready")["reason"] == "NotReady"
+
+
+def test_a_pod_that_was_evicted_while_it_loaded_loads_no_more() -> None:
+    cluster = Cluster()
+    while not cluster.pods:
+        cluster.act()
+        cluster.others_move()
+    page = replace(PAGE, phase="loading")
+    cluster.pods[0] = replace(cluster.pods[0], ready=False, routable=False, page=page)
+    cluster.act()
+    assert cluster.status["phase"] == "Loading"
+    cluster.pods[0] = replace(cluster.pods[0], phase="Failed", ended_at=cluster.now)
+    cluster.act()
+    assert cluster.condition("Ready")["reason"] == "Evicted"
+    assert cluster.status["phase"] == "Pending"
 
 
 def test_an_eviction_whose_replacement_is_refused_goes_on_being_said() -> None:
