@@ -9,7 +9,7 @@ import typer
 
 
 def pod(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    host: Annotated[str, typer.Option(help="Address to listen on; :: is all, of IPv4 too.")] = "::",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of the OpenAI endpoint; 0 takes a free one.")] = 8000,
     status_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Of /live, /ready, /status, /metrics and /drain; 0 takes a free one.")

@@ -1,11 +1,11 @@
 """The status page of a command that works in a pod: what probes and the operator read while it goes on."""
 
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from plimsoll.api.errors import SpecError
+from plimsoll.runtime.server.sockets import ANY, bound
 
 #: (HTTP status, JSON) of one page at this moment.
 Answer = tuple[int, bytes]
@@ -42,17 +42,16 @@ def serve_status(port: int, pages: Mapping[str, Callable[[], Answer]]) -> Thread
         daemon_threads = True
 
         def server_bind(self) -> None:
-            # A pod's server takes this port a moment later, when connections to this one may still linger.
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Without the library's look-up of this machine's own name, which a cluster's resolver may take long for.
-            self.socket.bind(self.server_address)
+            self.socket.close()
+            self.socket = bound(ANY, port)
             self.server_name, self.server_port = "plimsoll", self.socket.getsockname()[1]
 
         def handle_error(self, request: object, client_address: object) -> None:
             """A client that hangs up is no news."""
 
     try:
-        server = Server(("0.0.0.0", port), Page)
+        server = Server((ANY, port), Page)
     except OSError as error:
         raise SpecError(f"cannot be listened on: {error.strerror}", field="--status-port", value=port) from None
     threading.Thread(target=server.serve_forever, args=(0.1,), name="status", daemon=True).start()

@@ -1,6 +1,8 @@
 """/healthz, /readyz and /metrics, from a thread of their own: they answer also when everything else is stuck."""
 
+import errno
 import json
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,7 +39,7 @@ class Health:
 
         self._metrics, self._refresh = metrics, refresh
         self._checks = {"/healthz": alive, "/readyz": ready}
-        self._server = _Server(("", port), Handler)
+        self._server = _Server(("::", port), Handler)
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
 
@@ -73,5 +75,23 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 32
 
+    def server_bind(self) -> None:
+        # Without the library's look-up of this machine's own name, which a cluster's resolver may take long for.
+        self.socket.close()
+        self.socket = _bound(self.server_address[1])
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = "plimsoll-operator", self.server_address[1]
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A prober that hangs up is no news."""
+
+
+def _bound(port: int) -> socket.socket:
+    """On every address of both families: a pod's only one may be of IPv6. Of IPv4 alone where there is no IPv6."""
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+    return socket.create_server(("0.0.0.0", port))

@@ -8,6 +8,7 @@ import uvicorn
 
 from plimsoll.api.errors import SpecError
 from plimsoll.runtime.server.connection import Connection
+from plimsoll.runtime.server.sockets import bound
 
 CLOSE_SECONDS = 5
 """Connections have so long to close once every request has ended."""
@@ -43,23 +44,26 @@ def http_server(app: Any) -> Http:
 
 
 def listen(host: str, port: int, option: str = "server-port") -> socket.socket:
-    """A listening socket; `port` 0 takes a free one.
+    """A listening socket; `port` 0 takes a free one, and host `::` every address of both families.
 
     Raises:
         SpecError: the address cannot be bound; `option` is where the port was given.
     """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    except (OSError, OverflowError, UnicodeError) as error:
+        listener = bound(host, port)
+    except (socket.gaierror, UnicodeError) as error:
         raise SpecError(f"is no address to listen on: {error}", field="server-name", value=host) from None
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
     except (OSError, OverflowError) as error:
+        raise _refused(host, port, option, error) from None
+    try:
+        listener.listen(2048)
+    except OSError as error:
         listener.close()
-        raise SpecError(
-            f"cannot listen on {host} port {port}: {error}", field=option, fix=f"Choose another with --{option}"
-        ) from None
+        raise _refused(host, port, option, error) from None
     return listener
+
+
+def _refused(host: str, port: int, option: str, error: Exception) -> SpecError:
+    return SpecError(
+        f"cannot listen on {host} port {port}: {error}", field=option, fix=f"Choose another with --{option}"
+    )

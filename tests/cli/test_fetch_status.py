@@ -3,11 +3,25 @@
 import socket
 
 import httpx
+import pytest
 
 from plimsoll.checkpoint.progress import Progress
 from plimsoll.cli.fetch import pages
 from plimsoll.cli.status_page import serve_status
 from plimsoll.runtime.server.listener import listen
+from tests.support.addresses import has_ipv6
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_page_is_reached_by_both_families(address: str) -> None:
+    if address == "::1" and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    page = serve_status(0, {})
+    with socket.create_connection((address, page.socket.getsockname()[1]), timeout=30) as reader:
+        reader.sendall(b"GET /live HTTP/1.0\r\n\r\n")
+        assert b" 200 " in b"".join(iter(lambda: reader.recv(4096), b""))
+    page.shutdown()
+    page.server_close()
 
 
 def test_the_pods_server_takes_the_port_where_a_fetch_was_just_asked() -> None:
@@ -20,4 +34,4 @@ def test_the_pods_server_takes_the_port_where_a_fetch_was_just_asked() -> None:
     assert httpx.get(f"http://127.0.0.1:{port}/live").json() == {"live": True}
     fetching.shutdown()
     fetching.server_close()
-    listen("0.0.0.0", port).close()
+    listen("::", port).close()

@@ -20,6 +20,7 @@ from plimsoll.operator.health import Health
 from plimsoll.operator.main import Operator, source_key
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.settings import Settings
+from tests.support.addresses import has_ipv6
 
 COMMAND = [sys.executable, "-m", "plimsoll.operator.main"]
 
@@ -81,9 +82,10 @@ def test_without_our_kind_it_says_so_and_waits_and_ends_when_told(tmp_path: Path
     assert json.loads(rest.splitlines()[-1])["event"] == "ended"
 
 
-def fetch(port: int, path: str) -> tuple[int, str]:
+def fetch(port: int, path: str, address: str = "127.0.0.1") -> tuple[int, str]:
+    host = f"[{address}]" if ":" in address else address
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=10) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -140,6 +142,18 @@ def test_health_tells_what_is_wrong() -> None:
     assert (status, refreshed) == (200, [1])
     assert "plimsoll_reconcile_seconds_bucket" in text
     assert fetch(health.port, "/elsewhere")[0] == 404
+    health.stop()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_health_is_asked_over_both_families(address: str) -> None:
+    if address == "::1" and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    health = Health(0, Metrics(), list, list, lambda: None)
+    health.start()
+    assert fetch(health.port, "/healthz", address)[0] == 200
+    with pytest.raises(OSError, match="in use"):
+        Health(health.port, Metrics(), list, list, lambda: None)
     health.stop()
 
 
