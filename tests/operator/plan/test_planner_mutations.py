@@ -95,7 +95,9 @@ RULES = {
     ),
 }
 
-SCENARIOS = scenarios(test_planner, test_draining, test_lingering, but=["test_any_history_ends_where_a_calm_one_would"])
+SCENARIOS = scenarios(
+    test_planner, test_draining, test_standing, test_lingering, but=["test_any_history_ends_where_a_calm_one_would"]
+)
 
 
 @pytest.mark.parametrize("rule", RULES)
