@@ -3,7 +3,7 @@
 import pytest
 
 from plimsoll.operator.plan import planner
-from tests.operator.plan import test_draining, test_lingering, test_planner
+from tests.operator.plan import test_draining, test_lingering, test_planner, test_standing
 from tests.support import miniature
 from tests.support.mutations import broken, notices, scenarios
 
