@@ -116,7 +116,7 @@ def looked_at(snapshot: Snapshot, source: str) -> Look:
     waiting = Condition("Accepted", "Unknown", "Inspecting", _inspecting(snapshot))
     looking = snapshot.inspecting
     if looking is None or looking.found is None:
-        said = (looking.error or _silent(looking.pod)) if looking is not None else None
+        said = (_silent(looking.pod) or looking.error) if looking is not None else None
         if said:
             why = f"{source} cannot be read: {said}"
             failed = Condition("SourceReady", "False", "Unreadable", why)
