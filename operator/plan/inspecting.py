@@ -13,6 +13,7 @@ from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.operator import build
 from plimsoll.operator.actions import Action, Apply, Delete, Record
 from plimsoll.operator.plan.conditions import parse_timestamp
+from plimsoll.operator.plan.trouble import creating
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Pod, Snapshot
 
@@ -71,15 +72,17 @@ def _wait(snapshot: Snapshot, there: Pod, wanted: str) -> float | None:
     if there.ended:
         pause = _pause(snapshot, there)
         wait = 0.0 if corrected else pause if there.looks_as == wanted else min(pause, patience)
-    elif there.looks_as == wanted or _began(there):
+    elif there.looks_as == wanted or _at_work(there):
         return None
     else:
         wait = build.LEAST_PATIENCE if corrected else patience
     return max(0.0, wait - age)
 
 
-def _began(pod: Pod) -> bool:
-    return pod.phase != "Pending" or any(one.state != "waiting" or one.restarts for one in pod.containers)
+def _at_work(pod: Pod) -> bool:
+    """Or on its way there: an image may take minutes, and the kubelet ends what takes for ever."""
+    begun = pod.phase != "Pending" or any(one.state != "waiting" or one.restarts for one in pod.containers)
+    return begun or (creating(pod) and not pod.stuck)
 
 
 def _pause(snapshot: Snapshot, failed: Pod) -> float:

@@ -16,6 +16,8 @@ TOLERATES = {"tolerations": [{"key": "gpu", "operator": "Exists"}]}
 UNPLACED = {"node": None, "unschedulable": "0/3 nodes are available: 3 node(s) had untolerated taint {gpu: true}"}
 WAITS = {"containers": (Container("inspect", reason="ImagePullBackOff", message="no such image"),)}
 RUNS = {"phase": "Running", "containers": (Container("inspect", state="running"),)}
+PULLS = {"containers": (Container("inspect", reason="ContainerCreating"),)}
+MISSES = {**PULLS, "told": 'secret "hub" not found', "stuck": True}
 COPIES = {"containers": (Container("copy", init=True, state="running"), Container("inspect"))}
 FAILED = {"phase": "Failed", "containers": (Container("inspect", state="terminated", message="no such claim"),)}
 SILENT = {"phase": "Succeeded", "containers": (Container("inspect", state="terminated", exit_code=0),)}
@@ -51,7 +53,7 @@ def _is_pod(one: Apply) -> bool:
     return bool(one.object["kind"] == "Pod")
 
 
-@pytest.mark.parametrize("waits", [UNPLACED, WAITS], ids=["unschedulable", "image"])
+@pytest.mark.parametrize("waits", [UNPLACED, WAITS, MISSES], ids=["unschedulable", "image", "secret"])
 def test_a_spec_that_is_corrected_looks_anew_at_once(waits: dict[str, Any]) -> None:
     cluster = looking(**waits)
     cluster.now += 3600
@@ -76,7 +78,7 @@ def test_a_pod_that_has_just_been_made_is_left_a_moment() -> None:
     assert len(looks(cluster)) == 2
 
 
-@pytest.mark.parametrize("at_work", [RUNS, COPIES], ids=["runs", "copies"])
+@pytest.mark.parametrize("at_work", [RUNS, COPIES, PULLS], ids=["runs", "copies", "pulls"])
 def test_a_pod_that_is_at_work_is_left_to_its_end(at_work: dict[str, Any]) -> None:
     cluster = looking(**at_work)
     cluster.change(pod=TOLERATES)

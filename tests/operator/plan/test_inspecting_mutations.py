@@ -17,9 +17,11 @@ RULES = {
     "a changed spec tries at once": ("0.0 if corrected else pause", "pause"),
     "a changed spec does not wait for its own stuck pod": ("build.LEAST_PATIENCE if corrected else patience", "1e9"),
     "a moment is left though the spec has changed": ("build.LEAST_PATIENCE if corrected else", "0.0 if corrected else"),
-    "a pod that would look alike is waited for": ("there.looks_as == wanted or _began(there)", "_began(there)"),
-    "a pod at work is left alone": ("there.looks_as == wanted or _began(there)", "there.looks_as == wanted"),
+    "a pod that would look alike is waited for": ("there.looks_as == wanted or _at_work(there)", "_at_work(there)"),
+    "a pod at work is left alone": ("there.looks_as == wanted or _at_work(there)", "there.looks_as == wanted"),
     "one that copies is at work": ("any(one.state != ", "False and any(one.state != "),
+    "an image may take its time": ("creating(pod) and not pod.stuck", "False"),
+    "what is missing does not come": ("creating(pod) and not pod.stuck", "creating(pod)"),
     "another may look before its turn comes again": ("min(pause, patience)", "pause"),
     "patience grows": ("    patience = there.patience or build.LEAST_PATIENCE", "    patience = build.LEAST_PATIENCE"),
 }
