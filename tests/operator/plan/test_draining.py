@@ -19,7 +19,7 @@ THERE = replace(HERE, name="n2")
 
 def serving(**changes: Any) -> Cluster:
     cluster = Cluster(spec=spec(**changes), nodes=(HERE, THERE))
-    cluster.settle()
+    cluster.settle(25)
     return cluster
 
 
@@ -67,14 +67,14 @@ def test_a_successor_that_cannot_serve_ends_the_wait(replicas: int, why: str) ->
 def test_a_node_that_stays_cordoned_is_no_rollout_without_end() -> None:
     cluster = serving()
     cluster.nodes = (CORDONED, THERE)
-    cluster.settle()
+    cluster.settle(25)
     assert cluster.status["readyReplicas"] == 2
     assert (cluster.status["phase"], kstatus(1, cluster.status)) == ("Ready", "Current")
     writes = cluster.writes
     cluster.act()
     assert cluster.writes == writes
     cluster.nodes = (HERE, THERE)
-    cluster.settle()
+    cluster.settle(25)
     assert cluster.status["readyReplicas"] == 1
 
 
@@ -82,7 +82,7 @@ def test_after_a_failed_rollout_what_was_gone_back_to_is_evacuated_as_well() -> 
     cluster = serving()
     cluster.change(context={"maxLength": 1024})
     cluster.bad = {build.revision(cluster.spec)}
-    cluster.settle()
+    cluster.settle(25)
     assert cluster.condition("Progressing")["reason"] == "RolloutFailed"
     first = {pod.name for pod in cluster.pods if pod.ready}
     cluster.nodes = (CORDONED, THERE)
@@ -106,25 +106,25 @@ def test_what_serves_a_refused_spec_is_scaled_reachable_and_leaves_a_node(why: s
     cluster = serving(replicas=2)
     cluster.settings = cluster.settings.model_copy(update={"allowed_sources": ("pvc://*",)})
     cluster.change(**REFUSED[why])
-    cluster.settle()
+    cluster.settle(25)
     assert cluster.status["phase"] == "Refused"
     assert cluster.status["readyReplicas"] == 2
     del cluster.children["Service", "demo"]
     cluster.change(replicas=3)
-    cluster.settle()
+    cluster.settle(25)
     assert ("Service", "demo") in cluster.children
     assert cluster.status["readyReplicas"] == 3
     cluster.nodes = (CORDONED, THERE)
-    cluster.settle()
+    cluster.settle(25)
     assert may_evict(cluster)
     cluster.change(replicas=1)
-    cluster.settle()
+    cluster.settle(25)
     assert may_evict(cluster), "the only one has no successor that anybody could make"
     writes = cluster.writes
     cluster.settle(5)
     assert cluster.writes == writes
     cluster.change(replicas=0)
-    cluster.settle()
+    cluster.settle(25)
     assert not cluster.pods
     assert cluster.status["phase"] == "Refused"
 
@@ -137,8 +137,8 @@ def test_a_rollout_that_a_refusal_caught_half_way_is_left_as_it_is_until_nothing
         cluster.others_move()
     told = {name: one.replicas for name, one in cluster.sets.items()}
     cluster.change(accelerator={"resource": "cpu", "memory": "300Mi"})
-    cluster.settle()
+    cluster.settle(25)
     assert {name: one.replicas for name, one in cluster.sets.items()} == told
     cluster.change(replicas=0)
-    cluster.settle()
+    cluster.settle(25)
     assert not cluster.pods

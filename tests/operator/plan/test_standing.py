@@ -32,7 +32,7 @@ def surroundings_that_change() -> dict[str, Callable[[Cluster], None]]:
 @pytest.mark.parametrize("what", surroundings_that_change())
 def test_what_serves_stays_accepted_whatever_happens_around_it(what: str) -> None:
     cluster = Cluster(spec=spec(accelerator={"resource": "cpu"}, context={"maxLength": 8192}))
-    cluster.settle()
+    cluster.settle(25)
     before, made = cluster.status, dict(cluster.sets)
     surroundings_that_change()[what](cluster)
     for choice in range(40):
@@ -51,13 +51,13 @@ def test_what_serves_stays_accepted_whatever_happens_around_it(what: str) -> Non
 
 def test_a_revision_that_is_gone_back_to_is_what_it_was() -> None:
     cluster = Cluster(spec=spec(accelerator={"resource": "cpu"}, context={"maxLength": 8192}))
-    cluster.settle()
+    cluster.settle(25)
     first, budget = cluster.spec, cluster.status["budget"]
     cluster.change(context={"maxLength": 4096})
-    cluster.settle()
+    cluster.settle(25)
     cluster.nodes = (Node("n1", allocatable={"cpu": 8000, "memory": 600 << 20, "pods": 110}),)
     cluster.change(**first)
-    cluster.settle()
+    cluster.settle(25)
     assert (cluster.status["phase"], cluster.status["budget"]) == ("Ready", budget)
     assert "16.0 GiB" not in cluster.condition("Accepted")["message"]
     assert "when this revision was made" in cluster.condition("Accepted")["message"]
