@@ -8,7 +8,7 @@ import pytest
 
 from e2e.cluster import Cluster
 from plimsoll.operator import build
-from tests.support.built import DIGEST, MINIMAL, SOURCES, Object, Spec, deployment, everything
+from tests.support.built import DIGEST, MINIMAL, SETTINGS, SOURCES, Object, Spec, deployment, everything
 
 GPU: Spec = {"resource": "nvidia.com/gpu", "memory": "24Gi"}
 EVERYTHING: Spec = {
@@ -63,7 +63,7 @@ def applied(cluster: Cluster, *wanted: Object, dry: bool = True) -> list[Object]
 def objects(spec: Spec, namespace: str) -> Iterator[Object]:
     for image_volumes in (True, False):
         yield from everything(spec, image_volumes=image_volumes, namespace=namespace)
-    for one in build.monitors(deployment(spec, namespace), {"ServiceMonitor"}):
+    for one in build.monitors(deployment(spec, namespace), {"ServiceMonitor"}, SETTINGS):
         if one["kind"] in PLACES:
             yield one
 
