@@ -158,10 +158,15 @@ def test_scaling_one_to_three_to_one_fails_no_request(scene: Scene, serving: Ser
     scene.result.note(traffic=report.figures(), fewestServing=seen.fewest, stages=seen.stages)
     report.assert_none_failed()
     assert seen.fewest >= 1
-    live = scene.cluster.kubectl(
-        "get", f"mdep/{deployment.name}", "-n", scene.namespace, "-o",
-        "jsonpath={.spec.replicas} {.status.replicas} {.status.selector}",
-    )  # fmt: skip
-    assert live.split(" ", 2)[:2] == ["1", "1"]
+
+    def counted() -> bool:
+        """Numbers that nobody waits for are written some seconds later."""
+        live = scene.cluster.kubectl(
+            "get", f"mdep/{deployment.name}", "-n", scene.namespace, "-o",
+            "jsonpath={.spec.replicas} {.status.replicas}",
+        )  # fmt: skip
+        return live == "1 1"
+
+    eventually(counted, SOON, "/scale counts one")
     with pytest.raises(RefusedError, match=r"greater than|less than|Invalid"):
         scene.cluster.kubectl(*scale, "--replicas=-1")
