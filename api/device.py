@@ -29,8 +29,8 @@ HEAD_GROUP = 32
 """As llama.cpp's Q8_0 has it, in which most 4-bit files bring their head: so it loses nothing."""
 
 CUDA_BUILD_BYTES = 288 << 20
-"""What a torch built for CUDA takes of a CPU's memory beyond one built for CPUs, GPU or not: 278 MiB by
-`benchmarks/memory.py` (torch 2.13, CUDA 13.0)."""
+"""What a torch built for CUDA takes of a CPU's memory beyond one built for CPUs, GPU or not: an empty process held 516
+MiB and 238 (torch 2.13, CUDA 13.0); `benchmarks/memory.py` holds the sum against a loaded one."""
 
 WIDE_SCRATCH_BYTES = 16 << 20
 """Unpacked weights, narrowed activations and products, where wide products go through torch's bfloat16."""

@@ -84,7 +84,7 @@ def replica_set(raw: Raw) -> ReplicaSet:
         built_by=notes.get(names.BUILT_BY, ""),
         spec=_json(notes.get(names.SPEC)),
         source=_json(notes.get(names.INSPECTED)),
-        budget=_json(notes.get(names.BUDGET)),
+        budget=_budget(notes.get(names.BUDGET)),
         failure=_failure(notes.get(names.FAILED)),
         output=_output(notes.get(names.OUTPUT)),
         proven=notes.get(names.PROVEN) == "true",
@@ -101,6 +101,14 @@ def replica_sets(raws: Iterable[Raw], uid: str) -> tuple[ReplicaSet, ...]:
     nor its verdicts count here.
     """
     return tuple(replica_set(raw) for raw in raws if controller(raw) in ("", uid))
+
+
+def _budget(text: str | None) -> Mapping[str, Any]:
+    """Empty where somebody wrote something else over it."""
+    value = _json(text)
+    per_device = value.get("perDevice")
+    total = per_device.get("total") if isinstance(per_device, Mapping) else None
+    return value if isinstance(total, int) else {}
 
 
 def _output(text: str | None) -> Output | None:

@@ -197,3 +197,15 @@ def test_what_changes_with_every_write_is_left_out(real: Real) -> None:
 @pytest.mark.parametrize("text", ["", None, "yesterday", "2026-13-01T00:00:00Z"])
 def test_no_time_is_zero(text: str | None) -> None:
     assert parse.timestamp(text) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('{"perDevice": {"total": 1024}}', True), ('{"perDevice": {}}', False), ('{"perDevice": 7}', False),
+        ('{"a": 1}', False), ("[]", False), ("not JSON", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_budget_that_somebody_wrote_over_is_none(text: str, kept: bool) -> None:
+    raw = {"metadata": {"name": "a", "annotations": {names.BUDGET: text}}, "spec": {}}
+    assert bool(parse.replica_set(raw).budget) is kept
