@@ -10,8 +10,10 @@ _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket that is bound and does not listen yet; `port` 0 takes a free one. `ANY` takes IPv4 as well, and IPv4
-    alone on a machine without IPv6.
+    """A listening socket; `port` 0 takes a free one. `ANY` takes IPv4 as well, and IPv4 alone where there is no IPv6.
+
+    The address is taken though connections of a server before may still linger: a pod's server takes the port of a
+    status page a moment later.
 
     Raises:
         OSError: `host` is no address (`socket.gaierror`), or cannot be bound.
@@ -19,23 +21,10 @@ def bound(host: str, port: int) -> socket.socket:
     """
     if host == ANY and socket.has_dualstack_ipv6():
         try:
-            return _bound(socket.AF_INET6, ANY, port, both=True)
+            return socket.create_server((ANY, port), family=socket.AF_INET6, dualstack_ipv6=True)
         except OSError as error:
             if error.errno not in _NO_IPV6:
                 raise
     host = "0.0.0.0" if host == ANY else host
-    return _bound(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0], host, port)
-
-
-def _bound(family: int, host: str, port: int, both: bool = False) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        # A pod's server takes the port of a status page a moment later, when connections to that may still linger.
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if both:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        made.bind((host, port))
-    except (OSError, OverflowError):
-        made.close()
-        raise
-    return made
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, port), family=family)
