@@ -84,11 +84,13 @@ clean:
 # Stamps: pip runs again only when what it would install has changed. Constraints always apply, for torch above all.
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (torch is large; minutes the first time) …"
+	@$(BIN)/python -I cli/torch_build.py -c constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[runtime]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) with what tests need (minutes the first time) …"
+	@$(BIN)/python -I cli/torch_build.py -c constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.runtime
 

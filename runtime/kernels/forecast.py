@@ -31,6 +31,9 @@ def foreseen_table(kind: DeviceKind) -> TableFacts:
     return native_table(panel_width(path), multiplies_bf16())
 
 
+CPU_BUILD_COMMAND = "uv pip install --torch-backend cpu --reinstall-package torch torch"
+
+
 def foreseen_libraries(kind: DeviceKind) -> int:
     """What this machine's torch takes of a CPU's memory for libraries of CUDA, which it loads with or without a GPU."""
     return CUDA_BUILD_BYTES if kind == "cpu" and _built_for_cuda() else 0
@@ -41,7 +44,10 @@ def libraries_note(size: int) -> str | None:
     if not size:
         return None
     more = format_bytes(size)
-    return f"this torch is built for CUDA, which takes {more} more of a CPU's memory than one that is built for CPUs"
+    return (
+        f"this torch is built for CUDA, which takes {more} more of a CPU's memory than one that is built for CPUs; "
+        f"to replace it: {CPU_BUILD_COMMAND}"
+    )
 
 
 @cache

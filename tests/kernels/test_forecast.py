@@ -64,6 +64,7 @@ def test_engine_and_job_count_it_and_say_so(
     found = load(EngineConfig(model=str(folder), memory=GIB, kv_cache_bytes=1 << 20, max_model_len=128))
     assert found.plan.predicted["context"] == CONTEXT_BYTES["cpu"] + CUDA_BUILD_BYTES
     assert "built for CUDA, which takes 288.0 MiB more" in caplog.text
+    assert forecast.CPU_BUILD_COMMAND in caplog.text
     facts = open_checkpoint(folder).facts
     recipe = Recipe(method="rtn", bits=4, group_size=32)
     ready = preflight(facts, recipe, 4, 64, 2, memory=GIB, batch=1, threads=1)
