@@ -48,18 +48,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cpu.json"))
     given = parser.parse_args()
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
     model = given.model or demo_model.fetch()
     machine = describe_machine(given.threads)
     console.print(
-        f"[bold]{machine['processor']}[/] ({', '.join(machine['extensions']) or 'no vector extensions known'}), "
+        f"{machine['processor']} ({', '.join(machine['extensions']) or 'no vector extensions known'}), "
         f"{given.threads} threads, torch {machine['torch']}, transformers {machine['transformers']}\n{model.name}"
     )
     taking_part = []
     for contestant in everyone:
         reason = contestant.missing if contestant.name in given.only else "not asked for"
         if reason:
-            console.print(f"[dim]{contestant.title} is left out: {reason}[/]")
+            console.print(f"{contestant.title} is left out: {reason}", style="dim")
         else:
             taking_part.append(contestant)
     rounds: list[dict[str, Any]] = []
@@ -67,11 +67,11 @@ def main() -> int:
         setting = Setting(model.resolve(), make_workload(given.seed + number, given.repeats), given.threads)
         rounds.append({})
         for contestant in taking_part[:: -1 if number % 2 else 1]:
-            console.print(f"[dim]round {number + 1} of {given.rounds}: {contestant.title} …[/]")
+            console.print(f"round {number + 1} of {given.rounds}: {contestant.title} …", style="dim")
             try:
                 rounds[-1][contestant.name] = timed(contestant, setting)
             except Exception as error:
-                console.print(f"[red]{contestant.title} failed:[/] {error}", markup=True, highlight=False)
+                console.print(f"{contestant.title} failed: {error}", style="red", highlight=False)
                 traceback.print_exc(limit=2)
     results = {name: measures for name in names if (measures := merge(rounds).get(name))}
     found = [*ratios(results, "amx" in machine["extensions"]), *between(results, *given.precision)]
@@ -88,7 +88,7 @@ def main() -> int:
     }
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(report, indent=1))
-    console.print(f"[dim]written to {given.output}[/]")
+    console.print(f"written to {given.output}", style="dim")
     return 0 if results else 1
 
 

@@ -58,7 +58,7 @@ def main() -> None:
         first = found[precisions[0]]
         others = (f"{found[precision]:.2f}  {first / found[precision]:.2f} ×" for precision in precisions[1:])
         table.add_row(str(size), f"{first:.2f}", *others)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 #: Parts of a decode step, in the order shown.
 PARTS = (
@@ -130,7 +131,7 @@ def show_ratios(found: Sequence[Ratio], console: Console) -> None:
             table.add_row(ratio.title, f"{ratio.value:.2f} ×", "", "")
         else:
             reached = ratio.value >= ratio.floor
-            mark = "[green]reached[/]" if reached else "[red]below[/]"
+            mark = Text("reached", "green") if reached else Text("below", "red")
             table.add_row(ratio.title, f"{ratio.value:.2f} ×", f"{ratio.floor:g} ×", mark)
     console.print(table)
 
@@ -156,7 +157,8 @@ def show_figures(results: Results, titles: Mapping[str, str], console: Console) 
     console.print(table)
     lost = max((measures["strangers"] for measures in results.values()), default=0.0)
     if lost > 0.1:
-        console.print(f"[yellow]Other processes took up to {lost:.1f} cores meanwhile: figures are low and uneven.[/]")
+        said = f"Other processes took up to {lost:.1f} cores meanwhile: figures are low and uneven."
+        console.print(said, style="yellow")
 
 
 def show_profile(found: dict[str, Any], console: Console) -> None:

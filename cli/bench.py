@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from plimsoll.api.errors import PlimsollError, SpecError
+from plimsoll.cli import screen
 
 LATENCIES = {
     "time_to_first_token": "time to first token",
@@ -57,18 +59,18 @@ def bench(
         output_tokens=output_tokens, timeout=timeout, extra={"ignore_eos": True} if ignore_eos else {},
     )  # fmt: skip
     endpoint.close()
-    console = Console(stderr=True)
+    console = screen.console()
     words = input_tokens
     if warmup:
         words = _warm_up(target, warmup, input_tokens, seed)
     if prompt_file:
-        lines = [line for line in _read(prompt_file, "--prompt-file").splitlines() if line.strip()]
+        lines = [line for line in _read(prompt_file, "--prompt-file").split("\n") if line.strip()]
         if not lines:
             raise SpecError("holds no prompt", field="--prompt-file", value=str(prompt_file))
         prompts = [lines[index % len(lines)] for index in range(requests)]
     else:
         prompts = load.random_prompts(requests, words, seed)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (screen.column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"{target.model} at {target.url}", total=requests)
         outcomes, seconds = asyncio.run(
@@ -83,7 +85,7 @@ def bench(
         "rate": rate, "input_tokens": None if prompt_file else input_tokens, "output_tokens": output_tokens,
         "ignore_eos": ignore_eos, "warmup": warmup, "seed": seed,
     }  # fmt: skip
-    show(result, Console())
+    show(result, screen.console(stderr=False))
     if output_json:
         each = [dataclasses.asdict(outcome) for outcome in outcomes]
         _write(output_json, json.dumps({"settings": settings, "result": result, "each": each}, indent=1))
@@ -120,9 +122,12 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Prints the summary: throughput, then a table of latencies in milliseconds."""
     by_chunk = "" if result["tokens_counted_by_endpoint"] else " (chunks: the endpoint does not count tokens)"
     console.print(
-        f"{result['succeeded']} of {result['requests']} requests in {result['seconds']:.2f} s · "
-        f"[bold]{result['output_tokens_per_second']:.1f}[/] output tokens/s{by_chunk} · "
-        f"{result['total_tokens_per_second']:.1f} tokens/s in all · {result['requests_per_second']:.2f} requests/s"
+        Text.assemble(
+            f"{result['succeeded']} of {result['requests']} requests in {result['seconds']:.2f} s · ",
+            (f"{result['output_tokens_per_second']:.1f}", "bold"),
+            f" output tokens/s{by_chunk} · {result['total_tokens_per_second']:.1f} tokens/s in all · "
+            f"{result['requests_per_second']:.2f} requests/s",
+        )
     )
     if result["errors"]:
         console.print(f"failed: {_kinds(result)}", style="red")

@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx
 from rich.console import Console
+from rich.text import Text
 
 from plimsoll.api.errors import PlimsollError, SpecError
+from plimsoll.cli.events import EventLines
 
 HELP = "/clear forgets the conversation · /system TEXT sets the system prompt · /exit leaves · Ctrl-C stops an answer"
 
@@ -75,10 +77,8 @@ class Endpoint:
             if answer.status_code != 200:
                 answer.read()
                 self._check(answer)
-            for line in answer.iter_lines():
-                if not line.startswith("data: ") or line == "data: [DONE]":
-                    continue
-                chunk = json.loads(line[6:])
+            for data in _events(answer):
+                chunk = json.loads(data)
                 if "error" in chunk:
                     raise EndpointError(str(chunk["error"].get("message", chunk["error"])))
                 for choice in chunk.get("choices", ()):
@@ -95,7 +95,7 @@ class Endpoint:
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EndpointError(f"the connection failed: {error}", field="url", value=self.url) from None
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise EndpointError("does not answer as an OpenAI endpoint does", field="url", value=self.url) from None
 
     def _check(self, answer: httpx.Response) -> None:
@@ -109,6 +109,17 @@ class Endpoint:
 
     def close(self) -> None:
         self.client.close()
+
+
+def _events(answer: httpx.Response) -> Iterator[str]:
+    lines = EventLines()
+    for received in answer.iter_bytes():
+        yield from filter(_is_chunk, lines.feed(received))
+    yield from filter(_is_chunk, lines.close())
+
+
+def _is_chunk(data: str) -> bool:
+    return data not in ("", "[DONE]")
 
 
 def legible(typed: str) -> str:
@@ -134,7 +145,7 @@ def chat(endpoint: Endpoint, options: dict[str, Any], system: str | None, consol
     """Reads questions until /exit or the end of input. Blocks; runs in the main thread, where Ctrl-C arrives."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # gives input() a history and line editing
-    console.print(f"[bold]{endpoint.model}[/] at {endpoint.url}\n[dim]{HELP}[/]")
+    console.print(Text.assemble((endpoint.model, "bold"), f" at {endpoint.url}\n", (HELP, "dim")))
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     while True:
@@ -143,7 +154,7 @@ def chat(endpoint: Endpoint, options: dict[str, Any], system: str | None, consol
         except EOFError:
             return
         except KeyboardInterrupt:
-            console.print("\n[dim]/exit or Ctrl-D leaves[/]")
+            console.print("\n/exit or Ctrl-D leaves", style="dim")
             continue
         command, _, rest = line.partition(" ")
         if not line:
@@ -152,15 +163,15 @@ def chat(endpoint: Endpoint, options: dict[str, Any], system: str | None, consol
             return
         if command == "/clear":
             messages = list(start)
-            console.print("[dim]forgotten[/]")
+            console.print("forgotten", style="dim")
         elif command == "/system":
             start = [{"role": "system", "content": rest}] if rest else []
             messages = list(start)
-            console.print("[dim]system prompt set; conversation starts anew[/]")
+            console.print("system prompt set; conversation starts anew", style="dim")
         elif command == "/help":
-            console.print(f"[dim]{HELP}[/]")
+            console.print(HELP, style="dim")
         elif command.startswith("/"):
-            console.print(f"[dim]no such command: {command}. {HELP}[/]", markup=True)
+            console.print(f"no such command: {command}. {HELP}", style="dim")
         else:
             _turn(endpoint, messages, line, options, console)
 
@@ -177,9 +188,9 @@ def _turn(
                 pieces.append(text)
                 print(text, end="", flush=True)
     except KeyboardInterrupt:
-        console.print(" [dim](stopped)[/]", end="")
+        console.print(" (stopped)", style="dim", end="")
     except EndpointError as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        console.print(f"error: {error}", style="red")
         if not pieces:
             messages.pop()
             return

@@ -129,30 +129,29 @@ def eval(
 
 def show(report: "Report") -> None:
     """The figures as a table on stdout."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    from plimsoll.cli import screen
     from plimsoll.quantjob.report import kl_gap_closed
 
     found = report.comparison
     table = Table(box=None, pad_edge=False)
     for head in ("", "perplexity", "increase", "KL mean", "KL p99", "top-1", "gap closed"):
         table.add_column(head, justify="left" if not head else "right")
-    table.add_row(escape(report.reference), f"{found.perplexity:.4g}")
+    table.add_row(report.reference, f"{found.perplexity:.4g}")
     for name, other in found.others.items():
         closed = kl_gap_closed(report, other)
         table.add_row(
-            escape(name), f"{other.perplexity:.4g}", f"{other.perplexity / found.perplexity - 1:+.2%}",
+            name, f"{other.perplexity:.4g}", f"{other.perplexity / found.perplexity - 1:+.2%}",
             f"{other.kl_mean:.4g}", f"{other.kl_p99:.4g}", f"{other.top1_agreement:.1%}",
             "" if closed != closed else f"{closed:.0%}",
         )  # fmt: skip
-    console = Console()
+    console = screen.console(stderr=False)
     console.print(table)
-    console.print(f"{found.positions} positions of {escape(found.source)}", style="dim", highlight=False)
+    console.print(f"{found.positions} positions of {found.source}", style="dim", highlight=False)
     for other in found.others.values():
         if other.note:
-            console.print(escape(other.note), style="dim", highlight=False)
+            console.print(other.note, style="dim", highlight=False)
 
 
 def _refused(checkpoints: "Mapping[str, Checkpoint | None]") -> list[str]:
@@ -195,9 +194,11 @@ def _endpoint(url: str, tokenizer: Any, model: str | None, key_file: Path | None
 @contextlib.contextmanager
 def _bar(screen: "Console") -> Iterator[Callable[[str], Callable[[float], None]]]:
     """A bar a phase, each told its share; nothing where nobody looks."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    from plimsoll.cli.screen import column
+
+    columns = (column("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         tasks: dict[str, Any] = {}
 

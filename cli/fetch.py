@@ -108,12 +108,18 @@ def _shown(progress: "Progress") -> Iterator[None]:
 
 
 def _draw_bar(progress: "Progress", stop: threading.Event) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
-    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    from plimsoll.cli import screen
+
+    columns: tuple[Any, ...] = (
+        screen.column("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Bar(*columns, TimeRemainingColumn(), console=screen.console(), transient=True) as bar:
         while not stop.wait(0.2):
             if progress.total is not None:
                 task = bar.task_ids[0] if bar.task_ids else bar.add_task("")

@@ -7,12 +7,14 @@ process of `rate` requests a second, whatever the endpoint makes of it). All tim
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import httpx
 import msgspec
+
+from plimsoll.cli.events import EventLines
 
 #: Common words, one token each in most vocabularies; a prompt of them is about as many tokens as words.
 WORDS = (
@@ -128,10 +130,7 @@ async def stream(client: httpx.AsyncClient, target: Target, prompt: str, origin:
                 await answer.aread()
                 outcome.error = f"HTTP {answer.status_code}"
             else:
-                async for line in answer.aiter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    data = line[5:].strip()
+                async for data in _events(answer):
                     if data == "[DONE]":
                         finished = True
                         break
@@ -158,7 +157,7 @@ async def stream(client: httpx.AsyncClient, target: Target, prompt: str, origin:
         outcome.error = "connection refused"
     except httpx.HTTPError:
         outcome.error = "connection lost"
-    except (msgspec.DecodeError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError):
         outcome.error = "not an OpenAI stream"
     outcome.total = time.perf_counter() - begin
     if not outcome.counted:
@@ -166,6 +165,15 @@ async def stream(client: httpx.AsyncClient, target: Target, prompt: str, origin:
     if outcome.error is None and outcome.first is None:
         outcome.error = "empty answer"
     return outcome
+
+
+async def _events(answer: httpx.Response) -> AsyncIterator[str]:
+    lines = EventLines()
+    async for received in answer.aiter_bytes():
+        for data in lines.feed(received):
+            yield data
+    for data in lines.close():
+        yield data
 
 
 def _request(target: Target, prompt: str) -> tuple[str, dict[str, Any]]:

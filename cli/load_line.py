@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plimsoll.api.quantity import format_bytes
+from plimsoll.cli import screen
 
 #: (term of the budget, its name, colour, mark). The mark tells segments apart where there is no colour.
 TERMS = (
@@ -28,13 +29,15 @@ EXPLAINED = {
 
 def show(report: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints the report of `plimsoll plan` to stdout."""
-    console = console or Console()
+    console = console or screen.console(stderr=False)
     device, terms = report["device"], report["perDevice"]
     spread = f" on each of {report['tensor']} devices" if report["tensor"] > 1 else ""
     console.print(
-        f"[bold]{report['name']}[/] · {report['architecture']} · {report['precision']} · "
-        f"{device['kind']} {format_bytes(device['total'])}{spread} · kernels {device['kernels']}",
-        highlight=False,
+        Text.assemble(
+            (report["name"], "bold"),
+            f" · {report['architecture']} · {report['precision']} · "
+            f"{device['kind']} {format_bytes(device['total'])}{spread} · kernels {device['kernels']}",
+        )
     )
     console.print(bar(terms, max(24, min(console.width - 4, 76))))
     console.print(_table(report))
@@ -44,14 +47,13 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
         f"requests: {report['concurrentRequests']} at once of {report['maxLength']} tokens "
         f"(length: {report['maxLengthFrom']})",
         highlight=False,
-        markup=False,
     )
     for item in report["rejected"]:
-        console.print(f"passed over {item['option']}: {item['reason']}", style="yellow", highlight=False, markup=False)
+        console.print(f"passed over {item['option']}: {item['reason']}", style="yellow", highlight=False)
     for note in report["notes"]:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False)
     if report["notRunYet"]:
-        console.print(f"sized, and not run yet: {report['notRunYet']}", style="yellow", highlight=False, markup=False)
+        console.print(f"sized, and not run yet: {report['notRunYet']}", style="yellow", highlight=False)
 
 
 def bar(terms: Mapping[str, int], width: int) -> Text:

@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from plimsoll.api.quantity import format_bytes
+from plimsoll.cli.screen import column
+from plimsoll.cli.screen import console as console
 
 if TYPE_CHECKING:
     from plimsoll.runtime.server.service import Service
 
 PHASES = {"weights": "Loading weights", "cache": "Allocating the KV cache", "warmup": "Warming up"}
-
-
-def console() -> Console:
-    """Progress and words for a human go to stderr; stdout is for answers."""
-    return Console(stderr=True)
 
 
 def fetch(source: str, screen: Console) -> Path:
@@ -53,7 +51,7 @@ def own_name(source: str, path: Path) -> str:
 
 def bars(screen: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        column("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TimeElapsedColumn(),
@@ -161,7 +159,8 @@ def announce(service: "Service", screen: Console) -> None:
     """Where the endpoint is, and what was predicted beside what is measured."""
     info = service.info
     assert info is not None
-    screen.print(f"[bold green]Ready[/] {service.config.served_name} at [bold]{service.url}[/]", highlight=False)
+    name, url = service.config.served_name, service.url
+    screen.print(Text.assemble(("Ready", "bold green"), f" {name} at ", (url, "bold")))
     screen.print(memory_table(info.predicted, info.observed), highlight=False)
     tokens = info.num_blocks * info.block_size
     took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.startup.items())

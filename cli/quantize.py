@@ -173,10 +173,12 @@ def _shown(screen: "Console") -> Iterator[Callable[["JobProgress"], None]]:
     if not screen.is_terminal:
         yield _Lines()
         return
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-               TextColumn("{task.fields[words]}"))  # fmt: skip
+    from plimsoll.cli.screen import column
+
+    columns = (column("{task.description}"), BarColumn(), column("{task.percentage:>3.0f} %"),
+               column("{task.fields[words]}"))  # fmt: skip
     with Progress(*columns, console=screen, transient=True) as bar:
         task = bar.add_task("Preparing", total=100.0, words="")
 

@@ -75,7 +75,7 @@ def up(
             if ask is None:
                 conversation.chat(endpoint, conversation.CALM, None, screen)
             else:
-                screen.print(f"[bold]> {ask}[/]", highlight=False)
+                screen.print(f"> {ask}", style="bold", highlight=False)
                 conversation.ask(endpoint, ask, {"temperature": 0, "max_tokens": 256})
         finally:
             endpoint.close()

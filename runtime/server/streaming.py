@@ -19,7 +19,9 @@ from plimsoll.runtime.server.errors import ApiError, timed_out
 Result = TypeVar("Result")
 
 log = structlog.get_logger("plimsoll.server")
-encode = msgspec.json.encode
+#: Characters that many clients take for the end of a line, though the format does not: Python's `splitlines`, and so
+#: httpx's `iter_lines`. JSON may hold them as they are, and only inside its strings.
+LINE_ENDS = tuple((ends.encode(), b"\\u%04x" % ord(ends)) for ends in "\x85\u2028\u2029")
 DONE = b"data: [DONE]\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -27,6 +29,15 @@ HEADERS = [
     # nginx holds a response back until it has enough of it, unless told not to.
     (b"x-accel-buffering", b"no"),
 ]
+
+
+def encode(payload: Any) -> bytes:
+    """JSON of one line, however a client splits lines."""
+    data = msgspec.json.encode(payload)
+    if not data.isascii():
+        for raw, escaped in LINE_ENDS:
+            data = data.replace(raw, escaped)
+    return data
 
 
 def event(payload: Any) -> bytes:

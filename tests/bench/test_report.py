@@ -23,7 +23,7 @@ def measures(scale: float) -> dict[str, object]:
 
 
 def printed(show: object, *arguments: object) -> str:
-    console = Console(file=io.StringIO(), width=200)
+    console = Console(file=io.StringIO(), width=200, markup=False)
     show(*arguments, console)  # type: ignore[operator]
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 

@@ -53,14 +53,15 @@ def test_the_quickstart_manifest_answers_and_shows_predicted_beside_measured(
 
 def test_two_deployments_serve_side_by_side_and_drain_together(checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "two.yaml"
-    file.write_text(manifest("first", checkpoint) + "---\n" + manifest("second", checkpoint))
+    other = manifest("second", checkpoint, model=f"{{source: 'file://{checkpoint}', servedName: '[/second]:x:'}}")
+    file.write_text(manifest("first", checkpoint) + "---\n" + other)
     with subprocess.Popen([*UP, str(file)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         said: list[str] = []
         reader = threading.Thread(target=lambda: said.extend(iter(process.stderr.readline, "")))
         reader.start()
         try:
             eventually(lambda: sum("http://" in line for line in said) == 2, 120)
-            for name in ("first", "second"):
+            for name in ("first", "[/second]:x:"):
                 url = next(re.search(r"http://[\d.:]+/v1", line)[0] for line in said if f"Ready {name} " in line)
                 body = {"model": name, "prompt": "hi", "max_tokens": 3, "temperature": 0}
                 assert httpx.post(f"{url}/completions", json=body, timeout=60).status_code == 200

@@ -1,7 +1,10 @@
 """/v1/completions through the real openai client."""
 
+import json
+
 import pytest
 
+from plimsoll.runtime.server.streaming import MARKER, Frame
 from tests.support.endpoint import Endpoint
 
 FOX = "The quick brown fox"
@@ -80,6 +83,18 @@ def test_streamed_echo_sends_the_prompt_first(tiny: Endpoint) -> None:
     offsets = [offset for chunk in chunks if chunk.logprobs for offset in chunk.logprobs.text_offset]
     assert tokens == whole.logprobs.tokens
     assert offsets == whole.logprobs.text_offset
+
+
+def test_a_stream_has_one_line_for_each_event_however_a_client_splits_it(tiny: Endpoint) -> None:
+    prompt = "one\u2028two\u2029three\x85four"
+    body = {"model": "tiny", "prompt": prompt, "echo": True, "stream": True, "max_tokens": 1}
+    raw = tiny.http.post("/v1/completions", json=body).content
+    assert raw.decode().splitlines() == raw.decode().split("\n")[:-1]
+    chunks = tiny.openai.completions.create(model="tiny", prompt=prompt, echo=True, stream=True, max_tokens=1)
+    assert next(iter(chunks)).choices[0].text == prompt
+    generated = Frame({"text": MARKER}).event(prompt)
+    assert len(generated.decode().splitlines()) == 2
+    assert json.loads(generated.removeprefix(b"data: "))["text"] == prompt
 
 
 def test_best_of_returns_the_likeliest(tiny: Endpoint) -> None:
