@@ -12,6 +12,7 @@ from plimsoll.api.errors import CheckpointError
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.quantity import parse_quantity
 from plimsoll.operator import names
+from plimsoll.operator.own_container import OURS, own_phase
 from plimsoll.operator.snapshot import Container, Deployment, Failure, Node, Output, Page, Pod, ReplicaSet
 
 Raw = Mapping[str, Any]
@@ -154,13 +155,15 @@ def pod(raw: Raw) -> Pod:
     unschedulable = None
     if placed.get("status") == "False" and placed.get("reason") in ("Unschedulable", "SchedulingGated"):
         unschedulable = str(placed.get("message") or placed["reason"])
-    phase = str(status.get("phase") or "Pending")
+    phase, lingers = own_phase(status)
     message = ""
     if phase == "Failed" or status.get("reason") in ("NodeLost", "Evicted"):
         message = ": ".join(str(status[key]) for key in ("reason", "message") if status.get(key))
+    # The kubelet sorts by name; ours first, as troubles and words are looked for in this order.
+    beside = sorted(status.get("containerStatuses") or (), key=lambda one: one.get("name") not in OURS)
     containers = [
         *(_container(one, True) for one in status.get("initContainerStatuses") or ()),
-        *(_container(one, False) for one in status.get("containerStatuses") or ()),
+        *(_container(one, False) for one in beside),
     ]
     return Pod(
         name=about.get("name", ""),
@@ -172,6 +175,7 @@ def pod(raw: Raw) -> Pod:
         deleting=bool(about.get("deletionTimestamp")),
         ends_by=timestamp(about.get("deletionTimestamp")),
         ended_at=_ended_at(status) if phase in ("Succeeded", "Failed") else 0.0,
+        lingers=lingers,
         created=timestamp(about.get("creationTimestamp")),
         node=spec.get("nodeName") or None,
         ip=status.get("podIP") or None,
@@ -197,6 +201,7 @@ def _container(status: Raw, init: bool) -> Container:
     return Container(
         name=sys.intern(str(status.get("name", ""))),
         init=init,
+        ours=status.get("name") in OURS,
         state=which,  # type: ignore[arg-type]
         reason=sys.intern(str(now.get("reason") or "")),
         message=str(now.get("message") or ""),
@@ -300,8 +305,12 @@ def inspection(texts: Iterable[Any]) -> Inspection | None:
 
 
 def last_words(found: Pod) -> str | None:
-    """What the pod's container said when it last ended; None while it has not."""
-    for one in reversed(found.containers):
+    """What the pod's own container said when it last ended; None while it has not.
+
+    An init container speaks for the pod where it failed, and so that ours never began.
+    """
+    main = [one for one in found.containers if one.ours and not one.init]
+    for one in (*main, *(one for one in reversed(found.containers) if one.init and one.exit_code != 0)):
         if one.state == "terminated":
             return one.message or one.reason
         if one.last_exit_code is not None:

@@ -39,6 +39,8 @@ class Container:
 
     name: str
     init: bool = False
+    ours: bool = True
+    """Written into the pod by this operator; others inject sidecars of theirs."""
     state: Literal["waiting", "running", "terminated"] = "waiting"
     reason: str = ""
     """Why it waits or ended: CrashLoopBackOff, ImagePullBackOff, OOMKilled, Completed."""
@@ -79,6 +81,7 @@ class Pod:
     owner: str = ""
     """uid of its ReplicaSet."""
     phase: str = "Pending"
+    """Of a pod that runs once, as our own container ended, whatever injected sidecars still do."""
     ready: bool = False
     routable: bool = False
     """An endpoint slice of the Service lists it as ready."""
@@ -87,6 +90,8 @@ class Pod:
     """When it is deleting: the end of its grace period, by which its kubelet has ended it; 0 where nothing says."""
     ended_at: float = 0.0
     """When it is Failed or Succeeded: about when it came to that, never later; 0 where nothing says."""
+    lingers: bool = False
+    """Our container has ended, and a container that somebody injected runs on or failed."""
     created: float = 0.0
     seen_since: float = 0.0
     """When this operator began to look at it: no deadline runs from before, for nobody would have seen it move."""

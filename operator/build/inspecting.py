@@ -9,7 +9,7 @@ from typing import Any
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.source import parse_source
 from plimsoll.operator import names
-from plimsoll.operator.build.common import Object, pod_security, source_metadata
+from plimsoll.operator.build.common import Object, plain, pod_security, source_metadata
 from plimsoll.operator.build.pod import Spec, copied_folder, copier, image_volume, placement, reader, scratch
 from plimsoll.operator.build.source import fetched, file_uri, image_reference, source_key
 from plimsoll.operator.settings import Settings
@@ -40,8 +40,8 @@ def inspect_pod(
     """Runs `plimsoll inspect`; its termination message is an `Inspection`, or says in words why there is none.
 
     `key` is the source's own, but for what a quantization job wrote: that goes by its digest too.
-    It tolerates what the deployment tolerates, and does not take its node selector: that would wake a GPU node for
-    reading a few kilobytes.
+    It has the labels, annotations, node selector and tolerations of the deployment's pods: meshes, policies and
+    architectures hold for it as well.
 
     The one that it is made `instead_of` may take a while to go, so that this one has another name: one of two, so that
     there are never more.
@@ -77,14 +77,18 @@ def inspect_pod(
     }
     if init:
         body["initContainers"] = init
-    looks = names.digest(body)
+    tags = {"labels": plain(spec.pod.labels), "annotations": plain(spec.pod.annotations)}
+    looks = names.digest({**body, **{name: value for name, value in tags.items() if value}})
     name, patience = inspect_name(key), LEAST_PATIENCE
     if instead_of is not None:
         name = f"{name}-again" if instead_of.name == name else name
         patience = instead_of.patience or LEAST_PATIENCE
         patience = patience if instead_of.looks_as == looks else min(MOST_PATIENCE, 2 * patience)
     meta = source_metadata(deployment.namespace, name, key)
-    meta["annotations"] = {names.LOOKS_AS: looks, names.PATIENCE: f"{patience:.0f}"}
+    meta["labels"] = {**tags["labels"], **meta["labels"]}
+    default = {"kubectl.kubernetes.io/default-container": look["name"]} if tags["annotations"] else {}
+    ours = {names.LOOKS_AS: looks, names.PATIENCE: f"{patience:.0f}"}
+    meta["annotations"] = {**default, **tags["annotations"], **ours}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": body}
 
 

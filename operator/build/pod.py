@@ -88,15 +88,11 @@ def pod_template(
     if models.init:
         template["spec"]["initContainers"] = models.init
     template["spec"] |= placement(spec, settings, models.pull_secret)
-    if pod.node_selector:
-        template["spec"]["nodeSelector"] = plain(pod.node_selector)
-    if pod.priority_class_name:
-        template["spec"]["priorityClassName"] = pod.priority_class_name
     return template
 
 
 def placement(spec: Spec, settings: Settings, pull_secret: str | None) -> Object:
-    """What server and inspect pods share: who they are to the registry and the cloud, and which nodes take them."""
+    """What all pods of ours share: who they are to the registry and the cloud, and which nodes take them."""
     pulls = dict.fromkeys((*settings.image_pull_secrets, *spec.pod.image_pull_secrets))
     if pull_secret:
         pulls[pull_secret] = None
@@ -107,6 +103,10 @@ def placement(spec: Spec, settings: Settings, pull_secret: str | None) -> Object
         found["tolerations"] = plain(spec.pod.tolerations)
     if spec.pod.service_account_name:
         found["serviceAccountName"] = spec.pod.service_account_name
+    if spec.pod.node_selector:
+        found["nodeSelector"] = plain(spec.pod.node_selector)
+    if spec.pod.priority_class_name:
+        found["priorityClassName"] = spec.pod.priority_class_name
     return found
 
 

@@ -54,10 +54,6 @@ def job(
     }
     if models.init:
         body["initContainers"] = models.init
-    if spec.pod.node_selector:
-        body["nodeSelector"] = plain(spec.pod.node_selector)
-    if spec.pod.priority_class_name:
-        body["priorityClassName"] = spec.pod.priority_class_name
     annotations = {"kubectl.kubernetes.io/default-container": CONTAINER, **plain(spec.pod.annotations)}
     return {
         "apiVersion": "batch/v1",

@@ -81,7 +81,9 @@ def _wait(snapshot: Snapshot, there: Pod, wanted: str) -> float | None:
 
 def _at_work(pod: Pod) -> bool:
     """Or on its way there: an image may take minutes, and the kubelet ends what takes for ever."""
-    begun = pod.phase != "Pending" or any(one.state != "waiting" or one.restarts for one in pod.containers)
+    ours = [one for one in pod.containers if one.ours]
+    # An injected sidecar may run while the image of ours cannot be pulled.
+    begun = any(one.state != "waiting" or one.restarts for one in ours) if ours else pod.phase != "Pending"
     return begun or (creating(pod) and not pod.stuck)
 
 

@@ -1,6 +1,7 @@
 """How a quantization job's Job and pods are doing, from what they say: steps, interruptions, the end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.job_progress import JobProgress
@@ -37,6 +38,7 @@ class Run:
 def running(snapshot: Snapshot, job: BatchJob) -> Run:
     """The state of `job`, of which `snapshot` has the pods."""
     pods = [pod for pod in snapshot.pods if pod.owner == job.uid]
+    job = settled(job, pods, snapshot.now)
     alive = [pod for pod in pods if pod.phase not in ("Succeeded", "Failed")]
     said = [one for one in (last_words(pod) for pod in reversed(pods)) if one is not None]
     progress = next((pod.progress for pod in reversed(alive) if pod.progress), None) or next(iter(said), None)
@@ -50,6 +52,33 @@ def running(snapshot: Snapshot, job: BatchJob) -> Run:
     if not staying:
         return _ending(alive[-1], progress)
     return _alive(staying[-1], pods, progress, snapshot.now)
+
+
+def settled(job: BatchJob, pods: list[Pod], now: float) -> BatchJob:
+    """`job` as its own container ended, where an injected one keeps the Job controller from seeing that.
+
+    A sidecar that ends by itself within `PATIENCE` lets the Job end as usual. One that failed beside our container has
+    the Job start another pod or fail, though the output is written.
+    """
+    last = next((pod for pod in reversed(pods) if pod.lingers and not _again(pod)), None)
+    if last is None or job.ended == "Complete" or (not job.ended and now - last.ended_at < PATIENCE):
+        return job
+    ended: Literal["Complete", "Failed"] = "Complete" if last.phase == "Succeeded" else "Failed"
+    return replace(job, ended=ended, ended_at=last.ended_at, reason="Failed", message="")
+
+
+def held_back(pods: list[Pod], now: float) -> tuple[Pod | None, float | None]:
+    """The pod that has to be deleted for the next one to start, as only an injected container of it runs on; and the
+    seconds until any pod that lingers is taken for ended."""
+    lingering = [(pod, pod.ended_at + PATIENCE - now) for pod in pods if pod.lingers and not pod.deleting]
+    due = next((pod for pod, left in lingering if left <= 0 and _again(pod)), None)
+    return due, min((left for _, left in lingering if left > 0), default=None)
+
+
+def _again(pod: Pod) -> bool:
+    """Whether our container ended in a way that another pod is to go on after."""
+    container = _container(pod)
+    return container is not None and container.exit_code not in (0, *FINAL_EXIT_CODES)
 
 
 def _resume(snapshot: Snapshot, job: BatchJob) -> str:
@@ -129,7 +158,8 @@ def _why(pod: Pod) -> str:
         return "was killed for taking more memory than its limit"
     if _was_stopped(pod):
         return "was evicted or deleted"
-    ended = next((c for c in pod.containers if c.state == "terminated" and c.exit_code), None)
+    failed = [c for c in pod.containers if c.state == "terminated" and c.exit_code]
+    ended = next((c for c in failed if c is container), next(iter(failed), None))
     if ended is None:
         return words(pod.message) or "ended"
     said = last_words(pod)

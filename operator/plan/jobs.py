@@ -10,7 +10,7 @@ from plimsoll.operator import build
 from plimsoll.operator.actions import Action, Apply, Delete, Plan
 from plimsoll.operator.plan.inspecting import inspecting
 from plimsoll.operator.plan.job_admission import JobAdmission, admit_job
-from plimsoll.operator.plan.job_run import running
+from plimsoll.operator.plan.job_run import held_back, running
 from plimsoll.operator.plan.job_status import job_status
 from plimsoll.operator.plan.transitions import transitions
 from plimsoll.operator.settings import Settings
@@ -19,10 +19,13 @@ from plimsoll.operator.snapshot import BatchJob, Snapshot
 
 def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
     """What to do, what to say, and when to look again."""
-    if snapshot.deployment.deleting or finished(snapshot):
-        # Owner references take everything along; and what has ended stays ended, when its Job is gone too.
+    if snapshot.deployment.deleting:
+        # Owner references take everything along.
         return Plan()
     mine = _mine(snapshot)
+    if finished(snapshot):
+        # What has ended stays ended, when its Job is gone too.
+        return Plan(tuple(_held_open(mine)))
     admission = admit_job(snapshot, settings)
     run = running(snapshot, mine) if mine else None
     actions: list[Action] = []
@@ -35,7 +38,11 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
             # Nobody tells of a claim that has grown.
             again.append(60.0)
     else:
-        again.append(run.again_in)
+        assert mine is not None
+        stuck, look_in = held_back([pod for pod in snapshot.pods if pod.owner == mine.uid], snapshot.now)
+        if stuck is not None and not mine.ended:
+            actions.append(Delete("Pod", stuck.name, "only an injected container runs on: the next pod goes on"))
+        again += [run.again_in, look_in]
     actions += _policy(snapshot, admission, settings)
     actions += _leftovers(snapshot, mine)
     held_up = _held_up(snapshot, mine)
@@ -62,6 +69,15 @@ def finished(snapshot: Snapshot) -> bool:
     """Whether the end is in the status: it was reached once, and nothing takes it back."""
     conditions = snapshot.deployment.status.get("conditions", ())
     return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
+
+
+def _held_open(mine: BatchJob | None) -> Iterator[Action]:
+    """Ends a Job whose own container has ended and which an injected one holds open.
+
+    Another pod of it would be made if only the pod were deleted. The status is written by now, and keeps the end.
+    """
+    if mine is not None and not mine.ended and not mine.deleting:
+        yield Delete("Job", mine.name, "its container has ended, and an injected one runs on")
 
 
 def _mine(snapshot: Snapshot) -> BatchJob | None:

@@ -61,11 +61,25 @@ def test_an_image_that_is_copied_is_found_in_the_same_place() -> None:
     assert mount["mountPath"] == "/source/models"
 
 
-def test_it_may_run_where_the_deployment_may_and_does_not_wake_a_gpu_node() -> None:
-    spec = {**MINIMAL, "pod": {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"operator": "Exists"}]}}
-    found = pod(spec)["spec"]
-    assert found["tolerations"] == [{"operator": "Exists"}]
-    assert "nodeSelector" not in found
+def test_it_runs_where_and_as_the_deployments_pods_do() -> None:
+    wish = {
+        "nodeSelector": {"kubernetes.io/arch": "arm64"}, "tolerations": [{"operator": "Exists"}],
+        "labels": {"team": "a"}, "annotations": {"sidecar.istio.io/inject": "false"}, "priorityClassName": "low",
+    }  # fmt: skip
+    found = pod({**MINIMAL, "pod": wish})
+    assert found["spec"]["tolerations"] == [{"operator": "Exists"}]
+    assert found["spec"]["nodeSelector"] == {"kubernetes.io/arch": "arm64"}
+    assert found["spec"]["priorityClassName"] == "low"
+    assert found["metadata"]["labels"]["team"] == "a"
+    assert found["metadata"]["labels"][names.COMPONENT] == "inspect"
+    assert found["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
+
+
+def test_another_annotation_is_another_way_to_look() -> None:
+    # A pod that waits for a sidecar gives way to one that asks for none.
+    one, other = (pod({**MINIMAL, "pod": {"annotations": {"inject": value}}}) for value in ("true", "false"))
+    assert build.looks_as(one) != build.looks_as(other)
+    assert build.looks_as(pod(MINIMAL)) == build.looks_as(pod({**MINIMAL, "pod": {}}))
 
 
 def test_a_record_reads_back() -> None:

@@ -13,10 +13,10 @@ SCENARIOS = scenarios(
 #: What a rule is: (where it stands, the source that keeps it, what breaks it).
 RULES = {
     "what is on its way out is left alone": (
-        jobs, "if snapshot.deployment.deleting or finished(snapshot):", "if finished(snapshot):",
+        jobs, "    if snapshot.deployment.deleting:\n", "    if False:\n",
     ),
     "what has ended stays ended": (
-        jobs, "if snapshot.deployment.deleting or finished(snapshot):", "if snapshot.deployment.deleting:",
+        jobs, "    if finished(snapshot):", "    if False:",
     ),
     "a Job is made once": (jobs, "if run is None and admission.ok and", "if admission.ok and"),
     "a claim is looked at before anything starts": (
