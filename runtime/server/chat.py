@@ -59,13 +59,15 @@ class Chat:
         """Server-sent events: the role, the text as it comes, the reason it ended, the usage if asked for."""
         options = self.request.stream_options
         usage = options is not None and options.include_usage
+        running = options is not None and usage and options.continuous_usage_stats
         # With usage, OpenAI has the field in every chunk, null in all but the last.
         head = {**self.head, "object": "chat.completion.chunk"} | ({"usage": None} if usage else {})
         frames: dict[int, Frame] = {}
 
         def chunk(answer: Answer, delta: dict[str, Any], logprobs: ChatLogprobs | None = None) -> dict[str, Any]:
             choice = {"index": answer.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-            return {**head, "choices": [choice]}
+            used = {"usage": self.generation.usage()} if running else {}
+            return {**head, **used, "choices": [choice]}
 
         def encoded(answer: Answer, delta: TextDelta) -> bytes:
             data = b""
@@ -76,7 +78,7 @@ class Chat:
             if delta.logprobs:
                 data += event(chunk(answer, {"content": delta.text}, self.serving.texts.chat(delta.logprobs)))
             elif delta.text:
-                data += frame.event(delta.text)
+                data += event(chunk(answer, {"content": delta.text})) if running else frame.event(delta.text)
             if delta.finish_reason is not None:
                 last = chunk(answer, {})
                 last["choices"][0] |= {"finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason}

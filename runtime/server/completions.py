@@ -92,14 +92,17 @@ class Completions:
     async def events(self) -> AsyncGenerator[bytes]:
         """Server-sent events: the prompt where it is echoed, the text as it comes, the reason it ended, the usage."""
         request = self.request
-        usage = request.stream_options is not None and request.stream_options.include_usage
+        options = request.stream_options
+        usage = options is not None and options.include_usage
+        running = options is not None and usage and options.continuous_usage_stats
         head = {**self.head, "object": "text_completion"} | ({"usage": None} if usage else {})
         frames: dict[int, Frame] = {}
         offsets: dict[int, int] = {}
 
         def chunk(answer: Answer, text: str, logprobs: CompletionLogprobs | None = None) -> dict[str, Any]:
             choice = {"index": answer.index, "text": text, "logprobs": logprobs, "finish_reason": None}
-            return {**head, "choices": [choice]}
+            used = {"usage": self._usage()} if running else {}
+            return {**head, **used, "choices": [choice]}
 
         def encoded(answer: Answer, delta: TextDelta) -> bytes:
             data = b""
@@ -116,7 +119,7 @@ class Completions:
                     offsets[answer.index] = _end(found)
                     data += event(chunk(answer, delta.text, found))
                 elif delta.text:
-                    data += frame.event(delta.text)
+                    data += event(chunk(answer, delta.text)) if running else frame.event(delta.text)
             if delta.finish_reason is not None:
                 last = chunk(answer, "")
                 reason = answer.finish_reason if request.max_tokens else "length"

@@ -1,6 +1,6 @@
 """A request's fields to the engine's sampling parameters, within this server's limits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,8 +28,18 @@ def check_limits(request: Sampling, config: ServerConfig, vocab_size: int) -> No
         if value is not None and value > most:
             raise _above(name, value, most)
     for name, ids in (("logit_bias", request.logit_bias), ("stop_token_ids", request.stop_token_ids)):
-        if any(token >= vocab_size for token in ids):
-            raise bad_request(f"{name} names a token outside the vocabulary of {vocab_size}.", name, "invalid_value")
+        check_vocabulary(name, ids, vocab_size)
+
+
+def check_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> None:
+    """Raises ApiError 400 that names the first id which is none of the model's tokens."""
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise bad_request(
+                f"{name} names token {token}, and this model's tokens go from 0 to {vocab_size - 1}.",
+                name,
+                "invalid_value",
+            )
 
 
 def _above(name: str, value: int, most: int) -> ApiError:
@@ -46,7 +56,8 @@ def answer_length(request: ChatCompletionRequest | CompletionRequest, prompt_tok
     """
     chat = isinstance(request, ChatCompletionRequest)
     limit_name, limit = "max_tokens", request.max_tokens
-    if isinstance(request, ChatCompletionRequest) and limit is None:
+    if isinstance(request, ChatCompletionRequest) and request.max_completion_tokens is not None:
+        # The newer name counts where a client sends both.
         limit_name, limit = "max_completion_tokens", request.max_completion_tokens
     # Even a prompt that is only scored leaves room for a token: the engine counts so.
     least = limit or 1

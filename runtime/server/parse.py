@@ -1,5 +1,6 @@
 """Bytes to a request, or to OpenAI's 400 that names the field."""
 
+import difflib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -7,7 +8,9 @@ import pydantic_core
 from pydantic import ValidationError
 
 from plimsoll.runtime.server.errors import ApiError, bad_request
-from plimsoll.runtime.server.protocol import NEUTRAL, Strict
+from plimsoll.runtime.server.neutral import NEUTRAL
+from plimsoll.runtime.server.protocol import Strict
+from plimsoll.runtime.server.values import kind_of
 
 Parsed = TypeVar("Parsed", bound=Strict)
 
@@ -48,10 +51,10 @@ def _refusal(error: ValidationError, kind: type[Strict]) -> ApiError:
         if len(first["loc"]) > 1:
             return bad_request(f"{param} is not supported by this server.", param, "unsupported_parameter")
         if name in NEUTRAL:
-            allowed = ", ".join(pydantic_core.to_json(value).decode() for value in NEUTRAL[name])
-            note = f" with this value; it may be {allowed}" if allowed else ""
-            return bad_request(f"{name} is not supported by this server{note}.", param, "unsupported_parameter")
-        return bad_request(f"Unrecognized request argument supplied: {param}.", param, "unknown_parameter")
+            return bad_request(_unsupported(name, first["input"]), param, "unsupported_parameter")
+        close = difflib.get_close_matches(name[:QUOTED], kind.model_fields, 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return bad_request(f"Unrecognized request argument supplied: {param}.{hint}", param, "unknown_parameter")
     if first["type"] == "missing":
         return bad_request(f"You must provide {param}.", param, "missing_required_parameter")
     if param is None and ": " not in message:
@@ -59,9 +62,19 @@ def _refusal(error: ValidationError, kind: type[Strict]) -> ApiError:
     if param is None:
         # Rules over several fields name theirs in front.
         param, message = message.split(": ", 1)
-    elif message.startswith("content: "):
-        param, message = f"{param}.content", message.removeprefix("content: ")
+    elif (named := message.partition(": "))[0] in ("content", "reasoning_content") and named[2]:
+        param, message = f"{param}.{named[0]}", named[2]
     return bad_request(f"Invalid value for {param}: {message}{_quote(first['input'])}.", param, "invalid_value")
+
+
+def _unsupported(name: str, value: Any) -> str:
+    known = NEUTRAL[name]
+    allowed = ", ".join(pydantic_core.to_json(given).decode() for given in known.values)
+    may = f"; it may be {allowed}" if allowed else ""
+    # These fields hold settings: a short word of one is no prompt of anybody's.
+    word = isinstance(value, str) and len(value) <= QUOTED // 2 and value.isprintable() and " " not in value
+    found = f" (found {value!r})" if word else _quote(value) or f" (found {kind_of(value)})"
+    return f"{name} is not supported by this server{' with this value' if allowed else ''}{found}{may}. {known.fix}."
 
 
 def _quote(value: Any) -> str:

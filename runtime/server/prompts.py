@@ -8,6 +8,7 @@ from typing import Any
 
 from plimsoll.checkpoint.tokenizer import ChatTemplateError
 from plimsoll.runtime.server.errors import ApiError, bad_request
+from plimsoll.runtime.server.params import check_vocabulary
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
 from plimsoll.runtime.server.serving import Serving
 
@@ -50,12 +51,15 @@ async def chat_prompt(serving: Serving, request: ChatCompletionRequest, model_le
     for turn in request.messages:
         # OpenAI renamed the role; templates of open models know the old name.
         role = "system" if turn.role == "developer" else turn.role
-        messages.append({"role": role, "content": turn.content} | ({"name": turn.name} if turn.name else {}))
-    if request.continue_final_message and messages[-1]["role"] != "assistant":
+        extras = {"name": turn.name, "reasoning_content": turn.reasoning_content or turn.reasoning}
+        messages.append({"role": role, "content": turn.content} | {key: text for key, text in extras.items() if text})
+    if request.continue_final_message and (messages[-1]["role"] != "assistant" or not messages[-1]["content"]):
         raise bad_request(
-            "continue_final_message needs an assistant's message at the end.", "continue_final_message", "invalid_value"
+            "continue_final_message needs an assistant's message with text at the end.",
+            "continue_final_message",
+            "invalid_value",
         )
-    characters = sum(len(message["content"]) for message in messages)
+    characters = sum(len(message["content"]) + len(message.get("reasoning_content", "")) for message in messages)
     # A token stands for at most so many bytes: too many characters are too long however they are split.
     if characters > model_len * serving.longest_token:
         raise _too_long("messages", characters, model_len)
@@ -92,11 +96,7 @@ async def completion_prompts(
                 partial(serving.tokenizer.encode, text, add_special_tokens=request.add_special_tokens),
             )
         else:
-            vocabulary = serving.vocab_size
-            if any(not 0 <= token < vocabulary for token in prompt):
-                raise bad_request(
-                    f"prompt holds a token outside the vocabulary of {vocabulary}.", "prompt", "invalid_value"
-                )
+            check_vocabulary("prompt", prompt, serving.vocab_size)
             ids = prompt
             text = serving.tokenizer.decode(ids) if request.echo and len(ids) <= model_len else ""
         if not ids:

@@ -52,7 +52,7 @@ def test_a_field_that_is_not_run_is_named(tiny: Endpoint, field: str, value: Any
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("temperature", -0.1), ("temperature", 2.1), ("temperature", "1"), ("temperature", True), ("top_p", 0),
+        ("temperature", -0.1), ("temperature", 2.1), ("temperature", "warm"), ("temperature", True), ("top_p", 0),
         ("top_p", 1.5), ("n", 0), ("n", 17), ("n", 1.5), ("max_tokens", 0), ("max_tokens", -1),
         ("presence_penalty", 3), ("frequency_penalty", -3), ("logit_bias", {"x": 1}), ("logit_bias", {"1": 101}),
         ("logit_bias", {"320": 1}), ("logit_bias", [1]), ("seed", 2**63), ("seed", "a"), ("stop", 5), ("stop", ""),
@@ -60,14 +60,14 @@ def test_a_field_that_is_not_run_is_named(tiny: Endpoint, field: str, value: Any
         ("repetition_penalty", 0), ("min_tokens", -1), ("min_tokens", 3), ("prompt_logprobs", 21),
         ("stream", "yes"), ("stream_options", {"include_usage": True}), ("messages", []), ("messages", "hi"),
         ("messages", [{"role": "user"}]), ("messages", [{"role": "tool", "content": "x", "tool_call_id": "1"}]),
-        ("messages", [{"content": "x"}]), ("top_logprobs", 2), ("max_completion_tokens", 5),
+        ("messages", [{"content": "x"}]), ("top_logprobs", 2),
         ("chat_template_kwargs", {"messages": []}),
         ("chat_template_kwargs", {"return_dict": True}), ("continue_final_message", True), ("model", 5),
     ],
 )  # fmt: skip
 def test_a_wrong_value_in_a_chat_is_named(tiny: Endpoint, field: str, value: Any) -> None:
     error = refused(tiny, "/v1/chat/completions", CHAT | {field: value})
-    assert error["param"].startswith(field) or (field, error["param"]) == ("max_completion_tokens", "max_tokens")
+    assert error["param"].startswith(field)
 
 
 @pytest.mark.parametrize(
