@@ -69,10 +69,21 @@ def build_tokenizer(file: GgufFile) -> Any:
         special,
         add_bos=_flag(file, "add_bos_token", add_bos),
         add_eos=_flag(file, "add_eos_token", False),
-        chat_template=file.metadata.get("tokenizer.chat_template"),
+        chat_template=_chat_templates(file),
     )
 
 
+def _chat_templates(file: GgufFile) -> dict[str, object]:
+    """The template without a name, and those that llama.cpp's converter keeps beside it."""
+    named = {
+        key.removeprefix(_TEMPLATE + "."): value
+        for key, value in file.metadata.items()
+        if key.startswith(_TEMPLATE + ".")
+    }
+    return {"default": file.metadata.get(_TEMPLATE)} | named
+
+
+_TEMPLATE = "tokenizer.chat_template"
 _SPECIAL = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",

@@ -1,18 +1,24 @@
 """Text to token ids and back, and chat messages to a prompt, as the checkpoint's own tokenizer does it."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plimsoll.api.errors import CheckpointError, PlimsollError
+from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint.chat_template import (
+    ChatTemplateError,
+    ContentForms,
+    chosen_name,
+    default_name,
+    named_templates,
+)
 from plimsoll.checkpoint.checkpoint import Checkpoint, token_ids
 
 MAX_TEMPLATE_BYTES = 4 * 1024 * 1024
 
-
-class ChatTemplateError(PlimsollError):
-    """The messages do not go through the model's chat template, or there is none."""
+log = logging.getLogger(__name__)
 
 
 class Tokenizer:
@@ -23,11 +29,20 @@ class Tokenizer:
         eos_token_ids: every id that ends an answer: the tokenizer's, the configuration's and the generation
             configuration's.
         special_ids: ids that `skip_special_tokens` hides.
+        chat_templates: Jinja sources by name; `default` for a single template without a name.
     """
 
-    def __init__(self, fast: Any, eos_token_ids: Sequence[int]) -> None:
-        """Args: fast: a transformers fast tokenizer."""
+    def __init__(self, fast: Any, eos_token_ids: Sequence[int], template: str | None = None) -> None:
+        """Args: fast: a transformers fast tokenizer. template: the chat template to use, by name; None chooses one.
+
+        Raises ChatTemplateError for a name that no template has.
+        """
         self._fast = fast
+        self.chat_templates = named_templates(fast.chat_template)
+        self._default = default_name(self.chat_templates)
+        if template is not None:
+            self._default = chosen_name(self.chat_templates, "", template, with_tools=False)
+        self._forms = {name: ContentForms() for name in self.chat_templates}
         self._backend = fast.backend_tokenizer
         # Threads share the backend: it must never be set to pad or cut for one caller and not the next.
         self._backend.no_truncation()
@@ -44,9 +59,8 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        template = self._fast.chat_template
-        # Some models have several by name; `default` is the one for plain conversation.
-        return template.get("default") if isinstance(template, dict) else template
+        """The template of a conversation that chooses none."""
+        return None if self._default is None else self.chat_templates[self._default]
 
     @property
     def has_chat_template(self) -> bool:
@@ -87,45 +101,65 @@ class Tokenizer:
         return token.replace("▁", " ").encode()
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> list[int]:
         """Token ids of a conversation as the model expects it, ready to be continued.
 
         Args:
-            messages: each with `role` and `content`, oldest first.
+            messages: each with `role` and `content`, oldest first. A content is text or a list of text parts; the
+                template gets the form that it takes.
+            chat_template: which of `chat_templates`, by name; None for the model's default, or `tool_use` with `tools`.
             variables: more for the template, such as `tools` or `enable_thinking`.
 
         Raises:
             ChatTemplateError: there is no template, or it refuses these messages.
         """
         return self.encode(
-            self.render_chat_template(messages, add_generation_prompt=add_generation_prompt, **variables),
+            self.render_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, chat_template=chat_template, **variables
+            ),
             add_special_tokens=False,
         )
 
     def render_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> str:
         """The same as text. Raises ChatTemplateError."""
-        if not self.has_chat_template:
+        if self._default is None:
             raise ChatTemplateError(
                 "this model has no chat template", field="messages", fix="Use /v1/completions, or give a template file"
             )
+        name = chosen_name(self.chat_templates, self._default, chat_template, bool(variables.get("tools")))
+        source = self.chat_templates[name]
+
+        def render(conversation: list[dict[str, Any]], **chosen: Any) -> str:
+            options = {**variables, **chosen}
+            return str(self._fast.apply_chat_template(conversation, chat_template=source, tokenize=False, **options))
+
+        def probe(conversation: list[dict[str, Any]]) -> str:
+            return render(conversation, add_generation_prompt=False, continue_final_message=False)
+
         try:
-            rendered = self._fast.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=self.chat_template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **variables,
-            )
+            shaped = self._forms[name].shaped(messages, probe)
+            return render(shaped, add_generation_prompt=add_generation_prompt)
+        except ChatTemplateError:
+            raise
         except Exception as error:  # A template is a program of the checkpoint's author: anything may come out of it.
             reason = str(error).strip().splitlines()
             raise ChatTemplateError(
                 f"the model's chat template refuses these messages: {(reason or [type(error).__name__])[0][:300]}",
                 field="messages",
             ) from error
-        return str(rendered)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat template, as transformers reads them."""
@@ -136,10 +170,12 @@ def load_tokenizer(checkpoint: Checkpoint, chat_template_path: Path | str | None
     """The tokenizer of a checkpoint of either format. Offline, and no code of the checkpoint is run.
 
     Args:
-        chat_template_path: a Jinja file to use in place of the checkpoint's template.
+        chat_template_path: a Jinja file to use in place of the checkpoint's template, or the name of one of the
+            checkpoint's templates.
 
     Raises:
-        CheckpointError: the tokenizer is missing, damaged, or needs code from the checkpoint.
+        CheckpointError: the tokenizer is missing, damaged, or needs code from the checkpoint; the chat template is
+            neither a file nor one of the checkpoint's.
     """
     try:
         fast = _from_gguf(checkpoint) if checkpoint.format == "gguf" else _from_folder(checkpoint.path)
@@ -152,8 +188,16 @@ def load_tokenizer(checkpoint: Checkpoint, chat_template_path: Path | str | None
             field=str(checkpoint.path),
             fix="Download tokenizer.json and tokenizer_config.json again",
         ) from error
-    if chat_template_path is not None:
-        fast.chat_template = _read_template(Path(chat_template_path))
+    templates = named_templates(fast.chat_template)
+    wanted = None if chat_template_path is None else str(chat_template_path)
+    if wanted is not None and (wanted not in templates or Path(wanted).is_file()):
+        fast.chat_template = _read_template(Path(wanted), templates)
+        wanted = None
+    elif wanted is None and len(templates) > 1 and "default" not in templates:
+        log.warning(
+            "the checkpoint has the chat templates %s and no default: %s is used. --chat-template NAME chooses "
+            "another, and so does the field chat_template of a request", ", ".join(templates), default_name(templates),
+        )  # fmt: skip
     ends: set[int] = set()
     for value in (
         fast.eos_token_id,
@@ -161,7 +205,7 @@ def load_tokenizer(checkpoint: Checkpoint, chat_template_path: Path | str | None
         checkpoint.generation_config.get("eos_token_id"),
     ):
         ends |= set(token_ids(value))
-    return Tokenizer(fast, sorted(ends))
+    return Tokenizer(fast, sorted(ends), wanted)
 
 
 def _from_gguf(checkpoint: Checkpoint) -> Any:
@@ -188,13 +232,14 @@ def _from_folder(folder: Path) -> Any:
     )
 
 
-def _read_template(path: Path) -> str:
+def _read_template(path: Path, names: Mapping[str, str]) -> str:
     try:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise CheckpointError(f"is larger than {MAX_TEMPLATE_BYTES} bytes", field=str(path))
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"the chat template cannot be read: {error}", field=str(path)) from None
+        own = f"Give a Jinja file, or a name that the checkpoint has: {', '.join(names)}" if names else ""
+        raise CheckpointError(f"the chat template cannot be read: {error}", field=str(path), fix=own or None) from None
 
 
 def _kinds(decoder: Any) -> set[str]:

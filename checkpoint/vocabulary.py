@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from plimsoll.checkpoint.chat_template import named_templates
+
 #: Kinds of entries, numbered alike in sentencepiece models and GGUF files.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 
@@ -78,6 +80,7 @@ def finish(
     """The transformers fast tokenizer around `backend`.
 
     Args:
+        chat_template: in any form that `named_templates` reads.
         special: token by role (`bos_token`, `eos_token`, `unk_token`, `pad_token`); None for a role nobody has.
         add_bos, add_eos: put these tokens around every text.
     """
@@ -91,9 +94,10 @@ def finish(
         single = [*([begin] if begin else []), "$A", *([end] if end else [])]
         backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)
     fast: Any = PreTrainedTokenizerFast
+    templates = named_templates(chat_template)
     return fast(
         tokenizer_object=backend,
-        chat_template=chat_template if isinstance(chat_template, str) else None,
+        chat_template=templates["default"] if list(templates) == ["default"] else templates or None,
         clean_up_tokenization_spaces=False,
         **{role: token for role, token in special.items() if token is not None},
     )

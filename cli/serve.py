@@ -63,7 +63,9 @@ def serve(
             min=0.0, max=1024.0, help="Dynamic NTK scaling beyond the trained length; 0 is the checkpoint's own."
         ),
     ] = 0.0,
-    chat_template: Annotated[Path | None, typer.Option(help="A Jinja file in place of the checkpoint's.")] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="A Jinja file, or the name of one of the checkpoint's templates.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: the container's CPU limit.")
     ] = None,

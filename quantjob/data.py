@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from plimsoll.api.dataset import Dataset, parse_dataset
 from plimsoll.api.errors import SpecError
-from plimsoll.checkpoint.tokenizer import ChatTemplateError, Tokenizer
+from plimsoll.checkpoint.chat_template import ChatTemplateError
+from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.quantjob.documents import Document, data_files, documents
 
 #: Characters of a dataset that are looked at, counted from its start. 128 windows of 2048 tokens take about a million.

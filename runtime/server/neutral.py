@@ -74,7 +74,6 @@ NEUTRAL: dict[str, Neutral] = {
     "bad_words": Neutral(([],), "Use logit_bias"),
     "best_of": Neutral((1,), "Use n; /v1/completions has best_of"),
     "cache_salt": Neutral(fix="Leave it out: one server's prefix cache has no partitions"),
-    "chat_template": Neutral(fix="Start the server with --chat-template"),
     "documents": _NONE,
     "early_stopping": _BEAMS,
     "echo": _OFF,

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from plimsoll.checkpoint.tokenizer import ChatTemplateError
+from plimsoll.checkpoint.chat_template import ChatTemplateError
 from plimsoll.runtime.server.errors import ApiError, bad_request
 from plimsoll.runtime.server.params import check_vocabulary
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
@@ -59,7 +59,9 @@ async def chat_prompt(serving: Serving, request: ChatCompletionRequest, model_le
             "continue_final_message",
             "invalid_value",
         )
-    characters = sum(len(message["content"]) + len(message.get("reasoning_content", "")) for message in messages)
+    characters = sum(
+        _characters(message["content"]) + len(message.get("reasoning_content", "")) for message in messages
+    )
     # A token stands for at most so many bytes: too many characters are too long however they are split.
     if characters > model_len * serving.longest_token:
         raise _too_long("messages", characters, model_len)
@@ -70,11 +72,18 @@ async def chat_prompt(serving: Serving, request: ChatCompletionRequest, model_le
                 messages,
                 add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
                 continue_final_message=request.continue_final_message,
+                chat_template=request.chat_template,
                 **request.chat_template_kwargs,
             ),
         )
     except ChatTemplateError as error:
-        raise bad_request(error.message[:1].upper() + error.message[1:], "messages", "invalid_value") from None
+        message = error.message[:1].upper() + error.message[1:] + (f". {error.fix}" if error.fix else "")
+        param = error.field if error.field == "chat_template" else "messages"
+        raise bad_request(message, param, "invalid_value") from None
+
+
+def _characters(content: str | list[dict[str, str]]) -> int:
+    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
 
 
 async def completion_prompts(

@@ -122,6 +122,7 @@ class ChatCompletionRequest(Sampling):
     max_completion_tokens: Whole | None = Field(None, ge=1, le=INT31)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
 
     @model_validator(mode="after")

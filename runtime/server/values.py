@@ -57,12 +57,12 @@ def _bias(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """A message's content as one string; text parts are joined by a newline, as vLLM joins them."""
+    """A message's content: a string, or text parts, which stay apart for templates that loop over them."""
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise PydanticCustomError("content", "must be a string or a list of text parts")
-    return "\n".join(_part(part) for part in value)
+    return [{"type": "text", "text": _part(part)} for part in value]
 
 
 def _part(part: Any) -> str:
@@ -144,7 +144,7 @@ Bias = Annotated[
                     "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
 ]  # fmt: skip
 Content = Annotated[
-    str | None,
+    str | list[dict[str, str]] | None,
     BeforeValidator(_text),
     WithJsonSchema({"anyOf": [STRING, {"type": "array", "items": TEXT_PART}, {"type": "null"}]}),
 ]

@@ -13,8 +13,9 @@ import pytest
 
 from plimsoll.api.errors import CheckpointError, SpecError
 from plimsoll.checkpoint import open_checkpoint
+from plimsoll.checkpoint.chat_template import ChatTemplateError
 from plimsoll.checkpoint.gguf_file import GgufFile
-from plimsoll.checkpoint.tokenizer import ChatTemplateError, load_tokenizer
+from plimsoll.checkpoint.tokenizer import load_tokenizer
 from tests.support.checkpoints import make_checkpoint, make_gguf, make_model
 
 #: Five kinds of damage, each tried this often: 500 checkpoints.

@@ -82,6 +82,9 @@ def test_internlm2_chat_names_unused_pieces_and_brings_code_that_is_not_run(fold
     assert ours.apply_chat_template([{"role": "user", "content": "hi"}])[-1] == PIECES - 1
     assert {1, 2, PIECES - 1} <= ours.special_ids
     assert PIECES not in ours.special_ids
+    named = [{"name": name, "template": f"{name} {{{{ messages[0]['content'] }}}}"} for name in ("tool_use", "chat")]
+    ours = load(folder, train(), {"chat_template": named})
+    assert ours.render_chat_template([{"role": "user", "content": "hi"}]) == "chat hi"
 
 
 def test_what_cannot_be_rebuilt_exactly_is_refused(folder: Path) -> None:

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer as Backend
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint import open_checkpoint
+from plimsoll.checkpoint.chat_template import ChatTemplateError
 from plimsoll.checkpoint.gguf_tokenizer import SPLITS
-from plimsoll.checkpoint.tokenizer import ChatTemplateError, Tokenizer, load_tokenizer
+from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from tests.support.checkpoints import PAD, TURN_END, TURN_START, VOCAB_SIZE, make_checkpoint, make_gguf, make_model
 
 TEXTS = (

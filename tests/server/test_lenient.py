@@ -153,12 +153,12 @@ def test_an_agents_history_is_taken_as_it_is_sent_back(tiny: Endpoint) -> None:
 def test_thoughts_that_are_replayed_reach_templates_that_show_them(tiny: Endpoint) -> None:
     tokenizer = tiny.service.tokenizer
     shows = "{% for m in messages %}{{ m.role }}{{ m.reasoning_content or '' }}{{ m.content }}{% endfor %}"
-    before, tokenizer._fast.chat_template = tokenizer._fast.chat_template, shows
+    before, tokenizer.chat_templates = tokenizer.chat_templates, {"default": shows}
     try:
         turns = [*HELLO, {"role": "assistant", "content": "yes", "reasoning_content": "thought"}, *HELLO]
         answer = tiny.post("/v1/chat/completions", CHAT | {"messages": turns})[1]
     finally:
-        tokenizer._fast.chat_template = before
+        tokenizer.chat_templates = before
     assert answer["usage"]["prompt_tokens"] == len(tokenizer.encode("userhiassistantthoughtyesuserhi", False))
 
 

@@ -62,6 +62,7 @@ def test_a_field_that_is_not_run_is_named(tiny: Endpoint, field: str, value: Any
         ("messages", [{"role": "user"}]), ("messages", [{"role": "tool", "content": "x", "tool_call_id": "1"}]),
         ("messages", [{"content": "x"}]), ("top_logprobs", 2),
         ("chat_template_kwargs", {"messages": []}),
+        ("chat_template", "none"), ("chat_template", "{{ messages }}"),
         ("chat_template_kwargs", {"return_dict": True}), ("continue_final_message", True), ("model", 5),
     ],
 )  # fmt: skip
