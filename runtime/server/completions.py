@@ -4,8 +4,10 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from plimsoll.runtime.messages import TokenLogprobs
 from plimsoll.runtime.output import TextDelta
 from plimsoll.runtime.server.generation import Answer, Generation
+from plimsoll.runtime.server.offsets import Offsets, prompt_offsets
 from plimsoll.runtime.server.params import answer_length, check_limits, sampling_params
 from plimsoll.runtime.server.prompts import completion_prompts
 from plimsoll.runtime.server.protocol import CompletionRequest
@@ -73,8 +75,16 @@ class Completions:
         return usage
 
     def _prompt_logprobs(self, answer: Answer) -> CompletionLogprobs:
-        entries = answer.prompt_logprobs or [None] * len(answer.request.prompt_token_ids)
-        return self.serving.texts.completion(entries, answer.request.prompt_token_ids, 0)
+        text, ids = self._prompt_of(answer)
+        entries = answer.prompt_logprobs or [None] * len(ids)
+        return self.serving.texts.completion(entries, ids, prompt_offsets(text, ids, self.serving.tokenizer))
+
+    def _prompt_of(self, answer: Answer) -> tuple[str, list[int]]:
+        return self.prompts[answer.index // self.samples]
+
+    def _written(self, answer: Answer) -> Offsets:
+        """Counts through what is written: after the prompt where that is part of the text."""
+        return Offsets(len(self._prompt_of(answer)[0]) if self.request.echo else 0)
 
     def _logprobs(self, answer: Answer) -> CompletionLogprobs | None:
         if self.request.logprobs is None:
@@ -83,11 +93,15 @@ class Completions:
         if self.request.echo:
             found = self._prompt_logprobs(answer)
         if self.request.max_tokens:
-            found.extend(self._written_logprobs(answer, answer.logprobs, _end(found)))
+            found.extend(self._written_logprobs(answer.logprobs, self._written(answer)))
         return found
 
-    def _written_logprobs(self, answer: Answer, entries: list[Any], offset: int) -> CompletionLogprobs:
-        return self.serving.texts.completion(entries, [entry.chosen.token_id for entry in entries], offset)
+    def _written_logprobs(self, entries: list[TokenLogprobs], counted: Offsets) -> CompletionLogprobs:
+        tokenizer = self.serving.tokenizer
+        hidden = tokenizer.special_ids if self.request.skip_special_tokens else frozenset[int]()
+        ids = [entry.chosen.token_id for entry in entries]
+        offsets = [counted.add(b"" if token in hidden else tokenizer.token_bytes(token)) for token in ids]
+        return self.serving.texts.completion(entries, ids, offsets)
 
     async def events(self) -> AsyncGenerator[bytes]:
         """Server-sent events: the prompt where it is echoed, the text as it comes, the reason it ended, the usage."""
@@ -97,7 +111,7 @@ class Completions:
         running = options is not None and usage and options.continuous_usage_stats
         head = {**self.head, "object": "text_completion"} | ({"usage": None} if usage else {})
         frames: dict[int, Frame] = {}
-        offsets: dict[int, int] = {}
+        written: dict[int, Offsets] = {}
 
         def chunk(answer: Answer, text: str, logprobs: CompletionLogprobs | None = None) -> dict[str, Any]:
             choice = {"index": answer.index, "text": text, "logprobs": logprobs, "finish_reason": None}
@@ -109,14 +123,13 @@ class Completions:
             frame = frames.get(answer.index)
             if frame is None:
                 frame = frames[answer.index] = Frame(chunk(answer, MARKER))
+                written[answer.index] = self._written(answer)
                 if request.echo:
                     found = self._prompt_logprobs(answer) if request.logprobs is not None else None
-                    offsets[answer.index] = _end(found) if found else 0
-                    data = event(chunk(answer, self.prompts[answer.index // self.samples][0], found))
+                    data = event(chunk(answer, self._prompt_of(answer)[0], found))
             if request.max_tokens:
                 if delta.logprobs:
-                    found = self._written_logprobs(answer, delta.logprobs, offsets.get(answer.index, 0))
-                    offsets[answer.index] = _end(found)
+                    found = self._written_logprobs(delta.logprobs, written[answer.index])
                     data += event(chunk(answer, delta.text, found))
                 elif delta.text:
                     data += event(chunk(answer, delta.text)) if running else frame.event(delta.text)
@@ -133,8 +146,3 @@ class Completions:
                     yield data
         tail = event({**head, "choices": [], "usage": self._usage()}) if usage else b""
         yield tail + DONE
-
-
-def _end(found: CompletionLogprobs) -> int:
-    """Where the next token's text begins."""
-    return found.text_offset[-1] + len(found.tokens[-1]) if found.tokens else 0

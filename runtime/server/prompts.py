@@ -107,7 +107,8 @@ async def completion_prompts(
         else:
             check_vocabulary("prompt", prompt, serving.vocab_size)
             ids = prompt
-            text = serving.tokenizer.decode(ids) if request.echo and len(ids) <= model_len else ""
+            echoed = request.echo and len(ids) <= model_len
+            text = serving.tokenizer.decode(ids, skip_special_tokens=False) if echoed else ""
         if not ids:
             raise bad_request("prompt must not be empty: there is nothing to continue.", "prompt", "invalid_value")
         found.append((text, ids))

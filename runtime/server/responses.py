@@ -79,7 +79,7 @@ class CompletionLogprobs(msgspec.Struct):
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
-    """Characters of the tokens' texts before each."""
+    """Where each token begins in the choice's text, in characters."""
 
     def extend(self, more: "CompletionLogprobs") -> None:
         self.tokens += more.tokens

@@ -44,18 +44,16 @@ class TokenTexts:
         return text, _finite(item.logprob), raw
 
     def completion(
-        self, entries: Sequence[TokenLogprobs | None], ids: Sequence[int], offset: int
+        self, entries: Sequence[TokenLogprobs | None], ids: Sequence[int], offsets: Sequence[int]
     ) -> CompletionLogprobs:
         """One entry a token of `ids`; None where there is nothing to say, as for a prompt's first token.
 
-        Offsets count characters of the tokens' own texts from `offset` on.
+        Args:
+            offsets: where each token's text begins in the choice's.
         """
-        found = CompletionLogprobs([], [], [], [])
+        found = CompletionLogprobs([], [], [], list(offsets))
         for entry, token_id in zip(entries, ids, strict=True):
-            text = self[token_id][0]
-            found.tokens.append(text)
-            found.text_offset.append(offset)
-            offset += len(text)
+            found.tokens.append(self[token_id][0])
             if entry is None:
                 found.token_logprobs.append(None)
                 found.top_logprobs.append(None)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from plimsoll.runtime.server.responses import CompletionLogprobs
 from plimsoll.runtime.server.streaming import MARKER, Frame
 from tests.support.endpoint import Endpoint
 
@@ -57,6 +58,46 @@ def test_echo_returns_the_prompt_with_its_logprobs(tiny: Endpoint) -> None:
     assert found.token_logprobs[0] is None
     assert all(value <= 0 for value in found.token_logprobs[1:])
     assert found.text_offset[:2] == [0, len(found.tokens[0])]
+
+
+def begins(text: str, found: object) -> None:
+    """Each token's text stands where its offset says; of a character that spans tokens, the whole character does."""
+    for token, offset in zip(found.tokens, found.text_offset, strict=True):
+        # Half a character shows as U+FFFD by itself.
+        assert "\ufffd" in token or text.startswith(token, offset), (token, offset)
+    assert found.text_offset == sorted(found.text_offset)
+    assert found.text_offset[-1] < len(text)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_offsets_index_the_text_where_characters_span_tokens(tiny: Endpoint, stream: bool) -> None:
+    prompt = "naïve 日本 😀 end"
+    settings = {"model": "tiny", "prompt": prompt, "echo": True, "logprobs": 0, "max_tokens": 24, "seed": 5}
+    made = tiny.openai.completions.create(**settings, stream=stream, extra_body={"ignore_eos": True})
+    choices = [chunk.choices[0] for chunk in made] if stream else made.choices
+    text = "".join(choice.text for choice in choices)
+    tokens = [token for choice in choices if choice.logprobs for token in choice.logprobs.tokens]
+    offsets = [offset for choice in choices if choice.logprobs for offset in choice.logprobs.text_offset]
+    begins(text, CompletionLogprobs(tokens, [], [], offsets))
+    ids = tiny.service.tokenizer.encode(prompt)
+    raw = [tiny.service.tokenizer.token_bytes(token) for token in ids]
+    for index in range(len(ids)):
+        # Cut in the middle of a character, the bytes before it end with what stands for that one.
+        assert len(b"".join(raw[:index]).decode("utf-8", "ignore")) == offsets[index]
+
+
+def test_an_echoed_prompt_of_token_ids_keeps_its_special_tokens(tiny: Endpoint) -> None:
+    tokenizer = tiny.service.tokenizer
+    special = min(tokenizer.special_ids)
+    ids = [special, *tokenizer.encode(FOX, add_special_tokens=False), special, *tokenizer.encode(" end", False)]
+    settings = {"model": "tiny", "echo": True, "logprobs": 0, "max_tokens": 2, "temperature": 0}
+    choice = tiny.openai.completions.create(prompt=ids, **settings).choices[0]
+    name = tokenizer.token_bytes(special).decode()
+    assert choice.text.startswith(f"{name}{FOX}{name} end")
+    begins(choice.text, choice.logprobs)
+    assert choice.logprobs.tokens[: len(ids)] == [tokenizer.token_bytes(token).decode() for token in ids]
+    alone = tiny.openai.completions.create(model="tiny", prompt=ids, echo=True, max_tokens=0).choices[0]
+    assert alone.text == f"{name}{FOX}{name} end"
 
 
 def test_echo_alone_scores_a_prompt_and_generates_nothing(tiny: Endpoint) -> None:
