@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from plimsoll.api import rules
+from plimsoll.api.accelerator import RESOURCE, RESOURCE_WORDS
 from plimsoll.api.errors import SpecError
 from plimsoll.api.fields import (
     LAPTOP_ONLY,
@@ -137,11 +138,20 @@ class Model(CheckpointSource):
 class Accelerator(Part):
     """What a pod runs on, and the memory line it never passes."""
 
-    resource: Literal["cpu", "nvidia.com/gpu"]
-    """The resource that pods ask the scheduler for."""
+    resource: Annotated[str, Field(max_length=63, json_schema_extra={RULES: rules.RESOURCE})]
+    """The resource that pods ask the scheduler for: cpu, nvidia.com/gpu, or a MIG profile as the NVIDIA device plugin
+    advertises it under the strategy `mixed`, such as nvidia.com/mig-1g.10gb."""
     memory: Memory | None = None
     """The line: memory of one device, such as 24Gi; on a CPU, of the engine, beside which a pod asks for 384Mi for its
-    endpoint. Default: what the machine has; in a cluster, what the nodes say that the pod may run on."""
+    endpoint. Default: what the machine has; in a cluster, what the nodes say that the pod may run on. A pod on a GPU
+    is placed only where the labels of GPU feature discovery show a device, or a share of one, that is as large."""
+
+    @field_validator("resource")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if not re.fullmatch(RESOURCE, value):
+            raise ValueError(RESOURCE_WORDS)
+        return value
 
 
 class Parallelism(Part):

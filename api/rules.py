@@ -6,6 +6,8 @@ were stored under an older CRD; tests/api hold the two to the same verdicts.
 
 from typing import Any
 
+from plimsoll.api.accelerator import RESOURCE as RESOURCE_FORM
+from plimsoll.api.accelerator import RESOURCE_WORDS
 from plimsoll.api.source import ENDPOINT, Scheme, address_form, address_pattern
 
 #: Where a schema keeps its rules.
@@ -98,6 +100,8 @@ NOT_OURS: list[Any] = [
         OURS_WORDS,
     )
 ]
+
+RESOURCE: list[Any] = [rule(f"self.matches(r'{RESOURCE_FORM}')", RESOURCE_WORDS)]
 
 SPEC: list[Any] = [
     rule(

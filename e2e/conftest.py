@@ -196,6 +196,8 @@ def settings(namespace: str, runtime_image: str, request: pytest.FixtureRequest)
     """The operator's configuration: it serves the test's namespace alone, unless the test has to do with nodes."""
     return {
         "runtimeImage": runtime_image,
+        # No node has a GPU: what pods on the advertised ones do is shown with the image there is.
+        "cudaRuntimeImage": runtime_image,
         "allowedEndpoints": ["http://*", "https://*"],
         "operatorNamespace": namespace,
         "namespaces": [] if request.node.get_closest_marker("cluster_wide") else [namespace],

@@ -108,7 +108,7 @@ PIECES = {
     "cacheClaim": [None, None, None, "c", "c/d"],
     "memory": [None, "1Gi", "1e9", 5, "0.5", "0", "1E", "1m", "-1", "9999Ti", "+1Gi", ".5Gi", "1.Gi", "1e-3"],
     "podMemory": [None, None, None, "1Gi"],
-    "resource": ["cpu", "nvidia.com/gpu"],
+    "resource": ["cpu", "nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "nvidia.com/gpu.shared", "amd.com/gpu", "gpu"],
     "timeout": ["1s", "1m30s", "24h", "24h1s", "0.001s", "0.0001s", "1.5m", "90m", "1h1h", "1s ", "1ms", "86400.5s"],
     "label": [None, None, "a", "a.b_c-d", "-a", "a" * 63, "a" * 64, "é", ""],
 }

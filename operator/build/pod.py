@@ -12,6 +12,7 @@ from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import Source, parse_source
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, container_security, plain, pod_security, quantity
+from plimsoll.operator.build.placing import Placing, node_affinity, with_affinity
 from plimsoll.operator.build.revision import essentials, processors
 from plimsoll.operator.build.source import (
     IMAGE_FOLDER,
@@ -57,7 +58,7 @@ class Models:
 
 def pod_template(
     deployment: Deployment, spec: ModelDeploymentSpec, inspection: Inspection, budget: Budget, settings: Settings,
-    *, revision: str, image_volumes: bool, digest: str | None = None,
+    *, revision: str, image_volumes: bool, digest: str | None = None, placing: Placing | None = None,
 ) -> Object:  # fmt: skip
     """Everything of it follows from the arguments; nothing names the operator's version.
 
@@ -88,6 +89,8 @@ def pod_template(
     if models.init:
         template["spec"]["initContainers"] = models.init
     template["spec"] |= placement(spec, settings, models.pull_secret)
+    if placing is not None:
+        template["spec"]["affinity"] = with_affinity({}, node_affinity(placing))
     return template
 
 

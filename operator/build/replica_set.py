@@ -8,6 +8,7 @@ from plimsoll.api.deployment import CheckpointSource, ModelDeploymentSpec
 from plimsoll.api.inspection import Inspection
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, metadata
+from plimsoll.operator.build.placing import Placing
 from plimsoll.operator.build.pod import pod_template
 from plimsoll.operator.build.revision import restart_part
 from plimsoll.operator.settings import Settings
@@ -17,6 +18,7 @@ from plimsoll.operator.snapshot import Deployment, Output
 def replica_set(
     deployment: Deployment, spec: ModelDeploymentSpec, inspection: Inspection, budget: Budget, settings: Settings,
     *, revision: str, number: int, replicas: int, image_volumes: bool, version: str, output: Output | None = None,
+    placing: Placing | None = None,
 ) -> Object:  # fmt: skip
     """The ReplicaSet NAME-REVISION.
 
@@ -26,6 +28,7 @@ def replica_set(
         number: counts revisions up.
         version: of the operator; another version that finds this set leaves its template alone.
         output: of a quantization job: the pods refuse any other that should lie in its place.
+        placing: of a GPU: which nodes' devices hold the budget.
     """
     annotations = {
         names.NUMBER: str(number),
@@ -55,6 +58,7 @@ def replica_set(
                 revision=revision,
                 image_volumes=image_volumes,
                 digest=output.digest if output else None,
+                placing=placing,
             ),
         },
     }

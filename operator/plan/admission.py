@@ -16,6 +16,8 @@ from plimsoll.api.manifest import parse_spec
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.source import forbidden_host
 from plimsoll.operator import build
+from plimsoll.operator.build.placing import Placing
+from plimsoll.operator.plan.cards import Card
 from plimsoll.operator.plan.conditions import Condition
 from plimsoll.operator.plan.devices import device_memory
 from plimsoll.operator.plan.quantized import FAILED, awaited, serving
@@ -42,6 +44,8 @@ class Admission:
     """What is served in a source's place; `spec.model` has its address then."""
     kept: Mapping[str, Any] | None = None
     """status.budget of the revision that runs, where it is not what would be found today; no pod is made by it."""
+    placing: Placing | None = None
+    """Of a GPU: which nodes' devices hold the budget."""
     stuck: Condition | None = None
     """What will not move by itself, though the spec is accepted: a quantization job that failed."""
 
@@ -83,6 +87,7 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
             # An output is the job's, whose own sources were held to the list.
             check_source(spec.model, settings)
         refuse_not_run_yet(spec)
+        _check_image(spec, settings)
     except NotRunYetError as error:
         return Admission(Condition("Accepted", "False", "NotSupported", str(error)), unknown)
     except NotAllowedError as error:
@@ -144,6 +149,8 @@ def _sized(snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, rea
     on_cpu = spec.accelerator.resource == "cpu"
     facts = DeviceFacts("cpu" if on_cpu else "cuda", device.total, CPU_TABLE if on_cpu else TORCH_TABLE)
     try:
+        if device.largest is not None:
+            _refuse_line(spec, found, facts, device.largest)
         fits = budget(found.facts, facts, load_of(spec, found.facts), RUNS)
     except DoesNotFitError as error:
         text = f"{error} (memory from {device.where})"
@@ -161,7 +168,36 @@ def _sized(snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, rea
         f"{format_bytes(fits.kv_cache)} cache = {format_bytes(fits.in_use)} of {format_bytes(fits.total)} per device; "
         f"{fits.kv_tokens} tokens, {fits.concurrent_requests} requests of {fits.max_length} at once"
     )
-    return Admission(Condition("Accepted", "True", "Fits", text), ready, resolved, found, fits)
+    accepted = Condition("Accepted", "True", "Fits", text)
+    return Admission(accepted, ready, resolved, found, fits, placing=device.placing)
+
+
+def _refuse_line(spec: ModelDeploymentSpec, found: Inspection, facts: DeviceFacts, largest: Card) -> None:
+    """Raises DoesNotFitError for a line that no device reaches, with the line that the largest one allows."""
+    there = largest.bytes or 0
+    has = f"{largest} has {format_bytes(there)}" if there else f"{largest} is shared by an unknown number of pods"
+    ways = []
+    try:
+        budget(found.facts, replace(facts, total=there), load_of(spec, found.facts), RUNS)
+        ways.append(f"accelerator.memory {there >> 20}Mi")
+    except PlimsollError:
+        pass
+    raise DoesNotFitError(
+        f"{format_bytes(facts.total)} is more than any device has that the pod may run on: the largest, {has}",
+        field="spec.accelerator.memory", ways=(*ways, "a node with larger devices"),
+    )  # fmt: skip
+
+
+def _check_image(spec: ModelDeploymentSpec, settings: Settings) -> None:
+    """Raises SpecError for a pod on a GPU that would run the image for CPUs."""
+    if spec.accelerator.resource == "cpu" or settings.cuda_runtime_image is not None:
+        return
+    if spec.pod.image is None or spec.pod.image == settings.runtime_image:
+        raise SpecError(
+            "runs on GPUs, and this operator only has a runtime image for CPUs", field="spec.accelerator.resource",
+            value=spec.accelerator.resource,
+            fix="Set the chart's runtime.cudaImage to an image built with DEVICE=cuda, or name one in spec.pod.image",
+        )  # fmt: skip
 
 
 class NotAllowedError(SpecError):

@@ -22,19 +22,20 @@ def free_slots(
     nodes: Iterable[Node],
     used: Mapping[str, Amounts],
     need: Amounts,
-    node_selector: Mapping[str, str],
-    tolerations: Sequence[Mapping[str, Any]],
+    pod: Mapping[str, Any],
 ) -> int:
     """Pods that ask for `need` each and fit beside what is there, over all nodes.
 
     Args:
         used: by node, what the pods on it ask for together, `pods` being how many they are.
         need: of one pod, by `need_of`.
+        pod: its spec, whose nodeSelector, node affinity and tolerations count.
     """
+    tolerations = pod.get("tolerations") or ()
     return sum(
         _slots(node, used.get(node.name, {}), need)
         for node in nodes
-        if node.usable and _selected(node, node_selector) and tolerates(node.taints, tolerations)
+        if node.usable and selects(node, pod) and tolerates(node.taints, tolerations)
     )
 
 
@@ -47,8 +48,42 @@ def _slots(node: Node, used: Amounts, need: Amounts) -> int:
     return min(found)
 
 
-def _selected(node: Node, selector: Mapping[str, str]) -> bool:
-    return all(node.labels.get(key) == value for key, value in selector.items())
+def selects(node: Node, pod: Mapping[str, Any]) -> bool:
+    """Whether a pod's nodeSelector and required node affinity allow `node`."""
+    if any(node.labels.get(key) != value for key, value in (pod.get("nodeSelector") or {}).items()):
+        return False
+    affinity = (pod.get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
+    return required is None or any(_term(node, term) for term in required.get("nodeSelectorTerms") or ())
+
+
+def _term(node: Node, term: Mapping[str, Any]) -> bool:
+    """An empty term matches no node."""
+    expressions, fields = term.get("matchExpressions") or (), term.get("matchFields") or ()
+    return bool(expressions or fields) and (
+        all(_matches(node.labels, one) for one in expressions)
+        and all(_matches({"metadata.name": node.name}, one) for one in fields)
+    )
+
+
+def _matches(labels: Mapping[str, str], expression: Mapping[str, Any]) -> bool:
+    key, operator = expression["key"], expression["operator"]
+    values: Sequence[str] = expression.get("values") or ()
+    value = labels.get(key)
+    match operator:
+        case "In":
+            return value in values
+        case "NotIn":
+            return value not in values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+    try:
+        found, bound = int(value or ""), int(values[0])
+    except (ValueError, IndexError):
+        return False
+    return found > bound if operator == "Gt" else found < bound
 
 
 def tolerates(taints: Iterable[Mapping[str, str]], tolerations: Sequence[Mapping[str, Any]]) -> bool:

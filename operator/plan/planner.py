@@ -4,6 +4,7 @@ Level-triggered: nothing is remembered between two looks but what the cluster it
 again leads on; a plan without actions means that what is wanted is there, or that only others can move.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -85,10 +86,7 @@ def room_for(snapshot: Snapshot, settings: Settings, version: str, used: Mapping
     live = snapshot.children.get(("ReplicaSet", new.set.name)) if new else None
     one = live or _render(snapshot, admission, settings, revision or "", 1, 1, version)
     template = one["spec"]["template"]
-    pod = admission.spec.pod
-    free = free_slots(
-        snapshot.nodes, used, need_of(template), pod.node_selector, template["spec"].get("tolerations", ())
-    )
+    free = free_slots(snapshot.nodes, used, need_of(template), template["spec"])
     unplaced = sum(pod.node is None and not pod.deleting for pod in new.pods) if new else 0
     return max(0, free - unplaced)
 
@@ -101,6 +99,8 @@ def rendering(settings: Settings, version: str, admission: Admission) -> str:
     if admission.inspection and admission.budget:
         parts["inspected"] = [admission.inspection.revision, admission.inspection.digest, admission.inspection.path]
         parts["sized"] = [admission.budget.precision, admission.budget.tensor, admission.budget.total]
+    if admission.placing:
+        parts["placed"] = dataclasses.astuple(admission.placing)
     return f"{version}+{names.digest(parts, 8)}"
 
 
@@ -146,7 +146,7 @@ def _render(
     return build.replica_set(
         snapshot.deployment, admission.spec, admission.inspection, admission.budget, settings,
         revision=revision, number=number, replicas=replicas, image_volumes=volumes, version=version,
-        output=admission.output,
+        output=admission.output, placing=admission.placing,
     )  # fmt: skip
 
 

@@ -199,7 +199,8 @@ SPECS = st.fixed_dictionaries(
     {
         "model": MODELS,
         "accelerator": st.fixed_dictionaries(
-            {"resource": st.sampled_from(["cpu", "nvidia.com/gpu"])}, optional={"memory": QUANTITIES}
+            {"resource": st.sampled_from(["cpu", "nvidia.com/gpu", "nvidia.com/mig-3g.40gb"])},
+            optional={"memory": QUANTITIES},
         ),
     },
     optional={

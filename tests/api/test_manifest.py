@@ -114,7 +114,7 @@ def test_a_wrong_line_is_answered_with_field_value_and_fix(lines: str, said: str
         (SMALLEST.replace("name: demo", "name: De_mo"), "metadata.name"),
         (SMALLEST.replace("hf:", "ftp:"), "Write hf://ORG/NAME@REVISION, s3://BUCKET/PREFIX, pvc://CLAIM/PATH"),
         (SMALLEST.replace("1.5Gi", "lots"), "must be a quantity such as 24Gi"),
-        (SMALLEST.replace("resource: cpu", "resource: gpu"), "must be cpu or nvidia.com/gpu (found 'gpu')"),
+        (SMALLEST.replace("resource: cpu", "resource: gpu"), "must be cpu, nvidia.com/gpu or a MIG profile"),
         (HEAD, "spec: is missing"),
         ("\0", "is not valid YAML"),
         ("[" * 1200, "nested too deeply"),

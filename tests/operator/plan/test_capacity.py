@@ -43,6 +43,10 @@ selectors = st.dictionaries(st.sampled_from(["pool", "zone"]), st.sampled_from([
 uses = st.dictionaries(st.sampled_from(["a", "b", "c"]), amounts)
 
 
+def slots(there: list[Node], used: Any, need: Any, selector: Any = None, tolerated: Any = ()) -> int:
+    return free_slots(there, used, need, {"nodeSelector": selector or {}, "tolerations": tolerated})
+
+
 @given(clusters, uses, needs, selectors, tolerations)
 def test_as_many_fit_as_can_be_placed_one_by_one(
     there: list[Node], used: dict[str, Any], need: dict[str, int], selector: dict[str, str], tolerated: list[Any]
@@ -51,7 +55,7 @@ def test_as_many_fit_as_can_be_placed_one_by_one(
     placed = 0
     while any(place(node, taken[node.name], need, selector, tolerated) for node in there):
         placed += 1
-    assert free_slots(there, used, need, selector, tolerated) == placed
+    assert slots(there, used, need, selector, tolerated) == placed
 
 
 def place(node: Node, taken: dict[str, int], need: dict[str, int], selector: Any, tolerated: list[Any]) -> bool:
@@ -72,9 +76,9 @@ def test_a_node_that_takes_no_pods_gives_no_places(
     there: list[Node], used: Any, need: Any, selector: Any, tolerated: Any
 ) -> None:
     away = [replace(node, usable=False) for node in there]
-    assert free_slots(away, used, need, selector, tolerated) == 0
+    assert slots(away, used, need, selector, tolerated) == 0
     tainted = [replace(node, taints=({"key": "unknown", "effect": "NoExecute"},)) for node in there]
-    assert free_slots(tainted, used, need, selector, [t for t in tolerated if "key" in t]) == 0
+    assert slots(tainted, used, need, selector, [t for t in tolerated if "key" in t]) == 0
 
 
 @given(clusters, uses, needs, selectors, tolerations, st.sampled_from(RESOURCES), st.integers(1, 5))
@@ -84,8 +88,8 @@ def test_more_use_never_makes_more_room(
     fuller = {node.name: dict(used.get(node.name, {})) for node in there}
     for taken in fuller.values():
         taken[resource] = taken.get(resource, 0) + more
-    before = free_slots(there, used, need, selector, tolerated)
-    assert free_slots(there, fuller, need, selector, tolerated) <= before
+    before = slots(there, used, need, selector, tolerated)
+    assert slots(there, fuller, need, selector, tolerated) <= before
 
 
 @pytest.mark.parametrize(
@@ -104,17 +108,17 @@ def test_taints_keep_away_whom_the_api_says(taint: dict[str, str], tolerated: li
 def test_a_device_is_a_place() -> None:
     node = Node("a", allocatable={"cpu": 8000, "memory": 64 << 30, "pods": 110, GPU: 8})
     need = {"cpu": 1000, "memory": 4 << 30, GPU: 2, "pods": 1}
-    assert free_slots([node], {}, need, {}, ()) == 4
-    assert free_slots([node], {"a": {GPU: 3}}, need, {}, ()) == 2
-    assert free_slots([node], {"a": {"cpu": 7500}}, need, {}, ()) == 0
-    assert free_slots([node], {"a": {"pods": 109}}, need, {}, ()) == 1
+    assert slots([node], {}, need) == 4
+    assert slots([node], {"a": {GPU: 3}}, need) == 2
+    assert slots([node], {"a": {"cpu": 7500}}, need) == 0
+    assert slots([node], {"a": {"pods": 109}}, need) == 1
 
 
 def test_disk_counts_where_the_node_tells_of_it() -> None:
     node = Node("a", allocatable={"pods": 3})
     need = {"ephemeral-storage": 10, "pods": 1}
-    assert free_slots([node], {}, need, {}, ()) == 3
-    assert free_slots([replace(node, allocatable={"pods": 3, "ephemeral-storage": 15})], {}, need, {}, ()) == 1
+    assert slots([node], {}, need) == 3
+    assert slots([replace(node, allocatable={"pods": 3, "ephemeral-storage": 15})], {}, need) == 1
 
 
 def container(cpu: str, memory: str = "0", **more: Any) -> dict[str, Any]:

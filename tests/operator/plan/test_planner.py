@@ -18,6 +18,8 @@ from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Node, Page, Pod
 from tests.support.miniature import GIB, Cluster, inspection, spec
 
+CUDA = Settings(cuda_runtime_image="runtime:cuda")
+
 
 def test_from_nothing_to_ready_by_way_of_an_inspection() -> None:
     cluster = Cluster()
@@ -244,11 +246,11 @@ def test_a_loading_pod_that_moves_is_never_given_up_and_one_that_does_not_is() -
 def test_memory_comes_from_the_nodes_where_the_manifest_names_none() -> None:
     labels = {"pool": "gpu", "nvidia.com/gpu.memory": "16384"}
     node = Node("g1", labels=labels, allocatable={"nvidia.com/gpu": 1, "cpu": 8000, "memory": 64 * GIB, "pods": 99})
-    cluster = Cluster(spec=spec(accelerator={"resource": "nvidia.com/gpu"}), nodes=(node,))
+    cluster = Cluster(settings=CUDA, spec=spec(accelerator={"resource": "nvidia.com/gpu"}), nodes=(node,))
     cluster.settle()
     assert cluster.status["budget"]["perDevice"]["total"] == 16 * GIB
     bare = replace(node, labels={"nvidia.com/gpu.product": "NVIDIA-L4"})
-    cluster = Cluster(spec=spec(accelerator={"resource": "nvidia.com/gpu"}), nodes=(bare,))
+    cluster = Cluster(settings=CUDA, spec=spec(accelerator={"resource": "nvidia.com/gpu"}), nodes=(bare,))
     cluster.settle()
     assert cluster.status["budget"]["perDevice"]["total"] == 22 * GIB
     closed = Node(
@@ -262,7 +264,9 @@ def test_memory_comes_from_the_nodes_where_the_manifest_names_none() -> None:
     ):
         memory = device_memory(parse_spec(spec(accelerator={"resource": "cpu"}, pod=pod)), nodes)
         assert f"node {where}" in memory.where
-    cluster = Cluster(spec=spec(accelerator={"resource": "nvidia.com/gpu"}, pod={"nodeSelector": {"pool": "x"}}))
+    cluster = Cluster(
+        settings=CUDA, spec=spec(accelerator={"resource": "nvidia.com/gpu"}, pod={"nodeSelector": {"pool": "x"}})
+    )
     cluster.settle()
     assert cluster.condition("Accepted")["reason"] == "MemoryUnknown"
     assert "pool=x" in cluster.condition("Accepted")["message"]
