@@ -90,7 +90,7 @@ def pod_template(
         template["spec"]["initContainers"] = models.init
     template["spec"] |= placement(spec, settings, models.pull_secret)
     if placing is not None:
-        template["spec"]["affinity"] = with_affinity({}, node_affinity(placing))
+        template["spec"]["affinity"] = with_affinity(template["spec"].get("affinity") or {}, node_affinity(placing))
     return template
 
 
