@@ -1,6 +1,5 @@
 """`plimsoll chat`: a conversation in the terminal, with any OpenAI endpoint or with a model started for it."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,8 +39,8 @@ def chat(
             endpoint.close()
 
     if model is None:
-        key = os.environ.get("OPENAI_API_KEY")
-        talk(url, conversation.first_key(api_key_file, "--api-key-file") if api_key_file else key)
+        key = conversation.first_key(api_key_file, "--api-key-file") if api_key_file else None
+        talk(url, key or conversation.key_of_environment())
         return
 
     from plimsoll.checkpoint.open import open_checkpoint

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from rich.console import Console
 from rich.text import Text
 
 from plimsoll.api.errors import PlimsollError, SpecError
+from plimsoll.api.keys import is_sendable, read_keys
 from plimsoll.cli.events import EventLines
 
+VARIABLE = "OPENAI_API_KEY"
 HELP = "/clear forgets the conversation · /system TEXT sets the system prompt · /exit leaves · Ctrl-C stops an answer"
 
 
@@ -28,13 +31,23 @@ def first_key(path: Path, option: str) -> str:
         SpecError: it cannot be read or holds none; `option` is named.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        keys = read_keys(path.read_bytes(), field=option, where=str(path))
+    except OSError as error:
         raise SpecError(f"cannot be read: {error}", field=option, value=str(path)) from None
-    keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise SpecError("holds no key", field=option, value=str(path), fix="Write one key a line")
     return keys[0]
+
+
+def key_of_environment() -> str | None:
+    """$OPENAI_API_KEY, as the openai client reads it. Raises SpecError where no header can carry it."""
+    key = os.environ.get(VARIABLE, "").strip()
+    if not is_sendable(os.fsencode(key)):
+        raise SpecError(
+            "holds a character that a header cannot carry", field=f"${VARIABLE}",
+            fix="Use letters, digits and punctuation of ASCII alone, or --api-key-file",
+        )  # fmt: skip
+    return key or None
 
 
 class Endpoint:

@@ -1,5 +1,6 @@
 """`plimsoll serve MODEL`: one checkpoint behind an OpenAI endpoint, with LMDeploy's option names."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,13 @@ def serve(
         str | None,
         typer.Option(
             help="A FILE with one key a line. (LMDeploy takes the keys themselves; a command line is public.)"
+        ),
+    ] = None,
+    allowed_origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin whose web pages may use the server, as https://app.example; repeat it, or * for all. "
+            "Default: pages of this machine, and all where there are keys."
         ),
     ] = None,
     cache_max_entry_count: Annotated[
@@ -133,6 +141,7 @@ def serve(
         host=server_name,
         port=server_port,
         api_keys_file=api_keys,
+        allowed_origins=tuple(map(_origin, allowed_origins or ())),
         request_timeout=request_timeout,
         drain_timeout=drain_timeout,
         chat_template=None if chat_template is None else str(chat_template),
@@ -150,6 +159,17 @@ def _check_options(dtype: str, device: str, tp: int, quant_policy: int, model_fo
     fields = Fields(precision="--dtype", cache="--quant-policy", tensor="--tp")
     cache = {0: "auto", 4: "int4", 8: "int8"}[quant_policy]
     refuse_unrun(dtype, cache, tp, "cpu" if device == "cpu" else None, fields)
+
+
+def _origin(value: str) -> str:
+    """An origin as browsers write it. Raises SpecError for anything more or less."""
+    found = value.strip().removesuffix("/").lower()
+    if found != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\\s]+", found):
+        raise SpecError(
+            "must be *, or a scheme and a host, with a port where there is one", field="--allowed-origins", value=value,
+            fix="Write https://app.example or http://localhost:3000",
+        )  # fmt: skip
+    return found
 
 
 def _format(checkpoint: "Checkpoint") -> str:

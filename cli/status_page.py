@@ -33,7 +33,11 @@ def serve_status(port: int, pages: Mapping[str, Callable[[], Answer]]) -> Thread
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            if self.command != "HEAD":
+                self.wfile.write(data)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
         def log_message(self, format: str, *args: object) -> None:
             """Quiet: it is asked every few seconds."""

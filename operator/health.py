@@ -34,6 +34,9 @@ class Health:
             def do_GET(self) -> None:
                 health._answer(self)
 
+            def do_HEAD(self) -> None:
+                health._answer(self)
+
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
@@ -68,7 +71,8 @@ class Health:
         request.send_header("Content-Type", content)
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
-        request.wfile.write(body)
+        if request.command != "HEAD":
+            request.wfile.write(body)
 
 
 class _Server(ThreadingHTTPServer):

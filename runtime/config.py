@@ -80,6 +80,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_prompts: int = 64
     """Prompts in one /v1/completions request."""
     max_logprobs: int = 20
+    allowed_origins: tuple[str, ...] = ()
+    """Origins whose web pages may use the server, `*` for all. Empty: pages of this machine, or all where keys are."""
     chat_template: str | None = None
     """Path of a Jinja file that replaces the checkpoint's."""
 

@@ -6,14 +6,16 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse
 
 import plimsoll
-from plimsoll.runtime.server import metrics, openapi
-from plimsoll.runtime.server.asgi import App, Boundary, ClientGoneError, error_response
+from plimsoll.runtime.server import metrics, openapi, pages
+from plimsoll.runtime.server.asgi import App, Boundary, ClientGoneError, Headless, error_response
 from plimsoll.runtime.server.auth import KeyFile, RequireKey
+from plimsoll.runtime.server.body import json_body
 from plimsoll.runtime.server.chat import Chat
 from plimsoll.runtime.server.completions import Completions
+from plimsoll.runtime.server.cors import Cors
 from plimsoll.runtime.server.drain import Admit
 from plimsoll.runtime.server.errors import ApiError, not_ready, timed_out
 from plimsoll.runtime.server.limits import LimitBody
@@ -24,24 +26,25 @@ from plimsoll.runtime.server.serving import Serving
 from plimsoll.runtime.server.streaming import EventStream, while_connected
 
 DESCRIPTION = "OpenAI's API for one model, served by Plimsoll. A field that is not listed here is refused, not ignored."
-#: Seconds a client has to send its body.
-BODY_SECONDS = 60
 
 
 def build_app(serving: Serving) -> App:
-    """The whole application as ASGI: errors and log outside, then keys, the body's limit, the gate, the routes.
+    """The whole application as ASGI: CORS, errors and log outside, then keys, the body's limit, the gate, the routes.
 
     Raises:
         SpecError: the API keys file cannot be used.
     """
     app: App = LimitBody(Admit(routes(serving), serving.gate), serving.config.max_body_bytes)
-    if serving.config.api_keys_file is not None:
-        app = RequireKey(app, KeyFile(serving.config.api_keys_file))
-    return Boundary(app, serving.gate)
+    keys = serving.config.api_keys_file
+    if keys is not None:
+        app = RequireKey(app, KeyFile(keys))
+    return Cors(Boundary(Headless(app), serving.gate), serving.config.allowed_origins, keys is not None)
 
 
 def routes(serving: Serving) -> FastAPI:
-    app = FastAPI(title="Plimsoll", description=DESCRIPTION, version=plimsoll.__version__, redoc_url=None)
+    app = FastAPI(
+        title="Plimsoll", description=DESCRIPTION, version=plimsoll.__version__, docs_url=None, redoc_url=None
+    )
     app.openapi = lambda: openapi.document(app, serving.config.api_keys_file is not None)  # type: ignore[method-assign]
     _errors(app)
     _generation(app, serving)
@@ -71,24 +74,14 @@ def _generation(app: FastAPI, serving: Serving) -> None:
     @app.post("/v1/chat/completions", tags=["OpenAI"], **openapi.reads(ChatCompletionRequest, ChatCompletion))
     async def chat_completions(request: Request) -> Response:
         """Answers a conversation."""
-        parsed = parse(await _body(request), ChatCompletionRequest)
+        parsed = parse(await json_body(request), ChatCompletionRequest)
         return await run(request, Chat(serving, parsed, request.scope["request_id"]), parsed.stream)
 
     @app.post("/v1/completions", tags=["OpenAI"], **openapi.reads(CompletionRequest, Completion))
     async def completions(request: Request) -> Response:
         """Continues a prompt, or several."""
-        parsed = parse(await _body(request), CompletionRequest)
+        parsed = parse(await json_body(request), CompletionRequest)
         return await run(request, Completions(serving, parsed, request.scope["request_id"]), parsed.stream)
-
-
-async def _body(request: Request) -> bytes:
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await request.body()
-    except ClientDisconnect:
-        raise ClientGoneError from None
-    except TimeoutError:
-        raise ApiError(408, f"The body did not arrive within {BODY_SECONDS} s.", code="timeout") from None
 
 
 def _models(app: FastAPI, serving: Serving) -> None:
@@ -130,6 +123,17 @@ def _operations(app: FastAPI, serving: Serving) -> None:
         """Which Plimsoll this is."""
         info = serving.engine.info
         return reply(Version(plimsoll.__version__, info.kernels if info else None))
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        """What is here."""
+        found = {"name": "Plimsoll", "version": plimsoll.__version__, "model": serving.config.served_name}
+        return reply({**found, "links": pages.LINKS})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """What a request may say, as a page."""
+        return HTMLResponse(pages.docs(app.openapi(), serving.config.served_name), headers=pages.HEADERS)
 
     @app.get(
         "/metrics", tags=["Operations"], responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}

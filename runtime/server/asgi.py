@@ -30,6 +30,25 @@ def error_response(error: ApiError) -> Response:
     return Response(error.encoded(), error.status, error.headers, "application/json")
 
 
+class Headless:
+    """ASGI middleware: HEAD is answered as GET is, without the body."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def bare(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.body":
+                message["body"] = b""
+            await send(message)
+
+        await self.app({**scope, "method": "GET"}, receive, bare)
+
+
 class Boundary:
     """ASGI middleware around everything. Logs method, path, status and seconds: never a prompt, an answer or a key.
 

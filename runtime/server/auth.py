@@ -5,21 +5,27 @@ import hmac
 import os
 from pathlib import Path
 
+import structlog
+
 from plimsoll.api.errors import SpecError
+from plimsoll.api.keys import read_keys
 from plimsoll.runtime.server.asgi import App, Receive, Scope, Send
 from plimsoll.runtime.server.errors import ApiError
 
 #: Probes carry no key; everything else does, so a path added later is closed until someone opens it.
 OPEN_PATHS = frozenset({"/health", "/ready"})
+FIELD = "api-keys"
+
+log = structlog.get_logger("plimsoll.server")
 
 
 class KeyFile:
     """One key a line; blank lines and lines that start with `#` are ignored.
 
-    A file that has become unreadable or empty lets nobody in: losing the file must never open the server.
+    A file that has become unreadable, damaged or empty lets nobody in: losing the file must never open the server.
 
     Raises:
-        SpecError: at construction, when the file cannot be read or holds no key.
+        SpecError: at construction, when the file cannot be read, holds no key, or one that no client can send.
     """
 
     def __init__(self, path: str) -> None:
@@ -28,18 +34,17 @@ class KeyFile:
         self._digests: tuple[bytes, ...] = ()
         try:
             self._reload(self._stat())
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError("cannot read the API keys file", field="api-keys", value=path, fix=str(error)) from None
+        except OSError as error:
+            raise SpecError("cannot read the API keys file", field=FIELD, value=path, fix=str(error)) from None
         if not self._digests:
-            raise SpecError("the API keys file holds no key", field="api-keys", value=path, fix="Write one key a line")
+            raise SpecError("the API keys file holds no key", field=FIELD, value=path, fix="Write one key a line")
 
     def _stat(self) -> tuple[int, int, int]:
         found = os.stat(self.path)
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _reload(self, stamp: tuple[int, int, int]) -> None:
-        lines = (line.strip() for line in self.path.read_text(encoding="utf-8").splitlines())
-        keys = [line for line in lines if line and not line.startswith("#")]
+        keys = read_keys(self.path.read_bytes(), field=FIELD, where=str(self.path))
         self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
         self._stamp = stamp
 
@@ -49,7 +54,9 @@ class KeyFile:
             stamp = self._stat()
             if stamp != self._stamp:
                 self._reload(stamp)
-        except (OSError, UnicodeDecodeError):
+        except (OSError, SpecError) as error:
+            if self._digests or self._stamp is not None:
+                log.error("nobody is let in: the API keys file cannot be used", reason=str(error))
             self._digests, self._stamp = (), None
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         found = False

@@ -28,6 +28,7 @@ MEANINGS = {
     "404": "No such model or path",
     "408": "The body did not arrive in time",
     "413": "The body is larger than this server takes",
+    "415": "The body is not declared as JSON",
     "429": "The queue is full; Retry-After says when to come back",
     "500": "The server failed on this request",
     "503": "Loading, restarting or shutting down; Retry-After says when to come back",

@@ -24,6 +24,14 @@ def test_a_page_is_reached_by_both_families(address: str) -> None:
     page.server_close()
 
 
+def test_head_is_answered_without_a_body() -> None:
+    page = serve_status(0, {})
+    answer = httpx.head(f"http://127.0.0.1:{page.socket.getsockname()[1]}/live")
+    assert (answer.status_code, answer.content, int(answer.headers["Content-Length"])) == (200, b"", 13)
+    page.shutdown()
+    page.server_close()
+
+
 def test_the_pods_server_takes_the_port_where_a_fetch_was_just_asked() -> None:
     fetching = serve_status(0, pages(Progress()))
     port = fetching.socket.getsockname()[1]

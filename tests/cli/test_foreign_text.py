@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_a_benchmark_counts_every_chunk_of_such_a_stream(
 
 
 def test_a_prompt_file_has_a_prompt_a_line_and_no_more(
-    other: str, monkeypatch: pytest.MonkeyPatch, tmp_path: object, capsys: pytest.CaptureFixture[str]
+    other: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from plimsoll.cli import load
 
@@ -94,12 +95,27 @@ def test_a_prompt_file_has_a_prompt_a_line_and_no_more(
         return await real(client, target, prompt, origin)
 
     monkeypatch.setattr(load, "stream", noted)
-    path = f"{tmp_path}/prompts"
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("one\u2028half\r\ntwo\x85halves\n")
+    path = str(tmp_path / "prompts")
+    Path(path).write_text("one\u2028half\r\ntwo\x85halves\n", encoding="utf-8", newline="")
     arguments = ["bench", "--url", other, "-n", "2", "--warmup", "0", "--concurrency", "1", "--prompt-file", path]
     assert run(arguments, "", monkeypatch) == 0
     assert sent == ["one\u2028half", "two\x85halves"]
+
+
+def test_a_key_that_no_header_can_carry_is_refused_by_name(
+    other: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "schlüssel")
+    assert run(["chat", "--url", other], "/exit\n", monkeypatch) == 1
+    words = capsys.readouterr().err
+    assert "$OPENAI_API_KEY: holds a character that a header cannot carry" in words
+    file = tmp_path / "keys"
+    for text, status in (("schlüssel\n", 1), ("\ufeffplain\n", 0)):
+        file.write_text(text, encoding="utf-8")
+        assert run(["chat", "--url", other, "--api-key-file", str(file)], "/exit\n", monkeypatch) == status
+        words += capsys.readouterr().err
+    assert "--api-key-file: the key in line 1" in words
+    assert "schl" not in words
 
 
 def test_tables_and_headlines_show_brackets() -> None:

@@ -145,11 +145,32 @@ def test_keys_change_with_their_file_and_nobody_enters_without_it(strict: tuple[
 
 
 def test_a_keys_file_that_cannot_be_used_stops_the_start(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
+    empty, foreign, wide = tmp_path / "empty", tmp_path / "foreign", tmp_path / "wide"
     empty.write_text("# nothing\n")
-    for path in (empty, tmp_path / "absent", tmp_path):
-        with pytest.raises(SpecError, match="api-keys"), serving(tiny_checkpoint, api_keys_file=str(path)):
+    foreign.write_text("# ours: ключ\nplain\nschlüssel\n", encoding="utf-8")
+    wide.write_text("key-one\n", encoding="utf-16")
+    for path, words in (
+        (empty, "holds no key"), (tmp_path / "absent", "cannot read"), (tmp_path, "cannot read"),
+        (foreign, "the key in line 3 holds a character"), (wide, "UTF-16"),
+    ):  # fmt: skip
+        with pytest.raises(SpecError, match=words) as refused, serving(tiny_checkpoint, api_keys_file=str(path)):
             pass
+        assert refused.value.field == "api-keys"
+        assert "schl" not in str(refused.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_key(strict: tuple[Endpoint, Path]) -> None:
+    endpoint, keys = strict
+    before = keys.read_bytes()
+    try:
+        keys.write_bytes(b"\xef\xbb\xbfkey-four\r\n  key-five\r\n")
+        for key, status in (("key-four", 200), ("key-five", 200), ("key-one", 401)):
+            assert endpoint.http.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == status
+        # A file that becomes unusable later lets nobody in.
+        keys.write_bytes("key-four\nschlüssel\n".encode())
+        assert endpoint.http.get("/v1/models", headers={"Authorization": "Bearer key-four"}).status_code == 401
+    finally:
+        keys.write_bytes(before)
 
 
 def test_a_full_queue_is_429_with_retry_after(strict: tuple[Endpoint, Path]) -> None:

@@ -160,7 +160,8 @@ def test_a_body_that_is_too_large_is_413_whole_or_in_chunks(tiny: Endpoint) -> N
             yield large[start : start + (1 << 20)]
 
     try:
-        answer = httpx.post(f"{tiny.url}/chat/completions", content=chunks(), timeout=30)
+        kind = {"Content-Type": "application/json"}
+        answer = httpx.post(f"{tiny.url}/chat/completions", content=chunks(), headers=kind, timeout=30)
     except (httpx.WriteError, httpx.RemoteProtocolError):
         return  # The server closed while we were still sending, which it may.
     assert answer.status_code == 413
@@ -180,4 +181,3 @@ def test_the_openapi_document_describes_what_is_parsed(tiny: Endpoint) -> None:
     assert chat["additionalProperties"] is False
     assert {"messages", "temperature", "top_k", "stream_options"} <= chat["properties"].keys()
     assert "tools" not in chat["properties"]
-    assert tiny.http.get("/docs").status_code == 200

@@ -14,7 +14,8 @@ from tests.support.server_process import ServerProcess, answers, server_process
 
 BODY = b'{"model":"tiny","prompt":"hi","max_tokens":2}'
 HOST = b"Host: x\r\nConnection: close\r\n"
-POST = b"POST /v1/completions HTTP/1.1\r\n" + HOST
+TYPE = b"Content-Type: application/json\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\n" + HOST + TYPE
 GET = b"GET /health HTTP/1.1\r\n"
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
@@ -95,7 +96,7 @@ def test_what_is_odd_and_still_http_is_answered(server: ServerProcess, sent: byt
 
 def test_requests_in_one_packet_are_answered_in_order(server: ServerProcess) -> None:
     bodies = [b'{"model":"tiny","prompt":"hi","max_tokens":%d,"ignore_eos":true}' % (1 + i % 5) for i in range(30)]
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + TYPE + b"Content-Length: %d\r\n\r\n%s"
     found = answers(server.say(b"".join(head % (len(body), body) for body in bodies) + GET + HOST + b"\r\n"))
     assert [status for status, _ in found] == [200] * 31
     assert [b'"completion_tokens":%d,' % (1 + i % 5) in body for i, (_, body) in enumerate(found[:30])] == [True] * 30

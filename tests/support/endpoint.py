@@ -1,6 +1,7 @@
 """A served model for tests: the real engine process behind the real HTTP server, on loopback."""
 
 import contextlib
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -53,8 +54,8 @@ class Endpoint:
 
     def post(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         """Status and JSON of a request that need not be one the openai client would send."""
-        content = {"content": body} if isinstance(body, bytes) else {"json": body}
-        answer = self.http.post(path, **content)
+        content = body if isinstance(body, bytes) else json.dumps(body)
+        answer = self.http.post(path, content=content, headers={"Content-Type": "application/json"})
         return answer.status_code, answer.json()
 
 

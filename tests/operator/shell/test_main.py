@@ -142,6 +142,9 @@ def test_health_tells_what_is_wrong() -> None:
     assert (status, refreshed) == (200, [1])
     assert "plimsoll_reconcile_seconds_bucket" in text
     assert fetch(health.port, "/elsewhere")[0] == 404
+    head = urllib.request.Request(f"http://127.0.0.1:{health.port}/metrics", method="HEAD")
+    with urllib.request.urlopen(head, timeout=10) as answer:
+        assert (answer.status, answer.read()) == (200, b"")
     health.stop()
 
 

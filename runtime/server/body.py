@@ -1,0 +1,59 @@
+"""The body of a request: JSON, and declared to be.
+
+A browser sends other kinds of body, and those without a kind, to any server without asking it first: a web page could
+use a server that takes them.
+"""
+
+import asyncio
+import re
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from plimsoll.runtime.server.asgi import ClientGoneError
+from plimsoll.runtime.server.errors import ApiError
+
+#: Seconds a client has to send its body.
+SECONDS = 60
+_JSON = re.compile(r"application/(?:[a-z0-9!#$&^_.-]+\+)?json", re.IGNORECASE)
+#: JSON is UTF-8; ASCII is a part of it.
+_CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+
+
+async def json_body(request: Request) -> bytes:
+    """The body of a request whose Content-Type says JSON.
+
+    Raises:
+        ApiError: 408 when it does not arrive, 413 as it grows too large, 415 when it is not declared as JSON in UTF-8.
+        ClientGoneError: the client hung up.
+    """
+    try:
+        async with asyncio.timeout(SECONDS):
+            body = await request.body()
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    except TimeoutError:
+        raise ApiError(408, f"The body did not arrive within {SECONDS} s.", code="timeout") from None
+    check_declared(request.headers.getlist("content-type"))
+    return body
+
+
+def check_declared(kinds: list[str]) -> None:
+    """Raises ApiError 415 unless the one Content-Type of a request is JSON, in UTF-8."""
+    kind, *parameters = [part.strip() for part in (kinds[0] if len(kinds) == 1 else "").split(";")]
+    if not _JSON.fullmatch(kind):
+        found = ", ".join(kinds)[:80] or "none"
+        raise _unsupported(f"found {found}")
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        charset = value.strip().strip('"')
+        if name.strip().lower() == "charset" and charset.lower() not in _CHARSETS:
+            raise _unsupported(f"found charset {charset[:40]}; JSON is UTF-8")
+
+
+def _unsupported(found: str) -> ApiError:
+    return ApiError(
+        415,
+        f"The body must be declared as JSON: send Content-Type: application/json ({found}).",
+        code="unsupported_media_type",
+    )
