@@ -86,6 +86,10 @@ class CheckpointSource(Part):
     """A PersistentVolumeClaim of this namespace that keeps what is fetched from hf:// or s3://: later pods start from
     it, and pods that start together fetch once. Pods on several nodes need a claim that is ReadWriteMany."""
 
+    content_version: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Any text, such as 2026-01-31, for what lies at the source now. A new value has the source inspected again, and
+    what is found becomes a new revision; pods of the old one refuse other files than were inspected (SourceChanged)."""
+
     @field_validator("source")
     @classmethod
     def _address(cls, value: str) -> str:
@@ -97,11 +101,12 @@ class CheckpointSource(Part):
             raise ValueError(rules.STRAY_WORDS)
         return value
 
-    @field_validator("credentials_secret", "cache_claim", "endpoint")
+    @field_validator("credentials_secret", "cache_claim", "endpoint", "content_version")
     @classmethod
     def _goes_with(cls, value: str | None, info: ValidationInfo) -> str | None:
         scheme = str(info.data.get("source", "file://")).partition("://")[0]
-        alone = ("pvc", "") if info.field_name == "credentials_secret" else ("pvc", "oci", "")
+        refused = {"credentials_secret": ("pvc", ""), "content_version": ("oci", "")}
+        alone = refused.get(info.field_name or "", ("pvc", "oci", ""))
         if value is not None and scheme in alone:
             raise ValueError(f"does not go with {scheme + '://' if scheme else 'quantizationJob'}. Remove it")
         if value is not None and info.field_name == "endpoint":

@@ -38,6 +38,15 @@ class CheckpointError(PlimsollError):
     """A checkpoint cannot be read, or is not what it says."""
 
 
+class SourceChangedError(CheckpointError):
+    """The files of a source are not those that were inspected. `REASON` begins the text, for the operator to find."""
+
+    REASON = "SourceChanged"
+
+    def __str__(self) -> str:
+        return f"{self.REASON}: {super().__str__()}"
+
+
 class DoesNotFitError(PlimsollError):
     """The budget does not close; the message carries the sum and what would fit.
 

@@ -46,6 +46,8 @@ class Inspection:
     path: str
     """Of the checkpoint inside what the source holds: `` for a folder, `model.gguf` for one file of it."""
     facts: ModelFacts
+    contents: str = ""
+    """Fingerprint of the files where they were read, for sources whose `revision` does not pin them; `` of others."""
 
     def encode(self) -> Packed:
         """Printable ASCII of at most `MAX_BYTES`. `decode` gives facts that are equal, tensors and all.
@@ -66,6 +68,8 @@ class Inspection:
             "ends": list(self.facts.eos_token_ids),
             "tensors": None if self.facts.tensors is None else collapse(self.facts.tensors),
         }
+        if self.contents:
+            report["contents"] = self.contents
         text = json.dumps(report, separators=(",", ":"), sort_keys=True).encode()
         packed = _MARK + base64.b85encode(zlib.compress(text, 9))
         if len(packed) > MAX_BYTES or len(text) > _MOST_JSON:
@@ -121,4 +125,5 @@ def _inspection(report: Mapping[str, Any]) -> Inspection:
         bytes=report["bytes"],
         path=report["path"],
         facts=replace(facts, eos_token_ids=tuple(int(index) for index in report["ends"])),
+        contents=str(report.get("contents") or ""),
     )

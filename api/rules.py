@@ -79,6 +79,11 @@ MODEL: list[Any] = [
         "credentialsSecret does not go with pvc:// and quantizationJob, which need none. Remove it",
         ".credentialsSecret",
     ),
+    rule(
+        "!has(self.contentVersion) || (has(self.source) && !self.source.startsWith('oci://'))",
+        "contentVersion does not go with oci:// and quantizationJob, whose digests name their content. Remove it",
+        ".contentVersion",
+    ),
 ]
 ONE_MODEL_WORDS = "needs exactly one of source and quantizationJob: write one of them, and remove the other"
 ONE_MODEL: list[Any] = [rule("has(self.source) != has(self.quantizationJob)", f"model {ONE_MODEL_WORDS}")]

@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from plimsoll.api.errors import CheckpointError, PlimsollError
+from plimsoll.api.errors import CheckpointError, PlimsollError, SourceChangedError
 from plimsoll.api.quantity import format_bytes
 from plimsoll.checkpoint.complete import (
     HIDDEN,
@@ -129,9 +129,9 @@ class Fetcher:
 
     def _check_revision(self, found: str | None) -> None:
         if None not in (found, self.revision) and found != self.revision:
-            raise CheckpointError(
+            raise SourceChangedError(
                 f"has changed since it was inspected: it was {self.revision} then", field=self.source, value=found,
-                fix="Inspect it again",
+                fix="Give spec.model.contentVersion a new value to serve what is there now",
             )  # fmt: skip
 
     def _check_room(self, remote: Remote) -> None:

@@ -10,6 +10,7 @@ from plimsoll.api.errors import CheckpointError, SpecError
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.source import parse_source
 from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.checkpoint.contents import contents_of
 from plimsoll.checkpoint.folder import FolderRemote
 from plimsoll.checkpoint.headers import mirror
 from plimsoll.checkpoint.open import open_checkpoint
@@ -67,7 +68,8 @@ def inspect_remote(remote: Remote) -> Inspection:
 
 def _inspection(checkpoint: Checkpoint, remote: Remote) -> Inspection:
     digest = digest_of(checkpoint, remote.files)
-    return Inspection(digest, remote.revision or digest, remote.bytes, remote.path, checkpoint.facts)
+    contents = contents_of(remote.place) if isinstance(remote, FolderRemote) else ""
+    return Inspection(digest, remote.revision or digest, remote.bytes, remote.path, checkpoint.facts, contents)
 
 
 def digest_of(checkpoint: Checkpoint, files: Sequence[RemoteFile]) -> str:

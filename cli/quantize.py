@@ -71,6 +71,7 @@ def quantize(
     Stopped by a signal or killed, it goes on where it was when it is run again.
     """
     from plimsoll.checkpoint import guard
+    from plimsoll.checkpoint.contents import ENVIRONMENT, refuse_changed
     from plimsoll.cli import local
     from plimsoll.cli.status_page import serve_status
     from plimsoll.quantjob.failures import BusyError, reason_of
@@ -85,6 +86,7 @@ def quantize(
         page = serve_status(status_port, _pages(tracker)) if status_port is not None else None
         try:
             path = local.fetch(source, screen) if source.startswith("hf://") else _path(source)
+            refuse_changed(path, os.environ.get(ENVIRONMENT))
             options = _options(
                 source, path, work_dir, method, w_bits, w_group_size, format, calib_dataset, calib_samples,
                 calib_seqlen, batch_size, (search_scale, clip, compensate), eval_dataset, eval_samples,

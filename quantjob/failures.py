@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from plimsoll.api.errors import CheckpointError, DoesNotFitError, PlimsollError, SpecError
+from plimsoll.api.errors import CheckpointError, DoesNotFitError, PlimsollError, SourceChangedError, SpecError
 
 
 class DiskFullError(CheckpointError):
@@ -29,7 +29,7 @@ def reason_of(error: PlimsollError) -> str:
     for kind, reason in (
         (DiskFullError, "DiskFull"), (OutputError, "OutputNotWritable"), (OutputTakenError, "OutputTaken"),
         (BusyError, "OutputBusy"), (DoesNotFitError, "DoesNotFit"), (SpecError, "InvalidOption"),
-        (CheckpointError, "SourceUnreadable"),
+        (SourceChangedError, SourceChangedError.REASON), (CheckpointError, "SourceUnreadable"),
     ):  # fmt: skip
         if isinstance(error, kind):
             return reason

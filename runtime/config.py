@@ -46,6 +46,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kernels: str = "auto"
     """auto, native or torch."""
     seed: int = 0
+    contents: str | None = None
+    """Fingerprint that the checkpoint's files must have (`checkpoint.contents`); None takes what is there."""
 
 
 def engine_config(model: Path, **options: Any) -> EngineConfig:

@@ -32,6 +32,9 @@ MIB, GIB = 1 << 20, 1 << 30
 MODELS = "/models"
 #: What the server compares with the manifest of a quantised checkpoint before it loads that.
 CHECKPOINT_DIGEST = "PLIMSOLL_CHECKPOINT_DIGEST"
+#: What the pod compares with the files of a claim before and after it loads them; a hub's and a bucket's are compared
+#: by the container that fetches, and an image has its digest.
+CHECKPOINT_CONTENTS = "PLIMSOLL_CHECKPOINT_CONTENTS"
 KEYS = "/etc/plimsoll/keys"
 #: What the kubelet waits for after the drain before it kills: the requests cut off at the timeout are still answered,
 #: and the engine lets go of its device.
@@ -84,6 +87,7 @@ def pod_template(
             "volumes": _volumes(spec, models, budget),
         },
     }
+    template["spec"]["containers"][0]["env"] += inspected_contents(spec, inspection)
     if digest is not None:
         template["spec"]["containers"][0]["env"].append({"name": CHECKPOINT_DIGEST, "value": digest})
     if models.init:
@@ -111,6 +115,13 @@ def placement(spec: Spec, settings: Settings, pull_secret: str | None) -> Object
     if spec.pod.priority_class_name:
         found["priorityClassName"] = spec.pod.priority_class_name
     return found
+
+
+def inspected_contents(spec: Spec, inspection: Inspection) -> list[Object]:
+    """Environment of the container that loads a claim's files; empty where an earlier version inspected them."""
+    if parse_source(spec.model.source).scheme != "pvc" or not inspection.contents:
+        return []
+    return [{"name": CHECKPOINT_CONTENTS, "value": inspection.contents}]
 
 
 def models_of(spec: Spec, inspection: Inspection, settings: Settings, image_volumes: bool) -> Models:

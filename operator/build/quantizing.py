@@ -11,7 +11,7 @@ from plimsoll.api.quantization_job import Calibration, Evaluation, QuantizationJ
 from plimsoll.api.source import parse_source
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, container_security, metadata, plain, pod_security, quantity
-from plimsoll.operator.build.pod import environment, models_of, placement, scratch
+from plimsoll.operator.build.pod import environment, inspected_contents, models_of, placement, scratch
 from plimsoll.operator.build.revision import processors
 from plimsoll.operator.build.source import credentials
 from plimsoll.operator.settings import Settings
@@ -40,6 +40,7 @@ def job(
     volumes = _Volumes()
     models = models_of(spec, inspection, settings, image_volumes)
     volumes.take(models.volume, models.mount_path)
+    container_env = inspected_contents(spec, inspection)
     args = ["quantize", models.uri, *_arguments(deployment, spec, needs, volumes)]
     labels = {**plain(spec.pod.labels), **names.job_labels(deployment.name)}
     body: Object = {
@@ -48,7 +49,7 @@ def job(
         "enableServiceLinks": False,
         "securityContext": pod_security(),
         "terminationGracePeriodSeconds": 30,
-        "containers": [_container(deployment, spec, needs, settings, args, volumes.mounts)],
+        "containers": [_container(deployment, spec, needs, settings, args, volumes.mounts, container_env)],
         "volumes": [*volumes.found(), scratch()],
         **placement(spec, settings, models.pull_secret),
     }
@@ -84,7 +85,7 @@ def _rules() -> list[Object]:
 
 def _container(
     deployment: Deployment, spec: QuantizationJobSpec, needs: JobNeeds, settings: Settings,
-    args: list[str], mounts: list[Object],
+    args: list[str], mounts: list[Object], beside: list[Object],
 ) -> Object:  # fmt: skip
     memory = {"memory": quantity(memory_line(spec, needs) + BESIDE_BYTES)}
     limits: Object = {} if spec.pod.cpu is None else {"cpu": str(spec.pod.cpu)}
@@ -93,6 +94,7 @@ def _container(
         env += [{"name": "PLIMSOLL_FORBID_LOCAL", "value": "1"}, *credentials(spec.model)]
     else:
         env.append({"name": "HF_HUB_OFFLINE", "value": "1"})
+    env += beside
     return {
         "name": CONTAINER,
         "image": spec.pod.image or settings.runtime_image,

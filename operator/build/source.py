@@ -27,7 +27,10 @@ def image_reference(source: Source) -> str:
 
 def source_key(namespace: str, model: CheckpointSource) -> str:
     """What is inspected once: one address, asked in one way, with the volumes and secrets of one namespace."""
-    asked = {"source": model.source, "endpoint": model.endpoint, "credentialsSecret": model.credentials_secret}
+    asked = {
+        "source": model.source, "endpoint": model.endpoint, "credentialsSecret": model.credentials_secret,
+        "contentVersion": model.content_version,
+    }  # fmt: skip
     return names.digest({"namespace": namespace, **{k: v for k, v in asked.items() if v is not None}}, 16)
 
 

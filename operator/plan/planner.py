@@ -98,6 +98,8 @@ def rendering(settings: Settings, version: str, admission: Admission) -> str:
     parts = settings.model_dump(mode="json", include={"runtime_image", "cuda_runtime_image", "image_pull_secrets"})
     if admission.inspection and admission.budget:
         parts["inspected"] = [admission.inspection.revision, admission.inspection.digest, admission.inspection.path]
+        if admission.inspection.contents:
+            parts["inspected"].append(admission.inspection.contents)
         parts["sized"] = [admission.budget.precision, admission.budget.tensor, admission.budget.total]
     if admission.placing:
         parts["placed"] = dataclasses.astuple(admission.placing)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from plimsoll.api.errors import SourceChangedError
 from plimsoll.operator.snapshot import Container, Pod
 
 #: Longest quotation of a container's last words in a condition.
@@ -24,7 +25,8 @@ class Trouble:
 
     pod: str
     reason: str
-    """ImagePull, OutOfMemory, CrashLoop, ContainerConfig, FailedMount, Stalled, Evicted, Unschedulable."""
+    """ImagePull, OutOfMemory, SourceChanged, CrashLoop, ContainerConfig, FailedMount, Stalled, Evicted or
+    Unschedulable."""
     message: str
     fatal: bool
     """Waiting will not help: a rollout stops for it."""
@@ -100,6 +102,11 @@ def _container(pod: Pod, container: Container, now: float) -> Trouble | None:
     if "OOMKilled" in (container.reason, container.last_reason):
         text = f"{container.name} was killed for taking more memory than its limit, {container.restarts} restarts"
         return Trouble(pod.name, "OutOfMemory", text, True)
+    changed = said.find(f"{SourceChangedError.REASON}: ")
+    if changed >= 0:
+        # Another attempt reads the same files.
+        text = said[changed:].partition(": ")[2]
+        return Trouble(pod.name, SourceChangedError.REASON, f"{container.name}: {text}", True)
     crashed = container.last_exit_code if container.state != "terminated" else container.exit_code
     if crashed and (container.restarts >= 2 or container.reason == "CrashLoopBackOff"):
         text = f"{container.name} exited with {crashed}, {container.restarts} restarts"

@@ -11,6 +11,7 @@ from plimsoll.api.device import DeviceKind
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.sizes import slow_codes
 from plimsoll.checkpoint import open_checkpoint
+from plimsoll.checkpoint.contents import refuse_changed
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
 from plimsoll.runtime.engine.runner import Runner
@@ -91,7 +92,9 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
     Raises PlimsollError for what cannot be read, run or fitted, before any of that memory is taken.
     """
     threads = apply_threads(config.threads)
-    checkpoint = open_checkpoint(Path(config.model))
+    path = Path(config.model)
+    refuse_changed(path, config.contents)
+    checkpoint = open_checkpoint(path)
     facts = checkpoint.facts
     device = find_device(config.device)
     dtype = find_dtype(config.precision, device)
@@ -115,6 +118,8 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
             rope=plan.rope,
             on_progress=clock.tell,
         )
+    # Loading takes minutes, in which the files may be replaced one by one.
+    refuse_changed(path, config.contents)
     with clock.phase("cache", plan.predicted["kvCache"]):
         runner = Runner(decoder, plan.num_blocks, config.block_size, dtype)
     return Loaded(facts, plan, runner, threads, clock)

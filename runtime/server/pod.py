@@ -110,7 +110,10 @@ async def _made(host: str, port: int, stopped: asyncio.Event) -> "Service | None
 
 def make_service(host: str, port: int) -> "Service":
     """Reads the manifest and the checkpoint's headers. Raises PlimsollError where they cannot be served."""
+    from msgspec.structs import replace
+
     from plimsoll.api.manifest import parse_manifest
+    from plimsoll.checkpoint.contents import ENVIRONMENT, refuse_changed
     from plimsoll.checkpoint.open import open_checkpoint
     from plimsoll.checkpoint.sources import resolve
     from plimsoll.runtime.config import from_deployment
@@ -124,10 +127,13 @@ def make_service(host: str, port: int) -> "Service":
     if not source.startswith("file://"):
         raise SpecError("a pod opens what is mounted", field="spec.model.source", value=source, fix="Give file://PATH")
     path = resolve(source)
+    contents = os.environ.get(ENVIRONMENT)
+    refuse_changed(path, contents)
     wanted = os.environ.get(DIGEST)
     if wanted:
         _refuse_another(path, wanted)
     engine, server = from_deployment(deployment, path, host=host, port=port)
+    engine = replace(engine, contents=contents)
     return Service(engine, server, open_checkpoint(path), patient=False)
 
 
@@ -136,12 +142,17 @@ def _refuse_another(folder: Path, digest: str) -> None:
 
     Raises CheckpointError where what lies in `folder` is not, to the byte, what the deployment was accepted with.
     """
-    from plimsoll.api.errors import CheckpointError
+    from plimsoll.api.errors import CheckpointError, SourceChangedError
     from plimsoll.checkpoint.quantized.manifest import verify
 
-    found = verify(folder)
+    try:
+        found = verify(folder)
+    except CheckpointError as error:
+        if error.message.startswith("cannot be read"):
+            raise
+        raise SourceChangedError(error.message, field=error.field, value=error.value, fix=error.fix) from None
     if found.digest != digest:
-        raise CheckpointError(
+        raise SourceChangedError(
             f"is not the checkpoint that was accepted, {digest}", field=str(folder), value=found.digest,
             fix="Give each quantization job an output of its own",
         )  # fmt: skip

@@ -7,9 +7,11 @@ import time
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.checkpoint.contents import contents_of
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.engine.client import EngineClient
@@ -47,6 +49,8 @@ class Service:
     ) -> None:
         self.config = server
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint, server.chat_template)
+        # What was planned, and tokenized by, is what the engine loads: now, and whenever it is started again.
+        engine = replace(engine, contents=engine.contents or contents_of(checkpoint.path))
         self.engine = EngineClient(engine, patient=patient)
         metrics = Metrics(
             server.served_name, lambda: self.engine.stats, lambda: self.engine.info, lambda: self.engine.restarts

@@ -65,10 +65,11 @@ def budget_of(spec: ModelDeploymentSpec) -> Budget:
     return budget(FACTS, device, Load(precision="bfloat16", max_length=64, tensor=tensor))
 
 
-def replica_set(spec: Mapping[str, Any], *, image_volumes: bool = True, **deployed: str) -> Object:
+def replica_set(spec: Mapping[str, Any], *, image_volumes: bool = True, contents: str = "", **deployed: str) -> Object:
     parsed = ModelDeploymentSpec.model_validate(dict(spec))
+    found = replace(inspection_of(spec), contents=contents)
     return build.replica_set(
-        deployment(spec, **deployed), parsed, inspection_of(spec), budget_of(parsed), SETTINGS,
+        deployment(spec, **deployed), parsed, found, budget_of(parsed), SETTINGS,
         revision=build.revision(spec), number=1, replicas=parsed.replicas, image_volumes=image_volumes, version="1.2.3",
     )  # fmt: skip
 

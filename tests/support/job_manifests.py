@@ -23,6 +23,7 @@ FULL: Manifest = {
         "credentialsSecret": "token",
         "endpoint": "https://hub.example.com:8443/mirror",
         "cacheClaim": "models.cache",
+        "contentVersion": "2026-01-31",
     },
     "method": "awq",
     "weights": {"bits": 4, "groupSize": 64, "searchScale": True, "clip": False, "compensate": True},

@@ -38,6 +38,7 @@ ON_CPU: Manifest = {
         "credentialsSecret": "token",
         "endpoint": "https://hub.example.com:8443/mirror",
         "cacheClaim": "models.cache",
+        "contentVersion": "2026-01-31",
     },
     "accelerator": {"resource": "cpu", "memory": "1.5Gi"},
     "parallelism": {"tensor": "auto"},
@@ -88,6 +89,7 @@ SOURCES = (
 ENDPOINTS = ("https://hf-mirror.com", "http://minio.storage.svc:9000", "https://[fd00::1]:9000/s3", "http://10.0.0.1")
 
 #: source, endpoint and the like: what types cannot say, with the field that is at fault.
+_VERSION = "spec.model.contentVersion"
 _TOLERATIONS = "spec.pod.tolerations[0]"
 _TOGETHER: tuple[tuple[str, Manifest, str], ...] = (
     ("neither source nor job", {"model": {"servedName": "x"}}, "spec.model"),
@@ -122,6 +124,8 @@ _TOGETHER: tuple[tuple[str, Manifest, str], ...] = (
     ("a claim in a claim", {"model": {"source": "pvc://a", "cacheClaim": "b"}}, "spec.model.cacheClaim"),
     ("a served image", {"model": {"source": f"oci://a@{DIGEST}", "endpoint": "http://a"}}, "spec.model.endpoint"),
     ("an image in a claim", {"model": {"source": f"oci://a@{DIGEST}", "cacheClaim": "b"}}, "spec.model.cacheClaim"),
+    ("a version of an image", {"model": {"source": f"oci://a@{DIGEST}", "contentVersion": "b"}}, _VERSION),
+    ("a version of a job", {"model": {"quantizationJob": "x", "contentVersion": "c"}}, _VERSION),
     *(
         (f"service {address!r}", {"model": {"source": "hf://a/b", "endpoint": address}}, "spec.model.endpoint")
         for address in (

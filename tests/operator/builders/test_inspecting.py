@@ -25,8 +25,9 @@ def test_a_source_is_looked_at_once_however_it_is_served() -> None:
     asked = {
         key("hf://org/name"), key("hf://org/other"), key("hf://org/name", "elsewhere"),
         key("hf://org/name", credentialsSecret="token"), key("hf://org/name", endpoint="https://hub.example"),
+        key("hf://org/name", contentVersion="2"),
     }  # fmt: skip
-    assert len(asked) == 5
+    assert len(asked) == 6
 
 
 def test_keys_outlive_versions() -> None:

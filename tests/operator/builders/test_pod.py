@@ -14,6 +14,7 @@ from plimsoll.api.manifest import parse_manifest
 from plimsoll.api.quantity import parse_bytes
 from plimsoll.operator import build, names
 from plimsoll.operator.build.common import quantity
+from plimsoll.operator.build.pod import CHECKPOINT_CONTENTS
 from plimsoll.operator.build.source import cache_folder
 from plimsoll.operator.plan.capacity import need_of
 from tests.support.built import (
@@ -161,6 +162,14 @@ def test_on_gpus_devices_are_the_line_and_host_memory_is_beside() -> None:
     assert found["image"] == "plimsoll.dev/runtime:cuda"
     given_memory = server({**spec, "pod": {"memory": "40Gi"}})["resources"]
     assert given_memory["limits"]["memory"] == given_memory["requests"]["memory"] == "40Gi"
+
+
+def test_files_of_a_claim_are_compared_with_what_was_inspected() -> None:
+    pinned = ("hf://org/name", f"oci://r.example/m@{DIGEST}")
+    for source, expected in (("pvc://models/a", "1:00ff"), *((one, None) for one in pinned)):
+        found = env(server(of_source(source), contents="1:00ff")).get(CHECKPOINT_CONTENTS)
+        assert (found and found["value"]) == expected, source
+    assert CHECKPOINT_CONTENTS not in env(server(of_source("pvc://models/a")))
 
 
 def test_a_pod_gets_its_drain_and_then_some() -> None:

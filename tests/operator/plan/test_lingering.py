@@ -208,3 +208,20 @@ def test_what_a_jobs_pod_that_stays_says_counts_beside_one_that_ends() -> None:
     cluster.act()
     assert cluster.condition("Complete")["reason"] == "Quantizing"
     assert "eta" in cluster.status["progress"]
+
+
+def test_a_pod_that_finds_other_files_says_so_at_once() -> None:
+    cluster = serving(1)
+    cluster.change(replicas=2)
+    cluster.settle(3)
+    found = "SourceChanged: /models: the files were replaced since they were inspected. Put the old files back"
+    for at, pod in enumerate(cluster.pods):
+        if at:
+            words = Container("server", state="terminated", exit_code=1, message=f"the engine: {found}")
+            cluster.pods[at] = replace(pod, ready=False, routable=False, page=None, containers=(words,))
+    cluster.act()
+    conditions = {one["type"]: one for one in cluster.status["conditions"]}
+    for kind in ("Ready", "Degraded", "Stalled"):
+        assert conditions[kind]["reason"] == "SourceChanged"
+        assert "the files were replaced" in conditions[kind]["message"]
+    assert conditions["Degraded"]["status"] == "True"
