@@ -126,6 +126,10 @@ class EngineStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     generation_tokens: int = 0
     steps: int = 0
     last_step_tokens: int = 0
+    """Tokens that the last step ran through the model."""
+    last_step_counted: int = 0
+    """Tokens of the last step as vLLM counts them: those generated, and with a request's first one its whole prompt but
+    for what came from the prefix cache."""
     device_peak: int = 0
     """Most bytes of the card that were ever reserved, as of when the engine was last idle. 0 on a CPU: there the kernel
     keeps the process's own."""

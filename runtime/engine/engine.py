@@ -137,6 +137,7 @@ class Engine:
         self._stats.tick += 1
         chosen = self.scheduler.schedule()
         self._stats.last_step_tokens = sum(item.num_new_tokens for item in chosen)
+        self._stats.last_step_counted = 0
         if not chosen:
             return outputs
         self._stats.steps += 1
@@ -224,7 +225,9 @@ class Engine:
         if seq.first_token is None:
             seq.first_token = now
             self._stats.prompt_tokens += seq.prompt_len
+            self._stats.last_step_counted += seq.prompt_len - max(0, seq.num_cached)
         self._stats.generation_tokens += 1
+        self._stats.last_step_counted += 1
         if token in seq.eos_token_ids:
             output.stop_token_id = token
             self._end(seq, output, "stop", outputs)

@@ -33,7 +33,7 @@ class Chat:
             (ids, sampling_params(request, max_tokens, index, logprobs=logprobs, defaults=serving.defaults))
             for index in range(request.n)
         ]
-        self.generation = Generation(serving, self.request_id, work)
+        self.generation = Generation(serving, self.request_id, work, samples=request.n, n=request.n)
         self.head = serving.head(f"chatcmpl-{self.request_id}", info)
 
     async def complete(self) -> ChatCompletion:

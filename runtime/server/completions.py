@@ -41,7 +41,7 @@ class Completions:
                 (ids, sampling_params(request, max_tokens, index, logprobs=logprobs, defaults=serving.defaults))
                 for index in range(self.samples)
             ]
-        self.generation = Generation(serving, self.request_id, work)
+        self.generation = Generation(serving, self.request_id, work, samples=self.samples, n=request.n)
         self.head = serving.head(f"cmpl-{self.request_id}", info)
 
     async def complete(self) -> Completion:
@@ -69,7 +69,7 @@ class Completions:
         return Completion(**self.head, choices=choices, usage=self._usage())
 
     def _usage(self) -> Any:
-        usage = self.generation.usage(len(self.prompts))
+        usage = self.generation.usage()
         if self.request.max_tokens == 0:
             usage.total_tokens, usage.completion_tokens = usage.prompt_tokens, 0
         return usage

@@ -37,11 +37,25 @@ class Answer:
 
 
 class Generation:
-    """Runs one sequence for each (prompt, params) pair; leaving it in whatever way ends them all in the engine."""
+    """Runs one sequence for each (prompt, params) pair; leaving it in whatever way ends them all in the engine.
 
-    def __init__(self, serving: Serving, request_id: str, work: Sequence[tuple[list[int], SamplingParams]]) -> None:
+    Args:
+        work: the samples of each prompt side by side.
+        samples: how many each prompt has.
+        n: how many of them were asked for.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        request_id: str,
+        work: Sequence[tuple[list[int], SamplingParams]],
+        *,
+        samples: int,
+        n: int,
+    ) -> None:
         now = time.monotonic()
-        self.serving = serving
+        self.serving, self.samples, self.n = serving, samples, n
         self.answers = [
             Answer(
                 index,
@@ -141,12 +155,14 @@ class Generation:
             raise (shutting_down() if self.serving.gate.closed else engine_dead()) from None
         finally:
             total = time.monotonic() - request.arrival
-            metrics.finished(reason, len(request.prompt_token_ids), answer.generated, answer.first, total)
+            prompt, limit = len(request.prompt_token_ids), request.params.max_tokens
+            metrics.finished(reason, prompt, answer.generated, limit, answer.first, total)
+            if answer.index % self.samples == 0:
+                metrics.prompted(self.n)
 
-    def usage(self, prompts: int = 1) -> Usage:
-        """Tokens of the `prompts` distinct prompts, each counted once however many samples it has."""
-        each = max(1, len(self.answers) // prompts)
-        asked = self.answers[::each]
+    def usage(self) -> Usage:
+        """Tokens so far; each prompt counts once, however many samples it has."""
+        asked = self.answers[:: self.samples]
         prompt = sum(len(answer.request.prompt_token_ids) for answer in asked)
         generated = sum(answer.generated for answer in self.answers)
         cached = PromptDetails(sum(answer.cached for answer in asked))

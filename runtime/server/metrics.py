@@ -19,7 +19,8 @@ SECONDS = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0,
 FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
 BETWEEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
-STEP = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+STEP = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+SAMPLES = (1, 2, 5, 10, 20)
 
 #: name, buckets, meaning
 HISTOGRAMS: tuple[tuple[str, Sequence[float], str], ...] = (
@@ -33,7 +34,9 @@ HISTOGRAMS: tuple[tuple[str, Sequence[float], str], ...] = (
     ("request_decode_time_seconds", SECONDS, "From the first token to the last."),
     ("request_prompt_tokens", TOKENS, "Tokens of a request's prompt."),
     ("request_generation_tokens", TOKENS, "Tokens a request generated."),
-    ("iteration_tokens_total", STEP, "Tokens one engine step computed."),
+    ("request_params_n", SAMPLES, "Answers to a prompt that a request asked for."),
+    ("request_params_max_tokens", TOKENS, "Tokens that a request allowed for an answer."),
+    ("iteration_tokens_total", STEP, "Tokens generated in one engine step, and prompt tokens computed for first ones."),
 )
 
 
@@ -101,16 +104,31 @@ class Metrics:
 
     def step(self, stats: EngineStats, finished: list[RequestTimes]) -> None:
         """What one engine step reports."""
-        if stats.last_step_tokens:
-            self.histograms["iteration_tokens_total"].observe(stats.last_step_tokens)
+        if stats.last_step_counted:
+            self.histograms["iteration_tokens_total"].observe(stats.last_step_counted)
         for times in finished:
             self.histograms["request_queue_time_seconds"].observe(times.queue)
             self.histograms["request_prefill_time_seconds"].observe(times.prefill)
             self.histograms["request_decode_time_seconds"].observe(times.decode)
             self.histograms["request_inference_time_seconds"].observe(times.prefill + times.decode)
 
-    def finished(self, reason: str, prompt_tokens: int, generated: int, first: float | None, total: float) -> None:
-        """One sequence ended. `first` and `total` are seconds from arrival to the first token and to the end."""
+    def prompted(self, n: int) -> None:
+        """A prompt has its answers, `n` of which were asked for."""
+        self.histograms["request_params_n"].observe(n)
+
+    def finished(
+        self, reason: str, prompt_tokens: int, generated: int, limit: int | None, first: float | None, total: float
+    ) -> None:
+        """One sequence ended.
+
+        Args:
+            reason: why.
+            prompt_tokens, generated: its tokens.
+            limit: tokens that its answer might have had.
+            first, total: seconds from arrival to the first token and to the end.
+        """
+        if limit is not None:
+            self.histograms["request_params_max_tokens"].observe(limit)
         self._success.labels(self.model, reason).inc()
         self.histograms["request_prompt_tokens"].observe(prompt_tokens)
         self.histograms["request_generation_tokens"].observe(generated)
@@ -133,6 +151,7 @@ class Metrics:
             ("kv_cache_blocks", "Blocks of the KV cache.", stats.blocks_total),
             ("kv_cache_blocks_free", "Blocks that hold nothing.", stats.blocks_free),
             ("kv_cache_blocks_cached", "Blocks that are warm and unused.", stats.blocks_cached),
+            *(() if info is None else _capacity(info)),
         )
         counters = (
             ("num_preemptions", "Requests sent back to the queue for want of blocks.", stats.preemptions),
@@ -147,6 +166,15 @@ class Metrics:
             gauge = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
             gauge.add_metric(label, value)
             yield gauge
+        waiting = GaugeMetricFamily(
+            f"{PREFIX}num_requests_waiting_by_reason",
+            "Requests in the engine's queue, by what they wait for.",
+            labels=["model_name", "reason"],
+        )
+        # All of them wait for a seat or for blocks; the other reason is vLLM's, for what comes from elsewhere.
+        waiting.add_metric([self.model, "capacity"], stats.waiting)
+        waiting.add_metric([self.model, "deferred"], 0)
+        yield waiting
         for name, text, value in counters:
             counter = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
             counter.add_metric(label, value)
@@ -159,6 +187,10 @@ class Metrics:
             labels = {
                 "block_size": str(info.block_size),
                 "num_blocks": str(info.num_blocks),
+                "num_gpu_blocks": str(info.num_blocks),
+                **{
+                    name: f"{value:g}" if isinstance(value, float) else str(value) for name, _, value in _capacity(info)
+                },
                 "cache_dtype": info.precision,
                 "kernels": info.kernels,
             }
@@ -167,3 +199,12 @@ class Metrics:
             )
             config.add_metric([self.model, *labels.values()], 1)
             yield config
+
+
+def _capacity(info: EngineReady) -> tuple[tuple[str, str, float], ...]:
+    """What the cache holds. vLLM has these as labels alone, with which nothing can be computed."""
+    concurrency = info.num_blocks / max(1, -(-info.model_len // info.block_size))
+    return (
+        ("kv_cache_size_tokens", "Tokens that the KV cache holds.", info.num_blocks * info.block_size),
+        ("kv_cache_max_concurrency", "Requests of the full context that the KV cache holds at once.", concurrency),
+    )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -44,6 +45,67 @@ def test_metrics_have_vllms_names_under_our_prefix(tiny: Endpoint) -> None:
         assert f"\nplimsoll:{name}{{" in page, name
     for name in ("time_to_first_token_seconds", "request_queue_time_seconds", "request_generation_tokens"):
         assert tiny.metric(f"{name}_count") >= 1
+
+
+def exported(page: str) -> set[str]:
+    """Names of a page of /metrics, as docs/serving.md writes them."""
+    types = dict(re.findall(r"^# TYPE plimsoll:(\w+) (\w+)$", page, re.MULTILINE))
+    return {f"plimsoll:{name}" for name in types if not name.endswith("_created")}
+
+
+def test_the_docs_name_every_metric_and_no_other(tiny: Endpoint, repository: Path) -> None:
+    tiny.post("/v1/completions", {"model": "tiny", "prompt": "hi", "max_tokens": 1})
+    text = (repository / "docs" / "serving.md").read_text()
+    table = text[text.index("\n## Metrics") : text.index("\n## Browsers")]
+    named = re.findall(r"`(plimsoll:\w+)`", table)
+    assert len(named) == len(set(named))
+    assert exported(tiny.http.get("/metrics").text) == set(named)
+
+
+def test_an_iteration_counts_its_tokens_as_vllm_does(tiny: Endpoint) -> None:
+    """With each first token its prompt, but for what was cached, and every token that is generated."""
+    prompt = list(range(40, 40 + 33))
+
+    def counted() -> tuple[float, ...]:
+        eventually(tiny.idle)
+        names = (
+            "iteration_tokens_total_sum",
+            "generation_tokens_total",
+            "prompt_tokens_total",
+            "prefix_cache_hits_total",
+        )
+        return tuple(tiny.metric(name) for name in names)
+
+    for _ in range(2):
+        before = counted()
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": 5, "ignore_eos": True, "n": 2}
+        assert tiny.post("/v1/completions", body)[0] == 200
+        step, generated, prompted, cached = (now - then for now, then in zip(counted(), before, strict=True))
+        assert (generated, prompted) == (10, 66)
+        assert step == prompted - cached + generated
+    assert cached == 64
+
+
+def test_what_requests_ask_for_and_what_the_cache_holds_is_shown(tiny: Endpoint) -> None:
+    names = ("request_params_n_sum", "request_params_n_count", "request_params_max_tokens_sum",
+             "request_params_max_tokens_count")  # fmt: skip
+
+    def counted() -> tuple[float, ...]:
+        return tuple(tiny.metric(name) for name in names)
+
+    before = counted()
+    tiny.post("/v1/completions", {"model": "tiny", "prompt": ["a", "b"], "max_tokens": 7, "n": 2, "best_of": 3})
+    tiny.post("/v1/chat/completions", CHAT | {"max_tokens": 5})
+    assert tuple(now - then for now, then in zip(counted(), before, strict=True)) == (5, 3, 47, 7)
+    tokens = tiny.metric("kv_cache_size_tokens")
+    info = tiny.service.info
+    assert tokens == tiny.metric("kv_cache_blocks") * 16
+    assert tiny.metric("kv_cache_max_concurrency") == tokens / info.model_len
+    concurrency = f"{tokens / info.model_len:g}"
+    assert (
+        tiny.metric("cache_config_info", kv_cache_size_tokens=f"{tokens:g}", kv_cache_max_concurrency=concurrency) == 1
+    )
+    assert tiny.metric("num_requests_waiting_by_reason", reason="capacity") == tiny.metric("num_requests_waiting")
 
 
 def test_a_stream_whose_client_leaves_gives_its_blocks_back(tiny: Endpoint) -> None:
