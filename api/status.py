@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 PHASES = (
@@ -202,6 +202,23 @@ def known(status: Mapping[str, Any], model: type[BaseModel] = ModelDeploymentSta
             value = [known(item, inner) for item in value]
         found[key] = value
     return found
+
+
+def checked(status: Mapping[str, Any], model: type[BaseModel] = ModelDeploymentStatus) -> dict[str, Any]:
+    """The parts of `status` that are as the CRD has them; others may have been stored while nothing checked them."""
+    known_keys = {key for key, _ in _fields(model)}
+    found = {key: value for key, value in status.items() if key in known_keys}
+    if _valid(found, model):
+        return found
+    return {key: value for key, value in found.items() if _valid({key: value}, model)}
+
+
+def _valid(status: Mapping[str, Any], model: type[BaseModel]) -> bool:
+    try:
+        model.model_validate(status, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 @cache

@@ -21,6 +21,7 @@ from plimsoll import __version__
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.names import FIELD_MANAGER
+from plimsoll.operator.shape import shallow
 
 #: A write that a lost lease could still let through must end before another operator may take the lease.
 WRITE_SECONDS = 4.0
@@ -195,7 +196,7 @@ class Cluster:
         self._metrics.requests.labels(verb, str(answer.status)).inc()
         self._metrics.request_seconds.labels(verb).observe(time.monotonic() - asked)
         try:
-            decoded = msgspec.json.decode(answer.data) if answer.data else None
+            decoded = decode(answer.data) if answer.data else None
         except (msgspec.DecodeError, UnicodeDecodeError):
             decoded = None
             if answer.status < 400:
@@ -311,6 +312,14 @@ class Cluster:
 
     def version(self) -> str:
         return str(self.request("GET", "/version").get("gitVersion", ""))
+
+
+def decode(data: bytes) -> Any:
+    """JSON, without what is nested so deeply that a decoder cannot read it. Raises msgspec.DecodeError."""
+    try:
+        return msgspec.json.decode(data)
+    except RecursionError:
+        return msgspec.json.decode(shallow(data))
 
 
 def _short(error: BaseException) -> str:

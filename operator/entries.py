@@ -10,6 +10,7 @@ import msgspec
 from plimsoll.api.job_progress import JobProgress
 from plimsoll.operator import kinds, parse
 from plimsoll.operator.kinds import Kind
+from plimsoll.operator.shape import text, whole
 from plimsoll.operator.snapshot import Inspecting, Page, Pod
 
 Key = tuple[str, str]
@@ -103,13 +104,17 @@ def may_answer(pod: Pod) -> bool:
 
 def unpacked(entry: Entry) -> dict[str, Any]:
     raw: dict[str, Any] = msgspec.json.decode(zlib.decompress(entry.packed or b""))
-    raw.setdefault("metadata", {})["resourceVersion"] = entry.version
+    raw["metadata"] = {**parse.meta(raw), "resourceVersion": entry.version}
     return raw
 
 
 def older(version: str, known: str) -> bool:
     """Resource versions grow, says Kubernetes since 1.35 and has always done; others are told apart, not ordered."""
-    return version.isdecimal() and known.isdecimal() and int(version) < int(known)
+    return whole(version, -1) < whole(known, -1) if ordered(version, known) else False
+
+
+def ordered(version: str, known: str) -> bool:
+    return whole(version, -1) >= 0 and whole(known, -1) >= 0
 
 
 def packed(kind: Kind, raw: Mapping[str, Any]) -> bytes:
@@ -120,8 +125,7 @@ def packed(kind: Kind, raw: Mapping[str, Any]) -> bytes:
 
 def came(entry: Entry) -> tuple[str, str]:
     """What orders objects by when they were made."""
-    about = parse.meta(unpacked(entry))
-    return str(about.get("creationTimestamp") or ""), entry.uid
+    return text(parse.meta(unpacked(entry)).get("creationTimestamp")), entry.uid
 
 
 def inspecting_of(source: str, members: Sequence[tuple[Id, Entry]], error: str | None) -> Inspecting:

@@ -34,7 +34,9 @@ from plimsoll.operator.entries import (
 )
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.outputs import output_of
+from plimsoll.operator.pages import Pages
 from plimsoll.operator.relations import PARSED, relations
+from plimsoll.operator.shape import text
 from plimsoll.operator.snapshot import Page, Pod, Snapshot
 
 log = structlog.get_logger("plimsoll.operator.observe")
@@ -70,12 +72,9 @@ class Cache:
         self._entries: dict[Id, Entry] = {}
         self._by_kind: dict[str, dict[Id, Entry]] = {}
         self._by_ref: dict[Ref, set[Id]] = {}
-        self._gone: dict[str, float] = {}
-        self._pages: dict[str, Page | JobProgress] = {}
-        self._first_seen: dict[str, float] = {}
-        self._asked: dict[str, bool] = {}
-        """Pods whose page was asked for since this process leads, and whether it is known what comes of it."""
-        self._leading_since = 0.0
+        self._gone: dict[str, tuple[float, str]] = {}
+        """When an object was seen to be deleted, and the version that it had then, by uid."""
+        self._pages = Pages()
         self._errors: dict[Key, str] = {}
 
     def seen(
@@ -90,17 +89,23 @@ class Cache:
             quiet: nobody needs to look because of it.
         """
         about = parse.meta(raw)
-        identity = (kind.name, about.get("namespace") or "", about.get("name") or "")
-        uid, version = about.get("uid") or "", about.get("resourceVersion") or ""
+        identity = (kind.name, text(about.get("namespace")), text(about.get("name")))
+        uid, version = text(about.get("uid")), text(about.get("resourceVersion"))
         now = self._clock()
         away = event in ("DELETED", "LOST")
         if not away and self._no_news(identity, uid, version, now):
             # Most of what a watch tells is the echo of our own writes: not worth taking apart.
             return False
-        entry = None if away else self._entry(kind, uid, version, now, raw)
+        try:
+            entry = None if away else self._entry(kind, uid, version, now, raw)
+        except Exception:
+            # One object must harm no other: what is known of it stays as it is.
+            log.exception("this is a bug: an object cannot be read", kind=kind.name, namespace=identity[1],
+                          name=identity[2])  # fmt: skip
+            return False
         with self._lock:
             if entry is None:
-                self._gone |= {uid: now} if event == "DELETED" else {}
+                self._gone |= {uid: (now, version)} if event == "DELETED" else {}
                 if (known := self._entries.get(identity)) is None or known.uid != uid:
                     return False
                 affected = self._remove(identity)
@@ -115,7 +120,9 @@ class Cache:
     def _no_news(self, identity: Id, uid: str, version: str, now: float) -> bool:
         with self._lock:
             known = self._entries.get(identity)
-            if uid in self._gone or (known is not None and older(version, known.version)):
+            if uid in self._gone and not older(self._gone[uid][1], version):
+                return True
+            if known is not None and older(version, known.version):
                 return True
             if known is None or known.uid != uid or known.version != version:
                 return False
@@ -142,7 +149,7 @@ class Cache:
         if before.told != entry.told if before is not None else entry.value != frozenset():
             affected |= self._concerned(identity, entry.refs) | self._concerned(identity, before.refs if before else ())
         if identity[0] == kinds.POD.name:
-            self._first_seen.setdefault(entry.uid, time.time())
+            self._pages.came(entry.uid)
             self._note_last_words(entry)
         return affected
 
@@ -152,9 +159,7 @@ class Cache:
         affected = self._concerned(identity, entry.refs)
         self._unlink(identity, entry.refs)
         if identity[0] == kinds.POD.name:
-            self._pages.pop(entry.uid, None)
-            self._first_seen.pop(entry.uid, None)
-            self._asked.pop(entry.uid, None)
+            self._pages.went(entry.uid)
         return affected
 
     def _concerned(self, identity: Id, refs: Iterable[Ref]) -> set[Key]:
@@ -242,10 +247,10 @@ class Cache:
             same = self._by_ref.get(("source", namespace, source or ""), ())
             about_source = [(i, self._entries[i]) for i in same if i[0] not in _NAMES_IT]
             nodes = tuple(e.value for e in self._of(kinds.NODE).values()) if self.sees_nodes else None
-            pages = {e.uid: self._pages.get(e.uid) for i, e in members if i[0] == kinds.POD.name}
+            pages = {e.uid: self._pages.of(e.uid) for i, e in members if i[0] == kinds.POD.name}
             error = self._errors.get((namespace, source or ""))
-            unread = {uid for uid in pages if not self._asked.get(uid)}
-            since = {uid: max(self._first_seen.get(uid, 0.0), self._leading_since) for uid in pages}
+            unread = {uid for uid in pages if self._pages.unread(uid)}
+            since = {uid: self._pages.seen_since(uid) for uid in pages}
             rivals = self._rivals(top, (kind.name, namespace, name)) if kind is kinds.QUANTIZATION else ()
         routable: set[str] = set()
         for identity, entry in members:
@@ -329,27 +334,19 @@ class Cache:
 
     def page(self, uid: str) -> Page | JobProgress | None:
         with self._lock:
-            return self._pages.get(uid)
+            return self._pages.of(uid)
 
     def set_page(self, uid: str, page: Page | JobProgress | None) -> None:
         with self._lock:
-            if page is None:
-                self._pages.pop(uid, None)
-            else:
-                self._pages[uid] = page
+            self._pages.keep(uid, page)
 
     def began_to_lead(self, now: float) -> None:
-        """From here on pages are read, and nobody has read them before."""
         with self._lock:
-            self._leading_since = now
-            self._asked.clear()
+            self._pages.began_to_lead(now)
 
     def asked(self, uid: str, *, known: bool = True) -> bool:
-        """The pod's page was asked for; `known`: it answered, or is given up. Returns whether that is news."""
         with self._lock:
-            was = self._asked.get(uid, False)
-            self._asked[uid] = was or known
-            return known and not was
+            return self._pages.asked(uid, known=known)
 
     def unasked(self, key: Key) -> bool:
         """Whether a page that may be there was never asked for."""
@@ -357,7 +354,7 @@ class Cache:
         ref = "job" if kind is kinds.QUANTIZATION else "deployment", namespace, name
         with self._lock:
             members = [self._entries[i] for i in self._by_ref.get(ref, ()) if i[0] == kinds.POD.name]
-            return any(e.uid not in self._asked and may_answer(e.value) for e in members)
+            return any(self._pages.unasked(e.uid) and may_answer(e.value) for e in members)
 
     def inspected(self) -> list[Inspected]:
         """Every source that is or was looked at."""
@@ -396,4 +393,4 @@ class Cache:
         """Forgets deletions that no listing can be older than."""
         with self._lock:
             oldest = self._clock() - _REMEMBER_SECONDS
-            self._gone = {uid: at for uid, at in self._gone.items() if at > oldest}
+            self._gone = {uid: kept for uid, kept in self._gone.items() if kept[0] > oldest}

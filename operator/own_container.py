@@ -7,6 +7,8 @@ all containers do together, so a pod that runs once is judged by our container.
 from collections.abc import Mapping
 from typing import Any
 
+from plimsoll.operator.shape import mapping, mappings, text
+
 #: The containers of pods that run once.
 _ONCE = frozenset({"inspect", "quantize"})
 #: The container that a pod is there for, by the pod's kind.
@@ -22,9 +24,9 @@ def own_phase(status: Mapping[str, Any]) -> tuple[str, bool]:
     only where another container has not ended, or has failed while ours exited 0. Native sidecars (init containers
     that restart) never hold a pod back: the kubelet ends them.
     """
-    phase = str(status.get("phase") or "Pending")
-    statuses = status.get("containerStatuses") or ()
-    main = next((one for one in statuses if one.get("name") in _ONCE), None)
+    phase = text(status.get("phase"), "Pending")
+    statuses = mappings(status.get("containerStatuses"))
+    main = next((one for one in statuses if text(one.get("name")) in _ONCE), None)
     ended = _terminated(main) if main is not None else None
     if ended is None:
         return phase, False
@@ -34,5 +36,5 @@ def own_phase(status: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def _terminated(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    found: Mapping[str, Any] | None = (status.get("state") or {}).get("terminated")
-    return found
+    found = mapping(status.get("state")).get("terminated")
+    return None if found is None else mapping(found)

@@ -5,6 +5,7 @@ from typing import Any
 
 from plimsoll.operator import names, parse
 from plimsoll.operator.cluster import ConflictError, NameTakenError
+from plimsoll.operator.shape import mappings
 
 #: What says that an object is ours, and which deployment, job or source it belongs to.
 _MARKS = (names.MANAGED_BY, names.DEPLOYMENT, names.JOB, names.SOURCE)
@@ -32,7 +33,7 @@ def check_ours(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> None:
 
 def _controller(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The owner reference of whoever looks after an object; empty where nobody does."""
-    found = parse.meta(raw).get("ownerReferences") or ()
+    found = mappings(parse.meta(raw).get("ownerReferences"))
     return next((one for one in found if one.get("controller")), {})
 
 

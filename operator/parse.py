@@ -1,48 +1,56 @@
 """Raw Kubernetes objects to the snapshot's values. Pure; what is missing or odd in an object becomes a default."""
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
+
+from pydantic import BaseModel
 
 from plimsoll.api.deployment import KIND
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.inspection import Inspection
+from plimsoll.api.job_status import QuantizationJobStatus
 from plimsoll.api.quantity import parse_quantity
+from plimsoll.api.quantization_job import QUANTIZATION_KIND
+from plimsoll.api.status import ModelDeploymentStatus, checked
 from plimsoll.operator import names
 from plimsoll.operator.own_container import OURS, own_phase
+from plimsoll.operator.shape import decoded, mapping, mappings, moment, number, text, timestamp, whole
 from plimsoll.operator.snapshot import Container, Deployment, Failure, Node, Output, Page, Pod, ReplicaSet
 
 Raw = Mapping[str, Any]
+STATUSES: Mapping[str, type[BaseModel]] = {KIND: ModelDeploymentStatus, QUANTIZATION_KIND: QuantizationJobStatus}
 PHASES = ("downloading", "loading", "warming", "ready", "draining")
-
-
-def timestamp(text: str | None) -> float:
-    """RFC 3339 to seconds since the epoch; 0 for what is none."""
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC).timestamp() if text else 0.0
-    except (ValueError, TypeError):
-        return 0.0
+#: What is read of each step of a status page.
+_OF_A_STEP: Mapping[str, Callable[[Any], float]] = {"bytes": whole, "total": whole, "seconds": number, "eta": number}
+#: A condition's reason, as the CRD has it, and the most of a failure's words that go into a message.
+_REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]{0,1000}[A-Za-z0-9_])?")
+_MOST_WORDS = 2000
 
 
 def meta(raw: Raw) -> Raw:
-    return raw.get("metadata") or {}
+    return mapping(raw.get("metadata"))
 
 
 def labels(raw: Raw) -> Mapping[str, str]:
-    return meta(raw).get("labels") or {}
+    return _texts(meta(raw).get("labels"))
 
 
 def annotations(raw: Raw) -> Mapping[str, str]:
-    return meta(raw).get("annotations") or {}
+    return _texts(meta(raw).get("annotations"))
+
+
+def _texts(value: Any) -> Mapping[str, str]:
+    return {key: one for key, one in mapping(value).items() if isinstance(one, str)}
 
 
 def controller(raw: Raw) -> str:
     """uid of the object that keeps this one."""
-    owners = meta(raw).get("ownerReferences") or ()
-    return next((str(one.get("uid", "")) for one in owners if one.get("controller")), "")
+    owners = mappings(meta(raw).get("ownerReferences"))
+    return next((text(one.get("uid")) for one in owners if one.get("controller")), "")
 
 
 def trimmed(raw: Raw, status: Sequence[str] | None = None) -> dict[str, Any]:
@@ -51,7 +59,7 @@ def trimmed(raw: Raw, status: Sequence[str] | None = None) -> dict[str, Any]:
     slim = {key: value for key, value in raw.items() if key not in left_out}
     slim["metadata"] = {k: value for k, value in meta(raw).items() if k not in ("managedFields", "resourceVersion")}
     if status:
-        live = raw.get("status") or {}
+        live = mapping(raw.get("status"))
         slim["status"] = {key: live[key] for key in status if live.get(key)}
     return slim
 
@@ -59,38 +67,37 @@ def trimmed(raw: Raw, status: Sequence[str] | None = None) -> dict[str, Any]:
 def deployment(raw: Raw) -> Deployment:
     about = meta(raw)
     return Deployment(
-        namespace=about.get("namespace", ""),
-        name=about.get("name", ""),
-        uid=about.get("uid", ""),
-        generation=int(about.get("generation") or 0),
-        spec=raw.get("spec") or {},
-        status=raw.get("status") or {},
+        namespace=text(about.get("namespace")),
+        name=text(about.get("name")),
+        uid=text(about.get("uid")),
+        generation=whole(about.get("generation")),
+        spec=mapping(raw.get("spec")),
+        status=checked(mapping(raw.get("status")), STATUSES.get(text(raw.get("kind")), ModelDeploymentStatus)),
         annotations=annotations(raw),
         deleting=bool(about.get("deletionTimestamp")),
-        kind=str(raw.get("kind") or KIND),
+        kind=text(raw.get("kind"), KIND),
     )
 
 
 def replica_set(raw: Raw) -> ReplicaSet:
     about, notes = meta(raw), annotations(raw)
-    number = notes.get(names.NUMBER, "")
     return ReplicaSet(
-        name=about.get("name", ""),
-        uid=about.get("uid", ""),
+        name=text(about.get("name")),
+        uid=text(about.get("uid")),
         revision=labels(raw).get(names.REVISION, ""),
         # The API server writes 1 where nothing was said.
-        replicas=int((raw.get("spec") or {}).get("replicas", 1)),
-        number=int(number) if number.isdecimal() else 0,
+        replicas=whole(mapping(raw.get("spec")).get("replicas"), 1),
+        number=whole(notes.get(names.NUMBER)),
         created=timestamp(about.get("creationTimestamp")),
         built_by=notes.get(names.BUILT_BY, ""),
-        spec=_json(notes.get(names.SPEC)),
-        source=_json(notes.get(names.INSPECTED)),
+        spec=decoded(notes.get(names.SPEC)),
+        source=_source(notes.get(names.INSPECTED)),
         budget=_budget(notes.get(names.BUDGET)),
         failure=_failure(notes.get(names.FAILED)),
         output=_output(notes.get(names.OUTPUT)),
         proven=notes.get(names.PROVEN) == "true",
         blocked=_blocked(raw),
-        resource_version=about.get("resourceVersion", ""),
+        resource_version=text(about.get("resourceVersion")),
         deleting=bool(about.get("deletionTimestamp")),
     )
 
@@ -104,17 +111,22 @@ def replica_sets(raws: Iterable[Raw], uid: str) -> tuple[ReplicaSet, ...]:
     return tuple(replica_set(raw) for raw in raws if controller(raw) in ("", uid))
 
 
-def _budget(text: str | None) -> Mapping[str, Any]:
+def _source(note: str | None) -> Mapping[str, Any]:
     """Empty where somebody wrote something else over it."""
-    value = _json(text)
-    per_device = value.get("perDevice")
-    total = per_device.get("total") if isinstance(per_device, Mapping) else None
-    return value if isinstance(total, int) else {}
+    value = decoded(note)
+    known = all(isinstance(value.get(key), str) for key in ("uri", "digest", "revision"))
+    return value if known and whole(value.get("bytes"), -1) >= 0 else {}
 
 
-def _output(text: str | None) -> Output | None:
-    value = _json(text)
-    parts = [str(value.get(key) or "") for key in ("job", "uri", "digest")]
+def _budget(note: str | None) -> Mapping[str, Any]:
+    """Empty where somebody wrote something else over it."""
+    value = mapping(checked({"budget": decoded(note)}).get("budget")) if note else {}
+    return value if "total" in mapping(value.get("perDevice")) else {}
+
+
+def _output(note: str | None) -> Output | None:
+    value = decoded(note)
+    parts = [text(value.get(key)) for key in ("job", "uri", "digest")]
     return Output(*parts) if all(parts) else None
 
 
@@ -124,50 +136,42 @@ def failure_text(failure: Failure) -> str:
 
 
 def _blocked(raw: Raw) -> str | None:
-    for one in (raw.get("status") or {}).get("conditions") or ():
+    for one in mappings(mapping(raw.get("status")).get("conditions")):
         if one.get("type") == "ReplicaFailure" and one.get("status") == "True":
-            return str(one.get("message") or one.get("reason") or "pods cannot be created")
+            return text(one.get("message")) or text(one.get("reason"), "pods cannot be created")
     return None
 
 
-def _json(text: str | None) -> Mapping[str, Any]:
-    try:
-        value = json.loads(text) if text else {}
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _failure(text: str | None) -> Failure | None:
-    value = _json(text)
+def _failure(note: str | None) -> Failure | None:
+    value = decoded(note)
     if not value:
         # Somebody's own words there still mean that the revision was given up.
-        return Failure("Failed", text, 0.0) if text else None
-    at = value.get("at")
-    at = float(at) if isinstance(at, int | float) else timestamp(at if isinstance(at, str) else None)
-    return Failure(str(value.get("reason") or "Failed"), str(value.get("message") or ""), at)
+        return Failure("Failed", note[:_MOST_WORDS], 0.0) if note else None
+    at = moment(value.get("at")) or timestamp(value.get("at"))
+    reason, message = text(value.get("reason"), "Failed"), text(value.get("message"))
+    return Failure(reason if _REASON.fullmatch(reason) else "Failed", message[:_MOST_WORDS], at)
 
 
 def pod(raw: Raw) -> Pod:
-    about, spec, status = meta(raw), raw.get("spec") or {}, raw.get("status") or {}
-    conditions = {one.get("type"): one for one in status.get("conditions") or ()}
+    about, spec, status = meta(raw), mapping(raw.get("spec")), mapping(raw.get("status"))
+    conditions = {text(one.get("type")): one for one in mappings(status.get("conditions"))}
     placed = conditions.get("PodScheduled") or {}
     unschedulable = None
     if placed.get("status") == "False" and placed.get("reason") in ("Unschedulable", "SchedulingGated"):
-        unschedulable = str(placed.get("message") or placed["reason"])
+        unschedulable = text(placed.get("message")) or str(placed["reason"])
     phase, lingers = own_phase(status)
     message = ""
     if phase == "Failed" or status.get("reason") in ("NodeLost", "Evicted"):
-        message = ": ".join(str(status[key]) for key in ("reason", "message") if status.get(key))
+        message = ": ".join(text(status.get(key)) for key in ("reason", "message") if text(status.get(key)))
     # The kubelet sorts by name; ours first, as troubles and words are looked for in this order.
-    beside = sorted(status.get("containerStatuses") or (), key=lambda one: one.get("name") not in OURS)
+    beside = sorted(mappings(status.get("containerStatuses")), key=lambda one: text(one.get("name")) not in OURS)
     containers = [
-        *(_container(one, True) for one in status.get("initContainerStatuses") or ()),
+        *(_container(one, True) for one in mappings(status.get("initContainerStatuses"))),
         *(_container(one, False) for one in beside),
     ]
     return Pod(
-        name=about.get("name", ""),
-        uid=about.get("uid", ""),
+        name=text(about.get("name")),
+        uid=text(about.get("uid")),
         revision=sys.intern(labels(raw).get(names.REVISION, "")),
         owner=sys.intern(controller(raw)),
         phase=sys.intern(phase),
@@ -177,78 +181,84 @@ def pod(raw: Raw) -> Pod:
         ended_at=_ended_at(status) if phase in ("Succeeded", "Failed") else 0.0,
         lingers=lingers,
         created=timestamp(about.get("creationTimestamp")),
-        node=spec.get("nodeName") or None,
-        ip=status.get("podIP") or None,
+        node=text(spec.get("nodeName")) or None,
+        ip=text(status.get("podIP")) or None,
         unschedulable=unschedulable,
         message=message,
         containers=tuple(containers),
         looks_as=annotations(raw).get(names.LOOKS_AS, ""),
-        patience=float(patience) if (patience := annotations(raw).get(names.PATIENCE, "")).isdecimal() else 0.0,
+        patience=moment(whole(annotations(raw).get(names.PATIENCE))),
     )
 
 
 def _ended_at(status: Raw) -> float:
     """The last thing that a pod's status has a time of: nothing changes in one that has ended."""
-    conditions = [one.get("lastTransitionTime") for one in status.get("conditions") or ()]
-    ended = [(one.get("state") or {}).get("terminated") or {} for one in status.get("containerStatuses") or ()]
+    conditions = [one.get("lastTransitionTime") for one in mappings(status.get("conditions"))]
+    states = [mapping(one.get("state")) for one in mappings(status.get("containerStatuses"))]
+    ended = [mapping(one.get("terminated")) for one in states]
     return max((timestamp(one) for one in (*conditions, *(one.get("finishedAt") for one in ended))), default=0.0)
 
 
 def _container(status: Raw, init: bool) -> Container:
-    state, last = status.get("state") or {}, (status.get("lastState") or {}).get("terminated") or {}
+    state, last = mapping(status.get("state")), mapping(mapping(status.get("lastState")).get("terminated"))
     which = next((name for name in ("running", "terminated", "waiting") if state.get(name) is not None), "waiting")
-    now = state.get(which) or {}
+    now = mapping(state.get(which))
     return Container(
-        name=sys.intern(str(status.get("name", ""))),
+        name=sys.intern(text(status.get("name"))),
         init=init,
-        ours=status.get("name") in OURS,
+        ours=text(status.get("name")) in OURS,
         state=which,  # type: ignore[arg-type]
-        reason=sys.intern(str(now.get("reason") or "")),
-        message=str(now.get("message") or ""),
-        exit_code=now.get("exitCode"),
-        restarts=int(status.get("restartCount") or 0),
-        last_reason=sys.intern(str(last.get("reason") or "")),
-        last_message=str(last.get("message") or ""),
-        last_exit_code=last.get("exitCode"),
+        reason=sys.intern(text(now.get("reason"))),
+        message=text(now.get("message")),
+        exit_code=_exit_code(now),
+        restarts=whole(status.get("restartCount")),
+        last_reason=sys.intern(text(last.get("reason"))),
+        last_message=text(last.get("message")),
+        last_exit_code=_exit_code(last),
     )
+
+
+def _exit_code(state: Raw) -> int | None:
+    return whole(state["exitCode"]) if "exitCode" in state else None
 
 
 def ready_endpoints(raw: Raw) -> frozenset[str]:
     """uids of the pods that a slice sends requests to."""
     found = set()
-    for one in raw.get("endpoints") or ():
-        target, conditions = one.get("targetRef") or {}, one.get("conditions") or {}
+    for one in mappings(raw.get("endpoints")):
+        uid, conditions = text(mapping(one.get("targetRef")).get("uid")), mapping(one.get("conditions"))
         # Unknown counts as ready, says the API.
-        if target.get("uid") and conditions.get("ready", True) is not False:
-            found.add(target["uid"])
+        if uid and conditions.get("ready", True) is not False:
+            found.add(uid)
     return frozenset(found)
 
 
 def node(raw: Raw) -> Node:
-    spec, status = raw.get("spec") or {}, raw.get("status") or {}
-    ready = any(one.get("type") == "Ready" and one.get("status") == "True" for one in status.get("conditions") or ())
+    spec, status = mapping(raw.get("spec")), mapping(raw.get("status"))
+    conditions = mappings(status.get("conditions"))
+    ready = any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
     allocatable: dict[str, int] = {}
-    for resource, text in (status.get("allocatable") or {}).items():
+    for resource, quantity in mapping(status.get("allocatable")).items():
         try:
-            allocatable[resource] = amount(resource, text)
+            allocatable[resource] = amount(resource, quantity)
         except ValueError:
             continue
     return Node(
-        name=meta(raw).get("name", ""),
+        name=text(meta(raw).get("name")),
         labels=dict(labels(raw)),
         taints=tuple(
-            {key: str(one.get(key) or "") for key in ("key", "value", "effect")} for one in spec.get("taints") or ()
+            {key: text(one.get(key)) for key in ("key", "value", "effect")} for one in mappings(spec.get("taints"))
         ),
         usable=ready and not spec.get("unschedulable"),
         cordoned=bool(spec.get("unschedulable")),
         allocatable=allocatable,
-        image_volumes=_mounts_images(str((status.get("nodeInfo") or {}).get("containerRuntimeVersion") or "")),
+        image_volumes=_mounts_images(text(mapping(status.get("nodeInfo")).get("containerRuntimeVersion"))),
     )
 
 
-def amount(resource: str, text: Any) -> int:
+def amount(resource: str, quantity: Any) -> int:
     """A quantity as the snapshot counts it: processors in thousandths, the rest in ones. Raises ValueError."""
-    value = parse_quantity(text)
+    value = parse_quantity(quantity)
     return int((value * 1000 if resource == "cpu" else value).to_integral_value(rounding="ROUND_CEILING"))
 
 
@@ -257,21 +267,19 @@ def _mounts_images(runtime: str) -> bool:
     name, _, version = runtime.partition("://")
     first = {"containerd": (2, 1), "cri-o": (1, 31)}.get(name)
     parts = version.lstrip("v").split(".")
-    if first is None or len(parts) < 2 or not (parts[0].isdecimal() and parts[1].isdecimal()):
-        return False
-    return (int(parts[0]), int(parts[1])) >= first
+    return first is not None and len(parts) >= 2 and (whole(parts[0], -1), whole(parts[1], -1)) >= first
 
 
 def requests(raw: Raw) -> dict[str, int]:
     """What the scheduler counts for a pod: the largest init container or the sum of the others, and one pod."""
-    spec = raw.get("spec") or {}
+    spec = mapping(raw.get("spec"))
     running: dict[str, int] = {}
-    for one in spec.get("containers") or ():
+    for one in mappings(spec.get("containers")):
         _add(running, one)
     largest: dict[str, int] = {}
     # Init containers that stay (restartPolicy Always) run beside all that come after them.
     staying: dict[str, int] = {}
-    for one in spec.get("initContainers") or ():
+    for one in mappings(spec.get("initContainers")):
         mine = dict(staying)
         _add(mine, one)
         if one.get("restartPolicy") == "Always":
@@ -281,24 +289,24 @@ def requests(raw: Raw) -> dict[str, int]:
     total = {key: running.get(key, 0) + staying.get(key, 0) for key in {*running, *staying}}
     for resource, count in largest.items():
         total[resource] = max(total.get(resource, 0), count)
-    for resource, text in (spec.get("overhead") or {}).items():
-        total[resource] = total.get(resource, 0) + amount(resource, text)
+    for resource, quantity in mapping(spec.get("overhead")).items():
+        total[resource] = total.get(resource, 0) + amount(resource, quantity)
     return {**total, "pods": 1}
 
 
 def _add(total: dict[str, int], container: Raw) -> None:
-    resources = container.get("resources") or {}
+    resources = mapping(container.get("resources"))
     # Without a request the limit counts; extended resources need not repeat it.
-    for resource, text in {**(resources.get("limits") or {}), **(resources.get("requests") or {})}.items():
-        total[resource] = total.get(resource, 0) + amount(resource, text)
+    for resource, quantity in {**mapping(resources.get("limits")), **mapping(resources.get("requests"))}.items():
+        total[resource] = total.get(resource, 0) + amount(resource, quantity)
 
 
 def inspection(texts: Iterable[Any]) -> Inspection | None:
     """The first of these texts that is a report of an inspect pod and can be read."""
-    for text in texts:
-        if isinstance(text, str) and Inspection.is_report(text):
+    for one in texts:
+        if isinstance(one, str) and Inspection.is_report(one):
             try:
-                return Inspection.decode(text)
+                return Inspection.decode(one)
             except CheckpointError:
                 continue
     return None
@@ -322,18 +330,23 @@ def page(data: Any, now: float, before: Page | None) -> Page | None:
     """A pod's status page; None when it is none."""
     if not isinstance(data, dict) or data.get("phase") not in PHASES:
         return None
-    startup = {key: value for key, value in _mapping(data.get("startup")).items() if isinstance(value, dict)}
-    observed = {key: int(value) for key, value in _mapping(data.get("observed")).items() if _number(value)}
-    usage = data.get("cacheUsage")
+    startup = {
+        name: {key: value for key, read in _OF_A_STEP.items() if key in step and (value := read(step[key])) >= 0}
+        for name, step in mapping(data.get("startup")).items()
+        if isinstance(step, dict)
+    }
+    observed = {
+        key: amount for key, value in mapping(data.get("observed")).items() if (amount := whole(value, -1)) >= 0
+    }
     read = Page(
         read_at=now,
         moved_at=now,
         phase=data["phase"],
         startup=startup,
         observed=observed,
-        running=_count(data.get("running")),
-        waiting=_count(data.get("waiting")),
-        cache_usage=min(1.0, max(0.0, float(usage or 0))) if _number(usage) else 0.0,
+        running=max(0, whole(data.get("running"))),
+        waiting=max(0, whole(data.get("waiting"))),
+        cache_usage=min(1.0, number(data.get("cacheUsage"))),
     )
     if before is not None and _progress(read) == _progress(before):
         return replace(read, moved_at=before.moved_at)
@@ -343,15 +356,3 @@ def page(data: Any, now: float, before: Page | None) -> Page | None:
 def _progress(read: Page) -> tuple[Any, ...]:
     steps = [(name, step.get("bytes")) for name, step in sorted(read.startup.items())]
     return read.phase, *steps
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < 1e18
-
-
-def _count(value: Any) -> int:
-    return max(0, int(value)) if _number(value) else 0

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.job_progress import JobProgress
-from plimsoll.operator.parse import Raw, controller, meta, timestamp
+from plimsoll.operator.parse import Raw, controller, meta
+from plimsoll.operator.shape import mapping, mappings, text, timestamp, whole
 from plimsoll.operator.snapshot import BatchJob, Output, Quantizing
 
 
@@ -13,47 +14,45 @@ def batch_job(raw: Raw) -> BatchJob:
     about = meta(raw)
     ended: Literal["", "Complete", "Failed"] = ""
     why: Mapping[str, Any] = {}
-    for one in (raw.get("status") or {}).get("conditions") or ():
+    for one in mappings(mapping(raw.get("status")).get("conditions")):
         if one.get("status") == "True" and one.get("type") in ("Complete", "Failed"):
             ended, why = one["type"], one
     return BatchJob(
-        name=about.get("name", ""),
-        uid=about.get("uid", ""),
+        name=text(about.get("name")),
+        uid=text(about.get("uid")),
         owner=controller(raw),
         ended=ended,
-        reason=str(why.get("reason") or ""),
-        message=str(why.get("message") or ""),
+        reason=text(why.get("reason")),
+        message=text(why.get("message")),
         ended_at=timestamp(why.get("lastTransitionTime")),
         deleting=bool(about.get("deletionTimestamp")),
-        suspended=(raw.get("spec") or {}).get("suspend") is True,
+        suspended=mapping(raw.get("spec")).get("suspend") is True,
     )
 
 
 def quantizing(raw: Raw) -> Quantizing:
     """A QuantizationJob as deployments see it."""
-    status = raw.get("status") or {}
-    conditions = {one.get("type"): one for one in status.get("conditions") or ()}
+    status = mapping(raw.get("status"))
+    conditions = {text(one.get("type")): one for one in mappings(status.get("conditions"))}
     complete, failed = (conditions.get(kind) or {} for kind in ("Complete", "Failed"))
-    name, output = meta(raw).get("name", ""), status.get("output") or {}
-    written = None
-    if complete.get("status") == "True" and output.get("uri") and output.get("digest"):
-        written = Output(name, str(output["uri"]), str(output["digest"]))
+    name, output = text(meta(raw).get("name")), mapping(status.get("output"))
+    uri, digest = text(output.get("uri")), text(output.get("digest"))
     refused = status.get("phase") == "Refused"
     accepted = conditions.get("Accepted") or {}
     has_failed = failed.get("status") == "True"
     return Quantizing(
         name=name,
-        phase=str(status.get("phase") or "Pending"),
-        percent=int((status.get("progress") or {}).get("percent") or 0),
-        message=str((failed.get("message") if has_failed else status.get("message")) or ""),
-        output=written,
-        failed=str(failed.get("reason")) if has_failed else str(accepted.get("reason")) if refused else None,
+        phase=text(status.get("phase"), "Pending"),
+        percent=whole(mapping(status.get("progress")).get("percent")),
+        message=text((failed if has_failed else status).get("message")),
+        output=Output(name, uri, digest) if complete.get("status") == "True" and uri and digest else None,
+        failed=text(failed.get("reason")) if has_failed else text(accepted.get("reason")) if refused else None,
     )
 
 
 def output_place(raw: Raw) -> str:
     """Where a QuantizationJob writes."""
-    return str((raw.get("spec") or {}).get("output") or "")
+    return text(mapping(raw.get("spec")).get("output"))
 
 
 def progress(data: Any) -> JobProgress | None:

@@ -7,6 +7,7 @@ from plimsoll.operator import kinds, names, parse, parse_jobs
 from plimsoll.operator.build.source import output_key
 from plimsoll.operator.entries import Brief, Ref
 from plimsoll.operator.kinds import Kind
+from plimsoll.operator.shape import mapping, text, whole
 
 SourceKey = Callable[[str, Mapping[str, Any]], str | None]
 """The key of the source that a spec in a namespace names; None for a spec that names none."""
@@ -20,22 +21,22 @@ PARSED = (kinds.POD, kinds.NODE, kinds.ENDPOINT_SLICE, kinds.CONFIG_MAP)
 def relations(kind: Kind, raw: Mapping[str, Any], source_key: SourceKey) -> tuple[Any, list[Ref]]:
     """The value of an entry (None for objects that are only compared), and its references."""
     about, tags = parse.meta(raw), parse.labels(raw)
-    namespace, name = about.get("namespace") or "", about.get("name") or ""
-    spec: Mapping[str, Any] = raw.get("spec") or {}
-    phase = str((raw.get("status") or {}).get("phase") or "Pending")
+    namespace, name = text(about.get("namespace")), text(about.get("name"))
+    spec = mapping(raw.get("spec"))
+    phase = text(mapping(raw.get("status")).get("phase"), "Pending")
     if kind is kinds.DEPLOYMENT:
-        source, job = source_key(namespace, spec), (spec.get("model") or {}).get("quantizationJob")
+        source, job = source_key(namespace, spec), text(mapping(spec.get("model")).get("quantizationJob")) or None
         refs: list[Ref] = [("deployment", namespace, name)]
         refs += [("source", namespace, source)] if source else []
         refs += [("waits", namespace, job)] if job else []
-        return Brief(phase, source, int(about.get("generation") or 0), job), refs
+        return Brief(phase, source, whole(about.get("generation")), job), refs
     if kind is kinds.QUANTIZATION:
         source, written = source_key(namespace, spec), parse_jobs.quantizing(raw).output
         refs = [("job", namespace, name), ("waits", namespace, name)]
         refs.append(("output", namespace, parse_jobs.output_place(raw)))
         refs += [("source", namespace, source)] if source else []
         refs += [("source", namespace, output_key(namespace, written))] if written else []
-        return Brief(phase, source, int(about.get("generation") or 0)), refs
+        return Brief(phase, source, whole(about.get("generation"))), refs
     return _value(kind, raw, tags), _belongs(kind, raw, namespace, tags)
 
 
@@ -62,5 +63,5 @@ def _value(kind: Kind, raw: Mapping[str, Any], tags: Mapping[str, str]) -> Any:
         own = tags.get(_SERVICE) == tags.get(names.DEPLOYMENT)
         return parse.ready_endpoints(raw) if own else frozenset()
     if kind is kinds.CONFIG_MAP:
-        return parse.inspection((raw.get("data") or {}).values())
+        return parse.inspection(mapping(raw.get("data")).values())
     return None

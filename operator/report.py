@@ -4,20 +4,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
-from plimsoll.api.job_status import QuantizationJobStatus
-from plimsoll.api.status import ModelDeploymentStatus, known
-from plimsoll.operator import kinds
+from plimsoll.api.status import known
+from plimsoll.operator import kinds, parse
 from plimsoll.operator.cluster import Cluster
 from plimsoll.operator.entries import Key
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.observe import Cache
 from plimsoll.operator.snapshot import Deployment
 
-_STATUSES: Mapping[str, type[BaseModel]] = {
-    kinds.DEPLOYMENT.name: ModelDeploymentStatus, kinds.QUANTIZATION.name: QuantizationJobStatus,
-}  # fmt: skip
 #: A status in which no condition and no phase has changed waits until the last one is so old: a pod that starts has
 #: something new to say several times a second, of which a moment later nothing is left.
 WORDS_SECONDS = 2.0
@@ -42,7 +36,7 @@ class Reporter:
             NotLeaderError: the lease is gone.
         """
         kind = kinds.BY_NAME[deployment.kind]
-        patch = difference(known(status, _STATUSES[deployment.kind]), deployment.status)
+        patch = difference(known(status, parse.STATUSES[deployment.kind]), deployment.status)
         if not patch:
             return None
         age = self._clock() - self._written_at.get(deployment.key, float("-inf"))

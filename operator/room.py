@@ -8,6 +8,7 @@ from plimsoll.operator import kinds, parse
 from plimsoll.operator.cluster import Cluster, ForbiddenError, GoneError, NotFoundError
 from plimsoll.operator.observe import Cache
 from plimsoll.operator.settings import Settings
+from plimsoll.operator.shape import mapping, text
 from plimsoll.operator.snapshot import Snapshot
 
 Used = Mapping[str, Mapping[str, int]]
@@ -52,7 +53,7 @@ class Room:
         for name in names:
             try:
                 raw = self._cluster.get(kinds.CLAIM, namespace, name)
-                found[name] = parse.amount("storage", (raw.get("status") or {})["capacity"]["storage"])
+                found[name] = parse.amount("storage", mapping(raw.get("status"))["capacity"]["storage"])
             except (NotFoundError, ForbiddenError, KeyError, TypeError, ValueError):
                 continue
         return found
@@ -67,7 +68,7 @@ class Room:
         used: dict[str, dict[str, int]] = {}
         for page in self._cluster.pages(kinds.POD, fields=_RUNNING, limit=500):
             for raw in page:
-                node = used.setdefault((raw.get("spec") or {}).get("nodeName") or "", {})
+                node = used.setdefault(text(mapping(raw.get("spec")).get("nodeName")), {})
                 try:
                     wanted = parse.requests(raw)
                 except ValueError:

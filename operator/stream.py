@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
+from plimsoll.operator.cluster import decode
+
 log = structlog.get_logger("plimsoll.operator.watch")
 
 Tell = Callable[[str, dict[str, Any]], object]
@@ -46,7 +48,7 @@ class Stream:
     def _left(self, line: bytes) -> bytes:
         """What kopf has to know of a line."""
         try:
-            event = msgspec.json.decode(line)
+            event = decode(line)
             kind, found = event["type"], event["object"]
             if kind not in ("ADDED", "MODIFIED", "DELETED"):
                 return line

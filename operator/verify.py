@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from plimsoll.operator import parse
 from plimsoll.operator.cluster import Cluster, ClusterError, ForbiddenError, GoneError, NotFoundError
 from plimsoll.operator.kinds import BY_NAME, DEPLOYMENT, Kind
 from plimsoll.operator.metrics import Metrics
@@ -215,7 +216,7 @@ class Verifier:
             gone = {"metadata": {"namespace": namespace, "name": name, "uid": uid}}
             return uid is not None and self._cache.seen(kind, "DELETED", gone)
         wanted = kind.selector.split("=") if kind.selector else None
-        if wanted and (raw["metadata"].get("labels") or {}).get(wanted[0]) != wanted[1]:
+        if wanted and parse.labels(raw).get(wanted[0]) != wanted[1]:
             # It lost the label that made it ours.
             return self._cache.seen(kind, "DELETED", raw)
         return self._cache.seen(kind, None, raw, ours=True)

@@ -14,6 +14,7 @@ from typing import Any
 from plimsoll.operator import kinds
 from plimsoll.operator.cluster import Cluster, ForbiddenError
 from plimsoll.operator.plan.trouble import waits_unexplained
+from plimsoll.operator.shape import mapping, text
 from plimsoll.operator.snapshot import Pod, Snapshot
 
 #: One reading of a pod's events serves for so long.
@@ -73,11 +74,10 @@ def last_told(events: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     latest = max(known, key=lambda one: (_at(one), one.get("type") != "Warning"), default=None)
     if latest is None or latest.get("reason") == "Scheduled":
         return "", False
-    return str(latest.get("message") or latest.get("reason") or ""), latest.get("type") == "Warning"
+    return text(latest.get("message")) or text(latest.get("reason")), latest.get("type") == "Warning"
 
 
 def _at(event: Mapping[str, Any]) -> str:
     """RFC 3339 in UTC, which sorts as text down to the second."""
-    series = event.get("series") or {}
-    found = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or ""
-    return str(found)[:19]
+    series = mapping(event.get("series"))
+    return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")[:19]

@@ -45,8 +45,3 @@ def written(
 def timestamp(now: float) -> str:
     """Seconds since the epoch as Kubernetes writes them."""
     return datetime.datetime.fromtimestamp(int(now), datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def parse_timestamp(text: str) -> float:
-    """The reverse of `timestamp`."""
-    return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.UTC).timestamp()

@@ -12,9 +12,9 @@ from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.operator import build
 from plimsoll.operator.actions import Action, Apply, Delete, Record
-from plimsoll.operator.plan.conditions import parse_timestamp
 from plimsoll.operator.plan.trouble import creating
 from plimsoll.operator.settings import Settings
+from plimsoll.operator.shape import timestamp
 from plimsoll.operator.snapshot import Pod, Snapshot
 
 #: Seconds between two looks at a source that could not be read.
@@ -91,5 +91,5 @@ def _pause(snapshot: Snapshot, failed: Pod) -> float:
     """Seconds from one look that failed to the next: as long again as the source had been failing, within bounds."""
     before = snapshot.deployment.status.get("conditions", ())
     since = next((c.get("lastTransitionTime") for c in before if c["type"] == "SourceReady"), None)
-    failing_for = failed.created - parse_timestamp(since) if since else 0.0
+    failing_for = failed.created - timestamp(since) if since else 0.0
     return min(RETRY_MOST, max(RETRY_LEAST, failing_for))

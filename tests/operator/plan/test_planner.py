@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.manifest import parse_spec
-from plimsoll.operator import build
+from plimsoll.operator import build, shape
 from plimsoll.operator.actions import Apply, MarkFailed, Plan
 from plimsoll.operator.plan import plan, room_for
-from plimsoll.operator.plan.conditions import parse_timestamp, timestamp
+from plimsoll.operator.plan.conditions import timestamp
 from plimsoll.operator.plan.devices import device_memory
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Node, Page, Pod
@@ -352,7 +352,7 @@ def test_phase_and_progress_say_the_same_while_a_pod_drains(fewer: bool) -> None
 
 
 def test_timestamps_round_trip() -> None:
-    assert parse_timestamp(timestamp(1_700_000_000.4)) == 1_700_000_000
+    assert shape.timestamp(timestamp(1_700_000_000.4)) == 1_700_000_000
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

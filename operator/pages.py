@@ -1,0 +1,56 @@
+"""What pods' status pages said last, and which of them this process has asked for."""
+
+import time
+
+from plimsoll.api.job_progress import JobProgress
+from plimsoll.operator.snapshot import Page
+
+
+class Pages:
+    """Pages by uid of the pod. The caller holds the cache's lock."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, Page | JobProgress] = {}
+        self._first_seen: dict[str, float] = {}
+        self._asked: dict[str, bool] = {}
+        """Pods whose page was asked for since this process leads, and whether it is known what comes of it."""
+        self._leading_since = 0.0
+
+    def came(self, uid: str) -> None:
+        self._first_seen.setdefault(uid, time.time())
+
+    def went(self, uid: str) -> None:
+        self._said.pop(uid, None)
+        self._first_seen.pop(uid, None)
+        self._asked.pop(uid, None)
+
+    def of(self, uid: str) -> Page | JobProgress | None:
+        return self._said.get(uid)
+
+    def keep(self, uid: str, page: Page | JobProgress | None) -> None:
+        if page is None:
+            self._said.pop(uid, None)
+        else:
+            self._said[uid] = page
+
+    def seen_since(self, uid: str) -> float:
+        """Seconds since the epoch at which this process, as the leader, began to look at a pod."""
+        return max(self._first_seen.get(uid, 0.0), self._leading_since)
+
+    def began_to_lead(self, now: float) -> None:
+        """From here on pages are read, and none was read before."""
+        self._leading_since = now
+        self._asked.clear()
+
+    def asked(self, uid: str, *, known: bool) -> bool:
+        """The pod's page was asked for; `known`: it answered, or is given up. Returns whether that is news."""
+        was = self._asked.get(uid, False)
+        self._asked[uid] = was or known
+        return known and not was
+
+    def unread(self, uid: str) -> bool:
+        """Whether it is not known yet what comes of asking."""
+        return not self._asked.get(uid)
+
+    def unasked(self, uid: str) -> bool:
+        return uid not in self._asked
