@@ -207,7 +207,7 @@ def known(status: Mapping[str, Any], model: type[BaseModel] = ModelDeploymentSta
 def checked(status: Mapping[str, Any], model: type[BaseModel] = ModelDeploymentStatus) -> dict[str, Any]:
     """The parts of `status` that are as the CRD has them; others may have been stored while nothing checked them."""
     known_keys = {key for key, _ in _fields(model)}
-    found = {key: value for key, value in status.items() if key in known_keys}
+    found = {key: value for key, value in status.items() if key in known_keys and value is not None}
     if _valid(found, model):
         return found
     return {key: value for key, value in found.items() if _valid({key: value}, model)}

@@ -10,6 +10,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -18,6 +19,7 @@ from plimsoll.operator import kinds
 from plimsoll.operator.actions import Event
 from plimsoll.operator.cluster import Cluster, ClusterError, ConflictError, NotFoundError, NotLeaderError
 from plimsoll.operator.names import API_VERSION
+from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.snapshot import Deployment
 
 log = structlog.get_logger("plimsoll.operator.events")
@@ -44,14 +46,11 @@ class Poster:
         ]
         self.dropped = 0
         self._told = 0
-        self._threads = [
-            threading.Thread(target=self._run, args=(one,), name=f"events-{index}", daemon=True)
-            for index, one in enumerate(self._waiting)
-        ]
+        self.pulses = [Pulse(f"events-{index}", partial(self._run, one)) for index, one in enumerate(self._waiting)]
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        for pulse in self.pulses:
+            pulse.start()
 
     def emit(self, deployment: Deployment, event: Event) -> None:
         try:

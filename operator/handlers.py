@@ -22,6 +22,7 @@ from plimsoll.operator.answers import soften
 from plimsoll.operator.cluster import credentials
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.observe import Cache
+from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.stream import Stream
 
 log = structlog.get_logger("plimsoll.operator.watch")
@@ -32,6 +33,10 @@ WATCH_SECONDS = 240
 SILENT_SECONDS = 150
 #: Watches that lived so long had begun well, and are begun anew at once; others after ever longer pauses.
 LIVED_SECONDS = 10.0
+#: A watch begins once its kind is listed; without a page of a list for so long it will not begin.
+OPEN_SECONDS = 30.0
+#: The thread looks at its watches twice a second.
+STUCK_SECONDS = 120.0
 
 
 class Backoffs:
@@ -71,19 +76,26 @@ class Watches:
         """Monotonic time at which the API server last agreed to a watch, by kind."""
         self.refused: Callable[[str], None] = lambda namespace: None
         """Called with a namespace in which something may not be listed or watched."""
+        self.denied: set[str] = set()
+        """Kinds that may not be watched, or that the API server says it does not have."""
+        self._began = 0.0
         self._stop = threading.Event()
         self._restart = threading.Event()
         self._down = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watches", daemon=True)
+        self._missing_since: dict[str, float] = {}
+        """Since when each kind has had no watch, through all attempts to begin one."""
+        self.pulse = Pulse("watches", self._run, STUCK_SECONDS)
 
     def start(self, watched: Sequence[Kind]) -> None:
         self.kinds = tuple(watched)
-        self._thread.start()
+        self._miss()
+        self.pulse.start()
 
     def restart(self, watched: Sequence[Kind] | None = None) -> None:
         """Lists and watches everything anew, or other kinds."""
         if watched is not None:
             self.kinds = tuple(watched)
+            self._miss()
         self._restart.set()
 
     def stop(self) -> None:
@@ -91,13 +103,23 @@ class Watches:
         self._restart.set()
 
     def join(self, seconds: float) -> None:
-        if self._thread.is_alive():
-            self._thread.join(seconds)
+        self.pulse.join(seconds)
 
     def ages(self) -> dict[str, float]:
         """Seconds since each kind's watch was last begun."""
         now = time.monotonic()
         return {kind.name: now - self.opened[kind.name] for kind in self.kinds if kind.name in self.opened}
+
+    def missing(self) -> dict[str, float]:
+        """Seconds for which each kind that is to be watched has had no watch; kinds that have one are left out."""
+        now, since = time.monotonic(), dict(self._missing_since)
+        return {kind.name: now - since[kind.name] for kind in self.kinds if kind.name in since}
+
+    def _miss(self) -> None:
+        """Notes which kinds have no watch from now on; of others it is known since when."""
+        now, wanted = time.monotonic(), {kind.name for kind in self.kinds}
+        lacking = [name for name in wanted if name not in self.opened]
+        self._missing_since = {name: self._missing_since.get(name, now) for name in lacking}
 
     def open(self) -> bool:
         """Whether every kind has been listed and is watched."""
@@ -108,24 +130,30 @@ class Watches:
         while not self._stop.is_set():
             self._restart.clear()
             began = time.monotonic()
-            loop = asyncio.new_event_loop()
             try:
-                why = loop.run_until_complete(self._watch())
+                why = self._once()
             except Exception as error:
                 # An API server that answers nonsense, a kind that is gone: list and watch anew.
                 why = f"{type(error).__name__}: {error}"[:300]
-            finally:
-                _dismantle(loop)
             pause = 1.0 if time.monotonic() - began > LIVED_SECONDS else min(pause * 2, 15.0)
             if not self._stop.is_set():
                 log.warning("watches begin anew", because=why)
                 self._stop.wait(0.1 if self._restart.is_set() else pause)
+
+    def _once(self) -> str:
+        loop = asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(self._watch())
+        finally:
+            _dismantle(loop)
 
     async def _watch(self) -> str:
         """Until told otherwise, or until something is wrong with it. Returns why."""
         stop = asyncio.Event()
         self._down.clear()
         self.opened.clear()
+        self._miss()
+        self._began = time.monotonic()
         watching = asyncio.ensure_future(
             kopf.operator(
                 registry=self._registry(),
@@ -139,6 +167,7 @@ class Watches:
         why = ""
         while not why and not watching.done():
             await asyncio.wait([watching], timeout=0.5)
+            self.pulse.beat()
             why = self._wrong()
         # One failed watch ends kopf, and on its way out kopf may wait for ever for the others: they are left behind.
         stop.set()
@@ -153,7 +182,11 @@ class Watches:
         if self._down.is_set():
             return "a watch failed"
         old = [name for name, age in self.ages().items() if age > WATCH_SECONDS + SILENT_SECONDS + 30]
-        return f"the watch of {old[0]} is not renewed" if old else ""
+        if old:
+            return f"the watch of {old[0]} is not renewed"
+        now, listed = time.monotonic(), self._cache.relisted
+        shut = [name for name in self.missing() if now - max(self._began, listed.get(name, 0.0)) > OPEN_SECONDS]
+        return f"the watch of {shut[0]} does not open" if shut else ""
 
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
@@ -190,11 +223,15 @@ class Watches:
         plural = parts[-1]
         if response.status == 403 and parts[-3:-2] == ["namespaces"]:
             self.refused(parts[-2])
-        for kind in self.kinds if agreed else ():
-            if kind.plural == plural and request.url.query.get("watch") == "true":
+        for kind in self.kinds:
+            if kind.plural != plural:
+                continue
+            (self.denied.add if response.status in (403, 404) else self.denied.discard)(kind.name)
+            if agreed and request.url.query.get("watch") == "true":
                 self.opened[kind.name] = time.monotonic()
+                self._missing_since.pop(kind.name, None)
                 response.content = Stream(response.content, partial(self._cache.seen, kind))  # type: ignore[assignment]
-            elif kind.plural == plural:
+            elif agreed:
                 self._cache.relisted[kind.name] = time.monotonic()
         return response
 

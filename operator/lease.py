@@ -15,8 +15,9 @@ from typing import Any
 import structlog
 
 from plimsoll.operator import kinds
-from plimsoll.operator.cluster import Cluster, ClusterError, ConflictError, NotFoundError
+from plimsoll.operator.cluster import Cluster, ClusterError, ConflictError, NotFoundError, UnavailableError
 from plimsoll.operator.metrics import Metrics
+from plimsoll.operator.pulse import Pulse
 
 log = structlog.get_logger("plimsoll.operator.lease")
 
@@ -26,6 +27,10 @@ LEASE_SECONDS = 15
 BELIEVE_SECONDS = 10.0
 RENEW_SECONDS = 5.0
 RETRY_SECONDS = 2.0
+#: One attempt takes two requests of four seconds; without a round for so long the thread is stuck.
+STUCK_SECONDS = 60.0
+#: An API server that answers all else and not this for so long: a connection that is broken for good.
+UNANSWERED_SECONDS = 120.0
 
 
 class Lease:
@@ -51,23 +56,30 @@ class Lease:
         self._stop = threading.Event()
         self._seen: tuple[str, float] = ("", float("-inf"))
         """The record's last version and when it was first seen: remote clocks are not trusted."""
-        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._unanswered_since: float | None = None
+        """Since when no attempt was answered at all."""
+        self.pulse = Pulse("lease", self._run, STUCK_SECONDS)
 
     def held(self) -> bool:
         return self._clock() < self._held_until
 
     def start(self) -> None:
-        self._thread.start()
+        self.pulse.start()
 
     def stop(self) -> None:
         """Stops trying and gives the lease back, so that the next operator need not wait for it to run out."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(3.0)
+        self.pulse.join(3.0)
+
+    def unanswered(self) -> float:
+        """Seconds for which no attempt was answered; a refusal is an answer, which a restart would get too."""
+        since = self._unanswered_since
+        return 0.0 if since is None else self._clock() - since
 
     def _run(self) -> None:
         complained = ""
         while not self._stop.is_set():
+            self.pulse.beat()
             problem = self.step()
             if problem and problem != complained:
                 log.warning("no lease", problem=problem, lease=self._name, namespace=self._namespace)
@@ -82,7 +94,8 @@ class Lease:
 
     def step(self) -> str:
         """One attempt to take or keep the lease. Returns what went wrong, or nothing."""
-        problem, self._renewed = "", False
+        problem, self._renewed, began = "", False, self._clock()
+        unanswered = False
         try:
             self._attempt()
         except NotFoundError:
@@ -90,11 +103,17 @@ class Lease:
         except ConflictError:
             pass  # Somebody else was faster; the next look shows who.
         except ClusterError as error:
-            problem = str(error)
-        except Exception as error:  # Whatever it is, this thread must live.
+            problem, unanswered = str(error), isinstance(error, UnavailableError)
+        except Exception as error:  # Any error: this thread must live.
             log.exception("this is a bug")
+            problem, unanswered = repr(error), True
+        self._unanswered_since = (self._unanswered_since or began) if unanswered else None
+        try:
+            self._tell()
+        except Exception as error:
+            log.exception("this is a bug")
+            self._leading = False  # The next attempt begins to lead again.
             problem = repr(error)
-        self._tell()
         return problem
 
     def _attempt(self) -> None:

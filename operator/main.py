@@ -26,11 +26,12 @@ from plimsoll.operator.events import Events, Poster
 from plimsoll.operator.handlers import WATCH_SECONDS, Watches
 from plimsoll.operator.health import Health
 from plimsoll.operator.kinds import Kind
-from plimsoll.operator.lease import Lease
+from plimsoll.operator.lease import UNANSWERED_SECONDS, Lease
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.observe import Cache
 from plimsoll.operator.plan import next_plan, room_for
 from plimsoll.operator.poll import Poller
+from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.reconcile import Reconciler, Workers
 from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings, load_settings
@@ -45,7 +46,10 @@ HUNG_SECONDS = 300.0
 STUCK_SECONDS = 60.0
 #: A watch that was not renewed for so long is dead, if the API server answers otherwise.
 DEAD_SECONDS = 3.0 * WATCH_SECONDS
-DISCOVER_SECONDS = 300.0
+#: A watch that has not begun for so long, though the API server answers and allows it, begins in no attempt.
+MISSING_SECONDS = 180.0
+DISCOVER_SECONDS = 10.0
+NO_KIND = "the cluster has no ModelDeployment: apply crds/, this goes on by itself then"
 #: A new leader waits so long for pods' status pages before it says what it does not see.
 PATIENCE_SECONDS = 10.0
 
@@ -81,6 +85,12 @@ class Operator:
         self._stop = asyncio.Event()
         self._ending = threading.Event()
         self._waiting_for = "the API server"
+        self._always: list[Kind] = []
+        """Kinds that are watched in this cluster wherever they are there."""
+        self._unseen: set[str] = set()
+        """Kinds that are watched and were not there at the last look."""
+        self._start = Pulse("start", self._begin)
+        self._reading: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _reconciler(self) -> Reconciler:
@@ -97,12 +107,12 @@ class Operator:
         if self.settings.health_port:
             self.health = Health(self.settings.health_port, self.metrics, self.alive, self.ready, self._refresh)
             self.health.start()
-        threading.Thread(target=self._begin, name="start", daemon=True).start()
-        poller = asyncio.ensure_future(self.poller.run())
+        self._start.start()
+        self._reading = asyncio.ensure_future(self.poller.run())
         beat = asyncio.ensure_future(self._heart())
         await self._stop.wait()
         logger.info("ending")
-        for task in (poller, beat):
+        for task in (self._reading, beat):
             task.cancel()
         # Whatever hangs, the process is gone in time; the lease then runs out by itself.
         timer = threading.Timer(4.5, os._exit, (0,))
@@ -138,7 +148,12 @@ class Operator:
         self.sweeper.start()
         self.lease.start()
         while not self._ending.wait(DISCOVER_SECONDS):
-            self._look_again()
+            try:
+                self._look_again()
+            except ClusterError:
+                continue
+            except Exception:
+                logger.exception("this is a bug")
 
     def _await_kinds(self) -> list[Kind] | None:
         told = ""
@@ -147,7 +162,7 @@ class Operator:
             try:
                 if discover.has_our_kind(self.cluster):
                     return self._watched()
-                problem = "the cluster has no ModelDeployment: apply crds/, this goes on by itself then"
+                problem = NO_KIND
             except ClusterError as error:
                 problem = f"the API server cannot be asked: {error}"
             self._waiting_for = problem
@@ -165,20 +180,31 @@ class Operator:
         self.cache.sees_nodes = not self.settings.namespaces
         self.cache.image_volumes = self.settings.image_volumes == "auto" and discover.image_volumes(self.cluster, where)
         nodes = [kinds.NODE] if self.cache.sees_nodes else []
-        return [*kinds.WATCHED, *nodes, *extra]
+        self._always = [*kinds.WATCHED, *nodes]
+        return [*self._always, *extra]
 
     def _look_again(self) -> None:
-        """Kinds may have come since: monitoring is often installed later."""
-        try:
-            extra = discover.optional(self.cluster)
-        except ClusterError:
+        """Kinds come and go: monitoring is often installed later, and CRDs are deleted and applied anew.
+
+        Raises:
+            ClusterError: the API server does not say which kinds there are.
+        """
+        ours = discover.has_our_kind(self.cluster)
+        extra = discover.optional(self.cluster)
+        there = [*(kind for kind in self._always if ours or kind is not kinds.DEPLOYMENT), *extra]
+        absent = {kind.name for kind in self.watches.kinds if kind not in there}
+        # An API server that has just started may not know all kinds yet: one is gone at the second look.
+        unsure, self._unseen = absent - self._unseen, absent
+        wanted = [*(kind for kind in self.watches.kinds if kind in there or kind.name in unsure),
+                  *(kind for kind in there if kind not in self.watches.kinds)]  # fmt: skip
+        if wanted == list(self.watches.kinds):
             return
-        if frozenset(kind.name for kind in extra) == self.cache.apis:
-            return
-        logger.info("the cluster's kinds have changed", optional=[kind.name for kind in extra])
-        self.cache.apis = frozenset(kind.name for kind in extra)
-        kept = [kind for kind in self.watches.kinds if kind not in kinds.OPTIONAL]
-        self.watches.restart([*kept, *extra])
+        logger.info("the cluster's kinds have changed", watched=[kind.name for kind in wanted])
+        self.cache.apis = frozenset(kind.name for kind in wanted if kind in kinds.OPTIONAL)
+        for kind in self.watches.kinds:
+            if kind not in wanted:
+                self.verifier.forget(kind)
+        self.watches.restart(wanted)
         self._wake_all()
 
     def _gained(self) -> None:
@@ -213,25 +239,50 @@ class Operator:
         logger.info("ended")
 
     def alive(self) -> list[str]:
+        """What only a restart mends."""
+        if self._ending.is_set():
+            return []
         now, wrong = time.monotonic(), []
         if now - self._beat > STUCK_SECONDS:
             wrong.append(f"the event loop has been stuck for {now - self._beat:.0f} s")
+        if self._reading is not None and self._reading.done():
+            wrong.append("status pages are read no more")
+        for pulse in self._pulses():
+            wrong += pulse.wrong()
         if self._filled:
             hung = self.queue.longest_running()
             if hung > HUNG_SECONDS:
                 wrong.append(f"a worker has been at one deployment for {hung:.0f} s")
             # While the API server is away no watch can be renewed, and a restart would mend nothing.
             if now - self.cluster.answered_at < 60.0:
-                ages = self.watches.ages().items()
-                wrong += [f"the watch of {kind} is {age:.0f} s old" for kind, age in ages if age > DEAD_SECONDS]
-                untrue = [kind for kind, count in self.verifier.missed.items() if count >= 3]
-                wrong += [f"the watch of {kind} keeps missing changes" for kind in untrue]
+                wrong += self._cut_off()
+        return wrong
+
+    def _pulses(self) -> list[Pulse]:
+        parts = (self.watches.pulse, self.rounds.pulse, self.sweeper.pulse, self.lease.pulse)
+        return [self._start, *self.workers.pulses, *self.poster.pulses, *parts]
+
+    def _cut_off(self) -> list[str]:
+        """What gets no answer, or the wrong one, from an API server that answers others."""
+        wrong = [f"the watch of {k} is {age:.0f} s old" for k, age in self.watches.ages().items() if age > DEAD_SECONDS]
+        # What is forbidden, or is no kind of this cluster, would be so after a restart as well.
+        missing = {k: age for k, age in self.watches.missing().items() if k not in self.watches.denied}
+        wrong += [f"the watch of {k} has not begun for {a:.0f} s" for k, a in missing.items() if a > MISSING_SECONDS]
+        wrong += [f"the watch of {k} keeps missing changes" for k, count in self.verifier.missed.items() if count >= 3]
+        unanswered = self.lease.unanswered()
+        if unanswered > UNANSWERED_SECONDS:
+            wrong.append(f"the lease has had no answer for {unanswered:.0f} s")
         return wrong
 
     def ready(self) -> list[str]:
         if not self._filled:
             return [f"waiting for {self._waiting_for}"]
-        return list(self.rounds.refused.values()) if self.watches.open() else ["waiting for the watches"]
+        watched = {kind.name for kind in self.watches.kinds}
+        if kinds.DEPLOYMENT in self._always and kinds.DEPLOYMENT.name not in watched:
+            return [f"waiting for {NO_KIND}"]
+        if not self.watches.open():
+            return ["waiting for the watches"]
+        return [words for kind, words in dict(self.rounds.refused).items() if kind in watched]
 
     def _refresh(self) -> None:
         self.metrics.deployments.clear()

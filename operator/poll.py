@@ -103,7 +103,9 @@ class Poller:
             async with self._gate:
                 data = await self._read(target.ip)
             page = _page(target, data, before)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        except Exception as error:
+            # Whatever a pod answers, or whatever its address leads to: it says nothing then.
+            log.debug("a status page cannot be read", address=target.ip, error=repr(error)[:200])
             page = None
         finally:
             pod.running = False

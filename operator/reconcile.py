@@ -1,6 +1,5 @@
 """Observe, plan, apply, report: one look at one deployment or job, and the threads that keep looking."""
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from plimsoll.operator.entries import Key, object_of
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.observe import Cache
 from plimsoll.operator.plan.refusal import refused as with_refusal
+from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.report import Reporter
 from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
@@ -203,11 +203,11 @@ class Workers:
 
     def __init__(self, queue: WorkQueue, work: Callable[[Key], None], count: int) -> None:
         self._queue, self._work = queue, work
-        self._threads = [threading.Thread(target=self._run, name=f"worker-{i}", daemon=True) for i in range(count)]
+        self.pulses = [Pulse(f"worker-{index}", self._run) for index in range(count)]
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        for pulse in self.pulses:
+            pulse.start()
 
     def _run(self) -> None:
         while True:
@@ -219,9 +219,5 @@ class Workers:
 
     def join(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(max(0.0, until - time.monotonic()))
-
-    def alive(self) -> bool:
-        return all(thread.is_alive() for thread in self._threads)
+        for pulse in self.pulses:
+            pulse.join(max(0.0, until - time.monotonic()))

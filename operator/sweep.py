@@ -11,11 +11,14 @@ from plimsoll.operator.cluster import Cluster, ClusterError, ForbiddenError, Inv
 from plimsoll.operator.entries import Key
 from plimsoll.operator.kinds import BY_NAME, CONFIG_MAP, POLICY
 from plimsoll.operator.observe import Cache
+from plimsoll.operator.pulse import Pulse
 
 log = structlog.get_logger("plimsoll.operator.sweep")
 
 #: A deployment that is deleted and made again need not be inspected again.
 KEEP_RECORDS_SECONDS = 3600.0
+#: One removal takes less, retries included.
+STUCK_SECONDS = 300.0
 
 
 class Sweeper:
@@ -27,16 +30,17 @@ class Sweeper:
         self._cluster, self._cache, self._leading, self._clock = cluster, cache, leading, clock
         self._unwanted: dict[Key, float] = {}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+        self.pulse = Pulse("sweep", self._run, STUCK_SECONDS)
 
     def start(self) -> None:
-        self._thread.start()
+        self.pulse.start()
 
     def stop(self) -> None:
         self._stop.set()
 
     def _run(self) -> None:
         while not self._stop.wait(5.0):
+            self.pulse.beat()
             if self._leading():
                 try:
                     self.sweep()
@@ -65,6 +69,7 @@ class Sweeper:
             self._remove(namespace, POLICY.name, names.INSPECT_POLICY, uid, "nothing here is inspected any more")
 
     def _remove(self, namespace: str, kind: str, name: str, uid: str, why: str) -> None:
+        self.pulse.beat()
         try:
             if self._cluster.delete(BY_NAME[kind], namespace, name, uid):
                 log.info("deleted", kind=kind, namespace=namespace, name=name, why=why)

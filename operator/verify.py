@@ -18,6 +18,7 @@ from plimsoll.operator.cluster import Cluster, ClusterError, ForbiddenError, Gon
 from plimsoll.operator.kinds import BY_NAME, DEPLOYMENT, Kind
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.observe import Cache
+from plimsoll.operator.pulse import Pulse
 
 log = structlog.get_logger("plimsoll.operator.verify")
 
@@ -28,6 +29,8 @@ LOST_SECONDS, RETRY_SECONDS = 60.0, 15.0
 _SETTLED_SECONDS = 2.0
 #: What a watch may lag behind before it counts as having missed something.
 _LAG_SECONDS = 5.0
+#: A check of one kind takes less, however many namespaces and objects there are.
+STUCK_SECONDS = 1800.0
 
 Listed = dict[tuple[str, str], tuple[str, str]]
 """(namespace, name) to (uid, resourceVersion)."""
@@ -157,8 +160,15 @@ class Verifier:
         log.warning("a namespace is served no more: is it there, and the operator's Role in it?", namespace=namespace,
                     error=str(error))  # fmt: skip
         self._cache.lost |= {namespace}
-        for name in self._checked:
+        for name in list(self._checked):
             self._drop(BY_NAME[name], namespace)
+
+    def forget(self, kind: Kind) -> None:
+        """The cluster has no such kind any more, hence no object of it."""
+        self._checked.pop(kind.name, None)
+        self.missed.pop(kind.name, None)
+        for namespace in {where for where, _ in self._cache.listed(kind)}:
+            self._drop(kind, namespace)
 
     def _drop(self, kind: Kind, namespace: str) -> None:
         for (where, name), (uid, _, _) in self._cache.listed(kind).items():
@@ -234,10 +244,10 @@ class Rounds:
         self._failed: dict[str, tuple[float, str]] = {}
         """When a kind's last check failed, and of what."""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="verify", daemon=True)
+        self.pulse = Pulse("verify", self._run, STUCK_SECONDS)
 
     def start(self) -> None:
-        self._thread.start()
+        self.pulse.start()
 
     def stop(self) -> None:
         self._stop.set()
@@ -245,7 +255,9 @@ class Rounds:
     def _run(self) -> None:
         while not self._stop.wait(1.0):
             # The first that is due, and then anew: what all others belong to comes first, and a check may take long.
+            self.pulse.beat()
             while (kind := self._due()) is not None and not self._stop.is_set():
+                self.pulse.beat()
                 try:
                     if self._verifier.check(kind):
                         self._alarm(kind)

@@ -124,8 +124,8 @@ def test_any_value_in_any_place_of_any_object_is_lived_with(objects: list[tuple[
     for kind, raw in objects:
         everywhere = list(places(raw))
         notes = [("metadata", "annotations", note) for note in NOTES] if kind is kinds.REPLICA_SET else []
-        for path in [*chance.sample(everywhere, min(10, len(everywhere))), *notes]:
-            for value in VALUES if path in notes else chance.sample(VALUES, 5):
+        for path in [*chance.sample(everywhere, min(6, len(everywhere))), *notes]:
+            for value in VALUES if path in notes else chance.sample(VALUES, 4):
                 hostile = with_value(raw, path, value)
                 with structlog.testing.capture_logs() as logs:
                     cache = world(objects, hostile)

@@ -177,7 +177,7 @@ def test_a_kind_that_fails_rests_while_the_others_are_checked_and_is_told_of_onc
         while world.verifier.due(kinds.SERVICE, time.monotonic()) and time.monotonic() < until:
             time.sleep(0.05)
         rounds.stop()
-        rounds._thread.join(20)
+        rounds.pulse.join(20)
         at, _ = rounds._failed["ReplicaSet"]
         rounds._failed["ReplicaSet"] = (at - RETRY_SECONDS - 1, rounds._failed["ReplicaSet"][1])
         assert rounds._due() is kinds.REPLICA_SET

@@ -170,7 +170,7 @@ def test_what_others_belong_to_is_checked_first_whatever_is_due_besides(world: W
         world.verifier._checked[kind.name] = -1e9
     rounds = Rounds(world.verifier, lambda: watched, lambda kind: None)
     rounds.start()
-    rounds._thread.join(20)
+    rounds.pulse.join(20)
     assert order == ["ModelDeployment", "Service", "ModelDeployment", "Pod"]
 
 
