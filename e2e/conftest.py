@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from e2e import volumes
+from e2e.bare import deployment, proxy, recorded, start  # noqa: F401 - fixtures
 from e2e.cluster import SOON, Cluster, NoClusterError, eventually
 from e2e.deployments import CLAIM, MODEL_FILE, ModelDeployment
 from e2e.operators import ROOT, ChartOperator, LocalOperator, Operator
@@ -245,11 +246,11 @@ def serving(scene: Scene) -> Callable[..., tuple[ModelDeployment, str]]:
     """Applies a deployment, waits until it is Ready, and returns it with its NodePort's URL."""
 
     def serve(name: str = "smollm2", **spec: Any) -> tuple[ModelDeployment, str]:
-        deployment = scene.deploy(name, **spec)
-        deployment.ready()
-        url = scene.url(deployment)
+        deployed = scene.deploy(name, **spec)
+        deployed.ready()
+        url = scene.url(deployed)
         wanted = spec.get("replicas", 1)
-        eventually(lambda: deployment.routable() == wanted, SOON, f"{wanted} pods behind the Service")
-        return deployment, url
+        eventually(lambda: deployed.routable() == wanted, SOON, f"{wanted} pods behind the Service")
+        return deployed, url
 
     return serve

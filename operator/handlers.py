@@ -67,9 +67,14 @@ class Watches:
 
     Args:
         namespaces: none means all of the cluster.
+        heard: takes each event; None gives it to the cache.
     """
 
-    def __init__(self, configuration: Configuration, cache: Cache, namespaces: Sequence[str]) -> None:
+    def __init__(
+        self, configuration: Configuration, cache: Cache, namespaces: Sequence[str],
+        heard: Callable[[Kind, str | None, dict[str, Any]], object] | None = None,
+    ) -> None:  # fmt: skip
+        self._heard = heard or cache.seen
         self._configuration, self._cache, self._namespaces = configuration, cache, tuple(namespaces)
         self.kinds: tuple[Kind, ...] = ()
         self.opened: dict[str, float] = {}
@@ -198,7 +203,7 @@ class Watches:
 
     def _handler(self, kind: Kind) -> Callable[..., Awaitable[None]]:
         async def seen(event: Any, **_: Any) -> None:
-            self._cache.seen(kind, event["type"], event["object"])
+            self._heard(kind, event["type"], event["object"])
 
         return seen
 
@@ -230,7 +235,7 @@ class Watches:
             if agreed and request.url.query.get("watch") == "true":
                 self.opened[kind.name] = time.monotonic()
                 self._missing_since.pop(kind.name, None)
-                response.content = Stream(response.content, partial(self._cache.seen, kind))  # type: ignore[assignment]
+                response.content = Stream(response.content, partial(self._heard, kind))  # type: ignore[assignment]
             elif agreed:
                 self._cache.relisted[kind.name] = time.monotonic()
         return response

@@ -22,6 +22,7 @@ from plimsoll.api.deployment import Model
 from plimsoll.api.errors import PlimsollError
 from plimsoll.operator import build, discover, kinds, log
 from plimsoll.operator.cluster import Cluster, ClusterError, connection
+from plimsoll.operator.departures import Departures
 from plimsoll.operator.events import Events, Poster
 from plimsoll.operator.handlers import WATCH_SECONDS, Watches
 from plimsoll.operator.health import Health
@@ -69,8 +70,12 @@ class Operator:
         self.lease = Lease(
             self.cluster, settings.operator_namespace, settings.lease_name, self.metrics, self._gained, self.queue.pause
         )
-        self.watches = Watches(configuration, self.cache, settings.namespaces)
-        self.verifier = Verifier(self.cluster, self.cache, settings.namespaces, self.metrics, regained=self._wake_all)
+        self.departures = Departures(self.cluster, self.cache)
+        self.watches = Watches(configuration, self.cache, settings.namespaces, self.departures.heard)
+        self.verifier = Verifier(
+            self.cluster, self.cache, settings.namespaces, self.metrics, regained=self._wake_all,
+            departures=self.departures,
+        )  # fmt: skip
         self.watches.refused = self.verifier.doubt
         log.hush(lambda: self.cache.lost)
         self.rounds = Rounds(self.verifier, lambda: self.watches.kinds, self._missed)
@@ -144,6 +149,7 @@ class Operator:
         self.watches.start(watched)
         self.workers.start()
         self.poster.start()
+        self.departures.start()
         self.rounds.start()
         self.sweeper.start()
         self.lease.start()
@@ -228,6 +234,7 @@ class Operator:
         self._ending.set()
         self.queue.close()
         self.watches.stop()
+        self.departures.stop()
         self.rounds.stop()
         self.sweeper.stop()
         self.workers.join(2.0)
@@ -259,7 +266,8 @@ class Operator:
         return wrong
 
     def _pulses(self) -> list[Pulse]:
-        parts = (self.watches.pulse, self.rounds.pulse, self.sweeper.pulse, self.lease.pulse)
+        parts = (self.watches.pulse, self.rounds.pulse, self.sweeper.pulse, self.lease.pulse,
+                 self.departures.pulse)  # fmt: skip
         return [self._start, *self.workers.pulses, *self.poster.pulses, *parts]
 
     def _cut_off(self) -> list[str]:

@@ -52,6 +52,9 @@ PATIENCE = "plimsoll.dev/patience"
 #: Selects everything that is ours, on the server's side.
 OURS = f"{MANAGED_BY}={MANAGER}"
 
+#: What was ours and has lost the label by which it is selected.
+STRAY = f"{COMPONENT},{MANAGED_BY}!={MANAGER}"
+
 #: Of the NetworkPolicy that all inspect pods of a namespace share.
 INSPECT_POLICY = "plimsoll-inspect"
 

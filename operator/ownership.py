@@ -18,10 +18,12 @@ def check_ours(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> None:
         ConflictError: it goes with an earlier object that had the name of our owner, and is gone soon.
         NameTakenError: it is somebody else's, or another deployment's or job's.
     """
-    owner, theirs = _controller(wanted), _controller(live)
+    owner, theirs = controller(wanted), controller(live)
     if owner and owner.get("uid") == theirs.get("uid"):
         return
-    if not theirs and _marks(wanted) == _marks(live):
+    source = parse.labels(wanted).get(names.SOURCE)
+    if not theirs and (_marks(wanted) == _marks(live) or (source and parse.labels(live).get(names.SOURCE) == source)):
+        # A record is named by its source, and by nothing else: it is ours also without the other labels.
         return
     what, name = wanted["kind"], wanted["metadata"]["name"]
     if owner and (owner["kind"], owner["name"]) == (theirs.get("kind"), theirs.get("name")):
@@ -31,7 +33,7 @@ def check_ours(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> None:
     raise NameTakenError(f"there is a {what} {name} already{whose}, which is left as it is: {fix}")
 
 
-def _controller(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+def controller(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The owner reference of whoever looks after an object; empty where nobody does."""
     found = mappings(parse.meta(raw).get("ownerReferences"))
     return next((one for one in found if one.get("controller")), {})

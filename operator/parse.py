@@ -84,7 +84,7 @@ def replica_set(raw: Raw) -> ReplicaSet:
     return ReplicaSet(
         name=text(about.get("name")),
         uid=text(about.get("uid")),
-        revision=labels(raw).get(names.REVISION, ""),
+        revision=labels(raw).get(names.REVISION) or _selected_revision(raw),
         # The API server writes 1 where nothing was said.
         replicas=whole(mapping(raw.get("spec")).get("replicas"), 1),
         number=whole(notes.get(names.NUMBER)),
@@ -109,6 +109,12 @@ def replica_sets(raws: Iterable[Raw], uid: str) -> tuple[ReplicaSet, ...]:
     nor its verdicts count here.
     """
     return tuple(replica_set(raw) for raw in raws if controller(raw) in ("", uid))
+
+
+def _selected_revision(raw: Raw) -> str:
+    """Of a ReplicaSet that has lost its label: its selector cannot change."""
+    selector = mapping(mapping(raw.get("spec")).get("selector"))
+    return text(mapping(selector.get("matchLabels")).get(names.REVISION))
 
 
 def _source(note: str | None) -> Mapping[str, Any]:

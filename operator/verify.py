@@ -15,8 +15,10 @@ import structlog
 
 from plimsoll.operator import parse
 from plimsoll.operator.cluster import Cluster, ClusterError, ForbiddenError, GoneError, NotFoundError
-from plimsoll.operator.kinds import BY_NAME, DEPLOYMENT, Kind
+from plimsoll.operator.departures import Departures
+from plimsoll.operator.kinds import BY_NAME, DEPLOYMENT, ENDPOINT_SLICE, Kind
 from plimsoll.operator.metrics import Metrics
+from plimsoll.operator.names import OURS, STRAY
 from plimsoll.operator.observe import Cache
 from plimsoll.operator.pulse import Pulse
 
@@ -41,12 +43,15 @@ class Verifier:
 
     Args:
         regained: called with a namespace that was lost, once all that is in it is known again.
+        departures: looks after objects that have lost the label by which they would be watched.
     """
 
     def __init__(
         self, cluster: Cluster, cache: Cache, namespaces: Sequence[str], metrics: Metrics,
         sleep: Callable[[float], None] = time.sleep, regained: Callable[[str], None] = lambda namespace: None,
+        departures: Departures | None = None,
     ) -> None:  # fmt: skip
+        self._departures = departures or Departures(cluster, cache)
         self._cluster, self._cache, self._metrics, self._sleep = cluster, cache, metrics, sleep
         self._regained = regained
         self._namespaces: tuple[str | None, ...] = tuple(namespaces) or (None,)
@@ -57,6 +62,7 @@ class Verifier:
     def fill(self, kind: Kind) -> int:
         """Brings every object of a kind into the cache. Returns how many there are."""
         count = self._bring(kind, self._pages(kind, limit=250))
+        self._find_strays(kind)
         self._checked[kind.name] = time.monotonic()
         return count
 
@@ -111,11 +117,22 @@ class Verifier:
             log.warning("a watch had missed changes", kind=kind.name, objects=missed)
         else:
             self.missed.pop(kind.name, None)
+        self._find_strays(kind)
         # Only now: one that broke off in the middle is due still.
         self._checked[kind.name] = began
         return missed
 
-    def _pages(self, kind: Kind, *, limit: int, metadata_only: bool = False) -> Iterator[list[dict[str, Any]]]:
+    def _find_strays(self, kind: Kind) -> None:
+        """Nobody watches what has lost its label; other labels of ours find it."""
+        if kind.selector != OURS or kind is ENDPOINT_SLICE:
+            return
+        for page in self._pages(kind, limit=250, selector=STRAY):
+            for raw in page:
+                self._departures.stray(kind, {"kind": kind.name, "apiVersion": kind.api_version, **raw})
+
+    def _pages(
+        self, kind: Kind, *, limit: int, metadata_only: bool = False, selector: str | None = None
+    ) -> Iterator[list[dict[str, Any]]]:
         """Of all namespaces but those that are lost, which only a list of deployments can change.
 
         Raises:
@@ -130,7 +147,7 @@ class Verifier:
         )
         for namespace in where:
             pages = self._cluster.pages(
-                kind, namespace, selector=kind.selector, metadata_only=metadata_only, limit=limit
+                kind, namespace, selector=selector or kind.selector, metadata_only=metadata_only, limit=limit
             )
             try:
                 first = next(pages)
@@ -227,8 +244,8 @@ class Verifier:
             return uid is not None and self._cache.seen(kind, "DELETED", gone)
         wanted = kind.selector.split("=") if kind.selector else None
         if wanted and parse.labels(raw).get(wanted[0]) != wanted[1]:
-            # It lost the label that made it ours.
-            return self._cache.seen(kind, "DELETED", raw)
+            self._departures.doubt(kind, raw)
+            return False
         return self._cache.seen(kind, None, raw, ours=True)
 
 

@@ -29,9 +29,10 @@
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, watch, create, patch]
+# Patched only to put labels back that somebody took off.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, create, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch]

@@ -8,6 +8,7 @@ import pytest
 
 from plimsoll.operator import kinds, names
 from plimsoll.operator.cluster import Cluster, ClusterError
+from plimsoll.operator.departures import Departures
 from plimsoll.operator.observe import Cache
 from plimsoll.operator.verify import Rounds, Verifier
 
@@ -18,7 +19,10 @@ class World:
     def __init__(self, api: Any, cluster: Cluster, cache: Cache, metrics: Any, make: Callable[..., Any]) -> None:
         self.api, self.cache, self.make = api, cache, make
         self.meanwhile: Callable[[], None] = lambda: None
-        self.verifier = Verifier(cluster, cache, ("ns",), metrics, sleep=lambda _: self.meanwhile())
+        self.departures = Departures(cluster, cache)
+        self.verifier = Verifier(
+            cluster, cache, ("ns",), metrics, sleep=lambda _: self.meanwhile(), departures=self.departures
+        )
         self.stored: dict[str, dict[str, Any]] = {}
 
     def there(self, name: str, **more: Any) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def test_what_is_right_costs_one_listing(world: World) -> None:
     for name in ("a", "b"):
         world.cache.seen(kinds.SERVICE, "ADDED", world.there(name))
     assert world.check() == 0
-    assert len(world.api.requests) == 1
+    assert len(world.api.requests) == 2, "one of them lists what has lost its label"
     assert world.verifier.missed == {}
 
 
@@ -80,14 +84,17 @@ def test_a_watch_that_is_a_moment_behind_is_no_alarm(world: World) -> None:
     assert world.verifier.missed == {}
 
 
-def test_one_that_lost_our_label_is_ours_no_more(world: World) -> None:
+def test_one_that_lost_our_label_is_still_there_and_gets_it_back(world: World) -> None:
     world.cache.seen(kinds.SERVICE, "ADDED", world.there("a"))
     taken = world.there("a")
-    taken["metadata"]["labels"] = {}
+    del taken["metadata"]["labels"][names.MANAGED_BY]
     del world.stored["a"]
     world._list()
-    assert world.check() == 1
-    assert world.known() == {}
+    assert world.check() == 0
+    assert list(world.known()) == ["a"]
+    [(kind, raw)] = world.departures._next() or ()
+    world.departures.look(kind, raw)
+    assert world.api.objects[kinds.SERVICE.path("ns", "a")]["metadata"]["labels"] == MINE["labels"]
 
 
 def test_a_listing_that_takes_too_long_begins_again(world: World) -> None:

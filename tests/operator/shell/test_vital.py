@@ -42,6 +42,7 @@ THREADS: dict[str, Callable[[Operator], tuple[object, str]]] = {
     "verify": lambda one: (one.rounds._stop, "wait"),
     "sweep": lambda one: (one.sweeper._stop, "wait"),
     "lease": lambda one: (one.lease, "step"),
+    "departures": lambda one: (one.departures, "_next"),
 }
 
 
@@ -60,12 +61,12 @@ def test_each_thread_that_ends_is_noticed(wired: Operator, monkeypatch: pytest.M
 
 
 def test_there_is_a_pulse_for_every_thread_that_the_process_starts(wired: Operator) -> None:
-    expected = {"start", "watches", "verify", "sweep", "lease", *(f"worker-{n}" for n in range(2)),
+    expected = {"start", "watches", "verify", "sweep", "lease", "departures", *(f"worker-{n}" for n in range(2)),
                 *(f"events-{n}" for n in range(4))}  # fmt: skip
     assert {pulse.name for pulse in wired._pulses()} == expected
 
 
-@pytest.mark.parametrize("name", ["watches", "verify", "sweep", "lease"])
+@pytest.mark.parametrize("name", ["watches", "verify", "sweep", "lease", "departures"])
 def test_a_thread_that_goes_round_no_more_is_noticed(wired: Operator, name: str) -> None:
     pulse = next(one for one in wired._pulses() if one.name == name)
     pulse._thread.is_alive = lambda: True  # type: ignore[method-assign]
