@@ -6,8 +6,12 @@ import aiohttp
 import msgspec
 from aiohttp.base_protocol import BaseProtocol
 
+from plimsoll.operator.shape import shallow
+
 GONE = 410
 _LIMIT = 1 << 16
+#: kopf decodes an answer in more frames than are on the stack here, and a decoder counts them.
+_KOPFS_FRAMES = 100
 
 
 async def soften(response: aiohttp.ClientResponse) -> None:
@@ -27,10 +31,27 @@ async def soften(response: aiohttp.ClientResponse) -> None:
         await response.read()
     except aiohttp.ClientPayloadError as error:
         raise aiohttp.ServerDisconnectedError(f"an answer was cut: {error}") from None
+    if response.status == 200:
+        _flatten(response)
     if response.status == GONE and "continue" in response.url.query:
         raise aiohttp.ClientPayloadError("the listing has expired")
     if response.status == GONE:
         raise aiohttp.ServerDisconnectedError("nothing here can have expired")
+
+
+def _flatten(response: aiohttp.ClientResponse) -> None:
+    """Cuts off what one object has nested so deeply that kopf could not decode the whole list."""
+    body = response._body or b""
+    try:
+        _decoded(body, _KOPFS_FRAMES)
+    except RecursionError:
+        response._body = shallow(body)
+    except ValueError:
+        pass  # Not JSON: kopf says so.
+
+
+def _decoded(body: bytes, frames: int) -> object:
+    return _decoded(body, frames - 1) if frames else msgspec.json.decode(body)
 
 
 def _one_line(event: object) -> aiohttp.StreamReader:

@@ -203,7 +203,9 @@ class Watches:
 
     def _handler(self, kind: Kind) -> Callable[..., Awaitable[None]]:
         async def seen(event: Any, **_: Any) -> None:
-            self._heard(kind, event["type"], event["object"])
+            # Of changes the stream has told already, on their way here.
+            if event["type"] is None:
+                self._heard(kind, None, event["object"])
 
         return seen
 

@@ -59,8 +59,14 @@ class Stream:
             self._tell(kind, found)
         except Exception:
             log.exception("this is a bug")
-        # Of what it listed and what is gone now it keeps something for ever, if nobody tells it.
-        return line if kind == "DELETED" else msgspec.json.encode(_bookmark(version))
+        # Of what it listed and what is gone now it keeps something for ever, if it is not told.
+        return msgspec.json.encode(_deleted(found) if kind == "DELETED" else _bookmark(version))
+
+
+def _deleted(found: dict[str, Any]) -> dict[str, Any]:
+    about = {key: found["metadata"].get(key) for key in ("name", "namespace", "uid", "resourceVersion")}
+    named = {key: found[key] for key in ("apiVersion", "kind") if key in found}
+    return {"type": "DELETED", "object": {**named, "metadata": {k: v for k, v in about.items() if v is not None}}}
 
 
 def _bookmark(version: str) -> dict[str, Any]:

@@ -82,3 +82,12 @@ def test_an_answer_that_was_cut_is_asked_for_again() -> None:
 @pytest.mark.parametrize("query", ["", "?watch=true"])
 def test_what_is_well_is_left_alone(query: str) -> None:
     assert asked(_well, query) == (200, b'{"items": []}\n')
+
+
+async def _deep(request: web.Request) -> web.StreamResponse:
+    return web.Response(text='{"items": [{"spec": ' + '{"a":' * 3000 + "1" + "}" * 3001 + ', {"good": "[{"}]}')
+
+
+def test_an_object_that_no_decoder_can_read_spoils_no_list() -> None:
+    status, content = asked(_deep, "?limit=250")
+    assert (status, json.loads(content)["items"][1]) == (200, {"good": "[{"})
