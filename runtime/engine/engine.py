@@ -11,7 +11,7 @@ from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.block_manager import BlockManager
 from plimsoll.runtime.engine.loading import Loaded, OnProgress, load
-from plimsoll.runtime.engine.logprobs import prompt_logprobs
+from plimsoll.runtime.engine.logprobs import NotANumberError, prompt_logprobs
 from plimsoll.runtime.engine.requests import RequestReader
 from plimsoll.runtime.engine.runner import StepResult
 from plimsoll.runtime.engine.sampler import SampledToken, Sampler, SamplingRow
@@ -169,25 +169,36 @@ class Engine:
     def _advance(self, chosen: list[Scheduled], result: StepResult, outputs: list[TokenOutput]) -> None:
         """Books what the step computed: prompt log-probabilities, then one token for each row that is due one."""
         failed: dict[Sequence, str] = {}
+        wiped: set[Sequence] = set()
         for index, item in enumerate(chosen):
             seq = item.seq
             logprobs = seq.prompt_logprobs
             if logprobs is not None and len(logprobs) < seq.prompt_len:
                 try:
                     _extend_prompt_logprobs(seq, result, index)
+                except NotANumberError as error:
+                    failed[seq] = error.message
+                    self.scheduler.distrust(seq, 0)
+                    wiped.add(seq)
                 except Exception as error:
                     logger.exception("prompt log-probabilities of request %s failed", seq.request_id)
                     failed[seq] = _words(error)
             seq.num_computed += item.num_new_tokens
         for seq, reason in failed.items():
-            self._fail(seq, reason, outputs)
+            self._fail(seq, reason, outputs, wipe=seq in wiped)
         due, rows = [], []
         for row, index in enumerate(result.sampled):
             seq = chosen[index].seq
             if seq in failed:
                 continue
             if not seq.max_tokens:
-                self._end(seq, self._output(seq), "length", outputs)
+                # Nobody looks at the last token's logits, but its keys and values may be no numbers.
+                sound = bool(result.logits[row].amax().isfinite())
+                if not sound:
+                    self.scheduler.distrust(seq, 0)
+                freed = self._end(seq, self._output(seq), "length", outputs)
+                if freed and not sound:
+                    self.runner.clear_blocks(freed)
                 continue
             due.append(seq)
             rows.append(row)

@@ -5,8 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.engine.draw import likeliest
 from plimsoll.runtime.messages import Logprob, TokenLogprobs
+
+NOT_A_NUMBER = "the model's output for this request is not a number"
+
+
+class NotANumberError(PlimsollError):
+    """Logits hold NaN or +inf, or nothing above -inf: there is no distribution."""
+
+    def __init__(self) -> None:
+        super().__init__(NOT_A_NUMBER)
+
 
 SLICE = 64
 """Rows handled at once: bounds the temporary memory at a few times SLICE x vocabulary."""
@@ -58,9 +69,16 @@ def prompt_logprobs(logits: torch.Tensor, next_ids: Sequence[int], count: int) -
     """Log-probabilities of a prompt's own tokens: row i of `logits` [n, vocabulary] predicted `next_ids[i]`.
 
     `count` is the number of alternatives. Works through the rows in slices, so any n is fine.
+
+    Raises:
+        NotANumberError: a row of the logits is no distribution.
     """
     result: list[TokenLogprobs] = []
     for start in range(0, len(next_ids), SLICE):
         ids = next_ids[start : start + SLICE]
-        result += token_logprobs(logits[start : start + SLICE].float(), ids, [count] * len(ids))
+        rows = logits[start : start + len(ids)].float()
+        # The largest of a row is NaN where the row holds any.
+        if not bool(rows.amax(dim=-1).isfinite().all()):
+            raise NotANumberError
+        result += token_logprobs(rows, ids, [count] * len(ids))
     return result

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from plimsoll.runtime.engine.draw import draw, pick, uniforms
-from plimsoll.runtime.engine.logprobs import token_logprobs
+from plimsoll.runtime.engine.logprobs import NOT_A_NUMBER, token_logprobs
 from plimsoll.runtime.engine.penalties import TokenCounts, add_bias, forbid, has_penalties, penalise
 from plimsoll.runtime.messages import SamplingParams, TokenLogprobs
 
@@ -69,7 +69,7 @@ class Sampler:
         best, tokens = _greedy(logits)
         errors: dict[int, str] = {}
         for row in np.flatnonzero(~np.isfinite(best)).tolist():
-            errors[row] = "the model's output for this request is not a number"
+            errors[row] = NOT_A_NUMBER
         edited, touched = self._edit(logits, rows, errors)
         if touched:
             best, again = _greedy(pick(edited, touched))
@@ -121,7 +121,13 @@ class Sampler:
         uniform = uniforms([row.seed for row in rows], [len(row.output_token_ids) for row in rows])
         if any(p.temperature != 1.0 for p in params):
             temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=logits.device)
-            logits = logits / temperature[:, None]
+            scaled = logits / temperature[:, None]
+            overflow = ~scaled.amax(dim=-1).isfinite()
+            if bool(overflow.any()):
+                # Only differences count: with the largest at zero none overflows.
+                shifted = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
+                scaled = torch.where(overflow[:, None], shifted, scaled)
+            logits = scaled
         return draw(logits, [p.top_k for p in params], [p.top_p for p in params], [p.min_p for p in params], uniform)
 
 

@@ -1,5 +1,6 @@
 """The engine as its process sees it: how requests end, alone or together, and that nothing is left behind."""
 
+import math
 import re
 import time
 from pathlib import Path
@@ -212,6 +213,28 @@ def test_numbers_that_are_none_stay_in_the_request_that_made_them(poisoned_llama
     again = make_request("again", [6, 9, 33] * 14)
     assert run_alone(engine, again).finish_reason == "length"
     assert run_alone(engine, healthy).token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 20])
+@pytest.mark.parametrize("place", [0, 5, 23])
+def test_scoring_what_is_no_number_ends_that_request_in_plain_words(poisoned_llama, kernels, count, place):
+    engine = build(poisoned_llama, num_blocks=8, kernels=kernels)
+    bad = [5, 9, 33] * 8
+    bad[place] = 7
+    requests = [
+        make_request("bad", bad, prompt_logprobs=count, max_tokens=0),
+        make_request("answering", bad, prompt_logprobs=count, logprobs=count),
+        make_request("healthy", [5, 9, 33] * 7, prompt_logprobs=count, logprobs=count),
+    ]
+    found = run(engine, requests)
+    # Nothing is predicted from the last token of a prompt that is only scored.
+    failing = ("answering",) if place == 23 else ("bad", "answering")
+    for name in failing:
+        assert found[name].finish_reason == "error"
+        assert found[name].error == "the model's output for this request is not a number"
+    assert found["healthy"].finish_reason == "length"
+    assert all(math.isfinite(entry.chosen.logprob) for entry in found["healthy"].prompt_logprobs[1:])
+    assert torch.isfinite(engine.runner.pool).all()
 
 
 def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(engine, monkeypatch):

@@ -256,6 +256,14 @@ def test_a_row_that_is_not_a_number_fails_alone(bad: float) -> None:
     assert results[1].token_id == -1
 
 
+def test_logits_that_a_temperature_would_make_infinite_are_drawn_from() -> None:
+    logits = torch.tensor([[0.0, 3e35, 2e35, -3e35], [1.0, 2.0, 3.0, 4.0]])
+    for filters in ({}, {"top_p": 0.9}, {"top_k": 2}, {"min_p": 0.1}):
+        rows = [row(SamplingParams(temperature=1e-4, logprobs=1, **filters), seed=3)] * 2
+        results = Sampler(4).sample(logits, rows)
+        assert [(result.token_id, result.error) for result in results] == [(1, None), (3, None)]
+
+
 def test_a_row_that_forbids_every_token_fails_alone() -> None:
     logits = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     rows = [row(SamplingParams(), forbidden=tuple(range(5))), row(SamplingParams())]
