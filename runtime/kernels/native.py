@@ -304,8 +304,8 @@ def _attention(
         q = _dense_heads(q)
         rows, heads, dim = q.shape
         _, kv_heads, block_size, _ = k_cache.shape
-        if dim % 8 or block_size % 16:
-            raise ValueError(f"head size {dim} must be a multiple of 8 and block size {block_size} one of 16")
+        if block_size % 16:
+            raise ValueError(f"block size {block_size} must be a multiple of 16")
         row, head, _ = q.stride()
         tables = batch.block_tables
         out = results.take("attention", rows, heads * dim)

@@ -114,8 +114,8 @@ class NativeLayers:
     def _attach(self, kv_caches: KVCaches) -> None:
         for layer, (keys, values) in zip(self._layers, kv_caches, strict=True):
             self._check(keys, values)
-            if keys.shape[3] % 8 or keys.shape[2] % 16:
-                raise ValueError(f"cache blocks {tuple(keys.shape)}: head size in eights, block size in sixteens")
+            if keys.shape[2] % 16:
+                raise ValueError(f"cache blocks {tuple(keys.shape)}: block size in sixteens")
             layer.k_cache, layer.v_cache = keys.data_ptr(), values.data_ptr()
         first = kv_caches[0][0]
         self._model.S, self._model.narrow = first.shape[2], int(first.dtype == torch.bfloat16)

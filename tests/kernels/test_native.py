@@ -129,7 +129,7 @@ def paged(
     st.lists(st.tuples(st.integers(1, 70), st.integers(0, 150)), min_size=1, max_size=4),
     st.integers(1, 2),
     st.sampled_from([1, 3, 7]),
-    st.sampled_from([8, 24, 64, 128]),
+    st.sampled_from([2, 8, 20, 24, 64, 100, 128]),
     st.sampled_from([16, 32, 64]),
     st.sampled_from([None, 1, 20, 64, 500]),
     DTYPES,

@@ -35,6 +35,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "LlamaForCausalLM",
         {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 1, "head_dim": 24},
     ),
+    "Llama, heads of 100 as in OpenLLaMA-3B": (
+        "LlamaForCausalLM",
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 100},
+    ),
+    "Qwen3, heads of 6": ("Qwen3ForCausalLM", {"head_dim": 6}),
     "Llama, every head its own": ("LlamaForCausalLM", {"num_key_value_heads": 4}),
     "Mistral": ("MistralForCausalLM", {}),
     "Mistral, full attention": ("MistralForCausalLM", {"sliding_window": None}),

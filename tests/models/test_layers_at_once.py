@@ -25,6 +25,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "LlamaForCausalLM",
         {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 24},
     ),
+    "Llama, heads that fill no vector": (
+        "LlamaForCausalLM",
+        {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 20},
+    ),
     # Gates of more than one share, and rows that fill no panel.
     "Llama, wide gates": ("LlamaForCausalLM", {"intermediate_size": 1120, "num_key_value_heads": 4}),
     "Mistral, window": ("MistralForCausalLM", {"sliding_window": 9}),

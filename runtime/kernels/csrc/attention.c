@@ -110,19 +110,34 @@ static const float *widened_f32(const float *block, float *spare, long count)
     return block;
 }
 
+/* Columns of a head of D in whole vectors. Keys lie [D, S], so that only values and their sums need them. */
+static long whole_vectors(long D) { return (D + 7) / 8 * 8; }
+
+/* The first `count` rows of D as float32 rows of W > D, zeros at their ends: no vector reaches into another row. */
+#define DEFINE_PADDED(KIND, C, WIDEN)                                                                                  \
+    static const float *padded_##KIND(const C *rows, float *spare, long count, long D, long W)                         \
+    {                                                                                                                  \
+        memset(spare, 0, count * W * sizeof(float));                                                                   \
+        for (long r = 0; r < count; r++)                                                                               \
+            for (long d = 0; d < D; d++) spare[r * W + d] = WIDEN(rows[r * D + d]);                                    \
+        return spare;                                                                                                  \
+    }
+DEFINE_PADDED(bf16, uint16_t, from_bf16)
+DEFINE_PADDED(f32, float, (float))
+
 /* Query rows [first, last) of the step, all of sequence b, for the heads of group g. Rows lie position-major. */
 #define DEFINE_ATTEND(KIND, C)                                                                                         \
     static void attend_##KIND(const attention_job *job, long b, long g, long first, long last, float *scratch)         \
     {                                                                                                                  \
-        long D = job->D, S = job->S, group = job->H / job->G, rows = (last - first) * group;                           \
-        float *q = scratch, *mixed = q + rows * D, *scores = mixed + rows * D, *mass = scores + rows * S;              \
+        long D = job->D, W = whole_vectors(D), S = job->S, group = job->H / job->G, rows = (last - first) * group;     \
+        float *q = scratch, *mixed = q + rows * D, *scores = mixed + rows * W, *mass = scores + rows * S;              \
         float *top = mass + rows * 8, *spare = top + rows;                                                             \
         for (long r = 0; r < rows; r++) {                                                                              \
             const float *from = job->q + (first + r / group) * job->q_row + (g * group + r % group) * job->q_head;     \
             for (long d = 0; d < D; d++) q[r * D + d] = from[d] * job->scale;                                          \
             top[r] = NOTHING;                                                                                          \
         }                                                                                                              \
-        memset(mixed, 0, rows * D * sizeof(float));                                                                    \
+        memset(mixed, 0, rows * W * sizeof(float));                                                                    \
         memset(mass, 0, rows * 8 * sizeof(float));                                                                     \
         long position = job->contexts[b] - (job->starts[b + 1] - first), reach = position + (last - first);            \
         long begin = job->window && position >= job->window ? (position - job->window + 1) / S : 0;                    \
@@ -140,20 +155,21 @@ static const float *widened_f32(const float *block, float *spare, long count)
             else product_##KIND(rows, width, 0, D, q, D, keys, S, scores, S);                                          \
             for (long r = 0; r < rows; r++) {                                                                          \
                 long own = position + r / group - n * S, low = job->window ? own - job->window + 1 : 0;                \
-                soften(scores + r * S, width, low, own + 1, top + r, mass + r * 8, mixed + r * D, D);                  \
+                soften(scores + r * S, width, low, own + 1, top + r, mass + r * 8, mixed + r * W, W);                  \
             }                                                                                                          \
             if (rows < WIDEN_ROWS && (n + 1) * S < reach)                                                              \
                 ask_for((const C *)job->k_cache + (job->tables[b * job->table_width + n + 1] * job->G + g) * S * D,    \
                         S * D * sizeof(C));                                                                            \
-            wide = rows < WIDEN_ROWS ? 0 : widened_##KIND(values, spare, S * D);                                       \
-            if (wide) product_f32(rows, D, 1, width, scores, S, wide, D, mixed, D);                                    \
+            if (W != D) wide = padded_##KIND(values, spare, width, D, W);                                              \
+            else wide = rows < WIDEN_ROWS ? 0 : widened_##KIND(values, spare, S * D);                                  \
+            if (wide) product_f32(rows, W, 1, width, scores, S, wide, W, mixed, W);                                    \
             else product_##KIND(rows, D, 1, width, scores, S, values, D, mixed, D);                                    \
         }                                                                                                              \
         for (long r = 0; r < rows; r++) {                                                                              \
             float all = 0;                                                                                             \
             for (int i = 0; i < 8; i++) all += mass[r * 8 + i];                                                        \
             float *to = job->out + ((first + r / group) * job->H + g * group + r % group) * D;                         \
-            for (long d = 0; d < D; d++) to[d] = mixed[r * D + d] / all;                                               \
+            for (long d = 0; d < D; d++) to[d] = mixed[r * W + d] / all;                                               \
         }                                                                                                              \
     }
 DEFINE_ATTEND(bf16, uint16_t)
@@ -178,7 +194,8 @@ void attention_tasks(const attention_job *job, long *first_task)
 long attention_scratch(const attention_job *job)
 {
     long rows = span_of(job) * (job->H / job->G);
-    return (rows * (2 * job->D + job->S + 9) + job->S * job->D + 15) / 16 * 16;
+    long W = whole_vectors(job->D);
+    return (rows * (job->D + W + job->S + 9) + job->S * W + 15) / 16 * 16;
 }
 
 void attention_team(const attention_job *job, const long *first_task, float *scratch)

@@ -34,7 +34,7 @@
 typedef float vf __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
-/* Attention works on 8 lanes everywhere: head sizes are multiples of 8, blocks of 16. */
+/* Attention works on 8 lanes everywhere: values of a head size that is no multiple of 8 are padded; blocks are of 16. */
 typedef float v8f __attribute__((vector_size(32)));
 typedef uint32_t v8u __attribute__((vector_size(32)));
 typedef int32_t v8i __attribute__((vector_size(32)));
