@@ -15,7 +15,9 @@ from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization import PRECISION_OF_BITS
+from plimsoll.api.second_rounding import refused_under_auto, stored_blocks
 from plimsoll.api.sizes import (
+    CODE_BITS,
     CachePrecision,
     Precision,
     block_bytes,
@@ -136,6 +138,10 @@ def budget(
     unheld: SpecError | None = None
     for precision, tensor in _options(facts, load, runs):
         option = f"precision {precision}" + (f", tensor {tensor}" if load.tensor == "auto" and tensor > 1 else "")
+        refused = refused_under_auto(facts, precision) if load.precision == "auto" else None
+        if refused:
+            rejected.append(Rejection(option, refused))
+            continue
         try:
             found = _sum(facts, device, replace(load, precision=precision, tensor=tensor))
         except SpecError as error:
@@ -306,7 +312,9 @@ def _ways_out(facts: ModelFacts, device: DeviceFacts, load: Load) -> Iterator[st
             found = fits(precision=precision)
             if found:
                 tokens = found.blocks * load.block_size
-                text = f"precision {precision} ({format_bytes(found.weights)} weights, {tokens} tokens of cache)"
+                blocks = stored_blocks(facts) if precision in CODE_BITS else None
+                again = f", {blocks} blocks rounded again" if blocks else ""
+                text = f"precision {precision} ({format_bytes(found.weights)} weights, {tokens} tokens of cache{again})"
                 yield text
                 break
     for tensor in tensor_sizes(facts)[1:4]:

@@ -36,6 +36,7 @@ def plan(
     from plimsoll.api.load import load_of, refuse_not_run_yet
     from plimsoll.api.manifest import parse_manifest
     from plimsoll.api.quantity import byte_option
+    from plimsoll.api.second_rounding import rounded_again
     from plimsoll.api.sizes import replication, slow_codes
     from plimsoll.cli.manifest_file import read_manifest
     from plimsoll.runtime.kernels.forecast import foreseen_device, libraries_note
@@ -69,6 +70,7 @@ def plan(
         not_run = str(error)
     copies = replication(facts, found.tensor)
     slow = slow_codes(found.precision, card.kind, card.table)
+    again = rounded_again(facts, found.precision)
     report |= {
         "fits": True,
         "precision": found.precision,
@@ -85,7 +87,7 @@ def plan(
         "maxLengthFrom": _length_from(load.max_length, load.trained_length, found.max_length),
         "concurrentRequests": found.concurrent_requests,
         "rejected": [{"option": item.option, "reason": item.reason} for item in found.rejected],
-        "notes": [note for note in (copies, slow, libraries_note(card.libraries)) if note],
+        "notes": [note for note in (copies, again, slow, libraries_note(card.libraries)) if note],
         "notRunYet": not_run,
     }
     if output == "json":

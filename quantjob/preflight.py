@@ -13,6 +13,7 @@ from plimsoll.api.facts import expected_tensors
 from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs, least_disk, process_bytes
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
+from plimsoll.api.second_rounding import stored_blocks
 from plimsoll.quantjob.groups import GROUPINGS
 from plimsoll.quantjob.recipe import GROUP_SIZES, Recipe
 from plimsoll.quantjob.walk import WalkPlan
@@ -67,6 +68,11 @@ def preflight(
     )
     needs, plan = _plan(facts, load, memory, batch, threads)
     notes = [*_parallel_notes(facts, recipe), *filter(None, [libraries_note(libraries)])]
+    if blocks := stored_blocks(facts):
+        notes.append(
+            f"the source holds {blocks} blocks: they are rounded a second time, and the loss is measured from them and "
+            "not from the model they were made of"
+        )
     if recipe.calibrates and facts.architecture not in GROUPINGS:
         notes.append(f"no groupings are known for {facts.architecture}: its linears are rounded to nearest")
     seconds = _seconds(facts, recipe, samples * length, threads)

@@ -14,6 +14,7 @@ from plimsoll.api.inspection import Inspection
 from plimsoll.api.load import load_of, refuse_not_run_yet
 from plimsoll.api.manifest import parse_spec
 from plimsoll.api.quantity import format_bytes
+from plimsoll.api.second_rounding import rounded_again
 from plimsoll.api.source import forbidden_host
 from plimsoll.operator import build
 from plimsoll.operator.build.placing import Placing
@@ -168,6 +169,8 @@ def _sized(snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, rea
         f"{format_bytes(fits.kv_cache)} cache = {format_bytes(fits.in_use)} of {format_bytes(fits.total)} per device; "
         f"{fits.kv_tokens} tokens, {fits.concurrent_requests} requests of {fits.max_length} at once"
     )
+    if again := rounded_again(found.facts, fits.precision):
+        text += f". {again}"
     accepted = Condition("Accepted", "True", "Fits", text)
     return Admission(accepted, ready, resolved, found, fits, placing=device.placing)
 

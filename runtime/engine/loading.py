@@ -9,6 +9,7 @@ from pathlib import Path
 
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.second_rounding import rounded_again
 from plimsoll.api.sizes import slow_codes
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.contents import refuse_changed
@@ -103,7 +104,8 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
     for option in plan.rejected:
         log.info("passed over %s: %s", option.option, option.reason)
     kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
-    for note in (slow_codes(plan.precision, kind, kernels.facts), libraries_note(foreseen_libraries(kind))):
+    again, slow = rounded_again(facts, plan.precision), slow_codes(plan.precision, kind, kernels.facts)
+    for note in (again, slow, libraries_note(foreseen_libraries(kind))):
         if note:
             log.warning(note)
     clock = Clock(on_progress)

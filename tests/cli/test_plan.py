@@ -188,7 +188,9 @@ def test_codes_that_this_machine_has_no_kernels_for_are_said_to_cost_time(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("PLIMSOLL_KERNELS", table)
     file = manifest(tmp_path, f"file://{smollm2_gguf}", precision=precision)
-    assert ("slower than bfloat16 here" in run(capsys, "-f", file)[1].replace("\n", " ")) == said
+    shown = run(capsys, "-f", file)[1].replace("\n", " ")
+    assert ("slower than bfloat16 here" in shown) == said
+    assert ("Q4_1 blocks a second time" in shown) == (precision != "bfloat16")
 
 
 @pytest.mark.parametrize(("precision", "taken"), [("auto", "w4a16"), ("bfloat16", "bfloat16")])

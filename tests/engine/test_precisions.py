@@ -14,6 +14,7 @@ from plimsoll.runtime.engine.loading import Loaded, load
 from plimsoll.runtime.engine.memory import find_device, find_dtype, plan_memory
 from plimsoll.runtime.kernels.selection import select
 from tests.support import quantized
+from tests.support.checkpoints import make_gguf, make_model
 
 MIB = 1 << 20
 SMALL: dict[str, Any] = {"max_model_len": 64, "max_running": 2, "max_batched_tokens": 64, "kv_cache_bytes": MIB}
@@ -102,3 +103,17 @@ def test_a_gpu_that_is_not_there_is_refused_with_what_to_look_at(
         find_device("cuda")
     with pytest.raises(SpecError, match="One of cpu"):
         find_device("tpu")
+
+
+def test_blocks_of_a_gguf_are_never_rounded_again_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model("LlamaForCausalLM", hidden_size=1024, intermediate_size=3072, num_hidden_layers=2)
+    path = make_gguf(tmp_path / "blocks.gguf", model, block_type="Q4_0")
+    with caplog.at_level("WARNING", logger="plimsoll"):
+        assert loaded(path).plan.precision == "bfloat16"
+        assert "a second time" not in caplog.text
+        four = loaded(path, precision="w4a16")
+    assert "w4a16 rounds the file's Q4_0 blocks a second time" in caplog.text
+    with pytest.raises(DoesNotFitError, match="Q4_0 blocks rounded again"):
+        loaded(path, memory=_needs(four.plan) + MIB)

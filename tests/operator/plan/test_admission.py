@@ -1,5 +1,6 @@
 """What quantised weights are admitted with: the bytes they take as they lie, and what `auto` passed over."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +64,17 @@ def test_floats_are_admitted_in_4_and_8_bits() -> None:
     # 576 columns take groups of 64, 1536 of 128.
     down = 30 * 576 * 1536
     assert four == HEAD + VECTORS + LINEAR // 2 + 3 * ((LINEAR - down) // 64 + down // 128)
+
+
+def test_blocks_that_are_rounded_again_are_said_in_the_condition() -> None:
+    facts = stored(None)
+    blocks = {
+        name: fact if len(fact.shape) == 1 else replace(fact, dtype="Q4_1") for name, fact in facts.tensors.items()
+    }
+    by_name = cluster(replace(facts, tensors=blocks), precision="w4a16").condition("Accepted")
+    assert (by_name["reason"], "Q4_1 blocks a second time" in by_name["message"]) == ("Fits", True)
+    assert "second time" not in cluster(facts, precision="w4a16").condition("Accepted")["message"]
+    assert cluster(replace(facts, tensors=blocks)).status["budget"]["precision"] == "bfloat16"
 
 
 def test_codes_of_other_bits_are_refused_with_the_way_out() -> None:

@@ -1,0 +1,72 @@
+"""A GGUF's blocks are rounded a second time only where somebody names it, and then with what it costs."""
+
+from dataclasses import replace
+
+import pytest
+
+from plimsoll.api.budget import RUNS, Load, budget
+from plimsoll.api.device import TORCH_TABLE, DeviceFacts
+from plimsoll.api.errors import DoesNotFitError
+from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.model import ModelFacts, TensorFact
+from plimsoll.api.second_rounding import refused_under_auto, rounded_again, stored_blocks
+
+MIB = 1 << 20
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 2048, "vocab_size": 4096,
+    "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": True,
+}  # fmt: skip
+LOAD = Load(max_length=512, max_batched_tokens=256, max_running=2, tensor=1)
+
+
+def stored(dtype: str, head: str = "F16") -> ModelFacts:
+    """The model with its linears in blocks of `dtype`, the embedding as `head` and vectors in float32."""
+    tensors = {
+        name: TensorFact(name, shape, "F32" if len(shape) == 1 else head if "embed" in name else dtype, 1)
+        for name, shape in expected_tensors(facts_from_config(CONFIG)).items()
+    }
+    return replace(facts_from_config(CONFIG), tensors=tensors)
+
+
+def device(mib: int) -> DeviceFacts:
+    return DeviceFacts("cpu", mib * MIB, TORCH_TABLE)
+
+
+def test_blocks_are_those_of_most_values() -> None:
+    assert stored_blocks(stored("Q4_K", "Q6_K")) == "Q4_K"
+    for floats in ("F32", "F16", "BF16"):
+        assert stored_blocks(stored(floats)) is None
+        assert rounded_again(stored(floats), "w4a16") is None
+    assert stored_blocks(facts_from_config(CONFIG)) is None
+
+
+def test_auto_passes_over_four_bits_for_blocks_and_takes_them_for_floats() -> None:
+    short = device(next(mib for mib in range(100, 2000, 8) if _fits(mib, "w4a16")) + 8)
+    assert budget(stored("F16"), short, LOAD, RUNS).precision == "w4a16"
+    for blocks in ("Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q8_0", "IQ4_XS"):
+        with pytest.raises(DoesNotFitError) as caught:
+            budget(stored(blocks), short, LOAD, RUNS)
+        assert f"{blocks} blocks rounded again" in str(caught.value)
+        assert budget(stored(blocks), short, replace(LOAD, precision="w4a16"), RUNS).precision == "w4a16"
+    for runs in (RUNS, None):
+        found = budget(stored("Q4_1"), device(8192), replace(LOAD, tensor="auto"), runs)
+        assert (found.precision, found.rejected) == ("bfloat16", ())
+
+
+def _fits(mib: int, precision: str) -> bool:
+    try:
+        budget(stored("F16"), device(mib), replace(LOAD, precision=precision), RUNS)  # type: ignore[arg-type]
+    except DoesNotFitError:
+        return False
+    return True
+
+
+def test_what_a_second_rounding_costs_is_said() -> None:
+    four, eight = (rounded_again(stored("Q4_1"), precision) for precision in ("w4a16", "w8a16"))
+    assert "Q4_1" in str(four)
+    assert "perplexity" in str(four)
+    assert "%" in str(eight)
+    assert rounded_again(stored("Q4_1"), "bfloat16") is None
+    assert refused_under_auto(stored("Q4_1"), "w8a16") is None
+    assert "name w4a16 to accept" in str(refused_under_auto(stored("Q4_1"), "w4a16"))
