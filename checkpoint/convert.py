@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import CheckpointError, SpecError
 from plimsoll.api.model import DTYPE_BYTES
 from plimsoll.checkpoint.gguf_checkpoint import GgufCheckpoint
@@ -50,8 +51,7 @@ def convert_gguf(
         SpecError: an unknown dtype or a shard size below one byte.
         CheckpointError: the file cannot be read, `out` exists, or the disk cannot hold it.
     """
-    if dtype not in DTYPES:
-        raise SpecError("is not a precision to write", field="--dtype", value=dtype, fix=f"Use {', '.join(DTYPES)}")
+    check_choice(dtype, DTYPES, "--dtype")
     if max_shard_bytes < 1:
         raise SpecError("must be at least one byte", field="--max-shard-size", value=max_shard_bytes)
     if os.path.lexists(out):

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import PlimsollError, SpecError
 from plimsoll.cli import screen
 
@@ -48,9 +49,8 @@ def bench(
     from plimsoll.cli.conversation import Endpoint, first_key
 
     if rate is not None and (concurrency is not None or rate <= 0):
-        raise SpecError("is a positive number, and goes without --concurrency", field="--rate", value=rate)
-    if api not in ("chat", "completions"):
-        raise SpecError("is chat or completions", field="--api", value=api)
+        raise SpecError("must be positive and cannot be combined with --concurrency", field="--rate", value=rate)
+    check_choice(api, ("chat", "completions"), "--api")
     in_flight = None if rate is not None else concurrency or 8
     key = first_key(api_key_file, "--api-key-file") if api_key_file else None
     endpoint = Endpoint(url, model, key)

@@ -10,13 +10,12 @@ def crds(
     kind: Annotated[str | None, typer.Option(help="Only this one: ModelDeployment or QuantizationJob.")] = None,
 ) -> None:
     """Print what a cluster must know of ModelDeployments and QuantizationJobs."""
+    from plimsoll.api.choice import check_choice
     from plimsoll.api.crd import KINDS, as_yaml, definition
-    from plimsoll.api.errors import SpecError
     from plimsoll.api.reference import reference as describe
 
     wanted = [one for one in KINDS if kind in (None, one.name)]
-    if not wanted:
-        names = ", ".join(one.name for one in KINDS)
-        raise SpecError("is no kind of ours", field="--kind", value=kind, fix=f"Known are {names}")
+    if kind is not None:
+        check_choice(kind, [one.name for one in KINDS], "--kind")
     found = [definition(one) for one in wanted]
     typer.echo("\n".join(map(describe, found)) if reference else "---\n".join(map(as_yaml, found)), nl=False)

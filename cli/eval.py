@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import SpecError
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ def eval(
     output: Annotated[str, typer.Option("--output", "-o", help="table or json.")] = "table",
 ) -> None:
     """Compare checkpoints on held-out text: perplexity, KL divergence, agreement. Exits 3 when a limit is passed."""
-    if output not in ("table", "json"):
-        raise SpecError("is table or json", field="--output", value=output)
+    check_choice(output, ("table", "json"), "--output")
 
     from plimsoll.api.gate import Limits, gate, parse_divergence, parse_increase
     from plimsoll.api.quantity import byte_option

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import PlimsollError, SpecError
 from plimsoll.api.inspection import MAX_BYTES, Inspection
 
@@ -24,8 +25,7 @@ def inspect(
     from plimsoll.checkpoint import guard
     from plimsoll.checkpoint.inspecting import inspect_source
 
-    if output not in ("text", "json"):
-        raise SpecError("is text or json", field="--output", value=output)
+    check_choice(output, ("text", "json"), "--output")
     # As the first process of a container, whose signals are ignored unless asked for.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     guard.install()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import CheckpointError, DoesNotFitError, NotRunYetError, SpecError
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ def plan(
     output: Annotated[str, typer.Option("--output", "-o", help="table or json.")] = "table",
 ) -> None:
     """Show what a deployment will hold in memory, whether it fits, and what would. Exits 1 when it does not."""
-    for option, value, known in (("--output", output, ("table", "json")), ("--device", device, ("cpu", "cuda", None))):
-        if value not in known:
-            raise SpecError(f"is {' or '.join(k for k in known if k)}", field=option, value=value)
+    check_choice(output, ("table", "json"), "--output")
+    if device is not None:
+        check_choice(device, ("cpu", "cuda"), "--device")
 
     from plimsoll.api.budget import budget
     from plimsoll.api.load import load_of, refuse_not_run_yet

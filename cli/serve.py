@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plimsoll.api.budget import RUNS
+from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import SpecError
 from plimsoll.api.load import Fields, refuse_unrun
 from plimsoll.api.quantity import byte_option
@@ -96,12 +97,10 @@ def serve(
             field="--rope-scaling-factor",
             value=rope_scaling_factor,
         )
-    if log_level not in ("debug", "info", "warning", "error"):
-        raise SpecError("is debug, info, warning or error", field="--log-level", value=log_level)
     if api_keys is not None and not Path(api_keys).is_file():
         # What was given may be a key: it is not repeated.
         raise SpecError(
-            "is the path of a file with one key a line, and there is no such file", field="--api-keys",
+            "must be the path of a file with one key a line, and there is no such file", field="--api-keys",
             fix="Unlike LMDeploy's, this option never takes the keys themselves: every user of the machine sees them",
         )  # fmt: skip
 
@@ -150,12 +149,10 @@ def serve(
 
 
 def _check_options(dtype: str, device: str, tp: int, quant_policy: int, model_format: str | None) -> None:
-    if dtype != "auto" and dtype not in RUNS:
-        raise SpecError(f"is auto, {', '.join(sorted(RUNS))}", field="--dtype", value=dtype)
-    if quant_policy not in (0, 4, 8):
-        raise SpecError("is 0, 4 or 8", field="--quant-policy", value=quant_policy)
-    if model_format not in (None, *FORMATS):
-        raise SpecError(f"is {', '.join(FORMATS)}", field="--model-format", value=model_format)
+    check_choice(dtype, ("auto", *sorted(RUNS)), "--dtype")
+    check_choice(quant_policy, (0, 4, 8), "--quant-policy")
+    if model_format is not None:
+        check_choice(model_format, FORMATS, "--model-format")
     fields = Fields(precision="--dtype", cache="--quant-policy", tensor="--tp")
     cache = {0: "auto", 4: "int4", 8: "int8"}[quant_policy]
     refuse_unrun(dtype, cache, tp, "cpu" if device == "cpu" else None, fields)

@@ -28,7 +28,7 @@ def up(
     QuantizationJobs of the same file come before them; a file of jobs alone is done when they are.
     """
     if ask is not None and chat:
-        raise SpecError("goes without --chat", field="--ask")
+        raise SpecError("cannot be combined with --chat", field="--ask")
 
     from plimsoll.api.deployment import ModelDeployment
     from plimsoll.api.manifest import parse_objects

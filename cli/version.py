@@ -30,7 +30,7 @@ def version(
 ) -> None:
     """Print the versions of Plimsoll and of what it stands on."""
     if output not in ("text", "json"):
-        raise typer.BadParameter(f"{output!r} is neither text nor json", param_hint="--output")
+        raise typer.BadParameter(f"must be one of text, json (found {output!r})", param_hint="--output")
     if output == "json":
         typer.echo(json.dumps(versions(), indent=2))
         return

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import SpecError
 
 Method = Literal["awq", "rtn", "int8"]
@@ -41,10 +42,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raises SpecError naming the option."""
-        if self.method not in METHODS:
-            raise SpecError("is not a method", field="--method", value=self.method, fix=f"Use {', '.join(METHODS)}")
-        if self.format not in FORMATS:
-            raise SpecError("is not a format", field="--format", value=self.format, fix=f"Use {', '.join(FORMATS)}")
+        check_choice(self.method, METHODS, "--method")
+        check_choice(self.format, FORMATS, "--format")
         if self.seed < 0:
             raise SpecError("must be 0 or more", field="--seed", value=self.seed)
         if self.method == "int8":
@@ -53,11 +52,8 @@ class Recipe:
             raise SpecError(
                 f"{self.method} writes 4 bits", field="--w-bits", value=self.bits, fix="Use 4, or --method int8"
             )
-        elif self.group_size not in GROUP_SIZES:
-            raise SpecError(
-                "is not a size of group that is written", field="--w-group-size", value=self.group_size,
-                fix=f"Use {', '.join(map(str, GROUP_SIZES))}",
-            )  # fmt: skip
+        else:
+            check_choice(self.group_size, GROUP_SIZES, "--w-group-size")
 
     def _check_int8(self) -> None:
         if self.bits != 8:

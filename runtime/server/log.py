@@ -5,9 +5,14 @@ import sys
 
 import structlog
 
+from plimsoll.api.choice import check_choice
+
+LEVELS = ("debug", "info", "warning", "error")
+
 
 def configure(level: str) -> None:
-    """`level` is a name of the standard library's: debug, info, warning, error."""
+    """`level` is one of `LEVELS`. Raises SpecError, naming the option, for another."""
+    check_choice(level, LEVELS, "--log-level")
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,

@@ -123,7 +123,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "rounding of an endpoint": (("one", "http://127.0.0.1:9", "--round-to-nearest", "8"), "goes with two checkpoints"),
     "a key without an endpoint": (("one", "two", "--api-key-file", "text.txt"), "goes with an endpoint"),
     "nobody at the endpoint": (("one", "http://127.0.0.1:9/v1", *FEW), "nothing answers there"),
-    "an output of nonsense": (("one", "two", "-o", "xml"), "--output: is table or json"),
+    "an output of nonsense": (("one", "two", "-o", "xml"), "--output: must be one of table, json"),
     "memory of nonsense": (("one", "two", "--memory", "lots"), "--memory"),
     "memory that holds nothing": (("one", "two", "--memory", "1Mi", *FEW[2:]), "the whole model in memory"),
     "scratch that is not there": (("one", "two", *FEW, "--scratch", "nowhere"), "--scratch: there is no such folder"),

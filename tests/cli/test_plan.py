@@ -125,8 +125,8 @@ def test_without_a_line_the_machine_is_asked(
     ("arguments", "said"),
     [
         (["--memory", "lots"], "--memory"),
-        (["--device", "tpu"], "--device: is cpu or cuda"),
-        (["-o", "xml"], "--output: is table or json"),
+        (["--device", "tpu"], "--device: must be one of cpu, cuda"),
+        (["-o", "xml"], "--output: must be one of table, json"),
         (["--name", "other"], "no deployment of this name"),
         (["--config", "/nowhere/config.json"], "cannot be read"),
     ],

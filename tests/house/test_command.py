@@ -59,7 +59,9 @@ def test_version_names_what_it_stands_on() -> None:
     found = json.loads(plimsoll("version", "-o", "json").stdout)
     assert found["plimsoll"]
     assert found["torch"]
-    assert plimsoll("version", "-o", "xml").returncode == 2
+    refused = plimsoll("version", "-o", "xml")
+    assert refused.returncode == 2
+    assert "must be one of text, json" in refused.stderr
 
 
 def test_the_demo_model_fixture_is_the_real_one(smollm2_gguf: Path) -> None:
