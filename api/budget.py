@@ -6,9 +6,9 @@
 `plan` prints it, `up` refuses by it, and the engine sizes its pool with it, so that they cannot disagree.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
@@ -26,8 +26,8 @@ from plimsoll.api.sizes import (
     weight_bytes,
     workspace_terms,
 )
+from plimsoll.api.ways_out import MANIFEST, MIB, Fit, Names, described, ways_out
 
-MIB = 1 << 20
 #: What lies on a device before the first tensor. CUDA: driver context and library handles, as measured by peers at
 #: 0.5 to 0.6 GiB. CPU: interpreter, torch and compiled kernels of the engine process, by `benchmarks/memory.py`.
 CONTEXT_BYTES: Mapping[str, int] = {"cuda": 600 * MIB, "cpu": 288 * MIB}
@@ -121,12 +121,14 @@ def budget(
     load: Load,
     runs: frozenset[str] | None = None,
     cache_limit: int | None = None,
+    names: Names = MANIFEST,
 ) -> Budget:
     """The budget of `load` on `device`.
 
     Args:
         runs: precisions that `auto` may choose, on one device; None sizes them all, and tensor sizes up to 8.
         cache_limit: most bytes that become cache where `load` names no absolute size; one request still fits.
+        names: what the user calls the fields that a refusal suggests to change.
 
     Raises:
         SpecError: the wish is incoherent; the field, the value and the fix are named.
@@ -135,6 +137,27 @@ def budget(
     _check(load)
     rejected: list[Rejection] = []
     tried: list[_Sum] = []
+    found = _closed(facts, device, load, runs, rejected, tried)
+    if found is not None:
+        if cache_limit is not None and load.cache_bytes is None and found.kv_cache > cache_limit:
+            enough = max(cache_limit, found.needed_blocks * found.block_bytes)
+            found = _sum(facts, device, replace(found.load, cache_bytes=enough))
+        return found.budget(tuple(rejected))
+    nearest = min(tried, key=lambda one: one.least)
+    text = nearest.shortage
+    if len(tried) > 1:
+        text = f"precision {nearest.load.precision}, the smallest that auto may take, {text}"
+    raise DoesNotFitError(text, ways=_ways(facts, device, load, runs, nearest, names))
+
+
+def _closed(
+    facts: ModelFacts, device: DeviceFacts, load: Load, runs: frozenset[str] | None,
+    rejected: list[Rejection], tried: list["_Sum"],
+) -> "_Sum | None":  # fmt: skip
+    """The first option that fits; what was passed over on the way goes into `rejected` and `tried`.
+
+    Raises SpecError where no option can hold this model at all.
+    """
     unheld: SpecError | None = None
     for precision, tensor in _options(facts, load, runs):
         option = f"precision {precision}" + (f", tensor {tensor}" if load.tensor == "auto" and tensor > 1 else "")
@@ -149,19 +172,54 @@ def budget(
             rejected.append(Rejection(option, error.message))
             continue
         if found.fits:
-            if cache_limit is not None and load.cache_bytes is None and found.kv_cache > cache_limit:
-                enough = max(cache_limit, found.needed_blocks * found.block_bytes)
-                found = _sum(facts, device, replace(found.load, cache_bytes=enough))
-            return found.budget(tuple(rejected))
+            return found
         tried.append(found)
         rejected.append(Rejection(option, found.shortage))
     if unheld and not tried:
         raise unheld
-    ways = list(_ways_out(facts, device, tried[0].load))
-    totals = [total for found in tried if (total := _least_total(facts, device, found.load)) is not None]
-    if totals:
-        ways.append(f"a device of {format_bytes(min(totals))}")
-    raise DoesNotFitError(tried[0].shortage, ways=ways)
+    return None
+
+
+def _ways(
+    facts: ModelFacts, device: DeviceFacts, load: Load, runs: frozenset[str] | None, nearest: "_Sum", names: Names
+) -> list[str]:
+    """What would fit, in the user's words, the fewest changes first."""
+
+    def closes(change: dict[str, Any]) -> Budget | None:
+        fields = {key: value for key, value in change.items() if key != "total"}
+        there = replace(device, total=change.get("total", device.total))
+        try:
+            found = _closed(facts, there, replace(load, **fields), runs, [], [])
+        except SpecError:
+            return None
+        return None if found is None else found.budget(())
+
+    known = AUTO_PRECISIONS if runs is None else tuple(one for one in AUTO_PRECISIONS if one in runs)
+    smaller = tuple(one for one in known if weight_bytes_less(facts, device, nearest.load, one))
+    need = nearest.needed_blocks * nearest.block_bytes
+    # A cache is written in whole MiB.
+    found = ways_out(load, -(-need // MIB) * MIB, nearest.step, smaller, closes)
+    ways = [described(change, fit, load, names, _again(facts, fit)) for change, fit in found]
+    if runs is None:
+        # Sized, and refused by the engine of this version.
+        at = len(ways) - 1 if ways and ways[-1].startswith(names.memory) else len(ways)
+        ways[at:at] = list(_unrun(facts, load, closes))
+    return ways
+
+
+def _again(facts: ModelFacts, found: Fit) -> str:
+    """What more to know of a precision that rounds a second time."""
+    blocks = stored_blocks(facts) if found.precision in CODE_BITS else None
+    return f"{blocks} blocks rounded again" if blocks else ""
+
+
+def _unrun(facts: ModelFacts, load: Load, closes: Callable[[dict[str, Any]], Budget | None]) -> Iterator[str]:
+    if load.cache_precision == "auto" and closes({"cache_precision": "int8"}):
+        yield "kvCache.precision int8 (sized, not run by this version)"
+    for tensor in tensor_sizes(facts)[1:4]:
+        if load.tensor == 1 and closes({"tensor": tensor}):
+            yield f"parallelism.tensor {tensor} (sized, not run by this version)"
+            break
 
 
 def _options(facts: ModelFacts, load: Load, runs: frozenset[str] | None) -> Iterator[tuple[Precision, int]]:
@@ -212,6 +270,16 @@ class _Sum:
     @property
     def needed_blocks(self) -> int:
         return -(-self.length // self.load.block_size)
+
+    @property
+    def step(self) -> int:
+        """Tokens of the largest step."""
+        return self.load.max_batched_tokens or BATCHED_TOKENS[self.device.kind]
+
+    @property
+    def least(self) -> int:
+        """Bytes that it takes with a cache for one request."""
+        return self.context + self.weights + self.workspace + self.needed_blocks * self.block_bytes
 
     @property
     def fits(self) -> bool:
@@ -273,56 +341,6 @@ def context_bytes(device: DeviceFacts) -> int:
     return CONTEXT_BYTES[device.kind] + device.libraries
 
 
-def _ways_out(facts: ModelFacts, device: DeviceFacts, load: Load) -> Iterator[str]:
-    """What would fit, the smallest change first; each is checked by the same sum."""
-
-    def fits(**change: object) -> _Sum | None:
-        try:
-            found = _sum(facts, device, replace(load, **change))  # type: ignore[arg-type]
-        except SpecError:
-            return None
-        return found if found.fits else None
-
-    def unrun(what: str) -> str:
-        return f"{what} (sized, not run by this version)"
-
-    if load.max_length:
-        # Twice: the table of positions shrinks with the length, and leaves its part to the cache.
-        tokens = load.max_length
-        for _ in range(2):
-            tokens = _sum(facts, device, replace(load, max_length=max(tokens, 1))).blocks * load.block_size
-        if 256 <= tokens < load.max_length and fits(max_length=tokens):
-            yield f"context.maxLength {tokens}"
-    if load.cache_bytes is None:
-        ratio = next((r for r in (0.9, 0.95) if r > load.ratio and fits(ratio=r)), None)
-        if ratio:
-            yield f"kvCache.ratio {ratio:g}"
-    else:
-        holds = fits(cache_bytes=None)
-        if holds:
-            yield f"kvCache.ratio {load.ratio:g} instead of an absolute size"
-        asked = _sum(facts, device, load)
-        need = asked.needed_blocks * asked.block_bytes
-        if need > load.cache_bytes and fits(cache_bytes=need):
-            yield f"a cache of {format_bytes(need)}"
-    if load.cache_precision == "auto" and fits(cache_precision="int8"):
-        yield unrun("kvCache.precision int8")
-    for precision in ("bfloat16", "w8a16", "w4a16"):
-        if precision != load.precision and weight_bytes_less(facts, device, load, precision):
-            found = fits(precision=precision)
-            if found:
-                tokens = found.blocks * load.block_size
-                blocks = stored_blocks(facts) if precision in CODE_BITS else None
-                again = f", {blocks} blocks rounded again" if blocks else ""
-                text = f"precision {precision} ({format_bytes(found.weights)} weights, {tokens} tokens of cache{again})"
-                yield text
-                break
-    for tensor in tensor_sizes(facts)[1:4]:
-        if load.tensor == 1 and fits(tensor=tensor):
-            yield unrun(f"parallelism.tensor {tensor}")
-            break
-
-
 def weight_bytes_less(facts: ModelFacts, device: DeviceFacts, load: Load, precision: Precision) -> bool:
     """Whether `precision` takes less than what `load` asks for, and can hold this model at all."""
     try:
@@ -330,20 +348,6 @@ def weight_bytes_less(facts: ModelFacts, device: DeviceFacts, load: Load, precis
         return weight_bytes(facts, precision, device, cast(int, load.tensor)) < now
     except SpecError:
         return False
-
-
-def _least_total(facts: ModelFacts, device: DeviceFacts, load: Load) -> int | None:
-    """The least memory this load fits in, rounded up to 16 MiB; None for a cache whose own size is too small."""
-    low, high = 0, 1 << 50
-    if not _sum(facts, replace(device, total=high), load).fits:
-        return None
-    while high - low > 16 * MIB:
-        middle = (low + high) // 2
-        if _sum(facts, replace(device, total=middle), load).fits:
-            high = middle
-        else:
-            low = middle
-    return -(-high // (16 * MIB)) * 16 * MIB
 
 
 def _check(load: Load) -> None:

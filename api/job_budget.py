@@ -4,15 +4,14 @@ Memory follows the walk: of one decoder layer what something runs through, in fl
 Hidden states lie on disk, and in memory only as far as the line leaves room, so they are no part of what is needed.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from plimsoll.api.budget import CONTEXT_BYTES, MIB
+from plimsoll.api.budget import CONTEXT_BYTES
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts
-from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.errors import SpecError
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.quantity import format_bytes
 from plimsoll.api.sizes import Matrix, block_bytes, matrices, vector_elements, weight_bytes, workspace_terms
+from plimsoll.api.ways_out import MIB
 
 FLOAT = 4
 #: Columns of the widest block of products that inputs are counted in.
@@ -175,37 +174,6 @@ def check_groups(facts: ModelFacts, group_size: int) -> None:
     raise SpecError(
         f"does not divide {' and '.join(map(str, wrong))} columns of this model",
         field="spec.weights.groupSize", value=group_size, fix=fix,
-    )  # fmt: skip
-
-
-def check_memory(needs: JobNeeds, line: int, load: JobLoad) -> None:
-    """Raises DoesNotFitError with the sum, and what would fit, where `line` bytes are too few."""
-    if needs.memory <= line:
-        return
-    steps = {"the walk": needs.walk, "evaluation": needs.evaluation, "sampling `self` text": needs.sampling}
-    words = ", ".join(f"{name} {format_bytes(size)}" for name, size in steps.items() if size)
-    raise DoesNotFitError(
-        f"needs {format_bytes(needs.memory)} (the largest of: {words}) of {format_bytes(line)}",
-        field="spec.accelerator.memory", ways=tuple(_ways(needs, line, load)),
-    )  # fmt: skip
-
-
-def _ways(needs: JobNeeds, line: int, load: JobLoad) -> Iterator[str]:
-    if load.sampled and max(needs.walk, needs.evaluation) <= line:
-        yield "calibration.dataset or calibration.configMap in place of self, so that no engine runs"
-    if load.batch > 1:
-        yield "calibration.batchSize 1"
-    yield f"accelerator.memory {-(-needs.memory // MIB)}Mi"
-
-
-def check_disk(needs: JobNeeds, claim: int) -> None:
-    """Raises DoesNotFitError where a claim of so many bytes cannot hold the output and what it is made with."""
-    if needs.disk <= claim:
-        return
-    raise DoesNotFitError(
-        f"needs {format_bytes(needs.output)} for the output + {format_bytes(needs.scratch)} for hidden states = "
-        f"{format_bytes(needs.disk)} of {format_bytes(claim)}, the size of the claim",
-        field="spec.output", ways=(f"a claim of {-(-needs.disk // MIB)}Mi", "fewer or shorter samples"),
     )  # fmt: skip
 
 

@@ -33,22 +33,21 @@ def plan(
     if device is not None:
         check_choice(device, ("cpu", "cuda"), "--device")
 
-    from plimsoll.api.budget import budget
     from plimsoll.api.load import load_of, refuse_not_run_yet
     from plimsoll.api.manifest import parse_manifest
     from plimsoll.api.quantity import byte_option
     from plimsoll.api.second_rounding import rounded_again
     from plimsoll.api.sizes import replication, slow_codes
     from plimsoll.cli.manifest_file import read_manifest
-    from plimsoll.runtime.kernels.forecast import foreseen_device, libraries_note
+    from plimsoll.cli.sizing import card_of, sized
+    from plimsoll.runtime.kernels.forecast import libraries_note
 
     deployment = parse_manifest(*read_manifest(file), name)
     spec = deployment.spec
     facts = _facts(deployment, config)
     line = spec.accelerator.memory if memory is None else byte_option(memory, "--memory")
     kind: Literal["cpu", "cuda"] = "cpu" if (device or spec.accelerator.resource) == "cpu" else "cuda"
-    total, cache_limit = (line, None) if line else _machine_memory(kind)
-    card = foreseen_device(kind, total)
+    card, cache_limit = card_of(spec, kind, line)
     load = load_of(spec, facts)
     report: dict[str, Any] = {
         "name": deployment.metadata.name,
@@ -57,7 +56,7 @@ def plan(
         "device": {"kind": card.kind, "total": card.total, "kernels": _kernels(card.table)},
     }
     try:
-        found = budget(facts, card, load, cache_limit=cache_limit)
+        found = sized(spec, facts, card, cache_limit)
     except DoesNotFitError as error:
         if output == "json":
             typer.echo(json.dumps({**report, "fits": False, "reason": error.message, "fitsWith": error.ways}, indent=2))
@@ -139,23 +138,6 @@ def _hub_config(source: str) -> Path | None:
     from plimsoll.checkpoint.sources import parse_hub, resolve
 
     return None if parse_hub(source).file else resolve(source, files=("config.json",))
-
-
-def _machine_memory(kind: str) -> tuple[int, int | None]:
-    """(the line, most that becomes cache) of this machine where the manifest draws none: what the engine does then."""
-    from plimsoll.runtime.engine.cgroup import host_line
-
-    if kind == "cpu":
-        return host_line()
-
-    import torch
-
-    if not torch.cuda.is_available():
-        raise SpecError(
-            "is not given, and this machine has no GPU to ask", field="spec.accelerator.memory",
-            fix="Set it to the memory of one card, such as 24Gi, or give --memory",
-        )  # fmt: skip
-    return int(torch.cuda.get_device_properties(0).total_memory), None
 
 
 def _kernels(table: "TableFacts") -> str:

@@ -134,6 +134,7 @@ def serve(
         max_batched_tokens=max_prefill_token_num,
         max_running=max_batch_size,
         threads=threads,
+        names="options",
     )
     server = ServerConfig(
         served_name=model_name or local.own_name(model, path),

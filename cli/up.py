@@ -84,20 +84,18 @@ def up(
 
 
 def _budget(deployment: "ModelDeployment", facts: "ModelFacts") -> "Budget | None":
-    """Refuses with the sum before any process starts, where the manifest draws the line.
+    """Refuses with the sum before any process starts, as `plan` does.
 
-    Without `accelerator.memory` the line is the machine's, which the engine reads and closes the same budget on.
+    A GPU without `accelerator.memory` is left to the engine, which asks the driver: None.
     """
-    from plimsoll.api.budget import RUNS, budget
     from plimsoll.api.device import DeviceKind
-    from plimsoll.api.load import load_of
-    from plimsoll.runtime.kernels.forecast import foreseen_device
+    from plimsoll.cli.sizing import card_of, sized
 
     accelerator = deployment.spec.accelerator
-    if accelerator.memory is None:
-        return None
     kind: DeviceKind = "cpu" if accelerator.resource == "cpu" else "cuda"
-    return budget(facts, foreseen_device(kind, accelerator.memory), load_of(deployment.spec, facts), RUNS)
+    if accelerator.memory is None and kind == "cuda":
+        return None
+    return sized(deployment.spec, facts, *card_of(deployment.spec, kind, accelerator.memory))
 
 
 def _refuse_together(budgets: "list[tuple[ModelDeployment, Budget | None]]") -> None:

@@ -11,6 +11,7 @@ from plimsoll.api.architecture import find_architecture
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import expected_tensors
 from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs, least_disk, process_bytes
+from plimsoll.api.job_ways import OPTIONS, least_line, memory_ways
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.second_rounding import stored_blocks
@@ -94,8 +95,7 @@ def check_room(found: Preflight, folder: Path, free: int, done: int) -> str | No
         raise DoesNotFitError(
             f"has {format_bytes(free)} free, and at least {format_bytes(found.least_disk - done)} more are written: "
             "the output, and hidden states beside it", field=str(folder),
-            ways=(f"{format_bytes(needed)} free there", "another --work-dir",
-                  "fewer --calib-samples and --eval-samples or a shorter --calib-seqlen"),
+            ways=(f"{format_bytes(needed)} free there", "another --work-dir with as much"),
         )  # fmt: skip
     if free >= needed:
         return None
@@ -170,8 +170,11 @@ def _plan(facts: ModelFacts, load: JobLoad, memory: int, batch: int | None, thre
             f"{format_bytes(least.walk - process_bytes(load))}, evaluation "
             f"{format_bytes(least.evaluation - process_bytes(load))}, and the process itself "
             f"{format_bytes(process_bytes(load))}{'; ' + note if note else ''}) of {format_bytes(memory)}",
-            field="--memory", ways=(f"--memory {format_bytes(least.memory)}", "a smaller --batch-size, a shorter "
-                                    "--calib-seqlen"),
+            field="--memory",
+            ways=(
+                *memory_ways(facts, replace(load, batch=batch or 1), memory, OPTIONS),
+                f"--memory {least_line(least)}",
+            ),
         )  # fmt: skip
     size = batch or max(1, min(max(load.samples, load.held_out), _BATCH_PER_THREAD * threads))
     while batch is None and size > 1 and max(needs_of(size).walk, needs_of(size).evaluation) > memory:

@@ -2,13 +2,18 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
+from plimsoll.api.budget import BATCHED_TOKENS, Load
 from plimsoll.api.deployment import ModelDeployment
+from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
 from plimsoll.api.load import refuse_not_run_yet
+from plimsoll.api.model import ModelFacts
+from plimsoll.api.rope import check_length, default_length, override_rope
+from plimsoll.api.sizes import Precision
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -45,6 +50,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """CPU threads; None follows the container's CPU limit."""
     kernels: str = "auto"
     """auto, native or torch."""
+    names: Literal["arguments", "options", "manifest"] = "arguments"
+    """Whose names a refusal uses for what it suggests to change: these, those of `serve` or a manifest's fields."""
     seed: int = 0
     contents: str | None = None
     """Fingerprint that the checkpoint's files must have (`checkpoint.contents`); None takes what is there."""
@@ -65,6 +72,25 @@ def engine_config(model: Path, **options: Any) -> EngineConfig:
         for theirs, ours in (("Expected", "must be"), (" >=", ", at least"), (" >", ", above"), (" <=", ", at most")):
             wanted = wanted.replace(theirs, ours)
         raise SpecError(wanted, field=field, value=options.get(field)) from None
+
+
+def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind) -> Load:
+    """What `config` wants of a device of this kind: of a deployment's, the same as `load_of`.
+
+    Raises SpecError where the model cannot take positions as far as `max_model_len`.
+    """
+    rope = override_rope(facts, config.rope_type, config.rope_factor)
+    check_length(facts, rope, config.max_model_len, "max_model_len")
+    return Load(
+        precision=cast(Precision, config.precision),
+        ratio=config.kv_ratio,
+        cache_bytes=config.kv_cache_bytes,
+        block_size=config.block_size,
+        max_length=config.max_model_len,
+        max_batched_tokens=config.max_batched_tokens or BATCHED_TOKENS[kind],
+        max_running=config.max_running,
+        trained_length=default_length(facts, rope),
+    )
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +147,7 @@ def from_deployment(
         max_queued_requests=spec.serving.max_queued_requests,
         max_queued_tokens=spec.serving.max_queued_tokens,
         threads=spec.pod.cpu,
+        names="manifest",
     )
     server = ServerConfig(
         served_name=deployment.served_name,

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from plimsoll.api.dataset import parse_dataset
 from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.inspection import Inspection
-from plimsoll.api.job_budget import JobLoad, JobNeeds, check_disk, check_memory, job_needs
+from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs
+from plimsoll.api.job_ways import check_disk, check_memory, memory_ways
 from plimsoll.api.manifest import parse_job_spec
+from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import parse_source
+from plimsoll.api.ways_out import MIB
 from plimsoll.operator.build.quantizing import BESIDE_BYTES
 from plimsoll.operator.plan.admission import NotAllowedError, check_allowed, check_source, looked_at
 from plimsoll.operator.plan.capacity import tolerates
@@ -95,11 +98,11 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
                 fix="Name the checkpoint that it was made of",
             )  # fmt: skip
         needs = job_needs(found.facts, load)
-        check_memory(needs, line or needs.memory, load)
-        _check_nodes(snapshot, spec, (line or needs.memory) + BESIDE_BYTES)
+        check_memory(found.facts, needs, line or needs.memory, load)
+        _check_nodes(snapshot, spec, found.facts, load, needs)
         known = None if snapshot.claims is None else snapshot.claims.get(claim)
         if known is not None:
-            check_disk(needs, known)
+            check_disk(found.facts, needs, known, load)
     except DoesNotFitError as error:
         return JobAdmission(Condition("Accepted", "False", "DoesNotFit", str(error)), ready, spec, found)
     except PlimsollError as error:
@@ -132,19 +135,29 @@ def _load(spec: QuantizationJobSpec) -> JobLoad:
     )
 
 
-def _check_nodes(snapshot: Snapshot, spec: QuantizationJobSpec, line: int) -> None:
+def _check_nodes(
+    snapshot: Snapshot, spec: QuantizationJobSpec, facts: ModelFacts, load: JobLoad, needs: JobNeeds
+) -> None:
     """Raises DoesNotFitError where no node that may run the pod could ever hold it."""
     if snapshot.nodes is None:
         return
+    line = (spec.accelerator.memory or needs.memory) + BESIDE_BYTES
     wanted = [one.model_dump(by_alias=True, exclude_none=True) for one in spec.pod.tolerations]
     able = [n for n in matching(snapshot.nodes, spec.pod.node_selector) if n.usable and tolerates(n.taints, wanted)]
     largest = max(able, key=lambda node: node.allocatable.get("memory", 0), default=None)
     if largest is None or largest.allocatable.get("memory", 0) >= line:
         return
     room = largest.allocatable.get("memory", 0)
+    beside = max(0, room - BESIDE_BYTES)
+    if needs.memory <= beside:
+        ways = [f"accelerator.memory {beside // MIB}Mi"]
+    elif spec.accelerator.memory is None:
+        ways = list(memory_ways(facts, load, beside))
+    else:
+        ways = [f"{way} and accelerator.memory {beside // MIB}Mi" for way in memory_ways(facts, load, beside)]
     raise DoesNotFitError(
         f"needs {format_bytes(line)}, and the largest node that could take the pod, {largest.name}, has "
         f"{format_bytes(room)}",
         field="spec.accelerator.memory",
-        ways=("shorter calibration.sequenceLength", "a larger node"),
+        ways=(*ways, f"a node with {-(-line // MIB)}Mi"),
     )

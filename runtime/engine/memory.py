@@ -1,21 +1,22 @@
 """How much of the machine the engine may take, and what the one budget function makes of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, get_args
 
 import psutil
 import torch
 
-from plimsoll.api.budget import BATCHED_TOKENS, CONTEXT_BYTES, RUNS, Load, Rejection, budget
+from plimsoll.api.budget import CONTEXT_BYTES, RUNS, Load, Rejection, budget
 from plimsoll.api.device import DeviceFacts, DeviceKind
-from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.load import Fields, refuse_unrun
 from plimsoll.api.model import ModelFacts, RopeFacts
 from plimsoll.api.quantity import format_bytes
-from plimsoll.api.rope import check_length, default_length, override_rope
+from plimsoll.api.rope import override_rope
 from plimsoll.api.sizes import Precision
-from plimsoll.runtime.config import EngineConfig
+from plimsoll.api.ways_out import ARGUMENTS, MANIFEST_LINE, MIB, OPTIONS, Names
+from plimsoll.runtime.config import EngineConfig, engine_load
 from plimsoll.runtime.engine.cgroup import host_line
 from plimsoll.runtime.kernels.forecast import foreseen_libraries
 from plimsoll.runtime.kernels.table import Kernels
@@ -87,34 +88,37 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
             checkpoint's codes are of other bits than the precision.
         DoesNotFitError: the sum is larger than what there is.
     """
-    rope = override_rope(facts, config.rope_type, config.rope_factor)
-    check_length(facts, rope, config.max_model_len, "max_model_len")
     kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
-    step = config.max_batched_tokens or BATCHED_TOKENS[kind]
-    load = Load(
-        precision=cast(Precision, config.precision),
-        ratio=config.kv_ratio,
-        cache_bytes=config.kv_cache_bytes,
-        block_size=config.block_size,
-        max_length=config.max_model_len,
-        max_batched_tokens=step,
-        max_running=config.max_running,
-        trained_length=default_length(facts, rope),
-    )
+    rope, load = override_rope(facts, config.rope_type, config.rope_factor), engine_load(config, facts, kind)
+    step = load.max_batched_tokens
+    assert step is not None
     total, cache_limit = memory_line(config, kernels.device)
     device = DeviceFacts(kind, total, kernels.facts, foreseen_libraries(kind))
-    found = budget(facts, device, load, RUNS, cache_limit)
+    names = {"arguments": ARGUMENTS, "options": OPTIONS, "manifest": MANIFEST_LINE}[config.names]
+    found = budget(facts, device, load, RUNS, cache_limit, names)
     available = available_bytes(kernels.device)
     if found.in_use > available:
         raise DoesNotFitError(
             f"takes {format_bytes(found.in_use)}, and others leave {format_bytes(available)} of this machine's memory",
-            field="memory", fix="Stop them, or lower memory or kv_cache_bytes",
+            field=names.memory, ways=_beside_others(facts, replace(device, total=available), load, names),
         )  # fmt: skip
     # Sized alike: a card without bfloat16 holds float16 in its place.
     precision = (
         found.precision if found.precision in CODED else next(n for n, known in DTYPES.items() if known == dtype)
     )
     return MemoryPlan(precision, rope, found.max_length, found.blocks, step, found.per_device(), found.rejected)
+
+
+def _beside_others(facts: ModelFacts, device: DeviceFacts, load: Load, names: Names) -> list[str]:
+    """What fits into the memory that others leave: a line as long as that, where the budget closes on it."""
+    ways = ["others stopped"]
+    try:
+        budget(facts, device, replace(load, cache_bytes=None), RUNS)
+    except PlimsollError:
+        return ways
+    line = f"{names.memory} {device.total // MIB}Mi"
+    also = f" and {names.ratio} {load.ratio:g} instead of an absolute size" if load.cache_bytes is not None else ""
+    return [line + also, *ways]
 
 
 def memory_line(config: EngineConfig, device: torch.device) -> tuple[int, int | None]:

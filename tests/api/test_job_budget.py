@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.budget import CONTEXT_BYTES, MIB
@@ -13,12 +13,11 @@ from plimsoll.api.job_budget import (
     HEAP_BYTES,
     PAPERS_BYTES,
     JobLoad,
-    check_disk,
     check_groups,
-    check_memory,
     job_needs,
     layer_bytes,
 )
+from plimsoll.api.job_ways import check_disk, check_memory, disk_ways, memory_ways
 from tests.support.miniature import CONFIG
 
 FACTS = facts_from_config(CONFIG)
@@ -79,13 +78,39 @@ def test_what_does_not_fit_is_refused_with_the_sum_and_a_way_out() -> None:
     load = replace(LOAD, sampled=True, batch=4)
     needs = job_needs(FACTS, load)
     with pytest.raises(DoesNotFitError) as caught:
-        check_memory(needs, 512 * MIB, load)
-    for words in ("512.0 MiB", "sampling `self` text", "calibration.batchSize 1", f"memory {needs.memory // MIB}Mi"):
+        check_memory(FACTS, needs, 512 * MIB, load)
+    for words in ("512.0 MiB", "sampling `self` text", "calibration.dataset or", f"memory {needs.memory // MIB}Mi"):
         assert words in str(caught.value)
-    check_memory(needs, needs.memory, load)
+    check_memory(FACTS, needs, needs.memory, load)
     with pytest.raises(DoesNotFitError, match=r"for the output \+ .* for hidden states"):
-        check_disk(needs, needs.disk - 1)
-    check_disk(needs, needs.disk)
+        check_disk(FACTS, needs, needs.disk - 1, load)
+    check_disk(FACTS, needs, needs.disk, load)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 64), st.integers(64, 8192), st.integers(1, 64), st.booleans(), st.integers(0, 64),
+       st.floats(0.5, 1))  # fmt: skip
+def test_every_way_out_of_a_job_is_one(
+    samples: int, length: int, batch: int, sampled: bool, held_out: int, share: float
+) -> None:
+    load = JobLoad("awq", 4, 64, samples, length, batch, sampled, held_out)
+    needs = job_needs(FACTS, load)
+    fields = {
+        "calibration.batchSize": "batch", "calibration.sequenceLength": "length", "calibration.samples": "samples",
+        "evaluation.samples": "held_out",
+    }  # fmt: skip
+
+    def applied(way: str) -> JobLoad:
+        if "in place of self" in way:
+            return replace(load, sampled=False)
+        pairs = (part.split(" ") for part in way.split(" and "))
+        return replace(load, **{fields[name]: int(value) for name, value in pairs})
+
+    line, disk = int(needs.memory * share), int(needs.disk * share)
+    for way in memory_ways(FACTS, load, line):
+        assert job_needs(FACTS, applied(way)).memory <= line, way
+    for way in disk_ways(FACTS, load, disk):
+        assert job_needs(FACTS, applied(way)).disk <= disk, way
 
 
 @given(

@@ -1,16 +1,19 @@
 """`plimsoll plan`: from a manifest and a checkpoint, or a bare configuration, to the load line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from plimsoll.api.facts import facts_from_config
 from plimsoll.api.manifest import parse_manifest
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.cli.load_line import shares
 from plimsoll.cli.main import main
+from plimsoll.cli.up import _budget
 from plimsoll.runtime.config import from_deployment
 from plimsoll.runtime.engine.memory import find_device, find_dtype, plan_memory
 from plimsoll.runtime.kernels.selection import select
@@ -82,7 +85,35 @@ def test_what_auto_passed_over_and_what_does_not_run_yet_are_said(
     code, out, _ = run(capsys, *card, "--memory", "10GiB")
     assert code == 0
     assert "passed over precision bfloat16" in out
+    assert "not run yet" not in out
+    two = Path(card[1]).with_name("two.yaml")
+    two.write_text(Path(card[1]).read_text().replace("spec:", "spec:\n  parallelism: {tensor: 2}", 1))
+    code, out, _ = run(capsys, "-f", str(two), *card[2:])
     assert "not run yet: spec.parallelism.tensor" in out
+
+
+def test_plan_takes_the_precision_and_the_devices_that_up_takes(
+    card: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = facts_from_config(INTERNLM)
+    for memory in ("10Gi", "17Gi", "24Gi"):
+        _, out, _ = run(capsys, *card, "--memory", memory, "-o", "json")
+        planned = json.loads(out)
+        deployment = parse_manifest(Path(card[1]).read_text().replace("24Gi", memory))
+        found = _budget(deployment, facts)
+        assert found is not None
+        assert (planned["precision"], planned["tensor"]) == (found.precision, found.tensor)
+        assert planned["perDevice"] == found.per_device()
+
+
+def test_a_mig_profile_is_sized_by_its_name(card: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    slice_ = Path(card[1]).with_name("slice.yaml")
+    text = Path(card[1]).read_text()
+    text = re.sub("memory: 24Gi", "", text).replace("nvidia.com/gpu", "nvidia.com/mig-3g.40gb")
+    slice_.write_text(text)
+    code, out, _ = run(capsys, "-f", str(slice_), *card[2:], "-o", "json")
+    report = json.loads(out)
+    assert (code, report["device"]["kind"], report["perDevice"]["total"]) == (0, "cuda", 40 * (1 << 30) * 88 // 100)
 
 
 def test_what_does_not_fit_exits_1_with_the_sum_and_ways_out(

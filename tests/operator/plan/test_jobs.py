@@ -151,7 +151,7 @@ def test_evictions_and_lost_status_at_any_step_lead_to_the_same_end(
         ({"model": {"source": "file:///a"}}, "InvalidSpec", "spec.model.source"),
         ({"methods": "awq"}, "InvalidSpec", "Did you mean method"),
         ({"accelerator": {"memory": "300Mi"}}, "DoesNotFit", "sampling `self` text"),
-        ({"accelerator": {"memory": "700Mi"}}, "DoesNotFit", "fits with: calibration.dataset or"),
+        ({"accelerator": {"memory": "768Mi"}}, "DoesNotFit", "fits with: calibration.dataset or"),
         ({"accelerator": {"memory": "17Gi"}}, "DoesNotFit", "the largest node that could take the pod, n1"),
         ({"pod": {"nodeSelector": {"a": "b"}}}, "", ""),
     ],

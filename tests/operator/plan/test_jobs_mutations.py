@@ -35,9 +35,11 @@ RULES = {
         jobs, "    if live is None or build.differs(policy, live):", "    if live is None and not snapshot.batch_jobs:",
     ),
     "an output that is another's is refused": (job_admission, "    if snapshot.rivals:", "    if False:"),
-    "memory is worked out": (job_admission, "        check_memory(needs, line or needs.memory, load)\n", ""),
+    "memory is worked out": (
+        job_admission, "        check_memory(found.facts, needs, line or needs.memory, load)\n", "",
+    ),
     "nodes are asked": (
-        job_admission, "        _check_nodes(snapshot, spec, (line or needs.memory) + BESIDE_BYTES)\n", "",
+        job_admission, "        _check_nodes(snapshot, spec, found.facts, load, needs)\n", "",
     ),
     "a failed gate has no output": (
         job_status, "    if run.complete and said.output is not None:", "    if said.output is not None:",

@@ -1,0 +1,101 @@
+"""What would make a quantization job fit: each way names all that it changes, and the job's own sum has checked it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from plimsoll.api.errors import DoesNotFitError
+from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs
+from plimsoll.api.model import ModelFacts
+from plimsoll.api.quantity import format_bytes
+from plimsoll.api.ways_out import MIB
+
+#: The shortest windows, and the fewest, that are worth suggesting.
+LEAST_LENGTH, LEAST_SAMPLES = 64, 8
+
+
+@dataclass(frozen=True)
+class JobNames:
+    """What the user calls each wish, in front of its value: a manifest's fields, or options."""
+
+    batch: str = "calibration.batchSize"
+    length: str = "calibration.sequenceLength"
+    samples: str = "calibration.samples"
+    held_out: str = "evaluation.samples"
+
+
+OPTIONS = JobNames("--batch-size", "--calib-seqlen", "--calib-samples", "--eval-samples")
+
+
+def memory_ways(facts: ModelFacts, load: JobLoad, line: int, names: JobNames = JobNames()) -> Iterator[str]:
+    """Changes after which the job takes `line` bytes of memory at most, one of them each."""
+
+    def fits(**change: Any) -> bool:
+        return job_needs(facts, replace(load, **change)).memory <= line
+
+    if load.sampled and fits(sampled=False):
+        yield "calibration.dataset or calibration.configMap in place of self, so that no engine runs"
+    if load.batch > 1 and fits(batch=1):
+        yield f"{names.batch} 1"
+    length = _halved(load.length, LEAST_LENGTH, lambda value: fits(length=value))
+    if length is not None:
+        yield f"{names.length} {length}"
+    elif load.batch > 1:
+        length = _halved(load.length, LEAST_LENGTH, lambda value: fits(length=value, batch=1))
+        if length is not None:
+            yield f"{names.batch} 1 and {names.length} {length}"
+
+
+def disk_ways(facts: ModelFacts, load: JobLoad, free: int, names: JobNames = JobNames()) -> Iterator[str]:
+    """Changes after which the job writes `free` bytes at most."""
+
+    def fits(**change: Any) -> bool:
+        return job_needs(facts, replace(load, **change)).disk <= free
+
+    length = _halved(load.length, LEAST_LENGTH, lambda value: fits(length=value))
+    if length is not None:
+        yield f"{names.length} {length}"
+    samples = _halved(load.samples, LEAST_SAMPLES, lambda value: fits(samples=value))
+    if samples is not None:
+        yield f"{names.samples} {samples}"
+    held_out = _halved(load.held_out, LEAST_SAMPLES, lambda value: fits(held_out=value))
+    if held_out is not None:
+        yield f"{names.held_out} {held_out}"
+
+
+def least_line(needs: JobNeeds) -> str:
+    """The memory that the job takes as it is, as a quantity."""
+    return f"{-(-needs.memory // MIB)}Mi"
+
+
+def check_memory(facts: ModelFacts, needs: JobNeeds, line: int, load: JobLoad) -> None:
+    """Raises DoesNotFitError with the sum, and what would fit, where `line` bytes are too few."""
+    if needs.memory <= line:
+        return
+    steps = {"the walk": needs.walk, "evaluation": needs.evaluation, "sampling `self` text": needs.sampling}
+    words = ", ".join(f"{name} {format_bytes(size)}" for name, size in steps.items() if size)
+    raise DoesNotFitError(
+        f"needs {format_bytes(needs.memory)} (the largest of: {words}) of {format_bytes(line)}",
+        field="spec.accelerator.memory",
+        ways=(*memory_ways(facts, load, line), f"accelerator.memory {least_line(needs)}"),
+    )
+
+
+def check_disk(facts: ModelFacts, needs: JobNeeds, claim: int, load: JobLoad) -> None:
+    """Raises DoesNotFitError where a claim of so many bytes cannot hold the output and what it is made with."""
+    if needs.disk <= claim:
+        return
+    raise DoesNotFitError(
+        f"needs {format_bytes(needs.output)} for the output + {format_bytes(needs.scratch)} for hidden states = "
+        f"{format_bytes(needs.disk)} of {format_bytes(claim)}, the size of the claim",
+        field="spec.output", ways=(*disk_ways(facts, load, claim), f"a claim of {-(-needs.disk // MIB)}Mi"),
+    )  # fmt: skip
+
+
+def _halved(value: int, least: int, fits: Callable[[int], bool]) -> int | None:
+    """The first of value / 2, value / 4, … that fits; None below `least`."""
+    while value // 2 >= least:
+        value //= 2
+        if fits(value):
+            return value
+    return None
