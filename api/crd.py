@@ -32,15 +32,13 @@ Column = tuple[str, str, str, str, int]
 
 #: Ready? In which step? Since when? How loaded? Where? And why not, last, as it may be long.
 _DEPLOYMENT_COLUMNS: tuple[Column, ...] = (
-    ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', "Every wanted replica serves", 0),
+    ("Ready", "string", ".status.ready", "Replicas that serve, of those that are wanted", 0),
     ("Phase", "string", ".status.phase", "Where it is on its way", 0),
     ("Since", "date", '.status.conditions[?(@.type=="Ready")].lastTransitionTime', "When Ready last changed", 0),
     ("Load", "string", ".status.load.summary", "How busy its replicas are", 0),
     ("Endpoint", "string", ".status.endpoint", "Where clients in the cluster find it", 0),
     ("Age", "date", ".metadata.creationTimestamp", "When it was created", 0),
     ("Message", "string", ".status.message", "Why it is not ready", 0),
-    ("Wanted", "integer", ".spec.replicas", "Replicas that are wanted", 1),
-    ("Serving", "integer", ".status.readyReplicas", "Replicas that serve", 1),
     ("Precision", "string", ".status.budget.precision", "How weights are held", 1),
     ("Model", "string", ".spec.model.source", "Where the checkpoint comes from", 1),
     ("Job", "string", ".spec.model.quantizationJob", "The QuantizationJob whose output it serves", 1),
@@ -210,7 +208,8 @@ def _inline(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
 
 #: What a structural schema has of JSON Schema, in the order it is written; the rest is said in another way or dropped.
 _KEPT = (
-    "type", "format", "x-kubernetes-int-or-string", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum",
+    "type", "format", "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields", "enum",
+    "pattern", "minLength", "maxLength", "minimum", "maximum",
     "maxItems", "maxProperties", "required",
 )  # fmt: skip
 

@@ -18,6 +18,7 @@ from pydantic import (
 
 from plimsoll.api import rules
 from plimsoll.api.accelerator import RESOURCE, RESOURCE_WORDS
+from plimsoll.api.affinity import AffinityField
 from plimsoll.api.errors import SpecError
 from plimsoll.api.fields import (
     LAPTOP_ONLY,
@@ -33,12 +34,16 @@ from plimsoll.api.fields import (
     Timeout,
     Wait,
     fault_at,
+    parse_processors,
 )
+from plimsoll.api.pod import CaBundle, Limits, Proxy, SecurityContext, Spread
 from plimsoll.api.rules import RULES
 from plimsoll.api.source import endpoint_host, parse_source
 
 API_VERSION = "plimsoll.dev/v1alpha1"
 KIND = "ModelDeployment"
+#: Kubernetes' own label of nodes.
+ARCHITECTURE = "kubernetes.io/arch"
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -271,10 +276,20 @@ class Toleration(Part):
 class PodPlacement(Part):
     """Which nodes take a pod, and who it is to them."""
 
+    model_config = ConfigDict(json_schema_extra={RULES: rules.POD})
+
     image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._:/@]*$")] | None = None
     """The runtime image, in place of the operator's."""
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    """When the runtime image is pulled."""
     node_selector: NodeLabels = Field(default_factory=dict)
     """Labels a node must have to run a pod."""
+    architecture: Literal["amd64", "arm64"] | None = None
+    """Processors that the runtime image is built for: short for the node label kubernetes.io/arch. Default: any."""
+    affinity: AffinityField | None = None
+    """Affinity to nodes and pods, as in a pod's spec; inspect pods take nodeAffinity of it."""
+    runtime_class_name: ObjectName | None = None
+    """The RuntimeClass of pods."""
     tolerations: list[Toleration] = Field(default_factory=list, max_length=32)
     """Taints of nodes that do not keep pods away."""
     priority_class_name: ObjectName | None = None
@@ -287,6 +302,33 @@ class PodPlacement(Part):
     """More labels of pods."""
     annotations: PodAnnotations = Field(default_factory=dict)
     """More annotations of pods."""
+    limits: Limits = Limits()
+    security_context: SecurityContext = SecurityContext()
+    proxy: Proxy = Proxy()
+    ca_bundle: CaBundle | None = None
+    """Certificate authorities that are trusted beside the usual ones when a checkpoint or dataset is fetched."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _architecture_is_a_label(cls, data: Any) -> Any:
+        # One place for all that chooses nodes: the planner, admission and the scheduler read nodeSelector.
+        wanted = data.get("architecture") if isinstance(data, dict) else None
+        if not isinstance(wanted, str) or wanted not in ("amd64", "arm64"):
+            return data
+        labels = {} if data.get("nodeSelector") is None else data["nodeSelector"]
+        if not isinstance(labels, dict):
+            return data
+        if labels.get(ARCHITECTURE, wanted) != wanted:
+            raise fault_at(("architecture",), rules.ARCHITECTURE_WORDS, wanted)
+        return {**data, "nodeSelector": {**labels, ARCHITECTURE: wanted}}
+
+    @model_validator(mode="after")
+    def _limit_holds_the_request(self) -> "PodPlacement":
+        asked, limit = getattr(self, "cpu", None), self.limits.cpu
+        # Of the request only whole threads are known here; the API server compares to the thousandth.
+        if asked is not None and limit is not None and asked > parse_processors(limit):
+            raise fault_at(("limits", "cpu"), f"must be at least pod.cpu, which is {asked}", limit)
+        return self
 
 
 class Pod(PodPlacement):
@@ -297,6 +339,8 @@ class Pod(PodPlacement):
     1 in a cluster."""
     memory: Memory | None = None
     """Host memory of a pod on a GPU. On a CPU the pod's memory follows from accelerator.memory, and this is refused."""
+    topology_spread_constraints: list[Spread] = Field(default_factory=list, max_length=8)
+    """How replicas are spread over zones and nodes. Default: over nodes, where that can be had."""
 
 
 class ModelDeploymentSpec(Part):

@@ -95,9 +95,9 @@ Memory = Annotated[
 ]
 """Memory as whole bytes."""
 _CPUS = "must be a number of processors such as 2 or 1500m, above 0 and at most 1024"
-Processors = Annotated[
-    int, _amount(parse_cpus, _QUANTITY, 1, MAX_CPUS, _CPUS), _quantity_schema("1024", MAX_CPUS, _CPUS)
-]
+_THREADS = _amount(parse_cpus, _QUANTITY, 1, MAX_CPUS, _CPUS)
+CPU_SCHEMA = _quantity_schema("1024", MAX_CPUS, _CPUS)
+Processors = Annotated[int, _THREADS, CPU_SCHEMA]
 """Processors as whole threads."""
 _WAIT = "must be a duration such as 120s, 2m or 1h30m, at most 24h"
 Wait = Annotated[float, _amount(parse_seconds, _DURATION, 0, DAY, _WAIT), _duration_schema("0s", _WAIT)]
@@ -108,6 +108,12 @@ Timeout = Annotated[float, _amount(parse_seconds, _DURATION, 0.001, DAY, _TIMEOU
 _DEADLINE = "must be a duration such as 120s, 2m or 1h30m, from 1s to 24h"
 Deadline = Annotated[float, _amount(parse_seconds, _DURATION, 1, DAY, _DEADLINE), _duration_schema("1s", _DEADLINE)]
 """A time of a second or more, as seconds."""
+
+
+def parse_processors(value: Any) -> int:
+    """Whole threads of an amount of processors. Raises ValueError for what is none, or out of bounds."""
+    return int(_THREADS.func(value))  # type: ignore[call-arg]
+
 
 #: Counts fit the 32-bit integers of the OpenAPI schema they are served under.
 Count = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]

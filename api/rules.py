@@ -98,6 +98,25 @@ TOLERATION: list[Any] = [
     ),
 ]
 
+SECURITY_WORDS = "assignedByCluster goes without runAsUser, runAsGroup and fsGroup: write one or the other"
+SECURITY: list[Any] = [
+    rule(
+        "!self.assignedByCluster || !(has(self.runAsUser) || has(self.runAsGroup) || has(self.fsGroup))", SECURITY_WORDS
+    )
+]
+SPREAD_WORDS = "minDomains goes with whenUnsatisfiable: DoNotSchedule"
+SPREAD: list[Any] = [rule("!has(self.minDomains) || self.whenUnsatisfiable == 'DoNotSchedule'", SPREAD_WORDS)]
+ARCHITECTURE_WORDS = "contradicts pod.nodeSelector, which names another kubernetes.io/arch: write one of them"
+
+POD: list[Any] = [
+    rule(
+        "!has(self.architecture) || !has(self.nodeSelector) || !('kubernetes.io/arch' in self.nodeSelector) || "
+        "self.nodeSelector['kubernetes.io/arch'] == self.architecture",
+        f"architecture {ARCHITECTURE_WORDS}",
+        ".architecture",
+    )
+]
+
 NOT_OURS: list[Any] = [
     rule(
         "self.all(k, !k.startsWith('plimsoll.dev/') && k != 'app.kubernetes.io/name' "

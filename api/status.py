@@ -169,6 +169,8 @@ class ModelDeploymentStatus(StatusPart):
     """Why it is not ready, in one line; empty once it is."""
     endpoint: str | None = None
     """Where clients in the cluster find the OpenAI API."""
+    ready: str | None = None
+    """Replicas of the wanted revision that serve, of those that are wanted: `1/2`."""
     replicas: Replicas | None = None
     """Pods there are, of all revisions."""
     ready_replicas: Replicas | None = None

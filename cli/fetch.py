@@ -35,7 +35,7 @@ def fetch(
     report: Annotated[Path | None, typer.Option(help="A file for the reason of a failure.")] = None,
 ) -> None:
     """Download what serving needs of a checkpoint; resumes where the last attempt stopped, and never fetches twice."""
-    from plimsoll.checkpoint import guard
+    from plimsoll.checkpoint import guard, trust
     from plimsoll.checkpoint.fetching import Fetcher
 
     fetcher = Fetcher(source, into, revision=revision)
@@ -49,6 +49,7 @@ def fetch(
     signal.signal(signal.SIGINT, leave)
     guard.install()
     try:
+        trust.install()
         with _status_page(status_port, fetcher.progress), _shown(fetcher.progress):
             found = fetcher.run()
     except (PlimsollError, OSError, MemoryError) as error:

@@ -22,7 +22,7 @@ def inspect(
     output: Annotated[str, typer.Option("--output", "-o", help="text or json.")] = "text",
 ) -> None:
     """Show what a checkpoint is and what serving it needs, reading only its configuration and its tensors' headers."""
-    from plimsoll.checkpoint import guard
+    from plimsoll.checkpoint import guard, trust
     from plimsoll.checkpoint.inspecting import inspect_source
 
     check_choice(output, ("text", "json"), "--output")
@@ -30,6 +30,7 @@ def inspect(
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     guard.install()
     try:
+        trust.install()
         found = inspect_source(source)
         packed = found.encode() if report else b""
     except (PlimsollError, OSError, MemoryError) as error:

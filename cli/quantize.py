@@ -70,7 +70,7 @@ def quantize(
     Exits 0 when it is done, 3 when it is past a limit, 1 when it cannot be done, 75 when another run is at work here.
     Stopped by a signal or killed, it goes on where it was when it is run again.
     """
-    from plimsoll.checkpoint import guard
+    from plimsoll.checkpoint import guard, trust
     from plimsoll.checkpoint.contents import ENVIRONMENT, refuse_changed
     from plimsoll.cli import local
     from plimsoll.cli.status_page import serve_status
@@ -85,6 +85,7 @@ def quantize(
         tracker = Tracker(show)
         page = serve_status(status_port, _pages(tracker)) if status_port is not None else None
         try:
+            trust.install()
             path = local.fetch(source, screen) if source.startswith("hf://") else _path(source)
             refuse_changed(path, os.environ.get(ENVIRONMENT))
             options = _options(

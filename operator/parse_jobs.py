@@ -26,6 +26,7 @@ def batch_job(raw: Raw) -> BatchJob:
         message=text(why.get("message")),
         ended_at=timestamp(why.get("lastTransitionTime")),
         deleting=bool(about.get("deletionTimestamp")),
+        created=timestamp(about.get("creationTimestamp")),
         suspended=mapping(raw.get("spec")).get("suspend") is True,
     )
 

@@ -228,6 +228,9 @@ class BatchJob:
     deleting: bool = False
     suspended: bool = False
     """Somebody or a queue wants no pod of it now."""
+    created: float = 0.0
+    told: str = ""
+    """What the Job controller told of it last where that failed, while it has no pod; empty where nobody asked."""
 
 
 @dataclass(frozen=True)

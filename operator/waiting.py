@@ -13,9 +13,10 @@ from typing import Any
 
 from plimsoll.operator import kinds
 from plimsoll.operator.cluster import Cluster, ForbiddenError
+from plimsoll.operator.plan.job_run import podless
 from plimsoll.operator.plan.trouble import waits_unexplained
 from plimsoll.operator.shape import mapping, text
-from plimsoll.operator.snapshot import Pod, Snapshot
+from plimsoll.operator.snapshot import BatchJob, Pod, Snapshot
 
 #: One reading of a pod's events serves for so long.
 _FRESH_SECONDS = 5.0
@@ -43,23 +44,34 @@ class Waiting:
         if looking is not None and looking.pod is not None and waits_unexplained(looking.pod, now):
             looking = replace(looking, pod=self._explained(namespace, looking.pod))
         pods = tuple(self._explained(namespace, pod) if waits_unexplained(pod, now) else pod for pod in snapshot.pods)
-        return replace(snapshot, pods=pods, inspecting=looking)
+        jobs = tuple(
+            self._job(namespace, one) if podless(one, list(snapshot.pods), now) else one for one in snapshot.batch_jobs
+        )
+        return replace(snapshot, pods=pods, inspecting=looking, batch_jobs=jobs)
+
+    def _job(self, namespace: str, job: BatchJob) -> BatchJob:
+        told, stuck = self._last(namespace, job.uid)
+        return replace(job, told=told if stuck else "")
 
     def _explained(self, namespace: str, pod: Pod) -> Pod:
-        now = time.monotonic()
-        with self._lock:
-            at, told, stuck = self._read.get(pod.uid, (-_FRESH_SECONDS, "", False))
-        if now - at >= _FRESH_SECONDS:
-            told, stuck = self._ask(namespace, pod)
-            with self._lock:
-                self._read[pod.uid] = (now, told, stuck)
-                self._read.move_to_end(pod.uid)
-                while len(self._read) > _REMEMBERED:
-                    self._read.popitem(last=False)
+        told, stuck = self._last(namespace, pod.uid)
         return replace(pod, told=told, stuck=stuck)
 
-    def _ask(self, namespace: str, pod: Pod) -> tuple[str, bool]:
-        fields = f"involvedObject.uid={pod.uid}"
+    def _last(self, namespace: str, uid: str) -> tuple[str, bool]:
+        now = time.monotonic()
+        with self._lock:
+            at, told, stuck = self._read.get(uid, (-_FRESH_SECONDS, "", False))
+        if now - at >= _FRESH_SECONDS:
+            told, stuck = self._ask(namespace, uid)
+            with self._lock:
+                self._read[uid] = (now, told, stuck)
+                self._read.move_to_end(uid)
+                while len(self._read) > _REMEMBERED:
+                    self._read.popitem(last=False)
+        return told, stuck
+
+    def _ask(self, namespace: str, uid: str) -> tuple[str, bool]:
+        fields = f"involvedObject.uid={uid}"
         try:
             found = [one for page in self._cluster.pages(kinds.EVENT, namespace, fields=fields) for one in page]
         except ForbiddenError:

@@ -9,9 +9,10 @@ from typing import Any
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.source import parse_source
 from plimsoll.operator import names
-from plimsoll.operator.build.common import Object, plain, pod_security, source_metadata
+from plimsoll.operator.build.common import Object, plain, source_metadata
 from plimsoll.operator.build.pod import Spec, copied_folder, copier, image_volume, placement, reader, scratch
 from plimsoll.operator.build.source import fetched, file_uri, image_reference, source_key
+from plimsoll.operator.build.surroundings import authority_volumes, security
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment, Pod
 
@@ -49,7 +50,7 @@ def inspect_pod(
     model, source = spec.model, parse_source(spec.model.source)
     key = key or source_key(deployment.namespace, model)
     look = reader("inspect", spec, settings)
-    volumes, init, secret, uri = [scratch()], [], None, model.source
+    volumes, init, secret, uri = [scratch(), *authority_volumes(spec)], [], None, model.source
     if not fetched(source):
         uri, secret = file_uri(SOURCE, source.path), model.credentials_secret if source.scheme == "oci" else None
         mount: Object = {"name": "source", "mountPath": SOURCE, "readOnly": True}
@@ -60,7 +61,7 @@ def inspect_pod(
             volumes.append(image_volume("source", image_reference(source)))
         else:
             volumes.append({"name": "source", "emptyDir": {}})
-            init.append(copier("copy", source, "source"))
+            init.append(copier("copy", source, "source", spec))
             mount["mountPath"] = f"{SOURCE}/{copied_folder(source)}"
         look["volumeMounts"].append(mount)
     look["args"] = ["inspect", uri, "--report", "/dev/termination-log"]
@@ -70,11 +71,14 @@ def inspect_pod(
         "terminationGracePeriodSeconds": 5,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": pod_security(),
+        "securityContext": security(spec),
         "containers": [look],
         "volumes": volumes,
         **placement(spec, settings, secret),
     }
+    if "affinity" in body:
+        # Affinity to pods is about replicas.
+        body["affinity"] = {key: value for key, value in body["affinity"].items() if key == "nodeAffinity"}
     if init:
         body["initContainers"] = init
     tags = {"labels": plain(spec.pod.labels), "annotations": plain(spec.pod.annotations)}

@@ -8,10 +8,11 @@ from typing import Any
 from plimsoll.api.budget import SERVER_BYTES, Budget
 from plimsoll.api.deployment import API_VERSION, KIND, ModelDeploymentSpec
 from plimsoll.api.inspection import Inspection
+from plimsoll.api.pod import Spread
 from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import Source, parse_source
 from plimsoll.operator import names
-from plimsoll.operator.build.common import Object, container_security, plain, pod_security, quantity
+from plimsoll.operator.build.common import Object, container_security, plain, quantity
 from plimsoll.operator.build.placing import Placing, node_affinity, with_affinity
 from plimsoll.operator.build.revision import essentials, processors
 from plimsoll.operator.build.source import (
@@ -19,9 +20,18 @@ from plimsoll.operator.build.source import (
     cache_folder,
     credentials,
     downloaded_uri,
+    fetched,
     image_reference,
     mounted_uri,
     resolved,
+)
+from plimsoll.operator.build.surroundings import (
+    authority_mounts,
+    authority_volumes,
+    limited,
+    network_environment,
+    security,
+    user_name,
 )
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment
@@ -80,9 +90,9 @@ def pod_template(
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "securityContext": pod_security(),
+            "securityContext": security(spec),
             "terminationGracePeriodSeconds": int(-(-spec.rollout.drain_timeout // 1)) + GRACE_SECONDS,
-            "topologySpreadConstraints": [_spread(deployment.name, revision)],
+            "topologySpreadConstraints": _spread(deployment.name, revision, pod.topology_spread_constraints),
             "containers": [_server(deployment, spec, models, budget, settings)],
             "volumes": _volumes(spec, models, budget),
         },
@@ -114,6 +124,10 @@ def placement(spec: Spec, settings: Settings, pull_secret: str | None) -> Object
         found["nodeSelector"] = plain(spec.pod.node_selector)
     if spec.pod.priority_class_name:
         found["priorityClassName"] = spec.pod.priority_class_name
+    if spec.pod.runtime_class_name:
+        found["runtimeClassName"] = spec.pod.runtime_class_name
+    if spec.pod.affinity is not None:
+        found["affinity"] = plain(spec.pod.affinity)
     return found
 
 
@@ -154,7 +168,7 @@ def _image(spec: Spec, source: Source, inspection: Inspection, image_volumes: bo
     image, uri, secret = image_reference(source), mounted_uri(MODELS, source, inspection), spec.model.credentials_secret
     if image_volumes:
         return Models(image_volume("models", image), uri, pull_secret=secret)
-    copy = copier("fetch", source, "models")
+    copy = copier("fetch", source, "models", spec)
     _reserve_disk(copy, inspection)
     volume = {"name": "models", "emptyDir": {}}
     folder = copied_folder(source)
@@ -171,7 +185,7 @@ def copied_folder(source: Source) -> str:
     return path or IMAGE_FOLDER
 
 
-def copier(name: str, source: Source, volume: str) -> Object:
+def copier(name: str, source: Source, volume: str, spec: Spec) -> Object:
     """Runs in the model's image, so that needs `cp` and files that anybody may read."""
     return {
         "name": name,
@@ -180,7 +194,9 @@ def copier(name: str, source: Source, volume: str) -> Object:
         "command": ["cp", "-r", f"/{copied_folder(source)}/.", "/copy/"],
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+        "resources": limited(
+            {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}, spec, helper=True
+        ),
         "volumeMounts": [{"name": volume, "mountPath": "/copy"}],
     }
 
@@ -190,17 +206,21 @@ def reader(name: str, spec: Spec, settings: Settings) -> Object:
     return {
         "name": name,
         "image": spec.pod.image or settings.runtime_image,
-        "imagePullPolicy": "IfNotPresent",
+        "imagePullPolicy": spec.pod.image_pull_policy,
         "env": [
             *environment(),
+            *user_name(spec),
+            *network_environment(spec),
             # A source must not lead to the node's or the cloud's own services, by redirect or by name.
             {"name": "PLIMSOLL_FORBID_LOCAL", "value": "1"},
             *credentials(spec.model),
         ],
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        "resources": limited(
+            {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}, spec, helper=True
+        ),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, *authority_mounts(spec)],
     }
 
 
@@ -229,11 +249,12 @@ def _server(
     return {
         "name": "server",
         "image": spec.pod.image or image,
-        "imagePullPolicy": "IfNotPresent",
+        "imagePullPolicy": spec.pod.image_pull_policy,
         "args": ["pod"],
         "env": [
             {"name": "PLIMSOLL_DEPLOYMENT", "value": manifest},
             *environment(),
+            *user_name(spec),
             # Everything is in the pod by now; a tokenizer's file that is not must not be looked for elsewhere.
             {"name": "HF_HUB_OFFLINE", "value": "1"},
         ],
@@ -283,7 +304,7 @@ def resources(deployment: Deployment, spec: ModelDeploymentSpec, budget: Budget)
     else:
         memory = quantity(spec.pod.memory or HOST_BYTES_PER_DEVICE * budget.tensor)
         both = {"memory": memory, spec.accelerator.resource: str(budget.tensor)}
-    return {"requests": requests | both, "limits": limits | both}
+    return limited({"requests": requests | both, "limits": limits | both}, spec)
 
 
 def probes() -> Object:
@@ -305,14 +326,11 @@ def probes() -> Object:
     }  # fmt: skip
 
 
-def _spread(name: str, revision: str) -> Object:
-    """Over nodes where that can be had; a node less is no reason not to serve."""
-    return {
-        "maxSkew": 1,
-        "topologyKey": "kubernetes.io/hostname",
-        "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": {**names.selector(name), names.REVISION: revision}},
-    }
+def _spread(name: str, revision: str, wish: list[Spread]) -> list[Object]:
+    """Over nodes where that can be had, unless something else is wished; a node less is no reason not to serve."""
+    labels = {"labelSelector": {"matchLabels": {**names.selector(name), names.REVISION: revision}}}
+    default = Spread(topologyKey="kubernetes.io/hostname")  # type: ignore[call-arg]
+    return [{**plain(one), **labels} for one in wish or [default]]
 
 
 def _volumes(spec: ModelDeploymentSpec, models: Models, budget: Budget) -> list[Object]:
@@ -326,7 +344,7 @@ def _volumes(spec: ModelDeploymentSpec, models: Models, budget: Budget) -> list[
         # Not by subPath: a mounted folder follows the Secret, and keys change without a restart.
         secret = {"secretName": spec.serving.api_keys_secret, "items": [{"key": "keys", "path": "keys"}]}
         found.append({"name": "keys", "secret": {**secret, "defaultMode": 0o440, "optional": False}})
-    return found
+    return [*found, *(authority_volumes(spec) if fetched(parse_source(spec.model.source)) else [])]
 
 
 def scratch() -> Object:

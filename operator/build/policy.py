@@ -127,6 +127,12 @@ def _egress(spec: ModelDeploymentSpec | QuantizationJobSpec) -> list[Object]:
     if found.hostname:
         # A Service's port is not its pods', and policies see the pods'.
         rules += [{"to": [peer]} for peer in _behind(found.hostname)]
+    for address in (spec.pod.proxy.http, spec.pod.proxy.https):
+        if address is not None:
+            proxy = urlsplit(address)
+            through = proxy.port or (443 if proxy.scheme == "https" else 80)
+            rules.append({"to": [_PODS, *_ANYWHERE], "ports": _ports(through)})
+            rules += [{"to": [peer]} for peer in _behind(proxy.hostname or "")]
     return rules
 
 

@@ -10,10 +10,18 @@ from plimsoll.api.job_budget import JobNeeds
 from plimsoll.api.quantization_job import Calibration, Evaluation, QuantizationJobSpec
 from plimsoll.api.source import parse_source
 from plimsoll.operator import names
-from plimsoll.operator.build.common import Object, container_security, metadata, plain, pod_security, quantity
+from plimsoll.operator.build.common import Object, container_security, metadata, plain, quantity
 from plimsoll.operator.build.pod import environment, inspected_contents, models_of, placement, scratch
 from plimsoll.operator.build.revision import processors
 from plimsoll.operator.build.source import credentials
+from plimsoll.operator.build.surroundings import (
+    authority_mounts,
+    authority_volumes,
+    limited,
+    network_environment,
+    security,
+    user_name,
+)
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment
 
@@ -47,10 +55,10 @@ def job(
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": pod_security(),
+        "securityContext": security(spec),
         "terminationGracePeriodSeconds": 30,
         "containers": [_container(deployment, spec, needs, settings, args, volumes.mounts, container_env)],
-        "volumes": [*volumes.found(), scratch()],
+        "volumes": [*volumes.found(), scratch(), *authority_volumes(spec)],
         **placement(spec, settings, models.pull_secret),
     }
     if models.init:
@@ -89,20 +97,23 @@ def _container(
 ) -> Object:  # fmt: skip
     memory = {"memory": quantity(memory_line(spec, needs) + BESIDE_BYTES)}
     limits: Object = {} if spec.pod.cpu is None else {"cpu": str(spec.pod.cpu)}
-    env = [*environment(), {"name": "PLIMSOLL_TERMINATION_LOG", "value": "/dev/termination-log"}]
+    env = [*environment(), *user_name(spec), {"name": "PLIMSOLL_TERMINATION_LOG", "value": "/dev/termination-log"}]
     if _reads_hub(spec):
-        env += [{"name": "PLIMSOLL_FORBID_LOCAL", "value": "1"}, *credentials(spec.model)]
+        env += [{"name": "PLIMSOLL_FORBID_LOCAL", "value": "1"}, *credentials(spec.model), *network_environment(spec)]
+        mounts = [*mounts, *authority_mounts(spec)]
     else:
         env.append({"name": "HF_HUB_OFFLINE", "value": "1"})
     env += beside
     return {
         "name": CONTAINER,
         "image": spec.pod.image or settings.runtime_image,
-        "imagePullPolicy": "IfNotPresent",
+        "imagePullPolicy": spec.pod.image_pull_policy,
         "args": args,
         "env": env,
         "ports": [{"name": "status", "containerPort": names.STATUS_PORT, "protocol": "TCP"}],
-        "resources": {"requests": {"cpu": str(processors(deployment.spec) or 1), **memory}, "limits": limits | memory},
+        "resources": limited(
+            {"requests": {"cpu": str(processors(deployment.spec) or 1), **memory}, "limits": limits | memory}, spec
+        ),
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*mounts, {"name": "tmp", "mountPath": "/tmp"}],

@@ -6,7 +6,8 @@ from typing import Literal
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.job_progress import JobProgress
 from plimsoll.operator.build.quantizing import CONTAINER, FINAL_EXIT_CODES, STOPPED_EXIT_CODE
-from plimsoll.operator.plan.trouble import troubles, words
+from plimsoll.operator.plan.quota import with_help
+from plimsoll.operator.plan.trouble import ASK_AFTER, troubles, words
 from plimsoll.operator.snapshot import BatchJob, Container, Pod, Snapshot
 
 #: Seconds in which the last pod's words may still be on their way when its Job is seen to have ended.
@@ -47,6 +48,9 @@ def running(snapshot: Snapshot, job: BatchJob) -> Run:
     if job.suspended:
         return Run("Pending", "Suspended", _resume(snapshot, job), progress)
     if not alive:
+        if job.told:
+            text = f"no pod can be created: {with_help(words(job.told))}"
+            return Run(_reached(progress), "PodsRefused", text, progress, again_in=30.0)
         return _between(pods, progress)
     staying = [pod for pod in alive if not pod.deleting]
     if not staying:
@@ -79,6 +83,12 @@ def _again(pod: Pod) -> bool:
     """Whether our container ended in a way that another pod is to go on after."""
     container = _container(pod)
     return container is not None and container.exit_code not in (0, *FINAL_EXIT_CODES)
+
+
+def podless(job: BatchJob, pods: list[Pod], now: float) -> bool:
+    """Whether the Job should have a pod by now, and only its events say why it has none."""
+    waits = not job.ended and not job.suspended and not job.deleting
+    return waits and now - job.created >= ASK_AFTER and not any(pod.owner == job.uid and not pod.ended for pod in pods)
 
 
 def _resume(snapshot: Snapshot, job: BatchJob) -> str:

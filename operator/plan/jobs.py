@@ -10,7 +10,7 @@ from plimsoll.operator import build
 from plimsoll.operator.actions import Action, Apply, Delete, Plan
 from plimsoll.operator.plan.inspecting import inspecting
 from plimsoll.operator.plan.job_admission import JobAdmission, admit_job
-from plimsoll.operator.plan.job_run import held_back, running
+from plimsoll.operator.plan.job_run import held_back, podless, running
 from plimsoll.operator.plan.job_status import job_status
 from plimsoll.operator.plan.transitions import transitions
 from plimsoll.operator.settings import Settings
@@ -28,6 +28,7 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
         return Plan(tuple(_held_open(mine)))
     admission = admit_job(snapshot, settings)
     run = running(snapshot, mine) if mine else None
+    asks = False
     actions: list[Action] = []
     again: list[float | None] = []
     if run is None:
@@ -42,7 +43,9 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
         stuck, look_in = held_back([pod for pod in snapshot.pods if pod.owner == mine.uid], snapshot.now)
         if stuck is not None and not mine.ended:
             actions.append(Delete("Pod", stuck.name, "only an injected container runs on: the next pod goes on"))
-        again += [run.again_in, look_in]
+        asks = podless(mine, list(snapshot.pods), snapshot.now)
+        waits = None if any(pod.owner == mine.uid for pod in snapshot.pods) or mine.ended else 10.0
+        again += [run.again_in, look_in, waits]
     actions += _policy(snapshot, admission, settings)
     actions += _leftovers(snapshot, mine)
     held_up = _held_up(snapshot, mine)
@@ -61,6 +64,7 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
         status=found,
         events=transitions(snapshot.deployment.status.get("conditions", ()), found["conditions"]),
         look_for_claims=admission.look_for_claims if run is None else (),
+        ask_why=asks and not (mine and mine.told),
         again_in=min((one + 0.5 for one in again if one is not None), default=None),
     )
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from plimsoll.operator.actions import Event, Plan
 from plimsoll.operator.plan.conditions import Condition, written
+from plimsoll.operator.plan.quota import with_help
 from plimsoll.operator.plan.transitions import transitions
 from plimsoll.operator.snapshot import Deployment
 
@@ -19,7 +20,7 @@ def refused(plan: Plan, words: str, deployment: Deployment, now: float, *, taken
         taken: somebody else's object has a name that ours would have.
     """
     before = deployment.status.get("conditions", ())
-    text = words if taken else f"The cluster does not take what this {deployment.kind} needs: {words}"
+    text = words if taken else f"The cluster does not take what this {deployment.kind} needs: {with_help(words)}"
     conditions = {one["type"]: one for one in plan.status["conditions"] if one["type"] != "Reconciling"}
     stalled = Condition("Stalled", "True", "NameTaken" if taken else "Refused", text)
     found, reason = [stalled], stalled.reason

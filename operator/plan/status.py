@@ -8,6 +8,7 @@ from plimsoll.operator import build, names
 from plimsoll.operator.plan.admission import Admission
 from plimsoll.operator.plan.conditions import Condition, Truth, written
 from plimsoll.operator.plan.quantized import FAILED, WAITING
+from plimsoll.operator.plan.quota import with_help
 from plimsoll.operator.plan.rollout import Revision, Stage
 from plimsoll.operator.plan.trouble import Trouble, words
 from plimsoll.operator.snapshot import Pod, Snapshot
@@ -40,6 +41,7 @@ def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision:
         "phase": _phase(snapshot, admission, rolling, conditions),
         "message": "" if ready.status == "True" else ready.message[:300],
         "endpoint": _endpoint(snapshot) if sets else None,
+        "ready": f"{rolling.new.serving if rolling.new else 0}/{rolling.wanted}",
         "replicas": sum(sum(not pod.ended for pod in s.pods) for s in sets),
         "readyReplicas": sum(s.serving for s in sets),
         "updatedReplicas": rolling.new.serving if rolling.new else 0,
@@ -104,7 +106,8 @@ def _ready(admission: Admission, rolling: Rolling) -> Condition:
         return Condition("Ready", "True", "Serving", f"{serving} of {rolling.wanted} replicas serve.")
     count = f"{serving} of {rolling.wanted} replicas of this revision serve"
     if rolling.new and rolling.new.set.blocked:
-        return Condition("Ready", "False", "PodsRefused", f"{count}; no pod can be created: {rolling.new.set.blocked}")
+        why = with_help(rolling.new.set.blocked)
+        return Condition("Ready", "False", "PodsRefused", f"{count}; no pod can be created: {why}")
     if rolling.troubles:
         first_trouble = rolling.troubles[0]
         text = f"{count}; pod {first_trouble.pod}: {first_trouble.message}"

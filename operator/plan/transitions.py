@@ -13,6 +13,8 @@ _TOLD = ("Accepted", "SourceReady", "Progressing", "Ready", "Degraded", "Complet
 _QUIET = frozenset({
     "Inspecting", "NotLookedAt", "AsExpected", "NotReady", "SourceUnreadable", "NotStarted", "NotFailed", "Ending",
 })  # fmt: skip
+#: What keeps a pod waiting, told where no other condition has that reason.
+_WAITS = frozenset({"Unschedulable", "FailedMount", "ContainerConfig", "PodsRefused", "ImagePull", "Evicted"})
 #: Not as wanted yet, and nothing that anybody need look into.
 _EXPECTED = frozenset({"WaitingForQuantization"})
 #: Steps of a rollout; what else Progressing says, other conditions say better.
@@ -28,10 +30,15 @@ def _changed(before: Mapping[str, Mapping[str, Any]], after: Sequence[Mapping[st
     for condition in after:
         kind, truth, reason = condition["type"], condition["status"], condition["reason"]
         was = before.get(kind, {})
+        if kind == "SourceReady" and reason == "Inspecting":
+            yield from _inspect_pod_waits(was, condition)
+            continue
         if kind not in _TOLD or reason in _QUIET or (was.get("status"), was.get("reason")) == (truth, reason):
             continue
         if kind == "Ready" and truth != "True" and was.get("status") != "True":
             # Not ready for another reason than before: Degraded or Progressing tell it if it matters.
+            if reason in _WAITS and not _told_elsewhere(reason, after):
+                yield Event("Warning", reason, condition["message"][:900])
             continue
         if kind == "Progressing" and reason not in _STEPS:
             continue
@@ -44,6 +51,18 @@ def _changed(before: Mapping[str, Mapping[str, Any]], after: Sequence[Mapping[st
         bad = (truth == _BAD.get(kind) and reason not in _EXPECTED) or reason == "RolloutFailed"
         bad = bad or (kind == "Ready" and truth == "False")
         yield Event("Warning" if bad else "Normal", reason, condition["message"][:900])
+
+
+def _told_elsewhere(reason: str, after: Sequence[Mapping[str, Any]]) -> bool:
+    return any(one["type"] in _TOLD and one["type"] != "Ready" and one["reason"] == reason for one in after)
+
+
+def _inspect_pod_waits(was: Mapping[str, Any], condition: Mapping[str, Any]) -> Iterator[Event]:
+    """What the inspect pod waits for, each time that it is something else."""
+    words = condition["message"]
+    waits = "The inspect pod waits" in words or "finds no node" in words
+    if waits and was.get("message") != words:
+        yield Event("Normal", "Inspecting", words[:900])
 
 
 def _failed(after: Sequence[Mapping[str, Any]]) -> bool:

@@ -66,6 +66,9 @@ def test_fields_of_one_machine_are_left_out_and_no_others() -> None:
     def fields(model: Any, path: str) -> Iterator[str]:
         for info in model.model_fields.values():
             yield f"{path}.{info.alias}"
+            if info.alias == "affinity":
+                # Taken whole, and checked by the operator: its schema would be longer than all others of a pod.
+                continue
             for inner in (info.annotation, *getattr(info.annotation, "__args__", ())):
                 if hasattr(inner, "model_fields"):
                     yield from fields(inner, f"{path}.{info.alias}")

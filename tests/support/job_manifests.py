@@ -42,6 +42,16 @@ FULL: Manifest = {
         "tolerations": [
             {"key": "models", "operator": "Equal", "value": "yes", "effect": "NoExecute", "tolerationSeconds": 5}
         ],
+        "imagePullPolicy": "Always",
+        "runtimeClassName": "nvidia",
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}]}
+        ]}}},
+        "limits": {"cpu": 4, "ephemeralStorage": "20Gi"},
+        "securityContext": {"runAsUser": 1000, "runAsGroup": 1001, "fsGroup": 1002, "supplementalGroups": [7]},
+        "proxy": {"http": "http://proxy:3128", "https": "http://proxy:3128", "noProxy": "10.0.0.0/8,.example.com"},
+        "caBundle": {"configMap": "authorities", "key": "ca.crt"},
+        "architecture": "amd64",
         "priorityClassName": "low",
         "serviceAccountName": "models",
         "imagePullSecrets": ["registry"],

@@ -62,6 +62,25 @@ ON_CPU: Manifest = {
         "tolerations": [
             {"key": "models", "operator": "Equal", "value": "yes", "effect": "NoExecute", "tolerationSeconds": 5}
         ],
+        "imagePullPolicy": "Always",
+        "runtimeClassName": "nvidia",
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [
+                        {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}]}
+                    ]
+                }
+            }
+        },
+        "limits": {"cpu": 4, "ephemeralStorage": "20Gi"},
+        "securityContext": {"runAsUser": 1000, "runAsGroup": 1001, "fsGroup": 1002, "supplementalGroups": [7]},
+        "proxy": {"http": "http://proxy:3128", "https": "http://proxy:3128", "noProxy": "10.0.0.0/8,.example.com"},
+        "caBundle": {"configMap": "authorities", "key": "ca.crt"},
+        "topologySpreadConstraints": [
+            {"topologyKey": "zone", "maxSkew": 2, "whenUnsatisfiable": "DoNotSchedule", "minDomains": 2}
+        ],
+        "architecture": "amd64",
         "priorityClassName": "high",
         "serviceAccountName": "models",
         "imagePullSecrets": ["registry"],
@@ -73,8 +92,11 @@ ON_GPU: Manifest = {
     "model": {"source": f"oci://registry.example.com/models/qwen:7b@{DIGEST}", "credentialsSecret": "registry"},
     "accelerator": {"resource": "nvidia.com/gpu", "memory": 25769803776},
     "parallelism": {"tensor": 2},
-    "pod": {"memory": "8Gi", "cpu": 4, "tolerations": [{"operator": "Exists"}]},
-}
+    "pod": {
+        "memory": "8Gi", "cpu": 4, "tolerations": [{"operator": "Exists"}],
+        "securityContext": {"assignedByCluster": True},
+    },
+}  # fmt: skip
 
 OF_A_JOB: Manifest = {
     "model": {"quantizationJob": "qwen-awq", "servedName": "qwen"},
@@ -90,6 +112,8 @@ ENDPOINTS = ("https://hf-mirror.com", "http://minio.storage.svc:9000", "https://
 
 #: source, endpoint and the like: what types cannot say, with the field that is at fault.
 _VERSION = "spec.model.contentVersion"
+_ARCH, _IDENTITY = "spec.pod.architecture", "spec.pod.securityContext"
+_SPREAD = "spec.pod.topologySpreadConstraints[0]"
 _TOLERATIONS = "spec.pod.tolerations[0]"
 _TOGETHER: tuple[tuple[str, Manifest, str], ...] = (
     ("neither source nor job", {"model": {"servedName": "x"}}, "spec.model"),
@@ -134,6 +158,10 @@ _TOGETHER: tuple[tuple[str, Manifest, str], ...] = (
         )
     ),
     ("the host's memory on a CPU", {"pod": {"memory": "1Gi"}}, "spec.pod.memory"),
+    ("two architectures", {"pod": {"architecture": "arm64", "nodeSelector": {"kubernetes.io/arch": "amd64"}}}, _ARCH),
+    ("two identities", {"pod": {"securityContext": {"assignedByCluster": True, "fsGroup": 5}}}, _IDENTITY),
+    ("parts of no rule", {"pod": {"topologySpreadConstraints": [{"topologyKey": "a", "minDomains": 2}]}}, _SPREAD),
+    ("a proxy with a password", {"pod": {"proxy": {"http": "http://a:b@proxy:3128"}}}, "spec.pod.proxy.http"),
     ("a label of ours", {"pod": {"labels": {"plimsoll.dev/deployment": "x"}}}, "spec.pod.labels"),
     ("a manager", {"pod": {"labels": {"app.kubernetes.io/managed-by": "x"}}}, "spec.pod.labels"),
     ("an annotation of ours", {"pod": {"annotations": {"plimsoll.dev/x": "x"}}}, "spec.pod.annotations"),

@@ -37,7 +37,28 @@ RELEASED: Spec = {
 FULL: Spec = {
     **RELEASED,
     "model": {**RELEASED["model"], "contentVersion": "v1"},
-    "pod": {**RELEASED["pod"]},
+    "pod": {
+        **RELEASED["pod"],
+        "architecture": "amd64",
+        "imagePullPolicy": "Always",
+        "runtimeClassName": "nvidia",
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [
+                        {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}]}
+                    ]
+                }
+            }
+        },
+        "limits": {"cpu": 4, "ephemeralStorage": "20Gi"},
+        "securityContext": {"runAsUser": 1000, "runAsGroup": 1001, "fsGroup": 1002, "supplementalGroups": [7]},
+        "proxy": {"http": "http://proxy:3128", "https": "http://proxy:3128", "noProxy": "10.0.0.0/8,.example.com"},
+        "caBundle": {"configMap": "authorities", "key": "ca.crt"},
+        "topologySpreadConstraints": [
+            {"topologyKey": "zone", "maxSkew": 2, "whenUnsatisfiable": "DoNotSchedule", "minDomains": 2}
+        ],
+    },
 }
 
 
@@ -111,7 +132,8 @@ OTHER: dict[str, Any] = {
     "source": "hf://org/name@v2", "endpoint": "https://other.example", "resource": "cpu", "precision": "auto",
     "type": "linear", "prefixCaching": True, "tolerations": [], "imagePullSecrets": [], "requestTimeout": "6m",
     "memory": "25Gi", "ratio": 0.7, "blockSize": 64, "factor": 2.0, "maxLength": 1, "maxBatchedTokens": 64,
-    "image": "runtime:2",
+    "image": "runtime:2", "architecture": "arm64", "imagePullPolicy": "Never", "nodeSelectorTerms": [{}],
+    "ephemeralStorage": "21Gi", "supplementalGroups": [8], "topologySpreadConstraints": [],
 }  # fmt: skip
 
 
@@ -123,7 +145,7 @@ def test_every_other_field_makes_a_new_revision(path: tuple[str, ...]) -> None:
     for name in above:
         place = place[name]
     old = place[last]
-    place[last] = OTHER.get(last, 3 if isinstance(old, int) else f"{old}-2")
+    place[last] = 5 if path == ("pod", "limits", "cpu") else OTHER.get(last, 3 if isinstance(old, int) else f"{old}-2")
     if last == "resource":
         del spec["pod"]["memory"]
         without = copy.deepcopy(FULL)
@@ -137,16 +159,23 @@ def test_no_field_is_forgotten() -> None:
     # A job stands in a source's place; what it wrote is hashed beside the spec.
     not_the_pods = {("replicas",), ("rollout",), ("serving", "apiKeysFile"), ("model", "quantizationJob")}
 
+    wholes = ("tolerations", "affinity", "topologySpreadConstraints")
+
     def fields(model: Any, *path: str) -> set[tuple[str, ...]]:
         found: set[tuple[str, ...]] = set()
         for info in model.model_fields.values():
             kinds = (info.annotation, *getattr(info.annotation, "__args__", ()))
             inner = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
             here = (*path, info.alias)
-            whole = inner is None or here in not_the_pods or info.alias == "tolerations"
+            whole = inner is None or here in not_the_pods or info.alias in wholes
             found |= {here} if whole else fields(inner, *here)
         return found
 
-    maps = {("pod", name) for name in ("nodeSelector", "labels", "annotations")}
+    maps = {("pod", name) for name in ("nodeSelector", "labels", "annotations", "affinity")}
     known = {path[:2] if path[:2] in maps else path for path in leaves(FULL)}
-    assert fields(ModelDeploymentSpec) == known | not_the_pods
+    # Goes without the identities that are in FULL.
+    alone = {("pod", "securityContext", "assignedByCluster")}
+    assert fields(ModelDeploymentSpec) == known | not_the_pods | alone
+    assert build.revision({**MINIMAL, "pod": {"securityContext": {"assignedByCluster": True}}}) != build.revision(
+        MINIMAL
+    )
