@@ -29,6 +29,8 @@ _OF_A_STEP: Mapping[str, Callable[[Any], float]] = {"bytes": whole, "total": who
 #: A condition's reason, as the CRD has it, and the most of a failure's words that go into a message.
 _REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]{0,1000}[A-Za-z0-9_])?")
 _MOST_WORDS = 2000
+#: Seconds in which a kubelet first says of a new pod that it is not ready.
+_FIRST = 30.0
 
 
 def meta(raw: Raw) -> Raw:
@@ -184,6 +186,7 @@ def pod(raw: Raw) -> Pod:
         ready=(conditions.get("Ready") or {}).get("status") == "True",
         deleting=bool(about.get("deletionTimestamp")),
         ends_by=timestamp(about.get("deletionTimestamp")),
+        **_unready(conditions),
         ended_at=_ended_at(status) if phase in ("Succeeded", "Failed") else 0.0,
         lingers=lingers,
         created=timestamp(about.get("creationTimestamp")),
@@ -195,6 +198,16 @@ def pod(raw: Raw) -> Pod:
         looks_as=annotations(raw).get(names.LOOKS_AS, ""),
         patience=moment(whole(annotations(raw).get(names.PATIENCE))),
     )
+
+
+def _unready(conditions: Mapping[str, Raw]) -> dict[str, Any]:
+    """Of a pod that was ready before: a kubelet calls it unready for the first time soon after it got its node."""
+    now = conditions.get("Ready") or {}
+    since, placed = timestamp(now.get("lastTransitionTime")), conditions.get("PodScheduled") or {}
+    if now.get("status") == "True" or not since:
+        return {}
+    before = timestamp(placed.get("lastTransitionTime"))
+    return {"unready_at": since, "unready": text(now.get("message"))} if before and since - before > _FIRST else {}
 
 
 def _ended_at(status: Raw) -> float:
@@ -209,6 +222,8 @@ def _container(status: Raw, init: bool) -> Container:
     state, last = mapping(status.get("state")), mapping(mapping(status.get("lastState")).get("terminated"))
     which = next((name for name in ("running", "terminated", "waiting") if state.get(name) is not None), "waiting")
     now = mapping(state.get(which))
+    times = [timestamp(one.get(key)) for one in (now, last) for key in ("startedAt", "finishedAt")]
+    began, finished = times[:2] if which == "terminated" else times[2:]
     return Container(
         name=sys.intern(text(status.get("name"))),
         init=init,
@@ -221,6 +236,8 @@ def _container(status: Raw, init: bool) -> Container:
         last_reason=sys.intern(text(last.get("reason"))),
         last_message=text(last.get("message")),
         last_exit_code=_exit_code(last),
+        last_ran=max(0.0, finished - began) if began else 0.0,
+        moved_at=max(times),
     )
 
 
@@ -242,7 +259,8 @@ def ready_endpoints(raw: Raw) -> frozenset[str]:
 def node(raw: Raw) -> Node:
     spec, status = mapping(raw.get("spec")), mapping(raw.get("status"))
     conditions = mappings(status.get("conditions"))
-    ready = any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
+    ready = next((one for one in conditions if one.get("type") == "Ready"), {})
+    is_ready = ready.get("status") == "True"
     allocatable: dict[str, int] = {}
     for resource, quantity in mapping(status.get("allocatable")).items():
         try:
@@ -255,7 +273,9 @@ def node(raw: Raw) -> Node:
         taints=tuple(
             {key: text(one.get(key)) for key in ("key", "value", "effect")} for one in mappings(spec.get("taints"))
         ),
-        usable=ready and not spec.get("unschedulable"),
+        usable=is_ready and not spec.get("unschedulable"),
+        not_ready="" if is_ready else text(ready.get("message")) or text(ready.get("reason"), "nothing says why"),
+        not_ready_at=0.0 if is_ready else timestamp(ready.get("lastTransitionTime")),
         cordoned=bool(spec.get("unschedulable")),
         allocatable=allocatable,
         image_volumes=_mounts_images(text(mapping(status.get("nodeInfo")).get("containerRuntimeVersion"))),

@@ -51,6 +51,10 @@ class Container:
     last_reason: str = ""
     last_message: str = ""
     last_exit_code: int | None = None
+    last_ran: float = 0.0
+    """Seconds that it ran before it last ended; 0 where nothing says."""
+    moved_at: float = 0.0
+    """When it last started or ended; 0 before either."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,10 @@ class Pod:
     deleting: bool = False
     ends_by: float = 0.0
     """When it is deleting: the end of its grace period, by which its kubelet has ended it; 0 where nothing says."""
+    unready_at: float = 0.0
+    """When it had been ready and is not: since when; 0 before it was ever ready."""
+    unready: str = ""
+    """What the cluster says of why."""
     ended_at: float = 0.0
     """When it is Failed or Succeeded: about when it came to that, never later; 0 where nothing says."""
     lingers: bool = False
@@ -180,6 +188,10 @@ class Node:
     """{key, value, effect}."""
     usable: bool = True
     """Ready and not cordoned."""
+    not_ready: str = ""
+    """Why its kubelet is not ready, in the cluster's words; empty while it is."""
+    not_ready_at: float = 0.0
+    """Since when."""
     cordoned: bool = False
     """Somebody wants it emptied, or at least no more on it."""
     allocatable: Mapping[str, int] = field(default_factory=dict)

@@ -54,8 +54,8 @@ def running(snapshot: Snapshot, job: BatchJob) -> Run:
         return _between(pods, progress)
     staying = [pod for pod in alive if not pod.deleting]
     if not staying:
-        return _ending(alive[-1], progress)
-    return _alive(staying[-1], pods, progress, snapshot.now)
+        return _ending(alive[-1], progress, snapshot)
+    return _alive(staying[-1], pods, progress, snapshot)
 
 
 def settled(job: BatchJob, pods: list[Pod], now: float) -> BatchJob:
@@ -112,8 +112,8 @@ def _container(pod: Pod) -> Container | None:
     return next((one for one in pod.containers if one.name == CONTAINER and not one.init), None)
 
 
-def _alive(pod: Pod, pods: list[Pod], progress: JobProgress | None, now: float) -> Run:
-    found = troubles([pod], float("inf"), now)
+def _alive(pod: Pod, pods: list[Pod], progress: JobProgress | None, snapshot: Snapshot) -> Run:
+    found = troubles([pod], float("inf"), snapshot.now, snapshot.nodes)
     if found:
         return Run("Pending", found[0].reason, f"pod {pod.name}: {found[0].message}", progress)
     if pod.progress is not None:
@@ -132,9 +132,10 @@ def _step(progress: JobProgress) -> str:
     return f"{progress.message or progress.phase.lower()}{layers}"
 
 
-def _ending(pod: Pod, progress: JobProgress | None) -> Run:
+def _ending(pod: Pod, progress: JobProgress | None, snapshot: Snapshot) -> Run:
     """Of the one pod there is; on a node that is dead it stays so until the node comes back or is deleted."""
-    where = f" on node {pod.node}" if pod.node else ""
+    lost = any(node.name == pod.node and node.not_ready for node in snapshot.nodes or ())
+    where = f" on node {pod.node}{', which is NotReady' if lost else ''}" if pod.node else ""
     text = f"pod {pod.name} is ending{where}; the next one starts once it is gone"
     return Run(_reached(progress), "Interrupted", text, progress)
 

@@ -169,7 +169,7 @@ class _Roll:
             ReplicaSet(name=f"{snapshot.deployment.name}-{revision}", uid="", revision=revision, replicas=0)
         )
         now, deadline = snapshot.now, self.spec.rollout.progress_deadline
-        self.troubles = self._named(troubles(self.new.pods, deadline, now))
+        self.troubles = self._named(troubles(self.new.pods, deadline, now, snapshot.nodes))
         self.newly_failed = self._verdict()
         failure = self.new.set.failure or self.newly_failed
         goes_back = failure is not None and any(old.set.proven for old in others) and not self.new.set.proven
@@ -183,7 +183,7 @@ class _Roll:
         self.evacuation = self._evacuation(deadline)
         serving_others = [pod for old in others if self.step.replicas[old.set.name] for pod in old.pods]
         self.again_in = self._again(deadline)
-        also: tuple[Trouble, ...] = () if goes_back else troubles(serving_others, deadline, now)
+        also: tuple[Trouble, ...] = () if goes_back else troubles(serving_others, deadline, now, snapshot.nodes)
         self.rolling = Rolling(
             self.spec.replicas, self.new, others, self.step.stage, (*self.troubles, *also), snapshot.room
         )
@@ -213,7 +213,7 @@ class _Roll:
         [one] = alone
         found = evacuate(
             self.spec.replicas, one, self.snapshot.nodes, self.snapshot.room,
-            troubles(one.pods, deadline, self.snapshot.now), self.snapshot.now,
+            troubles(one.pods, deadline, self.snapshot.now, self.snapshot.nodes), self.snapshot.now,
         )  # fmt: skip
         if found.told != self.spec.replicas or found.look_for_room:
             # More than are wanted, for as long as the node is cordoned: that is no step on the way to anything.

@@ -1,15 +1,19 @@
 """What is wrong with pods, in the cluster's own words, and when that is the revision's fault."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from plimsoll.api.errors import SourceChangedError
-from plimsoll.operator.snapshot import Container, Pod
+from plimsoll.operator.plan.conditions import timestamp
+from plimsoll.operator.plan.exits import ended
+from plimsoll.operator.snapshot import Container, Node, Pod
 
 #: Longest quotation of a container's last words in a condition.
 MOST_WORDS = 700
 #: Seconds in which what a pod refers to (a Secret, a claim) may still appear.
 GRACE = 30.0
+#: A container that ran for so long does not crash in a loop; the kubelet forgets earlier crashes by then as well.
+LONG_RUN = 600.0
 
 #: Seconds that creating a pod's containers takes without anybody having to ask why.
 ASK_AFTER = 5.0
@@ -25,21 +29,48 @@ class Trouble:
 
     pod: str
     reason: str
-    """ImagePull, OutOfMemory, SourceChanged, CrashLoop, ContainerConfig, FailedMount, Stalled, Evicted or
-    Unschedulable."""
+    """ImagePull, OutOfMemory, SourceChanged, CrashLoop, Restarted, ContainerConfig, FailedMount, Stalled, Unready,
+    NodeNotReady, Evicted or Unschedulable."""
     message: str
     fatal: bool
     """Waiting will not help: a rollout stops for it."""
 
 
-def troubles(pods: Iterable[Pod], deadline: float, now: float) -> tuple[Trouble, ...]:
+def troubles(
+    pods: Collection[Pod], deadline: float, now: float, nodes: Iterable[Node] | None = None
+) -> tuple[Trouble, ...]:
     """What keeps `pods` from serving, the fatal first.
 
     Args:
-        deadline: seconds in which something must have moved: a byte, a phase, readiness.
+        deadline: seconds in which something must have moved: a byte, a phase, readiness, a container.
+        nodes: of the cluster, as far as they may be seen.
     """
-    found = [trouble for pod in pods if not pod.ready and not pod.deleting for trouble in _of(pod, deadline, now)]
+    dead = {node.name: node for node in nodes or () if node.not_ready}
+    replaced = any(pod.node and pod.node not in dead and not pod.deleting and not pod.ended for pod in pods)
+    found: list[Trouble] = []
+    for pod in pods:
+        if pod.node in dead and not pod.ended and not pod.ready and not (pod.deleting and replaced):
+            found.append(_on_dead_node(pod, dead[pod.node]))
+        elif not pod.ready and not pod.deleting:
+            found += _of(pod, deadline, now)
     return tuple(sorted(found, key=lambda trouble: not trouble.fatal))
+
+
+def _on_dead_node(pod: Pod, node: Node) -> Trouble:
+    """With what happens next: by default a pod is deleted five minutes after its node was lost."""
+    since = f" since {timestamp(node.not_ready_at)}" if node.not_ready_at else ""
+    text = f"its node {node.name} is NotReady{since} ({words(node.not_ready)})"
+    if pod.deleting:
+        text += (
+            "; the pod is deleted, and stays until the node is back or its Node object is deleted; another replica "
+            "starts once a node has room for it"
+        )
+    else:
+        text += (
+            "; if the node is not back within 5 minutes, the cluster deletes the pod, and another replica starts on a "
+            "node that has room for it"
+        )
+    return Trouble(pod.name, "NodeNotReady", text, False)
 
 
 def waits_unexplained(pod: Pod, now: float) -> bool:
@@ -84,12 +115,25 @@ def _of(pod: Pod, deadline: float, now: float) -> Iterator[Trouble]:
         if trouble:
             yield trouble
             return
-    moved = max(pod.created, pod.seen_since, pod.page.moved_at if pod.page else 0.0)
+    last = next((one for one in pod.containers if one.restarts and not one.init and ended(one)), None)
+    how = f"{last.name} {ended(last)}" if last else ""
+    how += f": {words(last.last_message)}" if last and last.last_message else ""
+    moved = _moved(pod)
     if pod.node and now - moved > deadline:
-        phase = pod.page.phase if pod.page else "starting"
-        yield Trouble(
-            pod.name, "Stalled", f"{phase}, and nothing has moved for {now - moved:.0f} s (progressDeadline)", True
-        )
+        phase = pod.page.phase if pod.page and not pod.unready_at else "starting" if not pod.unready_at else "not ready"
+        text = f"{phase}, and nothing has moved for {now - moved:.0f} s (progressDeadline)"
+        yield Trouble(pod.name, "Stalled", f"{text}; {how}" if how else text, True)
+    elif last is not None:
+        yield Trouble(pod.name, "Restarted", how, False)
+    elif pod.unready_at:
+        text = f"was ready until {timestamp(pod.unready_at)} and is not now"
+        yield Trouble(pod.name, "Unready", f"{text}: {words(pod.unready)}" if pod.unready else text, False)
+
+
+def _moved(pod: Pod) -> float:
+    """When something of it last changed for the better or the worse. A page that is read no more says what was."""
+    containers = max((one.moved_at for one in pod.containers), default=0.0)
+    return max(pod.created, pod.seen_since, pod.unready_at, containers, pod.page.moved_at if pod.page else 0.0)
 
 
 def _container(pod: Pod, container: Container, now: float) -> Trouble | None:
@@ -100,16 +144,17 @@ def _container(pod: Pod, container: Container, now: float) -> Trouble | None:
         text = f"{container.name}: {words(container.message) or container.reason}"
         return Trouble(pod.name, "ContainerConfig", text, now - pod.created > GRACE)
     if "OOMKilled" in (container.reason, container.last_reason):
-        text = f"{container.name} was killed for taking more memory than its limit, {container.restarts} restarts"
-        return Trouble(pod.name, "OutOfMemory", text, True)
+        text = f"{container.name} was killed for taking more memory than its limit: it {ended(container)}"
+        return Trouble(pod.name, "OutOfMemory", f"{text}: {said}" if said else text, container.last_ran < LONG_RUN)
     changed = said.find(f"{SourceChangedError.REASON}: ")
     if changed >= 0:
         # Another attempt reads the same files.
         text = said[changed:].partition(": ")[2]
         return Trouble(pod.name, SourceChangedError.REASON, f"{container.name}: {text}", True)
     crashed = container.last_exit_code if container.state != "terminated" else container.exit_code
-    if crashed and (container.restarts >= 2 or container.reason == "CrashLoopBackOff"):
-        text = f"{container.name} exited with {crashed}, {container.restarts} restarts"
+    looping = container.state == "waiting" and container.reason == "CrashLoopBackOff"
+    if looping or (crashed and container.restarts >= 2 and container.last_ran < LONG_RUN):
+        text = f"{container.name} {ended(container) or 'does not stay up'}"
         return Trouble(pod.name, "CrashLoop", f"{text}: {said}" if said else text, container.restarts >= 2)
     return None
 
@@ -117,7 +162,7 @@ def _container(pod: Pod, container: Container, now: float) -> Trouble | None:
 def deadline_in(pods: Iterable[Pod], deadline: float, now: float) -> float | None:
     """Seconds until the first of `pods` that moves no more would be late; None when none is on its way."""
     left = [
-        max(pod.created, pod.seen_since, pod.page.moved_at if pod.page else 0.0) + deadline - now
+        _moved(pod) + deadline - now
         for pod in pods
         if pod.node and not pod.ready and not pod.deleting and pod.phase not in ("Succeeded", "Failed")
     ]
