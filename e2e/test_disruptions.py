@@ -147,6 +147,8 @@ def test_a_killed_pod_fails_its_own_requests_and_no_other(scene: Scene, serving:
         eventually(lambda: deployment.routable() == 1, SOON, "the killed pod leaves the Service", every=0.1)
         left = shared.mark("it has left the Service")
         eventually(lambda: deployment.restarts() >= 1, SOON, "the kubelet starts its container again")
+        named = "server exited with 137 (SIGKILL"
+        eventually(lambda: named in deployment.get()["status"]["message"], SOON, "the status says how it ended", 0.1)
         settled(deployment, 2, SERVING)
         deployment.ready()
         shared.mark("it serves again")

@@ -74,10 +74,11 @@ class Reconciler:
             self._metrics.errors.labels(type(error).__name__.removesuffix("Error")).inc()
             wait = self._queue.failed(key, error.after or 0.0)
             log.warning("will try again", namespace=key[0], deployment=key[1], error=str(error), seconds=round(wait, 1))
-        except Exception:
+        except Exception as error:
             self._metrics.errors.labels("Bug").inc()
             wait = self._queue.failed(key)
             log.exception("this is a bug", namespace=key[0], deployment=key[1], seconds=round(wait, 1))
+            self._confess(key, error)
         finally:
             self._metrics.reconcile_seconds.observe(time.monotonic() - began)
 
@@ -140,6 +141,11 @@ class Reconciler:
             later = self._reporter.report(snapshot.deployment, plan.status) if plan.status else None
         except NotFoundError:
             return None
+        except InvalidError:
+            # The object was stored while nothing checked it, and no status of it can be: events still can.
+            for event in dict.fromkeys(plan.events):
+                self._emit(snapshot, event)
+            raise
         if later is None:
             # Only once the status is written, so that each is told once.
             for event in dict.fromkeys(plan.events):
@@ -166,6 +172,18 @@ class Reconciler:
             )
             raise UnavailableError("does not settle", after=_RESTLESS_SECONDS)
         return again_in
+
+    def _confess(self, key: Key, error: Exception) -> None:
+        """Says on the object itself that nothing is done about it, and why."""
+        kind, namespace, name = object_of(key)
+        text = f"The operator cannot work on this object, and goes on with others. Please report it: {error!r}"
+        uid = self._cache.uid(kind, namespace, name)
+        try:
+            if uid is not None:
+                about = Deployment(namespace, name, uid, 0, {}, kind=kind.name)
+                self._tell(about, Event("Warning", "InternalError", text[:900]))
+        except (ClusterError, NotLeaderError):
+            pass  # The log has it.
 
     def _emit(self, snapshot: Snapshot, event: Event) -> None:
         key = snapshot.deployment.key

@@ -123,7 +123,9 @@ def _doing(rolling: Rolling) -> str:
     pods = [pod for pod in newest if not pod.ready and not pod.deleting and not pod.ended]
     for pod in pods:
         if pod.page is not None:
-            return f"pod {pod.name} is {pod.page.phase}"
+            # What a page said last is no news of a pod that is in trouble since.
+            trouble = next((one for one in rolling.troubles if one.pod == pod.name), None)
+            return f"pod {pod.name}: {trouble.message}" if trouble else f"pod {pod.name} is {pod.page.phase}"
         waits = next((c for c in pod.containers if c.state == "waiting" and c.reason), None)
         if waits:
             # The kubelet tells of a volume or a Secret that is missing in events alone.

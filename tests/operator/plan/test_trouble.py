@@ -148,6 +148,7 @@ def test_a_lost_node_is_named_in_every_condition_with_what_happens_next() -> Non
         assert "its node n1 is NotReady since 2026-08-01T12:00:00Z (Kubelet stopped posting" in found["message"]
         assert "the cluster deletes the pod, and another replica starts" in found["message"]
     assert "n1" in cluster.status["message"]
+    assert "node n1 is NotReady" in cluster.condition("Progressing")["message"]
     # Five minutes later: deleted, its kubelet does not answer, and there is no other node.
     cluster.pods = [replace(one, deleting=True, ends_by=cluster.now) for one in cluster.pods]
     cluster.act()

@@ -194,8 +194,10 @@ def test_a_bug_in_the_planner_hurts_one_deployment_a_little(world: World) -> Non
         raise KeyError("oops")
 
     world.reconciler._plan = broken
-    assert world.work(Plan()) == []
+    assert world.work(Plan()) == [("POST", kinds.EVENT.path("ns"))]
     assert world.errors() == {"Bug": 1}
+    [event] = world.api.under(kinds.EVENT.path("ns"))
+    assert (event["reason"], event["involvedObject"]["name"]) == ("InternalError", "a")
     assert world.queue.get(0) is None
     world.reconciler._plan = world.plan
     world.now += 10
@@ -255,3 +257,12 @@ def test_the_patch_makes_one_status_of_the_other(wanted: dict[str, Any], live: d
     patch = difference(wanted, live)
     assert merged(live, patch) == wanted
     assert (patch == {}) == (wanted == live)
+
+
+def test_an_object_whose_status_cannot_be_stored_hears_by_events(world: World) -> None:
+    world.api.faults = [(422, {})]
+    refused = Event("Warning", "InvalidSpec", "spec.model must be a mapping (found 5)")
+    world.work(doing(status={"phase": "Refused"}, events=(refused,)))
+    assert world.errors() == {"Invalid": 1}
+    [event] = world.api.under(kinds.EVENT.path("ns"))
+    assert (event["reason"], event["message"]) == ("InvalidSpec", refused.message)
