@@ -48,7 +48,7 @@ class Departures:
     def __init__(self, cluster: Cluster, cache: Cache, clock: Callable[[], float] = time.monotonic) -> None:
         self._cluster, self._cache, self._clock = cluster, cache, clock
         self._change = threading.Condition()
-        self._waiting: dict[tuple[str, str, str], tuple[float, Kind, Raw]] = {}
+        self._waiting: dict[tuple[str, str, str, str], tuple[float, Kind, Raw]] = {}
         self._repaired: dict[str, tuple[float, int]] = {}
         """When each object was last repaired, and how often in a row, by uid."""
         self._stopped = False
@@ -94,7 +94,7 @@ class Departures:
         """Looks at `raw`, as it was when it was last seen, in `after` seconds."""
         about = parse.meta(raw)
         with self._change:
-            key = (kind.name, text(about.get("namespace")), text(about.get("name")))
+            key = (kind.name, text(about.get("namespace")), text(about.get("name")), text(about.get("uid")))
             self._waiting.setdefault(key, (self._clock() + after, kind, raw))
             self._change.notify()
 

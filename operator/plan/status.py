@@ -115,6 +115,8 @@ def _ready(admission: Admission, rolling: Rolling) -> Condition:
     return Condition("Ready", "False", "NotReady", f"{count}; {_doing(rolling)}")
 
 
+#: Troubles of a pod that had got further: what its page or its containers said last is old.
+_SINCE = frozenset({"NodeNotReady", "Unready", "Restarted", "Stalled"})
 _LOOK = "(if this stays, `kubectl describe pod` names the image, claim or Secret it waits for)"
 
 
@@ -122,10 +124,11 @@ def _doing(rolling: Rolling) -> str:
     newest = rolling.new.pods if rolling.new else ()
     pods = [pod for pod in newest if not pod.ready and not pod.deleting and not pod.ended]
     for pod in pods:
+        since = next((one for one in rolling.troubles if one.pod == pod.name and one.reason in _SINCE), None)
+        if since is not None:
+            return f"pod {pod.name}: {since.message}"
         if pod.page is not None:
-            # What a page said last is no news of a pod that is in trouble since.
-            trouble = next((one for one in rolling.troubles if one.pod == pod.name), None)
-            return f"pod {pod.name}: {trouble.message}" if trouble else f"pod {pod.name} is {pod.page.phase}"
+            return f"pod {pod.name} is {pod.page.phase}"
         waits = next((c for c in pod.containers if c.state == "waiting" and c.reason), None)
         if waits:
             # The kubelet tells of a volume or a Secret that is missing in events alone.
