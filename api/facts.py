@@ -1,27 +1,22 @@
 """From a `config.json` to `ModelFacts`: what each architecture means by its configuration, and the tensors it needs."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plimsoll.api.architecture import ARCHITECTURES, find_architecture
+from plimsoll.api.config_keys import refuse_keys, refuse_other_model_type, unknown_keys
+from plimsoll.api.config_values import flag, integer, number, short
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.model import ModelFacts, RopeFacts, TensorFact
+from plimsoll.api.model import ModelFacts, TensorFact
 from plimsoll.api.quantization import parse_quantization
-
-#: What each kind of scaling must say, under its Hugging Face names.
-ROPE_NEEDS: Mapping[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
+from plimsoll.api.rope_config import lost_theta, rope_from_config, unknown_rope_keys
 
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
-#: Beyond any published model; a hostile configuration must not make sums overflow or lists explode.
-_LARGEST = 1 << 31
 _MOST_LAYERS = 4096
+#: Key-value heads where a configuration does not name them, by its class in transformers; others have one a head.
+_KV_HEADS = {"MistralForCausalLM": 8, "Qwen2ForCausalLM": 32, "Qwen3ForCausalLM": 32}
+#: Tokens of a window that is used and not named, in the classes of transformers.
+_WINDOW = 4096
 
 
 def facts_from_config(config: Mapping[str, Any], tensors: Mapping[str, TensorFact] | None = None) -> ModelFacts:
@@ -32,10 +27,12 @@ def facts_from_config(config: Mapping[str, Any], tensors: Mapping[str, TensorFac
             or one whose value makes no sense; the message names it.
     """
     architecture = _architecture(config)
-    _refuse_unrun(config)
-    heads = _integer(config, "num_attention_heads")
-    kv_heads = _integer(config, "num_key_value_heads", default=heads)
-    hidden = _integer(config, "hidden_size")
+    _refuse_unrun(config, architecture)
+    heads = integer(config, "num_attention_heads")
+    # What the configuration class of the family takes where the key is not there at all; null says the heads' number.
+    absent = heads if "num_key_value_heads" in config else _KV_HEADS.get(architecture, heads)
+    kv_heads = integer(config, "num_key_value_heads", default=absent)
+    hidden = integer(config, "hidden_size")
     if heads % kv_heads:
         raise CheckpointError(
             f"does not divide the {heads} attention heads", field="num_key_value_heads", value=kv_heads,
@@ -47,32 +44,33 @@ def facts_from_config(config: Mapping[str, Any], tensors: Mapping[str, TensorFac
             field="hidden_size",
             value=hidden,
         )
-    head_dim = _integer(config, "head_dim", default=hidden // heads)
+    whole = 128 if architecture == "Qwen3ForCausalLM" and "head_dim" not in config else hidden // heads
+    head_dim = integer(config, "head_dim", default=whole)
     if head_dim % 2:
         raise CheckpointError("must be even: positions rotate pairs", field="head_dim", value=head_dim)
-    layers = _integer(config, "num_hidden_layers", most=_MOST_LAYERS)
-    max_position = _integer(config, "max_position_embeddings")
+    layers = integer(config, "num_hidden_layers", most=_MOST_LAYERS)
+    max_position = integer(config, "max_position_embeddings")
     window, window_layers = _sliding(config, architecture, layers)
     qwen2, internlm2 = architecture == "Qwen2ForCausalLM", architecture == "InternLM2ForCausalLM"
-    bias = bool(config.get("bias")) if internlm2 else bool(config.get("attention_bias"))
+    bias = flag(config, "bias", True) if internlm2 else flag(config, "attention_bias")
     return ModelFacts(
         architecture=architecture,
-        vocab_size=_integer(config, "vocab_size"),
+        vocab_size=integer(config, "vocab_size"),
         hidden_size=hidden,
-        intermediate_size=_integer(config, "intermediate_size"),
+        intermediate_size=integer(config, "intermediate_size"),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         max_position=max_position,
-        rms_norm_eps=_number(config, "rms_norm_eps", 1e-6),
-        rope=_rope(config, max_position),
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        rms_norm_eps=number(config, "rms_norm_eps", 1e-6),
+        rope=rope_from_config(config, max_position),
+        tie_embeddings=flag(config, "tie_word_embeddings"),
         sliding_window=window,
         sliding_layers=window_layers,
         qkv_bias=qwen2 or bias,
         output_bias=bias and not qwen2,
-        mlp_bias=bool(config.get("mlp_bias")) and architecture == "LlamaForCausalLM",
+        mlp_bias=flag(config, "mlp_bias") and architecture == "LlamaForCausalLM",
         qk_norm=architecture == "Qwen3ForCausalLM",
         dtype=_dtype(config),
         eos_token_ids=_token_ids(config, "eos_token_id"),
@@ -81,6 +79,27 @@ def facts_from_config(config: Mapping[str, Any], tensors: Mapping[str, TensorFac
         quantization=parse_quantization(config),
         config=config,
     )
+
+
+def config_notes(config: Mapping[str, Any], where: str = "") -> tuple[str, ...]:
+    """Sentences on keys of `config` that are not known, or that transformers reads in an unexpected way.
+
+    Args:
+        config: one that `facts_from_config` takes.
+        where: put before each key.
+    """
+    notes = []
+    unknown = [*unknown_keys(config), *unknown_rope_keys(config)]
+    if unknown:
+        shown = ", ".join(key[:80] for key in unknown[:12]) + (f" and {len(unknown) - 12} more" if unknown[12:] else "")
+        notes.append(f"{where}these keys are not known and are ignored: {shown}")
+    lost = lost_theta(config)
+    if lost is not None:
+        notes.append(
+            f"{where}rope_scaling replaces rope_parameters, and with it rope_theta {lost:g}: as in transformers, 10000 "
+            f'is used; if the model was trained with {lost:g}, add "rope_theta": {lost:g} to rope_scaling'
+        )
+    return tuple(notes)
 
 
 def expected_tensors(facts: ModelFacts) -> Mapping[str, tuple[int, ...]]:
@@ -119,92 +138,69 @@ def _architecture(config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
     if not isinstance(names, Sequence) or isinstance(names, str) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(
-            "must list exactly one class name", field="architectures", value=_short(names),
+            "must list exactly one class name", field="architectures", value=short(names),
             fix=f"One of {', '.join(sorted(ARCHITECTURES))}",
         )  # fmt: skip
     find_architecture(names[0])
     return names[0]
 
 
-def _refuse_unrun(config: Mapping[str, Any]) -> None:
-    activation = config.get("hidden_act", "silu")
-    if activation != "silu":
-        raise CheckpointError("only silu is run", field="hidden_act", value=_short(activation))
+def _refuse_unrun(config: Mapping[str, Any], architecture: str) -> None:
+    activation = config.get("hidden_act") or "silu"
+    if activation not in ("silu", "swish"):
+        raise CheckpointError("only silu is run", field="hidden_act", value=short(activation))
+    refuse_other_model_type(config, architecture)
+    refuse_keys(config)
 
 
 def _sliding(config: Mapping[str, Any], architecture: str, layers: int) -> tuple[int | None, tuple[bool, ...] | None]:
     """(window, which layers have it); Qwen has a window only where it says so, and then from some layer on."""
+    kinds = _layer_types(config, layers)
     if architecture not in ("MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"):
+        if kinds is not None and any(kinds):
+            raise CheckpointError(
+                f"{architecture} has no sliding windows", field="layer_types", value=short(config["layer_types"]),
+                fix="Name the class that the weights were trained as",
+            )  # fmt: skip
         return None, None
     qwen = architecture.startswith("Qwen")
-    if config.get("sliding_window") is None or (qwen and not config.get("use_sliding_window", False)):
+    if (qwen and not flag(config, "use_sliding_window")) or config.get("sliding_window", _WINDOW) is None:
         return None, None
-    window = _integer(config, "sliding_window")
-    types = config.get("layer_types")
-    if types is not None:
-        known = ("full_attention", "sliding_attention")
-        if not isinstance(types, Sequence) or len(types) != layers or any(kind not in known for kind in types):
+    window = integer(config, "sliding_window", default=_WINDOW)
+    if kinds is not None:
+        # transformers' class for `mistral` has the window on every layer, whatever layer_types says.
+        if not qwen and not all(kinds) and config.get("model_type", "mistral") == "mistral":
             raise CheckpointError(
-                f"must name full_attention or sliding_attention for each of {layers} layers",
-                field="layer_types", value=_short(types),
+                "a model of type mistral has its window on every layer", field="layer_types",
+                value=short(config["layer_types"]),
+                fix="Set model_type to ministral where layers differ; else delete layer_types",
             )  # fmt: skip
-        return window, tuple(kind == "sliding_attention" for kind in types)
+        return window, kinds
     if not qwen:
         return window, None
-    first = _integer(config, "max_window_layers", default=28, least=0)
+    first = integer(config, "max_window_layers", default=28, least=0)
     return window, tuple(index >= first for index in range(layers))
 
 
-def _rope(config: Mapping[str, Any], max_position: int) -> RopeFacts:
-    """Either generation of names: `rope_theta` beside `rope_scaling`, or both inside `rope_parameters`."""
-    name = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
-    given = config.get(name)
-    if given is not None and not isinstance(given, Mapping):
-        raise CheckpointError("must be an object", field=name, value=_short(given))
-    scaling = dict(given or {})
-    theta = _number(scaling if "rope_theta" in scaling else config, "rope_theta", 10000.0)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind is None:
-        kind = "default"
-    if not isinstance(kind, str) or kind not in ROPE_NEEDS:
+def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[bool, ...] | None:
+    """Per layer, whether its attention is a sliding window; None where the configuration does not say."""
+    types = config.get("layer_types")
+    if types is None:
+        return None
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(types, Sequence) or len(types) != layers or any(kind not in known for kind in types):
         raise CheckpointError(
-            "this scaling of positions is not run", field=f"{name}.rope_type", value=_short(kind),
-            fix=f"One of {', '.join(ROPE_NEEDS)}",
+            f"must name full_attention or sliding_attention for each of {layers} layers",
+            field="layer_types", value=short(types),
         )  # fmt: skip
-    params: dict[str, float] = {}
-    for key, value in scaling.items():
-        if key in ("rope_type", "type", "rope_theta") or value is None:
-            continue
-        if isinstance(value, int | float) and math.isfinite(value):
-            params[key] = float(value)
-    for key in ROPE_NEEDS[kind]:
-        if key not in params:
-            # YaRN's factor may be left to the ratio of the lengths, as transformers does.
-            if kind == "yarn" and "original_max_position_embeddings" in params:
-                params[key] = max_position / params["original_max_position_embeddings"]
-                continue
-            raise CheckpointError(
-                f"{kind} scaling needs a number here", field=f"{name}.{key}", value=_short(scaling.get(key))
-            )
-    for key in ("factor", "original_max_position_embeddings", "high_freq_factor", "low_freq_factor"):
-        if key in params and not params[key] > 0:
-            raise CheckpointError("must be above 0", field=f"{name}.{key}", value=params[key])
-    if params.get("partial_rotary_factor", 1) != 1:
-        raise CheckpointError(
-            "only whole heads are rotated", field=f"{name}.partial_rotary_factor", value=params["partial_rotary_factor"]
-        )
-    if kind == "llama3" and not params["high_freq_factor"] > params["low_freq_factor"]:
-        raise CheckpointError(
-            "must be above low_freq_factor", field=f"{name}.high_freq_factor", value=params["high_freq_factor"]
-        )
-    return RopeFacts(theta=theta, kind=kind, params=params if kind != "default" else {})  # type: ignore[arg-type]
+    return tuple(kind == "sliding_attention" for kind in types)
 
 
 def _dtype(config: Mapping[str, Any]) -> str:
     name = config.get("dtype", config.get("torch_dtype")) or "bfloat16"
     if not isinstance(name, str) or name not in _DTYPES:
         raise CheckpointError(
-            "unknown precision", field="dtype", value=_short(name), fix=f"One of {', '.join(sorted(_DTYPES))}"
+            "unknown precision", field="dtype", value=short(name), fix=f"One of {', '.join(sorted(_DTYPES))}"
         )
     return _DTYPES[name]
 
@@ -213,35 +209,5 @@ def _token_ids(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
     value = config.get(key)
     ids = value if isinstance(value, list | tuple) else [] if value is None else [value]
     if any(isinstance(item, bool) or not isinstance(item, int) for item in ids):
-        raise CheckpointError("must be a token id or a list of them", field=key, value=_short(value))
+        raise CheckpointError("must be a token id or a list of them", field=key, value=short(value))
     return tuple(item for item in ids if item >= 0)
-
-
-def _integer(
-    config: Mapping[str, Any], key: str, default: int | None = None, least: int = 1, most: int = _LARGEST
-) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise CheckpointError("is missing", field=key, fix="Use the config.json that came with the weights")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        limit = "" if most == _LARGEST else f", at most {most}"
-        raise CheckpointError(f"must be a whole number, {least} or more{limit}", field=key, value=_short(value))
-    return value
-
-
-def _number(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = config.get(key)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not value > 0:
-        raise CheckpointError("must be a number above 0", field=key, value=_short(value))
-    return float(value)
-
-
-def _short(value: object) -> object:
-    text = repr(value)
-    return value if len(text) <= 120 else text[:117] + "..."

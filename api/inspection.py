@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from plimsoll.api.config_keys import READ
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.model import ModelFacts
@@ -22,15 +23,6 @@ _MOST_JSON = 1 << 20
 
 #: The class below has a field that is called like the type.
 Packed = bytes
-
-#: Every key of a configuration that facts are read from.
-CONFIG_KEYS = (
-    "architectures", "hidden_act", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
-    "num_hidden_layers", "max_position_embeddings", "sliding_window", "use_sliding_window", "layer_types",
-    "max_window_layers", "bias", "attention_bias", "mlp_bias", "vocab_size", "intermediate_size", "rms_norm_eps",
-    "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings", "dtype", "torch_dtype", "bos_token_id",
-    "quantization_config", "compression_config",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,9 +47,12 @@ class Inspection:
         Raises:
             CheckpointError: these facts do not fit, or are none that a configuration could lead to.
         """
-        config = {key: self.facts.config[key] for key in CONFIG_KEYS if self.facts.config.get(key) is not None}
+        # Nulls too: a key that is absent takes the default of its class, which may be another value.
+        config = {key: self.facts.config[key] for key in READ if key in self.facts.config}
         config |= {
-            key: essential(config[key]) for key in ("quantization_config", "compression_config") if key in config
+            key: essential(config[key])
+            for key in ("quantization_config", "compression_config")
+            if config.get(key) is not None
         }
         report = {
             "digest": self.digest,

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import cast
 
 from plimsoll.api.errors import SpecError
-from plimsoll.api.facts import ROPE_NEEDS
 from plimsoll.api.model import ModelFacts, RopeFacts, RopeKind
+from plimsoll.api.rope_config import ROPE_NEEDS
 
 
 def override_rope(facts: ModelFacts, kind: str | None, factor: float | None) -> RopeFacts:

@@ -41,9 +41,11 @@ class Checkpoint(ABC):
         generation_config: sampling defaults and end-of-sequence ids; empty when the checkpoint has none.
         facts: what the budget and the runtime need. `facts.tensors` names tensors as Hugging Face does and gives the
             dtype and bytes *stored*: for GGUF the block type (`Q4_1`) and its packed bytes.
+        notices: sentences on what is served in another way than the configuration says, or may say.
     """
 
     path: Path
+    notices: Sequence[str] = ()
     format: Literal["huggingface", "gguf"]
     config: Mapping[str, Any]
     generation_config: Mapping[str, Any]

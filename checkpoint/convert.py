@@ -16,6 +16,7 @@ import numpy.typing as npt
 from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import CheckpointError, SpecError
 from plimsoll.api.model import DTYPE_BYTES
+from plimsoll.checkpoint.end_tokens import with_ends
 from plimsoll.checkpoint.gguf_checkpoint import GgufCheckpoint
 from plimsoll.checkpoint.safetensors_writer import write_shards
 from plimsoll.checkpoint.tokenizer import load_tokenizer
@@ -81,7 +82,8 @@ def convert_gguf(
             folder.mkdir()
             write_shards(folder, shapes, stored, max_shard_bytes, lambda name: _pieces(checkpoint, name), wrote)
             _write_json(folder / "config.json", {**checkpoint.config, "torch_dtype": dtype})
-            _write_json(folder / "generation_config.json", dict(checkpoint.generation_config))
+            ends = with_ends(checkpoint.generation_config, tokenizer.eos_token_ids)
+            _write_json(folder / "generation_config.json", ends)
             tokenizer.save(folder)
             _name_tokenizer_class(folder / "tokenizer_config.json")
             folder.rename(out)

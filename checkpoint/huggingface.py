@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from plimsoll.api.architecture import find_architecture
+from plimsoll.api.architecture import ARCHITECTURES, find_architecture
+from plimsoll.api.config_values import flag
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.facts import expected_tensors
+from plimsoll.api.facts import config_notes, expected_tensors
 from plimsoll.api.model import TensorFact
 from plimsoll.checkpoint.checkpoint import (
     FLOAT_DTYPES,
@@ -18,6 +19,7 @@ from plimsoll.checkpoint.checkpoint import (
     row_range,
 )
 from plimsoll.checkpoint.json_file import read_object
+from plimsoll.checkpoint.own_head import has_own_head
 from plimsoll.checkpoint.quantized.formats import layout_of
 from plimsoll.checkpoint.quantized.linear import QuantizedLinear
 from plimsoll.checkpoint.quantized.manifest import check_sizes, read_manifest
@@ -65,6 +67,14 @@ def _shards(folder: Path) -> tuple[list[Path], Mapping[str, str] | None]:
             )
         files = [single]
     return files, None
+
+
+def _end_notes(generation_config: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """A sentence on values of `eos_token_id` that are no ids; the others count."""
+    given = generation_config.get("eos_token_id")
+    listed = given if isinstance(given, list) else [given]
+    wrong = [value for value in listed if value is not None and (isinstance(value, bool) or not isinstance(value, int))]
+    return (f"{where}eos_token_id {str(wrong)[:80]} is not used: it must be a token id or a list",) if wrong else ()
 
 
 def _refuse_without_weights(folder: Path) -> None:
@@ -119,6 +129,7 @@ class HuggingFaceCheckpoint(Checkpoint):
                 self._stored[name] = (file, tensor)
         if weight_map is not None:
             self._check_index(weight_map)
+        untied = self._untie()
         stored = {
             name: TensorFact(name, tensor.shape, tensor.dtype, tensor.nbytes)
             for name, (_, tensor) in self._stored.items()
@@ -128,6 +139,8 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._modules = logical.modules
         self._parts: tuple[str, Mapping[str, RawTensor]] = "", {}
         self.facts = facts_of(self.config, self.generation_config, logical.tensors, str(config_path))
+        ends = _end_notes(self.generation_config, f"{generation_path}: ")
+        self.notices = (*untied, *config_notes(self.config, f"{config_path}: "), *ends)
         arch = find_architecture(self.facts.architecture)
         for module in (arch.embedding, arch.head):
             if module in self._modules:
@@ -140,6 +153,25 @@ class HuggingFaceCheckpoint(Checkpoint):
                 raise CheckpointError(
                     f"is stored as {fact.dtype}", field=f"{folder}: {fact.name}", fix=f"Weights must be {FLOAT_DTYPES}"
                 )
+
+    def _untie(self) -> tuple[str, ...]:
+        """Call the head its own in `config` where the files hold another matrix than the embedding; and say so."""
+        names = self.config.get("architectures")
+        arch = ARCHITECTURES.get(names[0]) if isinstance(names, list) and names and isinstance(names[0], str) else None
+        try:
+            tied = flag(self.config, "tie_word_embeddings")
+        except CheckpointError:
+            return ()  # Refused where the facts are read, with the name of the file.
+        if arch is None or not tied:
+            return ()
+        embedding, head = (self._stored.get(f"{module}.weight") for module in (arch.embedding, arch.head))
+        if embedding is None or head is None or not has_own_head(embedding, head):
+            return ()
+        self.config = {**self.config, "tie_word_embeddings": False}
+        return (
+            f"{self.path}: {arch.head}.weight differs from {arch.embedding}.weight, although tie_word_embeddings is "
+            "true; the head is used as it is stored",
+        )
 
     def _check_index(self, weight_map: Mapping[str, str]) -> None:
         for name, file_name in weight_map.items():

@@ -14,7 +14,8 @@ from plimsoll.checkpoint.chat_template import (
     default_name,
     named_templates,
 )
-from plimsoll.checkpoint.checkpoint import Checkpoint, token_ids
+from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.checkpoint.end_tokens import end_token_ids
 
 MAX_TEMPLATE_BYTES = 4 * 1024 * 1024
 
@@ -26,8 +27,7 @@ class Tokenizer:
 
     Attributes:
         vocab_size: entries, added tokens included; the model's logits may have more columns.
-        eos_token_ids: every id that ends an answer: the tokenizer's, the configuration's and the generation
-            configuration's.
+        eos_token_ids: every id that ends an answer (`end_token_ids`), in ascending order.
         special_ids: ids that `skip_special_tokens` hides.
         chat_templates: Jinja sources by name; `default` for a single template without a name.
     """
@@ -198,14 +198,7 @@ def load_tokenizer(checkpoint: Checkpoint, chat_template_path: Path | str | None
             "the checkpoint has the chat templates %s and no default: %s is used. --chat-template NAME chooses "
             "another, and so does the field chat_template of a request", ", ".join(templates), default_name(templates),
         )  # fmt: skip
-    ends: set[int] = set()
-    for value in (
-        fast.eos_token_id,
-        checkpoint.config.get("eos_token_id"),
-        checkpoint.generation_config.get("eos_token_id"),
-    ):
-        ends |= set(token_ids(value))
-    return Tokenizer(fast, sorted(ends), wanted)
+    return Tokenizer(fast, end_token_ids(fast, checkpoint.config, checkpoint.generation_config), wanted)
 
 
 def _from_gguf(checkpoint: Checkpoint) -> Any:

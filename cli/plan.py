@@ -1,6 +1,7 @@
 """`plimsoll plan -f FILE`: the memory budget, before anything is loaded."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -44,7 +45,7 @@ def plan(
 
     deployment = parse_manifest(*read_manifest(file), name)
     spec = deployment.spec
-    facts = _facts(deployment, config)
+    facts, notices = _facts(deployment, config)
     line = spec.accelerator.memory if memory is None else byte_option(memory, "--memory")
     kind: Literal["cpu", "cuda"] = "cpu" if (device or spec.accelerator.resource) == "cpu" else "cuda"
     card, cache_limit = card_of(spec, kind, line)
@@ -87,7 +88,7 @@ def plan(
         "maxLengthFrom": _length_from(load.max_length, load.trained_length, found.max_length),
         "concurrentRequests": found.concurrent_requests,
         "rejected": [{"option": item.option, "reason": item.reason} for item in found.rejected],
-        "notes": [note for note in (copies, again, slow, libraries_note(card.libraries)) if note],
+        "notes": [note for note in (*notices, copies, again, slow, libraries_note(card.libraries)) if note],
         "notRunYet": not_run,
     }
     if output == "json":
@@ -99,9 +100,9 @@ def plan(
     show(report)
 
 
-def _facts(deployment: "ModelDeployment", config: Path | None) -> "ModelFacts":
-    """Facts of the model, from headers where weights are at hand and from a bare configuration else."""
-    from plimsoll.api.facts import facts_from_config
+def _facts(deployment: "ModelDeployment", config: Path | None) -> "tuple[ModelFacts, Sequence[str]]":
+    """Facts of the model and notices on them, from headers where weights are at hand, else from a configuration."""
+    from plimsoll.api.facts import config_notes, facts_from_config
     from plimsoll.checkpoint.json_file import read_object
     from plimsoll.checkpoint.open import open_checkpoint
     from plimsoll.checkpoint.sources import resolve
@@ -121,10 +122,12 @@ def _facts(deployment: "ModelDeployment", config: Path | None) -> "ModelFacts":
         if path.suffix == ".json" or not weights:
             config = path
         else:
-            return open_checkpoint(path).facts
+            checkpoint = open_checkpoint(path)
+            return checkpoint.facts, checkpoint.notices
     where = config / "config.json" if config.is_dir() else config
     try:
-        return facts_from_config(read_object(where))
+        described = read_object(where)
+        return facts_from_config(described), config_notes(described, f"{where}: ")
     except CheckpointError as error:
         field = error.field or ""
         raise CheckpointError(

@@ -9,6 +9,7 @@ from typing import Any
 from plimsoll.api.architecture import find_architecture
 from plimsoll.api.quantization import Quantization
 from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.checkpoint.end_tokens import with_ends
 from plimsoll.checkpoint.quantized.formats import quantization_config
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.quantjob.recipe import Recipe
@@ -49,8 +50,10 @@ def write_papers(folder: Path, checkpoint: Checkpoint, recipe: Recipe, shards: l
                 shutil.copyfile(path, folder / path.name)
                 written.append(path.name)
     else:
-        _write_json(folder / "generation_config.json", dict(checkpoint.generation_config))
-        load_tokenizer(checkpoint).save(folder)
+        tokenizer = load_tokenizer(checkpoint)
+        ends = with_ends(checkpoint.generation_config, tokenizer.eos_token_ids)
+        _write_json(folder / "generation_config.json", ends)
+        tokenizer.save(folder)
         # The name every release of transformers knows; the newest writes one that older ones refuse.
         described = folder / "tokenizer_config.json"
         _write_json(described, {**json.loads(described.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"})

@@ -52,6 +52,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """auto, native or torch."""
     names: Literal["arguments", "options", "manifest"] = "arguments"
     """Whose names a refusal uses for what it suggests to change: these, those of `serve` or a manifest's fields."""
+    end_token_ids: tuple[int, ...] = ()
+    """Ids that end an answer besides those of the checkpoint's configurations; whoever has its tokenizer gives them."""
     seed: int = 0
     contents: str | None = None
     """Fingerprint that the checkpoint's files must have (`checkpoint.contents`); None takes what is there."""

@@ -1,6 +1,7 @@
 """The engine as a library: many prompts at once, in this process, without a server."""
 
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,9 @@ from plimsoll.runtime.config import engine_config
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.messages import EngineRequest, FinishReason, SamplingParams, TokenLogprobs, TokenOutput
 from plimsoll.runtime.output import OutputProcessor
+from plimsoll.runtime.sampling_defaults import sampling_defaults
+
+log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]
@@ -79,7 +83,11 @@ class LLM:
         checkpoint = open_checkpoint(path)
         self.tokenizer = load_tokenizer(checkpoint)
         self.generation_config = checkpoint.generation_config
-        self._engine: Engine | None = Engine(config)
+        self._defaults, notices = sampling_defaults(checkpoint.generation_config)
+        for notice in notices:
+            log.warning(notice)
+        ends = {*config.end_token_ids, *self.tokenizer.eos_token_ids}
+        self._engine: Engine | None = Engine(msgspec.structs.replace(config, end_token_ids=tuple(sorted(ends))))
         self._requests = 0
 
     @property
@@ -172,9 +180,7 @@ class LLM:
 
     def default_params(self, max_tokens: int | None = 16) -> SamplingParams:
         """The sampling the checkpoint's generation config recommends."""
-        known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        given = {name: self.generation_config[name] for name in known if self.generation_config.get(name) is not None}
-        return SamplingParams(max_tokens=max_tokens, **given)
+        return SamplingParams(max_tokens=max_tokens, **self._defaults)  # type: ignore[arg-type]
 
     def _each(
         self, params: SamplingParams | Sequence[SamplingParams] | None, count: int, max_tokens: int | None

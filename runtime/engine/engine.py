@@ -68,7 +68,7 @@ class Engine:
         self._reader = RequestReader(
             vocab_size=self.facts.vocab_size,
             model_len=loaded.plan.model_len,
-            eos_token_ids=self.facts.eos_token_ids,
+            eos_token_ids={*self.facts.eos_token_ids, *config.end_token_ids},
             seed=config.seed,
         )
         self._sequences: dict[str, Sequence] = {}

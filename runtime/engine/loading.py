@@ -97,6 +97,8 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
     refuse_changed(path, config.contents)
     checkpoint = open_checkpoint(path)
     facts = checkpoint.facts
+    for notice in checkpoint.notices:
+        log.warning(notice)
     device = find_device(config.device)
     dtype = find_dtype(config.precision, device)
     kernels = select(device, dtype, config.kernels)

@@ -1,12 +1,10 @@
 """A request's fields to the engine's sampling parameters, within this server's limits."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from pydantic import ValidationError
 
 from plimsoll.runtime.config import ServerConfig
 from plimsoll.runtime.messages import SamplingParams
+from plimsoll.runtime.sampling_defaults import DEFAULTED
 from plimsoll.runtime.server.errors import ApiError, bad_request
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest, Sampling
 
@@ -73,21 +71,6 @@ def answer_length(request: ChatCompletionRequest | CompletionRequest, prompt_tok
     return model_len - prompt_tokens if limit is None else limit
 
 
-#: Fields that a checkpoint's generation_config.json may set for requests that do not, as in vLLM.
-DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
-
-def model_defaults(generation_config: Mapping[str, Any]) -> dict[str, float]:
-    """The checkpoint's own sampling defaults, those of them that a request could set as well."""
-    found = {name: generation_config[name] for name in DEFAULTED if generation_config.get(name) is not None}
-    try:
-        checked = Sampling(model="", **found)
-    except ValidationError:
-        # Someone else's file; a value that no request may hold is no default either.
-        return {}
-    return {name: getattr(checked, name) for name in found}
-
-
 def sampling_params(
     request: ChatCompletionRequest | CompletionRequest,
     max_tokens: int,
@@ -103,7 +86,7 @@ def sampling_params(
         max_tokens: what `answer_length` made of it.
         index: which sample.
         logprobs: alternatives to return for each token; None for no log-probabilities.
-        defaults: `model_defaults`, for fields the request left out.
+        defaults: `sampling_defaults`, for fields the request left out.
 
     Raises:
         ApiError: 400 when `min_tokens` is more than `max_tokens`.

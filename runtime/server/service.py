@@ -16,11 +16,11 @@ from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.engine.client import EngineClient
 from plimsoll.runtime.messages import EngineReady, LoadProgress
+from plimsoll.runtime.sampling_defaults import sampling_defaults
 from plimsoll.runtime.server.app import build_app
 from plimsoll.runtime.server.listener import http_server, listen
 from plimsoll.runtime.server.loop import run
 from plimsoll.runtime.server.metrics import Metrics
-from plimsoll.runtime.server.params import model_defaults
 from plimsoll.runtime.server.serving import Serving
 
 
@@ -50,18 +50,24 @@ class Service:
         self.config = server
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint, server.chat_template)
         # What was planned, and tokenized by, is what the engine loads: now, and whenever it is started again.
-        engine = replace(engine, contents=engine.contents or contents_of(checkpoint.path))
+        contents = engine.contents or contents_of(checkpoint.path)
+        ends = {*engine.end_token_ids, *self.tokenizer.eos_token_ids}
+        engine = replace(engine, contents=contents, end_token_ids=tuple(sorted(ends)))
         self.engine = EngineClient(engine, patient=patient)
         metrics = Metrics(
             server.served_name, lambda: self.engine.stats, lambda: self.engine.info, lambda: self.engine.restarts
         )
         self.engine.on_step = metrics.step
+        defaults, notices = sampling_defaults(checkpoint.generation_config)
+        self._log = structlog.get_logger("plimsoll.service")
+        for notice in notices:
+            self._log.warning(notice)
         self.serving = Serving(
             engine=self.engine,
             tokenizer=self.tokenizer,
             config=server,
             metrics=metrics,
-            defaults=model_defaults(checkpoint.generation_config),
+            defaults=defaults,
             vocab_size=checkpoint.facts.vocab_size,
             digest=checkpoint.digest(),
         )
@@ -72,7 +78,6 @@ class Service:
         self.settled = threading.Event()
         """Set once the model is ready, or the service has ended."""
         self.error: BaseException | None = None
-        self._log = structlog.get_logger("plimsoll.service")
         self._stop = threading.Event()
         self._wake: Any = None
         self._thread = threading.Thread(target=self._work, name=f"plimsoll-{server.served_name}")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.facts import config_notes, expected_tensors, facts_from_config
 from plimsoll.checkpoint import open_checkpoint
 from tests.support.checkpoints import ARCHITECTURES, make_checkpoint
 
@@ -100,12 +100,13 @@ def test_what_is_not_run_or_makes_no_sense_is_named(change: dict[str, Any], fiel
 
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
 SCALING = st.dictionaries(
-    st.sampled_from(["type", "rope_type", "factor", "rope_theta"]),
+    st.sampled_from(["type", "rope_type", "factor", "rope_theta", "truncate", "partial_rotary_factor", "beta_fast"]),
     SCALAR | st.sampled_from(["linear", "yarn", "llama3", "dynamic", "default"]),
 )
 FIELDS = [
     *CONFIG, "rope_scaling", "rope_parameters", "head_dim", "sliding_window", "layer_types", "eos_token_id",
-    "torch_dtype", "quantization_config", "use_sliding_window",
+    "torch_dtype", "quantization_config", "use_sliding_window", "model_type", "tie_word_embeddings", "is_causal",
+    "original_max_position_embeddings", "partial_rotary_factor", "a key of nobody",
 ]  # fmt: skip
 
 
@@ -118,6 +119,7 @@ def test_no_configuration_gets_more_than_a_refusal(change: dict[str, Any], archi
     said = "read"
     try:
         facts_from_config(CONFIG | {"architectures": [architecture]} | change)
+        config_notes(CONFIG | {"architectures": [architecture]} | change)
     except CheckpointError as error:
         said = str(error)
     assert 0 < len(said) < 2000

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from plimsoll.api.errors import CheckpointError, PlimsollError
+from plimsoll.api.facts import expected_tensors
 from plimsoll.api.inspection import MAX_BYTES, Inspection
 from plimsoll.checkpoint import headers
 from plimsoll.checkpoint.gguf_config import llama3_divisors
@@ -120,6 +121,16 @@ def test_a_long_header_of_a_gguf_is_read_piece_by_piece_and_weights_are_not(
     assert facts.rope.kind == "llama3"
     assert len(remote.reads) > 4
     assert sum(remote.reads) < path.stat().st_size / 4
+
+
+def test_a_head_of_its_own_beside_a_tied_configuration_counts_from_afar_too(folder_files: dict[str, bytes]) -> None:
+    config = json.loads(folder_files["config.json"]) | {"tie_word_embeddings": True}
+    remote = Held(folder_files | {"config.json": json.dumps(config).encode()})
+    report = inspect_remote(remote)
+    assert not report.facts.tie_embeddings
+    assert "lm_head.weight" in expected_tensors(report.facts)
+    assert Inspection.decode(report.encode()).facts == report.facts
+    assert sum(remote.reads) < sum(map(len, folder_files.values())) / 3
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100, 3000])

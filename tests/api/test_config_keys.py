@@ -1,0 +1,132 @@
+"""Every key of a config.json is read, harmless or refused; one that is in no list is reported."""
+
+from typing import Any
+
+import pytest
+
+from plimsoll.api.architecture import ARCHITECTURES
+from plimsoll.api.config_keys import HARMLESS, MODEL_TYPES, READ, REFUSED, unknown_keys
+from plimsoll.api.errors import CheckpointError
+from plimsoll.api.facts import config_notes, facts_from_config
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 100, "hidden_size": 64,
+    "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+#: Keys beyond those of their class that config.json files of published checkpoints carry, by the family.
+CARRIED = {
+    "LlamaForCausalLM": {
+        "_name_or_path": "x", "max_sequence_length": 4096, "pretraining_tp": 1, "is_llama_config": True,
+        "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}, "unsloth_fixed": True,
+        "rope_scaling": {"factor": 4.0, "finetuned": True, "original_max_position_embeddings": 64, "type": "yarn"},
+    },
+    "MistralForCausalLM": {"use_flash_attn": True, "sliding_window": None, "unsloth_version": "2024.9"},
+    "Qwen2ForCausalLM": {"use_mrope": False, "use_sliding_window": False, "sliding_window": 64,
+                         "max_window_layers": 1, "_attn_implementation_autoset": True},
+    "Qwen3ForCausalLM": {"layer_types": ["full_attention"] * 2, "rope_scaling": None, "use_cache": True},
+    "InternLM2ForCausalLM": {
+        "attn_implementation": "eager", "auto_map": {"AutoConfig": "configuration_internlm2.InternLM2Config"},
+        "bias": False, "pretraining_tp": 1, "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    },
+}  # fmt: skip
+
+
+def of(architecture: str, **keys: Any) -> dict[str, Any]:
+    return CONFIG | {"architectures": [architecture], "model_type": MODEL_TYPES[architecture]} | keys
+
+
+def test_no_key_is_in_two_lists_and_every_family_has_its_type() -> None:
+    assert not set(READ) & HARMLESS
+    assert not set(READ) & set(REFUSED)
+    assert not HARMLESS & set(REFUSED)
+    assert MODEL_TYPES.keys() == ARCHITECTURES.keys() == CARRIED.keys()
+
+
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "InternLM2ForCausalLM"])
+def test_every_key_that_transformers_defines_is_known(architecture: str) -> None:
+    import transformers
+
+    config = getattr(transformers, architecture.replace("ForCausalLM", "Config"))().to_dict()
+    assert len(config) > 20
+    assert unknown_keys(dict.fromkeys(config, 1)) == ()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_keys_that_published_checkpoints_carry_are_neither_refused_nor_reported(architecture: str) -> None:
+    config = of(architecture, **CARRIED[architecture])
+    facts_from_config(config)
+    assert config_notes(config) == ()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_unknown_keys_are_reported_in_one_sentence(architecture: str) -> None:
+    config = of(architecture, wild_gating=True, rope_scaling={"type": "linear", "factor": 2.0, "bend": 3}, unset=None)
+    facts_from_config(config)
+    (note,) = config_notes(config, "config.json: ")
+    assert note == "config.json: these keys are not known and are ignored: wild_gating, rope_scaling.bend"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("partial_rotary_factor", 0.5), ("logits_scaling", 8.0), ("attention_multiplier", 0.1),
+        ("attn_logit_softcapping", 50.0), ("no_rope_layers", [1, 0]), ("is_causal", False), ("num_local_experts", 8),
+        ("per_layer_config", {"0": {"num_attention_heads": 2}}), ("tie_word_embeddings", "no"),
+        ("original_max_position_embeddings", "64"), ("rope_theta", True),
+    ],
+)  # fmt: skip
+def test_keys_that_change_the_function_are_refused_by_name(architecture: str, key: str, value: object) -> None:
+    # The trained length is read where something is measured from it.
+    scaling = {"rope_scaling": {"type": "yarn", "factor": 2.0}}
+    with pytest.raises(CheckpointError) as caught:
+        facts_from_config(of(architecture, **scaling, **{key: value}))
+    assert caught.value.field == key
+    assert caught.value.value == value
+
+
+@pytest.mark.parametrize(
+    ("keys", "field"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}},
+         "rope_parameters.partial_rotary_factor"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
+         "rope_parameters.full_attention"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": "1.2"}}, "rope_scaling.attention_factor"),
+        ({"rope_scaling": {"type": "linear", "factor": True}}, "rope_scaling.factor"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": "maybe"}}, "rope_scaling.truncate"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "mrope_section": [1, 1]}}, "rope_scaling.mrope_section"),
+        ({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}, "layer_types"),
+        ({"model_type": "mistral"}, "model_type"),
+        ({"attention_bias": "yes"}, "attention_bias"),
+    ],
+)  # fmt: skip
+def test_values_that_change_the_function_are_refused_by_name(keys: dict[str, Any], field: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        facts_from_config(of("LlamaForCausalLM", **keys))
+    assert caught.value.field == field
+
+
+def test_a_base_that_is_replaced_is_named() -> None:
+    config = of(
+        "Qwen3ForCausalLM", rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
+        rope_scaling={"rope_type": "yarn", "factor": 4.0},
+    )  # fmt: skip
+    assert facts_from_config(config).rope.theta == 10000.0
+    (note,) = config_notes(config)
+    assert '"rope_theta": 1e+06' in note
+    config["rope_scaling"]["rope_theta"] = 1e6
+    assert (facts_from_config(config).rope.theta, config_notes(config)) == (1e6, ())
+
+
+def test_keys_that_are_absent_take_the_default_of_their_class() -> None:
+    bare = {key: value for key, value in CONFIG.items() if key != "num_key_value_heads"}
+    mistral = facts_from_config(bare | of("MistralForCausalLM", num_attention_heads=8, num_key_value_heads=8))
+    assert mistral.sliding_window == 4096
+    named = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "num_attention_heads": 16}
+    assert facts_from_config(bare | named).num_kv_heads == 8
+    assert facts_from_config(bare | named | {"num_key_value_heads": None}).num_kv_heads == 16
+    assert facts_from_config(of("MistralForCausalLM", sliding_window=None)).sliding_window is None
+    assert facts_from_config(of("Qwen3ForCausalLM")).head_dim == 128
+    assert facts_from_config(of("InternLM2ForCausalLM")).qkv_bias
