@@ -47,7 +47,7 @@ def test_the_end_of_a_turn_is_found_wherever_it_is_named(
 
 
 def retokenized(folder: Path, *tokens: AddedToken, words: tuple[str, ...] = ()) -> list[int]:
-    """A checkpoint whose tokenizer has more tokens, and the ids of these. `words` are plain entries of the vocabulary."""
+    """Make a checkpoint with more tokens, `words` as plain entries of the vocabulary; return the ids of all of them."""
     make_checkpoint(folder, eos_token_id=END_OF_TEXT)
     file = folder / "tokenizer.json"
     described = json.loads(file.read_text())
