@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint.gguf_split import part_names, whole_files
 from plimsoll.checkpoint.remote import PIECE, Remote, RemoteFile, choose
 
 #: Folders below the one named that are searched for a checkpoint, and how many entries are looked at.
@@ -42,7 +43,7 @@ def locate(root: Path) -> str:
 def _holds(folder: Path) -> bool:
     names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
     whole = "config.json" in names and any(name.endswith(".safetensors") for name in names)
-    return whole or sum(name.endswith(".gguf") for name in names) == 1
+    return whole or len(whole_files(names)) == 1
 
 
 def _below(root: Path) -> Iterator[str]:
@@ -56,10 +57,9 @@ def _below(root: Path) -> Iterator[str]:
                 f"holds more than {MOST_ENTRIES} files", field=str(root), fix="Name the folder of one model"
             )
         folders[:] = sorted(name for name in folders if not name.startswith(".") and depth < DEPTH)
-        ggufs = [name for name in files if name.endswith(".gguf")]
         if "config.json" in files and any(name.endswith(".safetensors") for name in files):
             yield "" if here == "." else here
-        for name in ggufs:
+        for name in whole_files(files):
             yield name if here == "." else f"{here}/{name}"
 
 
@@ -94,12 +94,12 @@ class FolderRemote(Remote):
         try:
             if root.is_file():
                 self.root, self.path = root.parent, root.name
-                self.files = [_described(root.name, root.stat())]
+                self.files = self._parts(self.path)
                 return
             self.root, self.path = root, locate(root)
             place = root / self.path
             if place.is_file():
-                self.files = [_described(self.path, place.stat())]
+                self.files = self._parts(self.path)
                 return
             needed, within = choose(_listed(place), f"file://{place}")
             under = f"{self.path}/" if self.path else ""
@@ -107,6 +107,11 @@ class FolderRemote(Remote):
             self.files = [RemoteFile(under + file.name, file.size, file.tag) for file in needed]
         except OSError as error:
             raise CheckpointError(f"cannot be read: {error.strerror or error}", field=self.label) from None
+
+    def _parts(self, name: str) -> list[RemoteFile]:
+        """A GGUF file, or what is there of all parts of a split one."""
+        parts = [part for part in part_names(name) if (self.root / part).is_file()]
+        return [_described(part, (self.root / part).stat()) for part in parts]
 
     @property
     def place(self) -> Path:

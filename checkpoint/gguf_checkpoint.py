@@ -1,4 +1,4 @@
-"""A single GGUF file as a checkpoint under Hugging Face names."""
+"""A GGUF file, whole or in parts, as a checkpoint under Hugging Face names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +27,8 @@ class GgufCheckpoint(Checkpoint):
         Raises:
             CheckpointError: anything damaged, missing, mismatched or not supported, by file and key.
         """
-        self.path = path
         self.file = GgufFile(path)
+        self.path = path = self.file.path
         self._architecture = architecture_of(self.file)
         self.config = build_config(self.file)
         self.generation_config = build_generation_config(self.file)
@@ -44,7 +44,7 @@ class GgufCheckpoint(Checkpoint):
         self.facts = facts_of(self.config, self.generation_config, tensors, str(path))
 
     def files(self) -> Sequence[Path]:
-        return (self.path,)
+        return self.file.parts
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> RawTensor:
         tensor = self._stored[name]
@@ -67,7 +67,7 @@ class GgufCheckpoint(Checkpoint):
         """Rows [start, stop) as stored, [rows, bytes per row]."""
         count = tensor.shape[0] if len(tensor.shape) > 1 else 1
         row_bytes = tensor.nbytes // count
-        return read_range(self.path, tensor.start + start * row_bytes, (stop - start) * row_bytes).reshape(
+        return read_range(tensor.path, tensor.start + start * row_bytes, (stop - start) * row_bytes).reshape(
             -1, row_bytes
         )
 

@@ -190,7 +190,7 @@ def _llama3_scaling(file: GgufFile, data: _Metadata, head_dim: int) -> dict[str,
         raise CheckpointError(
             f"must be {head_dim // 2} values of F32", field=f"{file.path}: rope_freqs.weight", value=tensor.shape
         )
-    divisors = read_range(file.path, tensor.start, tensor.nbytes).view("<f4").astype(np.float64)
+    divisors = read_range(tensor.path, tensor.start, tensor.nbytes).view("<f4").astype(np.float64)
     if np.allclose(divisors, 1.0):
         return None
     theta = data.number("rope.freq_base", 10000.0)

@@ -1,4 +1,4 @@
-"""One GGUF file: its metadata and tensor table, strictly checked.
+"""One GGUF file, or all parts of a split one: its metadata and tensor table, strictly checked.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Parsed here and not
 by `gguf.GGUFReader`, which makes an array object of every vocabulary entry (seconds for a small model) and trusts
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint.gguf_split import checked_parts, part_names
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -45,8 +46,9 @@ class ArrayField:
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """`shape` rows first, as in numpy; `start` and `nbytes` in bytes of the file; `kind` is the ggml type number."""
+    """`shape` rows first, as in numpy; `start` and `nbytes` in bytes of `path`; `kind` is the ggml type number."""
 
+    path: Path
     name: str
     kind: int
     type_name: str
@@ -135,23 +137,67 @@ class GgufFile:
     """Metadata and tensor table of one file. The constructor checks all of it and reads no weights.
 
     Attributes:
+        path: the file; of a split one its first part, which has the metadata.
+        parts: every file, in order.
         metadata: scalars and strings by key; arrays as `ArrayField`, read by `array`.
         tensors: by GGUF name, in file order.
 
     Raises:
         CheckpointError: wrong magic, version or byte order; counts, strings, offsets or sizes that leave the file;
-            a block type the `gguf` package does not know.
+            a block type the `gguf` package does not know; parts that are missing or do not belong together.
     """
 
     def __init__(self, path: Path) -> None:
+        """Args: path: the file, or any part of a split one."""
         self.path = path
+        self.parts: tuple[Path, ...] = (path,)
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, GgufTensor] = {}
-        with _mapped(path) as data:
-            cursor = _Cursor(data, str(path))
-            self._read_header(cursor)
+        self._read(path, self.metadata)
+        count = _split_count(self.metadata, path)
+        if count > 1:
+            self._join(count)
 
-    def _read_header(self, cursor: _Cursor) -> None:
+    def _join(self, count: int) -> None:
+        """Reads all parts of a split file. The first has the metadata, the others only say which part they are."""
+        names = part_names(self.path.name)
+        if len(names) != count:
+            raise CheckpointError(
+                f"is one of {count} parts, and its name does not say which", field=str(self.path),
+                fix=f"Name the parts NAME-00001-of-{count:05d}.gguf and so on, in one folder",
+            )  # fmt: skip
+        folder = self.path.parent
+        checked_parts(self.path.name, [name for name in names if (folder / name).is_file()], str(self.path))
+        self.parts = tuple(folder / name for name in names)
+        self.path = self.parts[0]
+        tensors: dict[str, GgufTensor] = {}
+        for number, part in enumerate(self.parts):
+            metadata: dict[str, Any] = {}
+            self.tensors = {}
+            self._read(part, metadata)
+            if number == 0:
+                self.metadata = metadata
+            if _split_count(metadata, part) != count or metadata.get("split.no") != number:
+                raise CheckpointError(
+                    f"is not part {number + 1} of {count}", field=f"{part}: split.no", value=metadata.get("split.no"),
+                    fix="The parts are of different files, or were renamed; download them again",
+                )  # fmt: skip
+            for name in tensors.keys() & self.tensors.keys():
+                raise CheckpointError(f"has tensor {name[:80]!r} of another part", field=str(part))
+            tensors |= self.tensors
+        self.tensors = tensors
+        total = self.metadata.get("split.tensors.count", len(self.tensors))
+        if total != len(self.tensors):
+            raise CheckpointError(
+                f"counts {total} tensors, the parts hold {len(self.tensors)}",
+                field=f"{self.path}: split.tensors.count", fix="Download all parts again",
+            )  # fmt: skip
+
+    def _read(self, path: Path, metadata: dict[str, Any]) -> None:
+        with _mapped(path) as data:
+            self._read_header(_Cursor(data, str(path)), path, metadata)
+
+    def _read_header(self, cursor: _Cursor, path: Path, metadata: dict[str, Any]) -> None:
         if cursor.size < 24:
             raise cursor.fail(f"holds {cursor.size} bytes, too few for a GGUF header,")
         if cursor.data[:4] != MAGIC:
@@ -170,13 +216,12 @@ class GgufFile:
         entry_count = cursor.count("metadata entries", MAX_ENTRIES)
         for _ in range(entry_count):
             key = cursor.text()
-            if key in self.metadata:
+            if key in metadata:
                 raise cursor.fail(f"has metadata key {key[:80]!r} twice")
-            self.metadata[key] = cursor.value()
-        self._check_split()
-        alignment = self.metadata.get("general.alignment", 32)
+            metadata[key] = cursor.value()
+        alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
-            raise CheckpointError("must be a power of two", field=f"{self.path}: general.alignment", value=alignment)
+            raise CheckpointError("must be a power of two", field=f"{path}: general.alignment", value=alignment)
         rows = [_tensor_row(cursor) for _ in range(tensor_count)]
         data_start = -(-cursor.at // alignment) * alignment
         for name, kind, shape, offset in rows:
@@ -184,35 +229,9 @@ class GgufFile:
                 raise cursor.fail(f"has tensor {name[:80]!r} twice")
             if offset % alignment:
                 raise CheckpointError(
-                    f"starts at {offset}, not a multiple of {alignment}", field=f"{self.path}: tensor {name[:80]!r}"
+                    f"starts at {offset}, not a multiple of {alignment}", field=f"{path}: tensor {name[:80]!r}"
                 )
-            self.tensors[name] = self._place(name, kind, shape, data_start + offset, cursor.size)
-
-    def _check_split(self) -> None:
-        parts = self.metadata.get("split.count", 1)
-        if isinstance(parts, int) and parts > 1:
-            raise CheckpointError(
-                "is one part of a split GGUF",
-                field=f"{self.path}: split.count",
-                value=parts,
-                fix="Join the parts first: llama-gguf-split --merge FIRST_PART OUT.gguf",
-            )
-
-    def _place(self, name: str, kind: int, shape: tuple[int, ...], start: int, file_size: int) -> GgufTensor:
-        field = f"{self.path}: tensor {name[:80]!r}"
-        type_name, block, block_bytes = block_layout(kind, field)
-        if min(shape) < 1 or shape[-1] % block:
-            raise CheckpointError(
-                f"has a shape that {type_name} blocks of {block} cannot hold", field=field, value=shape
-            )
-        nbytes = prod(shape) // block * block_bytes
-        if start + nbytes > file_size:
-            raise CheckpointError(
-                f"needs bytes up to {start + nbytes}, the file holds {file_size}",
-                field=field,
-                fix="The file is truncated; download it again",
-            )
-        return GgufTensor(name, kind, type_name, shape, start, nbytes)
+            self.tensors[name] = _place(path, name, kind, shape, data_start + offset, cursor.size)
 
     def array(self, key: str) -> list[Any] | None:
         """All elements of a metadata array; None where there is no such array.
@@ -230,6 +249,29 @@ class GgufFile:
             if field.start + struct.calcsize(layout) > len(data):
                 raise CheckpointError("became shorter while it was read", field=str(self.path))
             return list(struct.unpack_from(layout, data, field.start))
+
+
+def _split_count(metadata: Mapping[str, Any], path: Path) -> int:
+    """Parts that the file is split into; 1 for a whole one. Raises CheckpointError."""
+    count = metadata.get("split.count", 1)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise CheckpointError("must be a number of parts", field=f"{path}: split.count", value=count)
+    return max(count, 1)
+
+
+def _place(path: Path, name: str, kind: int, shape: tuple[int, ...], start: int, file_size: int) -> GgufTensor:
+    field = f"{path}: tensor {name[:80]!r}"
+    type_name, block, block_bytes = block_layout(kind, field)
+    if min(shape) < 1 or shape[-1] % block:
+        raise CheckpointError(f"has a shape that {type_name} blocks of {block} cannot hold", field=field, value=shape)
+    nbytes = prod(shape) // block * block_bytes
+    if start + nbytes > file_size:
+        raise CheckpointError(
+            f"needs bytes up to {start + nbytes}, the file holds {file_size}",
+            field=field,
+            fix="The file is truncated; download it again",
+        )
+    return GgufTensor(path, name, kind, type_name, shape, start, nbytes)
 
 
 def _tensor_row(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint import guard
-from plimsoll.checkpoint.remote import Remote, RemoteFile, TransferError, choose
+from plimsoll.checkpoint.remote import Remote, RemoteFile, TransferError, choose, parts_of
 from plimsoll.checkpoint.sources import HubSource, hub_error
 
 #: Seconds without a byte after which a connection is given up, and tried anew.
@@ -46,9 +46,9 @@ class HubRemote(Remote):
         self.path = hub.file or ""
         self.files: Sequence[RemoteFile]
         if hub.file:
-            self.files = [file for file in listed if file.name == hub.file]
-            if not self.files:
+            if all(file.name != hub.file for file in listed):
                 raise CheckpointError("has no such file at that revision", field=str(hub), value=hub.file)
+            self.files = parts_of(hub.file, listed, self.label)
         else:
             self.files, self.path = choose(listed, self.label)
 

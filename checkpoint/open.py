@@ -4,12 +4,13 @@ from pathlib import Path
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.checkpoint.gguf_split import whole_files
 from plimsoll.checkpoint.huggingface import HuggingFaceCheckpoint
 from plimsoll.checkpoint.quantized.manifest import refuse_failed_gate
 
 
 def open_checkpoint(path: Path | str, *, to_measure: bool = False) -> Checkpoint:
-    """A Hugging Face folder, a GGUF file, or a folder whose only weights are one GGUF file.
+    """A Hugging Face folder, a GGUF file or any part of a split one, or a folder whose only weights are one such file.
 
     Headers are read and checked; no memory is taken for weights.
 
@@ -26,14 +27,15 @@ def open_checkpoint(path: Path | str, *, to_measure: bool = False) -> Checkpoint
             return _open_gguf(path)
         if not path.is_dir():
             raise CheckpointError("there is no such file or folder", field=str(path), fix="Check the path")
-        ggufs = sorted(path.glob("*.gguf"))
+        ggufs = whole_files(file.name for file in path.glob("*.gguf"))
         if ggufs and not any(path.glob("*.safetensors")):
             if len(ggufs) > 1:
                 raise CheckpointError(
-                    f"holds {len(ggufs)} GGUF files", field=str(path), value=[file.name for file in ggufs[:5]],
+                    f"holds {len(ggufs)} GGUF files", field=str(path), value=list(ggufs)[:5],
                     fix="Name the one to load",
                 )  # fmt: skip
-            return _open_gguf(ggufs[0])
+            (parts,) = ggufs.values()
+            return _open_gguf(path / parts[0])
         if not to_measure:
             refuse_failed_gate(path)
         return HuggingFaceCheckpoint(path)

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint.gguf_split import checked_parts, whole_files
 
 #: What serving needs of a folder: never pickles, never code.
 NEEDED = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja")
@@ -47,7 +48,7 @@ class Remote(ABC):
     Attributes:
         label: the source as the user knows it, with the revision that was found.
         revision: what it resolves to for good; None where only the digest of its headers tells.
-        path: the GGUF file that the source names, or ``.
+        path: the GGUF file that the source names, or the first part of a split one, or ``.
         files: those that serving needs, by name.
     """
 
@@ -95,6 +96,12 @@ class Remote(ABC):
         return sum(file.size for file in self.files)
 
 
+def parts_of(name: str, files: Sequence[RemoteFile], label: str) -> list[RemoteFile]:
+    """The file `name`, or all parts of the split GGUF that it is one of. Raises CheckpointError for a missing part."""
+    there = {file.name: file for file in files}
+    return [there[part] for part in checked_parts(name, there, label)]
+
+
 def choose(files: Sequence[RemoteFile], label: str) -> tuple[list[RemoteFile], str]:
     """What serving needs of a folder's `files`, and the path of the checkpoint in it (a GGUF file's name, or ``).
 
@@ -110,11 +117,12 @@ def choose(files: Sequence[RemoteFile], label: str) -> tuple[list[RemoteFile], s
     ]
     if any(file.name.endswith(".safetensors") for file in needed):
         return needed, ""
-    ggufs = [file for file in here if file.name.endswith(".gguf")]
+    ggufs = whole_files(file.name for file in here)
     if len(ggufs) == 1:
-        return ggufs, ggufs[0].name
+        (first,) = ggufs
+        return parts_of(first, here, label), first
     if ggufs:
-        names = ", ".join(file.name for file in ggufs[:4]) + (" …" if len(ggufs) > 4 else "")
+        names = ", ".join(list(ggufs)[:4]) + (" …" if len(ggufs) > 4 else "")
         raise CheckpointError(
             f"has no safetensors weights, but {len(ggufs)} GGUF files ({names})", field=label,
             fix="Name one of them at the end of the source",

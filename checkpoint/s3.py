@@ -11,6 +11,7 @@ from typing import Any
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.source import Source
 from plimsoll.checkpoint import guard
+from plimsoll.checkpoint.gguf_split import part_names
 from plimsoll.checkpoint.remote import PIECE, Remote, RemoteFile, TransferError, choose
 
 #: More names under one prefix than any checkpoint has: a whole bucket was named.
@@ -46,7 +47,7 @@ class S3Remote(Remote):
         if name.endswith(".gguf"):
             self._prefix = folder + slash
             self.path = name
-            self.files = [self._head(name)]
+            self.files = [self._head(part) for part in part_names(name)]
         else:
             self._prefix = f"{source.path}/" if source.path else ""
             self.files, self.path = choose(self._list(), self.label)

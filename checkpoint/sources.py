@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from plimsoll.api.errors import CheckpointError, SpecError
 from plimsoll.api.source import parse_source
+from plimsoll.checkpoint.gguf_split import part_names
 from plimsoll.checkpoint.remote import EXTRAS, NEEDED
 
 #: Called with (bytes here, bytes wanted) as a download goes; the second grows as sizes become known.
@@ -88,7 +89,7 @@ def _from_hub(hub: HubSource, progress: Progress | None, offline: bool | None, f
     from huggingface_hub import snapshot_download
 
     # fnmatch treats brackets in a file's name as a set.
-    wanted = [glob.escape(hub.file)] if hub.file else list(files or NEEDED)
+    wanted = [glob.escape(part) for part in part_names(hub.file)] if hub.file else list(files or NEEDED)
     try:
         snapshot = Path(
             snapshot_download(

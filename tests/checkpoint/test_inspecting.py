@@ -107,6 +107,23 @@ class Held(Remote):
         yield piece
 
 
+def test_a_split_gguf_is_the_same_from_a_mount_a_hub_and_a_store(tmp_path: Path, store: Store) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    make_gguf(parts / "m.gguf", make_model("LlamaForCausalLM"), tensors_a_part=11)
+    files = {f"q/{file.name}": file.read_bytes() for file in sorted(parts.iterdir())}
+    first = next(iter(files))
+    assert len(files) == 2
+    mounted = found(inspect(tmp_path, f"file://{parts}"))
+    store.put("split", files)
+    sources = ("s3://split/q", f"s3://split/{first}")
+    stored = [found(inspect(tmp_path, source, **store.environment)) for source in sources]
+    with running_hub(Hub({"org/split": {**files, "q/other.gguf": b"GGUF"}})) as hub:
+        stored.append(found(inspect(tmp_path, f"hf://org/split@main/{first}", HF_ENDPOINT=hub.url)))
+    for seen in stored:
+        assert (seen.facts, seen.digest, seen.bytes) == (mounted.facts, mounted.digest, mounted.bytes)
+
+
 def test_a_long_header_of_a_gguf_is_read_piece_by_piece_and_weights_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,14 @@ def test_gguf_file_of_a_repository(tmp_path: Path) -> None:
         assert "no such file" in fetch(hub, tmp_path, "hf://org/quants@main/none.gguf")["error"]
 
 
+def test_all_parts_of_a_split_gguf_are_fetched(tmp_path: Path) -> None:
+    parts = {f"q/a-0000{number}-of-00002.gguf": b"GGUF%d" % number for number in (1, 2)}
+    with running_hub(Hub({"org/quants": {**parts, "q/b.gguf": b"GGUF"}})) as hub:
+        path = Path(fetch(hub, tmp_path, "hf://org/quants@main/q/a-00001-of-00002.gguf")["path"])
+        assert set(hub.sent) == set(parts)
+        assert sorted(file.name for file in path.parent.iterdir()) == ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"]
+
+
 def test_gated_repository_opens_with_the_token_and_never_shows_it(tmp_path: Path, files: dict[str, bytes]) -> None:
     with running_hub(Hub({"org/tiny": files}, gated={"org/tiny"})) as hub:
         refused = fetch(hub, tmp_path, "hf://org/tiny@main", HF_TOKEN="hf_wrong_secret")

@@ -227,6 +227,7 @@ def make_gguf(
     pre: str = "gpt-2",
     sentencepiece: tuple[list[str], list[float], list[int]] | None = None,
     metadata: dict[str, Any] | None = None,
+    tensors_a_part: int = 0,
 ) -> Path:
     """A GGUF of a transformers model, laid out as llama.cpp's converter does, with the tiny tokenizer.
 
@@ -239,12 +240,13 @@ def make_gguf(
         pre: how the vocabulary says that text is split.
         sentencepiece: pieces, scores and token types of a vocabulary to write in place of the byte-level one.
         metadata: values that win over those from the model; None leaves the key out.
+        tensors_a_part: split into parts of so many tensors, whose names begin with that of `path`; 0 is one file.
     """
     import gguf
 
     config = model.config
     arch = architecture or {"mistral": "llama"}.get(config.model_type, config.model_type)
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=tensors_a_part)
     writer.add_name("tiny")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
