@@ -62,8 +62,8 @@ def _refusal(error: ValidationError, kind: type[Strict]) -> ApiError:
     if param is None:
         # Rules over several fields name theirs in front.
         param, message = message.split(": ", 1)
-    elif (named := message.partition(": "))[0] in ("content", "reasoning_content") and named[2]:
-        param, message = f"{param}.{named[0]}", named[2]
+    elif message.startswith("content: "):
+        param, message = f"{param}.content", message.removeprefix("content: ")
     return bad_request(f"Invalid value for {param}: {message}{_quote(first['input'])}.", param, "invalid_value")
 
 

@@ -109,8 +109,6 @@ class Message(Strict):
             self.content = ""
         if self.content is None:
             raise PydanticCustomError("content", "content: must be a string or a list of text parts")
-        if self.role != "assistant" and (self.reasoning_content or self.reasoning):
-            raise PydanticCustomError("content", "reasoning_content: belongs to the role assistant")
         return self
 
 

@@ -117,6 +117,7 @@ TEXT_PART = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": STRING},
     "required": ["type", "text"],
+    "additionalProperties": False,
 }
 
 Whole = Annotated[int, BeforeValidator(whole)]
@@ -146,7 +147,7 @@ Bias = Annotated[
 Content = Annotated[
     str | list[dict[str, str]] | None,
     BeforeValidator(_text),
-    WithJsonSchema({"anyOf": [STRING, {"type": "array", "items": TEXT_PART}, {"type": "null"}]}),
+    WithJsonSchema({"anyOf": [STRING, {"type": "array", "items": TEXT_PART}]}),
 ]
 Prompts = Annotated[
     list[str] | list[list[int]],
