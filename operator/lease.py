@@ -18,11 +18,16 @@ from plimsoll.operator import kinds
 from plimsoll.operator.cluster import Cluster, ClusterError, ConflictError, NotFoundError, UnavailableError
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.pulse import Pulse
+from plimsoll.operator.shape import whole
 
 log = structlog.get_logger("plimsoll.operator.lease")
 
 #: Others wait so long after the last renewal that they saw.
 LEASE_SECONDS = 15
+#: A record may say anything: no holder that renews nothing is waited for longer.
+MOST_LEASE_SECONDS = 300
+#: The field has 32 bits; one more would be refused, and no operator would lead.
+_MOST_TRANSITIONS = (1 << 31) - 1
 #: The holder believes in its own renewal for so long. The rest is what a write under way may take.
 BELIEVE_SECONDS = 10.0
 RENEW_SECONDS = 5.0
@@ -128,7 +133,8 @@ class Lease:
         holder, version = spec.get("holderIdentity") or "", record["metadata"].get("resourceVersion", "")
         if version != self._seen[0]:
             self._seen = (version, asked)
-        expired = asked - self._seen[1] >= float(spec.get("leaseDurationSeconds") or LEASE_SECONDS)
+        lasts = min(whole(spec.get("leaseDurationSeconds")) or LEASE_SECONDS, MOST_LEASE_SECONDS)
+        expired = asked - self._seen[1] >= lasts
         self.holder = holder
         if holder and holder != self.identity and not expired:
             self._held_until = float("-inf")
@@ -160,7 +166,9 @@ class Lease:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         spec = dict((before or {}).get("spec") or {})
         if spec.get("holderIdentity") != self.identity:
-            spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + (1 if before else 0)
+            spec["leaseTransitions"] = min(
+                whole(spec.get("leaseTransitions")) + (1 if before else 0), _MOST_TRANSITIONS
+            )
             spec["acquireTime"] = now
         spec |= {"holderIdentity": self.identity, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}
         meta: dict[str, Any] = {"name": self._name, "namespace": self._namespace}

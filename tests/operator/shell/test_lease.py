@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from plimsoll.operator import kinds
 from plimsoll.operator.cluster import Cluster, ConflictError, NotFoundError, UnavailableError
-from plimsoll.operator.lease import BELIEVE_SECONDS, LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, Lease
+from plimsoll.operator.lease import (
+    BELIEVE_SECONDS,
+    LEASE_SECONDS,
+    MOST_LEASE_SECONDS,
+    RENEW_SECONDS,
+    RETRY_SECONDS,
+    Lease,
+)
 from plimsoll.operator.metrics import Metrics
 
 
@@ -168,3 +175,15 @@ def test_never_two_at_once_and_one_in_the_end(count: int, history: list[tuple[st
             one.step()
             assert sum(other.held() for other in contenders) <= 1
     assert sum(one.held() for one in contenders) == 1
+
+
+def test_a_record_that_somebody_else_has_written_keeps_no_operator_from_leading() -> None:
+    store, clock = Store(), Clock()
+    spec = {"holderIdentity": "nobody", "leaseDurationSeconds": 2**31 - 1, "leaseTransitions": 2**31 - 1}
+    store.record = {"metadata": {"name": "lease", "resourceVersion": "7"}, "spec": spec}
+    one = contender(store, clock)
+    assert one.step() == ""
+    clock.now += MOST_LEASE_SECONDS
+    assert one.step() == ""
+    assert one.held()
+    assert store.record["spec"]["leaseTransitions"] == 2**31 - 1
