@@ -78,7 +78,8 @@ def eval(
     rounding = None if round_to_nearest is None else _rounding(round_to_nearest, checkpoint.facts)
     tokenizer = load_tokenizer(checkpoint)
     measured = None if served else open_checkpoint(local.fetch(other, screen), to_measure=True)
-    notes = _refused({reference: checkpoint, other: measured})
+    notes = [*checkpoint.notices, *(() if measured is None else measured.notices)]
+    notes += _refused({reference: checkpoint, other: measured})
     for note in notes:
         typer.secho(f"note: {note}", fg=typer.colors.YELLOW, err=True)
     endpoint = _endpoint(other, tokenizer, model_name, api_key_file) if served else None

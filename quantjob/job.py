@@ -116,7 +116,7 @@ class QuantizeJob:
                 checkpoint.facts, options.recipe, options.plan.samples, options.plan.length, options.plan.held_out,
                 memory=options.memory, batch=options.batch, threads=self._workers.count,
             )  # fmt: skip
-            for note in ready.notes:
+            for note in (*checkpoint.notices, *ready.notes):
                 self._say(note)
             self._tracker.move("Preparing", 0.5, of=checkpoint.facts.num_layers)
             request = self._request(checkpoint)
