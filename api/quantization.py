@@ -4,6 +4,7 @@ Read are AutoAWQ's `gemm`, compressed-tensors' `pack-quantized` and GPTQ of both
 by name, since guessing a layout would give fluent nonsense. Embedding and head are never quantised.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -62,6 +63,17 @@ def parse_quantization(config: Mapping[str, Any]) -> Quantization | None:
             raise CheckpointError("must be an object", field=key, value=_short(given), fix=_OTHER_FORMATS)
         return _Parser(given, key).parse()
     return None
+
+
+def ignores(pattern: str, module: str) -> bool:
+    """Whether an entry of `Quantization.ignored` names `module`: a part of its name, or `re:` and an expression that
+    its beginning matches."""
+    if not pattern.startswith("re:"):
+        return pattern in module
+    try:
+        return re.match(pattern[3:], module) is not None
+    except re.error:
+        return False
 
 
 def essential(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,17 +144,34 @@ class _Parser:
                 "columns of a group lie scattered over the row, which would need an index at every product",
                 "Quantise it with desc_act false, or take a checkpoint that was",
             )  # fmt: skip
-        if self.given.get("dynamic"):
-            raise self._refusal(
-                "dynamic", self.given["dynamic"], "modules of several precisions are not read",
-                "Quantise all modules alike",
-            )  # fmt: skip
+        skipped = self._skipped()
         symmetric = self.given.get("sym", True)
         if not isinstance(symmetric, bool):
             raise self._refusal("sym", symmetric, "must be true or false", "Use the config.json that came with it")
         if bits == 8 and not symmetric:
             raise self._refusal("sym", False, "8-bit weights are read without zero points", "Quantise it with sym true")
-        return Quantization("gptq", bits, group, symmetric, zero_offset=1 if layout == "gptq" else 0)
+        return Quantization("gptq", bits, group, symmetric, skipped, zero_offset=1 if layout == "gptq" else 0)
+
+    def _skipped(self) -> tuple[str, ...]:
+        """GPTQModel's `dynamic`: `-:` and a regular expression keeps modules whole, as `re:` patterns here. What gives
+        modules settings of their own must repeat the common ones."""
+        dynamic = self.given.get("dynamic") or {}
+        if not isinstance(dynamic, Mapping) or len(dynamic) > _MOST_IGNORED:
+            raise self._refusal("dynamic", dynamic, "must be an object from patterns to settings")
+        found = []
+        for pattern, changes in dynamic.items():
+            if isinstance(pattern, str) and pattern.startswith("-:"):
+                try:
+                    re.compile(pattern[2:])
+                except re.error as error:
+                    raise self._refusal("dynamic", pattern, f"is no regular expression: {error}") from None
+                found.append(f"re:{pattern[2:]}")
+            elif not isinstance(changes, Mapping) or any(self.given.get(key) != new for key, new in changes.items()):
+                raise self._refusal(
+                    "dynamic", {pattern: changes}, "modules of several precisions are not read",
+                    "Quantise all modules alike; modules that are left whole (-:PATTERN) are read",
+                )  # fmt: skip
+        return tuple(found)
 
     def _compressed(self) -> Quantization:
         for key, why in (

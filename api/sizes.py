@@ -9,7 +9,7 @@ from plimsoll.api.architecture import find_architecture
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, DeviceKind, TableFacts
 from plimsoll.api.errors import SpecError
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.quantization import DTYPE_OF_BITS, PRECISION_OF_BITS
+from plimsoll.api.quantization import DTYPE_OF_BITS, PRECISION_OF_BITS, ignores
 
 Precision = Literal["float32", "bfloat16", "float16", "w8a16", "w4a16"]
 CachePrecision = Literal["auto", "int8", "int4"]
@@ -164,7 +164,7 @@ def held_group(
         fact = None if facts.tensors is None else facts.tensors.get(f"{module}.weight")
         if fact is not None and fact.dtype != DTYPE_OF_BITS[bits]:
             return None
-        if fact is None and any(name in module for name in said.ignored):
+        if fact is None and any(ignores(pattern, module) for pattern in said.ignored):
             return None
     group = said.group_size or columns
     if columns % group:

@@ -4,6 +4,7 @@ Read here, by the few fields that matter, so that neither sentencepiece nor prot
 Format: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto.
 """
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from plimsoll.checkpoint.vocabulary import CONTROL, NORMAL, USER_DEFINED, finish
 
 MAX_MODEL_BYTES = 64 * 1024 * 1024
 _BPE = 2
+#: A line of base64 and a rank, as Llama 3's own release has it under the name tokenizer.model.
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -27,8 +30,14 @@ def build_tokenizer(folder: Path) -> Any:
     path = folder / "tokenizer.model"
     if path.stat().st_size > MAX_MODEL_BYTES:
         raise CheckpointError(f"is larger than {MAX_MODEL_BYTES} bytes", field=str(path))
+    data = path.read_bytes()
+    if _TIKTOKEN.match(data):
+        raise CheckpointError(
+            "is a tiktoken vocabulary, which does not say how text is split nor which tokens are special",
+            field=str(path), fix="Add tokenizer.json from the model's Hugging Face folder, or written by transformers",
+        )  # fmt: skip
     try:
-        tokens, scores, types, trainer, normalizer = _parse(path.read_bytes())
+        tokens, scores, types, trainer, normalizer = _parse(data)
     except (IndexError, ValueError, struct.error):
         raise CheckpointError("is damaged", field=str(path), fix="Download it again") from None
     if trainer.get(3, 1) != _BPE or normalizer.get(2) or normalizer.get(4, 1):

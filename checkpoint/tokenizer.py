@@ -220,9 +220,14 @@ def _from_folder(folder: Path) -> Any:
         from plimsoll.checkpoint.sentencepiece_model import build_tokenizer
 
         return build_tokenizer(folder)
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        from plimsoll.checkpoint import vocab_merges
+
+        return vocab_merges.build_tokenizer(folder)
     raise CheckpointError(
-        "holds neither tokenizer.json nor tokenizer.model", field=str(folder), fix="Complete the download"
-    )
+        "holds no tokenizer: neither tokenizer.json, nor tokenizer.model, nor vocab.json with merges.txt",
+        field=str(folder), fix="Complete the download",
+    )  # fmt: skip
 
 
 def _read_template(path: Path, names: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.quantization import Quantization, essential, parse_quantization
+from plimsoll.api.quantization import Quantization, essential, ignores, parse_quantization
 
 AWQ: dict[str, Any] = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
 GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
@@ -92,7 +92,8 @@ def test_the_older_name_of_compressed_tensors_is_read() -> None:
         (GPTQ | {"bits": 2}, "bits"),
         (GPTQ | {"bits": 8, "sym": False}, "sym"),
         (GPTQ | {"sym": 1}, "sym"),
-        (GPTQ | {"dynamic": {"-:mlp": {}}}, "dynamic"),
+        (GPTQ | {"dynamic": {"+:mlp": {"bits": 8}}}, "dynamic"), (GPTQ | {"dynamic": {"-:(": {}}}, "dynamic"),
+        (GPTQ | {"dynamic": {"mlp": {"group_size": 32}}}, "dynamic"), (GPTQ | {"dynamic": ["-:mlp"]}, "dynamic"),
         (compressed(format="int-quantized"), "format"),
         (compressed(group={"format": "float-quantized"}), "config_groups.group_0.format"),
         (compressed(config_groups={}), "config_groups"),
@@ -143,3 +144,15 @@ def test_no_configuration_gets_more_than_a_refusal(base: dict[str, Any], change:
     except CheckpointError as error:
         found, field = None, error.field
     assert field or (found is not None and found.bits in (4, 8) and found.group_size % 16 == 0)
+
+
+def test_modules_that_gptq_leaves_whole_are_read() -> None:
+    dynamic = {r"-:model\.layers\.1\..*": {}, r"+:.*\.mlp\..*": {"bits": 4}, "-:.*down_proj": {}}
+    said = parse_quantization({"quantization_config": GPTQ | {"dynamic": dynamic}})
+    assert said is not None
+    assert said.ignored == (r"re:model\.layers\.1\..*", "re:.*down_proj")
+    for module, whole in (("model.layers.1.mlp.up_proj", True), ("model.layers.10.mlp.up_proj", False),
+                          ("model.layers.0.mlp.down_proj", True)):  # fmt: skip
+        assert any(ignores(pattern, module) for pattern in said.ignored) == whole
+    assert ignores("lm_head", "lm_head")
+    assert not ignores("re:(", "x")

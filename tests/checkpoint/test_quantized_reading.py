@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.quantization import Quantization
+from plimsoll.api.sizes import weight_bytes
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.quantized.manifest import Manifest, hash_files, write_manifest
 from tests.support import quantized
@@ -190,3 +193,19 @@ def test_the_digest_tells_apart_outputs_of_one_shape(tmp_path: Path) -> None:
         write_manifest(folder, Manifest(hash_files(folder, ["model.safetensors"]), "passed"))
         digests.add(open_checkpoint(folder).digest())
     assert len(digests) == 2
+
+
+def test_modules_that_gptq_skipped_are_whole_by_headers_and_by_configuration(tmp_path: Path) -> None:
+    folder, floats = quantized.make_quantized(
+        tmp_path / "gptq", quantized.GPTQ, whole=("layers.1.",), tokenizer=False, hidden_size=64, intermediate_size=96
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["dynamic"] = {r"-:model\.layers\.1\..*": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    facts = open_checkpoint(folder).facts
+    kinds = {name: fact.dtype for name, fact in (facts.tensors or {}).items() if name.endswith("up_proj.weight")}
+    assert sorted(kinds.values()) == ["F32", "W4"]
+    device = DeviceFacts("cpu", 1 << 30)
+    assert weight_bytes(facts, "w4a16", device) == weight_bytes(replace(facts, tensors=None), "w4a16", device)
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert np.array_equal(open_checkpoint(folder).read(name).data, open_checkpoint(floats).read(name).data)
