@@ -78,3 +78,23 @@ def test_a_source_outside_the_allowed_ones_is_refused(scene: Scene) -> None:
     scene.result.note(words=refused["message"][:120])
     assert "169.254.169.254" in refused["message"]
     assert not scene.cluster.find("pods", scene.namespace, labelSelector="plimsoll.dev/component=inspect")
+
+
+def test_a_quota_on_limits_names_the_field_that_satisfies_it(scene: Scene) -> None:
+    quota = {
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team", "namespace": scene.namespace},
+        "spec": {"hard": {"limits.cpu": "4"}},
+    }  # fmt: skip
+    # A default below what our containers request would refuse every one of them.
+    ranges = {
+        "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small", "namespace": scene.namespace},
+        "spec": {"limits": [{"type": "Container", "default": {"cpu": "20m"}, "defaultRequest": {"cpu": "10m"}}]},
+    }  # fmt: skip
+    scene.cluster.apply(quota)
+    deployment = scene.deploy()
+    eventually(lambda: "spec.pod.limits.cpu" in deployment.words(), SERVING, "the field is named")
+    scene.result.note(words=deployment.status["message"][:200])
+    scene.cluster.apply(ranges)
+    scene.deploy(pod={"limits": {"cpu": "1500m"}})
+    deployment.wait("Ready", seconds=SERVING)
+    assert deployment.status["ready"] == "1/1"

@@ -20,7 +20,7 @@ from plimsoll.operator import build
 from plimsoll.operator.build.placing import Placing
 from plimsoll.operator.plan.cards import Card
 from plimsoll.operator.plan.conditions import Condition
-from plimsoll.operator.plan.devices import device_memory
+from plimsoll.operator.plan.devices import device_memory, selected
 from plimsoll.operator.plan.quantized import FAILED, awaited, serving
 from plimsoll.operator.plan.trouble import words
 from plimsoll.operator.settings import Settings
@@ -260,7 +260,9 @@ def _inspecting(snapshot: Snapshot) -> str:
     if pod is None:
         return "An inspect pod is about to read the checkpoint's headers."
     if pod.unschedulable:
-        return f"The inspect pod finds no node: {pod.unschedulable}"
+        wanted = (snapshot.deployment.spec.get("pod") or {}).get("nodeSelector") or {}
+        missing = selected(snapshot.nodes, wanted)
+        return f"The inspect pod finds no node: {f'{missing}; ' if missing else ''}{pod.unschedulable}"
     if pod.told:
         return f"The inspect pod waits: {words(pod.told)}"
     waits = next((c for c in pod.containers if c.state == "waiting" and c.message), None)

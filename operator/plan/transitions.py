@@ -1,5 +1,6 @@
 """Events: one for each change that a person would want to read about, none for what stays."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ _QUIET = frozenset({
 })  # fmt: skip
 #: What keeps a pod waiting, told where no other condition has that reason.
 _WAITS = frozenset({"Unschedulable", "FailedMount", "ContainerConfig", "PodsRefused", "ImagePull", "Evicted"})
+#: Words of a wait that somebody has to end; an image that is being pulled is none.
+_FAILING = re.compile(r"not found|non-existent|[Ee]rror|[Ff]ail|[Bb]ack-off|denied|forbidden")
 #: Not as wanted yet, and nothing that anybody need look into.
 _EXPECTED = frozenset({"WaitingForQuantization"})
 #: Steps of a rollout; what else Progressing says, other conditions say better.
@@ -60,7 +63,7 @@ def _told_elsewhere(reason: str, after: Sequence[Mapping[str, Any]]) -> bool:
 def _inspect_pod_waits(was: Mapping[str, Any], condition: Mapping[str, Any]) -> Iterator[Event]:
     """What the inspect pod waits for, each time that it is something else."""
     words = condition["message"]
-    waits = "The inspect pod waits" in words or "finds no node" in words
+    waits = "finds no node" in words or ("The inspect pod waits" in words and _FAILING.search(words))
     if waits and was.get("message") != words:
         yield Event("Normal", "Inspecting", words[:900])
 
