@@ -1,5 +1,6 @@
 """Files of a checkpoint that were replaced after they were inspected are told apart, and refused."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from plimsoll.api.errors import SourceChangedError
 from plimsoll.checkpoint.contents import ENVIRONMENT, contents_of, refuse_changed
 from plimsoll.checkpoint.inspecting import inspect_source
 from plimsoll.operator.build.pod import CHECKPOINT_CONTENTS
+from plimsoll.runtime.server.pod import MANIFEST, make_service
 from tests.support.checkpoints import make_checkpoint
 
 
@@ -93,3 +95,15 @@ def test_what_an_unknown_layout_says_is_not_compared(folder: Path) -> None:
 
 def test_both_sides_name_the_variable_alike() -> None:
     assert ENVIRONMENT == CHECKPOINT_CONTENTS
+
+
+def test_a_pod_refuses_what_was_not_inspected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {"model": {"source": f"file://{folder}"}, "accelerator": {"resource": "cpu", "memory": "1Gi"}}
+    manifest = {
+        "apiVersion": "plimsoll.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "a"}, "spec": spec,
+    }  # fmt: skip
+    monkeypatch.setenv(MANIFEST, json.dumps(manifest))
+    monkeypatch.setenv(ENVIRONMENT, contents_of(folder))
+    rewritten(weights(folder), -1)
+    with pytest.raises(SourceChangedError, match=r"^SourceChanged: "):
+        make_service("127.0.0.1", 0)
