@@ -10,10 +10,20 @@ from plimsoll.api.budget import CONTEXT_BYTES
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts
 from plimsoll.api.errors import SpecError
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.sizes import Matrix, block_bytes, matrices, vector_elements, weight_bytes, workspace_terms
+from plimsoll.api.sizes import (
+    GROUP_SIZES,
+    Matrix,
+    block_bytes,
+    matrices,
+    vector_elements,
+    weight_bytes,
+    workspace_terms,
+)
 from plimsoll.api.ways_out import MIB
 
 FLOAT = 4
+#: Tokens of a window, and windows that calibrate: `self` text has to be drawn first, which takes a CPU long.
+DEFAULT_LENGTH, DEFAULT_SELF, DEFAULT_SAMPLES = 512, 32, 128
 #: Columns of the widest block of products that inputs are counted in.
 GRAM_COLUMNS = 2048
 #: What the heaps of a job's threads keep, and its tokenizer's code, beside what any process starts with.
@@ -29,6 +39,11 @@ HEAD_PIECES_BYTES = 64 * MIB
 #: Beside weights: configuration, tokenizer, report, manifest.
 PAPERS_BYTES = 32 * MIB
 _ROUND = 64 * MIB
+
+
+def default_samples(sampled: bool) -> int:
+    """Windows that calibrate where no number is given. Args: sampled: they are `self` text."""
+    return DEFAULT_SELF if sampled else DEFAULT_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -165,16 +180,26 @@ def _held_bytes(facts: ModelFacts) -> int:
 
 def check_groups(facts: ModelFacts, group_size: int) -> None:
     """Raises SpecError where a linear's width does not divide by `group_size`, with the sizes that work."""
-    widths = sorted({matrix.columns for matrix in matrices(facts, 1) if matrix.linear})
-    wrong = [width for width in widths if group_size and width % group_size]
+    wrong = undivided(facts, group_size)
     if not wrong:
         return
-    fits = [size for size in (128, 64, 32) if all(width % size == 0 for width in widths)]
+    fits = [size for size in GROUP_SIZES if not undivided(facts, size)]
     fix = f"Write {' or '.join(map(str, fits))}" if fits else "Use method int8, which has no groups"
     raise SpecError(
         f"does not divide {' and '.join(map(str, wrong))} columns of this model",
         field="spec.weights.groupSize", value=group_size, fix=fix,
     )  # fmt: skip
+
+
+def undivided(facts: ModelFacts, group_size: int) -> list[int]:
+    """Widths of the model's linears that groups of `group_size` columns do not divide; 0 divides all."""
+    widths = {matrix.columns for matrix in matrices(facts, 1) if matrix.linear}
+    return sorted(width for width in widths if group_size and width % group_size)
+
+
+def largest_group(facts: ModelFacts, most: int = GROUP_SIZES[0]) -> int:
+    """The largest group of at most `most` columns that divides every width; `most` where none does."""
+    return next((size for size in GROUP_SIZES if size <= most and not undivided(facts, size)), most)
 
 
 def _engine(facts: ModelFacts, load: JobLoad) -> int:

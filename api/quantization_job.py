@@ -75,7 +75,7 @@ class Weights(Part):
     """Bits of a weight. Default: 4, and 8 for method int8, which go with nothing else."""
     group_size: Literal[32, 64, 128] | None = None
     """Columns that share a scale; it must divide the model's widths, and a smaller one costs memory and loses less.
-    Default: 128. Goes with 4 bits."""
+    Default: the largest that divides. Goes with 4 bits."""
     search_scale: bool | None = None
     """Look for scales of input channels that keep what calibration showed to matter. Default: true. Goes with method
     awq."""
@@ -93,15 +93,15 @@ class Calibration(Part):
 
     dataset: DatasetAddress | None = None
     """`self`, text sampled from the model by our own engine, which needs nothing beside it; `pvc://CLAIM/PATH`, a file
-    or folder (jsonl, txt, parquet) on a claim of this namespace; or `hf://datasets/ORG/NAME[@REVISION][/CONFIG/SPLIT]`.
+    or folder (jsonl, csv, txt, parquet) on a claim of this namespace; or `hf://datasets/ORG/NAME[@REVISION][/CONFIG/SPLIT]`.
     Default: self."""
     config_map: ObjectName | None = None
     """A ConfigMap of this namespace whose values are texts, in place of a dataset; keys are file names such as
     news.txt or chats.jsonl."""
-    samples: Annotated[int, Field(ge=1, le=65536)] = 128
-    """Sequences of calibration."""
-    sequence_length: Annotated[int, Field(ge=16, le=32768)] = 2048
-    """Tokens in each. Evaluation uses it too."""
+    samples: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Sequences of calibration. Default: 32 of self, which has to be drawn first; 128 of other text."""
+    sequence_length: Annotated[int, Field(ge=16, le=32768)] | None = None
+    """Tokens in each. Evaluation uses it too. Default: 512."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Sequences that are computed at once. Default: as many as fit accelerator.memory."""
 
@@ -208,9 +208,14 @@ class QuantizationJobSpec(Part):
         return 8 if self.method == "int8" else 4
 
     @property
-    def group_size(self) -> int:
-        """Columns that share a scale; 0: one scale a row."""
-        return 0 if self.method == "int8" else self.weights.group_size or 128
+    def group_size(self) -> int | None:
+        """Columns that share a scale; 0: one scale a row; None: the largest group that divides the model."""
+        return 0 if self.method == "int8" else self.weights.group_size
+
+    @property
+    def samples_itself(self) -> bool:
+        """Whether text that calibrates is drawn from the model."""
+        return self.calibration.config_map is None and self.calibration.dataset in (None, "self")
 
     @property
     def written_format(self) -> str:

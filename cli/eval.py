@@ -1,8 +1,6 @@
 """`plimsoll eval`: how far one checkpoint, or what an endpoint serves, is from another."""
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +12,10 @@ from plimsoll.api.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rich.console import Console
-
     from plimsoll.checkpoint.checkpoint import Checkpoint
+    from plimsoll.quantjob.progress import Tracker
     from plimsoll.quantjob.report import Report
+    from plimsoll.quantjob.streamed import StreamedModel
 
 #: Exit status when a limit was passed: the figures are there, and the answer is no.
 PAST_A_LIMIT = 3
@@ -52,9 +50,12 @@ def eval(
     from plimsoll.checkpoint import open_checkpoint
     from plimsoll.checkpoint.tokenizer import load_tokenizer
     from plimsoll.cli import local
-    from plimsoll.quantjob.data import Corpus
-    from plimsoll.quantjob.evaluation import check_length, compare, compare_endpoint
-    from plimsoll.quantjob.report import Report, as_json, write_report
+    from plimsoll.cli.progress_lines import shown
+    from plimsoll.quantjob.data import Corpus, check_dataset
+    from plimsoll.quantjob.endpoint_evaluation import compare_endpoint
+    from plimsoll.quantjob.evaluation import check_length, check_vocabularies, compare
+    from plimsoll.quantjob.progress import Tracker
+    from plimsoll.quantjob.report import Report, as_json, check_folder, write_report
     from plimsoll.quantjob.selftext import self_tokens
     from plimsoll.quantjob.streamed import StreamedModel
     from plimsoll.quantjob.tokens import HELD_OUT
@@ -72,6 +73,9 @@ def eval(
         raise SpecError("goes with two checkpoints", field="--round-to-nearest", value=other)
     if scratch is not None and not scratch.is_dir():
         raise SpecError("there is no such folder", field="--scratch", value=str(scratch), fix="Make it")
+    check_dataset(dataset, "--dataset")
+    if report is not None:
+        check_folder(report)
     screen = local.console()
     path = local.fetch(reference, screen)
     checkpoint = open_checkpoint(path, to_measure=True)
@@ -86,25 +90,38 @@ def eval(
     length = min(512, checkpoint.facts.max_position) if seqlen is None else seqlen
     check_length(length, checkpoint.facts)
     model = StreamedModel(checkpoint)
-    with _bar(screen) as told:
-        if dataset == "self":
-            sets, sampling = [(samples, seed + HELD_OUT)], told("Sampling text")
-            (tokens,) = self_tokens(path, sets, length, memory=line, progress=sampling, field="--dataset")
-        else:
-            tokens = Corpus(dataset, tokenizer, seed, field="--dataset").tail(samples, length)
-        options: dict[str, Any] = {"scratch": scratch, "progress": told("Comparing")}
-        nearest = None
-        if endpoint is not None:
-            found = compare_endpoint(model, endpoint, tokens, **options)
-            subject = "endpoint"
-        else:
-            assert measured is not None
-            subject = _name(other, reference)
-            others = {subject: StreamedModel(measured, workers=model.workers)}
-            if rounding is not None:
-                nearest = "round to nearest"
-                others = {nearest: StreamedModel(checkpoint, round_to=rounding, workers=model.workers)} | others
-            found = compare(model, others, tokens, **options)
+    subject = "endpoint" if endpoint is not None else _name(other, reference)
+    nearest = None if rounding is None else "round to nearest"
+    others = {} if nearest is None else {nearest: StreamedModel(checkpoint, round_to=rounding, workers=model.workers)}
+    if measured is not None:
+        others[subject] = StreamedModel(measured, workers=model.workers)
+    # What can be refused is refused before any text is written.
+    check_vocabularies(model, others)
+    if endpoint is not None:
+        endpoint.check([min(tokenizer.bos_token_id or 0, checkpoint.facts.vocab_size - 1)] * length)
+    with shown(screen) as look:
+        tracker = Tracker(look)
+        with tracker.beating():
+            if dataset == "self":
+
+                def drawn(done: int, of: int) -> None:
+                    tracker.move("Sampling", done / of, message=f"{done:,} of {of:,} tokens drawn")
+
+                sets = [(samples, seed + HELD_OUT)]
+                (tokens,) = self_tokens(path, sets, length, memory=line, progress=drawn, field="--dataset")
+            else:
+                corpus = Corpus(dataset, tokenizer, seed, field="--dataset")
+                tokens = corpus.tail(samples, length)
+            _expect(tracker, model, len(others) + 1, nearest is not None, tokens.windows.shape)
+
+            def compared(share: float, upto: float) -> None:
+                tracker.move("Evaluating", share, upto=upto)
+
+            if endpoint is not None:
+                found = compare_endpoint(model, endpoint, tokens, scratch=scratch, progress=compared)
+            else:
+                found = compare(model, others, tokens, scratch=scratch, progress=compared)
+            tracker.move("Complete", 1.0)
     figures = found.others[subject]
     reasons = gate(found.perplexity, figures.perplexity, figures.kl_mean, limits)
     result = Report(
@@ -185,30 +202,21 @@ def _rounding(text: str, facts: Any) -> Any:
     return known[text]
 
 
+def _expect(tracker: "Tracker", model: "StreamedModel", models: int, nearest: bool, shape: tuple[int, ...]) -> None:
+    """About how long the comparison takes, from the rates of this machine."""
+    from plimsoll.quantjob.forecast import compared_steps, measure
+    from plimsoll.quantjob.recipe import Recipe
+
+    windows, length = shape
+    # Of a recipe only rounding is timed here, and groups would have to divide the model.
+    plain = Recipe("int8", 8, 0, "compressed-tensors", search_scale=False, clip=False, compensate=False)
+    rates = measure(model, plain, length, None)
+    steps = compared_steps(model.facts, rates, windows, length, models, nearest=nearest)
+    tracker.expect({"Evaluating": models * model.num_layers * steps.layer + windows * steps.window})
+
+
 def _endpoint(url: str, tokenizer: Any, model: str | None, key_file: Path | None) -> Any:
     from plimsoll.cli.conversation import first_key
     from plimsoll.quantjob.endpoint import Endpoint
 
     return Endpoint(url, tokenizer, model, first_key(key_file, "--api-key-file") if key_file else None)
-
-
-@contextlib.contextmanager
-def _bar(screen: "Console") -> Iterator[Callable[[str], Callable[[float], None]]]:
-    """A bar a phase, each told its share; nothing where nobody looks."""
-    from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
-
-    from plimsoll.cli.screen import column
-
-    columns = (column("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        tasks: dict[str, Any] = {}
-
-        def told(phase: str) -> Callable[[float], None]:
-            def tell(share: float) -> None:
-                if phase not in tasks:
-                    tasks[phase] = progress.add_task(phase, total=1.0)
-                progress.update(tasks[phase], completed=share)
-
-            return tell
-
-        yield told

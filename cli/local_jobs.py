@@ -16,8 +16,15 @@ def run_jobs(jobs: Sequence[QuantizationJob]) -> None:
         typer.Exit: one failed its gate.
         PlimsollError: one could not be done.
     """
+    from plimsoll.quantjob.data import check_dataset
+
     for job in jobs:
         refuse_job_on_one_machine(job.spec)
+        texts = (("spec.calibration.dataset", job.spec.calibration.dataset),
+                 ("spec.evaluation.dataset", job.spec.evaluation.dataset))  # fmt: skip
+        for field, dataset in texts:
+            if dataset is not None:
+                check_dataset(dataset, field)
     for job in jobs:
         _run(job)
 
@@ -45,7 +52,7 @@ def _run(job: QuantizationJob) -> None:
         work_dir=Path(spec.output.removeprefix("file://")),
         method=spec.method,
         w_bits=spec.bits,
-        w_group_size=spec.group_size,
+        w_group_size=weights.group_size,
         format=spec.written_format,
         calib_dataset=spec.calibration.dataset or "self",
         calib_samples=spec.calibration.samples,
@@ -60,5 +67,6 @@ def _run(job: QuantizationJob) -> None:
         max_kl_divergence=None if divergence is None else f"{divergence:g}",
         memory=None if spec.accelerator.memory is None else str(spec.accelerator.memory),
         threads=spec.pod.cpu,
+        shard_size="5G",
         seed=spec.seed,
     )

@@ -2,10 +2,8 @@
 
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -14,11 +12,11 @@ import typer
 from plimsoll.api.errors import PlimsollError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from plimsoll.api.job_progress import JobProgress
-    from plimsoll.quantjob.job import JobOptions, Outcome
+    from plimsoll.api.gate import Limits
+    from plimsoll.quantjob.job import Outcome
     from plimsoll.quantjob.progress import Tracker
+    from plimsoll.quantjob.recipe import Recipe
+    from plimsoll.quantjob.tokens import TokenPlan
 
 #: Exit status when the output is there and lost more than was allowed.
 GATE_FAILED = 3
@@ -34,7 +32,8 @@ def quantize(
     method: Annotated[str, typer.Option(help="awq, rtn (round to nearest), or int8 (8 bits a weight).")] = "awq",
     w_bits: Annotated[int | None, typer.Option(help="Bits of a weight. Default: 4; 8 for int8.")] = None,
     w_group_size: Annotated[
-        int | None, typer.Option(help="Columns that share a scale: 32, 64 or 128. Default: 128.")
+        int | None,
+        typer.Option(help="Columns that share a scale: 32, 64 or 128. Default: the largest that divides the model."),
     ] = None,
     format: Annotated[
         str | None, typer.Option("--format", help="awq or compressed-tensors. Default: awq; int8 has the other one.")
@@ -42,8 +41,12 @@ def quantize(
     calib_dataset: Annotated[
         str, typer.Option(help="Text to look at: self, a file or folder, hf://datasets/ORG/NAME/CONFIG/SPLIT.")
     ] = "self",
-    calib_samples: Annotated[int, typer.Option(min=1, help="Windows of it.")] = 128,
-    calib_seqlen: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 2048,
+    calib_samples: Annotated[
+        int | None, typer.Option(min=1, help="Windows that calibrate. Default: 32 of self, 128 of other text.")
+    ] = None,
+    calib_seqlen: Annotated[
+        int | None, typer.Option(help="Tokens of a window, of both texts; 16 or more. Default: 512.")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Windows computed at once. Default: what --memory holds.")
     ] = None,
@@ -55,7 +58,8 @@ def quantize(
     eval_dataset: Annotated[
         str | None, typer.Option(help="Held-out text. Default: other text of --calib-dataset.")
     ] = None,
-    eval_samples: Annotated[int, typer.Option(min=0, help="Windows of it; 0 measures nothing.")] = 16,
+    eval_samples: Annotated[int, typer.Option(min=0, help="Windows to measure on; 0 measures nothing.")] = 16,
+    shard_size: Annotated[str, typer.Option(help="Most of a file of weights, as 5G or 500Mi.")] = "5G",
     max_perplexity_increase: Annotated[str | None, typer.Option(help="Exit 3 when it rose by more, as 2%.")] = None,
     max_kl_divergence: Annotated[str | None, typer.Option(help="Exit 3 when the mean is more, nats a token.")] = None,
     memory: Annotated[
@@ -70,28 +74,35 @@ def quantize(
     Exits 0 when it is done, 3 when it is past a limit, 1 when it cannot be done, 75 when another run is at work here.
     Stopped by a signal or killed, it goes on where it was when it is run again.
     """
+    from plimsoll.api.quantity import byte_option
     from plimsoll.checkpoint import guard, trust
     from plimsoll.checkpoint.contents import ENVIRONMENT, refuse_changed
     from plimsoll.cli import local
+    from plimsoll.cli.progress_lines import shown
     from plimsoll.cli.status_page import serve_status
     from plimsoll.quantjob.failures import BusyError, reason_of
-    from plimsoll.quantjob.job import QuantizeJob
+    from plimsoll.quantjob.job import JobOptions, QuantizeJob
     from plimsoll.quantjob.progress import Tracker
 
     guard.install()
     signal.signal(signal.SIGTERM, _stop)
     screen = local.console()
-    with _shown(screen) as show:
+    with shown(screen) as show:
         tracker = Tracker(show)
         page = serve_status(status_port, _pages(tracker)) if status_port is not None else None
         try:
             trust.install()
+            # Before anything is fetched.
+            recipe = _recipe(method, w_bits, w_group_size, format, (search_scale, clip, compensate), seed)
+            limits = _limits(max_perplexity_increase, max_kl_divergence)
+            plan = _plan(recipe, calib_dataset, calib_samples, calib_seqlen, eval_samples, eval_dataset, seed)
+            line, shards = _memory(memory), byte_option(shard_size, "--shard-size")
             path = local.fetch(source, screen) if source.startswith("hf://") else _path(source)
             refuse_changed(path, os.environ.get(ENVIRONMENT))
-            options = _options(
-                source, path, work_dir, method, w_bits, w_group_size, format, calib_dataset, calib_samples,
-                calib_seqlen, batch_size, (search_scale, clip, compensate), eval_dataset, eval_samples,
-                max_perplexity_increase, max_kl_divergence, memory, threads, seed,
+            given = {"group_size": w_group_size, "length": calib_seqlen}
+            options = JobOptions(
+                path, local.own_name(source, path), work_dir, recipe, plan, limits, line, batch_size, threads, shards,
+                frozenset(name for name, value in given.items() if value is None),
             )  # fmt: skip
             outcome = QuantizeJob(options, tracker, lambda note: screen.print(note, highlight=False)).run()
         except PlimsollError as error:
@@ -111,19 +122,11 @@ def quantize(
         raise typer.Exit(GATE_FAILED)
 
 
-def _options(
-    source: str, path: Path, work_dir: Path, method: str, bits: int | None, group_size: int | None,
-    written: str | None, dataset: str, samples: int, length: int, batch: int | None, parts: tuple[bool, bool, bool],
-    eval_dataset: str | None, eval_samples: int, increase: str | None, divergence: str | None, memory: str | None,
-    threads: int | None, seed: int,
-) -> "JobOptions":  # fmt: skip
-    from plimsoll.api.gate import Limits, parse_divergence, parse_increase
-    from plimsoll.api.quantity import byte_option
-    from plimsoll.cli import local
-    from plimsoll.quantjob.job import JobOptions
+def _recipe(
+    method: str, bits: int | None, group_size: int | None, written: str | None, parts: tuple[bool, bool, bool],
+    seed: int,
+) -> "Recipe":  # fmt: skip
     from plimsoll.quantjob.recipe import Recipe
-    from plimsoll.quantjob.tokens import TokenPlan
-    from plimsoll.runtime.engine.cgroup import host_line
 
     eight = method == "int8"
     values: dict[str, Any] = {
@@ -134,14 +137,39 @@ def _options(
     names = ("search_scale", "clip", "compensate")
     # What a method does not look at is no part of its recipe.
     values |= dict(zip(names, parts if method == "awq" else (False, False, False), strict=True))
-    recipe = Recipe(**values)
-    limits = Limits(
+    return Recipe(**values)
+
+
+def _limits(increase: str | None, divergence: str | None) -> "Limits":
+    from plimsoll.api.gate import Limits, parse_divergence, parse_increase
+
+    return Limits(
         None if increase is None else parse_increase(increase, "--max-perplexity-increase"),
         None if divergence is None else parse_divergence(divergence, "--max-kl-divergence"),
     )
-    plan = TokenPlan(dataset, samples if recipe.calibrates else 0, length, eval_samples, eval_dataset, seed)
-    line = byte_option(memory, "--memory") if memory else host_line()[0]
-    return JobOptions(path, local.own_name(source, path), work_dir, recipe, plan, limits, line, batch, threads)
+
+
+def _plan(
+    recipe: "Recipe", dataset: str, samples: int | None, length: int | None, held_out: int, eval_dataset: str | None,
+    seed: int,
+) -> "TokenPlan":  # fmt: skip
+    from plimsoll.api.job_budget import DEFAULT_LENGTH, default_samples
+    from plimsoll.quantjob.tokens import TokenPlan
+
+    windows = samples if samples is not None else default_samples(dataset == "self")
+    plan = TokenPlan(
+        dataset, windows if recipe.calibrates else 0, DEFAULT_LENGTH if length is None else length, held_out,
+        eval_dataset, seed,
+    )  # fmt: skip
+    plan.check_places()
+    return plan
+
+
+def _memory(text: str | None) -> int:
+    from plimsoll.api.quantity import byte_option
+    from plimsoll.runtime.engine.cgroup import host_line
+
+    return byte_option(text, "--memory") if text else host_line()[0]
 
 
 def _path(source: str) -> Path:
@@ -168,61 +196,6 @@ def _stop(signal_number: int, frame: object) -> NoReturn:
     sure.daemon = True
     sure.start()
     raise SystemExit(128 + signal_number)
-
-
-@contextmanager
-def _shown(screen: "Console") -> Iterator[Callable[["JobProgress"], None]]:
-    """A bar where somebody looks at a terminal; elsewhere a line for each layer, and for each phase."""
-    if not screen.is_terminal:
-        yield _Lines()
-        return
-    from rich.progress import BarColumn, Progress
-
-    from plimsoll.cli.screen import column
-
-    columns = (column("{task.description}"), BarColumn(), column("{task.percentage:>3.0f} %"),
-               column("{task.fields[words]}"))  # fmt: skip
-    with Progress(*columns, console=screen, transient=True) as bar:
-        task = bar.add_task("Preparing", total=100.0, words="")
-
-        def show(now: "JobProgress") -> None:
-            bar.update(task, completed=now.percent, description=now.phase, words=words(now))
-
-        yield show
-
-
-class _Lines:
-    """Says where the job is whenever a layer or a phase is over."""
-
-    def __init__(self) -> None:
-        self._last: tuple[str, int] | None = None
-
-    def __call__(self, now: "JobProgress") -> None:
-        here = (now.phase, now.layer)
-        if here != self._last and now.phase != "Failed":
-            self._last = here
-            print(f"{now.phase.lower()}{words(now, ': ')}", file=sys.stderr, flush=True)
-
-
-def words(now: "JobProgress", before: str = "") -> str:
-    """Layer, pace, time left and the most memory taken, as far as they are known."""
-    from plimsoll.api.quantity import format_bytes
-
-    found = []
-    if now.of and now.phase == "Quantizing":
-        found.append(f"layer {now.layer} of {now.of}")
-    if now.eta_seconds:
-        found.append(f"{_clock(now.eta_seconds)} left")
-    found.append(f"{_clock(now.seconds)} so far")
-    if now.peak_memory:
-        found.append(f"at most {format_bytes(now.peak_memory)}")
-    return before + ", ".join(found)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def _tell(outcome: "Outcome", work_dir: Path) -> None:

@@ -59,18 +59,22 @@ class Corpus:
     Equal texts lie beside each other in the order, so the same text does not come back in the tail.
     """
 
-    def __init__(self, dataset: str, tokenizer: Tokenizer, seed: int = 0, *, field: str = "--calib-dataset") -> None:
+    def __init__(
+        self, dataset: str, tokenizer: Tokenizer, seed: int = 0, *, field: str = "--calib-dataset",
+        option: str = "--samples",
+    ) -> None:  # fmt: skip
         """Reads up to `POOL` characters, and downloads what of the hub's that takes.
 
         Args:
             dataset: a path, `file://…` or `hf://datasets/…`; see `plimsoll.api.dataset`.
             seed: of the order of the texts.
             field: what to call the dataset in errors.
+            option: the option that says how many windows are wanted, for errors; it may be set later.
 
         Raises:
             SpecError: it cannot be had or read, holds no text, or a record of it does not go through the chat template.
         """
-        self.field = field
+        self.field, self.option = field, option
         self._tokenizer = tokenizer
         found = parse_dataset(dataset, field)
         self.source, files = _files(found, field)
@@ -105,10 +109,13 @@ class Corpus:
         ids = np.fromiter(stream, dtype=np.int64)
         if len(ids) < samples * length:
             there = sum(len(self._ids(index)) for index in range(len(self._pieces)))
+            before = needed - samples * length
+            fit = max(0, there - before) // length
+            fewer = f"use {self.option} {fit}" if fit else "use fewer or shorter windows"
             raise SpecError(
-                f"holds {there} tokens, and {needed} are needed", field=self.field, value=self.value,
-                fix=f"Give more text, or fewer or shorter windows: {samples} of {length} tokens"
-                + (f" besides the {needed - samples * length} that calibrate" if needed > samples * length else ""),
+                f"holds {there} tokens, and {needed} are needed: {samples} windows of {length} tokens"
+                + (f" besides the {before} that calibrate" if before else ""),
+                field=self.field, value=self.value, fix=f"Give more text, or {fewer}",
             )  # fmt: skip
         return tokens_of(ids.reshape(samples, length), self.source)
 
@@ -189,7 +196,8 @@ def _pool(files: Iterator[Path], tokenizer: Tokenizer, field: str) -> list[_Text
         if document.continues:
             texts[-1].parts.append(text)
         elif text.strip():
-            texts.append(_Text([text], templated=not isinstance(document.content, str)))
+            templated = not isinstance(document.content, str) and tokenizer.has_chat_template
+            texts.append(_Text([text], templated=templated))
         if held >= POOL:
             break
     return texts
@@ -198,6 +206,8 @@ def _pool(files: Iterator[Path], tokenizer: Tokenizer, field: str) -> list[_Text
 def _rendered(document: Document, tokenizer: Tokenizer, field: str) -> str:
     if isinstance(document.content, str):
         return document.content
+    if not tokenizer.has_chat_template and document.plain is not None:
+        return document.plain
     if not tokenizer.has_chat_template:
         raise SpecError(
             "holds messages, and this model has no chat template", field=field, value=document.where,
@@ -207,6 +217,13 @@ def _rendered(document: Document, tokenizer: Tokenizer, field: str) -> str:
         return tokenizer.render_chat_template(document.content, add_generation_prompt=False)
     except ChatTemplateError as error:
         raise SpecError(error.message, field=field, value=document.where) from None
+
+
+def check_dataset(dataset: str, field: str) -> None:
+    """Raises SpecError for a dataset that is no address of one, or is not there; the hub is not asked."""
+    found = parse_dataset(dataset, field)
+    if found.kind == "path":
+        data_files(Path(found.path).expanduser(), field)
 
 
 def _files(dataset: Dataset, field: str) -> tuple[str, Iterator[Path]]:

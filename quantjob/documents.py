@@ -1,7 +1,9 @@
-"""Texts out of files: plain text, JSON records and Parquet, read as far as they are wanted."""
+"""Texts out of files: plain text, JSON records, tables and Parquet, read as far as they are wanted."""
 
 import codecs
+import csv
 import gzip
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +20,21 @@ LONGEST_JSON = 64 << 20
 READ = 1 << 20
 TEXT = (".txt", ".md")
 RECORDS = (".jsonl", ".ndjson", ".json")
-KINDS = (*TEXT, *RECORDS, ".parquet")
-FIELDS = "text, messages, or prompt and completion"
+TABLES = (".csv", ".tsv")
+KINDS = (*TEXT, *RECORDS, *TABLES, ".parquet")
+#: Names of files that hold no prose and that are not taken apart here. A file of any other name is read as text.
+NOT_PROSE = (
+    ".arrow", ".avro", ".bin", ".bz2", ".db", ".docx", ".feather", ".htm", ".html", ".npy", ".npz", ".ods", ".orc",
+    ".pdf", ".pickle", ".pkl", ".psv", ".safetensors", ".sqlite", ".tar", ".tgz", ".xls", ".xlsx", ".xml", ".xz",
+    ".yaml", ".yml", ".zip", ".zst",
+)  # fmt: skip
+#: What a record may hold its text in, the first that it has; and what may be missing.
+COLUMNS = (("text",), ("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "input", "output"))
+OPTIONAL = ("input",)
+FIELDS = "text, messages, conversations, prompt and completion, or instruction and output"
+#: ShareGPT's speakers as roles of a chat template.
+SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+            "model": "assistant", "function_call": "assistant", "observation": "tool"}  # fmt: skip
 
 Message = dict[str, Any]
 
@@ -31,11 +46,13 @@ class Document:
     Attributes:
         where: the file and the line or row, for messages to people.
         continues: it is a further part of the text before it.
+        plain: the same as plain text, for a model without a chat template; None where there is no such form.
     """
 
     content: str | list[Message]
     where: str
     continues: bool = False
+    plain: str | None = None
 
 
 def is_data(name: str) -> bool:
@@ -53,6 +70,7 @@ def data_files(path: Path, field: str) -> list[Path]:
     """
     try:
         if path.is_file():
+            _refuse_other_kinds(path, field)
             return [path]
         if not path.is_dir():
             what = "is neither a file nor a folder" if path.exists() else "there is no such file or folder"
@@ -74,6 +92,16 @@ def data_files(path: Path, field: str) -> list[Path]:
     return sorted(found)
 
 
+def _refuse_other_kinds(path: Path, field: str) -> None:
+    """Raises SpecError for a file that is named outright and holds no prose: its markup would be what is learned."""
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    if kind in NOT_PROSE:
+        raise SpecError(
+            f"is a {kind} file, which holds no plain text", field=field, value=str(path),
+            fix=f"Give the texts as {', '.join(KINDS)}",
+        )  # fmt: skip
+
+
 def documents(path: Path, field: str) -> Iterator[Document]:
     """Every text of one file, in order. A text file is one text, in parts of about a megabyte.
 
@@ -89,6 +117,8 @@ def documents(path: Path, field: str) -> Iterator[Document]:
             stream = cast(BinaryIO, file)
             if kind in RECORDS:
                 yield from _records(stream, path, field, whole=kind == ".json")
+            elif kind in TABLES:
+                yield from _table(stream, path, field)
             else:
                 yield from _plain(stream, path, field)
     except (OSError, EOFError) as error:
@@ -128,6 +158,32 @@ def _records(file: BinaryIO, path: Path, field: str, *, whole: bool) -> Iterator
             raise _not_text(path, field, f"in line {number}") from None
         if text:
             yield from _document(_json(text, where, field), where, field)
+
+
+def _table(file: BinaryIO, path: Path, field: str) -> Iterator[Document]:
+    """Rows of a table with a header, apart by commas, semicolons or tabs."""
+    csv.field_size_limit(LONGEST_LINE)
+    lines = io.TextIOWrapper(file, "utf-8-sig", newline="")
+    try:
+        head = lines.readline(LONGEST_LINE)
+        mark = max(",;\t", key=head.count)
+        names = next(csv.reader([head], delimiter=mark), [])
+        wanted = _columns([name.strip() for name in names])
+        if not wanted:
+            raise SpecError(
+                f"has no column {FIELDS}; it has {', '.join(name[:40] for name in names[:12]) or 'nothing'}",
+                field=field, value=str(path), fix="Name the column of the texts `text`, in the first line",
+            )  # fmt: skip
+        places = {name: [found.strip() for found in names].index(name) for name in wanted}
+        reader = csv.reader(lines, delimiter=mark)
+        for row in reader:
+            record = {name: row[place] for name, place in places.items() if place < len(row)}
+            if record:
+                yield from _document({**dict.fromkeys(wanted), **record}, f"{path}, row {reader.line_num + 1}", field)
+    except UnicodeDecodeError:
+        raise _not_text(path, field, "in a row") from None
+    except csv.Error as error:
+        raise SpecError(f"is not a table that can be read: {error}", field=field, value=str(path)) from None
 
 
 def _array(data: bytes, path: Path, field: str) -> Iterator[Document]:
@@ -183,9 +239,10 @@ def _parquet(path: Path, field: str) -> Iterator[Document]:
 
 
 def _columns(names: Sequence[str]) -> list[str]:
-    for wanted in (["text"], ["messages"], ["prompt", "completion"]):
-        if set(wanted) <= set(names):
-            return wanted
+    """Which of them hold the text; empty for none."""
+    for wanted in COLUMNS:
+        if set(wanted) - set(OPTIONAL) <= set(names):
+            return [name for name in wanted if name in names]
     return []
 
 
@@ -202,18 +259,44 @@ def _document(record: Any, where: str, field: str) -> Iterator[Document]:
         raise SpecError(
             f"has no field {FIELDS}; it has {keys}", field=field, value=where, fix="Rename the one that holds the text"
         )
-    values = [record[name] for name in columns]
-    content: str | list[Message]
-    if columns == ["text"]:
-        content = _string(values[0], "text", where, field)
-    elif columns == ["messages"]:
-        content = _messages(values[0], "messages", where, field)
-    elif any(isinstance(value, list) for value in values):
-        content = [m for v, name in zip(values, columns, strict=True) for m in _messages(v, name, where, field)]
-    else:
-        content = "".join(_string(value, name, where, field) for value, name in zip(values, columns, strict=True))
+    values = {name: record[name] for name in columns}
+    found = _content(values, where, field)
+    content = found.content
     if content and (not isinstance(content, str) or content.strip()):
-        yield Document(content, where)
+        yield found
+
+
+def _content(values: Mapping[str, Any], where: str, field: str) -> Document:
+    def text(name: str) -> str:
+        return _string(values.get(name), name, where, field)
+
+    if "text" in values:
+        return Document(text("text"), where)
+    if "messages" in values:
+        return Document(_messages(values["messages"], "messages", where, field), where)
+    if "conversations" in values:
+        return Document(_messages(_roles(values["conversations"]), "conversations", where, field), where)
+    if "instruction" in values:
+        asked = "\n\n".join(filter(str.strip, (text("instruction"), text("input"))))
+        if not asked.strip() and not text("output").strip():
+            return Document("", where)
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": text("output")}]
+        return Document(turns, where, plain=f"{asked}\n\n{text('output')}")
+    if any(isinstance(value, list) for value in values.values()):
+        return Document([m for name, value in values.items() for m in _messages(value, name, where, field)], where)
+    return Document("".join(text(name) for name in values), where)
+
+
+def _roles(value: Any) -> Any:
+    """ShareGPT's turns (`from` and `value`) as messages; anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    found = []
+    for turn in value:
+        if isinstance(turn, Mapping) and "role" not in turn and isinstance(speaker := turn.get("from"), str):
+            turn = {"role": SPEAKERS.get(speaker.lower(), speaker.lower()), "content": turn.get("value")}
+        found.append(turn)
+    return found
 
 
 def _string(value: Any, name: str, where: str, field: str) -> str:

@@ -1,6 +1,6 @@
 """What an OpenAI endpoint gives the tokens of a prompt: log-probabilities of each and of the likeliest alternatives."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +60,17 @@ class Endpoint:
         """Alternatives at each position."""
         self.model = model or self._first_model()
 
-    def score(self, windows: Sequence[Sequence[int]]) -> list[list[Position]]:
+    def check(self, window: Sequence[int]) -> None:
+        """Find out, before anything else is done, whether windows of this length are scored. Raises EndpointError."""
+        self._agree(window)
+
+    def score(
+        self, windows: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda done: None
+    ) -> list[list[Position]]:
         """One list a window: what the endpoint predicts for each token but the first.
+
+        Args:
+            progress: called with the number of windows that are scored.
 
         Raises:
             EndpointError: no connection, an answer that is none, a server that gives no log-probabilities of prompts,
@@ -69,7 +78,11 @@ class Endpoint:
         """
         self._agree(windows[0])
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(self._score, windows))
+            found = []
+            for positions in pool.map(self._score, windows):
+                found.append(positions)
+                progress(len(found))
+            return found
 
     def close(self) -> None:
         self._client.close()

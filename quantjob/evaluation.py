@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,13 @@ from plimsoll.api.job_progress import Evaluation, Figures
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.quantjob.data import Tokens
-from plimsoll.quantjob.endpoint import Endpoint
 from plimsoll.quantjob.failures import kind_of
 from plimsoll.quantjob.kept_evaluation import KeptEvaluation
+from plimsoll.quantjob.steps import ComparedSteps, OnShare, Steps, silent
 from plimsoll.quantjob.streamed import StreamedModel
 
 #: Rows of logits that one thread compares in float64 at once.
 ROWS = 4
-#: What the tokens that an endpoint does not tell have together at least: a sum of rounded numbers may leave less.
-REST = 1e-6
 
 Array = npt.NDArray[np.float64]
 
@@ -132,7 +131,8 @@ def compare(
     batch: int | None = None,
     scratch: Path | None = None,
     kept: KeptEvaluation | None = None,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: OnShare = silent,
+    lengths: ComparedSteps | None = None,
 ) -> Comparison:
     """Run every model over the same tokens, side by side.
 
@@ -145,7 +145,8 @@ def compare(
         scratch: a folder for the hidden states, 4 * S * L * hidden bytes a model; memory if None.
         kept: goes on from what it holds, and puts there what a later run goes on from; nothing outlives this process if
             None.
-        progress: told the share that is done, 0 to 1; at the beginning what was kept.
+        progress: called before each part of the work, first with what was kept.
+        lengths: about how long a layer and a window take, for `progress`; None counts multiply-adds.
 
     Raises:
         SpecError: a model predicts other tokens than the reference, or the tokens are too few.
@@ -153,42 +154,40 @@ def compare(
         OSError: what is kept cannot be written.
     """
     check_length(tokens.windows.shape[1], reference.facts)
-    for name, model in others.items():
-        if model.facts.vocab_size != reference.facts.vocab_size:
-            raise SpecError(
-                f"has a vocabulary of {model.facts.vocab_size} tokens, the reference of {reference.facts.vocab_size}",
-                field=name, fix="Compare checkpoints of one model",
-            )  # fmt: skip
+    check_vocabularies(reference, others)
     models = [reference, *others.values()]
     ids = torch.from_numpy(tokens.windows)
     batch = batch or reference.workers.count
-    steps = sum(model.num_layers for model in models) + len(ids)
+    passes = sum(model.num_layers for model in models)
+    lengths = lengths or multiply_adds(reference.facts, len(models), *ids.shape)
+    steps = Steps([lengths.layer] * passes + [lengths.window] * len(ids), progress)
     done = kept.done if kept else 0
-    progress(done / steps)
-    hidden = [_embedded(model, ids, batch, scratch, index, kept) for index, model in enumerate(models)]
+    if done < passes + len(ids):
+        steps.begin(done)
+    hidden = [embedded(model, ids, batch, scratch, index, kept) for index, model in enumerate(models)]
     errors = [list(some) for some in kept.errors] if kept else [[] for _ in models]
     for layer in range(max(model.num_layers for model in models)):
         for index, (model, states) in enumerate(zip(models, hidden, strict=True)):
             if layer >= model.num_layers or (kept and layer < kept.layers[index]):
                 continue
-            run_layer(model, layer, states, batch)
+            run_layer(model, layer, states, batch, partial(steps.begin, done))
             beside = index and layer < reference.num_layers and states.shape == hidden[0].shape
             error = relative_error(reference, hidden[0], states) if beside else None
             errors[index] += [] if error is None else [error]
             if kept is not None:
                 kept.keep_layer(index, states, error)
             done += 1
-            progress(done / steps)
     windows = []
     for number in range(len(ids)):
         figures = kept.window(number) if kept else None
         if figures is None:
+            steps.begin(done)
             figures = _predictions(models, [states[number] for states in hidden], ids[number])
             if kept is not None:
                 kept.keep_window(number, figures)
             done += 1
-            progress(done / steps)
         windows.append(figures)
+    progress(1.0, 1.0)
     loss, *rows = np.concatenate(windows, axis=1)
     compared = {
         name: Compared(rows[3 * place], rows[3 * place + 1], rows[3 * place + 2] != 0, tuple(errors[place + 1]))
@@ -197,64 +196,14 @@ def compare(
     return Comparison(loss, compared, tokens.digest, tokens.source, *tokens.windows.shape)
 
 
-def compare_endpoint(
-    reference: StreamedModel,
-    endpoint: Endpoint,
-    tokens: Tokens,
-    *,
-    scratch: Path | None = None,
-    progress: Callable[[float], None] = lambda share: None,
-) -> Comparison:
-    """A checkpoint and what an endpoint serves, over the same tokens; the endpoint comes out as `endpoint`.
-
-    An endpoint tells the likeliest few tokens of each position, not all: everything else counts as one token, so the
-    divergence is a lower bound of the true one (merging outcomes never adds divergence), and near it while the rest is
-    unlikely. Errors by layer are not to be had.
-
-    Raises:
-        SpecError: windows are too short or too long.
-        EndpointError: the endpoint does not score prompts.
-        CheckpointError: a tensor cannot be read.
-    """
-    check_length(tokens.windows.shape[1], reference.facts)
-    given = endpoint.score(tokens.windows.tolist())
-    ids = torch.from_numpy(tokens.windows)
-    batch = reference.workers.count
-    hidden = _embedded(reference, ids, batch, scratch, 0, None)
-    steps = reference.num_layers + len(ids)
-    for layer in range(reference.num_layers):
-        run_layer(reference, layer, hidden, batch)
-        progress((layer + 1) / steps)
-    own: list[Array] = []
-    kls: list[float] = []
-    agrees: list[bool] = []
-    for index, positions in enumerate(given):
-        for start in range(0, len(positions), LOGIT_ROWS):
-            some = positions[start : start + LOGIT_ROWS]
-            logits = reference.logits(hidden[index, start : start + len(some)])
-            own.append(losses(reference, logits, ids[index, start + 1 : start + 1 + len(some)]))
-            likely = torch.log_softmax(logits.to(torch.float64), 1)
-            first = likely.argmax(1).tolist()
-            kls += [coarse_divergence(row, position.top) for row, position in zip(likely, some, strict=True)]
-            agrees += [mine == position.first for mine, position in zip(first, some, strict=True)]
-        progress((reference.num_layers + index + 1) / steps)
-    loss = np.array([-position.chosen for positions in given for position in positions])
-    note = f"KL divergence over the {endpoint.top} likeliest tokens the endpoint tells: a lower bound"
-    found = {"endpoint": Compared(loss, np.array(kls), np.array(agrees), note=note)}
-    return Comparison(np.concatenate(own), found, tokens.digest, tokens.source, *tokens.windows.shape)
-
-
-def coarse_divergence(reference: Tensor, top: Mapping[int, float]) -> float:
-    """KL of `reference` (log p float64 [vocab]) from a prediction of which `top` (log p by token) is known, nats.
-
-    All other tokens count as one.
-    """
-    chosen = sorted(top)
-    given = np.array([top[token] for token in chosen])
-    wanted = reference[chosen].numpy()
-    rests = [max(1 - float(np.exp(part).sum()), REST) for part in (wanted, given)]
-    kl = float((np.exp(wanted) * (wanted - given)).sum()) + rests[0] * float(np.log(rests[0] / rests[1]))
-    return max(kl, 0.0)
+def check_vocabularies(reference: StreamedModel, others: Mapping[str, StreamedModel]) -> None:
+    """Raises SpecError where a model predicts other tokens than the reference."""
+    for name, model in others.items():
+        if model.facts.vocab_size != reference.facts.vocab_size:
+            raise SpecError(
+                f"has a vocabulary of {model.facts.vocab_size} tokens, the reference of {reference.facts.vocab_size}",
+                field=name, fix="Compare checkpoints of one model",
+            )  # fmt: skip
 
 
 def check_length(length: int, facts: ModelFacts, field: str = "--seqlen") -> None:
@@ -268,10 +217,13 @@ def check_length(length: int, facts: ModelFacts, field: str = "--seqlen") -> Non
         )  # fmt: skip
 
 
-def run_layer(model: StreamedModel, index: int, hidden: Tensor, batch: int) -> None:
+def run_layer(
+    model: StreamedModel, index: int, hidden: Tensor, batch: int, progress: OnShare = silent
+) -> None:  # fmt: skip
     """`hidden` float32 [S, L, hidden] through layer `index`, in place, `batch` windows at once."""
     weights = model.layer(index)
     for start in range(0, len(hidden), batch):
+        progress(start / len(hidden), min(1.0, (start + batch) / len(hidden)))
         some = hidden[start : start + batch]
         some.copy_(model.run(weights, some))
 
@@ -339,7 +291,7 @@ def _joined(model: StreamedModel, work: Callable[[int], Tensor], count: int) -> 
     return torch.cat(model.workers.map(work, range(0, count, ROWS)))
 
 
-def _embedded(
+def embedded(
     model: StreamedModel, ids: Tensor, batch: int, scratch: Path | None, index: int, kept: KeptEvaluation | None
 ) -> Tensor:
     """float32 [S, L, hidden]: what the first layer reads, or where an earlier run had come to."""
@@ -369,6 +321,14 @@ def _on_disk(folder: Path, shape: tuple[int, ...], index: int) -> Tensor:
     finally:
         path.unlink(missing_ok=True)
     return torch.from_numpy(mapped)
+
+
+def multiply_adds(facts: ModelFacts, models: int, windows: int, length: int) -> ComparedSteps:
+    """Multiply-adds of a layer over all windows, and of the head over one."""
+    width = facts.num_heads * facts.head_dim
+    layer = 2 * facts.hidden_size * (width + facts.num_kv_heads * facts.head_dim)
+    layer += 3 * facts.hidden_size * facts.intermediate_size + length * width
+    return ComparedSteps(windows * length * layer, models * length * facts.hidden_size * facts.vocab_size)
 
 
 def _perplexity(loss: Array) -> float:

@@ -11,13 +11,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import plimsoll
 from plimsoll.api.errors import CheckpointError, SpecError
 from plimsoll.api.gate import Limits, gate
+from plimsoll.api.job_budget import largest_group, undivided
 from plimsoll.api.job_progress import Evaluation, Output
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.checkpoint import Checkpoint
@@ -36,19 +38,19 @@ from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.evaluation import Comparison, compare
 from plimsoll.quantjob.failures import BusyError, OutputTakenError, writing
 from plimsoll.quantjob.kept_evaluation import KeptEvaluation
+from plimsoll.quantjob.outlook import Outlook
 from plimsoll.quantjob.papers import write_papers
-from plimsoll.quantjob.preflight import Preflight, check_room, preflight
+from plimsoll.quantjob.preflight import Preflight, check_room, check_weights, preflight
 from plimsoll.quantjob.progress import Tracker
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.report import ASIDE as REPORT_ASIDE
 from plimsoll.quantjob.report import NAMES as REPORT_NAMES
 from plimsoll.quantjob.report import Report, write_report
 from plimsoll.quantjob.rounding import Rounding
-from plimsoll.quantjob.state import METHOD_VERSION, State, weights_digest
+from plimsoll.quantjob.state import METHOD_VERSION, State, layers_done, weights_digest
 from plimsoll.quantjob.streamed import StreamedModel
-from plimsoll.quantjob.token_store import Pair, stored_tokens
-from plimsoll.quantjob.tokens import TokenPlan, token_sets
-from plimsoll.quantjob.walk import Walk
+from plimsoll.quantjob.tokens import Pair, TokenPlan, token_sets
+from plimsoll.quantjob.walk import SHARD_BYTES, Walk
 from plimsoll.quantjob.workers import Workers
 
 PARTIAL = ".partial"
@@ -56,6 +58,8 @@ PARTIAL = ".partial"
 _NOTHING = ("lost+found", PARTIAL)
 #: Seconds to wait for another process that works in the folder, or for its lock to be known as abandoned.
 PATIENCE = 45.0
+#: What a disk that is not slow gives; for the bar alone.
+_BYTES_A_SECOND = 1e9
 OUTPUT, NEAREST = "output", "round to nearest"
 
 
@@ -69,6 +73,9 @@ class JobOptions:
         out: the folder to be.
         memory: bytes that the process may take.
         batch: sequences computed at once; None for as many as are of use and fit.
+        shard_bytes: most bytes of tensors in a file of the output.
+        fitted: `group_size` and `length` where the recipe's and the plan's are defaults: a smaller one is taken where
+            the model asks for it.
     """
 
     source: Path
@@ -80,6 +87,8 @@ class JobOptions:
     memory: int
     batch: int | None = None
     threads: int | None = None
+    shard_bytes: int = SHARD_BYTES
+    fitted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -101,34 +110,61 @@ class QuantizeJob:
         self._tracker = tracker
         self._say = say
         self._workers = Workers(options.threads)
+        self._outlook: Outlook | None = None
 
     def run(self) -> Outcome:
         """Raises PlimsollError: nothing stands in the output folder then but what a later run goes on with."""
-        options = self.options
         try:
-            if options.limits.any and not options.plan.held_out:
-                raise SpecError(
-                    "measures nothing, and a limit is set", field="--eval-samples", value=0, fix="Measure on some"
-                )
-            checkpoint = open_checkpoint(options.source)
-            options.plan.check(checkpoint.facts)
-            ready = preflight(
-                checkpoint.facts, options.recipe, options.plan.samples, options.plan.length, options.plan.held_out,
-                memory=options.memory, batch=options.batch, threads=self._workers.count,
-            )  # fmt: skip
-            for note in (*checkpoint.notices, *ready.notes):
-                self._say(note)
-            self._tracker.move("Preparing", 0.5, of=checkpoint.facts.num_layers)
-            request = self._request(checkpoint)
-            with writing(options.out):
-                self._check_folder()
-                return self._finished(request) or self._in_folder(checkpoint, ready, request)
+            with self._tracker.beating():
+                return self._run()
         finally:
             self._workers.close()
 
+    def _run(self) -> Outcome:
+        if self.options.limits.any and not self.options.plan.held_out:
+            raise SpecError(
+                "measures nothing, and a limit is set", field="--eval-samples", value=0, fix="Measure on some"
+            )
+        with writing(self.options.out):
+            self._check_folder()
+        checkpoint = open_checkpoint(self.options.source)
+        self._fit(checkpoint)
+        options = self.options
+        options.plan.check(checkpoint.facts)
+        ready = preflight(
+            checkpoint.facts, options.recipe, options.plan.samples, options.plan.length, options.plan.held_out,
+            memory=options.memory, batch=options.batch, threads=self._workers.count,
+        )  # fmt: skip
+        for note in (*checkpoint.notices, *ready.notes, *options.plan.notes()):
+            self._say(note)
+        size = sum(path.stat().st_size for path in checkpoint.files())
+        self._tracker.expect({"Preparing": 5 + 3 * size / _BYTES_A_SECOND})
+        self._tracker.move("Preparing", 0.05, upto=0.4, of=checkpoint.facts.num_layers)
+        request = self._request(checkpoint)
+        with writing(options.out):
+            return self._finished(request) or self._in_folder(checkpoint, ready, request)
+
+    def _fit(self, checkpoint: Checkpoint) -> None:
+        """Defaults that this model cannot have give way, and a sentence says so."""
+        options, facts = self.options, checkpoint.facts
+        recipe, plan = options.recipe, options.plan
+        if "group_size" in options.fitted and recipe.group_size:
+            size = largest_group(facts, recipe.group_size)
+            if size != recipe.group_size:
+                widths = " and ".join(map(str, undivided(facts, recipe.group_size)))
+                self._say(f"groups of {size}: {recipe.group_size} does not divide the {widths} columns of this model")
+                recipe = replace(recipe, group_size=size)
+        if "length" in options.fitted and plan.length > facts.max_position:
+            self._say(f"windows of {facts.max_position} tokens: this model has no more positions")
+            plan = replace(plan, length=facts.max_position)
+        self.options = replace(options, recipe=recipe, plan=plan)
+
     def _in_folder(self, checkpoint: Checkpoint, ready: Preflight, request: Mapping[str, Any]) -> Outcome:
-        self.partial.mkdir(parents=True, exist_ok=True)
         with self._locked() as lock:
+            # Another run may have finished while this one waited, and may have removed the folder of the lock.
+            finished = self._finished(request)
+            if finished is not None:
+                return finished
             self._tracker.keep_in(self.partial)
             done = read_manifest(self.partial)
             if done is None:
@@ -142,22 +178,25 @@ class QuantizeJob:
         """Everything but the last renames."""
         options = self.options
         self._check_disk(ready)
-        calibration, held_out = self._tokens(checkpoint, request)
-        walk = Walk(
-            checkpoint, options.recipe, calibration, self.partial, ready.plan, self._workers, request["weights"]
-        )
-        of = walk.layers
-        if ready.seconds and walk.state.layers < of:
-            self._say(f"the layers take about {_duration(ready.seconds * (1 - walk.state.layers / of))}")
-
-        def on_layer(done: int, of: int, seconds: float) -> None:
-            self._tracker.move("Quantizing", done / of, layer=done, of=of)
 
         def proceed() -> None:
             if lock.lost.is_set():
                 raise _busy(self.partial)
 
-        state = walk.run(on_layer, proceed)
+        calibration, held_out = self._tokens(checkpoint, request)
+        outlook = self._outlook
+        walk = Walk(
+            checkpoint, options.recipe, calibration, self.partial, ready.plan, self._workers, request["weights"],
+            () if outlook is None else outlook.layer_steps, options.shard_bytes,
+        )  # fmt: skip
+
+        def on_layer(done: int, of: int, seconds: float) -> None:
+            self._tracker.move("Quantizing", done / of, layer=done, of=of)
+
+        def on_share(share: float, upto: float) -> None:
+            self._tracker.move("Quantizing", share, upto=upto)
+
+        state = walk.run(on_layer, proceed, on_share)
         output = self.partial / "output"
         names = write_papers(output, checkpoint, options.recipe, state.shards)
         files = hash_files(output, names)
@@ -189,18 +228,33 @@ class QuantizeJob:
         return manifest
 
     def _tokens(self, checkpoint: Checkpoint, request: Mapping[str, Any]) -> Pair:
-        """Sampled text is kept for a later run; text of files is read again, to see whether it has changed."""
-        plan = self.options.plan
+        """Texts are read each time, to see whether they have changed; drawn windows are kept for a later run."""
 
-        def make() -> Pair:
-            self._tracker.move("Sampling", 0.0)
-            return token_sets(
-                plan, self.options.source, checkpoint.facts, load_tokenizer(checkpoint), memory=self.options.memory,
-                threads=self._workers.count, progress=lambda share: self._tracker.move("Sampling", share),
+        def ready() -> None:
+            done = layers_done(self.partial)
+            if done is None:
+                # All of it is read once: a weight that is no number is found now, and not after hours.
+                check_weights(checkpoint, self.options.recipe, self._workers, partial(self._prepared, 0.4, 0.8))
+            self._prepared(0.8, 1.0, 0.0, 1.0)
+            self._outlook = Outlook(
+                StreamedModel(checkpoint, workers=self._workers), self.options.recipe, self.options.plan, self.partial,
+                self._tracker, self._say,
             )  # fmt: skip
+            if done is None or done < checkpoint.facts.num_layers:
+                self._outlook.announce(done or 0)
 
-        sampled = "self" in (plan.dataset, plan.held_out_dataset)
-        return stored_tokens(self.partial, json.dumps(request, sort_keys=True), make) if sampled else make()
+        def drawn(done: int, of: int) -> None:
+            assert self._outlook is not None
+            self._outlook.drawn(done, of)
+
+        return token_sets(
+            self.options.plan, self.options.source, checkpoint.facts, load_tokenizer(checkpoint),
+            memory=self.options.memory, threads=self._workers.count, progress=drawn, folder=self.partial,
+            key=json.dumps([request["checkpoint"], request["weights"], request["version"]]), ready=ready,
+        )  # fmt: skip
+
+    def _prepared(self, first: float, last: float, share: float, upto: float) -> None:
+        self._tracker.move("Preparing", first + share * (last - first), upto=first + upto * (last - first))
 
     def _evaluate(
         self, checkpoint: Checkpoint, held_out: Tokens, ready: Preflight, key: str, proceed: Callable[[], None]
@@ -217,7 +271,8 @@ class QuantizeJob:
             StreamedModel(checkpoint, workers=workers), others, held_out,
             batch=ready.plan.batch, scratch=None if held else self.partial,
             kept=KeptEvaluation(self._evaluation, key, 1 + len(others), proceed),
-            progress=lambda share: self._tracker.move("Evaluating", share),
+            progress=lambda share, upto: self._tracker.move("Evaluating", share, upto=upto),
+            lengths=None if self._outlook is None else self._outlook.compared,
         )  # fmt: skip
 
     @staticmethod
@@ -280,7 +335,7 @@ class QuantizeJob:
         self._clear()
         evaluation = Evaluation.model_validate(dict(manifest.evaluation)) if manifest.evaluation else None
         reasons = tuple(_reasons(evaluation, self.options.limits))
-        ended = {"reason": "GateFailed", "message": "; ".join(reasons)} if reasons else {}
+        ended: dict[str, Any] = {"reason": "GateFailed", "message": "; ".join(reasons)} if reasons else {}
         self._tracker.move(
             "Failed" if reasons else "Complete", 1.0, layer=self._tracker.now.of, evaluation=evaluation,
             output=Output(digest=manifest.digest, bytes=manifest.bytes), **ended,
@@ -296,7 +351,7 @@ class QuantizeJob:
         return {
             "checkpoint": checkpoint.digest(), "weights": weights_digest(checkpoint, self._workers),
             "recipe": self.options.recipe.described(), "text": asdict(self.options.plan),
-            "version": f"{plimsoll.__version__}/{METHOD_VERSION}",
+            "shards": self.options.shard_bytes, "version": f"{plimsoll.__version__}/{METHOD_VERSION}",
         }  # fmt: skip
 
     def _check_folder(self) -> None:
@@ -331,7 +386,7 @@ class QuantizeJob:
     def _locked(self) -> Iterator[FolderLock]:
         lock = FolderLock(self.partial / "lock")
         waited = time.monotonic()
-        while not lock.acquire():
+        while not self._acquired(lock):
             if time.monotonic() - waited > PATIENCE:
                 raise _busy(self.partial)
             time.sleep(0.5)
@@ -339,6 +394,14 @@ class QuantizeJob:
             yield lock
         finally:
             lock.release()
+
+    def _acquired(self, lock: FolderLock) -> bool:
+        """The run that held the lock removes its folder when it is done, perhaps at this very moment."""
+        self.partial.mkdir(parents=True, exist_ok=True)
+        try:
+            return lock.acquire()
+        except FileNotFoundError:
+            return False
 
 
 def _busy(folder: Path) -> BusyError:
@@ -358,10 +421,3 @@ def _verdict(reasons: list[str], limits: Limits) -> Gate:
 
 def _dumped(evaluation: Evaluation) -> dict[str, Any]:
     return evaluation.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"

@@ -17,6 +17,7 @@ from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.rounding import Grid, Rounding, stored_scale
 from plimsoll.quantjob.search import Candidate, candidates, identity, rounding_loss, sampled, search, weight_magnitude
 from plimsoll.quantjob.states import HiddenStates
+from plimsoll.quantjob.steps import OnShare, Steps, silent
 from plimsoll.quantjob.workers import Workers, give_memory_back
 
 #: By the first target of a grouping: linears that nothing runs through from the time its inputs are counted until it is
@@ -80,6 +81,7 @@ class LayerQuantizer:
         groupings: of the architecture.
         norm_dtype: precision that norms are written in; scales are chosen so that folding into them is exact.
         batch: sequences computed at once. No bit depends on it.
+        lengths: seconds of the steps of a layer, as `forecast.layer_steps` has them; for the progress alone.
     """
 
     math: LayerMath
@@ -88,23 +90,32 @@ class LayerQuantizer:
     norm_dtype: torch.dtype
     workers: Workers
     batch: int
+    lengths: Sequence[float] = ()
 
-    def quantize(self, weights: LayerWeights, states: HiddenStates) -> QuantizedLayer:
+    def quantize(self, weights: LayerWeights, states: HiddenStates, progress: OnShare = silent) -> QuantizedLayer:
         """Quantise `weights`, whose linears are read when they are needed, and run the sequences of `states` through
         what came of it."""
         layer = QuantizedLayer(weights)
-        for grouping in self.groupings:
-            layer.report.append(self._group(grouping, layer, states))
+        # Reading, two steps a grouping, and the last pass.
+        count = 2 * len(self.groupings) + 2
+        steps = Steps(self.lengths if len(self.lengths) == count else [1.0] * count, progress)
+        for place, grouping in enumerate(self.groupings):
+            steps.begin(1 + 2 * place if place else 0)
+            layer.report.append(self._group(grouping, layer, states, steps, 1 + 2 * place))
             give_memory_back()
         for role in ("gate", "up"):
             layer.hold(role)
+        steps.begin(count - 1)
         self.workers.map(partial(self._add_mlp, weights, states), range(states.shape[0]))
         weights.drop(LINEARS)
         return layer
 
-    def _group(self, grouping: Grouping, layer: QuantizedLayer, states: HiddenStates) -> GroupingReport:
+    def _group(
+        self, grouping: Grouping, layer: QuantizedLayer, states: HiddenStates, steps: Steps, step: int
+    ) -> GroupingReport:
         weights = layer.weights
-        gram = self._gram(grouping.targets[0], weights, states)
+        gram = self._gram(grouping.targets[0], weights, states, partial(steps.begin, step))
+        steps.begin(step + 1)
         weights.drop(PASSED.get(grouping.targets[0], ()))
         matrices = [weights[role] for role in grouping.targets]
         coder = Coder(gram, self.recipe.group_size, self.recipe.clip, self.recipe.compensate, self.workers)
@@ -125,12 +136,13 @@ class LayerQuantizer:
             layer.put(role, coded)
         return GroupingReport(grouping.targets, chosen.name, chosen.exponent, loss / before if before else 1.0)
 
-    def _gram(self, role: str, weights: LayerWeights, states: HiddenStates) -> Gram:
+    def _gram(self, role: str, weights: LayerWeights, states: HiddenStates, progress: OnShare) -> Gram:
         """Of what the linear of that role sees."""
         facts = self.math.facts
         widths = {"o": facts.num_heads * facts.head_dim, "down": facts.intermediate_size}
         gram = Gram(widths.get(role, facts.hidden_size), self.recipe.group_size)
         for start, stop in states.batches(self.batch):
+            progress(start / states.shape[0], stop / states.shape[0])
             gram.add(self._inputs(role, weights, states, start, stop), self.workers)
         return gram
 

@@ -37,9 +37,11 @@ def write_papers(folder: Path, checkpoint: Checkpoint, recipe: Recipe, shards: l
     config = {
         **checkpoint.config, "quantization_config": quantization_config(quantization_of(checkpoint, recipe)),
     }  # fmt: skip
-    written = ["config.json", INDEX_NAME]
+    written = ["config.json"]
     _write_json(folder / "config.json", config)
-    _write_json(folder / INDEX_NAME, index_of(shards))
+    if len(shards) > 1:
+        written.append(INDEX_NAME)
+        _write_json(folder / INDEX_NAME, index_of(shards))
     if checkpoint.path.is_dir():
         for path in sorted(checkpoint.path.iterdir()):
             kept = path.name.endswith(_SUFFIXES) or path.name.startswith(_NAMES)

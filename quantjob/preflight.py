@@ -1,32 +1,35 @@
 """What can be known before a weight is read: whether groups divide, what it takes, what would break later."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import torch
 
 from plimsoll.api.architecture import find_architecture
-from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.errors import CheckpointError, DoesNotFitError, SpecError
 from plimsoll.api.facts import expected_tensors
 from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs, least_disk, process_bytes
 from plimsoll.api.job_ways import OPTIONS, least_line, memory_ways
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.second_rounding import stored_blocks
+from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.quantjob.groups import GROUPINGS
 from plimsoll.quantjob.recipe import GROUP_SIZES, Recipe
-from plimsoll.quantjob.walk import WalkPlan
+from plimsoll.quantjob.rounding import MOST_SCALE
+from plimsoll.quantjob.steps import OnShare
+from plimsoll.quantjob.streamed import not_finite
+from plimsoll.quantjob.walk import WalkPlan, too_large
+from plimsoll.quantjob.workers import Workers
 from plimsoll.runtime.kernels.forecast import foreseen_libraries, libraries_note
+from plimsoll.runtime.models.loader import TORCH_DTYPES
 
 #: Tensor-parallel sizes that people use.
 PARALLEL = (2, 4, 8)
-#: Passes over the calibration tokens that a layer takes by each method, in multiples of one forward pass.
-PASSES = {"awq": 14.0, "rtn": 0.0, "int8": 0.0}
-#: Products of each weight with second moments of its inputs, [rows, columns] x [columns, columns], that a search comes
-#: to, ranges and compensation included: whatever the tokens.
-SEARCHES = 25.0
+#: Elements of a tensor that one thread checks at a time, and tensors between two looks at the progress.
+_PIECE, _AT_ONCE = 4 << 20, 8
 #: Sequences at once beyond which a thread has nothing more to do.
 _BATCH_PER_THREAD = 2
 
@@ -39,14 +42,12 @@ class Preflight:
         needs: bytes of memory and disk.
         least_disk: bytes that lie on the disk at once however it goes.
         plan: how much is computed and held at once in the memory that there is.
-        seconds: about how long the layers take; 0 where no text is looked at.
         notes: what a person should know and nothing fails for.
     """
 
     needs: JobNeeds
     least_disk: int
     plan: WalkPlan
-    seconds: float
     notes: tuple[str, ...]
 
 
@@ -76,8 +77,7 @@ def preflight(
         )
     if recipe.calibrates and facts.architecture not in GROUPINGS:
         notes.append(f"no groupings are known for {facts.architecture}: its linears are rounded to nearest")
-    seconds = _seconds(facts, recipe, samples * length, threads)
-    return Preflight(needs, least_disk(facts, load), plan, seconds, tuple(notes))
+    return Preflight(needs, least_disk(facts, load), plan, tuple(notes))
 
 
 def check_room(found: Preflight, folder: Path, free: int, done: int) -> str | None:
@@ -100,6 +100,33 @@ def check_room(found: Preflight, folder: Path, free: int, done: int) -> str | No
     if free >= needed:
         return None
     return f"{folder} has {format_bytes(free)} free, and as much as {format_bytes(needed)} more may be written there"
+
+
+def check_weights(checkpoint: Checkpoint, recipe: Recipe, workers: Workers, progress: OnShare) -> None:
+    """Read every weight once: one that is found unusable after hours costs these hours.
+
+    Raises CheckpointError naming the tensor that cannot be read, holds a value that is not finite, or one too large.
+    """
+    names = list(expected_tensors(checkpoint.facts))
+    largest = MOST_SCALE * (127 if recipe.bits == 8 else 15)
+    prefix = find_architecture(checkpoint.facts.architecture).layer.partition("{}")[0]
+
+    def check(name: str) -> None:
+        shape = checkpoint.tensors[name].shape
+        step = max(1, _PIECE // max(1, prod(shape[1:])))
+        for start in range(0, shape[0], step):
+            raw = checkpoint.read(name, (start, min(start + step, shape[0])))
+            if raw.dtype not in TORCH_DTYPES:
+                raise CheckpointError("weights must be floating point", field=name, value=raw.dtype)
+            most = float(torch.from_numpy(raw.data).view(TORCH_DTYPES[raw.dtype]).abs().max())
+            if not most < float("inf"):
+                raise not_finite(f"{checkpoint.path}: {name}")
+            if most > largest and name.startswith(prefix) and len(shape) == 2:
+                raise too_large(name)
+
+    for start in range(0, len(names), _AT_ONCE):
+        progress(start / len(names), min(1.0, (start + _AT_ONCE) / len(names)))
+        workers.map(check, names[start : start + _AT_ONCE])
 
 
 def check_shapes(facts: ModelFacts, recipe: Recipe) -> None:
@@ -182,20 +209,3 @@ def _plan(facts: ModelFacts, load: JobLoad, memory: int, batch: int | None, thre
     needs = needs_of(size)
     states = 4 * load.samples * load.length * facts.hidden_size
     return needs, WalkPlan(size, in_memory=needs.walk + states <= memory)
-
-
-def _seconds(facts: ModelFacts, recipe: Recipe, tokens: int, threads: int) -> float:
-    """From the multiplications there are and how fast this machine does a few of them."""
-    passes = tokens * PASSES[recipe.method]
-    if not passes:
-        return 0.0
-    products = sum(rows * columns * (passes + SEARCHES * columns) for _, (rows, columns) in _linears(facts))
-    work = 2.0 * facts.num_layers * products
-    side = 512
-    left, right = torch.rand(side, side), torch.rand(side, side)
-    torch.mm(left, right)
-    began = time.perf_counter()
-    for _ in range(4):
-        torch.mm(left, right)
-    pace = 4 * 2.0 * side**3 / (time.perf_counter() - began)
-    return work / (pace * threads)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from plimsoll.api.errors import CheckpointError
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.evaluation import Compared, Comparison
 from plimsoll.quantjob.failures import kind_of
@@ -57,6 +58,17 @@ class Report:
         return self.judged if self.judged is not None else next(iter(self.comparison.others))
 
 
+def check_folder(folder: Path) -> None:
+    """Raises CheckpointError where no report can be written into `folder`, before it is worth a comparison."""
+    probe = folder / f"{ASIDE[0]}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _not_written(error, folder) from None
+
+
 def write_report(folder: Path, report: Report) -> tuple[Path, Path]:
     """Write `report.html` and `report.json` into `folder`, each whole or not at all. Raises CheckpointError."""
     texts = (page(report), json.dumps(as_json(report), indent=1) + "\n")
@@ -68,11 +80,15 @@ def write_report(folder: Path, report: Report) -> tuple[Path, Path]:
             fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
             os.replace(fresh, folder / name)
     except OSError as error:
-        raise kind_of(error)(
-            f"the report cannot be written: {error.strerror or error}", field="report", value=str(folder),
-            fix="Make room there, or name a folder that can be written",
-        ) from None  # fmt: skip
+        raise _not_written(error, folder) from None
     return folder / NAMES[0], folder / NAMES[1]
+
+
+def _not_written(error: OSError, folder: Path) -> CheckpointError:
+    return kind_of(error)(
+        f"the report cannot be written: {error.strerror or error}", field="report", value=str(folder),
+        fix="Make room there, or name a folder that can be written",
+    )  # fmt: skip
 
 
 def as_json(report: Report) -> dict[str, Any]:

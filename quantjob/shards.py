@@ -58,9 +58,7 @@ def write_shard(path: Path, entries: Mapping[str, Entry]) -> Shard:
         header[name] = {
             "dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [at, at := at + entry.nbytes],
         }  # fmt: skip
-    text = json.dumps(header, separators=(",", ":")).encode()
-    # Spaces up to a multiple of eight keep the data aligned for readers that map the file.
-    text += b" " * (-len(text) % 8)
+    text = header_bytes(header)
     digest = hashlib.sha256()
     aside = path.with_name(f".{path.name}.partial")
     try:
@@ -69,7 +67,7 @@ def write_shard(path: Path, entries: Mapping[str, Entry]) -> Shard:
                 digest.update(data)
                 file.write(data)
             size = file.tell()
-            assert size == 8 + len(text) + at, f"{path.name}: {size} bytes"
+            assert size == len(text) + at, f"{path.name}: {size} bytes"
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -80,8 +78,22 @@ def write_shard(path: Path, entries: Mapping[str, Entry]) -> Shard:
     return Shard(path.name, size, digest.hexdigest(), {name: entry.nbytes for name, entry in entries.items()})
 
 
+def header_bytes(header: Mapping[str, Any]) -> bytes:
+    """What a file of tensors begins with: the length of the header, and the header."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # Spaces up to a multiple of eight keep the data aligned for readers that map the file.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """(the header of a file that `write_shard` wrote, where its data begins). Raises OSError."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
+
+
 def _stream(header: bytes, entries: Mapping[str, Entry]) -> Iterator[bytes | memoryview]:
-    yield len(header).to_bytes(8, "little")
     yield header
     for entry in entries.values():
         for piece in entry.pieces():

@@ -15,12 +15,13 @@ from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.complete import write_durably
 from plimsoll.checkpoint.json_file import read_object
 from plimsoll.checkpoint.quantized.manifest import hash_file
+from plimsoll.quantjob.merge import PLAN_NAME
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.shards import Shard
 from plimsoll.quantjob.workers import Workers
 
 #: Raised with every change that gives other bytes for the same recipe.
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 STATE_NAME = "state.json"
 
 
@@ -65,7 +66,7 @@ class State:
         fingerprint: of what it makes.
         layers: decoder layers that are written, their outputs kept.
         seconds: worked, interrupted attempts included.
-        shards: written, in the order of their names.
+        shards: written, in the order of the layers.
         report: one entry for each layer that is written.
     """
 
@@ -78,6 +79,13 @@ class State:
     def save(self, folder: Path) -> None:
         """All of it or nothing. Raises OSError."""
         write_durably(folder / STATE_NAME, {"version": 1, **asdict(self)})
+
+
+def layers_done(folder: Path) -> int | None:
+    """Layers that an earlier run wrote into `folder`; None where there was none."""
+    path = folder / STATE_NAME
+    layers = read_object(path).get("layers") if path.is_file() else None
+    return layers if isinstance(layers, int) else None
 
 
 def load_state(folder: Path, wanted: Mapping[str, str]) -> State | None:
@@ -102,7 +110,9 @@ def load_state(folder: Path, wanted: Mapping[str, str]) -> State | None:
             f"holds unfinished work with other {' and '.join(changed)}", field=str(folder),
             value=str(state.fingerprint.get(changed[0])), fix=begin_anew,
         )  # fmt: skip
-    _check_shards(folder, shards, begin_anew)
+    # While shards are merged some of them are gone: what is left is checked there.
+    if not (folder / PLAN_NAME).exists():
+        _check_shards(folder, shards, begin_anew)
     return state
 
 

@@ -2,13 +2,14 @@
 
 In `folder`: `output/` with a shard for what lies outside the layers and one for each layer, `hidden-*.f32`, and
 `state.json`. After each layer its shard, then the hidden states, then the state reach the disk: the state never counts
-on what is not there. The bytes of the shards depend on neither the interruptions, the threads, the memory nor the size
-of a batch.
+on what is not there. After the last layer the shards are merged into files of the usual size. The bytes depend on
+neither the interruptions, the threads, the memory nor the size of a batch.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,12 +20,14 @@ from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.failures import writing
 from plimsoll.quantjob.groups import GROUPINGS
 from plimsoll.quantjob.layer_quantizer import LayerQuantizer, QuantizedLayer, rounded
+from plimsoll.quantjob.merge import forget_plan, merged
 from plimsoll.quantjob.output_tensors import OutputTensors
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.rounding import MOST_SCALE, Rounding
 from plimsoll.quantjob.shards import Entry, write_shard
 from plimsoll.quantjob.state import State, fingerprint, load_state, weights_digest
 from plimsoll.quantjob.states import HiddenStates
+from plimsoll.quantjob.steps import OnShare, Steps, silent
 from plimsoll.quantjob.streamed import StreamedModel
 from plimsoll.quantjob.workers import Workers
 
@@ -44,6 +47,8 @@ class WalkPlan:
 
 #: (layers written, layers there are, seconds worked)
 OnLayer = Callable[[int, int, float], None]
+#: Bytes of tensors in a file, as transformers cuts them.
+SHARD_BYTES = 5_000_000_000
 
 
 class Walk:
@@ -53,6 +58,8 @@ class Walk:
         tokens: what calibrates; None for a recipe that looks at no text.
         folder: of this work alone; made if it is not there.
         weights: `weights_digest` of the checkpoint, where it is known already.
+        lengths: seconds of the steps of a layer, as `forecast.layer_steps` has them; for the progress alone.
+        shard_bytes: most bytes of tensors in a file of the output.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or `folder` holds other work.
@@ -67,11 +74,14 @@ class Walk:
         plan: WalkPlan,
         workers: Workers,
         weights: str | None = None,
+        lengths: Sequence[float] = (),
+        shard_bytes: int = SHARD_BYTES,
     ) -> None:
         self.model = StreamedModel(checkpoint, workers=workers)
         self.recipe = recipe
         self.folder = folder
         self.plan = plan
+        self._lengths, self._shard_bytes = lengths, shard_bytes
         self.tokens = tokens if recipe.calibrates and self.groupings else None
         self._stamps = _stamps(checkpoint)
         self._tensors = OutputTensors(checkpoint, recipe)
@@ -95,11 +105,14 @@ class Walk:
         return self.model.num_layers
 
     def run(
-        self, on_layer: OnLayer = lambda done, of, seconds: None, proceed: Callable[[], None] = lambda: None
-    ) -> State:
-        """Every layer that is left.
+        self, on_layer: OnLayer = lambda done, of, seconds: None, proceed: Callable[[], None] = lambda: None,
+        progress: OnShare = silent,
+    ) -> State:  # fmt: skip
+        """Every layer that is left, and the files of the output.
 
         Args:
+            on_layer: called at the beginning and after each layer.
+            progress: called before each step of a layer, with shares of all layers.
             proceed: called before anything of a layer is kept; raises where this process may not write any more.
 
         Raises:
@@ -107,9 +120,13 @@ class Walk:
                 the disk is full. What is done stays, and a later run goes on from it.
         """
         with writing(self.folder):
-            return self._run(on_layer, proceed)
+            self._run(on_layer, proceed, progress)
+            self.state.shards = merged(self.folder, self.state.shards, self._shard_bytes, proceed)
+            self.state.save(self.folder)
+            forget_plan(self.folder)
+            return self.state
 
-    def _run(self, on_layer: OnLayer, proceed: Callable[[], None]) -> State:
+    def _run(self, on_layer: OnLayer, proceed: Callable[[], None], progress: OnShare) -> None:
         state, began = self.state, time.monotonic() - self.state.seconds
         states = self._hidden_states()
         if not state.shards:
@@ -120,7 +137,8 @@ class Walk:
             state.save(self.folder)
         on_layer(state.layers, self.layers, state.seconds)
         for index in range(state.layers, self.layers):
-            layer = self._quantize(index, states)
+            steps = Steps([1.0] * self.layers, progress)
+            layer = self._quantize(index, states, partial(steps.begin, index))
             self._check_unchanged()
             proceed()
             self._write(index + 1, self._tensors.layer(index, layer))
@@ -134,7 +152,6 @@ class Walk:
             on_layer(state.layers, self.layers, state.seconds)
         if states is not None:
             states.remove()
-        return state
 
     def _hidden_states(self) -> HiddenStates | None:
         if self.tokens is None:
@@ -150,27 +167,25 @@ class Walk:
             states.write(start, self.model.embed(ids[start:stop]))
         states.keep(0)
 
-    def _quantize(self, index: int, states: HiddenStates | None) -> QuantizedLayer:
+    def _quantize(self, index: int, states: HiddenStates | None, progress: OnShare) -> QuantizedLayer:
         with torch.inference_mode():
             weights = self.model.layer(index, at_once=False)
             if states is None:
+                progress(0.0, 1.0)
                 layer = rounded(weights, Rounding(self.recipe.bits, self.recipe.group_size), self.model.workers)
             else:
                 states.begin(index)
                 layer = LayerQuantizer(
                     self.model.math(states.shape[1]), self.recipe, GROUPINGS[self.model.facts.architecture],
-                    self._tensors.norm_dtype(index), self.model.workers, self.plan.batch,
-                ).quantize(weights, states)  # fmt: skip
+                    self._tensors.norm_dtype(index), self.model.workers, self.plan.batch, self._lengths,
+                ).quantize(weights, states, progress)  # fmt: skip
         for role, coded in layer.linears.items():
             if not bool((coded.grid.scales <= MOST_SCALE).all()):
-                raise CheckpointError(
-                    "holds weights too large for a scale of float16", field=f"layer {index}: {role}",
-                    fix="Leave this checkpoint as it is; its weights are damaged or of another scale than any known",
-                )  # fmt: skip
+                raise too_large(f"layer {index}: {role}")
         return layer
 
     def _write(self, place: int, entries: Mapping[str, Entry]) -> None:
-        name = f"model-{place + 1:05}-of-{self.layers + 1:05}.safetensors"
+        name = f"part-{place + 1:05}-of-{self.layers + 1:05}.safetensors"
         shard = write_shard(self.folder / "output" / name, entries)
         self.state.shards = [*self.state.shards[:place], shard]
 
@@ -180,6 +195,14 @@ class Walk:
                 "changed while it was read", field=str(self.model.checkpoint.path),
                 fix=f"Remove {self.folder} and begin anew, with a source that nobody writes to",
             )  # fmt: skip
+
+
+def too_large(where: str) -> CheckpointError:
+    """The refusal of weights that no scale reaches."""
+    return CheckpointError(
+        "holds weights too large for a scale of float16", field=where,
+        fix="Leave this checkpoint as it is; its weights are damaged or of another scale than any known",
+    )  # fmt: skip
 
 
 def _stamps(checkpoint: Checkpoint) -> list[tuple[str, int, int]]:

@@ -138,11 +138,14 @@ def _arguments(
     found = [
         "--work-dir", posixpath.join(OUTPUT, output.path), "--method", spec.method, "--w-bits", str(spec.bits),
         "--format", spec.written_format, "--memory", str(memory_line(spec, needs)), "--seed", str(spec.seed),
-        "--calib-samples", str(spec.calibration.samples), "--calib-seqlen", str(spec.calibration.sequence_length),
         "--status-port", str(names.STATUS_PORT),
     ]  # fmt: skip
     if spec.group_size:
         found += ["--w-group-size", str(spec.group_size)]
+    if spec.calibration.samples is not None:
+        found += ["--calib-samples", str(spec.calibration.samples)]
+    if spec.calibration.sequence_length is not None:
+        found += ["--calib-seqlen", str(spec.calibration.sequence_length)]
     switches = {
         "search-scale": spec.weights.search_scale, "clip": spec.weights.clip, "compensate": spec.weights.compensate,
     }  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from plimsoll.api.dataset import parse_dataset
 from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.inspection import Inspection
-from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs
+from plimsoll.api.job_budget import DEFAULT_LENGTH, JobLoad, JobNeeds, default_samples, job_needs, largest_group
 from plimsoll.api.job_ways import check_disk, check_memory, memory_ways
 from plimsoll.api.manifest import parse_job_spec
 from plimsoll.api.model import ModelFacts
@@ -88,7 +88,7 @@ def _check_texts(spec: QuantizationJobSpec, settings: Settings) -> None:
 
 
 def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, ready: Condition) -> JobAdmission:
-    load = _load(spec)
+    load = _load(spec, found.facts)
     claim = parse_source(spec.output).name
     line = spec.accelerator.memory
     try:
@@ -120,17 +120,18 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
     )
 
 
-def _load(spec: QuantizationJobSpec) -> JobLoad:
-    texts = [spec.calibration.dataset] if spec.calibration.config_map is None else []
+def _load(spec: QuantizationJobSpec, facts: ModelFacts) -> JobLoad:
+    """What the job will take, with the defaults that it fits to this model."""
+    calibration = spec.calibration
+    samples = default_samples(spec.samples_itself) if calibration.samples is None else calibration.samples
     return JobLoad(
         method=spec.method,
         bits=spec.bits,
-        group_size=spec.group_size,
-        samples=spec.calibration.samples if spec.method == "awq" else 0,
-        length=spec.calibration.sequence_length,
-        batch=spec.calibration.batch_size or 1,
-        sampled=any(text is None or parse_dataset(text).kind == "self" for text in texts)
-        or spec.evaluation.dataset == "self",
+        group_size=largest_group(facts) if spec.group_size is None else spec.group_size,
+        samples=samples if spec.method == "awq" else 0,
+        length=calibration.sequence_length or min(DEFAULT_LENGTH, facts.max_position),
+        batch=calibration.batch_size or 1,
+        sampled=spec.samples_itself or spec.evaluation.dataset == "self",
         held_out=spec.evaluation.samples,
     )
 

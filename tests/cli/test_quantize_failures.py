@@ -116,36 +116,33 @@ def test_a_shard_that_is_not_what_it_should_be(
 
 
 @pytest.mark.parametrize(
-    ("tensor", "value", "layers"),
+    ("tensor", "value"),
     [
         # The last row of the vocabulary, which no text has a token of.
-        ("model.embed_tokens.weight", float("nan"), None),
-        ("model.norm.weight", float("inf"), None),
-        ("lm_head.weight", float("-inf"), None),
-        ("model.layers.2.post_attention_layernorm.weight", float("nan"), 2),
+        ("model.embed_tokens.weight", float("nan")),
+        ("lm_head.weight", float("-inf")),
+        ("model.layers.2.post_attention_layernorm.weight", float("nan")),
     ],
 )
 def test_a_weight_that_is_no_number_is_named_before_anything_is_made_of_it(
-    tensor: str, value: float, layers: int | None, source: Path, tmp_path: Path,
-    quantize: Callable[..., CompletedProcess[str]],
-) -> None:  # fmt: skip
+    tensor: str, value: float, source: Path, tmp_path: Path, quantize: Callable[..., CompletedProcess[str]]
+) -> None:
     with_value(source, tensor, value)
     out = tmp_path / "out"
     line = error_of(quantize(source, out), out)
     assert f"{source}: {tensor}: holds values that are not finite. Download the checkpoint again" in line
-    state = out / ".partial" / "state.json"
-    assert (json.loads(state.read_bytes())["layers"] if state.exists() else None) == layers
+    assert not (out / ".partial" / "state.json").exists(), "also where it is in the last layer"
 
 
 def test_a_source_that_changed_since_is_not_gone_on_with(
-    whole: Path, source: Path, tmp_path: Path, quantize: Callable[..., CompletedProcess[str]]
+    source: Path, tmp_path: Path, quantize: Callable[..., CompletedProcess[str]]
 ) -> None:
-    name, out = "model.layers.2.self_attn.o_proj.weight", tmp_path / "out"
-    with_value(source, name, float("nan"))
-    error_of(quantize(source, out), out)
+    out = tmp_path / "out"
+    # The hidden states of the evaluation do not fit.
+    error_of(quantize(source, out, file_size=90_000), out)
     done = {path: path.read_bytes() for path in (out / ".partial" / "output").iterdir()}
-    # Mended: the same configuration, the same sizes, other weights.
-    shutil.copytree(whole, source, dirs_exist_ok=True)
+    # The same configuration, the same sizes, other weights.
+    with_value(source, "model.layers.2.self_attn.o_proj.weight", 0.5)
     line = error_of(quantize(source, out), out)
     partial = out / ".partial"
     assert f"{partial}: holds unfinished work with other weights (found 'sha256:" in line
@@ -198,7 +195,10 @@ def test_room_or_permission_that_ends_in_the_middle_loses_nothing(
     [
         (None, "there is no such file or folder (found 'TEXT'). Check the path"),
         (b"\x80" * 99, "is not UTF-8 text (at byte 0) (found 'TEXT'). Convert it to UTF-8"),
-        (b"too few words", "tokens, and 288 are needed (found 'TEXT'). Give more text, or fewer or shorter windows"),
+        (
+            b"too few words",
+            "tokens, and 288 are needed: 6 windows of 48 tokens (found 'TEXT'). Give more text, or use fewer",
+        ),
     ],
     ids=["missing", "not text", "too little"],
 )

@@ -69,6 +69,8 @@ FORMS = {
     "bom.jsonl": b"\xef\xbb\xbf" + lines(*({"text": text} for text in TEXTS)),
     "blank.ndjson": b"\n".join(lines({"text": text}) for text in [*TEXTS, "", "  "]),
     "packed.jsonl.gz": gzip.compress(lines(*({"text": text} for text in TEXTS))),
+    "table.csv": ("id,text\r\n" + "".join(f'{n},"{text}"\r\n' for n, text in enumerate(TEXTS))).encode("utf-8-sig"),
+    "table.tsv": ("text\tid\n" + "".join(f'"{text}"\t1\n' for text in TEXTS)).encode(),
     "pairs.jsonl": lines(*({"prompt": text[:9], "completion": text[9:]} for text in TEXTS)),
 }
 
@@ -231,8 +233,15 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
     "gzip that is none": ("a.txt.gz", b"plain", "cannot be read"),
     "gzip cut short": ("a.txt.gz", gzip.compress(os.urandom(4000).hex().encode())[:900], "cannot be read"),
     "Parquet that is none": ("a.parquet", b"PAR1 nothing PAR1", "cannot be read|is not Parquet"),
-    "an unknown kind in a folder": ("a.csv", b"text\nx\n", "no file of a kind that is read here; it holds a.csv"),
-    "too few tokens": ("a.txt", b"few words", r"holds \d+ tokens, and 64 are needed.*4 of 16 tokens"),
+    "an unknown kind in a folder": ("a.xml", b"<text>x</text>", "no file of a kind that is read here; it holds a.xml"),
+    "a table without a column of text": ("a.csv", b"id;body\n1;x\n", "has no column text.*it has id, body"),
+    "a table that is Latin-1": ("a.csv", "text\nKäse\n".encode("latin-1"), "not UTF-8 text"),
+    "a turn of ShareGPT without words": (
+        "a.jsonl",
+        lines({"conversations": [{"from": "human", "value": 5}]}),
+        r"conversations\[0\].content is no text but int",
+    ),
+    "too few tokens": ("a.txt", b"few words", r"holds \d+ tokens, and 64 are needed: 4 windows of 16 tokens"),
 }
 
 
@@ -243,6 +252,43 @@ def test_what_is_no_calibration_text_is_named(name: str, tokenizer: Tokenizer, t
     with pytest.raises(SpecError, match=message) as caught:
         calibration_tokens(str(tmp_path), tokenizer, 4, 16, field="--calib-dataset")
     assert str(caught.value).startswith("--calib-dataset: ")
+
+
+def test_sharegpt_and_alpaca_are_conversations_like_messages(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    asked, answered = "How deep is she?", "Seven feet."
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    forms = {
+        "messages": {"messages": turns},
+        "sharegpt": {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]},
+        "roles": {"conversations": turns},
+        "alpaca": {"instruction": asked, "input": "", "output": answered},
+        "no input": {"instruction": asked, "output": answered},
+    }
+    found = []
+    for name, record in forms.items():
+        (tmp_path / f"{name}.jsonl").write_bytes(lines(record))
+        found.append(stream(Corpus(str(tmp_path / f"{name}.jsonl"), tokenizer)))
+    assert all(ids == found[0] for ids in found)
+    (tmp_path / "more.csv").write_text(f"instruction,input,output\n{asked},the boat,{answered}\n")
+    text = tokenizer.decode(stream(Corpus(str(tmp_path / "more.csv"), tokenizer)))
+    assert "How deep is she?\n\nthe boat" in text
+
+
+def test_alpaca_is_plain_text_for_a_model_without_a_template(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "plain", tokenizer=False)
+    write_tokenizer(folder, chat_template=None)
+    (tmp_path / "a.jsonl").write_bytes(lines({"instruction": "Say one", "output": "one"}))
+    plain = load_tokenizer(open_checkpoint(folder))
+    assert plain.decode(stream(Corpus(str(tmp_path / "a.jsonl"), plain))[:-1]).strip() == "Say one\n\none"
+
+
+@pytest.mark.parametrize("name", ["page.html", "rows.xlsx", "data.xml", "list.yaml.gz"])
+def test_a_file_that_is_no_prose_is_refused_also_when_it_is_named(
+    name: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"<p>markup</p>")
+    with pytest.raises(SpecError, match="holds no plain text"):
+        Corpus(str(tmp_path / name), tokenizer)
 
 
 def test_what_is_not_there_or_cannot_be_opened_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -298,7 +344,7 @@ def test_a_dataset_of_the_hub_needs_downloads(tokenizer: Tokenizer, monkeypatch:
 
 LISTED = [
     "README.md", "data/test-00000-of-00001.parquet", "data/train-00000-of-00002.parquet",
-    "data/train-00001-of-00002.parquet", "wiki/train.jsonl", "wiki/valid.jsonl", "wiki/trainee.jsonl", "x.csv",
+    "data/train-00001-of-00002.parquet", "wiki/train.jsonl", "wiki/valid.jsonl", "wiki/trainee.jsonl", "x.xml",
 ]  # fmt: skip
 
 
@@ -307,7 +353,7 @@ LISTED = [
     [
         ("", LISTED[2:4]), ("test", [LISTED[1]]), ("wiki/valid", ["wiki/valid.jsonl"]), ("wiki", ["wiki/train.jsonl"]),
         ("wiki/train", ["wiki/train.jsonl"]), ("wiki/trainee.jsonl", ["wiki/trainee.jsonl"]), ("data", LISTED[2:4]),
-        ("x.csv", []), ("nothing", []), ("wiki/test", []),
+        ("x.xml", []), ("nothing", []), ("wiki/test", []),
     ],
 )  # fmt: skip
 def test_a_datasets_files_by_file_folder_configuration_and_split(path: str, names: list[str]) -> None:

@@ -19,7 +19,8 @@ from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.quantjob.data import Tokens, tokens_of
 from plimsoll.quantjob.endpoint import Endpoint, EndpointError
-from plimsoll.quantjob.evaluation import coarse_divergence, compare, compare_endpoint
+from plimsoll.quantjob.endpoint_evaluation import coarse_divergence, compare_endpoint
+from plimsoll.quantjob.evaluation import compare
 from plimsoll.quantjob.streamed import StreamedModel
 from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.support.endpoint import serving

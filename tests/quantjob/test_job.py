@@ -134,12 +134,13 @@ def test_bits_depend_on_neither_threads_nor_batch_nor_memory(tiny: Path, tmp_pat
         ("one", 1, WalkPlan(1, in_memory=False)), ("three", 3, WalkPlan(4, in_memory=True)),
     ):  # fmt: skip
         walk = Walk(
-            open_checkpoint(tiny), Recipe(group_size=32), random_tokens(0, 5), tmp_path / name, plan, Workers(threads)
-        )
+            open_checkpoint(tiny), Recipe(group_size=32), random_tokens(0, 5), tmp_path / name, plan, Workers(threads),
+            shard_bytes=1,
+        )  # fmt: skip
         walk.run()
         found.append(contents(tmp_path / name / "output"))
     assert found[0] == found[1]
-    assert len(found[0]) == 4
+    assert list(found[0]) == [f"model-{number:05}-of-00004.safetensors" for number in range(1, 5)]
 
 
 def test_a_job_killed_at_any_file_goes_on_to_the_same_bytes(
@@ -221,7 +222,7 @@ def test_other_work_in_the_folder_is_refused(tiny: Path, text: Path, finished: P
 @pytest.mark.parametrize(
     ("place", "layers", "words"),
     [
-        (".partial/output/.model-00003-of-00004.safetensors.partial", 1, r"the disk is full.*goes on from the layer"),
+        (".partial/output/.part-00003-of-00004.safetensors.partial", 1, r"the disk is full.*goes on from the layer"),
         (".report.json.tmp", 3, r"the report cannot be written: No space left.*Make room"),
     ],
 )
