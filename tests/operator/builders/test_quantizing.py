@@ -64,8 +64,8 @@ def test_the_least_is_told_everything_that_decides_the_bytes() -> None:
     assert args[:2] == ["quantize", "file:///models/qwen"]
     told = {name: option(args, name) for name in args if name.startswith("--")}
     assert told == {
-        "--work-dir": "/output/qwen-awq", "--method": "awq", "--w-bits": "4", "--w-group-size": "128",
-        "--format": "awq", "--memory": str(GIB), "--seed": "0", "--calib-samples": "128", "--calib-seqlen": "2048",
+        "--work-dir": "/output/qwen-awq", "--method": "awq", "--w-bits": "4", "--format": "awq",
+        "--memory": str(GIB), "--seed": "0",
         "--calib-dataset": "self", "--eval-samples": "16", "--status-port": "8001",
     }  # fmt: skip
 
