@@ -66,7 +66,7 @@ def test_a_single_choice_is_one_for_the_api_server_too() -> None:
 
 def test_the_least_gets_defaults_that_go_with_its_method() -> None:
     awq = parse_job_spec(LEAST)
-    assert (awq.method, awq.bits, awq.group_size, awq.written_format) == ("awq", 4, 128, "awq")
+    assert (awq.method, awq.bits, awq.group_size, awq.written_format) == ("awq", 4, None, "awq")
     assert (awq.calibration.dataset, awq.backoff_limit, awq.evaluation.max_kl_divergence) == (None, 6, None)
     int8 = parse_job_spec(LEAST | {"method": "int8"})
     assert (int8.bits, int8.group_size, int8.written_format) == (8, 0, "compressed-tensors")
