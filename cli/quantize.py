@@ -81,7 +81,8 @@ def quantize(
     from plimsoll.cli.progress_lines import shown
     from plimsoll.cli.status_page import serve_status
     from plimsoll.quantjob.failures import BusyError, reason_of
-    from plimsoll.quantjob.job import JobOptions, QuantizeJob
+    from plimsoll.quantjob.job import QuantizeJob
+    from plimsoll.quantjob.job_options import JobOptions
     from plimsoll.quantjob.progress import Tracker
 
     guard.install()

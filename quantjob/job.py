@@ -37,20 +37,20 @@ from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.evaluation import Comparison, compare
 from plimsoll.quantjob.failures import BusyError, OutputTakenError, writing
+from plimsoll.quantjob.job_options import JobOptions
 from plimsoll.quantjob.kept_evaluation import KeptEvaluation
 from plimsoll.quantjob.outlook import Outlook
 from plimsoll.quantjob.papers import write_papers
 from plimsoll.quantjob.preflight import Preflight, check_room, check_weights, preflight
 from plimsoll.quantjob.progress import Tracker
-from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.report import ASIDE as REPORT_ASIDE
 from plimsoll.quantjob.report import NAMES as REPORT_NAMES
 from plimsoll.quantjob.report import Report, write_report
 from plimsoll.quantjob.rounding import Rounding
 from plimsoll.quantjob.state import METHOD_VERSION, State, layers_done, weights_digest
 from plimsoll.quantjob.streamed import StreamedModel
-from plimsoll.quantjob.tokens import Pair, TokenPlan, token_sets
-from plimsoll.quantjob.walk import SHARD_BYTES, Walk
+from plimsoll.quantjob.tokens import Pair, token_sets
+from plimsoll.quantjob.walk import Walk
 from plimsoll.quantjob.workers import Workers
 
 PARTIAL = ".partial"
@@ -61,34 +61,6 @@ PATIENCE = 45.0
 #: What a disk that is not slow gives; for the bar alone.
 _BYTES_A_SECOND = 1e9
 OUTPUT, NEAREST = "output", "round to nearest"
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """What is asked for.
-
-    Attributes:
-        source: the checkpoint's path on this machine.
-        name: what people call it.
-        out: the folder to be.
-        memory: bytes that the process may take.
-        batch: sequences computed at once; None for as many as are of use and fit.
-        shard_bytes: most bytes of tensors in a file of the output.
-        fitted: `group_size` and `length` where the recipe's and the plan's are defaults: a smaller one is taken where
-            the model asks for it.
-    """
-
-    source: Path
-    name: str
-    out: Path
-    recipe: Recipe
-    plan: TokenPlan
-    limits: Limits
-    memory: int
-    batch: int | None = None
-    threads: int | None = None
-    shard_bytes: int = SHARD_BYTES
-    fitted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from plimsoll.api.gate import Limits
-from plimsoll.quantjob.job import JobOptions, Outcome, QuantizeJob
+from plimsoll.quantjob.job import Outcome, QuantizeJob
+from plimsoll.quantjob.job_options import JobOptions
 from plimsoll.quantjob.progress import Tracker
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.tokens import TokenPlan
