@@ -226,6 +226,16 @@ class Serving(Part):
     """Prompt tokens that may wait in one replica; more are answered 429."""
     request_timeout: Timeout = 600.0
     """What one request may take, waiting included."""
+    restart_timeout: Wait = 30.0
+    """How long requests wait for an engine that is being started again, while nothing of their answer was sent, before
+    they are answered 503."""
+    hang_timeout: Deadline = 20.0
+    """After half of it without a sign of life of the engine the pod is not ready; after all of it the engine is killed
+    and started again. The engine gives several signs a second, also in the middle of a long step."""
+    torch_rows: Count | None = None
+    """Rows of a step from which products go through torch's bfloat16. Prompts are quicker on CPUs with AMX or
+    AVX512-BF16, and greedy and seeded answers then depend on the other requests of that moment. CPU only. Default:
+    never."""
     api_keys_secret: ObjectName | None = None
     """A Secret of this namespace whose key `keys` holds one API key a line. Without it everybody who reaches the port
     may ask. A change takes effect without a restart."""
@@ -367,6 +377,12 @@ class ModelDeploymentSpec(Part):
     def _one_memory(self) -> "ModelDeploymentSpec":
         if self.pod.memory is not None and self.accelerator.resource == "cpu":
             raise fault_at(("pod", "memory"), rules.ONE_MEMORY_WORDS, self.pod.memory)
+        return self
+
+    @model_validator(mode="after")
+    def _torch_on_cpu(self) -> "ModelDeploymentSpec":
+        if self.serving.torch_rows is not None and self.accelerator.resource != "cpu":
+            raise fault_at(("serving", "torchRows"), rules.TORCH_ROWS_WORDS, self.serving.torch_rows)
         return self
 
 

@@ -39,7 +39,7 @@ WIDE_SCRATCH_BYTES = 16 << 20
 def native_table(panel: int, wide: bool = False) -> TableFacts:
     """The native table of a CPU: float32 activations, weights in panels of `panel` rows.
 
-    `wide`: the processor multiplies bfloat16 itself, so products of many rows leave the table.
+    `wide`: products of many rows leave the table for torch's bfloat16.
     """
     scratch = WIDE_SCRATCH_BYTES if wide else 0
     return TableFacts(activation_bytes=4, row_tile=panel, scratch_bytes=scratch, head_group=HEAD_GROUP)

@@ -21,6 +21,7 @@ STRAY_WORDS = "must not hold '..', '//' or '/.': write the plain path"
 NAME = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
 NAME_WORDS = "must be up to 40 lower-case letters, digits and '-', a letter first and no '-' last"
 ONE_MEMORY_WORDS = "is the host memory of pods on GPUs; on a CPU accelerator.memory is the pod's memory. Remove it"
+TORCH_ROWS_WORDS = "goes with accelerator.resource: cpu. Remove it"
 OURS_WORDS = "plimsoll.dev/…, app.kubernetes.io/name and app.kubernetes.io/managed-by are written by the operator"
 
 
@@ -132,7 +133,12 @@ SPEC: list[Any] = [
         "self.accelerator.resource != 'cpu' || !has(self.pod) || !has(self.pod.memory)",
         f"pod.memory {ONE_MEMORY_WORDS}",
         ".pod.memory",
-    )
+    ),
+    rule(
+        "self.accelerator.resource == 'cpu' || !has(self.serving) || !has(self.serving.torchRows)",
+        f"serving.torchRows {TORCH_ROWS_WORDS}",
+        ".serving.torchRows",
+    ),
 ]
 
 DATASET_WORDS = (

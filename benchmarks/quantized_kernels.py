@@ -15,13 +15,14 @@ import torch
 from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.kernels.processor import multiplies_bf16
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
-from plimsoll.runtime.kernels.selection import WIDE_ROWS
 
 SHAPES = {"qkv": (960, 576), "output": (576, 576), "gate_up": (3072, 576), "down": (576, 1536), "4096": (4096, 4096)}
 ROWS = (1, 2, 3, 4, 6, 8, 12, 13, 16, 32, 64, 128, 255, 256, 512)
 GROUP = 64
 MEMORY = 160_000_000
 """Bytes of bfloat16 weights that a round goes over."""
+TORCH_ROWS = 128
+"""From so many rows on products are torch's, as `torch_rows: 128` has it."""
 PACKED_ROWS = 64
 """More rows than this torch's packed products take too long over to be worth the wait."""
 
@@ -30,7 +31,7 @@ Product = Callable[[torch.Tensor, Any], object]
 
 def main(threads: int, seconds: float = 0.3) -> None:
     torch.manual_seed(0)
-    wide = WIDE_ROWS if multiplies_bf16() else None
+    wide = TORCH_ROWS if multiplies_bf16() else None
     ops = native_kernels("cpu", torch.bfloat16, wide)
     print(f"\n{ops.name}, {threads} threads, torch {torch.__version__}; through torch go {wide} and more\n")
     print(f"{'':14}{'bf16 us':>10}" + "".join(f"{name:>20}" for name in ("4 bits", "8 bits", "torch 4", "torch 8")))

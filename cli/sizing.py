@@ -21,9 +21,9 @@ def card_of(spec: "ModelDeploymentSpec", kind: "DeviceKind", line: int | None) -
 
     total = line or (mig_bytes(spec.accelerator.resource) if kind == "cuda" else None)
     if total is not None:
-        return foreseen_device(kind, total), None
+        return foreseen_device(kind, total, spec.serving.torch_rows), None
     found, cache_limit = _machine_memory(kind)
-    return foreseen_device(kind, found), cache_limit
+    return foreseen_device(kind, found, spec.serving.torch_rows), cache_limit
 
 
 def sized(spec: "ModelDeploymentSpec", facts: "ModelFacts", card: "DeviceFacts", cache_limit: int | None) -> "Budget":

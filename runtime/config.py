@@ -54,9 +54,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Whose names a refusal uses for what it suggests to change: these, those of `serve` or a manifest's fields."""
     end_token_ids: tuple[int, ...] = ()
     """Ids that end an answer besides those of the checkpoint's configurations; whoever has its tokenizer gives them."""
+    torch_rows: Count | None = None
+    """Products of at least so many rows go through torch's bfloat16: quicker prompts on CPUs with AMX or AVX512-BF16,
+    and answers that depend on load. None is never, unless the environment's PLIMSOLL_TORCH_ROWS says otherwise."""
     seed: int = 0
     contents: str | None = None
     """Fingerprint that the checkpoint's files must have (`checkpoint.contents`); None takes what is there."""
+    hang_timeout: Annotated[float, msgspec.Meta(ge=0.1)] = 20.0
+    """Seconds without a sign of life after which an engine that serves is killed and started again. After half of them
+    it is not ready. The engine gives several signs a second, also in the middle of a long step."""
+
+    @property
+    def most_sequences(self) -> int:
+        """Sequences that an idle engine takes at once: those that run, and those that wait."""
+        return self.max_running + self.max_queued_requests
 
 
 def engine_config(model: Path, **options: Any) -> EngineConfig:
@@ -104,6 +115,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_keys_file: str | None = None
     """One key a line; blank lines and `#` comments ignored. Never given on the command line or the environment."""
     request_timeout: float = 600.0
+    restart_timeout: float = 30.0
+    """Seconds that requests wait for an engine that is being started again, while nothing of their answer was sent."""
     drain_timeout: float = 120.0
     max_body_bytes: int = 16 * 1024 * 1024
     max_n: int = 16
@@ -150,6 +163,8 @@ def from_deployment(
         max_queued_tokens=spec.serving.max_queued_tokens,
         threads=spec.pod.cpu,
         names="manifest",
+        torch_rows=spec.serving.torch_rows,
+        hang_timeout=spec.serving.hang_timeout,
     )
     server = ServerConfig(
         served_name=deployment.served_name,
@@ -157,6 +172,7 @@ def from_deployment(
         port=port,
         api_keys_file=spec.serving.api_keys_file,
         request_timeout=spec.serving.request_timeout,
+        restart_timeout=spec.serving.restart_timeout,
         drain_timeout=spec.rollout.drain_timeout,
     )
     return engine, server

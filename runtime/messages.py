@@ -141,6 +141,13 @@ class StepOutputs(msgspec.Struct, kw_only=True, tag="step"):
     finished: list[RequestTimes] = []
 
 
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
+    """A sign of life, several times a second, also while a step runs."""
+
+    progress: int
+    """Layers, heads and turns of the loop done so far: unchanged where the loop stands still."""
+
+
 class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     """Loading, as it goes: `phase` is one of `weights`, `cache`, `warmup`."""
 
@@ -174,4 +181,4 @@ class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     error: str
 
 
-FromEngine = StepOutputs | LoadProgress | EngineReady | EngineFailed
+FromEngine = StepOutputs | Heartbeat | LoadProgress | EngineReady | EngineFailed

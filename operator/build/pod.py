@@ -317,11 +317,12 @@ def probes() -> Object:
         # A minute of silence, where the loop turns many times a second: longer than a node's worst stall, and short
         # beside what a dead server costs.
         "livenessProbe": {**live, "periodSeconds": 10, "failureThreshold": 6},
-        # Quick to let in. Slow to take out: an overloaded node answers late, and taking its pod away only moves the
-        # load. A pod that goes, goes by its deletion, not by this.
+        # A 503 is certain knowledge (the engine died or hangs, or the pod leaves): the first one takes the pod out of
+        # its Service. A late answer is not: an overloaded node is slow, and taking its pod away only moves the load. So
+        # one probe waits as long as a node may be slow.
         "readinessProbe": {
             "httpGet": {"path": "/ready", "port": "status", "scheme": "HTTP"},
-            "timeoutSeconds": 5, "periodSeconds": 2, "failureThreshold": 15,
+            "timeoutSeconds": 30, "periodSeconds": 1, "failureThreshold": 1,
         },
     }  # fmt: skip
 

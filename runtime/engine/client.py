@@ -26,9 +26,6 @@ from plimsoll.runtime.messages import (
 
 logger = logging.getLogger("plimsoll.engine.client")
 
-LOADING_STALL_SECONDS = 600.0
-"""A loading engine that says nothing for this long counts as hung; one large tensor may take a while."""
-
 QUICK_CRASHES = 8
 """Crashes in a row, each within STEADY_SECONDS of readiness or before it, after which no new process is started."""
 
@@ -94,10 +91,10 @@ def _merge(into: TokenOutput, output: TokenOutput) -> None:
 class EngineClient:
     """One engine process and all requests to it. Belongs to the event loop that `start` runs in.
 
+    The thread of that loop must outlive the engine: the kernel ends the engine with it (`die_with_parent`).
+
     Args:
         config: what the engine is told.
-        stall_seconds: a ready engine that says nothing for so long counts as hung. It speaks after every step and
-            every 200 ms when idle, so this bounds the longest step.
         patient: whether a process that dies before one was ever ready is started again. A container need not be: who
             runs it starts it again, and shows why.
 
@@ -111,7 +108,7 @@ class EngineClient:
         on_step: called with statistics and clocks of ended requests after each engine step.
     """
 
-    def __init__(self, config: EngineConfig, *, stall_seconds: float = 120.0, patient: bool = True) -> None:
+    def __init__(self, config: EngineConfig, *, patient: bool = True) -> None:
         self.config = config
         self.info: EngineReady | None = None
         self.progress: LoadProgress | None = None
@@ -120,7 +117,6 @@ class EngineClient:
         self.restarts = 0
         self.failure: str | None = None
         self.on_step: Callable[[EngineStats, list[RequestTimes]], None] | None = None
-        self._stall_seconds = stall_seconds
         self._patient = patient
         self._streams: dict[str, _Stream] = {}
         self._outgoing: list[ToEngine] = []
@@ -131,8 +127,11 @@ class EngineClient:
 
     @property
     def ready(self) -> bool:
-        """Whether a process runs that has loaded the model and generated a token."""
-        return self._running is not None and self._running.ready_at is not None
+        """Whether a process runs that has loaded the model, has generated a token, and gives signs of life."""
+        running = self._running
+        if running is None or running.ready_at is None or self._closing:
+            return False
+        return not running.watch.suspect
 
     @property
     def begun(self) -> bool:
@@ -141,14 +140,10 @@ class EngineClient:
 
     @property
     def alive(self) -> bool:
-        """Whether things move: the loop turns, or a process is loading or about to be started again."""
+        """Whether things move: the engine gives signs of life, or is loading or about to be started again."""
         if self.failure is not None or self._closing or self._supervisor is None:
             return False
-        running = self._running
-        if running is None:
-            return True
-        limit = LOADING_STALL_SECONDS if running.ready_at is None else self._stall_seconds
-        return time.monotonic() - running.last_word < limit
+        return self._running is None or not self._running.watch.suspect
 
     @property
     def pid(self) -> int | None:
@@ -173,6 +168,15 @@ class EngineClient:
             raise EngineDead(self.failure)
         assert self.info is not None
         return self.info
+
+    async def available(self, seconds: float) -> None:
+        """Waits for an engine that takes requests, up to `seconds`. Raises EngineDead where none comes."""
+        try:
+            await self.wait_ready(seconds)
+        except TimeoutError:
+            raise EngineDead(f"no engine was ready within {seconds:g} s", fix="Try again shortly") from None
+        if not self.ready:
+            raise EngineDead("the engine is shutting down")
 
     async def given_up(self) -> str:
         """Waits until no engine runs or will be started again; returns why."""
@@ -201,7 +205,7 @@ class EngineClient:
                 output = await stream.take()
                 finished = output.finish_reason is not None
                 if output.busy:
-                    raise EngineBusy(output.error or "the queue is full", fix="Try again later")
+                    raise EngineBusy(output.error or "the queue is full")
                 yield output
         finally:
             del self._streams[request.request_id]
@@ -216,11 +220,12 @@ class EngineClient:
 
     async def close(self) -> None:
         """Stops the engine. Requests still running end with EngineDead."""
+        obeys = self.ready
         self._closing = True
         self._send(Shutdown())
         self._flush()
         self._fail_streams("the engine is shutting down")
-        if self._running is not None and self.ready:
+        if self._running is not None and obeys:
             await self._running.wait(CLOSE_SECONDS)
         if self._supervisor is not None:
             self._supervisor.cancel()
@@ -248,7 +253,7 @@ class EngineClient:
                 running = EngineProcess(self.config)
                 reason = await self._live(running)
             except OSError as error:
-                self._give_up(f"the engine process cannot be started: {error}")
+                self._give_up(f"the engine process cannot be started or ended: {error}")
                 return
             if running.refused is not None and self.info is None:
                 self._give_up(running.refused)
@@ -282,18 +287,27 @@ class EngineClient:
         return reason
 
     async def _follow(self, running: EngineProcess) -> str:
-        """Passes on all the process says, until it ends or says what nobody understands; returns why."""
+        """Passes on all the process says, until it ends, hangs or says what nobody understands; returns why."""
         reader = asyncio.create_task(self._read(running))
         ended = asyncio.create_task(running.ended())
+        hung = asyncio.create_task(running.hung(self._judge))
+        tasks = (reader, ended, hung)
         try:
-            await asyncio.wait((reader, ended), return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                return f"its messages cannot be read: {reader.exception()}"
-            return running.refused or ended.result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return running.refused or ended.result()
+            return hung.result() if hung.done() else f"its messages cannot be read: {reader.exception()}"
         finally:
-            reader.cancel()
-            ended.cancel()
-            await asyncio.gather(reader, ended, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _judge(self) -> None:
+        """Follows the engine's signs of life: who waits for a ready engine goes on waiting while it may hang."""
+        if self.ready:
+            self._settled.set()
+        else:
+            self._settled.clear()
 
     async def _read(self, running: EngineProcess) -> None:
         while True:
@@ -315,7 +329,6 @@ class EngineClient:
             self.progress = self.phases[message.phase] = message
         elif isinstance(message, EngineReady):
             self.info = message
-            running.ready_at = time.monotonic()
             self._settled.set()
         elif isinstance(message, EngineFailed):
             running.refused = message.error

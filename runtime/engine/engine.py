@@ -92,6 +92,11 @@ class Engine:
         return bool(self._sequences or self._ready_outputs)
 
     @property
+    def progress(self) -> int:
+        """Layers, heads and turns of the loop done so far. Any thread may ask."""
+        return self.runner.decoder.done + self._stats.tick
+
+    @property
     def stats(self) -> EngineStats:
         """Counters and gauges of now; the same object until the engine starts anew."""
         stats, scheduler = self._stats, self.scheduler

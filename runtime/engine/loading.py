@@ -101,7 +101,7 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
         log.warning(notice)
     device = find_device(config.device)
     dtype = find_dtype(config.precision, device)
-    kernels = select(device, dtype, config.kernels)
+    kernels = select(device, dtype, config.kernels, config.torch_rows)
     plan = plan_memory(config, facts, kernels, dtype)
     for option in plan.rejected:
         log.info("passed over %s: %s", option.option, option.reason)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,14 @@ import msgspec
 import zmq
 
 from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.engine.parent import die_with_parent
 from plimsoll.runtime.engine.wire import Handover, connect, decode_batch, encode_message, read_handover
 from plimsoll.runtime.messages import (
     AbortRequests,
     EngineFailed,
     EngineRequest,
     FromEngine,
+    Heartbeat,
     LoadProgress,
     Shutdown,
     StepOutputs,
@@ -33,8 +36,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("plimsoll.engine")
 
-HEARTBEAT_MS = 200
-"""An idle engine says that often that it lives."""
+IDLE_MS = 200
+"""An idle engine's loop turns that often."""
+
+BEAT_SECONDS = 0.25
+"""Between two heartbeats."""
 
 EXIT_CRASH = 1
 EXIT_REFUSED = 3
@@ -42,11 +48,25 @@ EXIT_REFUSED = 3
 
 
 class Link:
-    """The engine's side of the sockets."""
+    """The engine's side of the sockets, and a thread that gives signs of life through one of them.
+
+    Attributes:
+        progress: how far the engine is, asked for each heartbeat.
+    """
 
     def __init__(self, handover: Handover) -> None:
+        self.progress: Callable[[], int] = lambda: 0
         self._context = zmq.Context()
-        self._inbox, self._outbox = connect(self._context, handover)
+        self._inbox, self._outbox, self._beats = connect(self._context, handover)
+        self._closing = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="heart", daemon=True)
+        self._heart.start()
+
+    def _beat(self) -> None:
+        while True:
+            self._beats.send(encode_message(Heartbeat(progress=self.progress())))
+            if self._closing.wait(BEAT_SECONDS):
+                return
 
     def send(self, message: FromEngine) -> None:
         self._outbox.send(encode_message(message))
@@ -65,6 +85,8 @@ class Link:
                 logger.error("a message could not be read: %s", error)
 
     def close(self) -> None:
+        self._closing.set()
+        self._heart.join()
         # Long enough for the last words to be read, not for ever: the client may be gone.
         self._context.destroy(linger=2000)
 
@@ -72,7 +94,7 @@ class Link:
 def run(engine: "Engine", link: Link) -> None:
     """Turns until told to shut down. Whatever `step` raises means that the engine itself is broken."""
     while True:
-        for message in link.receive(0 if engine.has_work else HEARTBEAT_MS):
+        for message in link.receive(0 if engine.has_work else IDLE_MS):
             if isinstance(message, EngineRequest):
                 engine.add(message)
             elif isinstance(message, AbortRequests):
@@ -116,6 +138,7 @@ def main() -> int:
     except (EOFError, msgspec.DecodeError) as error:
         logger.error("the engine process is started by the server, not by hand: %s", error)
         return EXIT_REFUSED
+    die_with_parent(handover.parent)
     threading.Thread(target=_follow_parent, args=(handover.folder,), name="parent", daemon=True).start()
     link = Link(handover)
     try:
@@ -129,6 +152,7 @@ def main() -> int:
         link.send(EngineFailed(error=f"{type(error).__name__}: {error}"))
         link.close()
         return EXIT_CRASH
+    link.progress = lambda: engine.progress
     try:
         link.send(engine.ready)
         run(engine, link)
@@ -156,7 +180,9 @@ def _load(handover: Handover, link: Link) -> "Engine":
 
 
 def _follow_parent(folder: str | None) -> None:
-    """Ends this process, whatever it is doing, when the parent's end of standard input closes."""
+    """Ends this process, whatever it is doing, when the parent's end of standard input closes.
+
+    Where the kernel does not do it (`die_with_parent`), and where the parent lives on and lets go."""
     while os.read(0, 4096):
         pass
     if folder is not None:

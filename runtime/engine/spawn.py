@@ -4,30 +4,40 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 
 import zmq
 import zmq.asyncio
 
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.watch import Watch
 from plimsoll.runtime.engine.wire import Binding, decode_message, encode_batch, frame
-from plimsoll.runtime.messages import FromEngine, ToEngine
+from plimsoll.runtime.messages import EngineReady, FromEngine, Heartbeat, ToEngine
 
 LAST_WORDS_SECONDS = 0.05
 """After the process has ended, silence of this length means that all it said has arrived."""
+
+WATCH_SECONDS = 0.5
+"""Between two looks at its signs of life, or a twentieth of the bound where that is less."""
+
+KILL_SECONDS = 10.0
+"""A process that SIGKILL does not end in so long is stuck in the kernel, and may never end."""
 
 
 class EngineProcess:
     """Attributes:
     ready_at: time.monotonic() of its EngineReady, None while it loads.
     refused: why it will not start, when it said so.
-    last_word: time.monotonic() of its last message, or of its start.
+    watch: whether it hangs.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         """Raises OSError where the sockets cannot be made."""
         self.ready_at: float | None = None
         self.refused: str | None = None
-        self.last_word = time.monotonic()
+        self.watch = Watch(config.hang_timeout)
+        self._hang_seconds = config.hang_timeout
+        self._heard = 0
         self._context = zmq.asyncio.Context()
         # Requests go out through a plain socket: without bounds sending never waits, so there is nothing to await.
         self._push: zmq.Socket[bytes] = zmq.Context.shadow(self._context).socket(zmq.PUSH)
@@ -56,7 +66,7 @@ class EngineProcess:
         # A child that died before it read anything has closed the pipe; uvloop calls that a RuntimeError. Its end is
         # noticed like any other.
         with contextlib.suppress(ConnectionError, RuntimeError):
-            # The pipe stays open: its end is how the process learns that we are gone.
+            # The pipe stays open: its end, too, is how the process learns that we are gone.
             stdin.write(frame(self._binding.handover))
             await stdin.drain()
 
@@ -72,17 +82,38 @@ class EngineProcess:
     async def receive(self) -> FromEngine:
         """The next message. Raises msgspec.DecodeError."""
         data = await self._pull.recv()
-        self.last_word = time.monotonic()
+        self._heard += 1
         message: FromEngine = decode_message(data)
+        self.watch.hear(message)
+        if isinstance(message, EngineReady):
+            self.ready_at = time.monotonic()
+            self.watch.serves()
+        elif isinstance(message, Heartbeat):
+            # The socket of heartbeats was connected last, so all of them are: nobody else has a use for the folder,
+            # and it stays behind if both of us are killed.
+            self._binding.remove()
         return message
+
+    async def hung(self, look: Callable[[], None]) -> str:
+        """Waits until it counts as hung; returns why. Calls `look` each time its signs of life were judged.
+
+        Time in which this process was itself kept from running does not count.
+        """
+        pause = min(WATCH_SECONDS, self._hang_seconds / 20)
+        while not self.watch.hung:
+            before = time.monotonic()
+            await asyncio.sleep(pause)
+            self.watch.wait(min(time.monotonic() - before, 2 * pause))
+            look()
+        return self.watch.hung
 
     async def ended(self) -> str:
         """Waits for its end and for its last words to be received; returns how it ended."""
         assert self._process is not None
         status = await self._process.wait()
         heard = None
-        while heard != self.last_word:
-            heard = self.last_word
+        while heard != self._heard:
+            heard = self._heard
             await asyncio.sleep(LAST_WORDS_SECONDS)
         return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
@@ -94,13 +125,16 @@ class EngineProcess:
                     await self._process.wait()
 
     async def close(self) -> None:
-        """Makes sure that the process is gone, and takes its sockets away."""
+        """Makes sure that the process is gone, and takes its sockets away. Raises OSError where it does not go."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
+                # Ends a stopped process as well.
                 self._process.kill()
-            await self._process.wait()
+            await self.wait(KILL_SECONDS)
         self._close_sockets()
         self._binding.remove()
+        if self._process is not None and self._process.returncode is None:
+            raise OSError(f"process {self.pid} did not end within {KILL_SECONDS:g} s of SIGKILL")
 
     def _close_sockets(self) -> None:
         self._push.close(linger=0)

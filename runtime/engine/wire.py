@@ -1,6 +1,7 @@
 """What client and engine process share: how the process is told what to do, and the two sockets between them."""
 
 import contextlib
+import os
 import shutil
 import tempfile
 from typing import Any
@@ -25,12 +26,15 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     config: EngineConfig
+    parent: int
+    """Process id of the client."""
     requests: str
     """Address where the client gives out batches of requests and aborts (PUSH)."""
     outputs: str
     """Address where the client takes outputs (PULL)."""
     folder: str | None = None
-    """Where the Unix sockets are. The engine takes it away if its parent dies; else the parent does."""
+    """Where the Unix sockets are. The client takes it away once the engine is connected; the engine does if the client
+    dies before."""
     key: str | None = None
     """The client's CURVE public key. None on Unix sockets, which the folder's mode guards."""
 
@@ -86,19 +90,21 @@ class Binding:
             _unbounded(socket)
             socket.bind(address)
             bound.append(socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())  # type: ignore[union-attr]
-        self.handover = Handover(config=config, requests=bound[0], outputs=bound[1], folder=self._folder, key=key)
+        self.handover = Handover(
+            config=config, parent=os.getpid(), requests=bound[0], outputs=bound[1], folder=self._folder, key=key
+        )
 
     def remove(self) -> None:
-        """Takes the folder away; the sockets must be closed."""
+        """Takes the folder away. Sockets that are connected stay so, and nothing else can connect any more."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
 
-def connect(context: zmq.Context[zmq.Socket[bytes]], handover: Handover) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """The engine's ends: (requests to pull, outputs to push)."""
-    ends = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-    for socket, address in zip(ends, (handover.requests, handover.outputs), strict=True):
+def connect(context: zmq.Context[zmq.Socket[bytes]], handover: Handover) -> tuple[zmq.Socket[bytes], ...]:
+    """The engine's ends: (requests to pull, outputs to push, heartbeats to push), connected in this order."""
+    ends = context.socket(zmq.PULL), context.socket(zmq.PUSH), context.socket(zmq.PUSH)
+    for socket, address in zip(ends, (handover.requests, handover.outputs, handover.outputs), strict=True):
         _unbounded(socket)
         if handover.key is not None:
             public, secret = zmq.curve_keypair()

@@ -11,15 +11,16 @@ from plimsoll.api.device import CUDA_BUILD_BYTES, TORCH_TABLE, DeviceFacts, Devi
 from plimsoll.api.errors import PlimsollError
 from plimsoll.api.quantity import format_bytes
 from plimsoll.runtime.kernels.build import NativeUnavailableError, library, variant_of
-from plimsoll.runtime.kernels.processor import multiplies_bf16, processor_flags
+from plimsoll.runtime.kernels.processor import processor_flags
 
 TABLES = ("auto", "native", "torch")
 
 
-def foreseen_table(kind: DeviceKind) -> TableFacts:
+def foreseen_table(kind: DeviceKind, torch_rows: int | None = None) -> TableFacts:
     """The facts of the table that runs here. Builds the native kernels if nobody has, to know that they can be.
 
-    Raises PlimsollError where the environment's PLIMSOLL_KERNELS names no table.
+    `torch_rows`: as `select` takes it. Raises PlimsollError where the environment's PLIMSOLL_KERNELS names no table or
+    PLIMSOLL_TORCH_ROWS is no number of rows.
     """
     wanted = wanted_table()
     if kind != "cpu" or wanted == "torch":
@@ -28,7 +29,7 @@ def foreseen_table(kind: DeviceKind) -> TableFacts:
         path = library()
     except NativeUnavailableError:
         return TORCH_TABLE
-    return native_table(panel_width(path), multiplies_bf16())
+    return native_table(panel_width(path), wanted_torch_rows(torch_rows) is not None)
 
 
 CPU_BUILD_COMMAND = "uv pip install --torch-backend cpu --reinstall-package torch torch"
@@ -59,9 +60,9 @@ def _built_for_cuda() -> bool:
         return False
 
 
-def foreseen_device(kind: DeviceKind, total: int) -> DeviceFacts:
-    """`total` bytes of a device of this machine, as the engine will find it."""
-    return DeviceFacts(kind, total, foreseen_table(kind), foreseen_libraries(kind))
+def foreseen_device(kind: DeviceKind, total: int, torch_rows: int | None = None) -> DeviceFacts:
+    """`total` bytes of a device of this machine, as the engine will find it. `torch_rows`: as `select` takes it."""
+    return DeviceFacts(kind, total, foreseen_table(kind, torch_rows), foreseen_libraries(kind))
 
 
 def wanted_table(kernels: str = "auto") -> str:
@@ -70,6 +71,23 @@ def wanted_table(kernels: str = "auto") -> str:
     if wanted not in TABLES:
         raise PlimsollError("no such table", field="kernels", value=wanted, fix=f"Use one of {', '.join(TABLES)}")
     return wanted
+
+
+def wanted_torch_rows(torch_rows: int | None = None) -> int | None:
+    """Rows from which a product goes through torch; None is never.
+
+    The environment's PLIMSOLL_TORCH_ROWS decides where the option is left out; 0 is never. Raises PlimsollError where
+    it is no number of rows.
+    """
+    given = os.environ.get("PLIMSOLL_TORCH_ROWS")
+    if torch_rows is not None or not given:
+        return torch_rows
+    if not (given.isascii() and given.isdigit()):
+        raise PlimsollError(
+            "must be a number of rows", field="PLIMSOLL_TORCH_ROWS", value=given,
+            fix="Set 128 for quicker prompts, or leave it out",
+        )  # fmt: skip
+    return int(given) or None
 
 
 def panel_width(library: Path | None = None) -> int:

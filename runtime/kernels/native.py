@@ -17,7 +17,6 @@ from plimsoll.api.device import native_table
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
 from plimsoll.runtime.kernels.native_layers import FEW_ROWS, LAYERS_SIGNATURE, NativeLayers
 from plimsoll.runtime.kernels.native_quantized import PackedQuantized, embed_quantized, linear_quantized, pack_quantized
-from plimsoll.runtime.kernels.processor import multiplies_bf16
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels, RunLayers
 
 __all__ = ["NativeUnavailableError", "PackedWeight", "native_kernels", "packed_bytes"]
@@ -113,8 +112,9 @@ def _instruction_set() -> str:
 def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_rows: int | None = None) -> Kernels:
     """The table for weights and cache of `weight_dtype`, bfloat16 or float32, with float32 activations.
 
-    `wide_rows`: products of at least so many rows go through torch's, with activations rounded to bfloat16; it pays
-    where torch multiplies bfloat16 in hardware. None is never. A row's bits then depend on which side its chunk falls.
+    `wide_rows`: products of at least so many rows go through torch's, with activations rounded to the weights' dtype;
+    it pays where torch multiplies bfloat16 in hardware. None is never. A row's bits then depend on which side its chunk
+    falls.
 
     Raises NativeUnavailableError where it cannot be built, or for another device or dtype.
     """
@@ -138,7 +138,7 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         rope=_rope(library.rope),
         write_kv=_write_kv(getattr(library, f"write_kv_{kind}"), weight_dtype),
         attention=_attention(library.attention, weight_dtype, results),
-        facts=native_table(library.panel_width(), multiplies_bf16()),
+        facts=native_table(library.panel_width(), wide_rows is not None),
         layers=_layers(library, weight_dtype, wide_rows),
     )
 

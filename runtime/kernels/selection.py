@@ -9,35 +9,43 @@ from pathlib import Path
 import torch
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.kernels.forecast import wanted_table
+from plimsoll.runtime.kernels.forecast import wanted_table, wanted_torch_rows
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels
-from plimsoll.runtime.kernels.processor import multiplies_bf16
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 
 log = logging.getLogger(__name__)
 
-WIDE_ROWS = 128
-"""Rows from which torch's bfloat16 in hardware makes up for unpacking the weight."""
 
-
-def select(device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto") -> Kernels:
+def select(
+    device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto", torch_rows: int | None = None
+) -> Kernels:
     """The table for weights and cache of `weight_dtype` on `device`; the same one for the same machine every time.
 
     On a CPU `auto` is the native table; where it cannot be built, plain torch, and one line in the log says why.
-    There, products of many bfloat16 rows go through torch where the processor has instructions for them (AMX,
-    AVX512-BF16). Elsewhere than on a CPU it is plain torch in the weights' dtype; on CUDA Triton multiplies quantised
-    weights, where it is installed. The environment's PLIMSOLL_KERNELS decides where `auto` is asked.
+    Elsewhere than on a CPU it is plain torch in the weights' dtype; on CUDA Triton multiplies quantized weights, where
+    it is installed. The environment's PLIMSOLL_KERNELS decides where `auto` is asked.
 
-    Raises PlimsollError for a name that is no table, and for `native` where it cannot run.
+    Args:
+        torch_rows: products of at least so many rows leave the native table for torch's. Rows then have other bits in
+            a large step than in a small one, so answers depend on load. None asks the environment's
+            PLIMSOLL_TORCH_ROWS, and without it no product leaves the table.
+
+    Raises PlimsollError for a name that is no table, for `native` where it cannot run, and for `torch_rows` where
+    another table runs.
     """
     wanted = wanted_table(kernels)
+    if torch_rows is not None and (device.type != "cpu" or wanted == "torch"):
+        raise PlimsollError(
+            "only the native kernels of a CPU hand products to torch", field="torch_rows", value=torch_rows,
+            fix="Leave it out",
+        )  # fmt: skip
     if wanted == "auto" and device.type == "cuda":
         return _on_cuda(device, weight_dtype)
     if wanted == "torch" or (wanted == "auto" and device.type != "cpu"):
         return torch_kernels(device, weight_dtype)
     try:
-        return native_kernels(device, weight_dtype, _wide_rows(weight_dtype))
+        return native_kernels(device, weight_dtype, wanted_torch_rows(torch_rows))
     except NativeUnavailableError as error:
         if wanted == "native":
             raise PlimsollError(
@@ -71,13 +79,3 @@ def _missing_for_triton() -> str:
     scheme = sysconfig.get_default_scheme()
     header = Path(sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme), "Python.h")
     return "" if header.exists() else f"Triton needs Python's headers where it runs, and {header} is not there"
-
-
-def _wide_rows(weight_dtype: torch.dtype) -> int | None:
-    """PLIMSOLL_TORCH_ROWS overrides it, for measuring: 0 is never."""
-    given = os.environ.get("PLIMSOLL_TORCH_ROWS")
-    if given is not None:
-        if not given.isdigit():
-            raise PlimsollError("not a number of rows", field="PLIMSOLL_TORCH_ROWS", value=given, fix="Give 0 or more")
-        return int(given) or None
-    return WIDE_ROWS if weight_dtype == torch.bfloat16 and multiplies_bf16() else None

@@ -10,13 +10,16 @@ from plimsoll.runtime.kernels.table import AttentionBatch, DecoderLayer, Kernels
 
 
 class Decoder:
-    """Token ids in, logits out; no state of its own besides the weights.
+    """Token ids in, logits out; no state of its own besides the weights and a count of what is done.
 
     Args:
         facts: shapes and constants.
         kernels: the table every operation goes through.
         rope: (cos, sin) as `rope_table` makes them, on the table's device; as many rows as there are positions.
         embedding: [vocab, hidden]; the same object as `head` where they are tied.
+
+    Attributes:
+        done: layers and heads computed so far. It moves in the middle of a step, so that a long one is no hang.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Decoder:
         self._next_norms = (*(layer.attention_norm for layer in self.layers[1:]), final_norm)
         self._heads = (facts.num_heads, facts.num_kv_heads, facts.num_kv_heads)
         self._scale = facts.head_dim**-0.5
+        self.done = 0
         self.run_layers = kernels.layers and kernels.layers(facts, self.layers, final_norm, rope)
 
     @property
@@ -61,6 +65,7 @@ class Decoder:
         residual = ops.embedding(token_ids, self.embedding)
         at_once = self.run_layers and self.run_layers(residual, positions, kv_caches, batch)
         if at_once is not None:
+            self.done += len(self.layers)
             return at_once
         rotation = self.cos.index_select(0, positions), self.sin.index_select(0, positions)
         hidden = ops.rms_norm(residual, self.layers[0].attention_norm, eps)
@@ -73,6 +78,7 @@ class Decoder:
             del gate_up
             hidden = ops.linear(hidden, layer.down, layer.down_bias)
             hidden = ops.add_rms_norm(hidden, residual, next_norm, eps)
+            self.done += 1
         return hidden
 
     def _attend(
@@ -96,4 +102,5 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(hidden [L, hidden] as `forward` returns it) -> float32 [L, vocab]."""
+        self.done += 1
         return self.kernels.linear(hidden, self.head, None).to(torch.float32)

@@ -104,18 +104,19 @@ def _models(app: FastAPI, serving: Serving) -> None:
 def _operations(app: FastAPI, serving: Serving) -> None:
     @app.get("/health", tags=["Operations"], **openapi.gives(Health, "503"))
     async def health() -> Response:
-        """200 while the engine's loop turns, loading and restarting included; a hung engine shows here."""
+        """200 while the engine gives signs of life, loading and restarting included; a hung engine shows here."""
         if not serving.engine.alive:
-            raise not_ready("The engine's loop does not turn.")
+            raise not_ready("The engine gives no sign of life.")
         return reply(Health("ok"))
 
     @app.get("/ready", tags=["Operations"], **openapi.gives(Health, "503"))
     async def ready() -> Response:
-        """200 once the model is loaded and has generated a token, until shutdown begins."""
+        """200 once the model is loaded and has generated a token, while the engine lives, until shutdown begins."""
         if serving.gate.leaving:
             raise not_ready("This server is shutting down.")
         if not serving.engine.ready:
-            raise not_ready("The model is not loaded yet.")
+            loading = serving.engine.alive
+            raise not_ready("The model is not loaded yet." if loading else "The engine gives no sign of life.")
         return reply(Health("ready"))
 
     @app.get("/version", tags=["Operations"], **openapi.gives(Version, "401"))

@@ -24,7 +24,7 @@ class Chat:
         """Everything that can be refused before the engine is asked. Raises ApiError."""
         serving, request = self.serving, self.request
         serving.check_model(request.model)
-        info = serving.ready_engine()
+        info = serving.known_engine()
         check_limits(request, serving.config, serving.vocab_size)
         ids = await chat_prompt(serving, request, info.model_len)
         max_tokens = answer_length(request, len(ids), info.model_len)
@@ -88,6 +88,7 @@ class Chat:
         async with contextlib.aclosing(self.generation.deltas()) as deltas:
             async for answer, delta in deltas:
                 if data := encoded(answer, delta):
+                    self.generation.sent = True
                     yield data
         tail = event({**head, "choices": [], "usage": self.generation.usage()}) if usage else b""
         yield tail + DONE

@@ -26,7 +26,7 @@ class Completions:
         """Everything that can be refused before the engine is asked. Raises ApiError."""
         serving, request = self.serving, self.request
         serving.check_model(request.model)
-        info = serving.ready_engine()
+        info = serving.known_engine()
         check_limits(request, serving.config, serving.vocab_size)
         self.prompts = await completion_prompts(serving, request, info.model_len)
         self.samples = request.best_of or request.n
@@ -143,6 +143,7 @@ class Completions:
         async with contextlib.aclosing(self.generation.deltas()) as deltas:
             async for answer, delta in deltas:
                 if data := encoded(answer, delta):
+                    self.generation.sent = True
                     yield data
         tail = event({**head, "choices": [], "usage": self._usage()}) if usage else b""
         yield tail + DONE

@@ -39,6 +39,9 @@ class Answer:
 class Generation:
     """Runs one sequence for each (prompt, params) pair; leaving it in whatever way ends them all in the engine.
 
+    While the engine is started again, sequences wait for it. Those that an engine took along when it died are given to
+    the next one, once: a request that kills engines must not kill them for ever.
+
     Args:
         work: the samples of each prompt side by side.
         samples: how many each prompt has.
@@ -56,6 +59,11 @@ class Generation:
     ) -> None:
         now = time.monotonic()
         self.serving, self.samples, self.n = serving, samples, n
+        self._spare = True
+        """Whether the sequences may be given to an engine once more."""
+        self.sent = False
+        """Set by the caller once the client has got something of an answer, which cannot be taken back."""
+        self._repeating = False
         self.answers = [
             Answer(
                 index,
@@ -67,9 +75,28 @@ class Generation:
     async def deltas(self) -> AsyncGenerator[tuple[Answer, TextDelta]]:
         """What each sequence gained, as it comes; the answers are kept up to date.
 
+        Should the engine die before `sent` is set, `answers` become new ones, and everything comes again from its
+        beginning.
+
         Raises:
-            ApiError: 429 when the queue is full, 503 when the engine died, 400 or 500 with the engine's own words.
+            ApiError: 429 when the queue is full, 503 when the engine died or does not come back, 400 or 500 with the
+                engine's own words.
         """
+        while True:
+            await self.serving.await_engine(len(self.answers))
+            try:
+                async with contextlib.aclosing(self._deltas()) as pairs:
+                    async for pair in pairs:
+                        yield pair
+                return
+            except EngineDead:
+                # What was on its way to the client when the engine died may have been sent since.
+                if not self._repeating or self.sent:
+                    raise (shutting_down() if self.serving.gate.closed else engine_dead()) from None
+            self._spare = self._repeating = False
+            self.answers = [Answer(answer.index, answer.request) for answer in self.answers]
+
+    async def _deltas(self) -> AsyncGenerator[tuple[Answer, TextDelta]]:
         if len(self.answers) == 1:
             async with contextlib.aclosing(self._one(self.answers[0])) as deltas:
                 async for delta in deltas:
@@ -152,13 +179,16 @@ class Generation:
             raise queue_full(str(error)) from None
         except EngineDead:
             reason = "error"
-            raise (shutting_down() if self.serving.gate.closed else engine_dead()) from None
+            self._repeating = self._spare and not self.sent and not self.serving.gate.closed
+            raise
         finally:
-            total = time.monotonic() - request.arrival
-            prompt, limit = len(request.prompt_token_ids), request.params.max_tokens
-            metrics.finished(reason, prompt, answer.generated, limit, answer.first, total)
-            if answer.index % self.samples == 0:
-                metrics.prompted(self.n)
+            # What is given to another engine has not ended, nor have its siblings.
+            if not self._repeating:
+                total = time.monotonic() - request.arrival
+                prompt, limit = len(request.prompt_token_ids), request.params.max_tokens
+                metrics.finished(reason, prompt, answer.generated, limit, answer.first, total)
+                if answer.index % self.samples == 0:
+                    metrics.prompted(self.n)
 
     def usage(self) -> Usage:
         """Tokens so far; each prompt counts once, however many samples it has."""

@@ -9,10 +9,10 @@ from typing import Any
 import plimsoll
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import ServerConfig
-from plimsoll.runtime.engine.client import EngineClient
+from plimsoll.runtime.engine.client import EngineClient, EngineDead
 from plimsoll.runtime.messages import EngineReady
 from plimsoll.runtime.server.drain import Gate
-from plimsoll.runtime.server.errors import ApiError, not_ready
+from plimsoll.runtime.server.errors import ApiError, not_ready, shutting_down
 from plimsoll.runtime.server.metrics import Metrics
 from plimsoll.runtime.server.tokens import TokenTexts
 
@@ -31,6 +31,8 @@ class Serving:
     """Identifies the checkpoint served."""
     gate: Gate = field(default_factory=Gate)
     created: int = field(default_factory=lambda: int(time.time()))
+    held: int = 0
+    """Sequences that wait for an engine to be started again."""
     longest_token: int = field(init=False)
     """Bytes of the longest token in the vocabulary."""
     texts: TokenTexts = field(init=False)
@@ -50,13 +52,38 @@ class Serving:
                 code="model_not_found",
             )
 
-    def ready_engine(self) -> EngineReady:
-        """Raises ApiError 503 while the engine loads or is being restarted."""
+    def known_engine(self) -> EngineReady:
+        """What the engine said when it last was ready. While it is started again, a request is checked by that.
+
+        Raises ApiError 503 while the model loads for the first time, and where no engine will run any more.
+        """
         info = self.engine.info
-        if not self.engine.ready or info is None:
+        if info is None or self.engine.failure is not None:
             self.metrics.rejected("not_ready")
             raise not_ready("The model is not loaded yet; try again shortly.")
         return info
+
+    async def await_engine(self, sequences: int) -> None:
+        """Holds a request of so many sequences until an engine takes it.
+
+        Raises ApiError 503 where none does within `restart_timeout`, and where as many sequences wait as the engine's
+        queue may hold.
+        """
+        if self.engine.ready:
+            return
+        try:
+            if self.held + sequences > self.engine.config.most_sequences:
+                raise EngineDead("too many requests wait for the engine")
+            self.held += sequences
+            try:
+                await self.engine.available(self.config.restart_timeout)
+            finally:
+                self.held -= sequences
+        except EngineDead:
+            if self.gate.closed:
+                raise shutting_down() from None
+            self.metrics.rejected("not_ready")
+            raise not_ready("The engine is being started again; try again shortly.") from None
 
     def head(self, response_id: str, info: EngineReady) -> dict[str, Any]:
         """What every response and every chunk of one begins with."""

@@ -86,9 +86,10 @@ class StatusPort:
         """Why no request should be sent here, empty when one should."""
         if self.draining or (self.service is not None and self.service.serving.gate.leaving):
             return "draining"
-        if self.service is None or not self.service.engine.ready:
+        if self.service is None:
             return self.phase
-        return ""
+        engine = self.service.engine
+        return "" if engine.ready else self.phase if engine.alive else "the engine gives no sign of life"
 
     @property
     def phase(self) -> str:

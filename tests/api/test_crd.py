@@ -139,12 +139,13 @@ def types_take(spec: Any) -> bool:
 
 
 #: Where the types take more: numbers of seconds, which the operator hands on to pods, and 1.5 in place of "1.5".
-LENIENT = ("requestTimeout", "drainTimeout", "progressDeadline", "memory", "cpu")
+SECONDS = ("requestTimeout", "restartTimeout", "hangTimeout", "drainTimeout", "progressDeadline")
+LENIENT = (*SECONDS, "memory", "cpu")
 
 
 def more_than_the_schema(wrong: Wrong) -> bool:
     """Numbers of seconds, and paths of one machine."""
-    return wrong.what == "a path of one machine" or (wrong.field.endswith(LENIENT[:3]) and wrong.what.endswith("'5'"))
+    return wrong.what == "a path of one machine" or (wrong.field.endswith(SECONDS) and wrong.what.endswith("'5'"))
 
 
 def test_two_hundred_faults_are_there_to_be_found() -> None:
@@ -227,6 +228,8 @@ SPECS = st.fixed_dictionaries(
             maxQueuedRequests=NUMBER,
             maxQueuedTokens=NUMBER,
             requestTimeout=DURATIONS,
+            restartTimeout=DURATIONS,
+            hangTimeout=DURATIONS,
             apiKeysSecret=NAMES,
         ),
         "replicas": st.integers(0, 1000),

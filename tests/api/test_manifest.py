@@ -63,7 +63,7 @@ def test_the_example_of_every_setting_has_every_setting(repository: Path) -> Non
         return found
 
     # Shown as comments: what stands in a source's place, goes with one machine alone, or with GPUs.
-    shown = ["model.quantizationJob", "serving.apiKeysFile", "pod.memory"]
+    shown = ["model.quantizationJob", "serving.torchRows", "serving.apiKeysFile", "pod.memory"]
     assert missing(ModelDeployment.model_fields["spec"].annotation, spec, "") == shown
 
 

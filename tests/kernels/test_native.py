@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.kernels import build, forecast, native, processor, selection
+from plimsoll.runtime.kernels import build, forecast, native, processor
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels, packed_bytes
 from plimsoll.runtime.kernels.selection import select
-from plimsoll.runtime.kernels.table import AttentionBatch
+from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -268,27 +268,54 @@ def test_wide_products_may_go_through_torch(monkeypatch: pytest.MonkeyPatch, tmp
         assert torch.equal(found, wanted) == (rows < 8)
 
 
-def test_torch_takes_wide_products_where_the_processor_has_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("PLIMSOLL_TORCH_ROWS", raising=False)
+@pytest.fixture
+def amx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A processor that multiplies bfloat16 in hardware, as far as it says, and an environment that asks for nothing."""
     info = tmp_path / "cpuinfo"
+    info.write_text(f"processor : 0\nflags : {' '.join(processor.processor_flags())} avx512_bf16 amx_bf16\n")
     monkeypatch.setattr(processor, "CPU_INFO", info)
-    info.write_text("processor : 0\nflags : avx2 fma avx512_bf16\n")
-    assert selection._wide_rows(torch.bfloat16) == selection.WIDE_ROWS
-    assert selection._wide_rows(torch.float32) is None
-    info.write_text("flags : avx2 fma\n")
-    assert selection._wide_rows(torch.bfloat16) is None
-    monkeypatch.setenv("PLIMSOLL_TORCH_ROWS", "7")
-    assert selection._wide_rows(torch.bfloat16) == 7
+    for name in ("PLIMSOLL_KERNELS", "PLIMSOLL_TORCH_ROWS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def product(ops: Kernels, rows: int) -> torch.Tensor:
+    torch.manual_seed(1)
+    weight, x = (torch.randn(70, 48) / 7).bfloat16(), torch.randn(300, 48)
+    return ops.linear(x[:rows], ops.pack(weight), None)
+
+
+@pytest.mark.usefixtures("amx")
+def test_no_product_leaves_the_table_unless_rows_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    native_one = product(native_kernels("cpu", torch.bfloat16), 300)
+    assert torch.equal(product(select(cpu, torch.bfloat16), 300), native_one)
+    named = select(cpu, torch.bfloat16, torch_rows=200)
+    assert torch.equal(product(named, 199), native_one[:199])
+    assert not torch.equal(product(named, 200), native_one[:200])
+    monkeypatch.setenv("PLIMSOLL_TORCH_ROWS", "100")
+    assert not torch.equal(product(select(cpu, torch.bfloat16), 100), native_one[:100])
+    assert torch.equal(product(select(cpu, torch.bfloat16, torch_rows=301), 300), native_one)
     monkeypatch.setenv("PLIMSOLL_TORCH_ROWS", "0")
-    assert selection._wide_rows(torch.bfloat16) is None
+    assert torch.equal(product(select(cpu, torch.bfloat16), 300), native_one)
 
 
-@pytest.mark.parametrize("table", ["auto", "torch"])
-def test_the_table_is_foreseen_without_torch(monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+@pytest.mark.parametrize("value", ["many", "-1", "1.5", "²"])
+def test_a_number_of_rows_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("PLIMSOLL_TORCH_ROWS", value)
+    with pytest.raises(PlimsollError, match="PLIMSOLL_TORCH_ROWS: must be a number of rows"):
+        select(torch.device("cpu"), torch.bfloat16)
+
+
+def test_rows_for_torch_go_with_the_native_table_alone() -> None:
+    for device, kernels in ((torch.device("cpu"), "torch"), (torch.device("cuda"), "auto")):
+        with pytest.raises(PlimsollError, match="torch_rows: only the native kernels of a CPU"):
+            select(device, torch.bfloat16, kernels, 128)
+
+
+@pytest.mark.parametrize(("table", "rows"), [("auto", None), ("auto", 128), ("torch", None)])
+def test_the_table_is_foreseen_without_torch(monkeypatch: pytest.MonkeyPatch, table: str, rows: int | None) -> None:
     monkeypatch.setenv("PLIMSOLL_KERNELS", table)
-    assert forecast.foreseen_table("cpu") == select(torch.device("cpu"), torch.bfloat16).facts
+    assert forecast.foreseen_table("cpu", rows) == select(torch.device("cpu"), torch.bfloat16, "auto", rows).facts
 
 
 def test_panels_are_two_of_the_widest_vectors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

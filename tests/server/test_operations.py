@@ -281,7 +281,7 @@ def test_a_stream_that_takes_too_long_ends_with_an_error_event(strict: tuple[End
     eventually(endpoint.idle)
 
 
-def test_an_engine_killed_under_load_is_a_503_and_comes_back_correct(tiny_checkpoint: Path) -> None:
+def test_an_engine_killed_under_load_ends_streams_that_had_begun_and_comes_back_correct(tiny_checkpoint: Path) -> None:
     with serving(tiny_checkpoint) as endpoint:
         settings = CHAT | {"max_tokens": 8, "temperature": 0}
         before = endpoint.post("/v1/chat/completions", settings)[1]["choices"][0]["message"]["content"]
@@ -292,14 +292,13 @@ def test_an_engine_killed_under_load_is_a_503_and_comes_back_correct(tiny_checkp
             eventually(lambda: endpoint.service.engine.stats.running > 1)
             os.kill(endpoint.service.engine.pid, signal.SIGKILL)
             events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
-        waiting.join()
         assert json.loads(events[-2])["error"]["code"] == "engine_dead"
-        assert (whole[0][0], whole[0][1]["error"]["code"]) == (503, "engine_dead")
         assert endpoint.http.get("/ready").status_code == 503
         assert endpoint.http.get("/health").status_code == 200
-        status, refused = endpoint.post("/v1/chat/completions", settings)
-        assert (status, refused["error"]["code"]) == (503, "not_ready")
-        eventually(lambda: endpoint.http.get("/ready").status_code == 200)
+        waiting.join()
+        assert whole[0][0] == 200
+        assert [choice["finish_reason"] for choice in whole[0][1]["choices"]] == ["length"] * 16
+        assert endpoint.http.get("/ready").status_code == 200
         after = endpoint.post("/v1/chat/completions", settings)[1]["choices"][0]["message"]["content"]
         assert after == before
         assert endpoint.metric("engine_restarts_total") == 1

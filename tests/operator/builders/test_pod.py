@@ -178,6 +178,12 @@ def test_a_pod_gets_its_drain_and_then_some() -> None:
     assert found["containers"][0]["lifecycle"]["preStop"]["httpGet"]["path"] == "/drain"
 
 
+def test_a_503_takes_a_pod_out_of_its_service_at_once_and_a_late_answer_does_not() -> None:
+    probe = server(MINIMAL)["readinessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1
+    assert probe["timeoutSeconds"] >= 30
+
+
 def test_no_probe_kills_before_a_minute_of_silence() -> None:
     found = server(MINIMAL)
     for name in ("startupProbe", "livenessProbe"):

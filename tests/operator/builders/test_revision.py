@@ -61,6 +61,9 @@ FULL: Spec = {
     },
 }
 
+#: With the fields of later versions.
+EVERY: Spec = {**FULL, "serving": {**FULL["serving"], "restartTimeout": "10s", "hangTimeout": "1m"}}
+
 
 def test_the_hashes_of_released_specs_never_change() -> None:
     # A change here restarts every model pod of every cluster that upgrades. Add cases; never edit one.
@@ -131,15 +134,16 @@ def leaves(value: Any, *path: str) -> list[tuple[str, ...]]:
 OTHER: dict[str, Any] = {
     "source": "hf://org/name@v2", "endpoint": "https://other.example", "resource": "cpu", "precision": "auto",
     "type": "linear", "prefixCaching": True, "tolerations": [], "imagePullSecrets": [], "requestTimeout": "6m",
+    "restartTimeout": "6m", "hangTimeout": "6m",
     "memory": "25Gi", "ratio": 0.7, "blockSize": 64, "factor": 2.0, "maxLength": 1, "maxBatchedTokens": 64,
     "image": "runtime:2", "architecture": "arm64", "imagePullPolicy": "Never", "nodeSelectorTerms": [{}],
     "ephemeralStorage": "21Gi", "supplementalGroups": [8], "topologySpreadConstraints": [],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", leaves(FULL), ids=".".join)
+@pytest.mark.parametrize("path", leaves(EVERY), ids=".".join)
 def test_every_other_field_makes_a_new_revision(path: tuple[str, ...]) -> None:
-    spec = copy.deepcopy(FULL)
+    spec = copy.deepcopy(EVERY)
     *above, last = path
     place = spec
     for name in above:
@@ -148,16 +152,23 @@ def test_every_other_field_makes_a_new_revision(path: tuple[str, ...]) -> None:
     place[last] = 5 if path == ("pod", "limits", "cpu") else OTHER.get(last, 3 if isinstance(old, int) else f"{old}-2")
     if last == "resource":
         del spec["pod"]["memory"]
-        without = copy.deepcopy(FULL)
+        without = copy.deepcopy(EVERY)
         del without["pod"]["memory"]
         assert build.revision(spec) != build.revision(without)
-    assert build.revision(spec) != build.revision(FULL)
+    assert build.revision(spec) != build.revision(EVERY)
+
+
+def test_rows_for_torch_make_a_new_revision_on_a_cpu() -> None:
+    on_cpu = {**MINIMAL, "accelerator": {"resource": "cpu", "memory": "4Gi"}}
+    assert build.revision({**on_cpu, "serving": {"torchRows": 128}}) != build.revision(on_cpu)
 
 
 def test_no_field_is_forgotten() -> None:
     # A field added to the API is added to FULL, or said here to be no matter of the pod.
     # A job stands in a source's place; what it wrote is hashed beside the spec.
     not_the_pods = {("replicas",), ("rollout",), ("serving", "apiKeysFile"), ("model", "quantizationJob")}
+    # Does not go with GPUs, which FULL is about.
+    not_the_pods |= {("serving", "torchRows")}
 
     wholes = ("tolerations", "affinity", "topologySpreadConstraints")
 
@@ -172,7 +183,7 @@ def test_no_field_is_forgotten() -> None:
         return found
 
     maps = {("pod", name) for name in ("nodeSelector", "labels", "annotations", "affinity")}
-    known = {path[:2] if path[:2] in maps else path for path in leaves(FULL)}
+    known = {path[:2] if path[:2] in maps else path for path in leaves(EVERY)}
     # Goes without the identities that are in FULL.
     alone = {("pod", "securityContext", "assignedByCluster")}
     assert fields(ModelDeploymentSpec) == known | not_the_pods | alone
