@@ -162,14 +162,47 @@ def test_a_killed_pod_fails_its_own_requests_and_no_other(scene: Scene, serving:
     assert not late, shared.words()
 
 
+@pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_an_engine_that_ends_or_hangs_costs_only_streams_that_had_begun(
+    scene: Scene, serving: Serve, harm: signal.Signals
+) -> None:
+    deployment, url = serving(replicas=2, serving={"hangTimeout": "6s"})
+    victim = deployment.pods()[0]["metadata"]["uid"]
+    with traffic(url, deployment.name) as report:
+        harmed = report.mark(f"{harm.name} to one of two engines")
+        _signal(_engines(victim), harm)
+        eventually(lambda: deployment.routable() == 1, SOON, "its pod leaves the Service", every=0.1)
+        left = report.mark("it has left the Service")
+        settled(deployment, 2, SERVING)
+        report.mark("it serves again")
+        report.more(2)
+    scene.result.note(traffic=report.figures())
+    scene.result.note(words=f"{len(report.failed)} of {report.requests} failed, gone in {left - harmed:.1f} s")
+    # Of a late answer, and not of a 503, a pod is taken out after half a minute.
+    assert left - harmed < 20
+    assert deployment.restarts() == 0
+    assert all(failure.kind == "stream" for failure in report.failed), report.words()
+    assert len(report.failed) <= 1, report.words()
+
+
+def _engines(uid: str) -> list[int]:
+    """Ids of the engine processes of a pod."""
+    return [
+        process for process in _processes(uid) if b"engine.process" in Path(f"/proc/{process}/cmdline").read_bytes()
+    ]
+
+
 def _kill(uid: str) -> None:
     """SIGKILL to all processes of a pod."""
-    processes = _processes(uid)
+    _signal(_processes(uid), signal.SIGKILL)
+
+
+def _signal(processes: list[int], number: signal.Signals) -> None:
     if not processes:
         pytest.skip("the node's processes are not to be seen from here, so none can be killed")
     try:
         for process in processes:
-            os.kill(process, signal.SIGKILL)
+            os.kill(process, number)
     except PermissionError:
         pytest.skip("the node's processes belong to somebody else, so none can be killed")
 

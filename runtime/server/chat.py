@@ -6,7 +6,7 @@ from typing import Any
 
 from plimsoll.runtime.output import TextDelta
 from plimsoll.runtime.server.generation import Answer, Generation
-from plimsoll.runtime.server.params import answer_length, check_limits, sampling_params
+from plimsoll.runtime.server.params import answer_length, check_limits, check_queue, sampling_params
 from plimsoll.runtime.server.prompts import chat_prompt
 from plimsoll.runtime.server.protocol import ChatCompletionRequest
 from plimsoll.runtime.server.responses import ChatChoice, ChatCompletion, ChatLogprobs, ChatMessage
@@ -33,6 +33,7 @@ class Chat:
             (ids, sampling_params(request, max_tokens, index, logprobs=logprobs, defaults=serving.defaults))
             for index in range(request.n)
         ]
+        check_queue(work, request.n, "n", serving.engine.config)
         self.generation = Generation(serving, self.request_id, work, samples=request.n, n=request.n)
         self.head = serving.head(f"chatcmpl-{self.request_id}", info)
 

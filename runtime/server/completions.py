@@ -8,7 +8,7 @@ from plimsoll.runtime.messages import TokenLogprobs
 from plimsoll.runtime.output import TextDelta
 from plimsoll.runtime.server.generation import Answer, Generation
 from plimsoll.runtime.server.offsets import Offsets, prompt_offsets
-from plimsoll.runtime.server.params import answer_length, check_limits, sampling_params
+from plimsoll.runtime.server.params import answer_length, check_limits, check_queue, sampling_params
 from plimsoll.runtime.server.prompts import completion_prompts
 from plimsoll.runtime.server.protocol import CompletionRequest
 from plimsoll.runtime.server.responses import Completion, CompletionChoice, CompletionLogprobs
@@ -41,6 +41,7 @@ class Completions:
                 (ids, sampling_params(request, max_tokens, index, logprobs=logprobs, defaults=serving.defaults))
                 for index in range(self.samples)
             ]
+        check_queue(work, self.samples, "best_of" if request.best_of else "n", serving.engine.config)
         self.generation = Generation(serving, self.request_id, work, samples=self.samples, n=request.n)
         self.head = serving.head(f"cmpl-{self.request_id}", info)
 

@@ -1,8 +1,8 @@
 """A request's fields to the engine's sampling parameters, within this server's limits."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from plimsoll.runtime.config import ServerConfig
+from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.messages import SamplingParams
 from plimsoll.runtime.sampling_defaults import DEFAULTED
 from plimsoll.runtime.server.errors import ApiError, bad_request
@@ -38,6 +38,40 @@ def check_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> None:
                 name,
                 "invalid_value",
             )
+
+
+def check_queue(
+    work: Sequence[tuple[list[int], SamplingParams]], samples: int, field: str, engine: EngineConfig
+) -> None:
+    """Refuses what not even an idle engine takes into its queue: no later attempt would fare better.
+
+    Args:
+        work: the samples of each prompt.
+        samples: how many each prompt has.
+        field: of the request, that says so.
+        engine: whose queue it is.
+
+    Raises:
+        ApiError: 400 with the limit and the value.
+    """
+    made, prompts = len(work), len(work) // samples
+    what = f"{prompts} prompts × {samples} samples" if prompts > 1 else f"{samples} samples"
+    name, tokens = "prompt" if prompts > 1 else field, sum(len(ids) for ids, _ in work)
+    if made > engine.most_sequences:
+        raise bad_request(
+            f"Too many sequences: {what} are {made}, and this server takes at most {engine.most_sequences} at once. "
+            "Send fewer.",
+            name,
+            "invalid_value",
+        )
+    # One sequence alone is never too long for the queue.
+    if made > 1 and tokens > engine.max_queued_tokens:
+        raise bad_request(
+            f"Too many prompt tokens: {what} have {tokens}, and this server queues at most "
+            f"{engine.max_queued_tokens}. Send fewer, or shorter ones.",
+            name,
+            "invalid_value",
+        )
 
 
 def _above(name: str, value: int, most: int) -> ApiError:

@@ -6,10 +6,8 @@ import os
 import signal
 import stat
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import psutil
@@ -18,7 +16,6 @@ import zmq
 
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine import client as client_module
-from plimsoll.runtime.engine import spawn
 from plimsoll.runtime.engine.client import EngineBusy, EngineClient, EngineDead
 from plimsoll.runtime.engine.wire import Binding, encode_message
 from plimsoll.runtime.messages import (
@@ -26,41 +23,10 @@ from plimsoll.runtime.messages import (
     EngineRequest,
     EngineStats,
     RequestTimes,
-    SamplingParams,
     TokenOutput,
 )
-from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
-
-SECONDS = 60
-"""Far longer than anything here takes: what does not come by then does not come."""
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
-    folder = make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", tokenizer=False)
-    return EngineConfig(
-        model=str(folder), precision="float32", device="cpu", kv_cache_bytes=1 << 20, block_size=16, threads=1
-    )
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def shared(config: EngineConfig, loop: asyncio.Runner) -> Iterator[EngineClient]:
-    """One engine for the tests that leave it as they found it."""
-    client = EngineClient(config)
-
-    async def begin() -> None:
-        await client.start()
-        await client.wait_ready(SECONDS)
-
-    loop.run(begin())
-    yield client
-    loop.run(client.close())
+from tests.support.checkpoints import VOCAB_SIZE
+from tests.support.clients import SECONDS, answer, drain, request, until
 
 
 @pytest.fixture(scope="module")
@@ -81,43 +47,6 @@ def narrow(config: EngineConfig, loop: asyncio.Runner) -> Iterator[EngineClient]
         loop.run(begin())
     yield client
     loop.run(client.close())
-
-
-@pytest.fixture
-def hang_seconds(shared: EngineClient) -> Iterator[Callable[[EngineClient, float], None]]:
-    """Changes how long the engine of a client may be silent, where this process was not told so from its start."""
-
-    def change(client: EngineClient, seconds: float) -> None:
-        client.config = msgspec.structs.replace(client.config, hang_timeout=seconds)
-        if client._running is not None:
-            client._running.watch._hang = seconds
-
-    yield change
-    change(shared, 20.0)
-
-
-def request(name: str, tokens: int = 8, *, prompt: tuple[int, ...] = (5, 6, 7), **params: Any) -> EngineRequest:
-    chosen = SamplingParams(max_tokens=tokens, ignore_eos=True, **({"temperature": 0.0} | params))
-    return EngineRequest(request_id=name, prompt_token_ids=list(prompt), params=chosen, arrival=time.monotonic())
-
-
-async def answer(client: EngineClient, asked: EngineRequest) -> list[int]:
-    tokens: list[int] = []
-    async for output in client.generate(asked):
-        assert output.error is None
-        tokens += output.token_ids
-    return tokens
-
-
-async def drain(stream: AsyncIterator[TokenOutput]) -> None:
-    async for output in stream:
-        assert output.finish_reason is None
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SECONDS):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def idle(client: EngineClient) -> None:
@@ -318,70 +247,6 @@ def test_a_killed_engine_comes_back_and_answers_as_before(shared: EngineClient, 
         await idle(client)
 
     loop.run(test())
-
-
-def test_an_engine_that_stops_for_a_while_is_not_ready_meanwhile(
-    shared: EngineClient, loop: asyncio.Runner, hang_seconds: Callable[[EngineClient, float], None]
-) -> None:
-    async def test() -> None:
-        pid, restarts = shared.pid, shared.restarts
-        hang_seconds(shared, 6.0)
-        process = psutil.Process(pid)
-        process.suspend()
-        await until(lambda: not shared.ready)
-        assert not shared.alive
-        with pytest.raises(EngineDead, match="not ready"):
-            await answer(shared, request("meanwhile"))
-        waiting = asyncio.create_task(shared.available(SECONDS))
-        process.resume()
-        await waiting
-        assert await answer(shared, request("after"))
-        assert (shared.pid, shared.restarts) == (pid, restarts)
-
-    loop.run(test())
-
-
-def test_an_engine_that_hangs_under_load_is_killed_and_started_again(
-    shared: EngineClient, loop: asyncio.Runner, hang_seconds: Callable[[EngineClient, float], None]
-) -> None:
-    async def test() -> None:
-        before, restarts = await answer(shared, request("before")), shared.restarts
-        hung = psutil.Process(shared.pid)
-        stream = shared.generate(request("long", 240))
-        await anext(stream)
-        hung.suspend()
-        hang_seconds(shared, 0.1)
-        with pytest.raises(EngineDead, match="no sign of life"):
-            await drain(stream)
-        hang_seconds(shared, SECONDS)
-        await shared.available(SECONDS)
-        assert not hung.is_running()
-        assert shared.restarts == restarts + 1
-        assert await answer(shared, request("after")) == before
-
-    loop.run(test())
-
-
-def test_a_process_that_sigkill_does_not_end_is_given_up(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test() -> None:
-        client = EngineClient(config)
-        await client.start()
-        await until(lambda: client.pid is not None)
-        assert client._running is not None
-        process = client._running._process
-        assert process is not None
-        monkeypatch.setattr(spawn, "KILL_SECONDS", 0.1)
-        # Stands for one that the kernel does not let go of, as on a device that does not answer.
-        monkeypatch.setattr(process, "kill", lambda: None)
-        client._running._binding.remove()
-        client._running.watch.wait(1e6)
-        with pytest.raises(EngineDead, match=r"process \d+ did not end within 0.1 s of SIGKILL"):
-            await client.wait_ready(SECONDS)
-        process.send_signal(signal.SIGKILL)
-        await process.wait()
-        await client.close()
-
-    asyncio.run(test())
 
 
 def test_a_row_of_crashes_ends_in_giving_up(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:

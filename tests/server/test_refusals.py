@@ -1,12 +1,14 @@
 """What is wrong is refused by name, in OpenAI's words, and never reaches the engine."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from tests.support.endpoint import Endpoint
+from tests.support.endpoint import Endpoint, serving
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 TEXT = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
@@ -181,3 +183,30 @@ def test_the_openapi_document_describes_what_is_parsed(tiny: Endpoint) -> None:
     assert chat["additionalProperties"] is False
     assert {"messages", "temperature", "top_k", "stream_options"} <= chat["properties"].keys()
     assert "tools" not in chat["properties"]
+
+
+def test_what_no_idle_server_would_take_is_a_400_and_all_else_is_taken(tiny_checkpoint: Path) -> None:
+    limits = {"max_running": 4, "max_queued_requests": 8, "max_queued_tokens": 100}
+    with serving(tiny_checkpoint, limits) as endpoint:
+
+        def asked(path: str, **body: Any) -> tuple[int, Any]:
+            return endpoint.post(path, {"model": "tiny", "max_tokens": 1, **body})
+
+        prompts = [[5 + index] for index in range(4)]
+        assert asked("/v1/completions", prompt=prompts, n=3)[0] == 200
+        assert asked("/v1/completions", prompt=[[7] * 25] * 4)[0] == 200
+        assert asked("/v1/completions", prompt=[7] * 200)[0] == 200
+        for path, body, words, field in (
+            (
+                "completions",
+                {"prompt": [*prompts, [1]], "n": 3},
+                "5 prompts × 3 samples are 15, .* at most 12",
+                "prompt",
+            ),
+            ("completions", {"prompt": [5], "best_of": 13}, "13 samples are 13, .* at most 12", "best_of"),
+            ("chat/completions", {"messages": CHAT["messages"], "n": 13}, "13 samples are 13, .* at most 12", "n"),
+            ("completions", {"prompt": [[7] * 26] * 4}, "4 prompts × 1 samples have 104, .* at most 100", "prompt"),
+        ):
+            status, answer = asked(f"/v1/{path}", **body)
+            assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, "invalid_value", field)
+            assert re.search(words, answer["error"]["message"])
