@@ -86,6 +86,8 @@ class Plan:
     events: tuple[Event, ...] = ()
     look_for_room: bool = False
     """Look for free devices and plan again: this decision depends on them."""
+    look_for_taken: bool = False
+    """Look for what stays on the nodes and plan again: the line of memory depends on it."""
     look_for_claims: tuple[str, ...] = ()
     """Look for the size of these claims and plan again."""
     ask_why: bool = False

@@ -56,6 +56,8 @@ class Lease:
         self._gained, self._lost, self._clock = gained, lost, clock
         self._held_until = float("-inf")
         self._leading = False
+        self._followed = ""
+        """The holder that was last logged."""
         self._renewed = False
         """Whether the last attempt took or kept it."""
         self._stop = threading.Event()
@@ -138,6 +140,11 @@ class Lease:
         self.holder = holder
         if holder and holder != self.identity and not expired:
             self._held_until = float("-inf")
+            if holder != self._followed:
+                # `kubectl logs deployment/…` may have picked this pod: its reader has to know where to look.
+                pod = holder.rpartition("_")[0] or holder
+                log.info(f"this pod waits and does nothing: {pod} leads, read its log", leader=pod, lease=self._name)
+            self._followed = holder
             return
         asked = self._clock()
         self._call("PUT", self._name, self._record(record))

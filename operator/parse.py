@@ -296,6 +296,13 @@ def _mounts_images(runtime: str) -> bool:
     return first is not None and len(parts) >= 2 and (whole(parts[0], -1), whole(parts[1], -1)) >= first
 
 
+def stays_for(raw: Raw) -> tuple[str, str] | None:
+    """(namespace, our deployment or nothing) of a pod that stays where it is; None for one that ends by itself."""
+    if text(mapping(raw.get("spec")).get("restartPolicy"), "Always") != "Always":
+        return None
+    return text(meta(raw).get("namespace")), labels(raw).get(names.DEPLOYMENT, "")
+
+
 def requests(raw: Raw) -> dict[str, int]:
     """What the scheduler counts for a pod: the largest init container or the sum of the others, and one pod."""
     spec = mapping(raw.get("spec"))

@@ -99,6 +99,9 @@ class Reconciler:
             # A new leader has read no pages yet; a status without them would be wrong in a moment.
             return 0.5
         plan = self._plan(snapshot, self._settings, self._version)
+        if plan.look_for_taken:
+            snapshot = replace(snapshot, taken=self._room.taken(snapshot))
+            plan = self._plan(snapshot, self._settings, self._version)
         if plan.look_for_room:
             snapshot = replace(snapshot, room=self._room.look(snapshot))
             plan = self._plan(snapshot, self._settings, self._version)

@@ -12,6 +12,9 @@ from plimsoll.operator.shape import mapping, text
 from plimsoll.operator.snapshot import Snapshot
 
 Used = Mapping[str, Mapping[str, int]]
+#: Namespace and deployment that a pod belongs to; no name where it is none of ours.
+Owner = tuple[str, str]
+Stays = Mapping[str, Mapping[Owner, int]]
 Rooms = Callable[[Snapshot, Settings, str, Used], int | None]
 #: One listing serves all deployments that ask within this time.
 _FRESH_SECONDS = 1.0
@@ -26,6 +29,7 @@ class Room:
         self._version, self._count = version, count
         self._lock = threading.Lock()
         self._used: Used = {}
+        self._stays: Stays = {}
         self._read_at = -1e9
 
     def look(self, snapshot: Snapshot) -> int | None:
@@ -36,12 +40,18 @@ class Room:
         """
         if snapshot.nodes is None:
             return None
-        with self._lock:
-            if time.monotonic() - self._read_at > _FRESH_SECONDS:
-                self._used = self._read()
-                self._read_at = time.monotonic()
-            used = self._used
+        used = self._fresh()[0]
         return self._count(snapshot, self._settings, self._version, used)
+
+    def taken(self, snapshot: Snapshot) -> dict[str, int]:
+        """By node, bytes of memory that pods ask for which stay there, those of the snapshot's deployment left out.
+
+        Raises:
+            ClusterError: the pods cannot be listed.
+        """
+        own = snapshot.deployment.namespace, snapshot.deployment.name
+        stays = self._fresh()[1]
+        return {node: sum(size for owner, size in by.items() if owner != own) for node, by in stays.items()}
 
     def claims(self, namespace: str, names: Iterable[str]) -> dict[str, int]:
         """Bytes of these claims, of those that are there and bound.
@@ -58,22 +68,34 @@ class Room:
                 continue
         return found
 
-    def _read(self) -> Used:
+    def _fresh(self) -> tuple[Used, Stays]:
+        with self._lock:
+            if time.monotonic() - self._read_at > _FRESH_SECONDS:
+                self._used, self._stays = self._read()
+                self._read_at = time.monotonic()
+            return self._used, self._stays
+
+    def _read(self) -> tuple[Used, Stays]:
         try:
             return self._once()
         except GoneError:
             return self._once()
 
-    def _once(self) -> Used:
+    def _once(self) -> tuple[Used, Stays]:
         used: dict[str, dict[str, int]] = {}
+        stays: dict[str, dict[Owner, int]] = {}
         for page in self._cluster.pages(kinds.POD, fields=_RUNNING, limit=500):
             for raw in page:
-                node = used.setdefault(text(mapping(raw.get("spec")).get("nodeName")), {})
+                name = text(mapping(raw.get("spec")).get("nodeName"))
+                node = used.setdefault(name, {})
                 try:
                     wanted = parse.requests(raw)
                 except ValueError:
                     continue
                 for resource, amount in wanted.items():
                     node[resource] = node.get(resource, 0) + amount
+                if (owner := parse.stays_for(raw)) is not None:
+                    there = stays.setdefault(name, {})
+                    there[owner] = there.get(owner, 0) + wanted.get("memory", 0)
         used.pop("", None)
-        return used
+        return used, stays

@@ -259,6 +259,9 @@ class Snapshot:
     """None where the operator may not see nodes (one namespace only)."""
     room: int | None = None
     """Pods of the wanted revision that free devices would take now; None: nobody has looked, or nobody may."""
+    taken: Mapping[str, int] | None = None
+    """By node, bytes of memory that pods ask for which stay there: not this deployment's own, and none that ends by
+    itself; None: nobody has looked."""
     apis: frozenset[str] = frozenset()
     """Optional kinds the cluster has: ServiceMonitor, PodMonitor."""
     image_volumes: bool = False

@@ -20,12 +20,14 @@ from plimsoll.operator import build
 from plimsoll.operator.build.placing import Placing
 from plimsoll.operator.plan.cards import Card
 from plimsoll.operator.plan.conditions import Condition
-from plimsoll.operator.plan.devices import device_memory, selected
+from plimsoll.operator.plan.devices import DeviceMemory, device_memory, selected
 from plimsoll.operator.plan.quantized import FAILED, awaited, serving
 from plimsoll.operator.plan.trouble import words
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Output, Pod, ReplicaSet, Snapshot
 
+#: Where a line is from that a revision keeps.
+KEPT = "when this revision was made"
 #: The table of kernels that takes most, since a processor is known only once a pod runs on it.
 CPU_TABLE = native_table(32, wide=True)
 
@@ -47,6 +49,8 @@ class Admission:
     """status.budget of the revision that runs, where it is not what would be found today; no pod is made by it."""
     placing: Placing | None = None
     """Of a GPU: which nodes' devices hold the budget."""
+    wants_taken: bool = False
+    """What stays on the nodes has to be known to go on."""
     stuck: Condition | None = None
     """What will not move by itself, though the spec is accepted: a quantization job that failed."""
 
@@ -101,7 +105,7 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
     look = looked_at(snapshot, spec.model.source)
     if look.found is None:
         return Admission(look.accepted, look.source_ready, spec, wants_inspection=True, output=output)
-    found = replace(_sized(snapshot, spec, look.found, look.source_ready), output=output)
+    found = replace(_sized(snapshot, spec, look.found, look.source_ready, output), output=output)
     if waits is None:
         return found
     return replace(found, source_ready=waits, stuck=waits if waits.reason == FAILED else None)
@@ -140,8 +144,27 @@ def looked_at(snapshot: Snapshot, source: str) -> Look:
     return Look(waiting, Condition("SourceReady", "True", "Inspected", text), found)
 
 
-def _sized(snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, ready: Condition) -> Admission:
-    device = device_memory(spec, snapshot.nodes)
+def _device(snapshot: Snapshot, spec: ModelDeploymentSpec, output: Output | None) -> DeviceMemory | None:
+    """None where the line follows from what stays on the nodes, and nobody has looked yet.
+
+    A revision that is there keeps the line that it was made with: what comes to its node later changes no pod.
+    """
+    if spec.accelerator.resource != "cpu" or spec.accelerator.memory is not None or snapshot.nodes is None:
+        return device_memory(spec, snapshot.nodes)
+    name = build.revision(snapshot.deployment.spec, output)
+    there = next((one for one in snapshot.replica_sets if one.revision == name and one.budget), None)
+    if there is not None:
+        return DeviceMemory(int(there.budget["perDevice"]["total"]), KEPT)
+    return None if snapshot.taken is None else device_memory(spec, snapshot.nodes, snapshot.taken)
+
+
+def _sized(
+    snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, ready: Condition, output: Output | None
+) -> Admission:
+    device = _device(snapshot, spec, output)
+    if device is None:
+        waiting = Condition("Accepted", "Unknown", "Sizing", "The memory that is free on the nodes is being looked at.")
+        return Admission(waiting, ready, spec, found, wants_taken=True)
     if device.total is None:
         unknown = Condition(
             "Accepted", "False", "MemoryUnknown", f"How much memory a device has is unknown: {device.why}."
@@ -169,6 +192,8 @@ def _sized(snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, rea
         f"{format_bytes(fits.kv_cache)} cache = {format_bytes(fits.in_use)} of {format_bytes(fits.total)} per device; "
         f"{fits.kv_tokens} tokens, {fits.concurrent_requests} requests of {fits.max_length} at once"
     )
+    if device.where == KEPT:
+        text += f"; the line is from {KEPT}"
     if again := rounded_again(found.facts, fits.precision):
         text += f". {again}"
     accepted = Condition("Accepted", "True", "Fits", text)

@@ -12,6 +12,8 @@ from plimsoll.operator.plan.capacity import tolerates
 from plimsoll.operator.plan.cards import Card, cards, placing
 from plimsoll.operator.snapshot import Node
 
+MIB = 1 << 20
+
 
 @dataclass(frozen=True)
 class DeviceMemory:
@@ -27,8 +29,15 @@ class DeviceMemory:
     same."""
 
 
-def device_memory(spec: ModelDeploymentSpec, nodes: Iterable[Node] | None) -> DeviceMemory:
-    """What the manifest draws as the line, else the smallest device among nodes that could take the pod."""
+def device_memory(
+    spec: ModelDeploymentSpec, nodes: Iterable[Node] | None, taken: Mapping[str, int] | None = None
+) -> DeviceMemory:
+    """What the manifest draws as the line. Else the smallest device among nodes that could take the pod; on CPUs the
+    most memory that the replicas find beside what stays on the nodes.
+
+    Args:
+        taken: bytes by node, as in the snapshot.
+    """
     seen = None if nodes is None else tuple(nodes)
     if spec.accelerator.resource != "cpu":
         return _gpu_memory(spec, seen)
@@ -37,9 +46,27 @@ def device_memory(spec: ModelDeploymentSpec, nodes: Iterable[Node] | None) -> De
     able = _able(spec, seen) if seen is not None else []
     if seen is None or not able:
         return DeviceMemory(None, why=_nowhere(spec, seen))
-    least = min(able, key=lambda node: node.allocatable.get("memory", 0))
-    line = max(1, least.allocatable.get("memory", 0) - SERVER_BYTES)
-    return DeviceMemory(line, f"allocatable memory of node {least.name}, less {format_bytes(SERVER_BYTES)} beside")
+    stays = taken or {}
+    free = {node.name: max(0, node.allocatable.get("memory", 0) - stays.get(node.name, 0)) for node in able}
+    size = _largest(list(free.values()), max(1, spec.replicas))
+    name = min((node for node in free if free[node] >= size), key=lambda node: free[node])
+    return DeviceMemory(
+        max(1, size - SERVER_BYTES),
+        f"memory of node {name} that is free beside pods that stay there ({format_bytes(stays.get(name, 0))}), less "
+        f"{format_bytes(SERVER_BYTES)} for the endpoint",
+    )
+
+
+def _largest(free: list[int], pods: int) -> int:
+    """The most bytes, in whole MiB, that each of so many pods can ask for and all find a place."""
+    low, high = 0, max(free) // MIB
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(size // (middle * MIB) for size in free) >= pods:
+            low = middle
+        else:
+            high = middle - 1
+    return low * MIB
 
 
 FIX = "set spec.accelerator.memory"

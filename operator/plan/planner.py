@@ -52,6 +52,9 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     actions, look_in = inspecting(snapshot, admission, settings)
     again: list[float] = [] if look_in is None else [look_in + 0.5]
     again += [_ask_in(pod, snapshot.now) for pod in _everybody(snapshot) if creating(pod)]
+    if snapshot.taken is not None and not admission.ok:
+        # Nobody says when a pod has left the node.
+        again.append(30.0)
     if admission.ok:
         assert admission.spec is not None
         rolled = _Roll(snapshot, admission, settings, version, revision or "", new, others)
@@ -69,6 +72,7 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
         status=found,
         events=transitions(snapshot.deployment.status.get("conditions", ()), found["conditions"]),
         look_for_room=look,
+        look_for_taken=admission.wants_taken and snapshot.taken is None,
         ask_why=any(waits_unexplained(pod, snapshot.now) and not pod.told for pod in _everybody(snapshot)),
         again_in=min(again, default=None),
     )

@@ -74,6 +74,8 @@ class Cluster:
     count: int = 0
     bad: set[str] = field(default_factory=set)
     quantizing: Quantizing | None = None
+    taken: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by node that pods of others ask for."""
     draining: bool = False
     """Pods that are told to go have requests that never end."""
 
@@ -95,12 +97,16 @@ class Cluster:
     def look(self) -> Plan:
         snapshot = self.snapshot()
         found = plan(snapshot, self.settings, self.version)
+        taken = dict(self.taken) if found.look_for_taken else None
+        if taken is not None:
+            found = plan(replace(snapshot, taken=taken), self.settings, self.version)
+            assert not found.look_for_taken
         if found.look_for_room:
             held = sum(pod.node is not None and not pod.ended for pod in self.pods)
             free = max(0, self.devices - held - sum(p.node is None and not p.deleting for p in self.pods))
             if self.nodes is not None and not any(node.usable for node in self.nodes):
                 free = 0
-            found = plan(self.snapshot(free), self.settings, self.version)
+            found = plan(replace(self.snapshot(free), taken=taken), self.settings, self.version)
             assert not found.look_for_room
         return found
 

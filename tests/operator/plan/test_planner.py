@@ -259,7 +259,7 @@ def test_memory_comes_from_the_nodes_where_the_manifest_names_none() -> None:
     open_ = Node("n1", allocatable={"cpu": 8000, "memory": 16 * GIB, "pods": 99})
     for nodes, pod, where in (
         ((closed, open_), {}, "n1"),
-        ((closed, open_), {"tolerations": [{"key": "closed", "operator": "Exists"}]}, "control-plane"),
+        ((closed, open_), {"tolerations": [{"key": "closed", "operator": "Exists"}]}, "n1"),
         ((closed,), {}, "control-plane"),
     ):
         memory = device_memory(parse_spec(spec(accelerator={"resource": "cpu"}, pod=pod)), nodes)

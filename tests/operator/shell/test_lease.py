@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plimsoll.operator import kinds
+from plimsoll.operator import kinds, lease
 from plimsoll.operator.cluster import Cluster, ConflictError, NotFoundError, UnavailableError
 from plimsoll.operator.lease import (
     BELIEVE_SECONDS,
@@ -187,3 +187,16 @@ def test_a_record_that_somebody_else_has_written_keeps_no_operator_from_leading(
     assert one.step() == ""
     assert one.held()
     assert store.record["spec"]["leaseTransitions"] == 2**31 - 1
+
+
+def test_a_pod_that_waits_says_once_which_pod_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(lease.log, "info", lambda text, **more: said.append({"text": text, **more}), raising=False)
+    store, clock = Store(), Clock()
+    first, second = contender(store, clock), contender(store, clock)
+    first.step()
+    said.clear()
+    for _ in range(3):
+        second.step()
+    assert [one["leader"] for one in said] == [first.identity.rpartition("_")[0]]
+    assert "read its log" in said[0]["text"]

@@ -175,6 +175,21 @@ def test_a_look_for_room_lists_once_and_plans_again(world: World, make: Any) -> 
     assert [look.room for look in world.looks] == [None, 3]
 
 
+def test_what_stays_on_a_node_is_counted_without_its_own_pods_and_those_that_end(world: World, make: Any) -> None:
+    world.cache.sees_nodes = True
+    asks = [{"name": "c", "resources": {"requests": {"memory": "1Gi"}}}]
+
+    def pod(name: str, labels: dict[str, str] | None = None, **spec: Any) -> Any:
+        found = make(kinds.POD, name, spec={"nodeName": "n", "containers": asks, **spec})
+        found["metadata"]["labels"] = labels or {}
+        return found
+
+    own = pod("own", {names.DEPLOYMENT: KEY[1]})
+    world.api.pages[kinds.POD.path()] = [[pod("agent"), own, pod("job", restartPolicy="Never")]]
+    world.work(Plan(look_for_taken=True), Plan())
+    assert [look.taken for look in world.looks] == [None, {"n": 1 << 30}]
+
+
 def test_a_refusal_is_told_and_the_rest_is_done(world: World) -> None:
     budget = {**SERVICE, "apiVersion": "policy/v1", "kind": "PodDisruptionBudget"}
     world.api.faults = [(403, {})]

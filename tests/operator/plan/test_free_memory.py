@@ -1,0 +1,72 @@
+"""CPUs without accelerator.memory: the line is what the replicas find beside what stays on the nodes."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from plimsoll.api.budget import SERVER_BYTES
+from plimsoll.api.quantity import parse_quantity
+from plimsoll.operator.actions import Apply
+from plimsoll.operator.snapshot import Node
+from tests.support.miniature import GIB, Cluster, spec
+
+MIB = 1 << 20
+NODE = Node("n1", allocatable={"cpu": 8000, "memory": 8 * GIB, "pods": 110})
+
+
+def settled(nodes: tuple[Node, ...] = (NODE,), taken: dict[str, int] | None = None, **changes: Any) -> Cluster:
+    found = Cluster(spec=spec(accelerator={"resource": "cpu"}, **changes), nodes=nodes, taken=taken or {})
+    found.settle()
+    return found
+
+
+def request(cluster: Cluster) -> int:
+    """Bytes that a pod asks the scheduler for."""
+    (one,) = (one for (kind, _), one in cluster.children.items() if kind == "ReplicaSet")
+    return int(parse_quantity(one["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["memory"]))
+
+
+@pytest.mark.parametrize("stays", [0, 70 * MIB, 3 * GIB + 12345])
+def test_a_pod_fits_beside_what_stays_on_its_node(stays: int) -> None:
+    cluster = settled(taken={"n1": stays})
+    free = 8 * GIB - stays
+    assert free - MIB < request(cluster) <= free
+    assert cluster.status["budget"]["perDevice"]["total"] == request(cluster) - SERVER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("sizes", "replicas", "wanted"),
+    [((8, 4), 1, 8), ((8, 4), 2, 4), ((8, 4), 3, 4), ((8, 3), 3, 3), ((8,), 4, 2), ((8, 4), 0, 8)],
+)
+def test_all_replicas_find_a_place(sizes: tuple[int, ...], replicas: int, wanted: int) -> None:
+    nodes = tuple(
+        replace(NODE, name=f"n{index}", allocatable={**NODE.allocatable, "memory": size * GIB})
+        for index, size in enumerate(sizes)
+    )
+    cluster = settled(nodes, replicas=replicas)
+    assert request(cluster) == wanted * GIB
+    assert sum(size * GIB // request(cluster) for size in sizes) >= replicas
+
+
+def test_a_full_node_is_refused_with_what_it_has_until_there_is_room() -> None:
+    cluster = settled(taken={"n1": 8 * GIB - 500 * MIB})
+    accepted = cluster.condition("Accepted")
+    assert accepted["reason"] == "DoesNotFit"
+    assert "free beside pods that stay there (7.5 GiB)" in accepted["message"]
+    assert cluster.look().again_in == 30.0
+    cluster.taken = {}
+    cluster.settle()
+    assert cluster.condition("Ready")["status"] == "True"
+
+
+def test_what_comes_to_the_node_later_changes_no_pod() -> None:
+    cluster = settled(taken={"n1": GIB})
+    before, writes = request(cluster), cluster.writes
+    cluster.taken = {"n1": 6 * GIB}
+    for _ in range(5):
+        cluster.now += 60
+        assert not cluster.look().look_for_taken
+        assert not [one for one in cluster.act().actions if isinstance(one, Apply)]
+    assert (request(cluster), cluster.writes) == (before, writes)
+    assert cluster.condition("Ready")["status"] == "True"
