@@ -36,6 +36,9 @@ CONTEXT_BYTES: Mapping[str, int] = {"cuda": 600 * MIB, "cpu": 288 * MIB}
 SERVER_BYTES = 384 * MIB
 #: Tokens of the largest step where nobody says otherwise: what fills the arithmetic of a card, or of a few cores.
 BATCHED_TOKENS: Mapping[str, int] = {"cuda": 8192, "cpu": 2048}
+#: The fewest tokens of context that are served where no length is set: a chat's template, a question and an answer of a
+#: few sentences do not fit into less.
+LEAST_CONTEXT = 512
 #: From the least degraded to the most, what `auto` goes through.
 AUTO_PRECISIONS: tuple[Precision, ...] = ("bfloat16", "w8a16", "w4a16")
 #: What this version's engine runs; the rest can be sized.
@@ -222,6 +225,17 @@ def _unrun(facts: ModelFacts, load: Load, closes: Callable[[dict[str, Any]], Bud
             break
 
 
+def short_context(found: Budget, load: Load) -> str | None:
+    """What a person should know of a context that memory has cut short; None where it has not."""
+    if load.max_length is not None or load.trained_length is None or found.max_length >= load.trained_length:
+        return None
+    return (
+        f"the context is {found.max_length} tokens of the {load.trained_length} that the model was trained for: the "
+        "cache holds no more. Give more memory, or the cache a larger share, for a longer context. Set the context's "
+        "length to refuse a start with less"
+    )
+
+
 def _options(facts: ModelFacts, load: Load, runs: frozenset[str] | None) -> Iterator[tuple[Precision, int]]:
     """(precision, tensor size) from the least degraded on; of one precision, the fewest devices first."""
     precisions = AUTO_PRECISIONS if load.precision == "auto" else (load.precision,)
@@ -264,8 +278,8 @@ class _Sum:
 
     @property
     def length(self) -> int:
-        """Tokens the cache must hold for one request: the wish, or one block when there is none."""
-        return self.load.max_length or self.load.block_size
+        """Tokens the cache must hold for one request: the wish, or when there is none the least that serves."""
+        return self.load.max_length or min(self.trained_length, LEAST_CONTEXT)
 
     @property
     def needed_blocks(self) -> int:

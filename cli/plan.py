@@ -34,6 +34,7 @@ def plan(
     if device is not None:
         check_choice(device, ("cpu", "cuda"), "--device")
 
+    from plimsoll.api.budget import short_context
     from plimsoll.api.load import load_of, refuse_not_run_yet
     from plimsoll.api.manifest import parse_manifest
     from plimsoll.api.quantity import byte_option
@@ -88,7 +89,11 @@ def plan(
         "maxLengthFrom": _length_from(load.max_length, load.trained_length, found.max_length),
         "concurrentRequests": found.concurrent_requests,
         "rejected": [{"option": item.option, "reason": item.reason} for item in found.rejected],
-        "notes": [note for note in (*notices, copies, again, slow, libraries_note(card.libraries)) if note],
+        "notes": [
+            note
+            for note in (*notices, short_context(found, load), copies, again, slow, libraries_note(card.libraries))
+            if note
+        ],
         "notRunYet": not_run,
     }
     if output == "json":

@@ -107,7 +107,7 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
         log.info("passed over %s: %s", option.option, option.reason)
     kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
     again, slow = rounded_again(facts, plan.precision), slow_codes(plan.precision, kind, kernels.facts)
-    for note in (again, slow, libraries_note(foreseen_libraries(kind))):
+    for note in (plan.note, again, slow, libraries_note(foreseen_libraries(kind))):
         if note:
             log.warning(note)
     clock = Clock(on_progress)

@@ -7,7 +7,7 @@ from typing import cast, get_args
 import psutil
 import torch
 
-from plimsoll.api.budget import CONTEXT_BYTES, RUNS, Load, Rejection, budget
+from plimsoll.api.budget import CONTEXT_BYTES, RUNS, Load, Rejection, budget, short_context
 from plimsoll.api.device import DeviceFacts, DeviceKind
 from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.load import Fields, refuse_unrun
@@ -42,6 +42,8 @@ class MemoryPlan:
     predicted: Mapping[str, int]
     rejected: tuple[Rejection, ...] = ()
     """What `auto` passed over, and why."""
+    note: str | None = None
+    """What a person should know of a context that memory has cut short."""
 
 
 def find_device(name: str) -> torch.device:
@@ -106,7 +108,10 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
     precision = (
         found.precision if found.precision in CODED else next(n for n, known in DTYPES.items() if known == dtype)
     )
-    return MemoryPlan(precision, rope, found.max_length, found.blocks, step, found.per_device(), found.rejected)
+    return MemoryPlan(
+        precision, rope, found.max_length, found.blocks, step, found.per_device(), found.rejected,
+        short_context(found, load),
+    )  # fmt: skip
 
 
 def _beside_others(facts: ModelFacts, device: DeviceFacts, load: Load, names: Names) -> list[str]:

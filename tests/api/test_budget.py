@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.architecture import find_architecture
-from plimsoll.api.budget import RUNS, Budget, Load, budget
+from plimsoll.api.budget import LEAST_CONTEXT, RUNS, Budget, Load, budget, short_context
 from plimsoll.api.device import DeviceFacts, TableFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import expected_tensors, facts_from_config
@@ -366,3 +366,19 @@ def test_a_cache_too_small_for_a_request_fits_no_device() -> None:
     with pytest.raises(DoesNotFitError) as refused:
         budget(FACTS, DeviceFacts("cuda", 24 * GIB), Load("bfloat16", cache_bytes=1, max_length=4096))
     assert refused.value.ways == ("kvCache.ratio 0.8 instead of an absolute size", "a cache of 512Mi")
+
+
+def test_a_context_that_memory_cuts_short_is_said_and_below_the_least_refused() -> None:
+    least = LEAST_CONTEXT // 64
+    block = block_bytes(FACTS, 64, "bfloat16")
+    for blocks, trained, words in ((least, 32768, f"{LEAST_CONTEXT} tokens of the 32768"), (2, 128, None)):
+        load = Load(precision="bfloat16", cache_bytes=blocks * block, trained_length=trained)
+        found = budget(FACTS, CARD, load)
+        note = short_context(found, load)
+        assert found.max_length == blocks * 64
+        assert note is None if words is None else words in (note or "")
+    short = Load(precision="bfloat16", cache_bytes=(least - 1) * block, trained_length=32768)
+    with pytest.raises(DoesNotFitError, match=f"a cache of {LEAST_CONTEXT} tokens takes"):
+        budget(FACTS, CARD, short)
+    asked = replace(short, max_length=(least - 1) * 64)
+    assert short_context(budget(FACTS, CARD, asked), asked) is None

@@ -14,7 +14,7 @@ from plimsoll.runtime.engine.loading import Loaded, load
 from plimsoll.runtime.engine.memory import find_device, find_dtype, plan_memory
 from plimsoll.runtime.kernels.selection import select
 from tests.support import quantized
-from tests.support.checkpoints import make_gguf, make_model
+from tests.support.checkpoints import make_checkpoint, make_gguf, make_model
 
 MIB = 1 << 20
 SMALL: dict[str, Any] = {"max_model_len": 64, "max_running": 2, "max_batched_tokens": 64, "kv_cache_bytes": MIB}
@@ -117,3 +117,13 @@ def test_blocks_of_a_gguf_are_never_rounded_again_without_a_word(
     assert "w4a16 rounds the file's Q4_0 blocks a second time" in caplog.text
     with pytest.raises(DoesNotFitError, match="Q4_0 blocks rounded again"):
         loaded(path, memory=_needs(four.plan) + MIB)
+
+
+def test_a_context_that_memory_cuts_short_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_checkpoint(tmp_path / "long", max_position_embeddings=2048, tokenizer=False)
+    with caplog.at_level("WARNING", logger="plimsoll"):
+        found = loaded(folder, precision="float32", max_model_len=None, block_size=64, kv_cache_bytes=640 * 512)
+    assert found.plan.model_len == 640
+    assert caplog.text.count("the context is 640 tokens of the 2048 that the model was trained for") == 1
+    with pytest.raises(DoesNotFitError, match="a cache of 512 tokens takes"):
+        loaded(folder, precision="float32", max_model_len=None, block_size=64, kv_cache_bytes=448 * 512)
