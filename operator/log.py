@@ -1,10 +1,11 @@
 """Logs as JSON lines on stderr: ours, and the libraries' warnings in the same shape."""
 
 import logging
-import sys
 from collections.abc import Callable, Collection
 
 import structlog
+
+from plimsoll.api.stderr_handler import StderrHandler
 
 
 def configure(level: str = "INFO") -> None:
@@ -20,7 +21,7 @@ def configure(level: str = "INFO") -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

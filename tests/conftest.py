@@ -1,6 +1,7 @@
 """Shared by every area: the real model. Fixtures of one area live in tests/support/."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,29 @@ import hypothesis
 import pytest
 
 from plimsoll.cli import demo_model
+from tests.support.quiet import own_logging
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("plimsoll", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("plimsoll")
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Each test leaves logging as it found it, and fails where a line could not be logged."""
+    with own_logging() as failed:
+        yield
+    assert not failed, f"could not be logged: {failed}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet_module() -> Iterator[None]:
+    """The same for what a module's own fixtures set up, and for what their threads log between two tests."""
+    with own_logging() as failed:
+        yield
+    assert not failed, f"could not be logged: {failed}"
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
 """JSON lines on stderr, ours and the libraries' alike."""
 
 import logging
-import sys
 
 import structlog
 
 from plimsoll.api.choice import check_choice
+from plimsoll.api.stderr_handler import StderrHandler
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -29,7 +29,7 @@ def configure(level: str) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
