@@ -37,6 +37,7 @@ from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.evaluation import Comparison, compare
 from plimsoll.quantjob.failures import BusyError, OutputTakenError, writing
+from plimsoll.quantjob.generation_config import valid_generation_config
 from plimsoll.quantjob.job_options import JobOptions
 from plimsoll.quantjob.kept_evaluation import KeptEvaluation
 from plimsoll.quantjob.outlook import Outlook
@@ -107,7 +108,8 @@ class QuantizeJob:
             checkpoint.facts, options.recipe, options.plan.samples, options.plan.length, options.plan.held_out,
             memory=options.memory, batch=options.batch, threads=self._workers.count,
         )  # fmt: skip
-        for note in (*checkpoint.notices, *ready.notes, *options.plan.notes()):
+        changed = valid_generation_config(checkpoint.generation_config)[1]
+        for note in (*checkpoint.notices, *ready.notes, *options.plan.notes(), *changed):
             self._say(note)
         size = sum(path.stat().st_size for path in checkpoint.files())
         self._tracker.expect({"Preparing": 5 + 3 * size / _BYTES_A_SECOND})

@@ -12,6 +12,8 @@ from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.end_tokens import with_ends
 from plimsoll.checkpoint.quantized.formats import quantization_config
 from plimsoll.checkpoint.tokenizer import load_tokenizer
+from plimsoll.quantjob.generation_config import NAME as GENERATION_NAME
+from plimsoll.quantjob.generation_config import valid_generation_config
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.shards import INDEX_NAME, Shard, index_of
 
@@ -42,6 +44,7 @@ def write_papers(folder: Path, checkpoint: Checkpoint, recipe: Recipe, shards: l
     if len(shards) > 1:
         written.append(INDEX_NAME)
         _write_json(folder / INDEX_NAME, index_of(shards))
+    generation, _ = valid_generation_config(checkpoint.generation_config)
     if checkpoint.path.is_dir():
         for path in sorted(checkpoint.path.iterdir()):
             kept = path.name.endswith(_SUFFIXES) or path.name.startswith(_NAMES)
@@ -49,12 +52,14 @@ def write_papers(folder: Path, checkpoint: Checkpoint, recipe: Recipe, shards: l
             ours = path.name in _WRITTEN or path.name.startswith(("plimsoll-", "."))
             small = path.is_file() and path.stat().st_size <= _MOST_BYTES
             if kept and small and not ours and not path.name.endswith(".index.json"):
-                shutil.copyfile(path, folder / path.name)
+                if path.name == GENERATION_NAME and generation != checkpoint.generation_config:
+                    _write_json(folder / path.name, generation)
+                else:
+                    shutil.copyfile(path, folder / path.name)
                 written.append(path.name)
     else:
         tokenizer = load_tokenizer(checkpoint)
-        ends = with_ends(checkpoint.generation_config, tokenizer.eos_token_ids)
-        _write_json(folder / "generation_config.json", ends)
+        _write_json(folder / GENERATION_NAME, with_ends(generation, tokenizer.eos_token_ids))
         tokenizer.save(folder)
         # The name every release of transformers knows; the newest writes one that older ones refuse.
         described = folder / "tokenizer_config.json"
