@@ -78,7 +78,7 @@ class JobNeeds:
     """The largest of the three: they follow one another."""
     output: int
     scratch: int
-    """Hidden states, of the walk and then of the evaluation."""
+    """Hidden states, of the walk and then of the evaluation; between them one shard twice, while shards are merged."""
 
     @property
     def disk(self) -> int:
@@ -93,7 +93,7 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
     """
     check_groups(facts, load.group_size)
     base = process_bytes(load)
-    linears = [matrix for matrix in matrices(facts, 1) if matrix.linear]
+    whole = 4 if facts.dtype == "F32" else 2
     layer = layer_bytes(facts)
     batch = batch_bytes(facts, load)
     walk = base + _walk(facts, load)
@@ -107,8 +107,13 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
         sampling=sampling,
         evaluation=evaluation,
         memory=-(-max(walk, sampling, evaluation) // _ROUND) * _ROUND,
-        output=_output(facts, load, linears, 4 if facts.dtype == "F32" else 2),
-        scratch=max(2 * FLOAT * load.samples * load.length * facts.hidden_size, _kept_evaluation(facts, load)),
+        output=_output(facts, load, whole),
+        # One after the other: the walk, the merge of its shards, the evaluation.
+        scratch=max(
+            2 * FLOAT * load.samples * load.length * facts.hidden_size,
+            _largest_shard(facts, load, whole),
+            _kept_evaluation(facts, load),
+        ),
     )
 
 
@@ -147,12 +152,12 @@ def least_disk(facts: ModelFacts, load: JobLoad) -> int:
 
     No papers, whole tensors in 16 bits, and hidden states as they lie where memory holds them too.
     """
-    linears = [matrix for matrix in matrices(facts, 1) if matrix.linear]
     walked = load.samples * min(2, facts.num_layers)
     measured = load.held_out * (_models(load) + 1)
     # Zero points are counted in whole bytes a row, and some formats pack them across rows.
-    weights = (_output(facts, load, linears, 2) - PAPERS_BYTES) * 99 // 100
-    return weights + FLOAT * max(walked, measured) * load.length * facts.hidden_size
+    weights = (_output(facts, load, 2) - PAPERS_BYTES) * 99 // 100
+    merged = _largest_shard(facts, load, 2) * 99 // 100
+    return weights + max(merged, FLOAT * max(walked, measured) * load.length * facts.hidden_size)
 
 
 def _models(load: JobLoad) -> int:
@@ -209,12 +214,24 @@ def _engine(facts: ModelFacts, load: JobLoad) -> int:
     return weight_bytes(facts, "bfloat16", device) + sum(terms.values()) + blocks * block_bytes(facts, 64, "bfloat16")
 
 
-def _output(facts: ModelFacts, load: JobLoad, linears: list[Matrix], whole: int) -> int:
-    """Codes, a 16-bit scale a group, a zero point of 4 bits; what is not quantised in `whole` bytes a number."""
-    total = PAPERS_BYTES + vector_elements(facts, 1) * whole
-    total += sum(m.rows * m.columns * m.count * whole for m in matrices(facts, 1) if not m.linear)
-    for matrix in linears:
-        groups = matrix.columns // load.group_size if load.group_size else 1
-        zeros = -(-groups // 2) if load.bits == 4 else 0
-        total += matrix.count * matrix.rows * (matrix.columns * load.bits // 8 + groups * 2 + zeros)
-    return total
+def _output(facts: ModelFacts, load: JobLoad, whole: int) -> int:
+    """Codes, a 16-bit scale a group, a zero point of 4 bits; what is not quantized in `whole` bytes a number."""
+    held = sum(
+        matrix.count * (_coded(matrix, load) if matrix.linear else matrix.rows * matrix.columns * whole)
+        for matrix in matrices(facts, 1)
+    )
+    return PAPERS_BYTES + vector_elements(facts, 1) * whole + held
+
+
+def _largest_shard(facts: ModelFacts, load: JobLoad, whole: int) -> int:
+    """Of what lies outside the layers, or of one layer: a merge copies each before it removes it."""
+    found = matrices(facts, 1)
+    outer = sum(matrix.rows * matrix.columns * matrix.count * whole for matrix in found if not matrix.linear)
+    return max(outer, sum(_coded(matrix, load) for matrix in found if matrix.linear))
+
+
+def _coded(matrix: Matrix, load: JobLoad) -> int:
+    """Bytes of one quantized matrix."""
+    groups = matrix.columns // load.group_size if load.group_size else 1
+    zeros = -(-groups // 2) if load.bits == 4 else 0
+    return matrix.rows * (matrix.columns * load.bits // 8 + groups * 2 + zeros)

@@ -63,6 +63,8 @@ class Endpoint:
     def check(self, window: Sequence[int]) -> None:
         """Find out, before anything else is done, whether windows of this length are scored. Raises EndpointError."""
         self._agree(window)
+        # A server may answer 200 and leave the log-probabilities out.
+        self._score(window)
 
     def score(
         self, windows: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda done: None

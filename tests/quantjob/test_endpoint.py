@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from plimsoll.cli.main import main
 from plimsoll.quantjob.data import Tokens, tokens_of
 from plimsoll.quantjob.endpoint import Endpoint, EndpointError
 from plimsoll.quantjob.endpoint_evaluation import coarse_divergence, compare_endpoint
@@ -131,6 +132,28 @@ def test_a_server_that_does_not_score_prompts_is_named(
     with older_server(url, answer) as broken, pytest.raises(EndpointError, match=message) as caught:
         Endpoint(broken, tokenizer).score(tokens.windows.tolist())
     assert broken in str(caught.value)
+    with older_server(url, answer) as broken, pytest.raises(EndpointError, match=message):
+        Endpoint(broken, tokenizer).check([0] * 20)
+
+
+def test_a_server_that_scores_passes_the_check_before_work(url: str, tokenizer: Tokenizer) -> None:
+    Endpoint(url, tokenizer).check([0] * 20)
+    with older_server(url) as older:
+        Endpoint(older, tokenizer).check([0] * 20)
+
+
+def test_an_endpoint_that_does_not_score_is_refused_before_any_text_is_written(
+    folders: tuple[Path, Path], url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(*arguments: object, **options: object) -> None:
+        raise AssertionError("text is written")
+
+    monkeypatch.setattr("plimsoll.quantjob.selftext._engine", write)
+    for answer, message in ((200, "gives no log-probabilities"), (400, "refuses to score a prompt: HTTP 400")):
+        with older_server(url, answer) as broken, pytest.raises(SystemExit) as ended:
+            main(["eval", str(folders[0]), broken, "--samples", "2", "--seqlen", "24"])
+        assert ended.value.code == 1
+        assert message in capsys.readouterr().err
 
 
 def test_nobody_there_is_named(tokenizer: Tokenizer) -> None:

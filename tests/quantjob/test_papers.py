@@ -24,7 +24,11 @@ ROUNDED = Recipe("rtn", 4, 32, "compressed-tensors", search_scale=False, clip=Fa
     ("given", "written", "words"),
     [
         ({"do_sample": True, "temperature": 0.6, "top_p": 1.5}, {"do_sample": True, "temperature": 0.6}, "top_p '1.5'"),
-        ({"temperature": 0.6, "eos_token_id": 2}, {"do_sample": True, "temperature": 0.6, "eos_token_id": 2}, "do_samp"),
+        (
+            {"temperature": 0.6, "eos_token_id": 2},
+            {"do_sample": True, "temperature": 0.6, "eos_token_id": 2},
+            "do_samp",
+        ),
         ({"do_sample": "true", "top_k": "20"}, {"do_sample": True, "top_k": 20}, "do_sample is set to true"),
         ({"do_sample": True, "temperature": "hot"}, {"do_sample": True}, "temperature 'hot'"),
         ({"do_sample": False, "temperature": 0.0}, {"do_sample": True, "top_k": 1}, "top_k 1, which means the same"),
