@@ -298,6 +298,19 @@ def test_room_that_cannot_be_enough_is_refused_and_room_that_may_be_is_told_of(
         check_room(found, tmp_path, found.least_disk - 1001, 1000)
 
 
+def test_room_for_the_shard_that_a_merge_writes_twice_is_counted(tiny: Path, tmp_path: Path) -> None:
+    recipe = Recipe("rtn", group_size=32, format="compressed-tensors")
+    checkpoint = open_checkpoint(tiny)
+    found = preflight(checkpoint.facts, recipe, 0, 48, 0, memory=2 << 30, batch=None, threads=1)
+    walk = Walk(checkpoint, recipe, None, tmp_path, found.plan, Workers(1), shard_bytes=1)
+    walk.run()
+    largest = max(sum(shard.tensors.values()) for shard in walk.state.shards)
+    written = sum(sum(shard.tensors.values()) for shard in walk.state.shards)
+    # Norms and zero points in whole bytes are within a tenth.
+    assert found.needs.scratch == pytest.approx(largest, rel=0.1)
+    assert found.least_disk == pytest.approx(written + largest, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
