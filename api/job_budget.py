@@ -29,7 +29,7 @@ GRAM_COLUMNS = 2048
 #: What the heaps of a job's threads keep, and its tokenizer's code, beside what any process starts with.
 HEAP_BYTES = 48 * MIB
 #: Sequences that the engine samples `self` text in at once.
-SAMPLED_AT_ONCE = 16
+SAMPLED_AT_ONCE = 32
 #: Rows of logits that an evaluation holds at once, of each model that it compares.
 LOGIT_ROWS = 128
 #: Logits that exist at once: the reference's, two others', and the pieces that one is joined from.

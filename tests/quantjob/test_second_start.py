@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from plimsoll.checkpoint.lock import FolderLock
-from plimsoll.quantjob import job
+from plimsoll.quantjob import job, selftext
 from plimsoll.quantjob.job import Outcome
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.selftext import self_tokens
@@ -51,7 +51,10 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("cut", [0, 7], ids=["whole", "cut in its last line"])
-def test_windows_that_were_drawn_before_a_kill_are_not_drawn_again(tiny: Path, tmp_path: Path, cut: int) -> None:
+def test_windows_that_were_drawn_before_a_kill_are_not_drawn_again(
+    tiny: Path, tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selftext, "SAMPLED_AT_ONCE", 16)
     wanted = [(20, 3)]
     (undisturbed,) = self_tokens(tiny, wanted, 16, threads=1)
     drawn = tmp_path / "sampled-3.jsonl"

@@ -44,7 +44,7 @@ def test_self_text_is_the_same_for_a_seed_on_any_threads_and_other_for_another(f
 
 
 def test_self_text_does_not_depend_on_how_much_is_asked_for(folder: Path) -> None:
-    (few,), (many,) = (self_tokens(folder, [(count, 0)], 16, threads=1) for count in (2, 18))
+    (few,), (many,) = (self_tokens(folder, [(count, 0)], 16, threads=1) for count in (2, SAMPLED_AT_ONCE + 2))
     assert (many.windows[:2] == few.windows).all()
 
 
