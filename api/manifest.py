@@ -253,6 +253,13 @@ def _known_fields(place: Sequence[int | str], whole: type[BaseModel]) -> list[st
         if isinstance(part, int):
             continue
         field = next(info for info in model.model_fields.values() if info.alias == part)
-        choices = (field.annotation, *get_args(field.annotation))
-        model = next(kind for kind in choices if isinstance(kind, type) and issubclass(kind, BaseModel))
+        model = next(_models(field.annotation))
     return [info.alias or name for name, info in model.model_fields.items()]
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Models within a field's annotation, however deep: in Annotated, in a list, beside None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)

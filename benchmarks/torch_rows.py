@@ -98,7 +98,7 @@ def main() -> None:
     for length in asked.prompts:
         slow, fast = prompt_seconds((equal, quick), length, asked.rounds)
         table.add_row(f"{length} tokens", f"{slow:.3f}", f"{fast:.3f}", f"{slow / fast:.2f} ×")
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     console.print(
         f"Of {ANSWERS} answers, {AT_ONCE} at once, differ from an idle engine's: default {differing(equal)}, "

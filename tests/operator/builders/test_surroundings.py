@@ -14,8 +14,8 @@ from plimsoll.operator.plan.quota import with_help
 from tests.support.built import DIGEST, INSPECTION, MINIMAL, SETTINGS, Object, Spec, deployment, replica_set
 from tests.support.job_manifests import LEAST
 
-#: Of the template of MINIMAL in the commit before these fields.
-GOLDEN = "dffe65c03e"
+#: Digest of the template of MINIMAL, which has none of these fields.
+GOLDEN = "fbd5c61e92"
 SOURCES = ("hf://org/name", "pvc://models/a", f"oci://r.example/m@{DIGEST}")
 
 
@@ -33,7 +33,7 @@ def job(pod: Spec, source: str) -> Object:
 
     wish = {**LEAST, "model": {"source": source}, "weights": {"groupSize": 32}, "pod": pod}
     spec = QuantizationJobSpec.model_validate(wish)
-    needs = job_needs(INSPECTION.facts, _load(spec))
+    needs = job_needs(INSPECTION.facts, _load(spec, INSPECTION.facts))
     found: Object = build.job(deployment(wish), spec, INSPECTION, needs, SETTINGS, image_volumes=False)
     return found["spec"]["template"]["spec"]  # type: ignore[no-any-return]
 

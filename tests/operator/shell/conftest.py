@@ -112,6 +112,12 @@ class Api:
             at = int(query.get("continue") or 0)
             more = str(at + 1) if at + 1 < len(pages) else ""
             return 200, {"metadata": {"resourceVersion": "1", "continue": more}, "items": pages[at]}
+        if verb == "GET" and known is None and path.endswith("/events"):
+            # A kind that every API server has: a collection of none is no error.
+            uid = query.get("fieldSelector", "").removeprefix("involvedObject.uid=")
+            items = [one for where, one in self.objects.items() if where.startswith(f"{path}/")]
+            found = [one for one in items if not uid or one["involvedObject"]["uid"] == uid]
+            return 200, {"metadata": {"resourceVersion": "1"}, "items": found}
         if verb == "POST":
             path = f"{path}/{body['metadata']['name']}"
             if path in self.objects:

@@ -13,7 +13,10 @@ KEY = ("ns", "a")
 
 
 def status(message: str, ready: str = "False", reason: str = "NotReady", generation: int = 1) -> dict[str, Any]:
-    condition = {"type": "Ready", "status": ready, "reason": reason, "message": message}
+    condition = {
+        "type": "Ready", "status": ready, "reason": reason, "message": message,
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
     return {"observedGeneration": generation, "phase": "Pending", "message": message, "conditions": [condition]}
 
 
