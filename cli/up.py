@@ -117,5 +117,6 @@ def _refuse_together(budgets: "list[tuple[ModelDeployment, Budget | None]]") -> 
         parts = " + ".join(f"{format_bytes(size)} {name}" for name, size in on_cpu)
         raise DoesNotFitError(
             f"needs {parts} = {format_bytes(needed)}, and {format_bytes(free)} of this machine's memory are free",
-            field="spec.accelerator.memory", fix=f"Free {format_bytes(needed - free)}, or run fewer deployments at once",
+            field="spec.accelerator.memory",
+            fix=f"Free {format_bytes(needed - free)}, or run fewer deployments at once",
         )  # fmt: skip

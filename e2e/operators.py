@@ -128,10 +128,14 @@ class ChartOperator:
         repository, _, tag = self.image.rpartition(":")
         settings = {**self.settings}
         runtime, _, runtime_tag = settings.pop("runtimeImage").rpartition(":")
+        cuda, _, cuda_tag = settings.pop("cudaRuntimeImage").rpartition(":")
         settings.pop("operatorNamespace", None)  # is the release's
         return {
             "image": {"repository": repository, "tag": tag},
-            "runtime": {"image": {"repository": runtime, "tag": runtime_tag}},
+            "runtime": {
+                "image": {"repository": runtime, "tag": runtime_tag},
+                "cudaImage": {"repository": cuda, "tag": cuda_tag},
+            },
             "settings": settings,
             "podLabels": self.labels,
             "crds": {"install": False},  # the fixture `cluster` has applied them

@@ -148,7 +148,7 @@ def test_defaults_appear_in_what_is_stored(cluster: Cluster) -> None:
     assert (spec["replicas"], spec["precision"], spec["parallelism"]["tensor"]) == (1, "auto", "auto")
     assert spec["serving"]["requestTimeout"] == "10m"
     assert "context" not in spec
-    assert "pod" not in spec
+    assert spec["pod"] == {"imagePullPolicy": "IfNotPresent", "securityContext": {"assignedByCluster": False}}
 
 
 def test_kubectl_refuses_an_unknown_field_and_without_validation_it_is_dropped(cluster: Cluster) -> None:
@@ -207,13 +207,14 @@ def test_columns_short_name_category_and_both_subresources(cluster: Cluster, her
     }  # fmt: skip
     status = {
         "phase": "Loading", "message": "pod demo-1 is loading", "endpoint": "http://demo", "replicas": 2,
+        "ready": "1/2",
         "selector": "plimsoll.dev/deployment=demo", "load": {"summary": "3 running"}, "conditions": [condition],
     }  # fmt: skip
     path = f"{PLACE.format(here)}/demo"
     cluster.api("PATCH", f"{path}/status", {"status": status}, kind="merge-patch")
     head, row = cluster.kubectl("get", "mdep", "-n", here).splitlines()
     assert head.split() == ["NAME", "READY", "PHASE", "SINCE", "LOAD", "ENDPOINT", "AGE", "MESSAGE"]
-    assert re.match(r"demo +False +Loading +\d+s +3 running +http://demo +\d+s +pod demo-1 is loading", row)
+    assert re.match(r"demo +1/2 +Loading +\d+s +3 running +http://demo +\d+s +pod demo-1 is loading", row)
     assert "hf://org/name@main" in cluster.kubectl("get", "plimsoll", "-n", here, "-o", "wide")
     scale = cluster.api("GET", f"{path}/scale")
     assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (2, 2)
