@@ -168,7 +168,7 @@ def _sliding(config: Mapping[str, Any], architecture: str, layers: int) -> tuple
         return None, None
     window = integer(config, "sliding_window", default=_WINDOW)
     if kinds is not None:
-        # transformers' class for `mistral` has the window on every layer, whatever layer_types says.
+        # transformers' class for `mistral` puts the window on every layer and ignores layer_types.
         if not qwen and not all(kinds) and config.get("model_type", "mistral") == "mistral":
             raise CheckpointError(
                 "a model of type mistral has its window on every layer", field="layer_types",

@@ -35,7 +35,7 @@ _HARMLESS = (
     "partial_rotary_factor",
     "max_position_embeddings",
 )
-#: Keys of scalings that are not run, whatever the kind calls itself.
+#: Keys of scalings that the engine does not run. The name of the scaling does not matter.
 _REFUSED = ("long_factor", "short_factor", "mrope_section", "mrope_interleaved", "llama_4_scaling_beta", "alpha")
 
 _ORIGINAL = "original_max_position_embeddings"

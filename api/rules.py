@@ -99,13 +99,13 @@ TOLERATION: list[Any] = [
     ),
 ]
 
-SECURITY_WORDS = "assignedByCluster goes without runAsUser, runAsGroup and fsGroup: write one or the other"
+SECURITY_WORDS = "assignedByCluster cannot be combined with runAsUser, runAsGroup or fsGroup: remove one of them"
 SECURITY: list[Any] = [
     rule(
         "!self.assignedByCluster || !(has(self.runAsUser) || has(self.runAsGroup) || has(self.fsGroup))", SECURITY_WORDS
     )
 ]
-SPREAD_WORDS = "minDomains goes with whenUnsatisfiable: DoNotSchedule"
+SPREAD_WORDS = "minDomains needs whenUnsatisfiable: DoNotSchedule"
 SPREAD: list[Any] = [rule("!has(self.minDomains) || self.whenUnsatisfiable == 'DoNotSchedule'", SPREAD_WORDS)]
 ARCHITECTURE_WORDS = "contradicts pod.nodeSelector, which names another kubernetes.io/arch: write one of them"
 

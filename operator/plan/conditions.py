@@ -8,6 +8,8 @@ from typing import Any, Literal
 Truth = Literal["True", "False", "Unknown"]
 #: The API server takes 32,768 characters; nobody reads that many.
 MOST_MESSAGE = 2000
+#: Of status.message, which is a column.
+MOST_COLUMN = 300
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ def written(
             }
         )
     return found
+
+
+def column(message: str) -> str:
+    """A message in one line: kubectl cuts a column at the first line break, and the ways out stand after one."""
+    return "; ".join(line.strip() for line in message.splitlines() if line.strip())[:MOST_COLUMN]
 
 
 def timestamp(now: float) -> str:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from plimsoll.api.accelerator import mig_bytes, most_mig_bytes
 from plimsoll.api.budget import SERVER_BYTES
-from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.deployment import ModelDeploymentSpec, PodPlacement
 from plimsoll.api.quantity import format_bytes
 from plimsoll.operator.build.placing import Placing
-from plimsoll.operator.plan.capacity import tolerates
+from plimsoll.operator.plan.capacity import selects, tolerates
 from plimsoll.operator.plan.cards import Card, cards, placing
 from plimsoll.operator.snapshot import Node
 
@@ -116,8 +116,8 @@ def _gpu_memory(spec: ModelDeploymentSpec, nodes: tuple[Node, ...] | None) -> De
 
 
 def _able(spec: ModelDeploymentSpec, nodes: Iterable[Node], usable: bool = True) -> list[Node]:
-    """Nodes that the pod may be placed on, by its selector and tolerations."""
-    found = [node for node in matching(nodes, spec.pod.node_selector) if node.usable or not usable]
+    """Nodes that the pod may be placed on, by its selector, required node affinity and tolerations."""
+    found = [node for node in allowed(nodes, spec.pod) if node.usable or not usable]
     tolerations = [one.model_dump(by_alias=True, exclude_none=True) for one in spec.pod.tolerations]
     # Where all are tainted somebody else may add the toleration, as admission does for devices.
     return [node for node in found if tolerates(node.taints, tolerations)] or found
@@ -126,7 +126,15 @@ def _able(spec: ModelDeploymentSpec, nodes: Iterable[Node], usable: bool = True)
 def _nowhere(spec: ModelDeploymentSpec, nodes: tuple[Node, ...] | None) -> str:
     if nodes is None:
         return f"this operator may not see nodes: {FIX}"
-    return f"{selected(nodes, spec.pod.node_selector) or 'no node is ready'}: {FIX}"
+    none = "no node is ready" if allowed(nodes, spec.pod) else "no node matches spec.pod.affinity"
+    return f"{selected(nodes, spec.pod.node_selector) or (none if nodes else 'no node is ready')}: {FIX}"
+
+
+def allowed(nodes: Iterable[Node], pod: PodPlacement) -> list[Node]:
+    """Nodes that the pod's nodeSelector and required node affinity allow, tainted or not."""
+    affinity = {} if pod.affinity is None else pod.affinity.model_dump(by_alias=True, exclude_none=True)
+    wish = {"nodeSelector": pod.node_selector, "affinity": affinity}
+    return [node for node in nodes if selects(node, wish)]
 
 
 def matching(nodes: Iterable[Node], wanted: Mapping[str, str]) -> list[Node]:

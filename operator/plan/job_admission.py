@@ -17,7 +17,7 @@ from plimsoll.operator.build.quantizing import BESIDE_BYTES
 from plimsoll.operator.plan.admission import NotAllowedError, check_allowed, check_source, looked_at
 from plimsoll.operator.plan.capacity import tolerates
 from plimsoll.operator.plan.conditions import Condition
-from plimsoll.operator.plan.devices import matching
+from plimsoll.operator.plan.devices import allowed
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Snapshot
 
@@ -144,7 +144,7 @@ def _check_nodes(
         return
     line = (spec.accelerator.memory or needs.memory) + BESIDE_BYTES
     wanted = [one.model_dump(by_alias=True, exclude_none=True) for one in spec.pod.tolerations]
-    able = [n for n in matching(snapshot.nodes, spec.pod.node_selector) if n.usable and tolerates(n.taints, wanted)]
+    able = [n for n in allowed(snapshot.nodes, spec.pod) if n.usable and tolerates(n.taints, wanted)]
     largest = max(able, key=lambda node: node.allocatable.get("memory", 0), default=None)
     if largest is None or largest.allocatable.get("memory", 0) >= line:
         return

@@ -5,7 +5,7 @@ from typing import Any
 
 from plimsoll.api.job_progress import Figures, JobProgress
 from plimsoll.operator import build
-from plimsoll.operator.plan.conditions import Condition, timestamp, written
+from plimsoll.operator.plan.conditions import Condition, column, timestamp, written
 from plimsoll.operator.plan.job_admission import JobAdmission
 from plimsoll.operator.plan.job_run import Run, percent
 from plimsoll.operator.snapshot import BatchJob, Snapshot
@@ -82,11 +82,13 @@ def _message(admission: JobAdmission, run: Run | None, held_up: str | None) -> s
     """Why it does not go on; empty while it does."""
     if run is not None:
         steps = (run.phase, "Starting", "Ending", "Downloading")
-        return "" if run.complete or (run.reason in steps and not run.failed) else f"{run.reason}: {run.message}"[:300]
+        return (
+            "" if run.complete or (run.reason in steps and not run.failed) else column(f"{run.reason}: {run.message}")
+        )
     if admission.ok:
         return held_up or ""
     first = admission.source_ready if admission.source_ready.status == "False" else admission.accepted
-    return first.message[:300]
+    return column(first.message)
 
 
 def _source(admission: JobAdmission) -> dict[str, Any] | None:

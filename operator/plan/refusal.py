@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from plimsoll.operator.actions import Event, Plan
-from plimsoll.operator.plan.conditions import Condition, written
+from plimsoll.operator.plan.conditions import Condition, column, written
 from plimsoll.operator.plan.quota import with_help
 from plimsoll.operator.plan.transitions import transitions
 from plimsoll.operator.snapshot import Deployment
@@ -35,7 +35,7 @@ def refused(plan: Plan, words: str, deployment: Deployment, now: float, *, taken
         told = (*told, Event("Warning", reason, words))
     status = {**plan.status, "conditions": list(conditions.values())}
     if plan.status.get("phase") != "Refused":
-        status["message"] = text[:300]
+        status["message"] = column(text)
         if "Degraded" in conditions:
             status["phase"] = "Degraded"
     return replace(plan, status=status, events=told)

@@ -6,7 +6,7 @@ from typing import Any
 
 from plimsoll.operator import build, names
 from plimsoll.operator.plan.admission import Admission
-from plimsoll.operator.plan.conditions import Condition, Truth, written
+from plimsoll.operator.plan.conditions import Condition, Truth, column, written
 from plimsoll.operator.plan.quantized import FAILED, WAITING
 from plimsoll.operator.plan.quota import with_help
 from plimsoll.operator.plan.rollout import Revision, Stage
@@ -39,7 +39,7 @@ def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision:
     found: dict[str, Any] = {
         "observedGeneration": generation,
         "phase": _phase(snapshot, admission, rolling, conditions),
-        "message": "" if ready.status == "True" else ready.message[:300],
+        "message": "" if ready.status == "True" else column(ready.message),
         "endpoint": _endpoint(snapshot) if sets else None,
         "ready": f"{rolling.new.serving if rolling.new else 0}/{rolling.wanted}",
         "replicas": sum(sum(not pod.ended for pod in s.pods) for s in sets),

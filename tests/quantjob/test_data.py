@@ -23,31 +23,10 @@ from plimsoll.quantjob.data import Corpus, calibration_tokens
 from plimsoll.quantjob.documents import data_files, documents
 from plimsoll.quantjob.hub_dataset import choose
 from tests.support.checkpoints import TURN_END, make_checkpoint, write_tokenizer
+from tests.support.corpora import lines, stream
 from tests.support.hub import Hub, running_hub
 
 TEXTS = [f"Text {index}: " + "ships and lines " * (index + 1) for index in range(12)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("data") / "llama")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(checkpoint: Path) -> Tokenizer:
-    return load_tokenizer(open_checkpoint(checkpoint))
-
-
-def lines(*records: Any) -> bytes:
-    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
-
-
-def stream(corpus: Corpus) -> list[int]:
-    """All tokens of it, from the one window that holds them."""
-    with pytest.raises(SpecError) as caught:
-        corpus.head(1, 1 << 40)
-    count = int(str(caught.value).partition("holds ")[2].split()[0])
-    return corpus.head(1, count).windows[0].tolist()
 
 
 def texts_of(ids: list[int], tokenizer: Tokenizer) -> list[str]:

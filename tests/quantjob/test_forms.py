@@ -1,8 +1,6 @@
 """Forms in which public datasets keep their texts."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,28 +9,7 @@ from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.quantjob.data import Corpus
 from tests.support.checkpoints import make_checkpoint, write_tokenizer
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("data") / "llama")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(checkpoint: Path) -> Tokenizer:
-    return load_tokenizer(open_checkpoint(checkpoint))
-
-
-def lines(*records: Any) -> bytes:
-    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
-
-
-def stream(corpus: Corpus) -> list[int]:
-    """All tokens of it, from the one window that holds them."""
-    with pytest.raises(SpecError) as caught:
-        corpus.head(1, 1 << 40)
-    count = int(str(caught.value).partition("holds ")[2].split()[0])
-    return corpus.head(1, count).windows[0].tolist()
+from tests.support.corpora import lines, stream
 
 
 def test_sharegpt_and_alpaca_are_conversations_like_messages(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -70,3 +70,23 @@ def test_what_comes_to_the_node_later_changes_no_pod() -> None:
         assert not [one for one in cluster.act().actions if isinstance(one, Apply)]
     assert (request(cluster), cluster.writes) == (before, writes)
     assert cluster.condition("Ready")["status"] == "True"
+
+
+@pytest.mark.parametrize(("zone", "wanted"), [("a", 4), ("b", 64)])
+def test_a_node_that_the_users_affinity_excludes_does_not_count(zone: str, wanted: int) -> None:
+    nodes = tuple(
+        replace(NODE, name=name, labels={"zone": name}, allocatable={**NODE.allocatable, "memory": size * GIB})
+        for name, size in (("a", 4), ("b", 64))
+    )
+    cluster = settled(nodes, pod={"affinity": in_zone(zone)})
+    assert request(cluster) == wanted * GIB
+
+
+def test_an_affinity_that_no_node_matches_is_named() -> None:
+    cluster = settled(pod={"affinity": in_zone("nowhere")})
+    assert "no node matches spec.pod.affinity" in cluster.condition("Accepted")["message"]
+
+
+def in_zone(zone: str) -> dict[str, Any]:
+    term = {"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}

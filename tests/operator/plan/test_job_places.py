@@ -1,0 +1,37 @@
+"""Where the pods of a quantization job may go, and what is said where they may go nowhere."""
+
+from dataclasses import replace
+
+from plimsoll.operator.snapshot import Node
+from tests.support.job_miniature import JobCluster, job_spec
+from tests.support.miniature import GIB
+
+MIB = 1 << 20
+
+
+def test_a_job_whose_pods_are_refused_says_so_in_the_clusters_words() -> None:
+    cluster = JobCluster()
+    while cluster.batch is None:
+        cluster.act()
+        cluster.others_move()
+    cluster.pods = []
+    cluster.batch = replace(cluster.batch, told='pods "demo" is forbidden: exceeded quota: must specify limits.cpu')
+    assert 0 < (cluster.act().again_in or 0) <= 30
+    stands = cluster.condition("Complete")
+    assert (stands["status"], stands["reason"]) == ("False", "PodsRefused")
+    assert "must specify limits.cpu" in cluster.status["message"]
+    assert "pod.limits" in cluster.status["message"]
+
+
+def test_a_node_that_the_users_affinity_excludes_holds_no_job() -> None:
+    term = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
+    required = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
+    large = Node("n1", allocatable={"cpu": 8000, "memory": 16 * GIB, "pods": 110}, labels={"zone": "b"})
+    small = replace(large, name="n2", labels={"zone": "a"}, allocatable={**large.allocatable, "memory": 100 * MIB})
+    cluster = JobCluster(spec=job_spec(pod={"affinity": required}), nodes=(large, small))
+    cluster.settle()
+    assert cluster.condition("Accepted")["reason"] == "DoesNotFit"
+    assert "n2" in cluster.condition("Accepted")["message"]
+    # kubectl cuts a column at a line break.
+    assert "fits with: " in cluster.status["message"]
+    assert "\n" not in cluster.status["message"]
