@@ -310,11 +310,14 @@ def test_draining_lets_running_streams_finish_and_nothing_new_in(tiny_checkpoint
         with endpoint.http.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True}) as answer:
             lines = answer.iter_lines()
             next(lines)
+            # Held, or a quick machine finishes the stream and the server is gone before anything new comes.
+            os.kill(endpoint.service.engine.pid, signal.SIGSTOP)
             endpoint.service.stop()
             eventually(lambda: httpx.get(f"{endpoint.root}/ready").status_code == 503)
             late = httpx.post(f"{endpoint.url}/chat/completions", json=CHAT)
             assert late.status_code == 503
             assert int(late.headers["Retry-After"]) >= 1
+            os.kill(endpoint.service.engine.pid, signal.SIGCONT)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert '"finish_reason":"length"' in rest[-2]
