@@ -1,5 +1,6 @@
 """Shared by every area: the real model. Fixtures of one area live in tests/support/."""
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,8 +58,13 @@ def smollm2_transformers(smollm2_gguf: Path) -> Any:
 
     The reference of every claim about right answers; loading takes transformers many seconds, so once for all areas.
     """
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM
 
     folder, name = smollm2_gguf.parent, smollm2_gguf.name
-    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        # transformers parses the file twice and makes the table of names once per tensor; the second costs as much again.
+        patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
+        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
