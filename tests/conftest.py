@@ -64,7 +64,7 @@ def smollm2_transformers(smollm2_gguf: Path) -> Any:
 
     folder, name = smollm2_gguf.parent, smollm2_gguf.name
     with pytest.MonkeyPatch.context() as patch:
-        # transformers parses the file twice and makes the table of names once per tensor; the second costs as much again.
+        # transformers parses the file twice and makes the table of names once per tensor.
         patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
         patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
         return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
