@@ -2,15 +2,13 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from types import ModuleType
 from typing import Any
 
 import pytest
-
-Scenario = Callable[[], object]
 
 
 def broken(module: ModuleType, before: str, after: str) -> ModuleType:
@@ -21,17 +19,6 @@ def broken(module: ModuleType, before: str, after: str) -> ModuleType:
     sys.modules[found.__name__] = found  # dataclasses look their module up
     exec(source.replace(before, after), found.__dict__)
     return found
-
-
-def scenarios(*modules: ModuleType, but: Iterable[str] = ()) -> list[Scenario]:
-    """The tests of `modules` as plain calls, each with every set of its parameters, `but` those of these names."""
-    tests = ((name, test) for module in modules for name, test in vars(module).items())
-    return [
-        partial(test, **given)
-        for name, test in tests
-        if name.startswith("test_") and name not in but
-        for given in _parameters(test)
-    ]
 
 
 def _parameters(test: Any) -> Iterator[dict[str, Any]]:
@@ -45,8 +32,12 @@ def _parameters(test: Any) -> Iterator[dict[str, Any]]:
         yield {name: value for row in chosen for name, value in row.items()}
 
 
-def notices(scenario: Scenario) -> bool:
-    """Whether a test fails."""
+def notices(test: Callable[..., object]) -> bool:
+    """Whether a test fails, as a plain call, with any set of its parameters."""
+    return any(_fails(partial(test, **given)) for given in _parameters(test))
+
+
+def _fails(scenario: Callable[[], object]) -> bool:
     try:
         scenario()
     except (Exception, pytest.fail.Exception):

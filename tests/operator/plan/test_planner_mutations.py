@@ -5,7 +5,7 @@ import pytest
 from plimsoll.operator.plan import planner
 from tests.operator.plan import test_draining, test_lingering, test_planner, test_standing
 from tests.support import miniature
-from tests.support.mutations import broken, notices, scenarios
+from tests.support.mutations import broken, notices
 
 #: What a rule is: (the source that keeps it, what breaks it).
 RULES = {
@@ -95,20 +95,45 @@ RULES = {
     ),
 }
 
-#: Whose scenarios notice it, where it is not the planner's own.
-ELSEWHERE = {
-    "a cordoned node gets a second replica": test_draining,
-    "an only replica without another place is let go": test_draining,
-    "more than are wanted for a drain's sake is no rollout": test_draining,
-    "what is gone back to is evacuated too": test_draining,
-    "what serves a refused spec is held": test_draining,
-    "what runs stays accepted": test_standing,
-    "a rollout looks again when nobody ends a pod": test_lingering,
-    "pods that ended are told from those that are missed": test_lingering,
-}
-SCENARIOS = {
-    module: scenarios(module, but=["test_any_history_ends_where_a_calm_one_would"])
-    for module in (test_planner, test_draining, test_standing, test_lingering)
+#: The test that notices it: with each set of its parameters.
+NOTICED_BY = {
+    "what is on its way out is left alone": test_planner.test_a_deployment_on_its_way_out_gets_nothing_new,
+    "nothing starts before it is accepted": test_planner.test_an_unchanged_cluster_is_left_alone,
+    "a missing child is made": test_planner.test_a_cordoned_node_gets_a_second_replica_before_the_first_may_go,
+    "a changed child is put back": test_planner.test_what_others_change_of_ours_is_put_back_and_what_they_add_is_left,
+    "a bad revision is given up": test_planner.test_a_loading_pod_that_moves_is_never_given_up_and_one_that_does_not_is,
+    "and marked, so that a restart knows": (
+        test_planner.test_a_loading_pod_that_moves_is_never_given_up_and_one_that_does_not_is
+    ),
+    "a revision that served is marked": (
+        test_planner.test_a_loading_pod_that_moves_is_never_given_up_and_one_that_does_not_is
+    ),
+    "a revision gone back to is forgiven": test_planner.test_a_bad_revision_stops_and_its_own_words_are_quoted,
+    "others' templates are left alone": test_planner.test_another_operator_version_leaves_templates_alone,
+    "replicas are put back": test_planner.test_another_operator_version_leaves_templates_alone,
+    "old revisions are scaled": test_planner.test_history_is_kept_short,
+    "history is bounded": test_planner.test_history_is_kept_short,
+    "a cordoned node gets a second replica": (
+        test_draining.test_after_a_failed_rollout_what_was_gone_back_to_is_evacuated_as_well
+    ),
+    "an only replica without another place is let go": test_draining.test_a_successor_that_cannot_serve_ends_the_wait,
+    "more than are wanted for a drain's sake is no rollout": (
+        test_draining.test_a_node_that_stays_cordoned_is_no_rollout_without_end
+    ),
+    "what is gone back to is evacuated too": (
+        test_draining.test_after_a_failed_rollout_what_was_gone_back_to_is_evacuated_as_well
+    ),
+    "what serves a refused spec is held": (
+        test_draining.test_a_rollout_that_a_refusal_caught_half_way_is_left_as_it_is_until_nothing_is_wanted
+    ),
+    "what runs stays accepted": test_standing.test_what_serves_stays_accepted_whatever_happens_around_it,
+    "a rollout looks again when nobody ends a pod": (
+        test_lingering.test_a_rollout_beside_a_pod_that_nobody_ends_looks_again_when_it_may_go_on
+    ),
+    "pods that ended are told from those that are missed": (
+        test_lingering.test_an_eviction_says_so_until_another_pod_is_there
+    ),
+    "room is what is free": test_planner.test_room_counts_what_free_nodes_would_take,
 }
 
 
@@ -118,8 +143,8 @@ def test_a_broken_rule_is_noticed(rule: str, monkeypatch: pytest.MonkeyPatch) ->
     for module in (miniature, test_planner):
         monkeypatch.setattr(module, "plan", mutated.__dict__["plan"])
     monkeypatch.setattr(test_planner, "room_for", mutated.__dict__["room_for"])
-    assert any(notices(scenario) for scenario in SCENARIOS[ELSEWHERE.get(rule, test_planner)]), rule
+    assert notices(NOTICED_BY[rule])
 
 
 def test_nothing_is_noticed_where_no_rule_is_broken() -> None:
-    assert not any(notices(scenario) for found in SCENARIOS.values() for scenario in found)
+    assert not any(notices(test) for test in set(NOTICED_BY.values()))
