@@ -8,6 +8,8 @@ from plimsoll.api.errors import CheckpointError
 
 #: Beyond any published model; a hostile configuration must not make sums overflow or lists explode.
 LARGEST = 1 << 31
+#: The same for numbers that need not be whole: the base of a rotary embedding is the largest of them.
+LARGEST_NUMBER = 1e30
 
 
 def integer(
@@ -27,13 +29,15 @@ def integer(
     return value
 
 
-def number(config: Mapping[str, Any], key: str, default: float) -> float:
-    """A finite number above 0; null counts as absent. Raises CheckpointError."""
+def number(config: Mapping[str, Any], key: str, default: float, most: float = LARGEST_NUMBER) -> float:
+    """A number above 0, at most `most`; null counts as absent. Raises CheckpointError."""
     value = config.get(key)
     if value is None:
         return default
     if not is_number(value) or not float(value) > 0:
         raise CheckpointError("must be a number above 0", field=key, value=short(value))
+    if float(value) > most:
+        raise CheckpointError(f"must be at most {most:g}", field=key, value=short(value))
     return float(value)
 
 

@@ -12,7 +12,11 @@ from plimsoll.api.quantization import parse_quantization
 from plimsoll.api.rope_config import lost_theta, rope_from_config, unknown_rope_keys
 
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
-_MOST_LAYERS = 4096
+#: Beyond any published model. Sums, lists and searches over these counts stay small for a hostile configuration.
+_MOST_LAYERS, _MOST_HEADS, _MOST_HEAD_DIM = 1 << 10, 1 << 12, 1 << 13
+_MOST_HIDDEN, _MOST_INTERMEDIATE, _MOST_VOCABULARY = 1 << 20, 1 << 22, 1 << 24
+#: Numbers of heads that an error lists.
+_SHOWN = 12
 #: Key-value heads where a configuration does not name them, by its class in transformers; others have one a head.
 _KV_HEADS = {"MistralForCausalLM": 8, "Qwen2ForCausalLM": 32, "Qwen3ForCausalLM": 32}
 #: Tokens of a window that is used and not named, in the classes of transformers.
@@ -28,15 +32,15 @@ def facts_from_config(config: Mapping[str, Any], tensors: Mapping[str, TensorFac
     """
     architecture = _architecture(config)
     _refuse_unrun(config, architecture)
-    heads = integer(config, "num_attention_heads")
+    heads = integer(config, "num_attention_heads", most=_MOST_HEADS)
     # What the configuration class of the family takes where the key is not there at all; null says the heads' number.
     absent = heads if "num_key_value_heads" in config else _KV_HEADS.get(architecture, heads)
-    kv_heads = integer(config, "num_key_value_heads", default=absent)
-    hidden = integer(config, "hidden_size")
+    kv_heads = integer(config, "num_key_value_heads", default=absent, most=_MOST_HEADS)
+    hidden = integer(config, "hidden_size", most=_MOST_HIDDEN)
     if heads % kv_heads:
         raise CheckpointError(
             f"does not divide the {heads} attention heads", field="num_key_value_heads", value=kv_heads,
-            fix=f"It must be one of {[n for n in range(1, heads + 1) if heads % n == 0][:12]}",
+            fix=f"It must be one of {[n for n in range(1, heads + 1) if heads % n == 0][:_SHOWN]}",
         )  # fmt: skip
     if config.get("head_dim") is None and hidden % heads:
         raise CheckpointError(
@@ -45,7 +49,7 @@ def facts_from_config(config: Mapping[str, Any], tensors: Mapping[str, TensorFac
             value=hidden,
         )
     whole = 128 if architecture == "Qwen3ForCausalLM" and "head_dim" not in config else hidden // heads
-    head_dim = integer(config, "head_dim", default=whole)
+    head_dim = integer(config, "head_dim", default=whole, most=_MOST_HEAD_DIM)
     if head_dim % 2:
         raise CheckpointError("must be even: positions rotate pairs", field="head_dim", value=head_dim)
     layers = integer(config, "num_hidden_layers", most=_MOST_LAYERS)
@@ -55,15 +59,15 @@ def facts_from_config(config: Mapping[str, Any], tensors: Mapping[str, TensorFac
     bias = flag(config, "bias", True) if internlm2 else flag(config, "attention_bias")
     return ModelFacts(
         architecture=architecture,
-        vocab_size=integer(config, "vocab_size"),
+        vocab_size=integer(config, "vocab_size", most=_MOST_VOCABULARY),
         hidden_size=hidden,
-        intermediate_size=integer(config, "intermediate_size"),
+        intermediate_size=integer(config, "intermediate_size", most=_MOST_INTERMEDIATE),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         max_position=max_position,
-        rms_norm_eps=number(config, "rms_norm_eps", 1e-6),
+        rms_norm_eps=number(config, "rms_norm_eps", 1e-6, most=1.0),
         rope=rope_from_config(config, max_position),
         tie_embeddings=flag(config, "tie_word_embeddings"),
         sliding_window=window,

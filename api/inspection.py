@@ -9,7 +9,7 @@ from typing import Any
 
 from plimsoll.api.config_keys import READ
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.facts import facts_from_config
+from plimsoll.api.facts import expected_tensors, facts_from_config
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantization import essential
 from plimsoll.api.tensor_table import collapse, expand
@@ -114,6 +114,9 @@ def _inspection(report: Mapping[str, Any]) -> Inspection:
         raise ValueError("wrong types")
     tensors = None if report["tensors"] is None else expand(report["tensors"])
     facts = facts_from_config(report["config"], tensors)
+    # Headers say which modules are whole. Without them expressions of the checkpoint would, and may match for hours.
+    if facts.quantization is not None and not expected_tensors(facts).keys() <= (tensors or {}).keys():
+        raise ValueError("tensors are missing")
     return Inspection(
         digest=report["digest"],
         revision=report["revision"],

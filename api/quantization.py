@@ -72,7 +72,7 @@ def ignores(pattern: str, module: str) -> bool:
         return pattern in module
     try:
         return re.match(pattern[3:], module) is not None
-    except re.error:
+    except (re.error, OverflowError, RecursionError):
         return False
 
 
@@ -163,7 +163,7 @@ class _Parser:
             if isinstance(pattern, str) and pattern.startswith("-:"):
                 try:
                     re.compile(pattern[2:])
-                except re.error as error:
+                except (re.error, OverflowError, RecursionError) as error:
                     raise self._refusal("dynamic", pattern, f"is no regular expression: {error}") from None
                 found.append(f"re:{pattern[2:]}")
             elif not isinstance(changes, Mapping) or any(self.given.get(key) != new for key, new in changes.items()):

@@ -6,7 +6,7 @@ https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_
 from collections.abc import Mapping
 from typing import Any
 
-from plimsoll.api.config_values import flag, is_number, number, short
+from plimsoll.api.config_values import LARGEST, flag, integer, is_number, number, short
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.model import RopeFacts
 
@@ -65,7 +65,7 @@ def rope_from_config(config: Mapping[str, Any], max_position: int) -> RopeFacts:
     params = _numbers(name, scaling)
     if kind in _FROM_ORIGINAL:
         if config.get(_ORIGINAL) is not None:
-            params[_ORIGINAL] = number(config, _ORIGINAL, 0.0)
+            params[_ORIGINAL] = float(integer(config, _ORIGINAL))
         elif kind == "llama3":
             params.setdefault(_ORIGINAL, float(max_position))
     if kind == "yarn" and scaling.get("truncate") is not None:
@@ -130,6 +130,10 @@ def _numbers(name: str, scaling: Mapping[str, Any]) -> dict[str, float]:
         # 0 stands for the default of these, as in transformers.
         if value < 0 or (value == 0 and key not in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")):
             raise CheckpointError("must be above 0", field=f"{name}.{key}", value=value)
+        if value > LARGEST:
+            raise CheckpointError(f"must be at most {LARGEST}", field=f"{name}.{key}", value=short(value))
+        if key == _ORIGINAL and value != int(value):
+            raise CheckpointError("must be a whole number", field=f"{name}.{key}", value=value)
         params[key] = float(value)
     return params
 

@@ -10,8 +10,10 @@ from plimsoll.api.model import TensorFact
 
 #: The number of the layer in a tensor's name; `*` stands for it in a pattern.
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
-#: Beyond any checkpoint that is read; a forged table must not expand to gigabytes.
+#: Beyond any checkpoint that is read; a forged table must not expand to gigabytes, nor for minutes.
 _MOST_TENSORS = 1 << 17
+_MOST_SIZES = 8
+_LARGEST_SIZE = 1 << 48
 
 
 def collapse(tensors: Mapping[str, TensorFact]) -> dict[str, Any]:
@@ -53,16 +55,20 @@ def expand(table: Mapping[str, Any]) -> dict[str, TensorFact]:
     """
     rates = {dtype: Fraction(*pair) if pair[1] else Fraction(0) for dtype, pair in table["rates"].items()}
     found: dict[str, TensorFact] = {}
+    seen = 0
     for pattern, sizes, kinds, *own in table["rows"]:
-        shape = tuple(int(size) for size in sizes)
+        shape = tuple(int(size) for size in sizes[:_MOST_SIZES])
+        if len(sizes) > _MOST_SIZES or any(not 0 <= size <= _LARGEST_SIZE for size in shape):
+            raise ValueError("a tensor without a shape")
         for dtype, ranges in kinds.items():
             nbytes = Fraction(int(own[0])) if own else rates[dtype] * prod(shape)
-            if nbytes.denominator != 1 or nbytes < 0:
+            if nbytes.denominator != 1 or not 0 <= nbytes <= _LARGEST_SIZE:
                 raise ValueError("a tensor of a fraction of a byte")
             for layer in _layers(ranges):
                 name = pattern if layer is None else pattern.replace("*", str(layer))
                 found[name] = TensorFact(name, shape, dtype, nbytes.numerator)
-                if len(found) > _MOST_TENSORS:
+                seen += 1  # Not those that are found: a name that comes again and again costs time as well.
+                if seen > _MOST_TENSORS:
                     raise ValueError("too many tensors")
     return found
 

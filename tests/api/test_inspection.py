@@ -184,7 +184,7 @@ def test_a_configuration_alone_survives() -> None:
 
 def test_what_does_not_fit_is_said_in_words() -> None:
     noise = random.Random(0)
-    config = PUBLISHED["llama-3.1-70b"] | {"num_hidden_layers": 4000}
+    config = PUBLISHED["llama-3.1-70b"] | {"num_hidden_layers": 1000}
     facts = facts_of(config, lambda name, shape: noise.choice(("Q4_K", "Q5_K", "Q6_K", "F32")))
     with pytest.raises(CheckpointError, match="last words hold 4096"):
         inspection(facts).encode()
