@@ -21,8 +21,10 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 #: Far beyond any real file, near enough to keep a hostile one cheap.
 MAX_ENTRIES = 1 << 16
-MAX_ARRAY = 1 << 24
+MAX_ARRAY = 1 << 22
 MAX_TEXT_BYTES = 16 * 1024 * 1024
+#: Of all strings outside of arrays together.
+MAX_TEXTS_BYTES = 64 * 1024 * 1024
 MAX_RANK = 4
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -65,6 +67,7 @@ class _Cursor:
         self.size = len(data)
         self.where = where
         self.at = 0
+        self.text_bytes = 0
 
     def fail(self, message: str, value: object = None) -> CheckpointError:
         return CheckpointError(
@@ -91,6 +94,9 @@ class _Cursor:
         end = self.at + length
         if end > self.size:
             raise self.fail("ends inside a string")
+        self.text_bytes += length
+        if self.text_bytes > MAX_TEXTS_BYTES:
+            raise self.fail(f"holds more than {MAX_TEXTS_BYTES} bytes of strings")
         raw = self.data[self.at : end]
         self.at = end
         try:

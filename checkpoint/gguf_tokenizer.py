@@ -9,7 +9,7 @@ from typing import Any
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.gguf_file import GgufFile
-from plimsoll.checkpoint.vocabulary import CONTROL, NORMAL, finish, mark_special, sentencepiece_bpe
+from plimsoll.checkpoint.vocabulary import CONTROL, NORMAL, check_sizes, finish, mark_special, sentencepiece_bpe
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -50,6 +50,7 @@ def build_tokenizer(file: GgufFile) -> Any:
     tokens = file.array("tokenizer.ggml.tokens")
     if not tokens or not all(isinstance(token, str) for token in tokens):
         raise CheckpointError("has no vocabulary", field=f"{file.path}: tokenizer.ggml.tokens")
+    check_sizes(tokens, f"{file.path}: tokenizer.ggml.tokens")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if kind == "gpt2":
         backend, add_bos = _byte_level(file, vocabulary)

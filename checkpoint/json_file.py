@@ -8,6 +8,8 @@ from plimsoll.api.errors import CheckpointError
 
 #: Real configurations are a few KiB and the index of a 1 TB model a few MiB; beyond this the file is not what it says.
 MAX_JSON_BYTES = 64 * 1024 * 1024
+#: Values and keys. Each becomes an object of Python, of fifty bytes and more; such an index describes 200,000 tensors.
+MAX_JSON_VALUES = 1 << 21
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -30,8 +32,13 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
         where: the file as the user knows it, for the error.
 
     Raises:
-        CheckpointError: not UTF-8, not JSON, nested beyond the parser's depth, or not an object.
+        CheckpointError: more than `MAX_JSON_VALUES` values, not UTF-8, not JSON, nested beyond the parser's depth, or
+            not an object.
     """
+    # Each value but the first follows one of these. Those inside of strings are counted too: real files have few.
+    count = sum(map(text.count, (b",", b":", b"[", b"{")))
+    if count > MAX_JSON_VALUES:
+        raise CheckpointError(f"holds more than {MAX_JSON_VALUES} values", field=where, value=count)
     try:
         value = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except RecursionError:

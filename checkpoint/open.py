@@ -6,6 +6,7 @@ from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.gguf_split import whole_files
 from plimsoll.checkpoint.huggingface import HuggingFaceCheckpoint
+from plimsoll.checkpoint.plain_files import check_plain_files
 from plimsoll.checkpoint.quantized.manifest import refuse_failed_gate
 
 
@@ -27,6 +28,7 @@ def open_checkpoint(path: Path | str, *, to_measure: bool = False) -> Checkpoint
             return _open_gguf(path)
         if not path.is_dir():
             raise CheckpointError("there is no such file or folder", field=str(path), fix="Check the path")
+        check_plain_files(path)
         ggufs = whole_files(file.name for file in path.glob("*.gguf"))
         if ggufs and not any(path.glob("*.safetensors")):
             if len(ggufs) > 1:

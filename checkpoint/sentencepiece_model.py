@@ -12,7 +12,15 @@ from typing import Any
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.json_file import read_object
-from plimsoll.checkpoint.vocabulary import CONTROL, NORMAL, USER_DEFINED, finish, mark_special, sentencepiece_bpe
+from plimsoll.checkpoint.vocabulary import (
+    CONTROL,
+    NORMAL,
+    USER_DEFINED,
+    check_sizes,
+    finish,
+    mark_special,
+    sentencepiece_bpe,
+)
 
 MAX_MODEL_BYTES = 64 * 1024 * 1024
 _BPE = 2
@@ -48,6 +56,7 @@ def build_tokenizer(folder: Path) -> Any:
     config_path = folder / "tokenizer_config.json"
     config = read_object(config_path) if config_path.is_file() else {}
     _place_added(tokens, scores, types, config, str(config_path))
+    check_sizes(tokens, str(path))
     vocabulary = {token: index for index, token in enumerate(tokens)}
     ids = {"bos_token": trainer.get(41, 1), "eos_token": trainer.get(42, 2), "unk_token": trainer.get(40, 0)}
     special = {role: _content(config.get(role)) for role in _ROLES}

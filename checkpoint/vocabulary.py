@@ -3,10 +3,27 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.chat_template import named_templates
 
 #: Kinds of entries, numbered alike in sentencepiece models and GGUF files.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+#: Beyond any published vocabulary: tokens, characters of one token, characters of all. Every cut of each is looked at.
+MOST_TOKENS, LONGEST_TOKEN, MOST_CHARACTERS = 1 << 20, 1 << 12, 1 << 23
+
+
+def check_sizes(tokens: Sequence[str], where: str) -> None:
+    """Raises CheckpointError for a vocabulary of too many or too long tokens. `where` names its place."""
+    if len(tokens) > MOST_TOKENS:
+        raise CheckpointError(f"holds more than {MOST_TOKENS} tokens", field=where, value=len(tokens))
+    lengths = [len(token) for token in tokens]
+    longest = max(lengths, default=0)
+    if longest > LONGEST_TOKEN:
+        raise CheckpointError(
+            f"token {lengths.index(longest)} is longer than {LONGEST_TOKEN} characters", field=where, value=longest
+        )
+    if sum(lengths) > MOST_CHARACTERS:
+        raise CheckpointError(f"holds more than {MOST_CHARACTERS} characters", field=where, value=sum(lengths))
 
 
 def sentencepiece_bpe(
