@@ -19,7 +19,7 @@ from plimsoll.runtime.server.cors import Cors
 from plimsoll.runtime.server.drain import Admit
 from plimsoll.runtime.server.errors import ApiError, not_ready, timed_out
 from plimsoll.runtime.server.limits import LimitBody
-from plimsoll.runtime.server.parse import parse
+from plimsoll.runtime.server.params import check_model
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
 from plimsoll.runtime.server.responses import ChatCompletion, Completion, Health, Model, ModelList, Version
 from plimsoll.runtime.server.serving import Serving
@@ -61,8 +61,7 @@ def _generation(app: FastAPI, serving: Serving) -> None:
     seconds = serving.config.request_timeout
 
     async def run(request: Request, work: Chat | Completions, stream: bool) -> Response:
-        """What can be refused is refused first; then the answer whole, or as events."""
-        await work.prepare()
+        """The answer whole, or as events. What can be refused was refused before."""
         if stream:
             return EventStream(work.events(), seconds)
         try:
@@ -74,14 +73,16 @@ def _generation(app: FastAPI, serving: Serving) -> None:
     @app.post("/v1/chat/completions", tags=["OpenAI"], **openapi.reads(ChatCompletionRequest, ChatCompletion))
     async def chat_completions(request: Request) -> Response:
         """Answers a conversation."""
-        parsed = parse(await json_body(request), ChatCompletionRequest)
-        return await run(request, Chat(serving, parsed, request.scope["request_id"]), parsed.stream)
+        parsed, [(_, ids)] = await serving.prepare("chat", await json_body(request))
+        assert isinstance(parsed, ChatCompletionRequest)
+        return await run(request, Chat(serving, parsed, ids, request.scope["request_id"]), parsed.stream)
 
     @app.post("/v1/completions", tags=["OpenAI"], **openapi.reads(CompletionRequest, Completion))
     async def completions(request: Request) -> Response:
         """Continues a prompt, or several."""
-        parsed = parse(await json_body(request), CompletionRequest)
-        return await run(request, Completions(serving, parsed, request.scope["request_id"]), parsed.stream)
+        parsed, prompts = await serving.prepare("text", await json_body(request))
+        assert isinstance(parsed, CompletionRequest)
+        return await run(request, Completions(serving, parsed, prompts, request.scope["request_id"]), parsed.stream)
 
 
 def _models(app: FastAPI, serving: Serving) -> None:
@@ -97,7 +98,7 @@ def _models(app: FastAPI, serving: Serving) -> None:
     @app.get("/v1/models/{model_id:path}", tags=["OpenAI"], **openapi.gives(Model, "401", "404"))
     async def get_model(model_id: str) -> Response:
         """That model, by its name."""
-        serving.check_model(model_id)
+        check_model(model_id, serving.config.served_name)
         return reply(model())
 
 

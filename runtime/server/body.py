@@ -20,16 +20,19 @@ _JSON = re.compile(r"application/(?:[a-z0-9!#$&^_.-]+\+)?json", re.IGNORECASE)
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
 
-async def json_body(request: Request) -> bytes:
+async def json_body(request: Request) -> bytearray:
     """The body of a request whose Content-Type says JSON.
 
     Raises:
         ApiError: 408 when it does not arrive, 413 as it grows too large, 415 when it is not declared as JSON in UTF-8.
         ClientGoneError: the client hung up.
     """
+    body = bytearray()
     try:
         async with asyncio.timeout(SECONDS):
-            body = await request.body()
+            # Not `body()`, which would keep it until the request has ended.
+            async for part in request.stream():
+                body += part
     except ClientDisconnect:
         raise ClientGoneError from None
     except TimeoutError:

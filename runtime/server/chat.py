@@ -6,8 +6,7 @@ from typing import Any
 
 from plimsoll.runtime.output import TextDelta
 from plimsoll.runtime.server.generation import Answer, Generation
-from plimsoll.runtime.server.params import answer_length, check_limits, check_queue, sampling_params
-from plimsoll.runtime.server.prompts import chat_prompt
+from plimsoll.runtime.server.params import answer_length, check_queue, sampling_params
 from plimsoll.runtime.server.protocol import ChatCompletionRequest
 from plimsoll.runtime.server.responses import ChatChoice, ChatCompletion, ChatLogprobs, ChatMessage
 from plimsoll.runtime.server.serving import Serving
@@ -15,18 +14,18 @@ from plimsoll.runtime.server.streaming import DONE, MARKER, Frame, event
 
 
 class Chat:
-    """One chat request. `prepare`, then either `complete` or `events`."""
+    """One chat request: either `complete` or `events`.
 
-    def __init__(self, serving: Serving, request: ChatCompletionRequest, request_id: str) -> None:
+    Args:
+        ids: the conversation as the model's template writes it.
+
+    Raises:
+        ApiError: something that can be refused before the engine is asked.
+    """
+
+    def __init__(self, serving: Serving, request: ChatCompletionRequest, ids: list[int], request_id: str) -> None:
         self.serving, self.request, self.request_id = serving, request, request_id
-
-    async def prepare(self) -> None:
-        """Everything that can be refused before the engine is asked. Raises ApiError."""
-        serving, request = self.serving, self.request
-        serving.check_model(request.model)
         info = serving.known_engine()
-        check_limits(request, serving.config, serving.vocab_size)
-        ids = await chat_prompt(serving, request, info.model_len)
         max_tokens = answer_length(request, len(ids), info.model_len)
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         work = [

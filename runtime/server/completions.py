@@ -8,8 +8,7 @@ from plimsoll.runtime.messages import TokenLogprobs
 from plimsoll.runtime.output import TextDelta
 from plimsoll.runtime.server.generation import Answer, Generation
 from plimsoll.runtime.server.offsets import Offsets, prompt_offsets
-from plimsoll.runtime.server.params import answer_length, check_limits, check_queue, sampling_params
-from plimsoll.runtime.server.prompts import completion_prompts
+from plimsoll.runtime.server.params import answer_length, check_queue, sampling_params
 from plimsoll.runtime.server.protocol import CompletionRequest
 from plimsoll.runtime.server.responses import Completion, CompletionChoice, CompletionLogprobs
 from plimsoll.runtime.server.serving import Serving
@@ -17,18 +16,21 @@ from plimsoll.runtime.server.streaming import DONE, MARKER, Frame, event
 
 
 class Completions:
-    """One completion request. `prepare`, then either `complete` or `events`."""
+    """One completion request: either `complete` or `events`.
 
-    def __init__(self, serving: Serving, request: CompletionRequest, request_id: str) -> None:
+    Args:
+        prompts: text, where it is echoed, and token ids of each.
+
+    Raises:
+        ApiError: something that can be refused before the engine is asked.
+    """
+
+    def __init__(
+        self, serving: Serving, request: CompletionRequest, prompts: list[tuple[str, list[int]]], request_id: str
+    ) -> None:
         self.serving, self.request, self.request_id = serving, request, request_id
-
-    async def prepare(self) -> None:
-        """Everything that can be refused before the engine is asked. Raises ApiError."""
-        serving, request = self.serving, self.request
-        serving.check_model(request.model)
+        self.prompts = prompts
         info = serving.known_engine()
-        check_limits(request, serving.config, serving.vocab_size)
-        self.prompts = await completion_prompts(serving, request, info.model_len)
         self.samples = request.best_of or request.n
         logprobs = request.logprobs
         if self.samples > request.n and logprobs is None:

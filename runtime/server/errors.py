@@ -45,12 +45,19 @@ class ApiError(Exception):
         self.code = code
         self.headers = dict(headers or {})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self.status, self.message, self.param, self.code, self.headers)
+
     def body(self) -> dict[str, Any]:
         kind = TYPES.get(self.status, "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def encoded(self) -> bytes:
         return msgspec.json.encode(self.body())
+
+
+def _again(status: int, message: str, param: str | None, code: str | None, headers: Mapping[str, str]) -> ApiError:
+    return ApiError(status, message, param=param, code=code, headers=headers)
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:

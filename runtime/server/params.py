@@ -9,6 +9,17 @@ from plimsoll.runtime.server.errors import ApiError, bad_request
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest, Sampling
 
 
+def check_model(name: str, served_name: str) -> None:
+    """Raises ApiError 404 when a request names another model than the one that is served."""
+    if name != served_name:
+        raise ApiError(
+            404,
+            f"The model `{name[:80]}` does not exist; this server has `{served_name}`.",
+            param="model",
+            code="model_not_found",
+        )
+
+
 def check_limits(request: Sampling, config: ServerConfig, vocab_size: int) -> None:
     """What the operator of this server allows, and what the model's vocabulary holds.
 

@@ -18,7 +18,7 @@ Parsed = TypeVar("Parsed", bound=Strict)
 QUOTED = 80
 
 
-def parse(body: bytes, kind: type[Parsed]) -> Parsed:
+def parse(body: bytes | bytearray, kind: type[Parsed]) -> Parsed:
     """Reads `body` (JSON, UTF-8) as a `kind`.
 
     Raises:

@@ -1,52 +1,104 @@
-"""From what a request says to token ids, without holding up the streams that are running."""
+"""From what a request says to token ids."""
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from plimsoll.checkpoint.chat_template import ChatTemplateError
-from plimsoll.runtime.server.errors import ApiError, bad_request
-from plimsoll.runtime.server.params import check_vocabulary
+from plimsoll.checkpoint.tokenizer import Tokenizer
+from plimsoll.runtime.server.errors import bad_request
+from plimsoll.runtime.server.params import answer_length, check_vocabulary
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
-from plimsoll.runtime.server.serving import Serving
 
 #: What transformers' `apply_chat_template` takes by name: ours to set, or nothing a template could use.
 RESERVED = frozenset(
     "add_generation_prompt chat_template continue_final_message conversation documents max_length messages padding "
     "return_assistant_tokens_mask return_dict return_tensors self tokenize tokenizer_kwargs tools truncation".split()
 )
-#: Characters up to which tokenising takes less time than asking a thread to do it.
-SHORT = 2000
-#: One thread: tokenising is work for a processor that the engine wants too.
-_thread = ThreadPoolExecutor(1, "tokenise")
+#: Gets the field that is worked on next.
+Note = Callable[[str | None], None]
 
 
-async def _tokenised(characters: int, call: Callable[[], list[int]]) -> list[int]:
-    if characters <= SHORT:
-        return call()
-    return await asyncio.get_running_loop().run_in_executor(_thread, call)
+class Reader:
+    """Turns conversations and texts into token ids.
 
-
-def _too_long(param: str, characters: int, model_len: int) -> ApiError:
-    return bad_request(
-        f"This model's maximum context length is {model_len} tokens; {characters} characters cannot fit it. "
-        f"Please shorten the {param}.",
-        param,
-        "context_length_exceeded",
-    )
-
-
-async def chat_prompt(serving: Serving, request: ChatCompletionRequest, model_len: int) -> list[int]:
-    """The conversation as the model's template writes it, tokenised.
-
-    Raises:
-        ApiError: 400 when the template refuses the conversation, or it cannot fit.
+    Args:
+        vocab_size: rows of the model's embedding.
+        longest_token: bytes of the longest token in the vocabulary. A token stands for at most so many bytes: too
+            many characters are too long however they are split.
     """
-    if taken := RESERVED & request.chat_template_kwargs.keys():
-        name = sorted(taken)[0]
-        raise bad_request(f"chat_template_kwargs may not set {name}.", f"chat_template_kwargs.{name}", "invalid_value")
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, longest_token: int) -> None:
+        self.tokenizer, self.vocab_size, self.longest_token = tokenizer, vocab_size, longest_token
+
+    def chat(self, request: ChatCompletionRequest, model_len: int, note: Note) -> list[int]:
+        """The conversation as the model's template writes it, tokenized.
+
+        Raises:
+            ApiError: 400 when the template refuses the conversation, or it cannot fit.
+        """
+        if taken := RESERVED & request.chat_template_kwargs.keys():
+            name = sorted(taken)[0]
+            raise bad_request(
+                f"chat_template_kwargs may not set {name}.", f"chat_template_kwargs.{name}", "invalid_value"
+            )
+        messages = _messages(request)
+        self._check_length("messages", sum(map(_characters, messages)), model_len)
+        self._check_length("chat_template_kwargs", _characters(request.chat_template_kwargs), model_len)
+        note("chat_template")
+        try:
+            rendered = self.tokenizer.render_chat_template(
+                messages,
+                add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
+                continue_final_message=request.continue_final_message,
+                chat_template=request.chat_template,
+                **request.chat_template_kwargs,
+            )
+        except ChatTemplateError as error:
+            if isinstance(error.__cause__, MemoryError):
+                raise error.__cause__ from None
+            message = error.message[:1].upper() + error.message[1:] + (f". {error.fix}" if error.fix else "")
+            param = error.field if error.field == "chat_template" else "messages"
+            raise bad_request(message, param, "invalid_value") from None
+        self._check_length("messages", len(rendered), model_len)
+        note("messages")
+        return self.tokenizer.encode(rendered, add_special_tokens=False)
+
+    def completions(self, request: CompletionRequest, model_len: int, note: Note) -> list[tuple[str, list[int]]]:
+        """Text and token ids of every prompt; the text is empty where it is not echoed.
+
+        Raises:
+            ApiError: 400 for a prompt that is empty, cannot fit, or names a token that the vocabulary has not. The
+                first such prompt ends the work.
+        """
+        note("prompt")
+        found: list[tuple[str, list[int]]] = []
+        for prompt in request.prompt:
+            if isinstance(prompt, str):
+                self._check_length("prompt", len(prompt), model_len)
+                text = prompt if request.echo else ""
+                ids = self.tokenizer.encode(prompt, add_special_tokens=request.add_special_tokens)
+            else:
+                check_vocabulary("prompt", prompt, self.vocab_size)
+                ids = prompt
+                echoed = request.echo and len(ids) <= model_len
+                text = self.tokenizer.decode(ids, skip_special_tokens=False) if echoed else ""
+            if not ids:
+                raise bad_request("prompt must not be empty: there is nothing to continue.", "prompt", "invalid_value")
+            answer_length(request, len(ids), model_len)
+            found.append((text, ids))
+        return found
+
+    def _check_length(self, param: str, characters: int, model_len: int) -> None:
+        if characters > model_len * self.longest_token:
+            raise bad_request(
+                f"This model's maximum context length is {model_len} tokens; {characters} characters cannot fit it. "
+                f"Please shorten the {param}.",
+                param,
+                "context_length_exceeded",
+            )
+
+
+def _messages(request: ChatCompletionRequest) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for turn in request.messages:
         # OpenAI renamed the role; templates of open models know the old name.
@@ -59,57 +111,13 @@ async def chat_prompt(serving: Serving, request: ChatCompletionRequest, model_le
             "continue_final_message",
             "invalid_value",
         )
-    characters = sum(
-        _characters(message["content"]) + len(message.get("reasoning_content", "")) for message in messages
-    )
-    # A token stands for at most so many bytes: too many characters are too long however they are split.
-    if characters > model_len * serving.longest_token:
-        raise _too_long("messages", characters, model_len)
-    try:
-        return await _tokenised(
-            characters,
-            lambda: serving.tokenizer.apply_chat_template(
-                messages,
-                add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
-                continue_final_message=request.continue_final_message,
-                chat_template=request.chat_template,
-                **request.chat_template_kwargs,
-            ),
-        )
-    except ChatTemplateError as error:
-        message = error.message[:1].upper() + error.message[1:] + (f". {error.fix}" if error.fix else "")
-        param = error.field if error.field == "chat_template" else "messages"
-        raise bad_request(message, param, "invalid_value") from None
+    return messages
 
 
-def _characters(content: str | list[dict[str, str]]) -> int:
-    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
-
-
-async def completion_prompts(
-    serving: Serving, request: CompletionRequest, model_len: int
-) -> list[tuple[str, list[int]]]:
-    """Text and token ids of every prompt.
-
-    Raises:
-        ApiError: 400 for a prompt that is empty, cannot fit, or names a token that the vocabulary has not.
-    """
-    found: list[tuple[str, list[int]]] = []
-    for prompt in request.prompt:
-        if isinstance(prompt, str):
-            if len(prompt) > model_len * serving.longest_token:
-                raise _too_long("prompt", len(prompt), model_len)
-            text = prompt
-            ids = await _tokenised(
-                len(text),
-                partial(serving.tokenizer.encode, text, add_special_tokens=request.add_special_tokens),
-            )
-        else:
-            check_vocabulary("prompt", prompt, serving.vocab_size)
-            ids = prompt
-            echoed = request.echo and len(ids) <= model_len
-            text = serving.tokenizer.decode(ids, skip_special_tokens=False) if echoed else ""
-        if not ids:
-            raise bad_request("prompt must not be empty: there is nothing to continue.", "prompt", "invalid_value")
-        found.append((text, ids))
-    return found
+def _characters(value: Any) -> int:
+    """Characters of all strings in a JSON value, names of fields included."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(name) + _characters(inside) for name, inside in value.items())
+    return sum(map(_characters, value)) if isinstance(value, list) else 0

@@ -163,6 +163,7 @@ class Service:
             await self.engine.close()
             http.should_exit = True
             await listening
+            self.serving.preparing.close()
 
     async def drain(self, quiet: float) -> bool:
         """Lets go: nothing is inside and nothing has come for `quiet` seconds, or the time for it is up.
@@ -182,12 +183,14 @@ class Service:
     async def _until(self, stopping: asyncio.Task[Any]) -> None:
         """Serves until told to stop. Raises PlimsollError when no engine will run any more."""
         given_up = asyncio.create_task(self.engine.given_up())
+        lost = asyncio.create_task(self.serving.preparing.lost())
         try:
-            await asyncio.wait((stopping, given_up), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((stopping, given_up, lost), return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
-                raise PlimsollError(f"nothing is served any more: {given_up.result()}")
+                raise PlimsollError(f"nothing is served any more: {(given_up if given_up.done() else lost).result()}")
         finally:
             given_up.cancel()
+            lost.cancel()
 
     async def _load(self, stopping: asyncio.Task[Any]) -> None:
         async def load() -> None:

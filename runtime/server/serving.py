@@ -14,6 +14,8 @@ from plimsoll.runtime.messages import EngineReady
 from plimsoll.runtime.server.drain import Gate
 from plimsoll.runtime.server.errors import ApiError, not_ready, shutting_down
 from plimsoll.runtime.server.metrics import Metrics
+from plimsoll.runtime.server.preparer import Prepared, Preparer, Route
+from plimsoll.runtime.server.preparing import Preparing
 from plimsoll.runtime.server.tokens import TokenTexts
 
 
@@ -36,21 +38,22 @@ class Serving:
     longest_token: int = field(init=False)
     """Bytes of the longest token in the vocabulary."""
     texts: TokenTexts = field(init=False)
+    preparing: Preparing = field(init=False)
 
     def __post_init__(self) -> None:
         self.texts = TokenTexts(self.tokenizer)
         ids = range(self.tokenizer.vocab_size)
         self.longest_token = max(len(self.tokenizer.token_bytes(token)) for token in ids)
+        preparer = Preparer(self.tokenizer, self.engine.config, self.config, self.vocab_size, self.longest_token)
+        self.preparing = Preparing(preparer, self.config.request_timeout)
 
-    def check_model(self, name: str) -> None:
-        """Raises ApiError 404 when the request names another model."""
-        if name != self.config.served_name:
-            raise ApiError(
-                404,
-                f"The model `{name[:80]}` does not exist; this server has `{self.config.served_name}`.",
-                param="model",
-                code="model_not_found",
-            )
+    async def prepare(self, route: Route, body: bytearray) -> Prepared:
+        """The request that a body holds, and its prompts. Raises ApiError."""
+        known = self.engine.info if self.engine.failure is None else None
+        found = await self.preparing.run(route, body, None if known is None else known.model_len)
+        if known is None:
+            raise self._not_loaded()
+        return found
 
     def known_engine(self) -> EngineReady:
         """What the engine said when it last was ready. While it is started again, a request is checked by that.
@@ -59,9 +62,12 @@ class Serving:
         """
         info = self.engine.info
         if info is None or self.engine.failure is not None:
-            self.metrics.rejected("not_ready")
-            raise not_ready("The model is not loaded yet; try again shortly.")
+            raise self._not_loaded()
         return info
+
+    def _not_loaded(self) -> ApiError:
+        self.metrics.rejected("not_ready")
+        return not_ready("The model is not loaded yet; try again shortly.")
 
     async def await_engine(self, sequences: int) -> None:
         """Holds a request of so many sequences until an engine takes it.

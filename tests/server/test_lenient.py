@@ -150,18 +150,6 @@ def test_an_agents_history_is_taken_as_it_is_sent_back(tiny: Endpoint) -> None:
         "ignore_eos": False})["message"]["content"]  # fmt: skip
 
 
-def test_thoughts_that_are_replayed_reach_templates_that_show_them(tiny: Endpoint) -> None:
-    tokenizer = tiny.service.tokenizer
-    shows = "{% for m in messages %}{{ m.role }}{{ m.reasoning_content or '' }}{{ m.content }}{% endfor %}"
-    before, tokenizer.chat_templates = tokenizer.chat_templates, {"default": shows}
-    try:
-        turns = [*HELLO, {"role": "assistant", "content": "yes", "reasoning_content": "thought"}, *HELLO]
-        answer = tiny.post("/v1/chat/completions", CHAT | {"messages": turns})[1]
-    finally:
-        tokenizer.chat_templates = before
-    assert answer["usage"]["prompt_tokens"] == len(tokenizer.encode("userhiassistantthoughtyesuserhi", False))
-
-
 def test_usage_comes_with_every_chunk_where_it_is_wanted(tiny: Endpoint) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     for create, prompt in ((tiny.openai.chat.completions.create, {"messages": HELLO}),

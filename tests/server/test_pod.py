@@ -11,13 +11,13 @@ from pathlib import Path
 
 import httpx
 import openai
-import psutil
 import pytest
 
 from plimsoll.runtime.server.pod import last_words
 from plimsoll.runtime.server.status_port import STARTING_SECONDS, StatusPort
 from tests.support.endpoint import eventually
 from tests.support.pod_process import PodProcess, manifest, pod_process
+from tests.support.processes import engines
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -173,7 +173,7 @@ def test_a_refusal_leaves_plain_words_and_no_traceback(
 def test_an_engine_that_dies_while_it_loads_ends_the_pod_with_the_reason(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pod_process(tmp_path / "pod", manifest(tiny_checkpoint)) as pod:
         assert pod.url
-        eventually(lambda: bool(psutil.Process(pod.process.pid).children()))
+        eventually(lambda: bool(engines(pod.process.pid)))
         os.kill(pod.engine.pid, signal.SIGKILL)
         assert pod.wait() == 1
         assert "the engine died while it loaded: killed by signal 9" in pod.words.read_text()

@@ -1,10 +1,8 @@
 """The prompt that a chat request becomes: every text that it holds, whatever form the model's template takes."""
 
-import asyncio
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -12,9 +10,8 @@ from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.runtime.server.errors import ApiError
 from plimsoll.runtime.server.parse import parse
-from plimsoll.runtime.server.prompts import chat_prompt
+from plimsoll.runtime.server.prompts import Reader
 from plimsoll.runtime.server.protocol import ChatCompletionRequest
-from plimsoll.runtime.server.serving import Serving
 
 PARTS = (
     "{% for m in messages %}[{{ m.role }}]{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
@@ -26,9 +23,9 @@ def prompt_of(folder: Path, template: str, messages: list[dict[str, Any]], **fie
     path = folder / "template.jinja"
     path.write_text(template)
     tokenizer = load_tokenizer(open_checkpoint(folder), path)
-    serving = cast(Serving, SimpleNamespace(tokenizer=tokenizer, longest_token=16))
     body = json.dumps({"model": "tiny", "messages": messages, **fields}).encode()
-    ids = asyncio.run(chat_prompt(serving, parse(body, ChatCompletionRequest), 256))
+    reader = Reader(tokenizer, vocab_size=320, longest_token=16)
+    ids = reader.chat(parse(body, ChatCompletionRequest), 256, lambda field: None)
     return tokenizer.decode(ids, skip_special_tokens=False)
 
 
@@ -44,3 +41,11 @@ def test_a_template_that_prints_no_user_is_refused(tiny_checkpoint: Path) -> Non
     with pytest.raises(ApiError, match="prints no text of a user") as caught:
         prompt_of(tiny_checkpoint, "{{ bos_token }}hello", [{"role": "user", "content": "left"}])
     assert caught.value.status == 400
+
+
+def test_thoughts_that_are_replayed_reach_templates_that_show_them(tiny_checkpoint: Path) -> None:
+    shows = "{% for m in messages %}{{ m.role }}{{ m.reasoning_content or '' }}{{ m.content }}{% endfor %}"
+    hello = {"role": "user", "content": "hi"}
+    for name in ("reasoning_content", "reasoning"):
+        turns = [hello, {"role": "assistant", "content": "yes", name: "thought"}, hello]
+        assert prompt_of(tiny_checkpoint, shows, turns) == "userhiassistantthoughtyesuserhi"

@@ -18,6 +18,7 @@ from plimsoll.runtime.engine.spawn import EngineProcess
 from plimsoll.runtime.messages import EngineReady, FromEngine
 from plimsoll.runtime.server import connection
 from tests.support.endpoint import eventually, serving
+from tests.support.processes import engines
 from tests.support.server_process import ServerProcess, server_process
 from tests.support.streams import Heard, listen
 
@@ -79,7 +80,7 @@ def test_killed_under_load_it_comes_back_and_what_had_sent_nothing_is_answered(
         def kill_twice() -> None:
             kill()
             # Before it has loaded, too.
-            eventually(lambda: bool(server.server.children()))
+            eventually(lambda: bool(engines(server.process.pid)))
             os.kill(server.engine.pid, signal.SIGKILL)
             # A request that comes now waits, and one that is wrong does not.
             status, refused = server.post("/v1/completions", request(0) | {"max_tokens": 10_000})

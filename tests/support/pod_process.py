@@ -14,6 +14,7 @@ import httpx
 import psutil
 
 from tests.support.endpoint import eventually
+from tests.support.processes import engines
 
 COMMAND = (sys.executable, "-m", "plimsoll.cli.main", "pod", "--host", "127.0.0.1", "--port", "0", "--status-port", "0")
 
@@ -91,7 +92,7 @@ class PodProcess:
 
     @property
     def engine(self) -> psutil.Process:
-        [engine] = psutil.Process(self.process.pid).children()
+        [engine] = engines(self.process.pid)
         return engine
 
     def wait(self, seconds: float = 60) -> int:

@@ -13,6 +13,7 @@ import httpx
 import psutil
 
 from tests.support.endpoint import eventually
+from tests.support.processes import engines
 
 #: What tiny test models get, as `tests.support.endpoint.SMALL`.
 OPTIONS = (
@@ -49,7 +50,7 @@ class ServerProcess:
     @property
     def engine(self) -> psutil.Process:
         """The engine's process; there must be exactly one."""
-        [engine] = self.server.children()
+        [engine] = engines(self.process.pid)
         return engine
 
     def metrics(self) -> dict[str, float]:

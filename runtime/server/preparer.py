@@ -1,0 +1,83 @@
+"""From the bytes of a request to token ids. Runs in a forked process, where time and memory are bounded.
+
+Templates and normalizers are programs of the checkpoint's author, and what they are applied to is a stranger's.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from plimsoll.checkpoint.tokenizer import Tokenizer
+from plimsoll.runtime.config import EngineConfig, ServerConfig
+from plimsoll.runtime.server.counts import MESSAGE_VALUES, check_counts
+from plimsoll.runtime.server.errors import ApiError
+from plimsoll.runtime.server.params import check_limits, check_model
+from plimsoll.runtime.server.parse import parse
+from plimsoll.runtime.server.prompts import Reader
+from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
+
+Route = Literal["chat", "text"]
+#: What a job does, so that it can be blamed if it does not finish: the field, or None for the whole body.
+STEPS: tuple[str | None, ...] = (None, "chat_template", "messages", "prompt")
+
+
+class Prepared(NamedTuple):
+    """A request without its prompts, and its prompts: text, where it will be echoed, and token ids."""
+
+    request: ChatCompletionRequest | CompletionRequest
+    prompts: list[tuple[str, list[int]]]
+
+
+class Preparer:
+    """Reads requests for one served model.
+
+    Args:
+        vocab_size: rows of the model's embedding.
+        longest_token: bytes of the longest token in the vocabulary.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, engine: EngineConfig, server: ServerConfig, vocab_size: int, longest_token: int
+    ) -> None:
+        self.config, self.vocab_size = server, vocab_size
+        self.reader = Reader(tokenizer, vocab_size, longest_token)
+        self.queued_tokens = engine.max_queued_tokens
+
+    def __call__(
+        self, body: bytearray, arguments: tuple[Route, int | None], note: Callable[[int], None]
+    ) -> Prepared | ApiError:
+        """What to run, or why not.
+
+        Args:
+            body: JSON, UTF-8.
+            arguments: whose request it is, and the model's length in tokens; None before the engine has said it: then
+                there are no prompts either.
+            note: called with the place in `STEPS` of what is done next.
+        """
+        route, model_len = arguments
+        try:
+            return self._prepare(body, route, model_len, lambda step: note(STEPS.index(step)))
+        except ApiError as error:
+            return error
+
+    def _prepare(
+        self, body: bytearray, route: Route, model_len: int | None, note: Callable[[str | None], None]
+    ) -> Prepared:
+        note(None)
+        most = max(self.queued_tokens, model_len or 0) + 2 * self.config.max_prompts
+        check_counts(body, {"prompt": most, "messages": MESSAGE_VALUES})
+        request: ChatCompletionRequest | CompletionRequest
+        request = parse(body, ChatCompletionRequest) if route == "chat" else parse(body, CompletionRequest)
+        check_model(request.model, self.config.served_name)
+        prompts: list[tuple[str, list[int]]] = []
+        if model_len is not None:
+            check_limits(request, self.config, self.vocab_size)
+            if isinstance(request, ChatCompletionRequest):
+                prompts = [("", self.reader.chat(request, model_len, note))]
+            else:
+                prompts = self.reader.completions(request, model_len, note)
+        # The rest of the request is small.
+        if isinstance(request, ChatCompletionRequest):
+            request.messages, request.chat_template_kwargs = [], {}
+        else:
+            request.prompt = []
+        return Prepared(request, prompts)

@@ -1,0 +1,15 @@
+"""One tokenizer for the surfaces that need one."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkpoints import write_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tokenizer.json of 320 tokens, and ChatML's template."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return folder
