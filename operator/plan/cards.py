@@ -46,7 +46,7 @@ class Card:
     """A label says the memory; else it follows from the product's name."""
 
     def __str__(self) -> str:
-        shared = f", shared by {self.pods} pods" if self.pods > 1 else ""
+        shared = f" (shared by {self.pods} pods)" if self.pods > 1 else ""
         return f"{self.product or 'the device'} of node {self.node}{shared}"
 
 
