@@ -1,6 +1,5 @@
-"""Addresses of checkpoints, taken apart; and which hosts no checkpoint may come from. Pure: nothing is looked up."""
+"""Addresses of checkpoints, taken apart. Pure: nothing is looked up."""
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -9,18 +8,6 @@ from plimsoll.api.errors import SpecError
 
 Scheme = Literal["file", "hf", "pvc", "s3", "oci"]
 FIELD = "spec.model.source"
-
-#: Where a cloud's metadata, or the cluster itself, answers: no checkpoint comes from there, whatever the lists say.
-FORBIDDEN_HOSTS = (
-    "169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "127.0.0.0/8", "::1/128", "0.0.0.0/8", "::/128",
-    "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32",
-    "localhost", "metadata", "metadata.google.internal", "instance-data",
-    "kubernetes", "kubernetes.default", "kubernetes.default.svc",
-)  # fmt: skip
-_NETWORKS = tuple(ipaddress.ip_network(entry) for entry in FORBIDDEN_HOSTS if "/" in entry)
-_NAMES = tuple(entry for entry in FORBIDDEN_HOSTS if "/" not in entry)
-#: IPv6 networks whose last 32 bits are an IPv4 address that a gateway goes on to.
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 _FORMS = {
     "hf": "hf://ORG/NAME@REVISION, or hf://ORG/NAME@REVISION/FILE.gguf",
@@ -128,61 +115,3 @@ def endpoint_host(endpoint: str) -> str:
             fix="Write https://HOST or https://HOST:PORT; names and passwords go into credentialsSecret",
         )  # fmt: skip
     return match[1]
-
-
-def forbidden_host(host: str) -> str | None:
-    """Why no checkpoint may come from this host (a name or a literal address, in any spelling), or None.
-
-    Only what is written is judged; a name may still resolve to such an address, which is checked where it is resolved.
-    """
-    name = host.strip().strip("[]").partition("%")[0].rstrip(".").lower()
-    address = _address(name)
-    if address is not None:
-        network = next((net for net in _NETWORKS if address.version == net.version and address in net), None)
-        return f"{address} belongs to this machine or to a cloud's metadata ({network})" if network else None
-    for entry in _NAMES:
-        if name == entry or name.endswith(f".{entry}") or (entry == "kubernetes.default" and _below(name, entry)):
-            return f"{name} is a name of this machine, of the cluster itself or of a cloud's metadata"
-    return None
-
-
-def _below(name: str, entry: str) -> bool:
-    """Whether `name` is `entry` with a search domain behind it."""
-    return name.startswith(f"{entry}.")
-
-
-def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return _loose_ipv4(name)
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in _NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        return inner or address
-    return address
-
-
-def _loose_ipv4(name: str) -> ipaddress.IPv4Address | None:
-    """What resolvers make of `127.1`, `2130706433`, `0x7f.0.0.1` and `0177.0.0.1`."""
-    parts = name.split(".")
-    if not 1 <= len(parts) <= 4:
-        return None
-    numbers = []
-    for part in parts:
-        if re.fullmatch(r"0x[0-9a-f]+", part):
-            numbers.append(int(part, 16))
-        elif re.fullmatch(r"0[0-7]*", part):
-            numbers.append(int(part, 8))
-        elif re.fullmatch(r"[1-9][0-9]*", part):
-            numbers.append(int(part))
-        else:
-            return None
-    *heads, last = numbers
-    if any(number > 255 for number in heads) or last >= 256 ** (5 - len(numbers)):
-        return None
-    value = last
-    for index, number in enumerate(heads):
-        value += number << (24 - 8 * index)
-    return ipaddress.IPv4Address(value)

@@ -35,11 +35,11 @@ from plimsoll.checkpoint.inspecting import addressed, digest_of, open_remote
 from plimsoll.checkpoint.lock import FolderLock
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.checkpoint.progress import Progress
-from plimsoll.checkpoint.remote import PIECE, Hasher, Remote, RemoteFile, TransferError
+from plimsoll.checkpoint.remote import LEAST_BYTES, PIECE, Hasher, Remote, RemoteFile, TransferError
 
 #: Files that come at once: one connection seldom fills a network.
 AT_ONCE = 4
-#: Attempts in a row that bring nothing, before giving up: about two minutes with the waits between them.
+#: Attempts in a row that bring next to nothing, before giving up: about two minutes with the waits between them.
 ATTEMPTS = 8
 #: The same for the list of files; a wrong address should be told soon.
 OPENINGS = 4
@@ -270,7 +270,6 @@ class _File:
                     for piece in self.remote.stream(self.file, at):
                         if self.stop.is_set():
                             return None
-                        piece = piece[: self.file.size - at]
                         out.write(piece)
                         hasher.update(piece)
                         at += len(piece)
@@ -282,7 +281,8 @@ class _File:
                     if at < self.file.size:
                         raise TransferError(f"{self.file.name} ended early", field=self.remote.label)
                 except TransferError:
-                    attempts = 1 if at > before else attempts + 1
+                    # What drips in is no progress: a hostile source would be asked for ever.
+                    attempts = 1 if at - before >= LEAST_BYTES else attempts + 1
                     if attempts >= ATTEMPTS:
                         raise
                     out.flush()

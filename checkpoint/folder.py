@@ -118,8 +118,8 @@ class FolderRemote(Remote):
         """The checkpoint itself."""
         return self.root / self.path if self.path else self.root
 
-    def stream(self, file: RemoteFile, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        left = (file.size if stop is None else min(stop, file.size)) - start
+    def _pieces(self, file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
+        left = stop - start
         try:
             with open(self.root / file.name, "rb", buffering=0) as content:
                 if _described(file.name, os.fstat(content.fileno())).tag != file.tag:

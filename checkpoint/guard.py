@@ -13,7 +13,8 @@ import threading
 from typing import Any
 
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.source import endpoint_host, forbidden_host
+from plimsoll.api.forbidden import forbidden_host, reached
+from plimsoll.api.source import endpoint_host
 
 #: `1` refuses; the operator sets it in pods.
 SWITCH = "PLIMSOLL_FORBID_LOCAL"
@@ -47,9 +48,17 @@ def check_url(url: str) -> None:
         CheckpointError: it is one of those.
         SpecError: it is not an http(s) address.
     """
-    host = endpoint_host(url)
+    check_host(endpoint_host(url), url)
+
+
+def check_host(host: str, field: str) -> None:
+    """The same of a host as it is written, which a proxy may be asked for and this process never look up.
+
+    Raises:
+        CheckpointError: it is forbidden; `field` is where it was found.
+    """
     if active() and (reason := _forbidden(host)):
-        raise _error(reason, url)
+        raise _error(reason, field)
 
 
 def refusal(label: str) -> CheckpointError | None:
@@ -67,7 +76,7 @@ def _error(reason: str, field: str) -> CheckpointError:
 def _hook(event: str, args: tuple[Any, ...]) -> None:
     if event == "socket.getaddrinfo":
         host = args[0]
-    elif event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
+    elif event in ("socket.connect", "socket.sendto", "socket.sendmsg") and isinstance(args[1], tuple):
         host = args[1][0]
     else:
         return
@@ -87,7 +96,7 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 def _forbidden(host: str) -> str | None:
     reason = forbidden_host(host)
     own = os.environ.get("KUBERNETES_SERVICE_HOST")
-    if reason is None and own and host.strip("[]") == own:
+    if reason is None and own and (set(reached(host)) & set(reached(own)) or host.strip("[]").lower() == own.lower()):
         reason = f"{host} is the cluster's API server"
     return None if reason is None or _allowed(host) else reason
 

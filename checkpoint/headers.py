@@ -104,7 +104,7 @@ def _twins(file: RemoteFile, head: bytes) -> list[_Twin]:
         described = parse_object(head[8 : 8 + length], file.name)
         found = [described[name]["data_offsets"] for name in _MATRICES if name in described]
         return [_Twin(file, 8 + length + int(start), int(stop) - int(start)) for start, stop in found]
-    except (CheckpointError, LookupError, TypeError, ValueError):
+    except (CheckpointError, LookupError, TypeError, ValueError, OverflowError):
         return []  # The strict reader says so too, and in full.
 
 

@@ -1,18 +1,23 @@
 """A repository of the Hugging Face hub, or of a mirror of it, read in ranges at one commit."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from plimsoll.api.errors import CheckpointError
-from plimsoll.checkpoint import guard
-from plimsoll.checkpoint.remote import Remote, RemoteFile, TransferError, choose, parts_of
+from plimsoll.checkpoint import guard, hub_session
+from plimsoll.checkpoint.hub_session import SILENCE
+from plimsoll.checkpoint.remote import MOST_FILES, Remote, RemoteFile, TransferError, choose, parts_of, too_many
 from plimsoll.checkpoint.sources import HubSource, hub_error
 
-#: Seconds without a byte after which a connection is given up, and tried anew.
-SILENCE = 30.0
 #: HTTP statuses, besides those of 500 and more, that another attempt may mend.
 BUSY = (408, 429)
+#: Content-Range of an answer to a request for a range (RFC 9110), in ASCII digits.
+_SENT_RANGE = re.compile(r"bytes (?P<first>[0-9]+)-[0-9]+/(?P<total>[0-9]+|\*)")
+#: A name of content, as git and LFS write it.
+_HEX = re.compile(r"[0-9a-f]{16,64}")
 
 
 class HubRemote(Remote):
@@ -24,25 +29,18 @@ class HubRemote(Remote):
         Raises:
             CheckpointError: no such repository, revision or file; no access; no connection.
         """
-        from huggingface_hub import HfApi, constants, get_session
-        from huggingface_hub.hf_api import RepoFile
+        from huggingface_hub import constants
 
         guard.check_url(constants.ENDPOINT)
-        get_session().timeout = SILENCE
-        api = HfApi()
+        self.label = str(hub)
         try:
-            commit = api.model_info(hub.repo, revision=hub.revision, timeout=SILENCE).sha
-            self.revision = str(commit)
-            folder = hub.file.rpartition("/")[0] if hub.file else None
-            listed = [
-                _described(entry)
-                for entry in api.list_repo_tree(hub.repo, path_in_repo=folder or None, revision=self.revision)
-                if isinstance(entry, RepoFile)
-            ]
+            self.revision = self._commit(hub)
+            listed = self._listed(hub, self.revision)
+        except CheckpointError:
+            raise
         except Exception as error:
             raise _explained(error, hub) from None
         self.source = HubSource(hub.repo, self.revision, hub.file)
-        self.label = str(hub)
         self.path = hub.file or ""
         self.files: Sequence[RemoteFile]
         if hub.file:
@@ -52,17 +50,32 @@ class HubRemote(Remote):
         else:
             self.files, self.path = choose(listed, self.label)
 
-    def stream(self, file: RemoteFile, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        from huggingface_hub import constants, get_session, hf_hub_url
+    def _commit(self, hub: HubSource) -> str:
+        revision = quote(hub.revision, safe="")
+        url = f"{_api()}/{hub.repo}/revision/{revision}"
+        return hub_session.commit_of(next(hub_session.pages(url, self.label)), self.label)
+
+    def _listed(self, hub: HubSource, commit: str) -> list[RemoteFile]:
+        folder = hub.file.rpartition("/")[0] if hub.file else ""
+        url = f"{_api()}/{hub.repo}/tree/{commit}" + (f"/{quote(folder)}" if folder else "")
+        found: list[RemoteFile] = []
+        for page in hub_session.pages(url, self.label):
+            entries = hub_session.list_of(page, self.label)
+            found += (_described(entry, self.label) for entry in entries if _is_file(entry))
+            if len(found) > MOST_FILES:
+                raise too_many(self.label)
+        return found
+
+    def _pieces(self, file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
+        from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-        stop = file.size if stop is None else min(stop, file.size)
-        if start >= stop:
-            return
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
+        headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
         url = hf_hub_url(self.source.repo, file.name, revision=self.source.revision, endpoint=constants.ENDPOINT)
         try:
-            with get_session().stream("GET", url, headers=headers, timeout=SILENCE, follow_redirects=True) as answer:
+            with hub_session.session().stream(
+                "GET", url, headers=headers, timeout=SILENCE, follow_redirects=True
+            ) as answer:
                 hf_raise_for_status(answer)
                 # As the network brings them: what is gathered into larger pieces is lost when the connection breaks.
                 yield from body(answer.iter_raw(), answer.status_code, answer.headers, file, start, self.label)
@@ -93,10 +106,26 @@ def _explained(error: Exception, hub: HubSource) -> CheckpointError:
     )  # fmt: skip
 
 
-def _described(entry: Any) -> RemoteFile:
-    if entry.lfs is not None:
-        return RemoteFile(entry.path, entry.size, entry.lfs.sha256, f"sha256:{entry.lfs.sha256}")
-    return RemoteFile(entry.path, entry.size, entry.blob_id, f"gitblob:{entry.blob_id}")
+def _api() -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/api/models"
+
+
+def _is_file(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.get("type") == "file"
+
+
+def _described(entry: dict[str, Any], label: str) -> RemoteFile:
+    """A file of a listing. Raises CheckpointError for what has no name, size or tag."""
+    name, size, tag, lfs = entry.get("path"), entry.get("size"), entry.get("oid"), entry.get("lfs")
+    kind = "gitblob"
+    if lfs is not None:
+        kind, tag = "sha256", lfs.get("oid") if isinstance(lfs, dict) else None
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    if not isinstance(name, str) or not whole or not isinstance(tag, str) or not _HEX.fullmatch(tag):
+        raise CheckpointError("lists a file without name, size or checksum", field=label, value=str(entry)[:200])
+    return RemoteFile(name, size, tag, f"{kind}:{tag}")  # type: ignore[arg-type]
 
 
 def body(
@@ -105,13 +134,21 @@ def body(
     """The pieces of an answer to a request for a range, from `start` on even if the server sent the whole file.
 
     Raises:
-        CheckpointError: the file is of another size than was listed.
+        CheckpointError: the file is of another size than was listed, or another part of it is sent.
     """
-    total = str(headers.get("Content-Range", "")).rpartition("/")[2]
-    if total.isdigit() and int(total) != file.size:
+    sent = _SENT_RANGE.fullmatch(str(headers.get("Content-Range", "")).strip())
+    if sent is not None and sent["total"] not in ("*", str(file.size)):
         raise CheckpointError(
-            f"{file.name} has {total} bytes now, and {file.size} when it was listed", field=label, fix="Try again"
-        )
+            f"{file.name} has {sent['total'][:20]} bytes now, and {file.size} when it was listed", field=label,
+            fix="Try again",
+        )  # fmt: skip
+    if status == 206 and (sent is None or sent["first"] != str(start)):
+        raise CheckpointError(
+            f"the answer for {file.name} is another part of the file than was asked for", field=label,
+            value=str(headers.get("Content-Range", ""))[:80], fix="The source, or something on the way, is broken",
+        )  # fmt: skip
+    if status not in (200, 206):
+        raise TransferError(f"{file.name} was answered with HTTP status {status} and no content", field=label)
     skip = start if status == 200 else 0
     for piece in pieces:
         if skip >= len(piece):

@@ -1,5 +1,6 @@
 """What a source holds, wherever it lies: a list of files with sizes, and bytes of them from any offset."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,15 @@ NEEDED = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja")
 EXTRAS = ("consolidated*", "*/*")
 #: Bytes of one read of a stream.
 PIECE = 1 << 20
+#: More files than any checkpoint has: a whole bucket was named, or the list has no end.
+MOST_FILES = 20_000
+#: Bytes of one file: 1 PiB.
+MOST_BYTES = 1 << 50
+#: What filesystems take as a name.
+_LONGEST_NAME = 255
+#: Seconds of waiting after which a connection must have brought `LEAST_BYTES`; a slower one is given up.
+WINDOW = 30.0
+LEAST_BYTES = 32 << 10
 
 
 class Hasher(Protocol):
@@ -57,14 +67,36 @@ class Remote(ABC):
     path: str
     files: Sequence[RemoteFile]
 
-    @abstractmethod
     def stream(self, file: RemoteFile, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The bytes [start, stop) of `file`, in pieces, without seeking.
+        """The bytes [start, stop) of `file`, in pieces, without seeking; never more, however much is sent.
 
         Raises:
-            TransferError: the connection broke, or the service is busy.
+            TransferError: the connection broke or hardly brings anything, or the service is busy.
             CheckpointError: no access, no such file any more, or it has changed.
         """
+        stop = file.size if stop is None else min(stop, file.size)
+        if start >= stop:
+            return
+        missing, waited, came = stop - start, 0.0, 0
+        asked = time.monotonic()
+        for piece in self._pieces(file, start, stop):
+            waited += time.monotonic() - asked
+            came += len(piece)
+            missing -= len(piece)
+            yield piece if missing >= 0 else piece[:missing]
+            if missing <= 0:
+                return
+            if waited >= WINDOW:
+                if came < LEAST_BYTES:
+                    raise TransferError(
+                        f"{file.name} comes too slowly: {came} bytes in {waited:.0f} seconds", field=self.label
+                    )
+                waited, came = 0.0, 0
+            asked = time.monotonic()
+
+    @abstractmethod
+    def _pieces(self, file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
+        """What the source sends for the bytes [start, stop) of `file`. Raises as `stream` does."""
 
     def read(self, file: RemoteFile, start: int, stop: int) -> bytes:
         """The same at once, tried again a few times.
@@ -99,7 +131,38 @@ class Remote(ABC):
 def parts_of(name: str, files: Sequence[RemoteFile], label: str) -> list[RemoteFile]:
     """The file `name`, or all parts of the split GGUF that it is one of. Raises CheckpointError for a missing part."""
     there = {file.name: file for file in files}
-    return [there[part] for part in checked_parts(name, there, label)]
+    return checked([there[part] for part in checked_parts(name, there, label)], label)
+
+
+def checked(files: Sequence[RemoteFile], label: str) -> list[RemoteFile]:
+    """`files`, as listed by a server that may be hostile: each can be kept under its name, and none comes twice.
+
+    Raises:
+        CheckpointError: the name or size that no file can have is named.
+    """
+    if len(files) > MOST_FILES:
+        raise too_many(label)
+    seen: set[str] = set()
+    for file in files:
+        parts = file.name.split("/")
+        if (
+            any(part in ("", ".", "..") or len(part.encode("utf-8", "replace")) > _LONGEST_NAME for part in parts)
+            or not file.name.isprintable()
+            or len(file.name) > 4 * _LONGEST_NAME
+        ):
+            raise CheckpointError("lists a file whose name cannot be kept", field=label, value=file.name[:200])
+        if file.name in seen:
+            raise CheckpointError("lists a file twice", field=label, value=file.name)
+        seen.add(file.name)
+        if not 0 <= file.size <= MOST_BYTES:
+            raise CheckpointError(
+                f"lists {file.name[:200]} with a size that no file has", field=label, value=str(file.size)[:40]
+            )
+    return list(files)
+
+
+def too_many(label: str) -> CheckpointError:
+    return CheckpointError(f"holds more than {MOST_FILES} files", field=label, fix="Name the folder of one model")
 
 
 def choose(files: Sequence[RemoteFile], label: str) -> tuple[list[RemoteFile], str]:
@@ -116,7 +179,7 @@ def choose(files: Sequence[RemoteFile], label: str) -> tuple[list[RemoteFile], s
         and not any(fnmatchcase(file.name, kind) for kind in EXTRAS)
     ]
     if any(file.name.endswith(".safetensors") for file in needed):
-        return needed, ""
+        return checked(needed, label), ""
     ggufs = whole_files(file.name for file in here)
     if len(ggufs) == 1:
         (first,) = ggufs

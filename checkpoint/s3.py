@@ -4,18 +4,33 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
+from urllib.parse import urlsplit
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.source import Source
 from plimsoll.checkpoint import guard
 from plimsoll.checkpoint.gguf_split import part_names
-from plimsoll.checkpoint.remote import PIECE, Remote, RemoteFile, TransferError, choose
+from plimsoll.checkpoint.remote import (
+    MOST_FILES,
+    PIECE,
+    Remote,
+    RemoteFile,
+    TransferError,
+    checked,
+    choose,
+    too_many,
+)
 
-#: More names under one prefix than any checkpoint has: a whole bucket was named.
-MOST_FILES = 20_000
+#: Pages of one listing, which hold a thousand names each.
+MOST_PAGES = 1000
+#: Of an answer that is read whole: a listing's page of a thousand long names, or an error.
+MOST_BYTES = 16 << 20
+#: For such an answer, in seconds.
+LONGEST = 60.0
 _BUSY = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "Throttling"}
 _DENIED = {"AccessDenied", "AllAccessDisabled", "403", "Forbidden"}
 _KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure"}
@@ -47,7 +62,7 @@ class S3Remote(Remote):
         if name.endswith(".gguf"):
             self._prefix = folder + slash
             self.path = name
-            self.files = [self._head(part) for part in part_names(name)]
+            self.files = checked([self._head(part) for part in part_names(name)], self.label)
         else:
             self._prefix = f"{source.path}/" if source.path else ""
             self.files, self.path = choose(self._list(), self.label)
@@ -60,7 +75,7 @@ class S3Remote(Remote):
             found = self._client.head_object(Bucket=self.bucket, Key=self._prefix + name)
         except Exception as error:
             raise self._explained(error) from None
-        return _described(name, found["ContentLength"], found["ETag"])
+        return self._described(name, found.get("ContentLength"), found.get("ETag"))
 
     def _list(self) -> list[RemoteFile]:
         found: list[RemoteFile] = []
@@ -69,34 +84,46 @@ class S3Remote(Remote):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self._prefix, Delimiter="/"
             )
-            for page in pages:
+            for number, page in enumerate(pages):
                 for entry in page.get("Contents", ()):
-                    name = entry["Key"][len(self._prefix) :]
+                    name = entry.get("Key", "").removeprefix(self._prefix)
                     # An object called `prefix/` is how some tools draw a folder.
                     if name and not name.startswith(".") and "\\" not in name:
-                        found.append(_described(name, entry["Size"], entry["ETag"]))
+                        found.append(self._described(name, entry.get("Size"), entry.get("ETag")))
                 for entry in page.get("CommonPrefixes", ()):
-                    below.append(RemoteFile(entry["Prefix"][len(self._prefix) :], 0, ""))
-                if len(found) > MOST_FILES:
-                    raise CheckpointError(
-                        f"holds more than {MOST_FILES} files", field=self.label, fix="Name the folder of one model"
-                    )
+                    below.append(RemoteFile(entry.get("Prefix", "").removeprefix(self._prefix), 0, ""))
+                if len(found) + len(below) > MOST_FILES or number >= MOST_PAGES:
+                    raise too_many(self.label)
         except CheckpointError:
             raise
         except Exception as error:
             raise self._explained(error) from None
         return found + below
 
-    def stream(self, file: RemoteFile, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        stop = file.size if stop is None else min(stop, file.size)
-        if start >= stop:
-            return
+    def _described(self, name: str, size: Any, etag: Any) -> RemoteFile:
+        if not isinstance(size, int) or not isinstance(etag, str):
+            raise CheckpointError(
+                f"the service says no size or no ETag of {name[:200]}", field=self.label,
+                fix="Check spec.model.endpoint (AWS_ENDPOINT_URL): it does not answer like S3",
+            )  # fmt: skip
+        tag = etag.strip('"')
+        # Of an upload in parts the tag has a dash and is no checksum. Some services make up 32 digits all the same.
+        checksum = f"md5?:{tag}" if re.fullmatch(r"[0-9a-f]{32}", tag) else None
+        return RemoteFile(name, size, tag, checksum)
+
+    def _pieces(self, file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
         try:
             # Of the very content that was listed: one that was replaced since is an error and never a mixture.
             answer = self._client.get_object(
                 Bucket=self.bucket, Key=self._prefix + file.name, Range=f"bytes={start}-{stop - 1}",
                 IfMatch=f'"{file.tag}"',
             )  # fmt: skip
+            sent = str(answer.get("ContentRange", ""))
+            if (sent and not sent.startswith(f"bytes {start}-")) or (start and not sent):
+                raise CheckpointError(
+                    f"the answer for {file.name} is another part of the file than was asked for", field=self.label,
+                    value=sent[:80], fix="The source, or something on the way, is broken",
+                )  # fmt: skip
             if "kms" in answer.get("ServerSideEncryption", "") or answer.get("SSECustomerAlgorithm"):
                 self._enciphered.add(file.name)
             with closing(answer["Body"]) as content:
@@ -114,6 +141,8 @@ class S3Remote(Remote):
 
         if refused := guard.refusal(self.label):
             return refused
+        if isinstance(error, CheckpointError):
+            return error
         if isinstance(error, exceptions.ClientError):
             return self._answered(error)
         where = self.endpoint or "AWS"
@@ -126,7 +155,11 @@ class S3Remote(Remote):
             )  # fmt: skip
         if isinstance(error, exceptions.BotoCoreError | OSError) or type(error).__module__.startswith("urllib3"):
             return TransferError(f"the connection to {where} broke ({type(error).__name__})", field=self.label)
-        return error
+        # What a service that is none makes the library stumble over: sizes that are no numbers, dates of no year.
+        return CheckpointError(
+            f"{where} does not answer like S3 ({type(error).__name__})", field=self.label,
+            fix="Check spec.model.endpoint (AWS_ENDPOINT_URL)",
+        )  # fmt: skip
 
     def _answered(self, error: Any) -> Exception:
         code = str(error.response.get("Error", {}).get("Code", ""))
@@ -158,13 +191,6 @@ class S3Remote(Remote):
         return CheckpointError(f"the service answered {code or status}", field=self.label)
 
 
-def _described(name: str, size: int, etag: str) -> RemoteFile:
-    tag = etag.strip('"')
-    # Of an upload in parts the tag has a dash and is no checksum. Some services make up 32 digits all the same.
-    checksum = f"md5?:{tag}" if re.fullmatch(r"[0-9a-f]{32}", tag) else None
-    return RemoteFile(name, int(size), tag, checksum)
-
-
 def _environment(*names: str) -> str | None:
     return next((value for name in names if (value := os.environ.get(name))), None)
 
@@ -183,7 +209,7 @@ def _client(endpoint: str | None) -> Any:
     session.register_component("credential_provider", CredentialResolver(providers=[]))
     key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
     signed = bool(key and secret)
-    return boto3.session.Session(botocore_session=session).client(
+    client = boto3.session.Session(botocore_session=session).client(
         "s3",
         endpoint_url=endpoint,
         region_name=_environment("AWS_REGION", "AWS_DEFAULT_REGION") or "us-east-1",
@@ -199,3 +225,39 @@ def _client(endpoint: str | None) -> Any:
             max_pool_connections=16,
         ),
     )
+    client.meta.events.register("before-send.s3", _Bounded(client._endpoint.http_session.send))
+    return client
+
+
+class _Bounded:
+    """Sends requests for botocore, which reads every answer but a file's to its end, however long that is."""
+
+    def __init__(self, send: Callable[[Any], Any]) -> None:
+        self._send = send
+
+    def __call__(self, request: Any, event_name: str = "", **_: Any) -> Any:
+        answer = self._send(request)
+        if not (event_name.endswith(".GetObject") and answer.status_code in (200, 206)):
+            answer.raw = _BoundedBody(answer.raw, urlsplit(request.url).netloc)
+        return answer
+
+
+class _BoundedBody:
+    def __init__(self, raw: Any, where: str) -> None:
+        self._raw, self._where = raw, where
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def stream(self) -> Iterator[bytes]:
+        seen, until = 0, time.monotonic() + LONGEST
+        for piece in self._raw.stream():
+            seen += len(piece)
+            if seen > MOST_BYTES or time.monotonic() > until:
+                what = f"more than {MOST_BYTES} bytes" if seen > MOST_BYTES else f"for more than {LONGEST:.0f} seconds"
+                self._raw.close()
+                raise CheckpointError(
+                    f"{self._where} answers with {what} where a list of files or an error was expected",
+                    field="spec.model.endpoint", fix="Check the service, and proxies before it",
+                )  # fmt: skip
+            yield piece

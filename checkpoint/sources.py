@@ -88,6 +88,9 @@ def resolve(
 def _from_hub(hub: HubSource, progress: Progress | None, offline: bool | None, files: Sequence[str] | None) -> Path:
     from huggingface_hub import snapshot_download
 
+    from plimsoll.checkpoint import hub_session
+
+    hub_session.session()
     # fnmatch treats brackets in a file's name as a set.
     wanted = [glob.escape(part) for part in part_names(hub.file)] if hub.file else list(files or NEEDED)
     try:

@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
 from plimsoll.api.dataset import Dataset
-from plimsoll.api.errors import SpecError
-from plimsoll.checkpoint import guard
+from plimsoll.api.errors import CheckpointError, SpecError
+from plimsoll.checkpoint import guard, hub_session
 from plimsoll.checkpoint.sources import HubSource, hub_error
 from plimsoll.quantjob.documents import KINDS, is_data
-
-#: Seconds without a byte after which the hub is given up.
-SILENCE = 30.0
 
 
 class HubDataset:
@@ -49,6 +46,7 @@ class HubDataset:
         """Each file on this machine. Raises CheckpointError when one cannot be had."""
         from huggingface_hub import hf_hub_download
 
+        hub_session.session()
         for name in self.names:
             try:
                 here = hf_hub_download(self._name, name, repo_type="dataset", revision=self._hub.revision)
@@ -61,7 +59,7 @@ class HubDataset:
         return self._hub.repo.removeprefix("datasets/")
 
     def _ask(self) -> list[str]:
-        from huggingface_hub import HfApi, constants
+        from huggingface_hub import constants
 
         if constants.HF_HUB_OFFLINE:
             raise SpecError(
@@ -70,9 +68,15 @@ class HubDataset:
             )  # fmt: skip
         guard.check_url(constants.ENDPOINT)
         try:
-            info: Any = HfApi().dataset_info(self._name, revision=self._hub.revision, timeout=SILENCE)
-            self._hub = HubSource(self._hub.repo, str(info.sha), self._hub.file)
-            return [entry.rfilename for entry in info.siblings or ()]
+            url = f"{constants.ENDPOINT}/api/{self._hub.repo}/revision/{quote(self._hub.revision, safe='')}"
+            found = next(hub_session.pages(url, str(self._hub)))
+            commit = hub_session.commit_of(found, str(self._hub))
+            self._hub = HubSource(self._hub.repo, commit, self._hub.file)
+            siblings = hub_session.list_of(found.get("siblings") or [], str(self._hub))
+            names = [entry.get("rfilename") for entry in siblings if isinstance(entry, dict)]
+            return [name for name in names if isinstance(name, str) and ".." not in name.split("/")]
+        except CheckpointError:
+            raise
         except Exception as error:
             raise self._explained(error) from None
 

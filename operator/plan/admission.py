@@ -10,12 +10,12 @@ from plimsoll.api.budget import RUNS, Budget, budget
 from plimsoll.api.deployment import CheckpointSource, ModelDeploymentSpec
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, native_table
 from plimsoll.api.errors import DoesNotFitError, NotRunYetError, PlimsollError, SpecError
+from plimsoll.api.forbidden import forbidden_host
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.load import load_of, refuse_not_run_yet
 from plimsoll.api.manifest import parse_spec
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.second_rounding import rounded_again
-from plimsoll.api.source import forbidden_host
 from plimsoll.operator import build
 from plimsoll.operator.build.placing import Placing
 from plimsoll.operator.plan.cards import Card

@@ -3,7 +3,8 @@
 import pytest
 
 from plimsoll.api.errors import SpecError
-from plimsoll.api.source import Source, endpoint_host, forbidden_host, parse_source
+from plimsoll.api.forbidden import forbidden_host
+from plimsoll.api.source import Source, endpoint_host, parse_source
 
 SHA = "sha256:" + "0a" * 32
 
@@ -53,6 +54,19 @@ def test_what_is_no_address_is_refused_with_its_field(text: str) -> None:
         "168.63.129.16", "localhost", "LOCALHOST", "localhost.", "a.localhost", "metadata.google.internal",
         "metadata.google.internal.", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
         "kubernetes.default.svc.cluster.local", "Kubernetes.Default.Svc.example.org",
+        # Metadata by IPv6: AWS, Google, Oracle, Scaleway.
+        "fd00:ec2::23", "fd20:ce::254", "[FD20:00CE::0254]", "fd00:c1::a9fe:a9fe", "fd00:42::42",
+        # IPv4 inside IPv6: mapped, compatible, translated, NAT64 well known, of a network's own and of any prefix,
+        # 6to4, Teredo (of the client, then of the server), ISATAP.
+        "::ffff:169.254.169.254", "::169.254.169.254", "::ffff:0:169.254.169.254", "::127.0.0.1", "64:ff9b::a9fe:a9fe",
+        "64:ff9b::7f00:1", "64:ff9b:1::169.254.169.254", "64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1:7f:0:1::",
+        "64:ff9b:1:0:7f:0:100:0", "2001:db8:64::169.254.169.254", "2001:db8::100.100.100.200", "2002:a9fe:a9fe::1",
+        "2001:0:808:808::5601:5601", "2001:0:a9fe:a9fe::f7f7:f7f7", "2001:db8::5efe:169.254.169.254",
+        "fe80::5efe:7f00:1",
+        # IPv4 as resolvers also read it.
+        "169.254.43518", "0xa9fea9fe", "0251.0376.0251.0376", "2852039166", "0xA9.254.0251.254", "0000177.1",
+        "\uff11\uff12\uff17.0.0.1", "169\u3002254\uff0e169\uff61254", "9" * 5000, "1." * 400, "x" * 5000,
+        "instance-data.ec2.internal", "ip6-localhost", "localhost.localdomain", "metadata.azure.internal",
     ],
 )  # fmt: skip
 def test_hosts_of_this_machine_the_cluster_and_the_cloud_are_forbidden_in_any_spelling(host: str) -> None:
@@ -64,7 +78,9 @@ def test_hosts_of_this_machine_the_cluster_and_the_cloud_are_forbidden_in_any_sp
     [
         "huggingface.co", "s3.amazonaws.com", "minio.storage.svc", "minio.storage.svc.cluster.local", "10.96.0.7",
         "192.168.1.1", "128.0.0.1", "8.8.8.8", "2606:4700::1", "localhost.example.org", "my-kubernetes.example",
-        "kubernetes.example.org", "169.254.example", "1.2.3.4.5", "999.1.1.1", "",
+        "kubernetes.example.org", "169.254.example", "1.2.3.4.5", "999.1.1.1", "", "64:ff9b::808:808",
+        "::ffff:10.0.0.1", "2002:808:808::1", "64:ff9b:1::8.8.8.8", "2001:db8::5efe:8.8.8.8", "fd12:3456::1",
+        "4294967296",
     ],
 )  # fmt: skip
 def test_hosts_that_keep_checkpoints_are_not(host: str) -> None:

@@ -101,7 +101,7 @@ class Held(Remote):
         self.held, self.path, self.reads = files, path, [0]
         self.files = [RemoteFile(name, len(data), "") for name, data in files.items()]
 
-    def stream(self, file: RemoteFile, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def _pieces(self, file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
         piece = self.held[file.name][start:stop]
         self.reads.append(len(piece))
         yield piece
