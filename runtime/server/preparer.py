@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
-from plimsoll.runtime.server.counts import MESSAGE_VALUES, check_counts
+from plimsoll.runtime.server.counts import MESSAGES, Most, check_counts
 from plimsoll.runtime.server.errors import ApiError
 from plimsoll.runtime.server.params import check_limits, check_model
 from plimsoll.runtime.server.parse import parse
@@ -63,8 +63,7 @@ class Preparer:
         self, body: bytearray, route: Route, model_len: int | None, note: Callable[[str | None], None]
     ) -> Prepared:
         note(None)
-        most = max(self.queued_tokens, model_len or 0) + 2 * self.config.max_prompts
-        check_counts(body, {"prompt": most, "messages": MESSAGE_VALUES})
+        check_counts(body, {"prompt": self._most_tokens(model_len), "messages": MESSAGES})
         request: ChatCompletionRequest | CompletionRequest
         request = parse(body, ChatCompletionRequest) if route == "chat" else parse(body, CompletionRequest)
         check_model(request.model, self.config.served_name)
@@ -75,9 +74,16 @@ class Preparer:
                 prompts = [("", self.reader.chat(request, model_len, note))]
             else:
                 prompts = self.reader.completions(request, model_len, note)
-        # The rest of the request is small.
+        # The rest of a request is small.
         if isinstance(request, ChatCompletionRequest):
             request.messages, request.chat_template_kwargs = [], {}
         else:
             request.prompt = []
         return Prepared(request, prompts)
+
+    def _most_tokens(self, model_len: int | None) -> Most:
+        """Values of a prompt: what the queue takes, and some more, so that a prompt that is too long is called that."""
+        full = max(self.queued_tokens, model_len or 0)
+        if model_len is not None:
+            full = min(full, self.config.max_prompts * model_len)
+        return Most(values=64 * 1024 + full, parts=4096)
