@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails
 
+from plimsoll.api.pod_marks import weakens
 from plimsoll.api.quantity import parse_bytes, parse_cpus, parse_seconds
 from plimsoll.api.rules import NOT_OURS, OURS_WORDS, RULES, rule
 
@@ -147,12 +148,23 @@ def _not_ours(pairs: dict[str, str]) -> dict[str, str]:
     return pairs
 
 
+def _harmless(pairs: dict[str, str]) -> dict[str, str]:
+    for key in pairs:
+        if does := weakens(key):
+            raise ValueError(f"{key[:80]!r} {does}, which the operator does not allow in its pods. Remove it")
+    return pairs
+
+
 LabelValue = Annotated[str, Field(pattern=_LABEL_VALUE, max_length=63)]
 NodeLabels = Annotated[dict[str, LabelValue], Field(max_length=32), AfterValidator(_keys)]
 """Labels that a node must have."""
 _OURS = Field(max_length=32, json_schema_extra={RULES: NOT_OURS})
-PodLabels = Annotated[dict[str, LabelValue], _OURS, AfterValidator(_keys), AfterValidator(_not_ours)]
-"""Labels of pods that are not the operator's own."""
+PodLabels = Annotated[
+    dict[str, LabelValue], _OURS, AfterValidator(_keys), AfterValidator(_not_ours), AfterValidator(_harmless)
+]
+"""Labels of pods that are not the operator's own, and weaken nothing."""
 _Text = Annotated[str, Field(max_length=16384)]
-PodAnnotations = Annotated[dict[str, _Text], _OURS, AfterValidator(_keys), AfterValidator(_not_ours)]
-"""Annotations of pods that are not the operator's own."""
+PodAnnotations = Annotated[
+    dict[str, _Text], _OURS, AfterValidator(_keys), AfterValidator(_not_ours), AfterValidator(_harmless)
+]
+"""Annotations of pods that are not the operator's own, and weaken nothing."""

@@ -24,9 +24,14 @@ class Settings(BaseModel):
     """What model pods on GPUs run; without it a deployment on GPUs is refused unless it names `spec.pod.image`."""
     image_pull_secrets: tuple[str, ...] = ()
     allowed_sources: tuple[str, ...] = ("hf://*", "pvc://*", "s3://*", "oci://*")
-    """Shell patterns; a source or a job's dataset that none of them matches is refused."""
+    """Shell patterns; a source or a job's dataset that none of them matches is refused. A pattern that names more than
+    the kind holds at the usual service of the kind, and `PATTERN at ENDPOINT` at that endpoint."""
     allowed_endpoints: tuple[str, ...] = ("https://*",)
     """Shell patterns for `spec.model.endpoint`."""
+    allowed_proxies: tuple[str, ...] = ()
+    """Shell patterns for `spec.pod.proxy`, where a pattern of `allowed_sources` names more than the kind."""
+    allowed_service_accounts: tuple[str, ...] = ()
+    """Shell patterns NAMESPACE/NAME for `spec.pod.serviceAccountName`; `default` is always allowed."""
     client_namespaces: tuple[str, ...] = ()
     """Namespaces besides the deployment's own whose pods may call the endpoint."""
     monitoring_namespaces: tuple[str, ...] = ("monitoring",)

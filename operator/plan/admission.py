@@ -1,16 +1,13 @@
 """Whether a deployment may run at all: its words, its source, its arithmetic, before any model pod exists."""
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from plimsoll.api.budget import RUNS, Budget, budget
-from plimsoll.api.deployment import CheckpointSource, ModelDeploymentSpec
+from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, native_table
 from plimsoll.api.errors import DoesNotFitError, NotRunYetError, PlimsollError, SpecError
-from plimsoll.api.forbidden import forbidden_host
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.load import load_of, refuse_not_run_yet
 from plimsoll.api.manifest import parse_spec
@@ -21,6 +18,7 @@ from plimsoll.operator.build.placing import Placing
 from plimsoll.operator.plan.cards import Card
 from plimsoll.operator.plan.conditions import Condition
 from plimsoll.operator.plan.devices import DeviceMemory, device_memory, selected
+from plimsoll.operator.plan.permission import NotAllowedError, check_account, check_source
 from plimsoll.operator.plan.quantized import FAILED, awaited, serving
 from plimsoll.operator.plan.trouble import words
 from plimsoll.operator.settings import Settings
@@ -90,13 +88,14 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
         _check_serving(spec)
         if spec.model.source and output is None:
             # An output is the job's, whose own sources were held to the list.
-            check_source(spec.model, settings)
+            check_source(spec.model, spec.pod, settings)
+        check_account(spec.pod, snapshot.deployment.namespace, settings)
         refuse_not_run_yet(spec)
         _check_image(spec, settings)
     except NotRunYetError as error:
         return Admission(Condition("Accepted", "False", "NotSupported", str(error)), unknown)
     except NotAllowedError as error:
-        return Admission(Condition("Accepted", "False", "SourceNotAllowed", str(error)), unknown)
+        return Admission(Condition("Accepted", "False", error.reason, str(error)), unknown)
     except PlimsollError as error:
         return Admission(Condition("Accepted", "False", "InvalidSpec", str(error)), unknown)
     if waits is not None and output is None:
@@ -228,10 +227,6 @@ def _check_image(spec: ModelDeploymentSpec, settings: Settings) -> None:
         )  # fmt: skip
 
 
-class NotAllowedError(SpecError):
-    """The operator's configuration does not allow this source."""
-
-
 def _check_serving(spec: ModelDeploymentSpec) -> None:
     if spec.serving.api_keys_file is not None:
         raise SpecError(
@@ -239,37 +234,6 @@ def _check_serving(spec: ModelDeploymentSpec) -> None:
             field="spec.serving.apiKeysFile",
             fix="Name a Secret in spec.serving.apiKeysSecret",
         )
-
-
-def check_source(model: CheckpointSource, settings: Settings) -> None:
-    """Raises SpecError for what no cluster has, and NotAllowedError for what this one's operator does not allow."""
-    if model.source.startswith("file://"):
-        raise SpecError(
-            "names a path of one machine; a cluster has many", field="spec.model.source", value=model.source,
-            fix="Use pvc://CLAIM/PATH, hf://, s3:// or oci://",
-        )  # fmt: skip
-    check_allowed(model.source, "spec.model.source", settings)
-    if model.endpoint is None:
-        return
-    if not any(fnmatch.fnmatchcase(model.endpoint, allowed) for allowed in settings.allowed_endpoints):
-        raise NotAllowedError(
-            "this cluster's operator does not allow it", field="spec.model.endpoint", value=model.endpoint,
-            fix=f"Allowed are {', '.join(settings.allowed_endpoints) or 'none'}",
-        )  # fmt: skip
-    why = forbidden_host(urlsplit(model.endpoint).hostname or "")
-    if why:
-        raise NotAllowedError(
-            why, field="spec.model.endpoint", value=model.endpoint, fix="Use a public or a Service's name"
-        )
-
-
-def check_allowed(uri: str, field: str, settings: Settings) -> None:
-    """Raises NotAllowedError for what no pattern of the operator's list matches."""
-    if not any(fnmatch.fnmatchcase(uri, allowed) for allowed in settings.allowed_sources):
-        raise NotAllowedError(
-            "this cluster's operator does not allow it", field=field, value=uri,
-            fix=f"Allowed are {', '.join(settings.allowed_sources) or 'none'}",
-        )  # fmt: skip
 
 
 def _silent(pod: Pod | None) -> str | None:

@@ -14,10 +14,11 @@ from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import parse_source
 from plimsoll.api.ways_out import MIB
 from plimsoll.operator.build.quantizing import BESIDE_BYTES
-from plimsoll.operator.plan.admission import NotAllowedError, check_allowed, check_source, looked_at
+from plimsoll.operator.plan.admission import looked_at
 from plimsoll.operator.plan.capacity import tolerates
 from plimsoll.operator.plan.conditions import Condition
 from plimsoll.operator.plan.devices import allowed
+from plimsoll.operator.plan.permission import NotAllowedError, check_account, check_allowed, check_source
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Snapshot
 
@@ -45,11 +46,12 @@ def admit_job(snapshot: Snapshot, settings: Settings) -> JobAdmission:
     unknown = Condition("SourceReady", "Unknown", "NotLookedAt", "The spec has to be accepted first.")
     try:
         spec = parse_job_spec(snapshot.deployment.spec)
-        check_source(spec.model, settings)
+        check_source(spec.model, spec.pod, settings)
+        check_account(spec.pod, snapshot.deployment.namespace, settings)
         _check_places(spec)
         _check_texts(spec, settings)
     except NotAllowedError as error:
-        return JobAdmission(Condition("Accepted", "False", "SourceNotAllowed", str(error)), unknown)
+        return JobAdmission(Condition("Accepted", "False", error.reason, str(error)), unknown)
     except PlimsollError as error:
         return JobAdmission(Condition("Accepted", "False", "InvalidSpec", str(error)), unknown)
     if snapshot.rivals:
@@ -84,7 +86,7 @@ def _check_texts(spec: QuantizationJobSpec, settings: Settings) -> None:
         ("spec.evaluation.dataset", spec.evaluation.dataset),
     ):
         if uri is not None and parse_dataset(uri, field).kind != "self":
-            check_allowed(uri, field, settings)
+            check_allowed(uri, field, spec.model, spec.pod, settings)
 
 
 def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, ready: Condition) -> JobAdmission:

@@ -82,6 +82,11 @@ def reasons(source: str) -> set[str]:
         elif isinstance(node, ast.ClassDef) and node.name == "Stage":
             values = [line.value for line in node.body if isinstance(line, ast.Assign)]
             found |= {text for value in values for text in constants(value)}
+        elif isinstance(node, ast.ClassDef):
+            # An error's own reason.
+            lines = [line for line in node.body if isinstance(line, ast.Assign)]
+            own = [line.value for line in lines if ast.unparse(line.targets[0]) == "reason"]
+            found |= {text for value in own for text in constants(value)}
     return found
 
 
