@@ -14,6 +14,7 @@ from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.json_file import read_object
 from plimsoll.checkpoint.vocabulary import (
     CONTROL,
+    MOST_DIGITS,
     NORMAL,
     USER_DEFINED,
     check_sizes,
@@ -98,9 +99,11 @@ def _place_added(
         return
     for key, entry in sorted(added.items(), key=lambda item: (len(item[0]), item[0])):
         content = _content(entry)
-        if not key.isascii() or not key.isdigit() or content is None or int(key) > len(tokens):
+        number = key.isascii() and key.isdigit() and len(key) <= MOST_DIGITS
+        if not number or content is None or int(key) > len(tokens):
             raise CheckpointError("has an entry with no place", field=f"{where}: added_tokens_decoder", value=key[:40])
-        index, kind = int(key), CONTROL if entry.get("special") else USER_DEFINED
+        special = isinstance(entry, Mapping) and entry.get("special")
+        index, kind = int(key), CONTROL if special else USER_DEFINED
         if index == len(tokens):
             tokens.append(content)
             scores.append(0.0)

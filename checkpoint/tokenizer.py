@@ -16,6 +16,7 @@ from plimsoll.checkpoint.chat_template import (
 )
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.end_tokens import end_token_ids
+from plimsoll.checkpoint.tokenizer_limits import check_files, check_processor, failures_named
 
 MAX_TEMPLATE_BYTES = 4 * 1024 * 1024
 
@@ -74,12 +75,14 @@ class Tokenizer:
         """
         # Half of a surrogate pair has no UTF-8; the tokenizer would refuse the whole text.
         clean = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
-        ids: list[int] = self._backend.encode(clean, add_special_tokens=add_special_tokens).ids
+        with failures_named("tokenizer", "the text cannot be tokenized"):
+            ids: list[int] = self._backend.encode(clean, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`. Bytes that make no character become U+FFFD; ids outside the vocabulary become nothing."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        with failures_named("tokenizer", "the tokens cannot be decoded"):
+            text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
@@ -177,17 +180,10 @@ def load_tokenizer(checkpoint: Checkpoint, chat_template_path: Path | str | None
         CheckpointError: the tokenizer is missing, damaged, or needs code from the checkpoint; the chat template is
             neither a file nor one of the checkpoint's.
     """
-    try:
+    again = "Download tokenizer.json and tokenizer_config.json again"
+    with failures_named(str(checkpoint.path), "the tokenizer cannot be read", again):
         fast = _from_gguf(checkpoint) if checkpoint.format == "gguf" else _from_folder(checkpoint.path)
-    except CheckpointError:
-        raise
-    except Exception as error:  # The Rust tokenizers raise bare Exception.
-        reason = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"the tokenizer cannot be read: {(reason or [type(error).__name__])[0][:300]}",
-            field=str(checkpoint.path),
-            fix="Download tokenizer.json and tokenizer_config.json again",
-        ) from error
+        check_processor(fast.backend_tokenizer, str(checkpoint.path))
     templates = named_templates(fast.chat_template)
     wanted = None if chat_template_path is None else str(chat_template_path)
     if wanted is not None and (wanted not in templates or Path(wanted).is_file()):
@@ -215,6 +211,7 @@ def _from_folder(folder: Path) -> Any:
         from transformers import PreTrainedTokenizerFast
 
         fast: Any = PreTrainedTokenizerFast
+        check_files(folder)
         return fast.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     if (folder / "tokenizer.model").is_file():
         from plimsoll.checkpoint.sentencepiece_model import build_tokenizer

@@ -10,7 +10,8 @@ from typing import Any
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.gguf_tokenizer import SPLITS
 from plimsoll.checkpoint.json_file import MAX_JSON_BYTES, read_object
-from plimsoll.checkpoint.vocabulary import finish
+from plimsoll.checkpoint.tokenizer_limits import check_ids
+from plimsoll.checkpoint.vocabulary import MOST_DIGITS, check_sizes, finish
 
 #: Classes of transformers to the way they split text (`SPLITS`) and whether they compose characters first.
 CLASSES = {"GPT2Tokenizer": ("gpt-2", False), "Qwen2Tokenizer": ("qwen2", True)}
@@ -34,6 +35,8 @@ def build_tokenizer(folder: Path) -> Any:
     vocabulary = read_object(folder / "vocab.json")
     if not vocabulary or not all(type(index) is int and index >= 0 for index in vocabulary.values()):
         raise CheckpointError("must be an object from token to id", field=str(folder / "vocab.json"), fix=_FIX)
+    check_sizes(list(vocabulary), str(folder / "vocab.json"))
+    check_ids(vocabulary, str(folder / "vocab.json"))
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(folder / "merges.txt", vocabulary)))
     if composed:
         backend.normalizer = normalizers.NFC()
@@ -112,7 +115,7 @@ def _added(folder: Path, config: Mapping[str, Any]) -> list[tuple[int, str, bool
     listed = config.get("added_tokens_decoder")
     for key, entry in (listed if isinstance(listed, Mapping) else {}).items():
         content = _content(entry)
-        if content is None or not key.isascii() or not key.isdigit():
+        if content is None or not key.isascii() or not key.isdigit() or len(key) > MOST_DIGITS:
             raise CheckpointError(
                 "has an entry with no place", field=f"{folder}: added_tokens_decoder", value=key[:40], fix=_FIX
             )

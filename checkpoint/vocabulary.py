@@ -10,6 +10,8 @@ from plimsoll.checkpoint.chat_template import named_templates
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 #: Beyond any published vocabulary: tokens, characters of one token, characters of all. Every cut of each is looked at.
 MOST_TOKENS, LONGEST_TOKEN, MOST_CHARACTERS = 1 << 20, 1 << 12, 1 << 23
+#: Of an id that is the key of an object; Python refuses to read thousands.
+MOST_DIGITS = 9
 
 
 def check_sizes(tokens: Sequence[str], where: str) -> None:

@@ -3,11 +3,9 @@
 import json
 import random
 import shutil
-import struct
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,19 +15,12 @@ from plimsoll.checkpoint.chat_template import ChatTemplateError
 from plimsoll.checkpoint.gguf_file import GgufFile
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from tests.support.checkpoints import make_checkpoint, make_gguf, make_model
+from tests.support.damage import NASTY, damage_bytes, damage_json, damaged_header
 
 #: Five kinds of damage, each tried this often: 500 checkpoints.
 ROUNDS = 100
 #: The files are under 1 MB; an error costs their headers a few times over, never what a forged size asks for.
 MEMORY = 16_000_000
-
-NASTY: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2, 3, 7, 2**16, 2**31 - 1, 2**31, 2**63, 10**40, -(10**40), 0.0, -0.5, 1.5, 1e-320,
-    1e308, "", "x", "../../etc/passwd", "\x00", "LlamaForCausalLM", [], [0], [None], ["a", 1], [[[]]], {},
-    {"rope_type": "yarn"},
-    {"rope_type": "linear", "factor": -1}, {"rope_type": "llama3", "factor": "8"}, {"type": "dynamic", "factor": 0},
-    {"rope_type": ["x"], "factor": {}}, {"a": {"b": {}}}, "🦀" * 50, "a" * 10_000,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -89,44 +80,6 @@ def rounds(
     return errors
 
 
-def damage_json(rng: random.Random, value: Any) -> None:
-    """Change one place of a JSON value, at any depth, in place."""
-    while isinstance(value, dict | list) and value:
-        key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
-        below = value[key]
-        if isinstance(below, dict | list) and below and rng.random() < 0.7:
-            value = below
-            continue
-        if rng.random() < 0.2:
-            del value[key]
-        else:
-            value[key] = rng.choice(NASTY)
-        return
-
-
-def damage_bytes(rng: random.Random, path: Path, first: int | None = None) -> None:
-    """Flip, cut, insert or repeat bytes, among the first `first` of them where that is given."""
-    data = bytearray(path.read_bytes())
-    end = min(first or len(data), len(data))
-    match rng.randrange(5):
-        case 0:
-            del data[rng.randrange(end) :]
-        case 1:
-            for _ in range(rng.randint(1, 8)):
-                data[rng.randrange(end)] = rng.randrange(256)
-        case 2:
-            at = rng.randrange(end)
-            data[at:at] = rng.randbytes(rng.randint(1, 40))
-        case 3:
-            at = rng.randrange(end)
-            del data[at : at + rng.randint(1, 40)]
-        case 4:
-            at = rng.randrange(max(1, end - 8))
-            huge = rng.choice((0, 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1))
-            data[at : at + 8] = struct.pack("<Q", huge)
-    path.write_bytes(data)
-
-
 def test_configurations(originals: Path, tmp_path: Path) -> None:
     def damage(rng: random.Random, folder: Path) -> None:
         path = folder / rng.choice(["config.json"] * 4 + ["generation_config.json", "tokenizer_config.json"])
@@ -159,14 +112,7 @@ def test_safetensors_headers_and_indexes(originals: Path, tmp_path: Path) -> Non
             path.write_text(json.dumps(value))
             return
         path = rng.choice(sorted(folder.glob("*.safetensors")))
-        data = path.read_bytes()
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        for _ in range(rng.randint(1, 3)):
-            damage_json(rng, header)
-        text = json.dumps(header).encode()
-        stated = rng.choice([len(text)] * 5 + [0, 1, len(text) - 1, len(text) + 1, 2**31, 2**63])
-        path.write_bytes(stated.to_bytes(8, "little") + text + data[8 + length :])
+        path.write_bytes(damaged_header(rng, path.read_bytes()))
 
     assert sum(map(bool, rounds(originals, tmp_path, "sharded", damage, 3))) > ROUNDS // 2
 

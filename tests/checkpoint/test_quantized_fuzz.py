@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from plimsoll.checkpoint.quantized.manifest import MANIFEST_NAME, Manifest, hash_files, write_manifest
-from tests.checkpoint.test_fuzz import ROUNDS, damage_bytes, damage_json, rounds
+from tests.checkpoint.test_fuzz import ROUNDS, rounds
 from tests.support import quantized
+from tests.support.damage import damage_bytes, damage_json
 
 FORMS = ("awq", "ct", "gptq")
 

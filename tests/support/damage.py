@@ -1,5 +1,6 @@
 """Damage to checkpoints: in bytes, in values of JSON, and in the entries of a GGUF header."""
 
+import json
 import random
 import struct
 from collections.abc import Iterator
@@ -173,8 +174,6 @@ _MORE_KEYS = (
 
 def damaged_header(rng: random.Random, data: bytes) -> bytes:
     """A safetensors file with a changed header, whose stated length mostly holds."""
-    import json
-
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     for _ in range(rng.randint(1, 3)):
