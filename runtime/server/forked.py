@@ -27,8 +27,8 @@ from plimsoll.runtime.engine.parent import die_with_parent
 #: that says which step is next; the parent reads it when the process did not finish.
 Call = Callable[[bytearray, Any, Callable[[int], None]], Any]
 
-#: Number of a process and the bytes that it may allocate; 0 bytes ends the process.
-COMMAND = struct.Struct(">QQ")
+#: Number of a process, the bytes that it may allocate, and how nice it is; 0 bytes ends the process.
+COMMAND = struct.Struct(">QQB")
 #: Bytes of the pickled arguments and of the payload.
 JOB = struct.Struct(">QQ")
 #: Bytes of the pickled answer, its kind, and whether the process ends after it.
@@ -63,8 +63,10 @@ class Forker:
         theirs.close()
         self.socket.setblocking(False)
 
-    def fork(self, memory: int) -> tuple[int, socket.socket]:
+    def fork(self, memory: int, nice: int) -> tuple[int, socket.socket]:
         """A new process that may allocate `memory` bytes: its number, and the socket for its jobs.
+
+        `nice` is 0 to 19: how far it leaves the processor to others.
 
         Raises OSError where there is no process to fork it from, or no descriptor left.
         """
@@ -73,7 +75,7 @@ class Forker:
         self._steps[number % len(self._steps)] = 0
         with theirs:
             try:
-                socket.send_fds(self.socket, [COMMAND.pack(number, memory)], [theirs.fileno()])
+                socket.send_fds(self.socket, [COMMAND.pack(number, memory, nice)], [theirs.fileno()])
             except OSError:
                 ours.close()
                 raise
@@ -86,7 +88,7 @@ class Forker:
 
     def kill(self, number: int) -> None:
         with contextlib.suppress(OSError):
-            self.socket.send(COMMAND.pack(number, 0))
+            self.socket.send(COMMAND.pack(number, 0, 0))
 
     def close(self) -> None:
         """Ends all processes."""
@@ -112,7 +114,7 @@ def _serve(control: socket.socket, steps: mmap.mmap, call: Call) -> NoReturn:
             for child in living.values():
                 os.kill(child, signal.SIGKILL)
             os._exit(0)
-        number, memory = COMMAND.unpack(data)
+        number, memory, nice = COMMAND.unpack(data)
         if not descriptors:
             # Only processes that were not waited for are here, so the id is no other's.
             if number in living:
@@ -128,6 +130,7 @@ def _serve(control: socket.socket, steps: mmap.mmap, call: Call) -> NoReturn:
                 control.close()
                 die_with_parent(pid)
                 _limit(memory)
+                os.nice(nice)
                 _work(socket.socket(fileno=descriptors[0]), steps, number % len(steps), call)
             finally:
                 os._exit(1)

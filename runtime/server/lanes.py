@@ -12,6 +12,8 @@ SHORT_BYTES, SHORT_SECONDS = 64 * 1024, 0.3
 #: Bytes that a process may allocate for a short job.
 SHORT_MEMORY = 48 << 20
 
+#: A long job leaves the processor to the engine and to answers that run.
+LONG_NICE = 10
 #: Bytes of an answer that are read at once.
 READ_BYTES = 256 * 1024
 
@@ -39,9 +41,9 @@ class FaultError(Exception):
 class _Worker:
     """One forked process as the event loop sees it."""
 
-    def __init__(self, forker: Forker, memory: int) -> None:
+    def __init__(self, forker: Forker, memory: int, nice: int) -> None:
         self._forker = forker
-        self._number, self._link = forker.fork(memory)
+        self._number, self._link = forker.fork(memory, nice)
         self.memory = memory
         self.fresh = True
         self.last = False
@@ -82,8 +84,8 @@ class _Worker:
 class _Lane:
     """One process at a time, and jobs in order of arrival."""
 
-    def __init__(self, forker: Forker) -> None:
-        self._forker = forker
+    def __init__(self, forker: Forker, nice: int) -> None:
+        self._forker, self._nice = forker, nice
         self._turn = asyncio.Lock()
         self._worker: _Worker | None = None
 
@@ -94,14 +96,14 @@ class _Lane:
             if worker is not None and worker.memory != memory:
                 worker.close()
                 worker = None
-            worker = worker or _Worker(self._forker, memory)
+            worker = worker or _Worker(self._forker, memory, self._nice)
             try:
                 return await self._ask(worker, payload, arguments, seconds)
             except UnfinishedError as error:
                 # The kernel may have ended an idle process for want of memory: that was no fault of this job.
                 if error.reason != "end" or worker.fresh:
                     raise
-            return await self._ask(_Worker(self._forker, memory), payload, arguments, seconds)
+            return await self._ask(_Worker(self._forker, memory, self._nice), payload, arguments, seconds)
 
     async def _ask(self, worker: _Worker, payload: bytes | bytearray, arguments: bytes, seconds: float) -> Any:
         kept = False
@@ -139,7 +141,7 @@ class Lanes:
 
     def __init__(self, forker: Forker, seconds: float) -> None:
         self._forker, self._seconds = forker, seconds
-        self._short, self._long = _Lane(forker), _Lane(forker)
+        self._short, self._long = _Lane(forker, 0), _Lane(forker, LONG_NICE)
 
     async def run(self, payload: bytes | bytearray, arguments: Any, memory: int) -> Any:
         """The result of one job.

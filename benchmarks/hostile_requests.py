@@ -1,0 +1,208 @@
+"""What hostile requests do to everybody else: probes, a stream that runs, and the memory of the endpoint.
+
+    python -m benchmarks.hostile_requests [--model FILE.gguf] [--seconds 15] [--only NAME]
+
+Starts `plimsoll serve` and attacks it, one kind of request after the other, by several clients at once. Meanwhile
+another client asks for /health 50 times a second, and a third one has an answer streamed. Printed are the 99th
+percentile and the longest of the probes, the longest pause of the stream, what the attackers were answered, and the
+peak memory of the endpoint's processes without the engine: in control groups of its own where these can be made, else
+as the sum of their proportional set sizes.
+"""
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from plimsoll.api.budget import SERVER_BYTES
+from plimsoll.cli import demo_model
+from plimsoll.runtime.engine.cgroup import groups
+
+MIB = 1 << 20
+CLIENTS = 6
+TEMPLATE = (
+    "{% if attack == 'loop' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    "{% elif attack == 'memory' %}{{ ('a' * 10 ** 9)|length }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def chat(**fields: Any) -> tuple[str, bytes]:
+    return "/v1/chat/completions", json.dumps({"model": "demo", "messages": HELLO, "max_tokens": 1, **fields}).encode()
+
+
+def text(prompt: Any) -> tuple[str, bytes]:
+    return "/v1/completions", json.dumps({"model": "demo", "prompt": prompt, "max_tokens": 1}).encode()
+
+
+def attacks() -> dict[str, list[tuple[str, bytes]]]:
+    """Requests of each kind, by the kind's name."""
+    size = 16 * MIB - 200
+    empty = b"[" + b",".join([b"[]"] * (size // 3)) + b"]"
+    bias = b"{" + b",".join(b'"%d":1' % token for token in range(1_400_000)) + b"}"
+    unknown = b",".join(b'"k%d":1' % number for number in range(1_200_000))
+    return {
+        "none": [],
+        "bodies": [
+            ("/v1/completions", b'{"model":"demo","prompt":' + empty + b"}"),
+            ("/v1/completions", b'{"model":"demo","prompt":"x","logit_bias":' + bias + b"}"),
+            ("/v1/completions", b'{"model":"demo","prompt":"x","metadata":' + empty + b"}"),
+            ("/v1/completions", b'{"model":"demo","prompt":"x",' + unknown + b"}"),
+            text("\U0001f600" + "a" * size),
+        ],
+        "templates": [chat(chat_template_kwargs={"attack": kind}) for kind in ("loop", "memory")],
+        "prompts": [text(["hello world " * 18_000] * 64), text("a" * 600_000), text(["hello world " * 3_000] * 64)],
+    }
+
+
+class Groups:
+    """Control groups for the endpoint and for its engine; without them memory is added up by process."""
+
+    def __init__(self) -> None:
+        base = next((group for group in groups("memory") if group.is_dir()), None)
+        self.folders: list[Path] = []
+        with contextlib.suppress(OSError, AttributeError):
+            for name in ("hostile-endpoint", "hostile-engine"):
+                folder = base / name  # type: ignore[operator]
+                folder.mkdir(exist_ok=True)
+                self.folders.append(folder)
+
+    def add(self, place: int, pid: int) -> None:
+        if len(self.folders) == 2:
+            (self.folders[place] / "cgroup.procs").write_text(str(pid))
+
+    def peak(self) -> int | None:
+        for name in ("memory.peak", "memory.max_usage_in_bytes"):
+            with contextlib.suppress(OSError, IndexError):
+                return int((self.folders[0] / name).read_text())
+        return None
+
+    def close(self) -> None:
+        for folder in self.folders:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def server(model: Path, log: Path, made: Groups) -> Iterator[tuple[psutil.Process, str]]:
+    template = log.with_name("template.jinja")
+    template.write_text(TEMPLATE)
+    command = [sys.executable, "-m", "plimsoll.cli.main", "serve", str(model), "--server-port", "0",
+               "--model-name", "demo", "--chat-template", str(template), "--kv-cache-bytes", "256Mi",
+               "--drain-timeout", "1"]  # fmt: skip
+    with log.open("w") as words, subprocess.Popen(command, stdout=words, stderr=words) as process:
+        made.add(0, process.pid)
+        endpoint, moved = psutil.Process(process.pid), False
+        try:
+            while "Ready demo at " not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                for child in [] if moved else endpoint.children():
+                    with contextlib.suppress(psutil.Error):
+                        if "plimsoll.runtime.engine.process" in child.cmdline():
+                            made.add(1, child.pid)
+                            moved = True
+                time.sleep(0.01)
+            yield endpoint, "http://" + log.read_text().split("Ready demo at http://")[1].split("/v1")[0]
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def shared_bytes(endpoint: psutil.Process) -> int:
+    """Proportional set sizes of the endpoint's processes, the engine's not among them."""
+    found = 0
+    for process in (endpoint, *endpoint.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            if "plimsoll.runtime.engine.process" not in process.cmdline():
+                found += process.memory_full_info().pss
+    return found
+
+
+async def probe(client: httpx.AsyncClient, taken: list[float]) -> None:
+    while True:
+        began = time.perf_counter()
+        assert (await client.get("/health")).status_code == 200
+        taken.append(time.perf_counter() - began)
+        await asyncio.sleep(0.02)
+
+
+async def stream(client: httpx.AsyncClient, pauses: list[float]) -> None:
+    body = {"model": "demo", "prompt": "Once upon a time", "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    while True:
+        last = None
+        async with client.stream("POST", "/v1/completions", json=body) as answer:
+            async for _ in answer.aiter_lines():
+                now = time.perf_counter()
+                if last is not None:
+                    pauses.append(now - last)
+                last = now
+
+
+async def attack(client: httpx.AsyncClient, requests: list[tuple[str, bytes]], seen: collections.Counter[str]) -> None:
+    while requests:
+        for path, body in requests:
+            answer = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+            seen[f"{answer.status_code} {(answer.json().get('error') or {}).get('code', 'served')}"] += 1
+
+
+async def scene(endpoint: psutil.Process, url: str, requests: list[tuple[str, bytes]], seconds: float) -> str:
+    taken, pauses, seen, most = list[float](), list[float](), collections.Counter[str](), 0
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        others = [probe(client, taken), stream(client, pauses)]
+        tasks = [asyncio.create_task(one) for one in others]
+        await asyncio.sleep(2)
+        taken.clear()
+        pauses.clear()
+        tasks += [asyncio.create_task(attack(client, requests, seen)) for _ in range(CLIENTS)]
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            await asyncio.sleep(0.25)
+            most = max(most, await asyncio.to_thread(shared_bytes, endpoint))
+        for task in tasks:
+            if task.done() and (error := task.exception()):
+                raise error
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    taken.sort()
+    p99, longest = taken[int(len(taken) * 0.99)] * 1000, taken[-1] * 1000
+    answers = ", ".join(f"{count} × {what}" for what, count in seen.most_common()) or "no attack"
+    return (
+        f"/health p99 {p99:6.1f} ms, longest {longest:6.1f} ms; stream's longest pause {max(pauses) * 1000:6.0f} ms, "
+        f"{len(pauses) / seconds:5.1f} events/s; {most / MIB:.0f} MiB; {answers}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--only", choices=sorted(attacks()))
+    options = parser.parse_args()
+    model = options.model or demo_model.fetch(Path(".cache/plimsoll"))
+    made = Groups()
+    try:
+        with tempfile.TemporaryDirectory() as folder, server(model, Path(folder) / "log", made) as (endpoint, url):
+            for name, requests in attacks().items():
+                if options.only in (None, name):
+                    print(f"{name:10}", asyncio.run(scene(endpoint, url, requests, options.seconds)), flush=True)
+            peak = made.peak()
+            print(f"peak of the endpoint's control group: {'unknown' if peak is None else f'{peak / MIB:.0f} MiB'}, "
+                  f"allowed {SERVER_BYTES / MIB:.0f} MiB")  # fmt: skip
+    finally:
+        made.close()
+
+
+if __name__ == "__main__":
+    main()
