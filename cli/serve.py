@@ -38,6 +38,13 @@ def serve(
             "Default: pages of this machine, and all where there are keys."
         ),
     ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that a server without keys answers to, as llm.example; repeat it, or * for all. "
+            "Default: localhost alone where it listens on loopback, else all."
+        ),
+    ] = None,
     cache_max_entry_count: Annotated[
         float, typer.Option(help="Share of the memory that is free after the weights to use as KV cache.")
     ] = 0.8,
@@ -158,6 +165,7 @@ def serve(
         port=server_port,
         api_keys_file=api_keys,
         allowed_origins=tuple(map(_origin, allowed_origins or ())),
+        allowed_hosts=tuple(map(_host, allowed_hosts or ())),
         request_timeout=request_timeout,
         restart_timeout=restart_timeout,
         drain_timeout=drain_timeout,
@@ -183,6 +191,17 @@ def _origin(value: str) -> str:
         raise SpecError(
             "must be *, or a scheme and a host, with a port where there is one", field="--allowed-origins", value=value,
             fix="Write https://app.example or http://localhost:3000",
+        )  # fmt: skip
+    return found
+
+
+def _host(value: str) -> str:
+    """A name or an address as a Host header has it, without a port. Raises SpecError for anything more or less."""
+    found = value.strip().lower().removesuffix(".")
+    if not re.fullmatch(r"\*|\[[0-9a-f:.]+\]|[a-z0-9_][a-z0-9_.-]*", found):
+        raise SpecError(
+            "must be *, a name or an address, without a scheme or a port", field="--allowed-hosts", value=value,
+            fix="Write llm.example, 192.0.2.1 or [2001:db8::1]",
         )  # fmt: skip
     return found
 

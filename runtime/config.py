@@ -119,12 +119,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that requests wait for an engine that is being started again, while nothing of their answer was sent."""
     drain_timeout: float = 120.0
     max_body_bytes: int = 16 * 1024 * 1024
+    max_bodies_bytes: int = 64 * 1024 * 1024
+    """Of the bodies of all requests together, until they have been read."""
+    max_connections: int = 1024
     max_n: int = 16
     max_prompts: int = 64
     """Prompts in one /v1/completions request."""
     max_logprobs: int = 20
     allowed_origins: tuple[str, ...] = ()
     """Origins whose web pages may use the server, `*` for all. Empty: pages of this machine, or all where keys are."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names in Host, in lower case and without a port, that a server without keys answers to besides `localhost`, `*`
+    for all. Empty: no other where it listens on loopback, and any where it listens on a network."""
     chat_template: str | None = None
     """Path of a Jinja file that replaces the checkpoint's."""
 

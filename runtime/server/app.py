@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
 
 import plimsoll
+from plimsoll.runtime.config import ServerConfig
 from plimsoll.runtime.server import metrics, openapi, pages
 from plimsoll.runtime.server.asgi import App, Boundary, ClientGoneError, Headless, error_response
 from plimsoll.runtime.server.auth import KeyFile, RequireKey
@@ -16,7 +17,7 @@ from plimsoll.runtime.server.body import json_body
 from plimsoll.runtime.server.chat import Chat
 from plimsoll.runtime.server.completions import Completions
 from plimsoll.runtime.server.cors import Cors
-from plimsoll.runtime.server.drain import Admit
+from plimsoll.runtime.server.drain import Admit, Gate
 from plimsoll.runtime.server.errors import ApiError, not_ready, timed_out
 from plimsoll.runtime.server.limits import LimitBody
 from plimsoll.runtime.server.params import check_model
@@ -24,21 +25,39 @@ from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRe
 from plimsoll.runtime.server.responses import ChatCompletion, Completion, Health, Model, ModelList, Version
 from plimsoll.runtime.server.serving import Serving
 from plimsoll.runtime.server.streaming import EventStream, while_connected
+from plimsoll.runtime.server.visitors import Door, Visitors
 
 DESCRIPTION = "OpenAI's API for one model, served by Plimsoll. A field that is not listed here is refused, not ignored."
 
 
-def build_app(serving: Serving) -> App:
-    """The whole application as ASGI: CORS, errors and log outside, then keys, the body's limit, the gate, the routes.
+def build_app(serving: Serving, *, local: bool) -> App:
+    """The whole application as ASGI.
+
+    Args:
+        serving: what is served.
+        local: the server listens on a loopback address.
 
     Raises:
         SpecError: the API keys file cannot be used.
     """
-    app: App = LimitBody(Admit(routes(serving), serving.gate), serving.config.max_body_bytes)
-    keys = serving.config.api_keys_file
-    if keys is not None:
-        app = RequireKey(app, KeyFile(keys))
-    return Cors(Boundary(Headless(app), serving.gate), serving.config.allowed_origins, keys is not None)
+    return around(routes(serving), serving.config, serving.gate, local=local)
+
+
+def around(app: App, config: ServerConfig, gate: Gate, *, local: bool) -> App:
+    """The layers about the routes: CORS, errors and log outside, then visitors, keys, the body's limits, the gate.
+
+    Raises:
+        SpecError: the API keys file cannot be used.
+    """
+    visitors = Visitors(
+        keys=config.api_keys_file is not None,
+        origins=config.allowed_origins,
+        hosts=(*config.allowed_hosts, config.host.lower()) if local or config.allowed_hosts else None,
+    )
+    app = LimitBody(Admit(app, gate), config.max_body_bytes, config.max_bodies_bytes)
+    if config.api_keys_file is not None:
+        app = RequireKey(app, KeyFile(config.api_keys_file))
+    return Cors(Boundary(Headless(Door(app, visitors)), gate), visitors)
 
 
 def routes(serving: Serving) -> FastAPI:

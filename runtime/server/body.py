@@ -4,7 +4,6 @@ A browser sends other kinds of body, and those without a kind, to any server wit
 use a server that takes them.
 """
 
-import asyncio
 import re
 
 from fastapi import Request
@@ -13,8 +12,6 @@ from starlette.requests import ClientDisconnect
 from plimsoll.runtime.server.asgi import ClientGoneError
 from plimsoll.runtime.server.errors import ApiError
 
-#: Seconds a client has to send its body.
-SECONDS = 60
 _JSON = re.compile(r"application/(?:[a-z0-9!#$&^_.-]+\+)?json", re.IGNORECASE)
 #: JSON is UTF-8; ASCII is a part of it.
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
@@ -24,19 +21,16 @@ async def json_body(request: Request) -> bytearray:
     """The body of a request whose Content-Type says JSON.
 
     Raises:
-        ApiError: 408 when it does not arrive, 413 as it grows too large, 415 when it is not declared as JSON in UTF-8.
+        ApiError: 415 when it is not declared as JSON in UTF-8, and what `limits.LimitBody` refuses.
         ClientGoneError: the client hung up.
     """
     body = bytearray()
     try:
-        async with asyncio.timeout(SECONDS):
-            # Not `body()`, which would keep it until the request has ended.
-            async for part in request.stream():
-                body += part
+        # Not `body()`, which would keep it until the request has ended.
+        async for part in request.stream():
+            body += part
     except ClientDisconnect:
         raise ClientGoneError from None
-    except TimeoutError:
-        raise ApiError(408, f"The body did not arrive within {SECONDS} s.", code="timeout") from None
     check_declared(request.headers.getlist("content-type"))
     return body
 

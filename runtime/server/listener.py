@@ -1,13 +1,15 @@
 """A port and the server behind it. Light: a pod's status port listens before anything heavy is imported."""
 
 import contextlib
+import functools
+import ipaddress
 import socket
 from typing import Any
 
 import uvicorn
 
 from plimsoll.api.errors import SpecError
-from plimsoll.runtime.server.connection import Connection
+from plimsoll.runtime.server.connection import SEND_BUFFER, Connection
 from plimsoll.runtime.server.sockets import bound
 
 CLOSE_SECONDS = 5
@@ -26,17 +28,19 @@ class Http(uvicorn.Server):
         yield
 
 
-def http_server(app: Any) -> Http:
-    """Serves an ASGI application; bounded heads, no lifespan, no log of its own."""
+def http_server(app: Any, connections: int) -> Http:
+    """Serves an ASGI application on up to so many connections; bounded heads, no lifespan, no log of its own."""
     return Http(
         uvicorn.Config(
             app,
-            http=Connection,
+            http=functools.partial(Connection, limit=connections),  # type: ignore[arg-type]
             ws="none",
             log_config=None,
             access_log=False,
             lifespan="off",
             server_header=False,
+            # Who asks is of no interest, and a header that says so is only one more to parse.
+            proxy_headers=False,
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=CLOSE_SECONDS,
         )
@@ -55,12 +59,19 @@ def listen(host: str, port: int, option: str = "server-port") -> socket.socket:
         raise SpecError(f"is no address to listen on: {error}", field="server-name", value=host) from None
     except (OSError, OverflowError) as error:
         raise _refused(host, port, option, error) from None
+    # What is accepted inherits it.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     try:
         listener.listen(2048)
     except OSError as error:
         listener.close()
         raise _refused(host, port, option, error) from None
     return listener
+
+
+def is_local(listener: socket.socket) -> bool:
+    """Whether only this machine reaches it."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def _refused(host: str, port: int, option: str, error: Exception) -> SpecError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from plimsoll.api.errors import PlimsollError, SpecError
-from plimsoll.runtime.server.listener import http_server, listen
+from plimsoll.runtime.server.listener import http_server, is_local, listen
 from plimsoll.runtime.server.loop import run
 from plimsoll.runtime.server.status_port import QUIET_SECONDS, StatusPort
 
@@ -32,6 +32,9 @@ DIGEST = "PLIMSOLL_CHECKPOINT_DIGEST"
 TERMINATION_LOG = "PLIMSOLL_TERMINATION_LOG"
 TERMINATION_BYTES = 4096
 """Kubernetes keeps no more of a container's last words."""
+
+STATUS_CONNECTIONS = 64
+"""Of probes, the operator and scrapers, at once."""
 
 log = structlog.get_logger("plimsoll.pod")
 
@@ -64,9 +67,9 @@ async def _live(host: str, port: int, status_port: int) -> None:
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    page = StatusPort(_process_began())
-    http = http_server(page)
     listener = listen(host, status_port, "status-port")
+    page = StatusPort(_process_began(), local=is_local(listener))
+    http = http_server(page, STATUS_CONNECTIONS)
     listening = asyncio.create_task(http.serve([listener]))
     log.info("listening", status=listener.getsockname()[1])
     try:

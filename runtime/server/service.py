@@ -18,7 +18,7 @@ from plimsoll.runtime.engine.client import EngineClient
 from plimsoll.runtime.messages import EngineReady, LoadProgress
 from plimsoll.runtime.sampling_defaults import sampling_defaults
 from plimsoll.runtime.server.app import build_app
-from plimsoll.runtime.server.listener import http_server, listen
+from plimsoll.runtime.server.listener import http_server, is_local, listen
 from plimsoll.runtime.server.loop import run
 from plimsoll.runtime.server.metrics import Metrics
 from plimsoll.runtime.server.serving import Serving
@@ -71,9 +71,13 @@ class Service:
             vocab_size=checkpoint.facts.vocab_size,
             digest=checkpoint.digest(),
         )
-        self.app = build_app(self.serving)
         self.socket = listen(server.host, server.port)
         self.socket_name: tuple[str, int] = self.socket.getsockname()[:2]
+        try:
+            self.app = build_app(self.serving, local=is_local(self.socket))
+        except BaseException:
+            self.socket.close()
+            raise
         self.ready_at: float | None = None
         self.settled = threading.Event()
         """Set once the model is ready, or the service has ended."""
@@ -144,7 +148,8 @@ class Service:
 
         Raises PlimsollError when the engine could not start, or died too often.
         """
-        http = http_server(self.app)
+        # Each request that may wait has a connection, and so have some that only look.
+        http = http_server(self.app, max(self.config.max_connections, 2 * self.engine.config.most_sequences))
         listening = asyncio.create_task(http.serve([self.socket]))
         stopping = asyncio.create_task(stopped.wait())
         try:

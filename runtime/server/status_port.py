@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 
 import plimsoll
 from plimsoll.runtime.server.asgi import Receive, Scope, Send
+from plimsoll.runtime.server.visitors import Visitors
 
 if TYPE_CHECKING:
     from plimsoll.runtime.messages import EngineReady
@@ -39,15 +40,21 @@ class StatusPort:
         service: what is served; None until it has been made.
         started: time.monotonic() of the process's beginning.
         draining: asked to drain before there was a service.
+        visitors: no web page may use it, nor a link lead here, as a GET drains.
     """
 
-    def __init__(self, started: float) -> None:
+    def __init__(self, started: float, *, local: bool = False) -> None:
+        self.visitors = Visitors(hosts=() if local else None, links=False)
         self.service: Service | None = None
         self.started = started
         self.draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status, kind, body = await self._answer(scope["method"], scope["path"], scope.get("query_string", b""))
+        refusal = self.visitors.refusal(scope)
+        if refusal is not None:
+            status, kind, body = _words(refusal.status, refusal.message)
+        else:
+            status, kind, body = await self._answer(scope["method"], scope["path"], scope.get("query_string", b""))
         headers = [
             (b"content-type", kind),
             (b"content-length", str(len(body)).encode()),

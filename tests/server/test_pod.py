@@ -95,9 +95,12 @@ def test_the_status_port_has_five_pages_and_nothing_else(pod: PodProcess) -> Non
         assert httpx.get(url + path).status_code == 404, path
     refused = {"/live": "POST", "/ready": "PATCH", "/status": "OPTIONS", "/metrics": "DELETE", "/drain": "HEAD"}
     for path, method in refused.items():
-        answer = httpx.request(method, url + path, headers={"Origin": "http://elsewhere"})
+        answer = httpx.request(method, url + path)
         assert answer.status_code == 405, (method, path)
         assert answer.headers["allow"]
+    for headers in ({"Origin": "http://elsewhere"}, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}):
+        answer = httpx.get(f"{url}/drain", headers=headers)
+        assert answer.status_code == 403
         assert "access-control-allow-origin" not in answer.headers
     for quiet in ("-1", "x", "nan", "1e9", "%00"):
         assert httpx.get(f"{url}/drain?quiet={quiet}").status_code == 400, quiet

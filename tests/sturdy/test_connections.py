@@ -8,12 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from plimsoll.runtime.server.connection import HEAD_BYTES
+from plimsoll.runtime.server.connection import HEAD_BYTES, SPARE_DESCRIPTORS
 from tests.support.endpoint import eventually
 from tests.support.server_process import ServerProcess, answers, server_process
 
 BODY = b'{"model":"tiny","prompt":"hi","max_tokens":2}'
-HOST = b"Host: x\r\nConnection: close\r\n"
+HOST = b"Host: localhost\r\nConnection: close\r\n"
 TYPE = b"Content-Type: application/json\r\n"
 POST = b"POST /v1/completions HTTP/1.1\r\n" + HOST + TYPE
 GET = b"GET /health HTTP/1.1\r\n"
@@ -65,6 +65,8 @@ def works(server: ServerProcess) -> bool:
         GET + b"X: a\r\n b\r\n" + HOST + b"\r\n",
         GET + b"X\r\n" + HOST + b"\r\n",
         GET + b"X : a\r\n" + HOST + b"\r\n",
+        GET + b"Host: localhost\r\n" + HOST + b"\r\n",
+        GET + b"Connection: close\r\n\r\n",
         bytes(range(256)) * 10,
     ],
 )
@@ -80,13 +82,14 @@ def test_what_is_not_http_is_a_400_and_the_end_of_the_connection(server: ServerP
         (POST + CHUNKED + b"\r\n%x;a=%s\r\n%s\r\n0\r\n\r\n" % (len(BODY), b"x" * 5000, BODY), 200),
         (POST + CHUNKED + b"\r\n" + b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"0\r\nTrailer: x\r\n\r\n", 200),
         (POST + LENGTH + b"\r\n" + BODY + b"and more", 200),
-        (GET + b"Host: a\r\n" + HOST + b"\r\n", 200),
-        (b"GET http://example.org/health HTTP/1.1\r\n" + HOST + b"\r\n", 200),
+        (b"GET http://localhost:80/health HTTP/1.1\r\n" + HOST + b"\r\n", 200),
+        (b"GET http://example.org/health HTTP/1.1\r\n" + HOST + b"\r\n", 403),
+        (POST + b"Content-Length: " + b"0" * 5000 + b"%d\r\n\r\n" % len(BODY) + BODY, 200),
         (b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n", 404),
         (b"GET /%zz%f HTTP/1.1\r\n" + HOST + b"\r\n", 404),
         (b"GET /health HTTP/1.0\r\n\r\n", 200),
-        (b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n", 200),
-        (b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n", 200),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
          b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", 200),
     ],
 )  # fmt: skip
@@ -96,7 +99,7 @@ def test_what_is_odd_and_still_http_is_answered(server: ServerProcess, sent: byt
 
 def test_requests_in_one_packet_are_answered_in_order(server: ServerProcess) -> None:
     bodies = [b'{"model":"tiny","prompt":"hi","max_tokens":%d,"ignore_eos":true}' % (1 + i % 5) for i in range(30)]
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + TYPE + b"Content-Length: %d\r\n\r\n%s"
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + TYPE + b"Content-Length: %d\r\n\r\n%s"
     found = answers(server.say(b"".join(head % (len(body), body) for body in bodies) + GET + HOST + b"\r\n"))
     assert [status for status, _ in found] == [200] * 31
     assert [b'"completion_tokens":%d,' % (1 + i % 5) in body for i, (_, body) in enumerate(found[:30])] == [True] * 30
@@ -148,3 +151,20 @@ def test_connections_that_dawdle_hold_nobody_up_and_are_let_go(server: ServerPro
         assert works(server)
         assert server.http.get("/health").status_code == 200
     eventually(lambda: descriptors() <= before + 2)
+
+
+def test_a_server_that_runs_out_of_descriptors_goes_on(server: ServerProcess) -> None:
+    before = server.server.num_fds()
+    soft, hard = server.server.rlimit(psutil.RLIMIT_NOFILE)
+    server.server.rlimit(psutil.RLIMIT_NOFILE, (before + SPARE_DESCRIPTORS + 10, hard))
+    try:
+        with contextlib.ExitStack() as stack:
+            for number in range(200):
+                with contextlib.suppress(ConnectionError):
+                    idle = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+                    idle.sendall((b"", GET, POST + LENGTH + b"\r\n{")[number % 3])
+            assert [status for status, _ in answers(server.say(GET + HOST + b"\r\n"))] == [200]
+            assert server.server.num_fds() <= before + SPARE_DESCRIPTORS + 10
+    finally:
+        server.server.rlimit(psutil.RLIMIT_NOFILE, (soft, hard))
+    assert works(server)
