@@ -15,6 +15,14 @@ from torch.nn import functional
 
 from plimsoll.api.device import native_table
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
+from plimsoll.runtime.kernels.native_checks import (
+    answered,
+    check_batch,
+    check_cache,
+    check_floats,
+    check_integers,
+    check_vectors,
+)
 from plimsoll.runtime.kernels.native_layers import FEW_ROWS, LAYERS_SIGNATURE, NativeLayers
 from plimsoll.runtime.kernels.native_quantized import PackedQuantized, embed_quantized, linear_quantized, pack_quantized
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels, RunLayers
@@ -28,20 +36,24 @@ _P, _L, _F, _I = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
 SIGNATURES: dict[str, list[Any]] = {
     "pack_": [_P, _P, _L, _L],
     "unpack_": [_P, _P, _L, _L],
-    "embed_": [_P, _P, _P, _L, _L],
+    "embed_": [_P, _P, _P, _L, _L, _L],
     "linear_": [_P, _P, _P, _P, _L, _L, _L],
     "pack_quant": [_I, _I, _P, _P, _P, _P, _L, _L, _L],
     "unpack_quant": [_I, _I, _P, _P, _L, _L, _L],
-    "embed_quant": [_P, _P, _P, _L, _L, _L],
+    "embed_quant": [_P, _P, _P, _L, _L, _L, _L],
     "linear_quant": [_I, _I, _P, _P, _P, _P, _L, _L, _L, _L],
-    "write_kv_": [_P, _L, _L, _P, _L, _L, _P, _P, _P, _L, _L, _L, _L],
+    "write_kv_": [_P, _L, _L, _P, _L, _L, _P, _P, _P, _L, _L, _L, _L, _L],
     "rms_norm": [_P, _L, _L, _L, _L, _P, _P, _L, _F],
     "add_rms_norm": [_P, _P, _P, _P, _L, _L, _F],
     "silu_mul": [_P, _P, _L, _L],
     "rope": [_P, _L, _L, _L, _P, _L, _L, _L, _P, _P, _L, _L],
-    "attention": [_P, _L, _L, _P, _P, _I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _F, _L],
+    "attention": [_P, _L, _L, _P, _P, _I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _L, _L, _F, _L],
     "run_layers": LAYERS_SIGNATURE,
 }
+
+
+CHECKED = ("attention", "linear_quant", "run_layers", "embed_", "embed_quant", "write_kv_")
+"""They return what `native_checks.answered` takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +107,7 @@ def _library() -> ctypes.CDLL:
         for symbol in [name + kind for kind in KINDS.values()] if name.endswith("_") else [name]:
             function = getattr(loaded, symbol)
             function.argtypes = arguments
-            function.restype = _I if name in ("attention", "linear_quant", "run_layers") else None
+            function.restype = _I if name in CHECKED else None
     loaded.panel_width.restype = loaded.threads_in_use.restype = _L
     return loaded
 
@@ -145,7 +157,7 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
 
 def _layers(library: Any, dtype: torch.dtype, wide_rows: int | None) -> Callable[..., RunLayers]:
     few = FEW_ROWS if wide_rows is None else min(FEW_ROWS, wide_rows)
-    return partial(NativeLayers, library, partial(_check_cache, dtype), few - 1)
+    return partial(NativeLayers, library, partial(check_cache, dtype), few - 1)
 
 
 def _pack(function: Any, dtype: torch.dtype) -> Callable[[Tensor], PackedWeight]:
@@ -163,11 +175,13 @@ def _embedding(
     function: Any, library: Any, results: Results
 ) -> Callable[[Tensor, PackedWeight | PackedQuantized], Tensor]:
     def embedding(ids: Tensor, weight: PackedWeight | PackedQuantized) -> Tensor:
+        ids = check_integers(ids, torch.int64, "token ids")
         out = results.take("embedding", len(ids), weight.columns)
         if isinstance(weight, PackedQuantized):
-            embed_quantized(library, ids.contiguous(), weight, out)
+            embed_quantized(library, ids, weight, out)
             return out
-        function(ids.contiguous().data_ptr(), weight.address, out.data_ptr(), len(ids), weight.columns)
+        failed = function(ids.data_ptr(), weight.address, out.data_ptr(), len(ids), weight.rows, weight.columns)
+        answered(failed, f"a token id is not below {weight.rows}")
         return out
 
     return embedding
@@ -190,6 +204,8 @@ def _linear(
         (count, width), rows, columns = x.shape, weight.rows, weight.columns
         if width != columns:
             raise ValueError(f"x has {width} columns, the weight takes {columns}")
+        check_floats(x=x)
+        check_vectors(rows, bias=bias)
         out = results.take("linear", count, rows)
         if wide_rows is not None and count >= wide_rows:
             _through_torch(unpacked, panel, x, weight, bias, out)
@@ -224,6 +240,8 @@ def _through_torch(
 
 def _rms_norm(function: Any, results: Results) -> Callable[[Tensor, Tensor, float], Tensor]:
     def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        check_vectors(x.shape[-1], weight=weight)
+        check_floats(x=x)
         # Norms of queries and keys are both alive at once, and may be equally wide: they never share a buffer.
         out = results.take("norm", *x.shape) if x.dim() == 2 else torch.empty(x.shape)
         if x.dim() != 3 or x.stride(2) != 1:
@@ -240,6 +258,10 @@ def _add_rms_norm(function: Any, results: Results) -> Callable[[Tensor, Tensor, 
         if not residual.is_contiguous():
             raise ValueError("residual is changed in place and must be contiguous")
         rows, columns = x.shape
+        check_floats(x=x, residual=residual)
+        check_vectors(columns, weight=weight)
+        if residual.shape != x.shape:
+            raise ValueError(f"residual is {tuple(residual.shape)} and x {tuple(x.shape)}")
         out = results.take("norm", rows, columns)
         if out.data_ptr() == x.data_ptr():
             out = torch.empty(rows, columns)
@@ -252,6 +274,9 @@ def _add_rms_norm(function: Any, results: Results) -> Callable[[Tensor, Tensor, 
 def _silu_mul(function: Any, results: Results) -> Callable[[Tensor], Tensor]:
     def silu_mul(gate_up: Tensor) -> Tensor:
         rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
+        if gate_up.shape[1] % 2:
+            raise ValueError(f"gate and up are {gate_up.shape[1]} columns together: they must be equally wide")
+        check_floats(gate_up=gate_up)
         out = results.take("silu_mul", rows, columns)
         function(gate_up.contiguous().data_ptr(), out.data_ptr(), rows, columns)
         return out
@@ -270,6 +295,9 @@ def _rope(function: Any) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
         if q_step != 1 or k_step != 1:
             raise ValueError("q and k are changed in place and their heads must be contiguous")
         cos, sin = cos.contiguous(), sin.contiguous()
+        check_floats(q=q, k=k, cos=cos, sin=sin)
+        if len(k) != rows or k.shape[2] != dim or not cos.shape == sin.shape == (rows, dim // 2):
+            raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and angles {tuple(cos.shape)} do not fit")
         function(
             q.data_ptr(), heads, q_row, q_head, k.data_ptr(), kv_heads, k_row, k_head,
             cos.data_ptr(), sin.data_ptr(), rows, dim,
@@ -280,14 +308,21 @@ def _rope(function: Any) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
 
 def _write_kv(function: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]:
     def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-        _check_cache(dtype, k_cache, v_cache)
-        k, v, slot_mapping = _dense_heads(k), _dense_heads(v), slot_mapping.contiguous()
+        check_cache(dtype, k_cache, v_cache)
+        k, v = _dense_heads(k), _dense_heads(v)
+        slot_mapping = check_integers(slot_mapping, torch.int64, "slots")
+        check_floats(k=k, v=v)
         rows, kv_heads, dim = k.shape
         (k_row, k_head, _), (v_row, v_head, _) = k.stride(), v.stride()
-        function(
+        blocks, cache_heads, block_size, cache_dim = k_cache.shape
+        fits = k.shape == v.shape and k_cache.shape == v_cache.shape and (kv_heads, dim) == (cache_heads, cache_dim)
+        if not fits or len(slot_mapping) != rows:
+            raise ValueError(f"keys {tuple(k.shape)} and {len(slot_mapping)} slots do not fit {tuple(k_cache.shape)}")
+        failed = function(
             k.data_ptr(), k_row, k_head, v.data_ptr(), v_row, v_head, k_cache.data_ptr(), v_cache.data_ptr(),
-            slot_mapping.data_ptr(), rows, kv_heads, k_cache.shape[2], dim,
+            slot_mapping.data_ptr(), rows, blocks, kv_heads, block_size, dim,
         )  # fmt: skip
+        answered(failed, f"a slot is not below {blocks * block_size}")
 
     return write_kv
 
@@ -300,27 +335,25 @@ def _attention(
     def attention(
         q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None
     ) -> Tensor:
-        _check_cache(dtype, k_cache, v_cache)
+        check_cache(dtype, k_cache, v_cache)
         q = _dense_heads(q)
         rows, heads, dim = q.shape
-        _, kv_heads, block_size, _ = k_cache.shape
+        blocks, kv_heads, block_size, cache_dim = k_cache.shape
         if block_size % 16:
             raise ValueError(f"block size {block_size} must be a multiple of 16")
+        if cache_dim != dim or k_cache.shape != v_cache.shape or not kv_heads or heads % kv_heads:
+            raise ValueError(f"queries {tuple(q.shape)} do not fit the cache {tuple(k_cache.shape)}")
+        check_floats(q=q)
+        check_batch(batch)
         row, head, _ = q.stride()
         tables = batch.block_tables
         out = results.take("attention", rows, heads * dim)
         failed = function(
             q.data_ptr(), row, head, k_cache.data_ptr(), v_cache.data_ptr(), narrow, out.data_ptr(),
             batch.query_start.data_ptr(), batch.context_lens.data_ptr(), tables.data_ptr(),
-            tables.shape[0], tables.stride(0), heads, kv_heads, block_size, dim, scale, window or 0,
+            rows, tables.shape[0], tables.stride(0), blocks, heads, kv_heads, block_size, dim, scale, window or 0,
         )  # fmt: skip
-        if failed:
-            raise MemoryError("no memory for the working space of attention")
+        answered(failed, "rows, contexts or blocks of a sequence lie outside the step or the cache")
         return out
 
     return attention
-
-
-def _check_cache(dtype: torch.dtype, k_cache: Tensor, v_cache: Tensor) -> None:
-    if not (k_cache.dtype == v_cache.dtype == dtype and k_cache.is_contiguous() and v_cache.is_contiguous()):
-        raise ValueError(f"the cache must be contiguous {dtype}, found {k_cache.dtype} and {v_cache.dtype}")

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.model import ModelFacts
+from plimsoll.runtime.kernels.native_checks import (
+    answered,
+    check_batch,
+    check_floats,
+    check_integers,
+    check_vectors,
+)
 from plimsoll.runtime.kernels.native_quantized import PackedQuantized
 from plimsoll.runtime.kernels.table import AttentionBatch, DecoderLayer, KVCaches
 
@@ -31,7 +38,7 @@ class _Layer(ctypes.Structure):
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, _P) for name in ("layers", "final_norm", "cos", "sin")),
-        *((name, _L) for name in ("count", "hidden", "H", "G", "D", "S", "narrow")),
+        *((name, _L) for name in ("count", "hidden", "H", "G", "D", "S", "narrow", "positions", "blocks")),
         ("eps", _F),
         ("scale", _F),
     ]
@@ -68,6 +75,29 @@ def _layer(layer: DecoderLayer) -> _Layer:
     )  # fmt: skip
 
 
+def _check_shapes(
+    facts: ModelFacts, layers: Sequence[DecoderLayer], final_norm: Tensor, cos: Tensor, sin: Tensor
+) -> None:
+    """Raises ValueError for weights that are not as the facts say: C takes every size from them."""
+    hidden, dim = facts.hidden_size, facts.head_dim
+    mixed, qkv = facts.num_heads * dim, (facts.num_heads + 2 * facts.num_kv_heads) * dim
+    check_vectors(hidden, final_norm=final_norm)
+    check_floats(cos=cos, sin=sin)
+    if cos.shape != sin.shape or cos.shape[1:] != (dim // 2,):
+        raise ValueError(f"angles are {tuple(cos.shape)}, for heads of {dim}")
+    for layer in layers:
+        inner = layer.down.columns
+        check_vectors(hidden, attention_norm=layer.attention_norm, mlp_norm=layer.mlp_norm)
+        check_vectors(dim, q_norm=layer.q_norm, k_norm=layer.k_norm)
+        for name, rows, columns in (
+            ("qkv", qkv, hidden), ("output", hidden, mixed), ("gate_up", 2 * inner, hidden), ("down", hidden, inner)
+        ):  # fmt: skip
+            weight = getattr(layer, name)
+            check_vectors(rows, **{f"{name}_bias": getattr(layer, f"{name}_bias")})
+            if (weight.rows, weight.columns) != (rows, columns):
+                raise ValueError(f"{name} is {weight.rows} x {weight.columns}, not {rows} x {columns}")
+
+
 class NativeLayers:
     """A model's layers by their addresses. Holds on to every tensor that C reads."""
 
@@ -84,10 +114,12 @@ class NativeLayers:
         self._function, self._check, self._most_rows = library.run_layers, check, most_rows
         self._weights, self._final_norm = tuple(layers), final_norm
         self._cos, self._sin = (table.contiguous() for table in rope)
+        _check_shapes(facts, layers, final_norm, self._cos, self._sin)
         self._layers = (_Layer * len(layers))(*map(_layer, layers))
         self._model = _Model(
             ctypes.cast(self._layers, _P), final_norm.data_ptr(), self._cos.data_ptr(), self._sin.data_ptr(),
             len(layers), facts.hidden_size, facts.num_heads, facts.num_kv_heads, facts.head_dim, 0, 0,
+            len(self._cos), 0,
             facts.rms_norm_eps, facts.head_dim**-0.5,
         )  # fmt: skip
         self._caches: KVCaches = ()
@@ -95,28 +127,35 @@ class NativeLayers:
     def __call__(
         self, residual: Tensor, positions: Tensor, kv_caches: KVCaches, batch: AttentionBatch
     ) -> Tensor | None:
-        """As `RunLayers` says. Raises ValueError for a cache the kernels do not take, MemoryError."""
+        """As `RunLayers` says. Raises ValueError for a cache the kernels do not take, IndexError, MemoryError."""
         rows, tables = len(residual), batch.block_tables
         if rows > self._most_rows:
             return None
         if kv_caches is not self._caches:
             self._attach(kv_caches)
-        positions, slots = positions.contiguous(), batch.slot_mapping.contiguous()
+        positions = check_integers(positions, torch.int64, "positions")
+        slots = check_integers(batch.slot_mapping, torch.int64, "slots")
+        check_batch(batch)
+        check_floats(residual=residual)
+        if not rows == len(positions) == len(slots) or not residual.is_contiguous():
+            raise ValueError(f"{rows} rows have {len(positions)} positions and {len(slots)} slots")
         hidden = torch.empty_like(residual)
         step = _Step(
             positions.data_ptr(), slots.data_ptr(), batch.query_start.data_ptr(), batch.context_lens.data_ptr(),
             tables.data_ptr(), rows, tables.shape[0], tables.stride(0),
         )  # fmt: skip
-        if self._function(self._model, step, residual.data_ptr(), hidden.data_ptr()):
-            raise MemoryError("no memory for the working space of a step")
+        failed = self._function(self._model, step, residual.data_ptr(), hidden.data_ptr())
+        answered(failed, "a position, slot or block of the step lies outside the model's positions or the cache")
         return hidden
 
     def _attach(self, kv_caches: KVCaches) -> None:
+        first = kv_caches[0][0]
         for layer, (keys, values) in zip(self._layers, kv_caches, strict=True):
             self._check(keys, values)
-            if keys.shape[2] % 16:
-                raise ValueError(f"cache blocks {tuple(keys.shape)}: block size in sixteens")
+            shape = (len(first), self._model.G, first.shape[2], self._model.D)
+            if shape[2] % 16 or not keys.shape == values.shape == shape:
+                raise ValueError(f"cache blocks {tuple(keys.shape)}: must be {shape}, block size in sixteens")
             layer.k_cache, layer.v_cache = keys.data_ptr(), values.data_ptr()
-        first = kv_caches[0][0]
-        self._model.S, self._model.narrow = first.shape[2], int(first.dtype == torch.bfloat16)
+        self._model.blocks, self._model.S = len(first), first.shape[2]
+        self._model.narrow = int(first.dtype == torch.bfloat16)
         self._caches = kv_caches

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plimsoll.runtime.kernels.native_checks import answered
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix, check_codes
 
 SCALE_KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
@@ -65,10 +66,13 @@ def pack_quantized(library: Any) -> Callable[[QuantizedMatrix], PackedQuantized]
 
 
 def embed_quantized(library: Any, ids: Tensor, weight: PackedQuantized, out: Tensor) -> None:
-    """(ids int64 [T]) -> out float32 [T, K], rows of 8 bits. Raises ValueError for those of 4."""
+    """(ids int64 [T]) -> out float32 [T, K], rows of 8 bits. Raises ValueError for those of 4, IndexError."""
     if weight.bits != 8:
         raise ValueError("an embedding is whole or of 8 bits")
-    library.embed_quant(ids.data_ptr(), weight.address, out.data_ptr(), len(ids), weight.columns, weight.group)
+    failed = library.embed_quant(
+        ids.data_ptr(), weight.address, out.data_ptr(), len(ids), weight.rows, weight.columns, weight.group
+    )  # fmt: skip
+    answered(failed, f"a token id is not below {weight.rows}")
 
 
 def linear_quantized(library: Any, x: Tensor, weight: PackedQuantized, bias: Tensor | None, out: Tensor) -> None:
@@ -78,5 +82,4 @@ def linear_quantized(library: Any, x: Tensor, weight: PackedQuantized, bias: Ten
         weight.bits, weight.scale_kind, x.contiguous().data_ptr(), weight.address, added, out.data_ptr(),
         x.shape[0], weight.rows, weight.columns, weight.group,
     )  # fmt: skip
-    if failed:
-        raise MemoryError("no memory for the working space of a product with quantised weights")
+    answered(failed, "")

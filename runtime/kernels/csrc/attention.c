@@ -3,6 +3,7 @@
  *
  * Invariant: a query row's sums run over its keys in ascending order, block by block, whatever tile, chunk or batch it
  * is computed in; keys it must not see enter as weight 0, which changes no bit. So chunked equals whole. */
+#include "bounds.h"
 #include "team.h"
 #include <omp.h>
 #include <stdlib.h>
@@ -216,13 +217,14 @@ void attention_team(const attention_job *job, const long *first_task, float *scr
     }
 }
 
-/* Returns 0, or 1 where memory ran out. q [T, H, D] with strides; out dense [T, H*D]; window 0 is none. */
+/* Returns DONE, NO_MEMORY or OUTSIDE. q [T, H, D] with strides; out dense [T, H*D]; window 0 is none. */
 int attention(const float *q, long q_row, long q_head, const void *k_cache, const void *v_cache, int narrow, float *out,
-              const int32_t *starts, const int32_t *contexts, const int32_t *tables, long B, long table_width, long H,
-              long G, long S, long D, float scale, long window)
+              const int32_t *starts, const int32_t *contexts, const int32_t *tables, long T, long B, long table_width,
+              long blocks, long H, long G, long S, long D, float scale, long window)
 {
     attention_job job = {q, q_row, q_head, H, G, D, S, k_cache, v_cache, starts, contexts, tables, B, table_width, window,
                          scale, out, narrow};
+    if (!sequences_fit(&job, T, blocks)) return OUTSIDE;
     long share = attention_scratch(&job), *first_task = malloc((B + 1) * sizeof(long));
     float *scratch = aligned_alloc(64, omp_get_max_threads() * share * sizeof(float));
     int failed = !first_task || !scratch;
@@ -233,5 +235,5 @@ int attention(const float *q, long q_row, long q_head, const void *k_cache, cons
     }
     free(scratch);
     free(first_task);
-    return failed;
+    return failed ? NO_MEMORY : DONE;
 }

@@ -3,6 +3,7 @@
  * Invariant: output (m, n) is bias[n] or 0, plus for each CHUNK of k in ascending order the sum over it, by one fused
  * multiply-add for each k in ascending order; whatever M, the tile a row falls into and the number of threads. So a
  * row of a batch is to the bit what it is alone. */
+#include "bounds.h"
 #include "team.h"
 #include <omp.h>
 
@@ -154,12 +155,14 @@ DEFINE_LINEAR(linear_f32, float, tile_f32)
             for (long k = 0; k < K; k++)                                                                               \
                 w[n * K + k] = packed[(n / PANEL * K + k) * PANEL + SPOT_##KIND(n % PANEL)];                           \
     }                                                                                                                  \
-    void embed_##KIND(const int64_t *ids, const W *packed, float *y, long T, long K)                                   \
+    int embed_##KIND(const int64_t *ids, const W *packed, float *y, long T, long N, long K)                            \
     {                                                                                                                  \
+        if (!all_within(ids, T, N)) return OUTSIDE;                                                                    \
         _Pragma("omp parallel for if (T > 16)") for (long t = 0; t < T; t++) {                                         \
             const W *row = packed + ids[t] / PANEL * K * PANEL + SPOT_##KIND(ids[t] % PANEL);                          \
             for (long k = 0; k < K; k++) y[t * K + k] = VALUE_##KIND(row[k * PANEL]);                                  \
         }                                                                                                              \
+        return DONE;                                                                                                   \
     }
 #define VALUE_bf16(x) from_bf16(x)
 #define VALUE_f32(x) (x)

@@ -1,5 +1,6 @@
 /* All layers of a step of few rows in one parallel region: what the operations do one by one, in the same order and to
  * the same bit, without a call and a start of threads for each. */
+#include "bounds.h"
 #include "rowwise.h"
 #include "team.h"
 #include <omp.h>
@@ -25,7 +26,7 @@ typedef struct {
 typedef struct {
     const layer *layers;
     const float *final_norm, *cos, *sin;
-    long count, hidden, H, G, D, S, narrow;
+    long count, hidden, H, G, D, S, narrow, positions, blocks;
     float eps, scale;
 } model;
 
@@ -96,11 +97,16 @@ static void run_layer(const model *m, const layer *l, const float *next_norm, co
 
 static long padded(long floats) { return (floats + 15) / 16 * 16; }
 
-/* residual [T, hidden], changed in place, -> hidden [T, hidden], normed by the last norm. Returns 0, or 1 where memory
- * ran out: then nothing was changed. */
+/* residual [T, hidden], changed in place, -> hidden [T, hidden], normed by the last norm. Returns DONE, or
+ * NO_MEMORY or OUTSIDE: then nothing was changed. */
 int run_layers(const model *m, const step *s, float *residual, float *hidden)
 {
     long T = s->T, qkv = 0, gate_up = 0, down = 0, sums = 0;
+    attention_job any = {.H = m->H, .G = m->G, .D = m->D, .S = m->S, .starts = s->starts, .contexts = s->contexts,
+                         .tables = s->tables, .B = s->B, .table_width = s->table_width};
+    if (!all_within(s->positions, T, m->positions) || !all_within(s->slots, T, m->blocks * m->S) ||
+        !sequences_fit(&any, T, m->blocks))
+        return OUTSIDE;
     for (long i = 0; i < m->count; i++) {
         const layer *l = m->layers + i;
         const matrix *all[] = {&l->qkv, &l->output, &l->gate_up, &l->down};
@@ -108,7 +114,6 @@ int run_layers(const model *m, const step *s, float *residual, float *hidden)
         for (int w = 0; w < 4; w++)
             if (all[w]->bits <= 8) sums = most(sums, sums_of_x((int)all[w]->bits, T, all[w]->K, all[w]->group));
     }
-    attention_job any = {.H = m->H, .G = m->G, .D = m->D, .S = m->S, .starts = s->starts, .B = s->B};
     space at = {.own_floats = padded(most(attention_scratch(&any), sums))};
     long sizes[] = {T * qkv, T * m->H * m->D, T * gate_up, T * down, T * m->hidden};
     long all = omp_get_max_threads() * at.own_floats, *first_task = malloc((s->B + 1) * sizeof(long));
@@ -132,5 +137,5 @@ int run_layers(const model *m, const step *s, float *residual, float *hidden)
     }
     free(memory);
     free(first_task);
-    return failed;
+    return failed ? NO_MEMORY : DONE;
 }

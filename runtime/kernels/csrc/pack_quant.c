@@ -1,4 +1,5 @@
 /* Weights of 4 or 8 bits into the layout of quant.h, and out of it as bfloat16. */
+#include "bounds.h"
 #include "quant.h"
 
 /* codes [N][K] a byte each, scales [N][K / group], zeros likewise or NULL. */
@@ -26,9 +27,10 @@ void pack_quant(int bits, int scale, const uint8_t *codes, const char *scales, c
         }
 }
 
-/* Rows of 8 bits as they are: ids [T] -> y [T][K]. */
-void embed_quant(const int64_t *ids, const char *packed, float *y, long T, long K, long group)
+/* Rows of 8 bits as they are: ids [T] of N -> y [T][K]. */
+int embed_quant(const int64_t *ids, const char *packed, float *y, long T, long N, long K, long group)
 {
+    if (!all_within(ids, T, N)) return OUTSIDE;
     shape s = {K, group, 0, SCALE_F32};
     s.panel = K / group * group_bytes(8, s);
     _Pragma("omp parallel for if (T * K > WORTH_THREADS)") for (long t = 0; t < T; t++)
@@ -39,6 +41,7 @@ void embed_quant(const int64_t *ids, const char *packed, float *y, long T, long 
             for (long k = 0; k < group; k++)
                 y[t * K + g * group + k] = (float)(int8_t)start[k * PANEL + i] * scale;
         }
+    return DONE;
 }
 
 /* The first N rows as bfloat16 [N][K], rounded to nearest even. */

@@ -1,0 +1,62 @@
+"""What the C kernels take for granted, looked at before they get an address: they cannot see where a tensor ends."""
+
+import torch
+from torch import Tensor
+
+from plimsoll.runtime.kernels.table import AttentionBatch
+
+NO_MEMORY = 1
+"""Of what kernels return; 0 is done, anything else an index outside (`csrc/bounds.h`)."""
+
+
+def answered(code: int, outside: str) -> None:
+    """Raises MemoryError or, with the words `outside`, IndexError, where a kernel returned other than 0."""
+    if code == NO_MEMORY:
+        raise MemoryError("no memory for the working space of an operation")
+    if code:
+        raise IndexError(outside)
+
+
+def check_floats(**tensors: Tensor) -> None:
+    """Raises ValueError for a tensor that is not float32 on the CPU."""
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or not tensor.is_cpu:
+            raise ValueError(f"{name} must be float32 on the CPU, found {tensor.dtype} on {tensor.device}")
+
+
+def check_vectors(length: int, **tensors: Tensor | None) -> None:
+    """Raises ValueError for a tensor that is not float32 of `length` contiguous values."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        check_floats(**{name: tensor})
+        if tensor.shape != (length,) or not tensor.is_contiguous():
+            raise ValueError(f"{name} must be {length} contiguous values, found {tuple(tensor.shape)}")
+
+
+def check_integers(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The tensor, contiguous. Raises ValueError for another dtype."""
+    if tensor.dtype != dtype or not tensor.is_cpu:
+        raise ValueError(f"{name} must be {dtype} on the CPU, found {tensor.dtype} on {tensor.device}")
+    return tensor.contiguous()
+
+
+def check_batch(batch: AttentionBatch) -> None:
+    """Raises ValueError where the tensors of a step are shorter than its sequences, or of other dtypes."""
+    tables = batch.block_tables
+    check_integers(tables, torch.int32, "block tables")
+    for name, tensor, least in (
+        ("query starts", batch.query_start, len(tables) + 1),
+        ("context lengths", batch.context_lens, len(tables)),
+    ):
+        check_integers(tensor, torch.int32, name)
+        if len(tensor) < least or not tensor.is_contiguous():
+            raise ValueError(f"{name} must be {least} contiguous values, found {tuple(tensor.shape)}")
+    if tables.shape[1] > 1 and tables.stride(1) != 1:
+        raise ValueError("rows of block tables must be contiguous")
+
+
+def check_cache(dtype: torch.dtype, k_cache: Tensor, v_cache: Tensor) -> None:
+    """Raises ValueError for a cache that is not contiguous, or of another dtype."""
+    if not (k_cache.dtype == v_cache.dtype == dtype and k_cache.is_contiguous() and v_cache.is_contiguous()):
+        raise ValueError(f"the cache must be contiguous {dtype}, found {k_cache.dtype} and {v_cache.dtype}")
