@@ -14,12 +14,13 @@ IMAGE_TAG ?= dev
 # Where torch for the image of model pods comes from; pip's own index mostly has CUDA builds, which that image refuses.
 TORCH_INDEX ?=
 
-.PHONY: help quickstart quantize-demo test lint format bench crds images chart e2e clean
+.PHONY: help quickstart quantize-demo test sanitize lint format bench crds images chart e2e clean
 
 help:
 	@echo "make quickstart   install, fetch a small model, serve it and talk to it"
 	@echo "make quantize-demo  the small model in 4 bits, what that cost, and a chat with it; minutes"
 	@echo "make test         every test; no GPU, cluster or hub needed"
+	@echo "make sanitize     the C kernels under AddressSanitizer and UBSan, with hostile weights; ten minutes"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        speed beside other engines on this processor"
 	@echo "make crds         crds/ and their reference in docs/, from api/"
@@ -41,6 +42,9 @@ quantize-demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+sanitize: $(VENV)/.dev
+	$(BIN)/python -m tests.hostile.sanitize $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -163,6 +163,8 @@ def _layers(library: Any, dtype: torch.dtype, wide_rows: int | None) -> Callable
 def _pack(function: Any, dtype: torch.dtype) -> Callable[[Tensor], PackedWeight]:
     def pack(weight: Tensor) -> PackedWeight:
         rows, columns = weight.shape
+        if not rows or not columns:
+            raise ValueError(f"a weight of {rows} x {columns} holds nothing")
         weight = weight.to(dtype).contiguous()
         data = torch.empty(packed_bytes(rows, columns, dtype) // dtype.itemsize, dtype=dtype)
         function(weight.data_ptr(), data.data_ptr(), rows, columns)

@@ -129,7 +129,7 @@ class NativeLayers:
     ) -> Tensor | None:
         """As `RunLayers` says. Raises ValueError for a cache the kernels do not take, IndexError, MemoryError."""
         rows, tables = len(residual), batch.block_tables
-        if rows > self._most_rows:
+        if not rows or rows > self._most_rows:
             return None
         if kv_caches is not self._caches:
             self._attach(kv_caches)
