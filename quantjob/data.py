@@ -17,12 +17,15 @@ from plimsoll.api.dataset import Dataset, parse_dataset
 from plimsoll.api.errors import SpecError
 from plimsoll.checkpoint.chat_template import ChatTemplateError
 from plimsoll.checkpoint.tokenizer import Tokenizer
+from plimsoll.quantjob.allowance import Allowance
 from plimsoll.quantjob.documents import Document, data_files, documents
 
 #: Characters of a dataset that are looked at, counted from its start. 128 windows of 2048 tokens take about a million.
 POOL = 32 << 20
 #: Characters tokenised at once: the tokenizer keeps some hundred bytes for each token while it works.
 PIECE = 1 << 16
+#: Texts that are looked at: each takes some hundred bytes of memory, however short it is.
+MOST_TEXTS = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -189,16 +192,16 @@ def _cut(text: str) -> Iterator[str]:
 
 def _pool(files: Iterator[Path], tokenizer: Tokenizer, field: str) -> list[_Text]:
     texts: list[_Text] = []
-    held = 0
-    for document in itertools.chain.from_iterable(documents(file, field) for file in files):
+    held, open_text, allowance = 0, False, Allowance(field)
+    for document in itertools.chain.from_iterable(documents(file, field, allowance) for file in files):
         text = _rendered(document, tokenizer, field)[: POOL - held]
         held += len(text)
-        if document.continues:
+        if document.continues and open_text:
             texts[-1].parts.append(text)
-        elif text.strip():
+        elif open_text := bool(text.strip()):
             templated = not isinstance(document.content, str) and tokenizer.has_chat_template
             texts.append(_Text([text], templated=templated))
-        if held >= POOL:
+        if held >= POOL or len(texts) >= MOST_TEXTS:
             break
     return texts
 

@@ -6,17 +6,24 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from plimsoll.api.errors import SpecError
+from plimsoll.checkpoint.json_file import MAX_JSON_VALUES
+from plimsoll.quantjob.allowance import Allowance, Counted
 
 #: A line of records longer than this is no record.
 LONGEST_LINE = 32 << 20
 #: Whole-file JSON is held in memory; lines and Parquet are not.
 LONGEST_JSON = 64 << 20
+#: The first line of a table, and its columns.
+LONGEST_HEAD = 1 << 20
+MOST_COLUMNS = 1 << 16
 READ = 1 << 20
 TEXT = (".txt", ".md")
 RECORDS = (".jsonl", ".ndjson", ".json")
@@ -80,6 +87,7 @@ def data_files(path: Path, field: str) -> list[Path]:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             files = [Path(folder, name) for name in names if not name.startswith(".")]
             found += [file for file in files if is_data(file.name) and file.is_file()]
+            _refuse_links_out(path, found)
             others += [file.name for file in files if not is_data(file.name)]
     except (OSError, ValueError) as error:
         raise SpecError(f"cannot be read: {_reason(error)}", field=field, value=str(path)) from None
@@ -92,6 +100,15 @@ def data_files(path: Path, field: str) -> list[Path]:
     return sorted(found)
 
 
+def _refuse_links_out(folder: Path, files: Sequence[Path]) -> None:
+    """Raises OSError for a link that leads out of `folder`. Those of a hub's cache, to its `blobs`, are usual."""
+    home = Path(os.path.realpath(folder))
+    inside = [home, *(place.parent / "blobs" for place in (home, *home.parents) if place.name == "snapshots")]
+    for file in files:
+        if file.is_symlink() and not any(Path(os.path.realpath(file)).is_relative_to(place) for place in inside):
+            raise OSError(f"{file.name} is a link that leads out of the folder; put a copy of the file in its place")
+
+
 def _refuse_other_kinds(path: Path, field: str) -> None:
     """Raises SpecError for a file that is named outright and holds no prose: its markup would be what is learned."""
     kind = Path(path.name.lower().removesuffix(".gz")).suffix
@@ -102,26 +119,30 @@ def _refuse_other_kinds(path: Path, field: str) -> None:
         )  # fmt: skip
 
 
-def documents(path: Path, field: str) -> Iterator[Document]:
+def documents(path: Path, field: str, allowance: Allowance | None = None) -> Iterator[Document]:
     """Every text of one file, in order. A text file is one text, in parts of about a megabyte.
+
+    Args:
+        allowance: what may be read of all files together; by default of this one.
 
     Raises:
         SpecError: it cannot be read, is not what its name says, or a record has no text; the line or row is named.
     """
+    allowed = allowance or Allowance(field)
     kind = Path(path.name.lower().removesuffix(".gz")).suffix
     try:
         if kind == ".parquet":
-            yield from _parquet(path, field)
+            yield from _parquet(path, field, allowed)
             return
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-            stream = cast(BinaryIO, file)
+            stream = io.BufferedReader(Counted(cast(BinaryIO, file), allowed, path), READ)
             if kind in RECORDS:
-                yield from _records(stream, path, field, whole=kind == ".json")
+                yield from _records(stream, path, field, allowed, whole=kind == ".json")
             elif kind in TABLES:
-                yield from _table(stream, path, field)
+                yield from _table(stream, path, field, allowed)
             else:
                 yield from _plain(stream, path, field)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise SpecError(f"cannot be read: {_reason(error)}", field=field, value=str(path)) from None
 
 
@@ -142,10 +163,11 @@ def _plain(file: BinaryIO, path: Path, field: str) -> Iterator[Document]:
             return
 
 
-def _records(file: BinaryIO, path: Path, field: str, *, whole: bool) -> Iterator[Document]:
+def _records(file: BinaryIO, path: Path, field: str, allowed: Allowance, *, whole: bool) -> Iterator[Document]:
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
+        allowed.take_rows(1, path)
         if number == 1 and whole and line.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             yield from _array(line + file.read(LONGEST_JSON + 1), path, field)
             return
@@ -160,23 +182,25 @@ def _records(file: BinaryIO, path: Path, field: str, *, whole: bool) -> Iterator
             yield from _document(_json(text, where, field), where, field)
 
 
-def _table(file: BinaryIO, path: Path, field: str) -> Iterator[Document]:
+def _table(file: BinaryIO, path: Path, field: str, allowed: Allowance) -> Iterator[Document]:
     """Rows of a table with a header, apart by commas, semicolons or tabs."""
     csv.field_size_limit(LONGEST_LINE)
-    lines = io.TextIOWrapper(file, "utf-8-sig", newline="")
+    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
     try:
-        head = lines.readline(LONGEST_LINE)
+        head = text.readline(LONGEST_HEAD)
         mark = max(",;\t", key=head.count)
         names = next(csv.reader([head], delimiter=mark), [])
-        wanted = _columns([name.strip() for name in names])
+        wanted = columns_of([name.strip() for name in names])
         if not wanted:
             raise SpecError(
                 f"has no column {FIELDS}; it has {', '.join(name[:40] for name in names[:12]) or 'nothing'}",
                 field=field, value=str(path), fix="Name the column of the texts `text`, in the first line",
             )  # fmt: skip
         places = {name: [found.strip() for found in names].index(name) for name in wanted}
+        lines = _Lines(text, mark, path, allowed)
         reader = csv.reader(lines, delimiter=mark)
         for row in reader:
+            lines.begin_row()
             record = {name: row[place] for name, place in places.items() if place < len(row)}
             if record:
                 yield from _document({**dict.fromkeys(wanted), **record}, f"{path}, row {reader.line_num + 1}", field)
@@ -184,6 +208,34 @@ def _table(file: BinaryIO, path: Path, field: str) -> Iterator[Document]:
         raise _not_text(path, field, "in a row") from None
     except csv.Error as error:
         raise SpecError(f"is not a table that can be read: {error}", field=field, value=str(path)) from None
+
+
+class _Lines:
+    """Lines of a table, as many as a row of bounded length and columns has: the csv module holds a whole row."""
+
+    def __init__(self, file: io.TextIOWrapper, mark: str, path: Path, allowed: Allowance) -> None:
+        self._file, self._mark, self._path, self._allowed = file, mark, path, allowed
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        self._left, self._columns = LONGEST_LINE, MOST_COLUMNS
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        self._allowed.take_rows(1, self._path)
+        line = self._file.readline(self._left + 1)
+        self._left -= len(line)
+        if self._left < 0:
+            raise csv.Error(f"a row is longer than {LONGEST_LINE >> 20} Mi characters")
+        # Within quotes a mark is text.
+        self._columns -= 0 if '"' in line else line.count(self._mark)
+        if self._columns < 0:
+            raise csv.Error(f"a row has more than {MOST_COLUMNS} columns")
+        if not line:
+            raise StopIteration
+        return line
 
 
 def _array(data: bytes, path: Path, field: str) -> Iterator[Document]:
@@ -201,6 +253,12 @@ def _array(data: bytes, path: Path, field: str) -> Iterator[Document]:
 
 
 def _json(text: str, where: str, field: str) -> Any:
+    # Each value but the first follows one of these, and takes some fifty bytes of memory.
+    if sum(map(text.count, ",:[{")) > MAX_JSON_VALUES:
+        raise SpecError(
+            f"is JSON of more than {MAX_JSON_VALUES} values", field=field, value=where,
+            fix="Write one record a line, as .jsonl, and leave out what is no text",
+        )  # fmt: skip
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -211,34 +269,25 @@ def _json(text: str, where: str, field: str) -> Any:
         ) from None  # fmt: skip
 
 
-def _parquet(path: Path, field: str) -> Iterator[Document]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
+def _parquet(path: Path, field: str, allowed: Allowance) -> Iterator[Document]:
+    from plimsoll.quantjob.parquet_rows import parquet_rows
+
+    if find_spec("pyarrow") is None:
         raise SpecError(
             "is Parquet, and pyarrow is not installed", field=field, value=str(path),
             fix="Install plimsoll[quant], or give the texts as .jsonl",
-        ) from None  # fmt: skip
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            names = table.schema_arrow.names
-            wanted = _columns(names)
-            if not wanted:
-                raise SpecError(
-                    f"has no column {FIELDS}; it has {', '.join(names[:12])}", field=field, value=str(path),
-                    fix="Name the column of the texts `text`",
-                )  # fmt: skip
-            row = 0
-            for batch in table.iter_batches(batch_size=256, columns=wanted):
-                for record in batch.to_pylist():
-                    row += 1
-                    yield from _document(record, f"{path}, row {row}", field)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise SpecError(f"is not Parquet that can be read: {_reason(error)}", field=field, value=str(path)) from None
+        )  # fmt: skip
+    for row, record in enumerate(parquet_rows(path, field, LONGEST_LINE), 1):
+        if isinstance(record, list):
+            raise SpecError(
+                f"has no column {FIELDS}; it has {', '.join(record)}", field=field, value=str(path),
+                fix="Name the column of the texts `text`",
+            )  # fmt: skip
+        allowed.take_rows(1, path)
+        yield from _document(record, f"{path}, row {row}", field)
 
 
-def _columns(names: Sequence[str]) -> list[str]:
+def columns_of(names: Sequence[str]) -> list[str]:
     """Which of them hold the text; empty for none."""
     for wanted in COLUMNS:
         if set(wanted) - set(OPTIONAL) <= set(names):
@@ -253,7 +302,7 @@ def _document(record: Any, where: str, field: str) -> Iterator[Document]:
             f"is no object but {type(record).__name__}", field=field, value=where,
             fix='Write one object a line: {"text": "…"}',
         )  # fmt: skip
-    columns = _columns(list(record))
+    columns = columns_of(list(record))
     if not columns:
         keys = ", ".join(str(key)[:40] for key in list(record)[:12]) or "nothing"
         raise SpecError(

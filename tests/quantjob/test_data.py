@@ -19,6 +19,7 @@ from plimsoll.api.errors import SpecError
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.quantjob import data
+from plimsoll.quantjob import documents as files
 from plimsoll.quantjob.data import Corpus, calibration_tokens
 from plimsoll.quantjob.documents import data_files, documents
 from plimsoll.quantjob.hub_dataset import choose
@@ -351,3 +352,22 @@ def test_the_digest_is_of_the_ids_alone() -> None:
     windows = np.array([[1, 2], [3, 400]], dtype=np.int64)
     wanted = hashlib.sha256(b"".join(int(token).to_bytes(8, "little") for token in (1, 2, 3, 400))).hexdigest()
     assert data.tokens_of(windows, "x").digest == f"sha256:{wanted}"
+
+
+def test_a_text_that_starts_with_a_megabyte_of_blanks_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b" " * files.READ + b"the text")
+    assert data._pool(iter([tmp_path / "a.txt"]), tokenizer, "--dataset")[-1].parts == ["the text"]
+
+
+def test_as_many_texts_are_kept_as_memory_allows(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MOST_TEXTS", 10)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' * 50)
+    assert len(data._pool(iter([tmp_path / "a.jsonl"]), tokenizer, "--dataset")) == 10
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\x00b", "\u2028" * 50, "\U0010ffff", "\ufeff"])
+def test_any_character_goes_through_the_tokenizer(text: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines({"text": "a " + text}))
+    assert Corpus(str(tmp_path / "a.jsonl"), tokenizer).head(1, 2).windows.shape == (1, 2)
