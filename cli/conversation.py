@@ -14,9 +14,12 @@ from rich.text import Text
 
 from plimsoll.api.errors import PlimsollError, SpecError
 from plimsoll.api.keys import is_sendable, read_keys
+from plimsoll.checkpoint.answers import IDENTITY, body, pieces
 from plimsoll.cli.events import EventLines
 
 VARIABLE = "OPENAI_API_KEY"
+#: Characters of a model's name, and of an endpoint's own words, that are shown.
+LONGEST_NAME, LONGEST_ERROR = 200, 2000
 HELP = "/clear forgets the conversation · /system TEXT sets the system prompt · /exit leaves · Ctrl-C stops an answer"
 
 
@@ -62,7 +65,7 @@ class Endpoint:
     def __init__(self, url: str, model: str | None = None, key: str | None = None) -> None:
         root = url.rstrip("/")
         self.url = root if root.endswith("/v1") else f"{root}/v1"
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = IDENTITY | ({"Authorization": f"Bearer {key}"} if key else {})
         # An answer may take its time; only connecting may not.
         self.client = httpx.Client(headers=headers, timeout=httpx.Timeout(None, connect=10))
         self._model = model
@@ -70,10 +73,9 @@ class Endpoint:
     @property
     def model(self) -> str:
         if self._model is None:
-            with self._plainly():
-                answer = self.client.get(f"{self.url}/models")
+            with self._plainly(), self.client.stream("GET", f"{self.url}/models") as answer:
                 self._check(answer)
-                names = [item["id"] for item in answer.json()["data"]]
+                names = [str(item["id"])[:LONGEST_NAME] for item in json.loads(body(answer))["data"]]
             if not names:
                 raise EndpointError("the endpoint serves no model", field="url", value=self.url)
             self._model = names[0]
@@ -85,17 +87,17 @@ class Endpoint:
         Raises:
             EndpointError: in the endpoint's own words where it has some.
         """
-        body = {"model": self.model, "messages": messages, "stream": True, **options}
-        with self._plainly(), self.client.stream("POST", f"{self.url}/chat/completions", json=body) as answer:
-            if answer.status_code != 200:
-                answer.read()
-                self._check(answer)
+        asked = {"model": self.model, "messages": messages, "stream": True, **options}
+        with self._plainly(), self.client.stream("POST", f"{self.url}/chat/completions", json=asked) as answer:
+            self._check(answer)
             for data in _events(answer):
                 chunk = json.loads(data)
                 if "error" in chunk:
-                    raise EndpointError(str(chunk["error"].get("message", chunk["error"])))
+                    raise EndpointError(str(chunk["error"].get("message", chunk["error"]))[:LONGEST_ERROR])
                 for choice in chunk.get("choices", ()):
                     if text := choice.get("delta", {}).get("content"):
+                        if not isinstance(text, str):
+                            raise TypeError("an answer that is no text")
                         yield text
 
     @contextlib.contextmanager
@@ -108,16 +110,17 @@ class Endpoint:
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EndpointError(f"the connection failed: {error}", field="url", value=self.url) from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise EndpointError("does not answer as an OpenAI endpoint does", field="url", value=self.url) from None
 
     def _check(self, answer: httpx.Response) -> None:
         if answer.status_code == 200:
             return
+        said = body(answer)
         try:
-            message = answer.json()["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            message = answer.text[:200]
+            message = str(json.loads(said)["error"]["message"])[:LONGEST_ERROR]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            message = said[:200].decode("utf-8", "replace")
         raise EndpointError(f"HTTP {answer.status_code}: {message}", field="url", value=self.url)
 
     def close(self) -> None:
@@ -126,7 +129,7 @@ class Endpoint:
 
 def _events(answer: httpx.Response) -> Iterator[str]:
     lines = EventLines()
-    for received in answer.iter_bytes():
+    for received in pieces(answer):
         yield from filter(_is_chunk, lines.feed(received))
     yield from filter(_is_chunk, lines.close())
 

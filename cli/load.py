@@ -14,7 +14,13 @@ from typing import Any, Literal
 import httpx
 import msgspec
 
+from plimsoll.checkpoint.answers import IDENTITY, pieces_later
 from plimsoll.cli.events import EventLines
+
+#: Chunks of text in one answer: more than any model's context holds is no answer.
+MOST_CHUNKS = 1 << 21
+#: Tokens that an endpoint may say it counted.
+MOST_TOKENS = 1 << 40
 
 #: Common words, one token each in most vocabularies; a prompt of them is about as many tokens as words.
 WORDS = (
@@ -87,7 +93,7 @@ async def run(
 ) -> tuple[list[Outcome], float]:
     """Sends every prompt once; outcomes in the order of `prompts`, and the seconds from first start to last end."""
     outcomes: list[Outcome | None] = [None] * len(prompts)
-    headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
+    headers = IDENTITY | ({"Authorization": f"Bearer {target.key}"} if target.key else {})
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     timeout = httpx.Timeout(target.timeout, connect=10)
     async with httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout) as client:
@@ -127,7 +133,6 @@ async def stream(client: httpx.AsyncClient, target: Target, prompt: str, origin:
     try:
         async with client.stream("POST", f"{target.url}{path}", json=body) as answer:
             if answer.status_code != 200:
-                await answer.aread()
                 outcome.error = f"HTTP {answer.status_code}"
             else:
                 async for data in _events(answer):
@@ -140,14 +145,16 @@ async def stream(client: httpx.AsyncClient, target: Target, prompt: str, origin:
                         outcome.error = "error in stream"
                         break
                     if usage := chunk.get("usage"):
-                        outcome.prompt_tokens = usage.get("prompt_tokens")
-                        outcome.output_tokens = usage.get("completion_tokens", outcome.output_tokens)
+                        outcome.prompt_tokens = _count(usage.get("prompt_tokens"))
+                        outcome.output_tokens = _count(usage.get("completion_tokens")) or outcome.output_tokens
                         outcome.counted = True
                     if any(_texts(chunk)):
                         if outcome.first is None:
                             outcome.first = now - begin
                         else:
                             outcome.gaps.append(now - last)
+                            if len(outcome.gaps) > MOST_CHUNKS:
+                                raise ValueError("an answer that never ends")
                         last = now
                 if not finished and outcome.error is None:
                     outcome.error = "stream cut short"
@@ -157,7 +164,7 @@ async def stream(client: httpx.AsyncClient, target: Target, prompt: str, origin:
         outcome.error = "connection refused"
     except httpx.HTTPError:
         outcome.error = "connection lost"
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         outcome.error = "not an OpenAI stream"
     outcome.total = time.perf_counter() - begin
     if not outcome.counted:
@@ -169,7 +176,7 @@ async def stream(client: httpx.AsyncClient, target: Target, prompt: str, origin:
 
 async def _events(answer: httpx.Response) -> AsyncIterator[str]:
     lines = EventLines()
-    async for received in answer.aiter_bytes():
+    async for received in pieces_later(answer):
         for data in lines.feed(received):
             yield data
     for data in lines.close():
@@ -182,6 +189,13 @@ def _request(target: Target, prompt: str) -> tuple[str, dict[str, Any]]:
     if target.api == "chat":
         return "/chat/completions", body | {"messages": [{"role": "user", "content": prompt}]}
     return "/completions", body | {"prompt": prompt}
+
+
+def _count(value: Any) -> int | None:
+    """Tokens, as an endpoint counts them. Raises ValueError for what is no count."""
+    if value is not None and not (type(value) is int and 0 <= value <= MOST_TOKENS):
+        raise ValueError("no number of tokens")
+    return value
 
 
 def _texts(chunk: dict[str, Any]) -> Iterator[str | None]:

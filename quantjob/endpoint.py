@@ -1,13 +1,17 @@
 """What an OpenAI endpoint gives the tokens of a prompt: log-probabilities of each and of the likeliest alternatives."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from plimsoll.api.errors import PlimsollError
+from plimsoll.checkpoint.answers import IDENTITY, body
 from plimsoll.checkpoint.tokenizer import Tokenizer
 
+#: Bytes of an answer: twenty alternatives of each token of a long window take a tenth.
+MOST_BYTES = 256 << 20
 #: Alternatives asked for at each position; the fewer where a server allows no more. OpenAI's own allows five.
 TOPS = (20, 5)
 #: Requests in flight.
@@ -36,6 +40,21 @@ class Position:
     first: int | None
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What came back."""
+
+    status_code: int
+    content: bytes
+
+    def json(self) -> Any:
+        """None where it is no JSON."""
+        try:
+            return json.loads(self.content)
+        except (ValueError, RecursionError):
+            return None
+
+
 class Endpoint:
     """The completions of an OpenAI endpoint. For several threads.
 
@@ -51,7 +70,7 @@ class Endpoint:
 
         root = url.rstrip("/")
         self.url = root if root.endswith("/v1") else f"{root}/v1"
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = IDENTITY | ({"Authorization": f"Bearer {key}"} if key else {})
         self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(600, connect=10))
         self._tokenizer = tokenizer
         self._by_text: dict[str, int | None] | None = None
@@ -90,10 +109,13 @@ class Endpoint:
         self._client.close()
 
     def _first_model(self) -> str:
-        names = [item.get("id") for item in self._json(self._request("GET", "models")).get("data", ())]
+        try:
+            names = [str(item["id"]) for item in self._json(self._request("GET", "models")).get("data", ())]
+        except (KeyError, TypeError):
+            raise self._error("does not answer as an OpenAI endpoint does") from None
         if not names:
             raise self._error("serves no model")
-        return str(names[0])
+        return names[0]
 
     def _agree(self, window: Sequence[int]) -> None:
         """Finds what this server takes: vLLM's `prompt_logprobs` says ids, and not every server knows it."""
@@ -126,7 +148,7 @@ class Endpoint:
                 return self._by_id(found, window)
             if choice.get("logprobs"):
                 return self._by_spelling(choice["logprobs"], window)
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
             raise self._error("does not answer as an OpenAI endpoint does") from None
         raise self._error("gives no log-probabilities of a prompt")
 
@@ -166,32 +188,32 @@ class Endpoint:
             self._by_text = known
         return self._by_text.get(text)
 
-    def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _request(self, method: str, path: str, asked: Mapping[str, Any] | None = None) -> "Answer":
         import httpx
 
         try:
-            return self._client.request(method, f"{self.url}/{path}", json=body)
+            with self._client.stream(method, f"{self.url}/{path}", json=asked) as answer:
+                return Answer(answer.status_code, body(answer, MOST_BYTES))
+        except ValueError as error:
+            raise self._error(f"does not answer as an OpenAI endpoint does: {error}") from None
         except httpx.ConnectError:
             raise self._error("nothing answers there", "Start a server with `plimsoll serve`") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._error(f"the connection failed: {error}") from None
 
-    def _json(self, answer: Any) -> dict[str, Any]:
-        try:
-            found = answer.json()
-        except ValueError:
-            found = None
+    def _json(self, answer: "Answer") -> dict[str, Any]:
+        found = answer.json()
         if answer.status_code != 200:
             raise self._error(self._reason(answer), TRY_AGAIN)
         if not isinstance(found, dict):
             raise self._error("does not answer as an OpenAI endpoint does")
         return found
 
-    def _reason(self, answer: Any) -> str:
+    def _reason(self, answer: "Answer") -> str:
         try:
             said = answer.json()["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            said = answer.text
+        except (KeyError, TypeError):
+            said = answer.content[:1000].decode("utf-8", "replace")
         return f"HTTP {answer.status_code}: {str(said)[:200]}"
 
     def _error(self, message: str, fix: str = "It must score prompts: /v1/completions with echo and logprobs") -> Any:
