@@ -179,6 +179,31 @@ def test_an_operator_for_the_whole_cluster_sees_nodes_and_every_namespace(
         assert everywhere
     assert not may(cluster, release, OPERATOR, "get", "/secrets", where="")
     assert not may(cluster, release, OPERATOR, "update", "coordination.k8s.io/leases", OPERATOR, where="default")
+    # What its role allows, the admission policy narrows.
+    eventually(lambda: "kube-system" in written(cluster, release, record("kube-system")), SOON, "the policy holds")
+    assert "created" in written(cluster, release, record(release))
+    assert "its labels" in written(cluster, release, record(release, labels={}))
+    assert "owns" in written(cluster, release, record(release, name="settings"))
+    pod = {"automountServiceAccountToken": False, "containers": [{"name": "a", "image": "a"}]}
+    assert "restricted" in written(cluster, release, {**record(release), "kind": "Pod", "spec": pod})
+    assert "of the node" in written(
+        cluster, release, {**record(release), "kind": "Pod", "spec": pod | {"hostPID": True}}
+    )
+
+
+def record(namespace: str, name: str = "plimsoll-source-1", labels: Any = None) -> dict[str, Any]:
+    """An object such as the operator makes: what is known of a source."""
+    marks = {"app.kubernetes.io/managed-by": "plimsoll", "plimsoll.dev/source": "1"} if labels is None else labels
+    about = {"name": name, "namespace": namespace, "labels": marks}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about}
+
+
+def written(cluster: Cluster, namespace: str, body: dict[str, Any]) -> str:
+    """What the API server says when the operator's account makes this object; nothing is stored."""
+    account = f"system:serviceaccount:{namespace}:{OPERATOR}"
+    command = ["kubectl", "create", "-f", "-", "--dry-run=server", f"--as={account}"]
+    done = subprocess.run(command, input=json.dumps(body), capture_output=True, text=True, timeout=60)
+    return done.stdout + done.stderr
 
 
 def test_people_with_edit_may_write_deployments_and_people_with_view_may_read_them(
