@@ -6,6 +6,7 @@ from pathlib import Path
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.gguf_split import part_names, whole_files
+from plimsoll.checkpoint.plain_files import check_plain_files
 from plimsoll.checkpoint.remote import PIECE, Remote, RemoteFile, choose
 
 #: Folders below the one named that are searched for a checkpoint, and how many entries are looked at.
@@ -101,6 +102,8 @@ class FolderRemote(Remote):
             if place.is_file():
                 self.files = self._parts(self.path)
                 return
+            # Before any of them is copied to where it is a plain file.
+            check_plain_files(place)
             needed, within = choose(_listed(place), f"file://{place}")
             under = f"{self.path}/" if self.path else ""
             self.path = under + within if within else self.path

@@ -20,6 +20,8 @@ READ: Mapping[str, int | None] = {
 }  # fmt: skip
 #: The folder below a checkpoint's in which transformers looks for files.
 TEMPLATES = "additional_chat_templates"
+#: Folders between a checkpoint and the `snapshots` of a hub's cache: the commit's, and those of a path below it.
+_HUB_DEPTH = 5
 
 
 def check_plain_files(folder: Path) -> None:
@@ -34,8 +36,8 @@ def check_plain_files(folder: Path) -> None:
     """
     home = Path(os.path.realpath(folder))
     inside = [home]
-    if home.parent.name == "snapshots":
-        inside.append(home.parent.parent / "blobs")
+    # The checkpoint of a hub's cache is a commit, or a folder below it.
+    inside += [above.parent / "blobs" for above in [*home.parents][:_HUB_DEPTH] if above.name == "snapshots"]
     for entry in _read(folder):
         real = Path(os.path.realpath(entry.path))
         if not any(real.is_relative_to(place) for place in inside):

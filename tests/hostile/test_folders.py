@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint.inspecting import open_remote
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.checkpoint.plain_files import READ, TEMPLATES, check_plain_files
 from plimsoll.checkpoint.tokenizer import load_tokenizer
@@ -66,6 +67,13 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, name: str, make: Call
     assert SECRET not in str(error)
 
 
+def test_a_link_out_of_the_folder_is_not_copied_either(folder: Path) -> None:
+    """A copy in a claim would be a plain file."""
+    (folder / "chat_template.jinja").symlink_to(folder.parent / "keys")
+    with pytest.raises(CheckpointError, match="leads out of"):
+        open_remote(str(folder))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pipe_is_refused_and_not_waited_for(folder: Path, name: str) -> None:
     place = folder / name
@@ -92,15 +100,17 @@ def test_a_text_that_is_too_large_is_refused_before_it_is_read(folder: Path, suf
     assert "is larger than" in str(error)
 
 
-def test_a_cache_of_a_hub_is_opened(original: Path, tmp_path: Path) -> None:
-    """Files of a commit are links to blobs, which have no names."""
+@pytest.mark.parametrize("below", ["", "text/4-bits"])
+def test_a_cache_of_a_hub_is_opened(original: Path, tmp_path: Path, below: str) -> None:
+    """Files of a commit, and of folders in it, are links to blobs, which have no names."""
     repository = tmp_path / "models--org--name"
     (repository / "blobs").mkdir(parents=True)
-    commit = repository / "snapshots" / "0123abcd"
+    commit = repository / "snapshots" / "0123abcd" / below
     commit.mkdir(parents=True)
     for number, file in enumerate(original.iterdir()):
-        shutil.copy(file, repository / "blobs" / f"{number:040x}")
-        (commit / file.name).symlink_to(f"../../blobs/{number:040x}")
+        blob = repository / "blobs" / f"{number:040x}"
+        shutil.copy(file, blob)
+        (commit / file.name).symlink_to(os.path.relpath(blob, commit))
     assert load_tokenizer(open_checkpoint(commit)).encode("hello")
     # The folder itself may be a link: it is what the user names.
     (tmp_path / "mine").symlink_to(commit, target_is_directory=True)
