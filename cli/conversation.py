@@ -14,6 +14,7 @@ from rich.text import Text
 
 from plimsoll.api.errors import PlimsollError, SpecError
 from plimsoll.api.keys import is_sendable, read_keys
+from plimsoll.api.printable import printable
 from plimsoll.checkpoint.answers import IDENTITY, body, pieces
 from plimsoll.cli.events import EventLines
 
@@ -152,7 +153,7 @@ def ask(endpoint: Endpoint, question: str, options: dict[str, Any]) -> str:
     pieces = []
     for text in endpoint.stream([{"role": "user", "content": legible(question)}], options):
         pieces.append(text)
-        print(text, end="", flush=True)
+        print(printable(text), end="", flush=True)
     print(flush=True)
     return "".join(pieces)
 
@@ -202,7 +203,7 @@ def _turn(
         with contextlib.closing(endpoint.stream(messages, options)) as answer:
             for text in answer:
                 pieces.append(text)
-                print(text, end="", flush=True)
+                print(printable(text), end="", flush=True)
     except KeyboardInterrupt:
         console.print(" (stopped)", style="dim", end="")
     except EndpointError as error:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from plimsoll.api.printable import printable
+
 
 def convert(
     gguf: Annotated[Path, typer.Argument(help="The GGUF file.", metavar="GGUF")],
@@ -29,4 +31,4 @@ def convert(
             bar.update(task, completed=done, total=total)
 
         convert_gguf(gguf, out, dtype, max_shard_bytes=shard_bytes, progress=show)
-    typer.echo(f"Wrote {out}")
+    typer.echo(printable(f"Wrote {out}"))

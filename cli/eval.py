@@ -8,6 +8,7 @@ import typer
 
 from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import SpecError
+from plimsoll.api.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,7 +86,7 @@ def eval(
     notes = [*checkpoint.notices, *(() if measured is None else measured.notices)]
     notes += _refused({reference: checkpoint, other: measured})
     for note in notes:
-        typer.secho(f"note: {note}", fg=typer.colors.YELLOW, err=True)
+        typer.secho(printable(f"note: {note}"), fg=typer.colors.YELLOW, err=True)
     endpoint = _endpoint(other, tokenizer, model_name, api_key_file) if served else None
     length = min(512, checkpoint.facts.max_position) if seqlen is None else seqlen
     check_length(length, checkpoint.facts)
@@ -138,9 +139,9 @@ def eval(
     else:
         show(result)
         if written is not None:
-            typer.echo(f"Report: {written[0]}")
+            typer.echo(printable(f"Report: {written[0]}"))
     for reason in reasons:
-        typer.secho(f"past its limit: {reason}", fg=typer.colors.RED, err=True)
+        typer.secho(printable(f"past its limit: {reason}"), fg=typer.colors.RED, err=True)
     if reasons:
         raise typer.Exit(PAST_A_LIMIT)
 

@@ -15,6 +15,7 @@ import typer
 
 import plimsoll
 from plimsoll.api.errors import PlimsollError
+from plimsoll.api.printable import printable
 
 if TYPE_CHECKING:
     from plimsoll.checkpoint.progress import Progress
@@ -60,13 +61,14 @@ def fetch(
         failure = PlimsollError(f"cannot be fetched ({type(error).__name__})", field=source, fix="Report this")
         _report(report, failure)
         raise failure from error
-    typer.echo(f"{into} holds {found.source} at {found.revision}, whole: {found.bytes} bytes, {found.digest}")
+    words = f"{into} holds {found.source} at {found.revision}, whole: {found.bytes} bytes, {found.digest}"
+    typer.echo(printable(words))
 
 
 def _report(path: Path | None, error: BaseException) -> None:
     if path is not None:
         with contextlib.suppress(OSError):
-            path.write_text(str(error)[:4000])
+            path.write_text(printable(str(error))[:4000])
 
 
 def pages(progress: "Progress") -> dict[str, Callable[[], tuple[int, bytes]]]:
@@ -133,7 +135,7 @@ def _write_lines(progress: "Progress", stop: threading.Event) -> None:
     while not stop.wait(0.2):
         if time.monotonic() - last >= LINE_EVERY:
             last = time.monotonic()
-            typer.echo(line(progress), err=True)
+            typer.echo(printable(line(progress)), err=True)
 
 
 def line(progress: "Progress") -> str:

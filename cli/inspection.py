@@ -12,6 +12,7 @@ import typer
 from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import CheckpointError, PlimsollError, SpecError
 from plimsoll.api.inspection import MAX_BYTES, Inspection
+from plimsoll.api.printable import printable
 
 #: For headers and configurations; those of a model of 1 TB take less than ten.
 PROCESSOR_SECONDS = 120
@@ -104,4 +105,4 @@ def _show(found: Inspection, output: str) -> None:
         groups = f"groups of {said.group_size}" if said.group_size else "one scale a row"
         shown["quantization"] = f"{said.format}, {said.bits} bits, {groups}{', symmetric' if said.symmetric else ''}"
     for name, value in shown.items():
-        typer.echo(f"{name:<14}{value}")
+        typer.echo(printable(f"{name:<14}{value}"))

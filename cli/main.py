@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import typer
 
 from plimsoll.api.errors import PlimsollError
+from plimsoll.api.printable import printable
 
 #: In the order that `--help` shows them.
 COMMANDS = (
@@ -61,12 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except PlimsollError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(printable(f"error: {error}"), fg=typer.colors.RED, err=True)
         raise SystemExit(1) from None
     except OSError as error:
         # The disk under standard output is full, say; a reader that has left needs no words.
         if not isinstance(error, BrokenPipeError):
-            typer.secho(f"error: {error.strerror or error}", fg=typer.colors.RED, err=True)
+            typer.secho(printable(f"error: {error.strerror or error}"), fg=typer.colors.RED, err=True)
         _discard_output()
         raise SystemExit(1) from None
     except KeyboardInterrupt:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from plimsoll.api.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -49,7 +51,7 @@ class Lines:
         if now.phase == "Failed" or (here == self._last and clock - self._at < SILENCE):
             return
         self._last, self._at = here, clock
-        print(f"{now.phase.lower()}{words(now, ': ')}", file=sys.stderr, flush=True)
+        print(printable(f"{now.phase.lower()}{words(now, ': ')}"), file=sys.stderr, flush=True)
 
 
 def words(now: "JobProgress", before: str = "") -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from plimsoll.api.errors import PlimsollError
+from plimsoll.api.printable import printable
 
 if TYPE_CHECKING:
     from plimsoll.api.gate import Limits
@@ -109,7 +110,7 @@ def quantize(
         except PlimsollError as error:
             tracker.move("Failed", 0.0, reason=reason_of(error), message=str(error))
             if isinstance(error, BusyError):
-                typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+                typer.secho(printable(f"error: {error}"), fg=typer.colors.RED, err=True)
                 raise typer.Exit(TRY_AGAIN) from None
             raise
         finally:
@@ -119,7 +120,7 @@ def quantize(
     _tell(outcome, work_dir)
     if outcome.reasons:
         for reason in outcome.reasons:
-            typer.secho(f"past its limit: {reason}", fg=typer.colors.RED, err=True)
+            typer.secho(printable(f"past its limit: {reason}"), fg=typer.colors.RED, err=True)
         raise typer.Exit(GATE_FAILED)
 
 
@@ -207,13 +208,13 @@ def _tell(outcome: "Outcome", work_dir: Path) -> None:
         line = f"perplexity {found['before']:.4g} -> {after['perplexity']:.4g} ({found['increase']:+.2%}), "
         line += f"KL {after['klMean']:.4g} nats a token (99 of 100 below {after['klP99']:.4g}), "
         line += f"same first choice {after['top1Agreement']:.1%}"
-        typer.echo(line)
+        typer.echo(printable(line))
         if nearest and nearest["klMean"] > 0:
             closed = 1 - after["klMean"] / nearest["klMean"]
             typer.echo(
                 f"rounding alone: perplexity {nearest['perplexity']:.4g}, KL {nearest['klMean']:.4g}; "
                 f"{closed:.0%} of that divergence is avoided"
             )
-        typer.echo(f"Report: {work_dir / 'report.html'}")
+        typer.echo(printable(f"Report: {work_dir / 'report.html'}"))
     typer.echo(f"{outcome.manifest.digest}")
-    typer.echo(f"Wrote {work_dir}: plimsoll serve {work_dir}")
+    typer.echo(printable(f"Wrote {work_dir}: plimsoll serve {work_dir}"))

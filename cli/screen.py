@@ -1,16 +1,30 @@
 """The terminal, where text of strangers stays text.
 
 Model names, paths, chat lines and error texts may hold what Rich takes for markup (`[/]`, `[red]`) or for an emoji
-(`:rocket:`). Consoles and columns made here read neither; styles are given as arguments.
+(`:rocket:`), and what a terminal takes for commands. Consoles and columns made here read none of it; styles are given
+as arguments.
 """
 
-from rich.console import Console
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import TextColumn
+from rich.segment import Segment
+
+from plimsoll.api.printable import printable
+
+
+class Screen(Console):
+    """Shows what it is given without control characters; those that Rich writes itself remain."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def console(*, stderr: bool = True) -> Console:
     """Progress and words for a human go to stderr; stdout is for answers."""
-    return Console(stderr=stderr, markup=False, emoji=False)
+    return Screen(stderr=stderr, markup=False, emoji=False)
 
 
 def column(template: str) -> TextColumn:

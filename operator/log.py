@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 
 import structlog
 
+from plimsoll.api.printable import printable
 from plimsoll.api.stderr_handler import StderrHandler
 
 
@@ -28,6 +29,7 @@ def configure(level: str = "INFO") -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.JSONRenderer(ensure_ascii=False),
+                lambda _logger, _level, line: printable(line),
             ],
         )
     )

@@ -20,6 +20,7 @@ import structlog
 from plimsoll import __version__
 from plimsoll.api.deployment import Model
 from plimsoll.api.errors import PlimsollError
+from plimsoll.api.printable import printable
 from plimsoll.operator import build, discover, kinds, log
 from plimsoll.operator.cluster import Cluster, ClusterError, connection
 from plimsoll.operator.departures import Departures
@@ -321,13 +322,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(given.config)
     except PlimsollError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     log.configure(given.log_level)
     try:
         operator = Operator(settings)
     except ClusterError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: healthPort {settings.health_port}: {error.strerror}", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.job_progress import JobPhase, JobProgress
+from plimsoll.api.printable import printable
 from plimsoll.quantjob.pace import Pace
 
 PROGRESS_NAME = "progress.json"
@@ -120,7 +121,7 @@ class Tracker:
         try:
             Path(path).write_bytes(self.now.encode())
         except OSError as error:
-            print(f"warning: {path} cannot be written: {error.strerror}", file=sys.stderr)
+            print(printable(f"warning: {path} cannot be written: {error.strerror}"), file=sys.stderr)
 
     def _enter(self, phase: JobPhase, share: float, clock: float) -> None:
         if self.now.phase == "Quantizing" and self._pace.measured and self._pace.expected:

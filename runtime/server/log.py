@@ -5,7 +5,9 @@ import logging
 import structlog
 
 from plimsoll.api.choice import check_choice
+from plimsoll.api.printable import printable
 from plimsoll.api.stderr_handler import StderrHandler
+from plimsoll.runtime.server.log_quota import LineQuota
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -30,12 +32,14 @@ def configure(level: str) -> None:
         cache_logger_on_first_use=True,
     )
     handler = StderrHandler()
+    handler.addFilter(LineQuota())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.JSONRenderer(),
+                lambda _logger, _level, line: printable(line),
             ],
         )
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from plimsoll.api.errors import PlimsollError, SpecError
+from plimsoll.api.printable import printable
 from plimsoll.runtime.server.listener import http_server, is_local, listen
 from plimsoll.runtime.server.loop import run
 from plimsoll.runtime.server.status_port import QUIET_SECONDS, StatusPort
@@ -60,7 +61,7 @@ def last_words(text: str) -> None:
     path = Path(os.environ.get(TERMINATION_LOG) or "/dev/termination-log")
     # Outside of a container there is no such file, and it must not appear.
     with contextlib.suppress(OSError), path.open("r+b" if path == Path("/dev/termination-log") else "wb") as file:
-        file.write(text.encode("utf-8", "replace")[:TERMINATION_BYTES])
+        file.write(printable(text).encode("utf-8", "replace")[:TERMINATION_BYTES])
 
 
 async def _live(host: str, port: int, status_port: int) -> None:

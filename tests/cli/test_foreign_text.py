@@ -1,18 +1,25 @@
 """What an endpoint or a person writes is shown as it is, whatever a terminal library or a line splitter makes of it."""
 
+import contextlib
 import io
 import json
+import logging
 import sys
 import threading
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import structlog
 
 from plimsoll.cli import load_line
 from plimsoll.cli.main import main
 from plimsoll.cli.screen import console
+from plimsoll.operator import log as operator_log
+from plimsoll.runtime.server import log as server_log
+from tests.support.quiet import own_logging
 
 MODEL = "org/[/]model[red]:rocket:"
 PIECES = ("one\u2028two", "\u2029three\x85", "four [/] [bold]:smile:")
@@ -56,6 +63,95 @@ def other() -> Iterator[str]:
     server.server_close()
 
 
+#: Writes the clipboard, clears the screen, sets the title, in both lengths; turns text around; ends as it began.
+ESCAPES = "\x1b]52;c;aGk=\x07\x9d52;c;aGk=\x9c\x1b[2J\x9b2J\x1b]0;x\x1b\\\x7f\b\r\x00\u202eabc\u2066d\u2069"
+
+
+class SteeringServer(OtherServer):
+    """Writes escape sequences wherever it can, some of them in two pieces."""
+
+    def do_GET(self) -> None:
+        self.answer(json.dumps({"object": "list", "data": [{"id": f"model{ESCAPES}"}]}), "application/json")
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        words = str(asked.get("messages"))
+        if "refuse" in words or not asked.get("messages"):
+            self.answer(json.dumps({"error": {"message": f"no{ESCAPES}thing"}}), "application/json", 400)
+            return
+        if "page" in words:
+            self.answer(f"bad{ESCAPES}gateway", "text/html", 502)
+            return
+        chunks: list[dict[str, object]] = [
+            {"choices": [{"index": 0, "delta": {"content": text}}]} for text in ("tab\there\n", *ESCAPES, ESCAPES)
+        ]
+        if "break" in words:
+            chunks.append({"error": {"message": f"broke{ESCAPES}down"}})
+        self.answer("".join(f"data:{json.dumps(chunk)}\n\n" for chunk in chunks), "text/event-stream")
+
+
+def steers(text: str) -> list[str]:
+    """What of `text` a terminal would obey: control characters, C1 and directions; not tabs and line ends."""
+    return [mark for mark in text if mark not in "\t\n" and unicodedata.category(mark) in ("Cc", "Cf")]
+
+
+@pytest.fixture(scope="module")
+def steering() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SteeringServer)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_no_text_of_an_endpoint_steers_the_terminal(
+    steering: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = f"hello\nrefuse\npage\nbreak\n/no{ESCAPES}\n/exit\n"
+    assert run(["chat", "--url", steering], lines, monkeypatch) == 0
+    shown = capsys.readouterr()
+    assert "tab\there\n]52;c;aGk=" in shown.out
+    for words in ("model]52", "no]52", "bad]52", "broke]52", "no such command: /no]52"):
+        assert words in shown.err
+    assert not steers(shown.out + shown.err)
+    arguments = ["bench", "--url", steering, "-n", "1", "--warmup", "0", "--model", f"x{ESCAPES}"]
+    run(arguments, "", monkeypatch)
+    shown = capsys.readouterr()
+    assert not steers(shown.out + shown.err)
+
+
+def test_no_name_of_a_file_or_an_option_steers_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = ESCAPES.replace("\x00", "")
+    folder = tmp_path / f"a{name}"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": f"odd{name}", "architectures": [f"Odd{name}"]}))
+    for arguments in (
+        ["inspect", str(folder)], ["serve", str(folder)], ["convert", str(folder), str(tmp_path / "out")],
+        ["quantize", str(folder), "--work-dir", str(tmp_path / "work")], ["plan", "-f", str(folder / "none.yaml")],
+        ["chat", "--url", f"http://127.0.0.1:1/{name}"],
+        ["fetch", f"file://{folder}", "--into", str(tmp_path / "into")],
+    ):  # fmt: skip
+        assert run(arguments, "", monkeypatch) != 0, arguments[0]
+        shown = capsys.readouterr()
+        assert shown.err.strip()
+        assert not steers(shown.out + shown.err), arguments[0]
+
+
+@pytest.mark.parametrize("configure", [lambda: server_log.configure("info"), lambda: operator_log.configure("INFO")])
+def test_no_text_in_a_log_steers_the_terminal(configure: Callable[[], None]) -> None:
+    with own_logging(), contextlib.redirect_stderr(io.StringIO()) as written:
+        configure()
+        structlog.get_logger("plimsoll.server").warning(f"said {ESCAPES}", path=f"/{ESCAPES}")
+        logging.getLogger("library").warning("said %s", ESCAPES)
+    lines = written.getvalue()
+    assert lines.count("\n") == 2
+    assert not steers(lines)
+
+
 def run(arguments: list[str], typed: str, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     with pytest.raises(SystemExit) as ended:
@@ -69,7 +165,8 @@ def test_a_chat_shows_markup_and_every_line_end_as_they_are(
     lines = "hello [/]\n/[/red] x\n/system [/]\nplease fail\n/exit\n"
     assert run(["chat", "--url", other], lines, monkeypatch) == 0
     shown = capsys.readouterr()
-    assert shown.out == "".join(PIECES) + "\n"
+    # NEL steers a terminal; the other line ends are text to it.
+    assert shown.out == "".join(PIECES).replace("\x85", "") + "\n"
     for words in (MODEL, "no such command: /[/red]", "no [/] such [red] thing"):
         assert words in shown.err.replace("\n", " ")
 
