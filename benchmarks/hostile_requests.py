@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,53 @@ def attacks() -> dict[str, list[tuple[str, bytes]]]:
         "templates": [chat(chat_template_kwargs={"attack": kind}) for kind in ("loop", "memory")],
         "prompts": [text(["hello world " * 18_000] * 64), text("a" * 600_000), text(["hello world " * 3_000] * 64)],
     }
+
+
+async def stalled_body(host: str, port: int) -> str:
+    """Sends nearly all of a body of the largest size, and waits for the server to give it up."""
+    size = 16 * MIB
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % size
+        )
+        for _ in range(size // MIB - 1):
+            writer.write(b" " * MIB)
+            await writer.drain()
+        return (await reader.readline()).decode().strip() or "hung up on"
+    finally:
+        writer.transport.abort()
+
+
+async def unread_answers(host: str, port: int) -> str:
+    """Asks for pages and for an answer, one after the other on one connection, and reads none of it."""
+    _, writer = await asyncio.open_connection(host, port, limit=1)
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    path, body = chat(max_tokens=200, stream=True, logprobs=True, top_logprobs=20)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    try:
+        writer.write(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100 + head.encode() + b"\r\n\r\n" + body)
+        while True:
+            # A connection that was reset cannot be written to.
+            await asyncio.sleep(1)
+            writer.write(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await writer.drain()
+    finally:
+        writer.transport.abort()
+
+
+#: Clients that stall: how many at once, and what each of them does over and over.
+STALLS = {"stalled": (60, stalled_body), "unread": (200, unread_answers)}
+
+
+async def stall(url: str, work: Callable[[str, int], Awaitable[str]], seen: collections.Counter[str]) -> None:
+    host, _, port = url.removeprefix("http://").partition(":")
+    while True:
+        try:
+            seen[await work(host, int(port))] += 1
+        except OSError:
+            seen["hung up on"] += 1
 
 
 class Groups:
@@ -157,7 +204,7 @@ async def attack(client: httpx.AsyncClient, requests: list[tuple[str, bytes]], s
             seen[f"{answer.status_code} {(answer.json().get('error') or {}).get('code', 'served')}"] += 1
 
 
-async def scene(endpoint: psutil.Process, url: str, requests: list[tuple[str, bytes]], seconds: float) -> str:
+async def scene(endpoint: psutil.Process, url: str, name: str, seconds: float) -> str:
     taken, pauses, seen, most = list[float](), list[float](), collections.Counter[str](), 0
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         others = [probe(client, taken), stream(client, pauses)]
@@ -165,7 +212,11 @@ async def scene(endpoint: psutil.Process, url: str, requests: list[tuple[str, by
         await asyncio.sleep(2)
         taken.clear()
         pauses.clear()
-        tasks += [asyncio.create_task(attack(client, requests, seen)) for _ in range(CLIENTS)]
+        if name in STALLS:
+            count, work = STALLS[name]
+            tasks += [asyncio.create_task(stall(url, work, seen)) for _ in range(count)]
+        else:
+            tasks += [asyncio.create_task(attack(client, attacks()[name], seen)) for _ in range(CLIENTS)]
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             await asyncio.sleep(0.25)
@@ -188,15 +239,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--only", choices=sorted(attacks()))
+    parser.add_argument("--only", choices=[*attacks(), *STALLS])
     options = parser.parse_args()
     model = options.model or demo_model.fetch(Path(".cache/plimsoll"))
     made = Groups()
     try:
         with tempfile.TemporaryDirectory() as folder, server(model, Path(folder) / "log", made) as (endpoint, url):
-            for name, requests in attacks().items():
+            for name in (*attacks(), *STALLS):
                 if options.only in (None, name):
-                    print(f"{name:10}", asyncio.run(scene(endpoint, url, requests, options.seconds)), flush=True)
+                    print(f"{name:10}", asyncio.run(scene(endpoint, url, name, options.seconds)), flush=True)
             peak = made.peak()
             print(f"peak of the endpoint's control group: {'unknown' if peak is None else f'{peak / MIB:.0f} MiB'}, "
                   f"allowed {SERVER_BYTES / MIB:.0f} MiB")  # fmt: skip

@@ -333,6 +333,8 @@ def _error(status: int, body: Any, after: str | None) -> ClusterError:
         wait = min(float(after or (body.get("details") or {}).get("retryAfterSeconds") or 0), 10.0)
     except (TypeError, ValueError):
         wait = 0.0
+    # NaN and what lies in the past are no time to wait.
+    wait = wait if wait > 0 else 0.0
     kind = _CLASSES.get(status, ClusterError)
     message = str(body.get("message") or f"the API server answered {status}")[:1000]
     return kind(message, status=status, reason=str(body.get("reason") or ""), after=wait or None)

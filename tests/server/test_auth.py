@@ -1,0 +1,32 @@
+"""What a wrong key costs does not tell how wrong it is."""
+
+import hmac
+from pathlib import Path
+
+import pytest
+
+from plimsoll.runtime.server.auth import KeyFile
+
+KEYS = ("key-one", "k", "a-much-longer-key-" * 20)
+
+
+@pytest.mark.parametrize(
+    "given", [*KEYS, "", "key-onf", "key-one ", "x" * 100_000, "key-one\nk", "schl\udcfcssel", "é"]
+)
+def test_every_key_is_compared_by_digests_of_one_length(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text("\n".join(KEYS))
+    keys = KeyFile(str(path))
+    compared: list[tuple[int, int]] = []
+    real = hmac.compare_digest
+
+    def noted(known: bytes, sent: bytes) -> bool:
+        compared.append((len(known), len(sent)))
+        return real(known, sent)
+
+    monkeypatch.setattr(hmac, "compare_digest", noted)
+    assert keys.allows(given) == (given in KEYS)
+    # One that matches early ends nothing early, and no length of a key shows.
+    assert compared == [(32, 32)] * len(KEYS)
