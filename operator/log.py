@@ -29,7 +29,7 @@ def configure(level: str = "INFO") -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.JSONRenderer(ensure_ascii=False),
-                lambda _logger, _level, line: printable(line),
+                lambda _logger, _level, line: printable(str(line)),
             ],
         )
     )

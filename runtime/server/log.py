@@ -39,7 +39,7 @@ def configure(level: str) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.JSONRenderer(),
-                lambda _logger, _level, line: printable(line),
+                lambda _logger, _level, line: printable(str(line)),
             ],
         )
     )
