@@ -201,10 +201,13 @@ def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[bool, ...] | N
 
 
 def _dtype(config: Mapping[str, Any]) -> str:
-    name = config.get("dtype", config.get("torch_dtype")) or "bfloat16"
+    said = config.get("dtype", config.get("torch_dtype")) or "bfloat16"
+    # As Python prints torch's types; `auto` leaves it to the weights, whose own types are in the headers.
+    name = said.removeprefix("torch.") if isinstance(said, str) else said
+    name = "bfloat16" if name == "auto" else name
     if not isinstance(name, str) or name not in _DTYPES:
         raise CheckpointError(
-            "unknown precision", field="dtype", value=short(name), fix=f"One of {', '.join(sorted(_DTYPES))}"
+            "unknown precision", field="dtype", value=short(said), fix=f"One of {', '.join(sorted(_DTYPES))}"
         )
     return _DTYPES[name]
 

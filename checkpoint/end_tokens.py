@@ -35,7 +35,8 @@ def end_token_ids(fast: Any, config: Mapping[str, Any], generation_config: Mappi
     ends = {*token_ids(config.get("eos_token_id")), *token_ids(generation_config.get("eos_token_id"))}
     ends |= set(token_ids(fast.eos_token_id))
     for role in _ROLES:
-        said = fast.init_kwargs.get(role)
+        # transformers 5 keeps a role of the model's own among its arguments or apart from them, by how it was written.
+        said = fast.special_tokens_map.get(role) or fast.init_kwargs.get(role)
         token = said.get("content") if isinstance(said, Mapping) else None if said is None else str(said)
         index = backend.token_to_id(token) if isinstance(token, str) else None
         ends |= set() if index is None else {index}

@@ -46,6 +46,14 @@ def test_the_end_of_a_turn_is_found_wherever_it_is_named(
     assert ends(named(tmp_path / "model", config, generation, tokenizer)) == (END_OF_TEXT, TURN_END)
 
 
+@pytest.mark.parametrize("role", ["eos_token", "eot_token", "eom_token"])
+@pytest.mark.parametrize("written", [str, lambda token: AddedToken(token).__getstate__() | {"__type": "AddedToken"}])
+def test_a_role_of_the_tokenizer_ends_an_answer_however_it_is_written(tmp_path: Path, role: str, written: Any) -> None:
+    """By a token that is no well-known end."""
+    folder = named(tmp_path / "model", TURN_END, None, {role: written("<|im_start|>")})
+    assert ends(folder) == (TURN_START, TURN_END)
+
+
 def retokenized(folder: Path, *tokens: AddedToken, words: tuple[str, ...] = ()) -> list[int]:
     """Make a checkpoint with more tokens, `words` as plain entries of the vocabulary; return the ids of all of them."""
     make_checkpoint(folder, eos_token_id=END_OF_TEXT)

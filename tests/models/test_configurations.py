@@ -134,3 +134,9 @@ def test_a_tied_model_with_a_copy_of_its_embedding_for_a_head_is_tied(tmp_path: 
     other[-1, -1] += 1
     save_file(weights | {"lm_head.weight": other}, folder / "model.safetensors", {"format": "pt"})
     assert not open_checkpoint(folder).facts.tie_embeddings
+
+
+@pytest.mark.parametrize("said", ["torch.float32", "auto"])
+def test_a_precision_as_torch_prints_it_is_read(said: str, tmp_path: Path) -> None:
+    folder = described(make_checkpoint(tmp_path / "model", tokenizer=False), {"dtype": said})
+    torch.testing.assert_close(ours(folder), theirs(folder), rtol=0, atol=1e-4)

@@ -1,5 +1,6 @@
 """Damage to checkpoints: in bytes, in values of JSON, and in the entries of a GGUF header."""
 
+import copy
 import json
 import random
 import struct
@@ -30,7 +31,8 @@ def damage_json(rng: random.Random, value: Any) -> None:
         if rng.random() < 0.2:
             del value[key]
         else:
-            value[key] = rng.choice(NASTY)
+            # A copy: it may be damaged next, and put into itself.
+            value[key] = copy.deepcopy(rng.choice(NASTY))
         return
 
 

@@ -1,7 +1,7 @@
 """Fuzz the readers of checkpoints: `python -m tests.support.fuzz_readers gguf --seconds 600`.
 
-Each case is a seed of `tests/hostile/seeds` with some damage. Opened, read and tokenized, it works or is refused in
-plain words, within bounded time and memory. A case that does anything else is kept in `--findings`.
+Each case is a seed of `tests/hostile/seeds/checkpoints` with some damage. Opened, read and tokenized, it works or is
+refused in plain words, within bounded time and memory. A case that does anything else is kept in `--findings`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from plimsoll.checkpoint.tokenizer import load_tokenizer
 from tests.support.bounded import TooLongError, bounded
 from tests.support.damage import damage_bytes, damage_json, damaged_gguf, damaged_header, files_below
 
-SEEDS = Path(__file__).parents[1] / "hostile" / "seeds"
+SEEDS = Path(__file__).parents[1] / "hostile" / "seeds" / "checkpoints"
 #: Processor time and memory that one case may take. Seeds are under 100 kB.
 SECONDS, MEMORY = 5.0, 128 << 20
 WORDS = 2_000
