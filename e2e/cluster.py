@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -167,6 +168,16 @@ class Cluster:
                 return False
             time.sleep(1.0)
         return True
+
+
+def host_address(cluster: Cluster) -> str:
+    """This machine's address as nodes reach it."""
+    [address, *_] = [
+        a["address"] for n in cluster.nodes() for a in n["status"]["addresses"] if a["type"] == "InternalIP"
+    ]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))
+        return probe.getsockname()[0]
 
 
 def is_true(conditions: Iterable[Mapping[str, Any]], kind: str) -> bool:

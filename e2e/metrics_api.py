@@ -3,16 +3,12 @@
 import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from e2e import metrics_server
+from e2e.certificates import self_signed
 from e2e.cluster import SERVING, Cluster, RefusedError, eventually
 from e2e.pods import helper_pod
 
@@ -41,7 +37,7 @@ def metrics_api(cluster: Cluster, namespace: str, image: str) -> Iterator[Metric
     """Skips where the cluster has metrics of its own. `image` has Python."""
     if any(one["metadata"]["name"] == _API for one in cluster.api("GET", _APIS)["items"]):
         pytest.skip("this cluster has a metrics API of its own")
-    certificate, key = _certificate(f"{NAME}.{namespace}.svc")
+    certificate, key = self_signed(f"{NAME}.{namespace}.svc")
     meta = {"name": NAME, "namespace": namespace}
     script = Path(metrics_server.__file__).read_text()
     pod = helper_pod(namespace, NAME, image, ["python3", str(metrics_server.MOUNT / "server.py")])
@@ -86,26 +82,3 @@ def metrics_api(cluster: Cluster, namespace: str, image: str) -> Iterator[Metric
     finally:
         # Before its pod: discovery of a group that nobody answers for keeps every namespace from ending.
         cluster.api("DELETE", f"{_APIS}/{_API}")
-
-
-def _certificate(host: str) -> tuple[bytes, bytes]:
-    """One that vouches for itself, and its key, both PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "metrics")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    plain = serialization.NoEncryption()
-    return made.public_bytes(serialization.Encoding.PEM), key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain
-    )

@@ -1,7 +1,6 @@
 """The demo model from a hub, a bucket and an image: the same steps, the same answer."""
 
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,22 +11,12 @@ import openai
 import pytest
 
 from e2e import volumes
-from e2e.cluster import Cluster, eventually
+from e2e.cluster import eventually, host_address
 from e2e.deployments import MODEL_FILE, ModelDeployment
 from e2e.scene import Scene
 from tests.support.hub import Hub, running_hub
 
 BUCKET, KEY_ID, SECRET = "models", "e2e-key", "e2e-secret"
-
-
-def host_address(cluster: Cluster) -> str:
-    """This machine's address as nodes reach it."""
-    [address, *_] = [
-        a["address"] for n in cluster.nodes() for a in n["status"]["addresses"] if a["type"] == "InternalIP"
-    ]
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))
-        return probe.getsockname()[0]
 
 
 @contextmanager

@@ -14,11 +14,12 @@ import hashlib, os, sys
 path, digest = sys.argv[1:]
 print(os.path.exists(path) and hashlib.file_digest(open(path, "rb"), "sha256").hexdigest() == digest)
 """
-#: Writes standard input to a file. argv: path.
+#: Writes standard input to a file, in place of one that a server may have mapped. argv: path.
 _RECEIVE = """
 import os, shutil, sys
 os.makedirs(os.path.dirname(sys.argv[1]), exist_ok=True)
-with open(sys.argv[1], "wb") as file: shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+with open(sys.argv[1] + ".part", "wb") as file: shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+os.replace(sys.argv[1] + ".part", sys.argv[1])
 """
 
 
