@@ -12,8 +12,11 @@ LABELS = frozenset({
     "cache_prompt", "id_slot", "metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
     "request_id", "rid", "safety_identifier", "session_id", "user",
 })  # fmt: skip
-#: The same on a message or on one of its parts.
-MESSAGE_LABELS = frozenset({"cache_control", "prompt_cache_breakpoint"})
+#: The same on a message or on one of its parts, and what clients keep of the answer that they replay.
+MESSAGE_LABELS = frozenset({
+    "cache_control", "example", "id", "prompt_cache_breakpoint", "provider_specific_fields", "response_metadata",
+    "usage_metadata",
+})  # fmt: skip
 
 
 class Neutral(NamedTuple):
@@ -74,6 +77,7 @@ NEUTRAL: dict[str, Neutral] = {
     "bad_words": Neutral(([],), "Use logit_bias"),
     "best_of": Neutral((1,), "Use n; /v1/completions has best_of"),
     "cache_salt": Neutral(fix="Leave it out: one server's prefix cache has no partitions"),
+    "detokenize": Neutral((True,)),
     "documents": _NONE,
     "early_stopping": _BEAMS,
     "echo": _OFF,
@@ -91,6 +95,7 @@ NEUTRAL: dict[str, Neutral] = {
     "mm_processor_kwargs": Neutral(({},)),
     "priority": Neutral((0,), "Leave it out: requests run in order of arrival"),
     "prompt_embeds": Neutral(fix="Use prompt"),
+    "return_routed_experts": _OFF,
     "return_token_ids": _OFF,
     "return_tokens_as_token_ids": _OFF,
     # Fast tokenizers put no spaces there, whichever it is.
@@ -110,6 +115,7 @@ NEUTRAL: dict[str, Neutral] = {
     "random_seed": Neutral(fix="Use seed"),
     "renew_session": Neutral((True, False)),
     # SGLang, text-generation-inference, llama.cpp
+    "dry_multiplier": Neutral((0,)),
     "do_sample": Neutral((True,), "Use temperature: 0"),
     "ebnf": _SPEC,
     "grammar": Neutral(("",), _SPEC.fix),
@@ -118,6 +124,7 @@ NEUTRAL: dict[str, Neutral] = {
     "mirostat": Neutral((0,)),
     "n_predict": Neutral(fix="Use max_tokens"),
     "no_stop_trim": Neutral((False,), "Use include_stop_str_in_output"),
+    "num_beams": Neutral((1,), _BEAMS.fix),
     "regex": _SPEC,
     "repeat_penalty": Neutral((1,), "Use repetition_penalty"),
     "return_hidden_states": _OFF,
@@ -125,4 +132,5 @@ NEUTRAL: dict[str, Neutral] = {
     "stream_reasoning": Neutral((True,)),
     "tfs_z": Neutral((1,)),
     "typical_p": Neutral((1,)),
+    "xtc_probability": Neutral((0,)),
 }

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from plimsoll.runtime.server.neutral import LABELS, MESSAGE_LABELS, NEUTRAL
-from plimsoll.runtime.server.values import Bias, Content, Prompts, Real, Stops, Whole
+from plimsoll.runtime.server.values import Bias, Content, Flag, Prompts, Real, Stops, Whole
 
 INT31 = 2**31 - 1
 
@@ -22,17 +22,23 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+    include_usage: Flag = False
+    continuous_usage_stats: Flag = False
     """vLLM's: with `include_usage`, what was used so far in every chunk."""
     include_obfuscation: Literal[False] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _absent(cls, data: Any) -> Any:
+        """Null is the same as absent."""
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
 class Sampling(Strict):
     """Fields both routes share. Ranges are OpenAI's where it has the field, vLLM's where it has not."""
 
     model: str
-    stream: bool = False
+    stream: Flag = False
     stream_options: StreamOptions | None = None
     n: Whole = Field(1, ge=1, le=INT31)
     temperature: Real = Field(1.0, ge=0, le=2)
@@ -47,9 +53,9 @@ class Sampling(Strict):
     repetition_penalty: Real = Field(1.0, ge=0.01, le=100)
     min_tokens: Whole = Field(0, ge=0, le=INT31)
     stop_token_ids: list[Annotated[Whole, Field(ge=0, le=INT31)]] = Field(default_factory=list, max_length=64)
-    ignore_eos: bool = False
-    include_stop_str_in_output: bool = False
-    skip_special_tokens: bool = True
+    ignore_eos: Flag = False
+    include_stop_str_in_output: Flag = False
+    skip_special_tokens: Flag = True
     prompt_logprobs: Whole | None = Field(None, ge=0, le=INT31)
 
     @model_validator(mode="before")
@@ -114,12 +120,12 @@ class Message(Strict):
 
 class ChatCompletionRequest(Sampling):
     messages: list[Message] = Field(min_length=1, max_length=4096)
-    logprobs: bool = False
+    logprobs: Flag = False
     top_logprobs: Whole | None = Field(None, ge=0, le=INT31)
     max_tokens: Whole | None = Field(None, ge=1, le=INT31)
     max_completion_tokens: Whole | None = Field(None, ge=1, le=INT31)
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    add_generation_prompt: Flag = True
+    continue_final_message: Flag = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
 
@@ -142,9 +148,9 @@ class CompletionRequest(Sampling):
     prompt: Prompts
     max_tokens: Whole = Field(16, ge=0, le=INT31)
     best_of: Whole | None = Field(None, ge=1, le=INT31)
-    echo: bool = False
+    echo: Flag = False
     logprobs: Whole | None = Field(None, ge=0, le=INT31)
-    add_special_tokens: bool = True
+    add_special_tokens: Flag = True
 
     @model_validator(mode="after")
     def _coherent(self) -> "CompletionRequest":

@@ -14,6 +14,7 @@ MAX_STOP_CHARS, MAX_STOPS = 256, 16
 
 #: A number as JSON writes it; some clients send it as a string.
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,30})(?:\.[0-9]{1,30})?(?:[eE][+-]?[0-9]{1,3})?")
+_FLAGS = {"true": True, "false": False, "True": True, "False": False, 1: True, 0: False}
 _KINDS = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
@@ -31,6 +32,11 @@ def whole(value: Any) -> Any:
     """A number without a fraction (16.0, "16") as an int; anything else as it is."""
     value = number(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def flag(value: Any) -> Any:
+    """A string that holds a boolean, as JSON or Python write it, and 0 or 1, as that boolean; others as they are."""
+    return _FLAGS.get(value, value) if isinstance(value, str | int) else value
 
 
 def _stops(value: Any) -> Any:
@@ -120,6 +126,7 @@ TEXT_PART = {
     "additionalProperties": False,
 }
 
+Flag = Annotated[bool, BeforeValidator(flag)]
 Whole = Annotated[int, BeforeValidator(whole)]
 Real = Annotated[float, BeforeValidator(number)]
 Stops = Annotated[

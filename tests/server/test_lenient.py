@@ -52,7 +52,10 @@ def test_the_requests_of_lmdeploys_client_are_answered(tiny: Endpoint) -> None:
         {"stream_options": {"include_usage": False}}, {"cache_prompt": True}, {"typical_p": 1.0},
         {"max_tokens": 4.0}, {"max_tokens": "4"}, {"temperature": "0.0"}, {"temperature": "0"}, {"top_p": "1"},
         {"n": "1"}, {"n": 1.0}, {"seed": 7.0}, {"top_k": "-1"}, {"logit_bias": {"5": "0"}},
-        {"stop_token_ids": []}, {"min_tokens": "0.0"},
+        {"stop_token_ids": []}, {"min_tokens": "0.0"}, {"stream": "false"}, {"stream": 0}, {"logprobs": "False"},
+        {"ignore_eos": 1}, {"ignore_eos": "True"}, {"skip_special_tokens": "true"}, {"detokenize": True},
+        {"stream_options": {"include_usage": None}}, {"num_beams": 1}, {"return_routed_experts": False},
+        {"dry_multiplier": 0.0}, {"xtc_probability": 0},
     ],
 )  # fmt: skip
 def test_a_value_that_changes_nothing_is_accepted_and_changes_nothing(tiny: Endpoint, extra: dict[str, Any]) -> None:
@@ -69,6 +72,7 @@ def test_a_value_that_changes_nothing_is_accepted_and_changes_nothing(tiny: Endp
         ("guided_json", {}, ("an object", "constrained")), ("do_sample", False, ("False", "temperature: 0")),
         ("moderation", {"model": "m", "policy": {"input": {"mode": "block"}}}, ("an object", "Leave it out")),
         ("return_token_ids", True, ("True", "false")), ("cache_salt", "mine", ("'mine'", "Leave it out")),
+        ("num_beams", 4, ("4", "best_of")), ("detokenize", False, ("False", "true")),
         ("service_tier", "flex", ("'flex'", '"auto"')), ("add_special_tokens", True, ("True", "template")),
     ],
 )  # fmt: skip
@@ -93,7 +97,8 @@ def test_a_field_that_is_misspelled_is_named_beside_the_one_that_was_meant(tiny:
         ("max_tokens", "4.5"), ("max_tokens", 4.5), ("max_tokens", "four"), ("max_tokens", ""), ("max_tokens", True),
         ("temperature", "1_0"), ("temperature", "nan"), ("temperature", "Infinity"), ("temperature", "3"),
         ("temperature", " 1"), ("temperature", "0x1"), ("n", "1e99"), ("seed", "1" * 40), ("stop_token_ids", ["x"]),
-        ("top_p", "1e400"), ("stream", "true"), ("logit_bias", {"1": "many"}),
+        ("top_p", "1e400"), ("stream", "yes"), ("stream", 2), ("stream", 1.0), ("ignore_eos", ""),
+        ("logit_bias", {"1": "many"}),
     ],
 )  # fmt: skip
 def test_what_is_no_number_of_the_fields_range_is_refused(tiny: Endpoint, field: str, value: Any) -> None:
@@ -134,6 +139,11 @@ def test_an_agents_history_is_taken_as_it_is_sent_back(tiny: Endpoint) -> None:
             "refusal": None,
             "annotations": [],
             "audio": None,
+            # As LiteLLM and LangChain hand an answer on.
+            "id": "msg_1",
+            "provider_specific_fields": {"refusal": None},
+            "response_metadata": {"finish_reason": "stop"},
+            "example": False,
         },
         {
             "role": "user",
