@@ -56,12 +56,22 @@ def default_length(facts: ModelFacts, rope: RopeFacts) -> int:
     return reachable_length(facts, rope)
 
 
-def check_length(facts: ModelFacts, rope: RopeFacts, wanted: int | None, field: str = "spec.context.maxLength") -> None:
-    """Raises SpecError where `wanted` tokens are more than the positions of the model reach."""
+def check_length(
+    facts: ModelFacts,
+    rope: RopeFacts,
+    wanted: int | None,
+    field: str = "spec.context.maxLength",
+    stretch: str = "spec.context.rope type dynamic, factor",
+) -> None:
+    """Raises SpecError where `wanted` tokens are more than the positions of the model reach.
+
+    Args:
+        stretch: what stretches the positions, in front of the factor, in the words of `field`.
+    """
     reach = reachable_length(facts, rope)
     if wanted is not None and wanted > reach:
         factor = -(-10 * wanted // trained_length(facts)) / 10
         raise SpecError(
             f"the positions of this model reach {reach}", field=field, value=wanted,
-            fix=f"Lower it, or stretch them with rope type dynamic, factor {factor:g}",
+            fix=f"Lower it, or stretch them with {stretch} {factor:g}",
         )  # fmt: skip

@@ -26,14 +26,19 @@ class Names:
     cache_bytes: str = "a cache of"
     max_batched_tokens: str = "serving.maxBatchedTokens"
     memory: str = "a device of"
+    rope: str = "context.rope type dynamic, factor"
 
 
 MANIFEST = Names()
 MANIFEST_LINE = Names(memory="accelerator.memory")
 OPTIONS = Names(
-    "--dtype", "--session-len", "--cache-max-entry-count", "--kv-cache-bytes", "--max-prefill-token-num", "--memory"
-)
-ARGUMENTS = Names("precision", "max_model_len", "kv_ratio", "kv_cache_bytes", "max_batched_tokens", "memory")
+    "--dtype", "--session-len", "--cache-max-entry-count", "--kv-cache-bytes", "--max-prefill-token-num", "--memory",
+    "--rope-scaling-factor",
+)  # fmt: skip
+ARGUMENTS = Names(
+    "precision", "max_model_len", "kv_ratio", "kv_cache_bytes", "max_batched_tokens", "memory",
+    "rope_type dynamic, rope_factor",
+)  # fmt: skip
 
 
 class Wish(Protocol):

@@ -14,6 +14,7 @@ from plimsoll.api.load import refuse_not_run_yet
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.rope import check_length, default_length, override_rope
 from plimsoll.api.sizes import Precision
+from plimsoll.api.ways_out import ARGUMENTS, MANIFEST_LINE, OPTIONS, Names
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -87,13 +88,31 @@ def engine_config(model: Path, **options: Any) -> EngineConfig:
         raise SpecError(wanted, field=field, value=options.get(field)) from None
 
 
+def names_of(config: EngineConfig) -> Names:
+    """What refusals call the options of `config`."""
+    return {"arguments": ARGUMENTS, "options": OPTIONS, "manifest": MANIFEST_LINE}[config.names]
+
+
+#: Fields that the budget and the engine refuse under one name, in the words of arguments and of options.
+_FIELDS = {
+    "arguments": {"spec.kvCache.blockSize": "block_size"},
+    "options": {"spec.kvCache.blockSize": "--cache-block-seq-len", "device": "--device"},
+}
+
+
+def field_of(config: EngineConfig, field: str | None) -> str | None:
+    """What the user calls `field` of a refusal."""
+    return _FIELDS.get(config.names, {}).get(field or "", field)
+
+
 def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind) -> Load:
     """What `config` wants of a device of this kind: of a deployment's, the same as `load_of`.
 
     Raises SpecError where the model cannot take positions as far as `max_model_len`.
     """
     rope = override_rope(facts, config.rope_type, config.rope_factor)
-    check_length(facts, rope, config.max_model_len, "max_model_len")
+    names = names_of(config)
+    check_length(facts, rope, config.max_model_len, names.max_length, names.rope)
     return Load(
         precision=cast(Precision, config.precision),
         ratio=config.kv_ratio,

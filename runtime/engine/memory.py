@@ -15,8 +15,8 @@ from plimsoll.api.model import ModelFacts, RopeFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.rope import override_rope
 from plimsoll.api.sizes import Precision
-from plimsoll.api.ways_out import ARGUMENTS, MANIFEST_LINE, MIB, OPTIONS, Names
-from plimsoll.runtime.config import EngineConfig, engine_load
+from plimsoll.api.ways_out import MIB, Names
+from plimsoll.runtime.config import EngineConfig, engine_load, names_of
 from plimsoll.runtime.engine.cgroup import host_line
 from plimsoll.runtime.kernels.forecast import foreseen_libraries
 from plimsoll.runtime.kernels.table import Kernels
@@ -96,7 +96,7 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
     assert step is not None
     total, cache_limit = memory_line(config, kernels.device)
     device = DeviceFacts(kind, total, kernels.facts, foreseen_libraries(kind))
-    names = {"arguments": ARGUMENTS, "options": OPTIONS, "manifest": MANIFEST_LINE}[config.names]
+    names = names_of(config)
     found = budget(facts, device, load, RUNS, cache_limit, names)
     available = available_bytes(kernels.device)
     if found.in_use > available:

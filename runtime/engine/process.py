@@ -18,6 +18,7 @@ import msgspec
 import zmq
 
 from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.config import field_of
 from plimsoll.runtime.engine.parent import die_with_parent
 from plimsoll.runtime.engine.wire import Handover, connect, decode_batch, encode_message, read_handover
 from plimsoll.runtime.messages import (
@@ -144,6 +145,7 @@ def main() -> int:
     try:
         engine = _load(handover, link)
     except PlimsollError as error:
+        error.field = field_of(handover.config, error.field)
         link.send(EngineFailed(error=str(error)))
         link.close()
         return EXIT_REFUSED

@@ -133,7 +133,7 @@ def test_a_closed_model_says_so(tiny_llama):
     ("options", "message"),
     [
         ({"memory": 256 * 2**20}, "needs .* workspace and context"),
-        ({"max_model_len": 10**6}, "the positions of this model reach 256"),
+        ({"max_model_len": 10**6}, "^max_model_len: the positions of this model reach 256 .* rope_factor"),
         ({"block_size": 24}, "must be a power of two"),
         ({"kv_ratio": 1.5}, "must be float, at most 1"),
         ({"precision": "float16"}, "is run on GPUs only"),
