@@ -67,11 +67,11 @@ class HubRemote(Remote):
         return found
 
     def _pieces(self, file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
-        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub import constants
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
-        url = hf_hub_url(self.source.repo, file.name, revision=self.source.revision, endpoint=constants.ENDPOINT)
+        url = f"{constants.ENDPOINT}/{self.source.repo}/resolve/{self.revision}/{quote(file.name)}"
         try:
             with hub_session.session().stream(
                 "GET", url, headers=headers, timeout=SILENCE, follow_redirects=True

@@ -31,6 +31,8 @@ MOST_PAGES = 1000
 MOST_BYTES = 16 << 20
 #: For such an answer, in seconds.
 LONGEST = 60.0
+#: Of one request, by botocore itself.
+ATTEMPTS = 3
 _BUSY = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "Throttling"}
 _DENIED = {"AccessDenied", "AllAccessDisabled", "403", "Forbidden"}
 _KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure"}
@@ -219,7 +221,7 @@ def _client(endpoint: str | None) -> Any:
         config=Config(
             signature_version="s3v4" if signed else UNSIGNED,
             s3={"addressing_style": "path"} if endpoint else {},
-            retries={"mode": "standard", "total_max_attempts": 3},
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             connect_timeout=10,
             read_timeout=30,
             max_pool_connections=16,
@@ -236,6 +238,8 @@ class _Bounded:
         self._send = send
 
     def __call__(self, request: Any, event_name: str = "", **_: Any) -> Any:
+        # Else the body is read before anything can count it.
+        request.stream_output = True
         answer = self._send(request)
         if not (event_name.endswith(".GetObject") and answer.status_code in (200, 206)):
             answer.raw = _BoundedBody(answer.raw, urlsplit(request.url).netloc)
@@ -247,6 +251,9 @@ class _BoundedBody:
         self._raw, self._where = raw, where
 
     def __getattr__(self, name: str) -> Any:
+        # A copy of this object asks before it has any attribute.
+        if name == "_raw":
+            raise AttributeError(name)
         return getattr(self._raw, name)
 
     def stream(self) -> Iterator[bytes]:
