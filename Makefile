@@ -11,10 +11,12 @@ QUESTION ?= What is the capital of France?
 # What builds an image: any command that takes -f FILE -t NAME FOLDER.
 IMAGE_BUILD ?= docker build
 IMAGE_TAG ?= dev
+# By digest: a tag may come to name another image.
+BASE_IMAGE ?= python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 # Where torch for the image of model pods comes from; pip's own index mostly has CUDA builds, which that image refuses.
 TORCH_INDEX ?=
 
-.PHONY: help quickstart quantize-demo test sanitize lint format bench crds images chart e2e clean
+.PHONY: requirements audit help quickstart quantize-demo test sanitize lint format bench crds images chart e2e clean
 
 help:
 	@echo "make quickstart   install, fetch a small model, serve it and talk to it"
@@ -25,6 +27,8 @@ help:
 	@echo "make bench        speed beside other engines on this processor"
 	@echo "make crds         crds/ and their reference in docs/, from api/"
 	@echo "make images       container images of the operator and of model pods"
+	@echo "make requirements the versions and hashes that images install"
+	@echo "make audit        an SBOM of each image, and advisories about what it holds"
 	@echo "make e2e          scenarios on the cluster of KUBECONFIG, or on a kind cluster made for them"
 	@echo "make chart        the Helm chart, linted and rendered (needs helm)"
 
@@ -67,8 +71,22 @@ crds: $(VENV)/.dev
 	cp crds/*.yaml charts/plimsoll/files/crds/
 
 images:
-	$(IMAGE_BUILD) -f Dockerfile.operator -t plimsoll.dev/operator:$(IMAGE_TAG) .
-	$(IMAGE_BUILD) -f Dockerfile.runtime -t plimsoll.dev/runtime:$(IMAGE_TAG) --build-arg TORCH_INDEX=$(TORCH_INDEX) .
+	$(IMAGE_BUILD) -f Dockerfile.operator -t plimsoll.dev/operator:$(IMAGE_TAG) --build-arg BASE=$(BASE_IMAGE) .
+	$(IMAGE_BUILD) -f Dockerfile.runtime -t plimsoll.dev/runtime:$(IMAGE_TAG) --build-arg BASE=$(BASE_IMAGE) \
+	--build-arg TORCH_INDEX=$(TORCH_INDEX) .
+
+# What the images install, with the hashes of every file of these versions; torch comes from an index of its own.
+requirements: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-tools
+	for image in operator runtime; do $(BIN)/python -I cli/image_requirements.py $$image | \
+	$(BIN)/pip-compile -q --upgrade --generate-hashes --no-header --no-annotate --strip-extras --no-emit-index-url \
+	--no-emit-find-links --no-emit-trusted-host --no-emit-options -c constraints.txt -o requirements-$$image.txt - || exit 1; done
+
+# What the images hold (CycloneDX), and what is known to be wrong with it; needs the database of advisories.
+audit: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	for image in operator runtime; do $(BIN)/pip-audit --require-hashes --disable-pip -r requirements-$$image.txt \
+	-f cyclonedx-json -o sbom-$$image.json || exit 1; done
 
 chart: $(VENV)/.dev
 	@if command -v helm >/dev/null; then helm lint --strict charts/plimsoll; else \

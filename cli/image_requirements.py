@@ -1,0 +1,24 @@
+"""What the dependencies of an image are, a line each: `python -I cli/image_requirements.py operator|runtime`.
+
+Torch is left out, which comes from an index of builds for one kind of device, and matplotlib, which no pod needs.
+"""
+
+import sys
+import tomllib
+from pathlib import Path
+
+EXTRAS = {"operator": ("operator",), "runtime": ("runtime", "quant")}
+LEFT_OUT = ("matplotlib", "plimsoll", "torch")
+
+
+def requirements(image: str, project: Path = Path("pyproject.toml")) -> list[str]:
+    """As pyproject.toml has them. Raises KeyError for an image that there is not."""
+    told = tomllib.loads(project.read_text())["project"]
+    lines = [*told["dependencies"]]
+    for extra in EXTRAS[image]:
+        lines += told["optional-dependencies"][extra]
+    return [line for line in lines if not line.startswith(LEFT_OUT)]
+
+
+if __name__ == "__main__":
+    print(*requirements(sys.argv[1]), sep="\n")
