@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from plimsoll.api.config_values import short
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.gguf_split import checked_parts, part_names
 
@@ -183,7 +184,7 @@ class GgufFile:
             self._read(part, metadata)
             if number == 0:
                 self.metadata = metadata
-            if _split_count(metadata, part) != count or metadata.get("split.no") != number:
+            if _split_count(metadata, part) != count or repr(metadata.get("split.no")) != str(number):
                 raise CheckpointError(
                     f"is not part {number + 1} of {count}", field=f"{part}: split.no", value=metadata.get("split.no"),
                     fix="The parts are of different files, or were renamed; download them again",
@@ -195,8 +196,8 @@ class GgufFile:
         total = self.metadata.get("split.tensors.count", len(self.tensors))
         if total != len(self.tensors):
             raise CheckpointError(
-                f"counts {total} tensors, the parts hold {len(self.tensors)}",
-                field=f"{self.path}: split.tensors.count", fix="Download all parts again",
+                f"is not the number of tensors in the parts, {len(self.tensors)}",
+                field=f"{self.path}: split.tensors.count", value=short(total), fix="Download all parts again",
             )  # fmt: skip
 
     def _read(self, path: Path, metadata: dict[str, Any]) -> None:
