@@ -1,6 +1,7 @@
 """The HTTP application: routes, and the layers around them."""
 
 import asyncio
+import functools
 from typing import Any
 
 import msgspec
@@ -64,7 +65,9 @@ def routes(serving: Serving) -> FastAPI:
     app = FastAPI(
         title="Plimsoll", description=DESCRIPTION, version=plimsoll.__version__, docs_url=None, redoc_url=None
     )
-    app.openapi = lambda: openapi.document(app, serving.config.api_keys_file is not None)  # type: ignore[method-assign]
+    # Made once: hundreds of milliseconds, which a client could ask for again and again.
+    document = functools.cache(lambda: openapi.document(app, serving.config.api_keys_file is not None))
+    app.openapi = document  # type: ignore[method-assign]
     _errors(app)
     _generation(app, serving)
     _models(app, serving)
@@ -151,10 +154,12 @@ def _operations(app: FastAPI, serving: Serving) -> None:
         found = {"name": "Plimsoll", "version": plimsoll.__version__, "model": serving.config.served_name}
         return reply({**found, "links": pages.LINKS})
 
+    page = functools.cache(lambda: pages.docs(app.openapi(), serving.config.served_name).encode())
+
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         """What a request may say, as a page."""
-        return HTMLResponse(pages.docs(app.openapi(), serving.config.served_name), headers=pages.HEADERS)
+        return HTMLResponse(page(), headers=pages.HEADERS)
 
     @app.get(
         "/metrics", tags=["Operations"], responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
