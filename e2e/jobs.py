@@ -1,5 +1,6 @@
 """QuantizationJobs as tests write and watch them."""
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,36 @@ class QuantizationJob:
 
     def delete(self) -> None:
         self.cluster.delete("quantizationjobs", self.namespace, self.name)
+
+
+class Watched:
+    """Follows a job's `status.progress` in a thread."""
+
+    def __init__(self, job: QuantizationJob) -> None:
+        self._job, self._ended = job, threading.Event()
+        self.seen: list[Object] = []
+        """Each value that was there, in its order."""
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        while not self._ended.wait(0.5):
+            found = self._job.status.get("progress")
+            if found and self.seen[-1:] != [found]:
+                self.seen.append(found)
+
+    def end(self) -> list[Object]:
+        self._ended.set()
+        self._thread.join(30)
+        return self.seen
+
+    def check(self) -> None:
+        """Asserts that it moved, never back, and said how long it would still take."""
+        percents = [one["percent"] for one in self.seen]
+        assert percents == sorted(percents), percents
+        assert len(set(percents)) >= 10, percents
+        under_way = [one for one in self.seen if 10 <= one["percent"] < 95]
+        assert sum("eta" in one for one in under_way) >= len(under_way) / 2, self.seen
 
 
 def job_manifest(namespace: str, name: str, spec: Mapping[str, Any]) -> Object:

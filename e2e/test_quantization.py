@@ -11,7 +11,7 @@ import yaml
 
 from e2e.cluster import SERVING, SOON, Object, eventually
 from e2e.deployments import CLAIM, MODEL_FILE, ModelDeployment, merged
-from e2e.jobs import QuantizationJob, job_manifest
+from e2e.jobs import QuantizationJob, Watched, job_manifest
 from e2e.operators import ROOT
 from e2e.scene import Scene
 from e2e.traffic import traffic
@@ -104,6 +104,8 @@ def test_from_a_checkpoint_through_an_eviction_and_a_gate_to_a_chat(scene: Scene
     waits = deployment.wait("SourceReady", "False", reason="WaitingForQuantization")
     assert "smollm2-awq" in waits["message"]
 
+    progress = Watched(job)
+
     def layers(wanted: int) -> int:
         done = int(job.status.get("progress", {}).get("layer", 0))
         assert done >= wanted, job.words()
@@ -121,6 +123,8 @@ def test_from_a_checkpoint_through_an_eviction_and_a_gate_to_a_chat(scene: Scene
     step(f"layer {reached} is written, its Job was suspended and resumed")
     job.wait("Complete", QUANTIZED)
     step("complete")
+    scene.result.note(progress=progress.end())
+    progress.check()
     status = job.status
     batch = scene.cluster.get("jobs", scene.namespace, status["job"])
     assert batch is not None

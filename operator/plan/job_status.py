@@ -119,7 +119,12 @@ def _worked(said: JobProgress | None, run: Run | None, before: Mapping[str, Any]
         return kept
     done = run.complete or run.failed
     progress: dict[str, Any] = {"layer": said.layer, "of": said.of, "percent": int(said.percent)}
-    if said.eta_seconds is not None and not done and not run.paused:
+    was = kept["progress"] or {}
+    # An attempt that goes on where another ended says 0 % until it has read what is there.
+    behind = said.phase == "Preparing" and progress["percent"] < (was.get("percent") or 0)
+    if behind:
+        progress = {key: was[key] for key in ("layer", "of", "percent") if key in was}
+    if said.eta_seconds is not None and not done and not run.paused and not behind:
         progress["eta"] = duration(said.eta_seconds)
     if said.evaluation is not None:
         kept["evaluation"] = _evaluation(said)

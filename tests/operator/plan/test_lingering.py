@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from plimsoll.api.job_progress import JobProgress
 from plimsoll.operator.actions import Event
 from plimsoll.operator.plan.rollout import LOST
 from plimsoll.operator.plan.trouble import creating, troubles
 from plimsoll.operator.snapshot import Container, Page, Pod
-from tests.support.job_miniature import JobCluster
+from tests.support.job_miniature import LAYERS, JobCluster
 from tests.support.miniature import Cluster, spec
 
 #: What a pod said before it was evicted.
@@ -225,3 +226,19 @@ def test_a_pod_that_finds_other_files_says_so_at_once() -> None:
         assert conditions[kind]["reason"] == "SourceChanged"
         assert "the files were replaced" in conditions[kind]["message"]
     assert conditions["Degraded"]["status"] == "True"
+
+
+def test_an_attempt_that_has_only_begun_does_not_take_progress_back() -> None:
+    cluster = JobCluster()
+    while cluster.reached < 2:
+        cluster.act()
+        cluster.others_move()
+    cluster.act()
+    before = cluster.status["progress"]
+    assert before["percent"] > 0
+    pod = cluster.pods[-1]
+    for phase, percent, shown in (("Preparing", 0.0, before["percent"]), ("Quantizing", 1.0, 1)):
+        said = JobProgress(phase=phase, percent=percent, of=LAYERS, layer=0)
+        cluster.pods[-1] = replace(pod, progress=said)
+        cluster.act()
+        assert cluster.status["progress"]["percent"] == shown
