@@ -29,7 +29,7 @@ def request(kind: int) -> dict[str, Any]:
     """Every other one sampled with a seed, every third one whole, of two lengths."""
     sampled = {"temperature": 1.0, "seed": kind} if kind % 2 else {"temperature": 0}
     streamed = {"stream": True, "stream_options": {"include_usage": True}} if kind % 3 else {}
-    return {"model": "tiny", "prompt": "ahoy " * 5 + f"{kind}", "max_tokens": 60 + 120 * (kind % 2),
+    return {"model": "tiny", "prompt": "ahoy " * 5 + f"{kind}", "max_tokens": 90 + 90 * (kind % 2),
             "ignore_eos": True} | sampled | streamed  # fmt: skip
 
 
@@ -44,7 +44,7 @@ async def load_until(server: ServerProcess, harm: Callable[[], None]) -> list[He
     def running() -> float:
         return server.metrics()["num_requests_running"]
 
-    while await asyncio.to_thread(running) < 30:
+    while await asyncio.to_thread(running) < 20:
         assert not all(client.done() for client in clients)
     await asyncio.to_thread(harm)
     return await asyncio.gather(*clients)

@@ -31,8 +31,8 @@ async def listen(port: int, body: dict[str, Any], *, hang_up_after: int | None =
     heard = Heard()
     try:
         data = json.dumps(body).encode()
-        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        head += f"Content-Length: {len(data)}\r\n\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         writer.write(head.encode() + data)
         heard.status = int((await reader.readline()).split()[1])
         while await reader.readline() != b"\r\n":
