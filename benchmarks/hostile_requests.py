@@ -14,11 +14,13 @@ import asyncio
 import collections
 import contextlib
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -204,23 +206,49 @@ async def attack(client: httpx.AsyncClient, requests: list[tuple[str, bytes]], s
             seen[f"{answer.status_code} {(answer.json().get('error') or {}).get('code', 'served')}"] += 1
 
 
-async def scene(endpoint: psutil.Process, url: str, name: str, seconds: float) -> str:
-    taken, pauses, seen, most = list[float](), list[float](), collections.Counter[str](), 0
+async def attackers(url: str, name: str, report: Connection) -> None:
+    """All clients of one attack. Sends every half second what they have been answered so far."""
+    seen = collections.Counter[str]()
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-        others = [probe(client, taken), stream(client, pauses)]
-        tasks = [asyncio.create_task(one) for one in others]
-        await asyncio.sleep(2)
-        taken.clear()
-        pauses.clear()
         if name in STALLS:
             count, work = STALLS[name]
-            tasks += [asyncio.create_task(stall(url, work, seen)) for _ in range(count)]
+            tasks = [asyncio.create_task(stall(url, work, seen)) for _ in range(count)]
         else:
-            tasks += [asyncio.create_task(attack(client, attacks()[name], seen)) for _ in range(CLIENTS)]
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            await asyncio.sleep(0.25)
-            most = max(most, await asyncio.to_thread(shared_bytes, endpoint))
+            tasks = [asyncio.create_task(attack(client, attacks()[name], seen)) for _ in range(CLIENTS)]
+        while not any(task.done() and task.exception() for task in tasks):
+            report.send(seen)
+            await asyncio.sleep(0.5)
+        await asyncio.gather(*tasks)
+
+
+def run_attackers(url: str, name: str, report: Connection) -> None:
+    asyncio.run(attackers(url, name, report))
+
+
+async def scene(endpoint: psutil.Process, url: str, name: str, seconds: float) -> str:
+    taken, pauses, seen, most = list[float](), list[float](), collections.Counter[str](), 0
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    # In a process of their own: what they do must not be in what the others measure.
+    attacking = multiprocessing.get_context("spawn").Process(target=run_attackers, args=(url, name, sender))
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        tasks = [asyncio.create_task(one) for one in (probe(client, taken), stream(client, pauses))]
+        attacking.start()
+        try:
+            while not receiver.poll():
+                assert attacking.is_alive()
+                await asyncio.sleep(0.1)
+            taken.clear()
+            pauses.clear()
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                await asyncio.sleep(0.25)
+                most = max(most, await asyncio.to_thread(shared_bytes, endpoint))
+                while receiver.poll():
+                    seen = receiver.recv()
+            assert attacking.is_alive(), f"the attack {name} has ended"
+        finally:
+            attacking.kill()
+            attacking.join()
         for task in tasks:
             if task.done() and (error := task.exception()):
                 raise error
