@@ -135,7 +135,11 @@ def _role(message: Mapping[str, Any]) -> str:
 
 def _shows(rendered: str, mark: str | None) -> bool:
     """Whether the text was printed as text: a list that is printed whole shows how Python or JSON writes it."""
-    return mark is not None and mark in rendered and not any(f"text{q}: {q}{mark}" in rendered for q in "'\"")
+    if mark is None:
+        return False
+    # A template may put a text in capitals.
+    rendered = rendered.lower()
+    return mark in rendered and not any(f"text{q}: {q}{mark}" in rendered for q in "'\"")
 
 
 def _in_forms(

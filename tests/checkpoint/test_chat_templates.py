@@ -87,6 +87,14 @@ def test_an_answer_is_continued_in_a_template_of_parts(folder: Path) -> None:
     assert rendered == "<system>be brief<user>one<assistant>two"
 
 
+@pytest.mark.parametrize("template", [STRINGS, PARTS])
+def test_a_template_may_change_the_letters_of_a_text(folder: Path, template: str) -> None:
+    changed = template.replace("m.content }}", "m.content | upper }}").replace("text }}", "text | upper }}")
+    assert changed != template
+    for messages in (TALK[1:2], in_parts(TALK[1:2])):
+        assert with_template(folder, changed).render_chat_template(messages) == "<user>ONE"
+
+
 def test_a_template_that_prints_no_user_is_refused(folder: Path) -> None:
     tokenizer = with_template(folder, "{% for m in messages %}<{{ m.role }}>{{ m.text }}{% endfor %}")
     with pytest.raises(ChatTemplateError, match="prints no text of a user"):
