@@ -35,9 +35,9 @@ class KeyFile:
         try:
             self._reload(self._stat())
         except OSError as error:
-            raise SpecError("cannot read the API keys file", field=FIELD, value=path, fix=str(error)) from None
+            raise SpecError("cannot read the API keys file", field=FIELD, value=str(path), fix=str(error)) from None
         if not self._digests:
-            raise SpecError("the API keys file holds no key", field=FIELD, value=path, fix="Write one key a line")
+            raise SpecError("the API keys file holds no key", field=FIELD, value=str(path), fix="Write one key a line")
 
     def _stat(self) -> tuple[int, int, int]:
         found = os.stat(self.path)
