@@ -187,10 +187,10 @@ def test_an_operator_for_the_whole_cluster_sees_nodes_and_every_namespace(
     assert "its labels" in written(cluster, release, record(release, labels={}))
     assert "owns" in written(cluster, release, record(release, name="settings"))
     pod = {"automountServiceAccountToken": False, "containers": [{"name": "a", "image": "a"}]}
-    assert "restricted" in written(cluster, release, {**record(release), "kind": "Pod", "spec": pod})
-    assert "of the node" in written(
-        cluster, release, {**record(release), "kind": "Pod", "spec": pod | {"hostPID": True}}
-    )
+    # Where no label asks the API server for the restricted standard, the policy still does.
+    made = {**record("default"), "kind": "Pod"}
+    assert "of the operator's pods are restricted" in written(cluster, release, {**made, "spec": pod})
+    assert "of the node" in written(cluster, release, {**made, "spec": pod | {"hostPID": True}})
 
 
 def record(namespace: str, name: str = "plimsoll-source-1", labels: Any = None) -> dict[str, Any]:

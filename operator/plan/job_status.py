@@ -120,11 +120,15 @@ def _worked(said: JobProgress | None, run: Run | None, before: Mapping[str, Any]
     done = run.complete or run.failed
     progress: dict[str, Any] = {"layer": said.layer, "of": said.of, "percent": int(said.percent)}
     was = kept["progress"] or {}
+    behind = progress["percent"] < (was.get("percent") or 0)
     # An attempt that goes on where another ended says 0 % until it has read what is there.
-    behind = said.phase == "Preparing" and progress["percent"] < (was.get("percent") or 0)
-    if behind:
+    begins = behind and said.phase == "Preparing"
+    if begins:
         progress = {key: was[key] for key in ("layer", "of", "percent") if key in was}
-    if said.eta_seconds is not None and not done and not run.paused and not behind:
+    elif behind and said.layer >= (was.get("layer") or 0):
+        # No layer is lost: only the estimate of what is left has grown.
+        progress["percent"] = was["percent"]
+    if said.eta_seconds is not None and not done and not run.paused and not begins:
         progress["eta"] = duration(said.eta_seconds)
     if said.evaluation is not None:
         kept["evaluation"] = _evaluation(said)

@@ -237,8 +237,11 @@ def test_an_attempt_that_has_only_begun_does_not_take_progress_back() -> None:
     before = cluster.status["progress"]
     assert before["percent"] > 0
     pod = cluster.pods[-1]
-    for phase, percent, shown in (("Preparing", 0.0, before["percent"]), ("Quantizing", 1.0, 1)):
-        said = JobProgress(phase=phase, percent=percent, of=LAYERS, layer=0)
+    kept = before["percent"]
+    for phase, layer, percent, shown in (
+        ("Preparing", 0, 0.0, kept), ("Quantizing", 2, kept - 1.0, kept), ("Quantizing", 0, 1.0, 1),
+    ):  # fmt: skip
+        said = JobProgress(phase=phase, percent=percent, of=LAYERS, layer=layer)
         cluster.pods[-1] = replace(pod, progress=said)
         cluster.act()
         assert cluster.status["progress"]["percent"] == shown
