@@ -70,7 +70,10 @@ class Watched:
 
     def _follow(self) -> None:
         while not self._ended.wait(0.5):
-            found = self._job.status.get("progress")
+            try:
+                found = self._job.status.get("progress")
+            except AssertionError:
+                return  # The job is gone: its scenario has failed.
             if found and self.seen[-1:] != [found]:
                 self.seen.append(found)
 
