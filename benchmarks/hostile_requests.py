@@ -202,7 +202,12 @@ async def stream(client: httpx.AsyncClient, pauses: list[float]) -> None:
 async def attack(client: httpx.AsyncClient, requests: list[tuple[str, bytes]], seen: collections.Counter[str]) -> None:
     while requests:
         for path, body in requests:
-            answer = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+            try:
+                answer = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+            except httpx.TransportError as error:
+                # Refused before the whole body was sent.
+                seen[type(error).__name__] += 1
+                continue
             seen[f"{answer.status_code} {(answer.json().get('error') or {}).get('code', 'served')}"] += 1
 
 
