@@ -4,7 +4,7 @@ import ipaddress
 import re
 import unicodedata
 
-#: Refused whatever the lists of an administrator say.
+#: Refused even if an administrator's lists allow it.
 FORBIDDEN_HOSTS = (
     "169.254.0.0/16", "fe80::/10", "127.0.0.0/8", "::1/128", "0.0.0.0/8", "::/128",
     # Metadata services outside the link-local networks: AWS, Google, Oracle and Scaleway by IPv6, then Alibaba, Azure

@@ -1,4 +1,4 @@
-"""Answers of HTTP servers that nobody vouches for: bytes as they were sent, and no more of them than are wanted.
+"""Answers of untrusted HTTP servers: bytes as they were sent, up to a limit.
 
 Unpacking is where few bytes become many, so packed answers are not asked for (`IDENTITY`) and are refused.
 """

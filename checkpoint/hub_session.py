@@ -1,4 +1,4 @@
-"""The session in which everything that is asked of a hub goes out, and what a hostile hub cannot do with it.
+"""The HTTP session for all requests to a hub, and the limits that it sets to a hostile hub.
 
 - A token goes to the hub alone: neither a redirect nor a link to a next page takes it to another host.
 - A host that the guard forbids is refused as it is written, also where a proxy would look it up.

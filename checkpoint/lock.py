@@ -145,7 +145,7 @@ class FolderLock:
 
 
 def _read(path: Path) -> bytes:
-    """The text of a lock; whoever may write into the folder may have put anything there. Raises OSError."""
+    """The text of a lock; any writer of the folder can have put anything there. Raises OSError."""
     with open(os.open(path, os.O_RDONLY | SAFELY), "rb", buffering=0) as file:
         return file.read(LONGEST)
 

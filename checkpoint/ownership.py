@@ -50,7 +50,7 @@ def open_own(path: Path) -> int:
 
 
 def check_own(handle: int, path: Path) -> None:
-    """Raises PermissionError unless this user or root owns the open file, and nobody else may write to it."""
+    """Raises PermissionError unless this user or root owns the open file, and no other user may write to it."""
     status = os.fstat(handle)
     if status.st_uid not in (os.geteuid(), 0):
         raise PermissionError(0, f"belongs to another user (uid {status.st_uid})", str(path))

@@ -13,10 +13,10 @@ LEFT_OUT = ("matplotlib", "plimsoll", "torch")
 
 def requirements(image: str, project: Path = Path("pyproject.toml")) -> list[str]:
     """As pyproject.toml has them. Raises KeyError for an image that there is not."""
-    told = tomllib.loads(project.read_text())["project"]
-    lines = [*told["dependencies"]]
+    project_table = tomllib.loads(project.read_text())["project"]
+    lines = [*project_table["dependencies"]]
     for extra in EXTRAS[image]:
-        lines += told["optional-dependencies"][extra]
+        lines += project_table["optional-dependencies"][extra]
     return [line for line in lines if not line.startswith(LEFT_OUT)]
 
 

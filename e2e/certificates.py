@@ -10,7 +10,7 @@ from cryptography.x509.oid import NameOID
 
 
 def self_signed(host: str) -> tuple[bytes, bytes]:
-    """A certificate of a host name or an IP address that vouches for itself, and its key, both PEM."""
+    """A certificate of a host name or an IP address that is self-signed, and its key, both PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "e2e")])
     now = datetime.now(UTC)

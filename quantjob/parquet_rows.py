@@ -101,7 +101,7 @@ def _decode(path: str, longest: int) -> None:
 
 
 def main(path: str, longest: str) -> int:
-    """The process: decodes until the file ends or nobody reads any more."""
+    """The process: decodes until the file or its reader ends."""
     import pyarrow
 
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())

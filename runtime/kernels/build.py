@@ -103,7 +103,7 @@ def _folders() -> list[Path]:
 
 
 def own_cache(name: str) -> Path:
-    """The folder `name` of the cache, made now if it is not there, which nobody else can write.
+    """The folder `name` of the cache, made now if it is not there, which no other user can write.
 
     For code that another library keeps there and loads by its path. Raises NativeUnavailableError.
     """

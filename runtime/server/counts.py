@@ -24,7 +24,7 @@ class Most(NamedTuple):
 MOST = Most()
 #: A message is an object of two or more fields; its content may be a list of parts. There may be 4096 messages.
 MESSAGES = Most(values=64 * 1024, parts=128 * 1024)
-#: Fields of a body, by whatever name.
+#: Fields of a body, of any name.
 FIELDS = 256
 #: Lists and objects inside of each other; the parser itself stops at 200.
 DEPTH = 100

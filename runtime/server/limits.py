@@ -19,7 +19,7 @@ class Held:
     def __init__(self, now: float) -> None:
         self.bytes = 0
         self.whole = False
-        """The body is there, and whoever asked for it works on it."""
+        """The body has arrived, and its request is being worked on."""
         self.spent = 0.0
         """Bytes times seconds that they were held, until `since`."""
         self.since = now

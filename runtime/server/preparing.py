@@ -12,7 +12,7 @@ SECONDS = 10.0
 #: Bytes that preparing a long request may take: a part for all, and one for each token of the model's length. English
 #: takes 600 bytes a token while it is tokenized.
 MEMORY, TOKEN_MEMORY = 96 << 20, 640
-#: Tokens of a length that nobody has said yet.
+#: Tokens of a context whose length is not known yet.
 UNKNOWN_LEN = 4096
 
 log = structlog.get_logger("plimsoll.server")

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from plimsoll.api.errors import CheckpointError, SpecError
-from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.chat_template import ChatTemplateError
 from plimsoll.checkpoint.gguf_file import GgufFile
-from plimsoll.checkpoint.tokenizer import load_tokenizer
 from tests.support.checkpoints import make_checkpoint, make_gguf, make_model
 from tests.support.damage import NASTY, damage_bytes, damage_json, damaged_header
+from tests.support.fuzz_readers import use
 
 #: Five kinds of damage, each tried this often: 500 checkpoints.
 ROUNDS = 100
@@ -37,13 +36,7 @@ def try_open(path: Path, errors: list[str]) -> None:
     """Open, read everything and tokenise: each step works or refuses in plain words, within bounded memory."""
     tracemalloc.start()
     try:
-        checkpoint = open_checkpoint(path)
-        for name in checkpoint.tensor_names:
-            assert checkpoint.read(name).shape == checkpoint.tensors[name].shape
-        checkpoint.digest()
-        tokenizer = load_tokenizer(checkpoint)
-        tokenizer.decode(tokenizer.encode("hello 123 <|im_end|>"))
-        tokenizer.apply_chat_template([{"role": "user", "content": "hello"}])
+        use(path)
         errors.append("")
     except (CheckpointError, SpecError, ChatTemplateError) as refusal:
         errors.append(str(refusal) if refusal.field else f"names no field: {refusal}")

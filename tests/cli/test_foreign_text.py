@@ -52,15 +52,22 @@ class OtherServer(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-@pytest.fixture(scope="module")
-def other() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), OtherServer)
+@contextlib.contextmanager
+def listening(kind: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server of this kind."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[str]:
+    with listening(OtherServer) as url:
+        yield url
 
 
 #: Writes the clipboard, clears the screen, sets the title, in both lengths; turns text around; ends as it began.
@@ -97,13 +104,8 @@ def steers(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def steering() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), SteeringServer)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(SteeringServer) as url:
+        yield url
 
 
 def test_no_text_of_an_endpoint_steers_the_terminal(

@@ -1,4 +1,4 @@
-"""Answers of endpoints that nobody vouches for, to `plimsoll chat`, `bench` and `eval`, from a real socket."""
+"""Answers of untrusted endpoints to `plimsoll chat`, `bench` and `eval`, from a real socket."""
 
 import asyncio
 import contextlib
