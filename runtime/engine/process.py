@@ -170,7 +170,7 @@ def _load(handover: Handover, link: Link) -> "Engine":
     # Torch takes seconds to import; whoever starts this by hand is answered without.
     # `threads` before anything that imports torch: it says how OpenMP waits.
     import plimsoll.runtime.engine.threads  # noqa: F401
-    from plimsoll.runtime.engine.heap import steady_heap
+    from plimsoll.runtime.heap import steady_heap
 
     steady_heap()
     from plimsoll.runtime.engine.engine import Engine

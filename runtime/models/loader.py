@@ -1,7 +1,5 @@
 """From a checkpoint to a Decoder, in runs of rows: never more than one fused weight beyond what is kept."""
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -14,6 +12,7 @@ from plimsoll.api.facts import expected_tensors
 from plimsoll.api.model import ModelFacts, RopeFacts
 from plimsoll.api.sizes import CODE_BITS, Precision, head_group, held_group
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
+from plimsoll.runtime.heap import return_freed_memory
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 from plimsoll.runtime.kernels.table import DecoderLayer, Kernels, Weight
 from plimsoll.runtime.models.decoder import Decoder
@@ -89,7 +88,7 @@ def load_decoder(
     final_norm = loader.vector((f"{arch.final_norm}.weight",))
     head = embedding if tied else loader.linear((arch.head,))
     table = rope_table(facts, rope or facts.rope, max_model_len or facts.max_position, kernels.device)
-    _return_freed_memory()
+    return_freed_memory()
     return Decoder(facts, kernels, table, embedding, layers, final_norm, head)
 
 
@@ -262,11 +261,3 @@ def _ungrouped(rows: int, kv_heads: int, group: int) -> Iterator[tuple[int, int,
         for extra in (0, 1):
             key = start + (group + extra) * dim
             yield key, key + dim, (kv_heads * (group + extra) + head) * dim
-
-
-def _return_freed_memory() -> None:
-    """What was read and converted went through the C heap; glibc keeps it for itself unless asked."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

@@ -54,9 +54,13 @@ class Preparing:
             raise ApiError(500, "The server failed on this request.", code="internal_error") from None
         except OSError as error:
             raise not_ready(f"No process can be started to prepare this request: {error.strerror}.") from None
-        if isinstance(found, ApiError):
-            raise found
-        return found
+        try:
+            if isinstance(found, ApiError):
+                raise found
+            return found
+        finally:
+            # An error that a frame of its own traceback holds keeps the body of the request until a collection.
+            del found
 
     async def lost(self) -> str:
         """Waits until requests cannot be prepared any more; returns why."""

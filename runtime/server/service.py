@@ -15,6 +15,7 @@ from plimsoll.checkpoint.contents import contents_of
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.engine.client import EngineClient
+from plimsoll.runtime.heap import return_freed_memory, steady_heap
 from plimsoll.runtime.messages import EngineReady, LoadProgress
 from plimsoll.runtime.sampling_defaults import sampling_defaults
 from plimsoll.runtime.server.app import build_app
@@ -22,6 +23,9 @@ from plimsoll.runtime.server.listener import http_server, is_local, listen
 from plimsoll.runtime.server.loop import run
 from plimsoll.runtime.server.metrics import Metrics
 from plimsoll.runtime.server.serving import Serving
+
+#: For `steady_heap`: bytes of a block that goes back at once, and of what is kept for the next request.
+LARGE_BYTES, SLACK_BYTES = 1 << 20, 8 << 20
 
 
 class Service:
@@ -48,7 +52,11 @@ class Service:
         self, engine: EngineConfig, server: ServerConfig, checkpoint: Checkpoint, *, patient: bool = True
     ) -> None:
         self.config = server
+        # Bodies go back to the system when they have been read. So does what loading a large vocabulary took, before
+        # the processes that prepare requests are forked with it.
+        steady_heap(LARGE_BYTES, SLACK_BYTES)
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint, server.chat_template)
+        return_freed_memory()
         # What was planned, and tokenized by, is what the engine loads: now, and whenever it is started again.
         contents = engine.contents or contents_of(checkpoint.path)
         ends = {*engine.end_token_ids, *self.tokenizer.eos_token_ids}

@@ -1,4 +1,4 @@
-"""How the engine process's C heap behaves: so that what it holds is what is in use, and a prediction can be exact."""
+"""How a process's C heap behaves: so that what it holds is what is in use, and a prediction can be exact."""
 
 import ctypes
 import mmap
@@ -7,22 +7,34 @@ import sys
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MADV_HUGEPAGE = 14
 LARGE_BYTES = 4 << 20
-"""Tensors from this size on get pages of their own, which go back when they are freed."""
+"""In the engine, tensors from this size on get pages of their own, which go back when they are freed."""
 SLACK_BYTES = 32 << 20
 """What the heap may keep at its end. Less would be given back and taken again within every step."""
 
 
-def steady_heap() -> None:
+def steady_heap(large: int = LARGE_BYTES, slack: int = SLACK_BYTES) -> None:
     """Pins glibc's thresholds. Left alone it raises them as it goes, and large holes stay behind in its heap.
 
     Does nothing where the C library is not glibc.
+
+    Args:
+        large: bytes of a block from which on it gets pages of its own.
+        slack: bytes that the heap may keep at its end.
     """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, SLACK_BYTES)
+    _libc("mallopt", _M_MMAP_THRESHOLD, large)
+    _libc("mallopt", _M_TRIM_THRESHOLD, slack)
+
+
+def return_freed_memory() -> None:
+    """Gives the system what glibc's heap holds for nothing, holes between used blocks included."""
+    _libc("malloc_trim", 0)
+
+
+def _libc(name: str, *values: int) -> None:
+    if sys.platform == "linux":
+        function = getattr(ctypes.CDLL(None), name, None)
+        if function is not None:
+            function(*values)
 
 
 def advise_huge_pages(address: int, nbytes: int) -> None:
