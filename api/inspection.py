@@ -18,8 +18,8 @@ from plimsoll.api.tensor_table import collapse, expand
 MAX_BYTES = 4096
 #: Tells a report from the words of a failure, and one layout of it from the next.
 _MARK = b"plimsoll-inspection/1 "
-#: Unpacked; a forged report must not unpack to gigabytes.
-_MOST_JSON = 1 << 20
+#: Unpacked; a forged report must not unpack to gigabytes, nor take seconds to read.
+_MOST_JSON = 1 << 18
 
 #: The class below has a field that is called like the type.
 Packed = bytes
@@ -92,6 +92,8 @@ class Inspection:
         raw = _ascii(message)
         if not raw.startswith(_MARK):
             raise CheckpointError("is not the report of an inspection", value=raw[:120].decode(errors="replace"))
+        if len(raw) > MAX_BYTES:
+            raise CheckpointError(f"is longer than any report: {len(raw)} bytes, and {MAX_BYTES} are the most")
         try:
             unpacker = zlib.decompressobj()
             text = unpacker.decompress(base64.b85decode(raw[len(_MARK) :].strip()), _MOST_JSON)

@@ -10,8 +10,8 @@ from plimsoll.api.model import TensorFact
 
 #: The number of the layer in a tensor's name; `*` stands for it in a pattern.
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
-#: Beyond any checkpoint that is read; a forged table must not expand to gigabytes, nor for minutes.
-_MOST_TENSORS = 1 << 17
+#: Beyond any checkpoint that is run; a forged table must not expand to gigabytes, nor for minutes.
+_MOST_TENSORS, _LONGEST_NAME = 1 << 15, 1 << 10
 _MOST_SIZES = 8
 _LARGEST_SIZE = 1 << 48
 
@@ -60,6 +60,8 @@ def expand(table: Mapping[str, Any]) -> dict[str, TensorFact]:
         shape = tuple(int(size) for size in sizes[:_MOST_SIZES])
         if len(sizes) > _MOST_SIZES or any(not 0 <= size <= _LARGEST_SIZE for size in shape):
             raise ValueError("a tensor without a shape")
+        if len(pattern) > _LONGEST_NAME or pattern.count("*") > 1:
+            raise ValueError("a tensor with a name that no reader makes")
         for dtype, ranges in kinds.items():
             nbytes = Fraction(int(own[0])) if own else rates[dtype] * prod(shape)
             if nbytes.denominator != 1 or not 0 <= nbytes <= _LARGEST_SIZE:

@@ -6,7 +6,7 @@ import aiohttp
 import msgspec
 from aiohttp.base_protocol import BaseProtocol
 
-from plimsoll.operator.shape import shallow
+from plimsoll.operator.shape import lenient
 
 GONE = 410
 _LIMIT = 1 << 16
@@ -40,14 +40,15 @@ async def soften(response: aiohttp.ClientResponse) -> None:
 
 
 def _flatten(response: aiohttp.ClientResponse) -> None:
-    """Cuts off what one object has nested so deeply that kopf could not decode the whole list."""
+    """Takes out what one object has nested so deeply, or so large a number, that kopf could not decode the list."""
     body = response._body or b""
     try:
         _decoded(body, _KOPFS_FRAMES)
-    except RecursionError:
-        response._body = shallow(body)
-    except ValueError:
-        pass  # Not JSON: kopf says so.
+    except (ValueError, RecursionError):
+        try:
+            response._body = msgspec.json.encode(lenient(body))
+        except ValueError:
+            pass  # Not JSON: kopf says so.
 
 
 def _decoded(body: bytes, frames: int) -> object:

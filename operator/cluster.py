@@ -21,7 +21,7 @@ from plimsoll import __version__
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.names import FIELD_MANAGER
-from plimsoll.operator.shape import shallow
+from plimsoll.operator.shape import lenient
 
 #: A write that a lost lease could still let through must end before another operator may take the lease.
 WRITE_SECONDS = 4.0
@@ -197,7 +197,7 @@ class Cluster:
         self._metrics.request_seconds.labels(verb).observe(time.monotonic() - asked)
         try:
             decoded = decode(answer.data) if answer.data else None
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except ValueError:
             decoded = None
             if answer.status < 400:
                 raise UnavailableError("the API server's answer is no JSON", status=answer.status) from None
@@ -315,11 +315,15 @@ class Cluster:
 
 
 def decode(data: bytes) -> Any:
-    """JSON, without what is nested so deeply that a decoder cannot read it. Raises msgspec.DecodeError."""
+    """JSON, without what a decoder would refuse it for as a whole: what is nested too deeply, numbers out of range.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
     try:
         return msgspec.json.decode(data)
-    except RecursionError:
-        return msgspec.json.decode(shallow(data))
+    except (ValueError, RecursionError):
+        return lenient(data)
 
 
 def _short(error: BaseException) -> str:

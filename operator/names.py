@@ -49,6 +49,9 @@ LOOKS_AS = "plimsoll.dev/looks-as"
 PATIENCE = "plimsoll.dev/patience"
 """Seconds that another's has to leave it before it takes its place."""
 
+#: The key of a source's record under which a ConfigMap has the report.
+REPORT = "inspection"
+
 #: Selects everything that is ours, on the server's side.
 OURS = f"{MANAGED_BY}={MANAGER}"
 

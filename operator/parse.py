@@ -146,7 +146,7 @@ def failure_text(failure: Failure) -> str:
 def _blocked(raw: Raw) -> str | None:
     for one in mappings(mapping(raw.get("status")).get("conditions")):
         if one.get("type") == "ReplicaFailure" and one.get("status") == "True":
-            return text(one.get("message")) or text(one.get("reason"), "pods cannot be created")
+            return (text(one.get("message")) or text(one.get("reason"), "pods cannot be created"))[:_MOST_WORDS]
     return None
 
 

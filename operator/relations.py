@@ -1,5 +1,6 @@
 """What the cache keeps of an object, and what that object belongs to."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from plimsoll.operator.shape import mapping, mappings, text, whole
 SourceKey = Callable[[str, Mapping[str, Any]], str | None]
 """The key of the source that a spec in a namespace names; None for a spec that names none."""
 
+_PHASE = re.compile(r"[A-Za-z]{1,40}")
 #: On an EndpointSlice, by Kubernetes: the Service whose addresses it has.
 _SERVICE = "kubernetes.io/service-name"
 #: Of these only the parsed value stays.
@@ -24,6 +26,8 @@ def relations(kind: Kind, raw: Mapping[str, Any], source_key: SourceKey) -> tupl
     namespace, name = text(about.get("namespace")), text(about.get("name"))
     spec = mapping(raw.get("spec"))
     phase = text(mapping(raw.get("status")).get("phase"), "Pending")
+    # A name of a metric's series.
+    phase = phase if _PHASE.fullmatch(phase) else "Pending"
     if kind is kinds.DEPLOYMENT:
         source, job = source_key(namespace, spec), text(mapping(spec.get("model")).get("quantizationJob")) or None
         refs: list[Ref] = [("deployment", namespace, name)]
@@ -70,5 +74,6 @@ def _value(kind: Kind, raw: Mapping[str, Any], tags: Mapping[str, str]) -> Any:
         own = tags.get(_SERVICE) == tags.get(names.DEPLOYMENT)
         return parse.ready_endpoints(raw) if own else frozenset()
     if kind is kinds.CONFIG_MAP:
-        return parse.inspection(mapping(raw.get("data")).values())
+        # One text an object: each may take a part of a second to read.
+        return parse.inspection([mapping(raw.get("data")).get(names.REPORT)])
     return None

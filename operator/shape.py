@@ -3,6 +3,7 @@
 Annotations, records and statuses can be written by anybody: nothing here raises.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -65,6 +66,36 @@ def decoded(value: Any) -> Mapping[str, Any]:
         return mapping(msgspec.json.decode(value)) if isinstance(value, str) and value else {}
     except (ValueError, RecursionError):
         return {}
+
+
+def lenient(data: bytes) -> Any:
+    """JSON that a strict decoder refuses as a whole for one value in it, without that value.
+
+    Numbers that are out of range or none become null, lone surrogates and bytes that are no UTF-8 become `?`.
+
+    Raises:
+        ValueError: it is no JSON in any other way.
+    """
+    text = shallow(data).decode(errors="replace")
+    found = json.loads(text, parse_int=_in_range, parse_float=_finite, parse_constant=lambda _: None, strict=False)
+    return _written(found)
+
+
+def _in_range(digits: str) -> int | None:
+    return int(digits) if len(digits) <= 20 and abs(int(digits)) <= 2 * _MOST else None
+
+
+def _finite(digits: str) -> float | None:
+    return value if math.isfinite(value := float(digits)) else None
+
+
+def _written(value: Any) -> Any:
+    """`value` with texts that can be written as UTF-8."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_written(one) for one in value]
+    return {_written(key): _written(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def shallow(data: bytes, depth: int = 64) -> bytes:

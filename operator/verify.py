@@ -16,6 +16,7 @@ import structlog
 from plimsoll.operator import parse
 from plimsoll.operator.cluster import Cluster, ClusterError, ForbiddenError, GoneError, NotFoundError
 from plimsoll.operator.departures import Departures
+from plimsoll.operator.entries import older, ordered
 from plimsoll.operator.kinds import BY_NAME, DEPLOYMENT, ENDPOINT_SLICE, Kind
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.names import OURS, STRAY
@@ -303,6 +304,4 @@ class Rounds:
 
 
 def _newer(version: str, known: str) -> bool:
-    if version.isdecimal() and known.isdecimal():
-        return int(version) > int(known)
-    return version != known
+    return older(known, version) if ordered(version, known) else version != known

@@ -4,6 +4,7 @@ The kubelet says it in events alone. They are read of those pods only, when they
 Secrets is needed.
 """
 
+import itertools
 import threading
 import time
 from collections import OrderedDict
@@ -21,6 +22,8 @@ from plimsoll.operator.snapshot import BatchJob, Pod, Snapshot
 #: One reading of a pod's events serves for so long.
 _FRESH_SECONDS = 5.0
 _REMEMBERED = 256
+#: Anybody may write events. A kubelet has a few about one pod.
+_MOST_PAGES = 4
 #: Says that others failed, and not why.
 _EMPTY_WORDS = "timed out waiting for the condition"
 
@@ -73,7 +76,8 @@ class Waiting:
     def _ask(self, namespace: str, uid: str) -> tuple[str, bool]:
         fields = f"involvedObject.uid={uid}"
         try:
-            found = [one for page in self._cluster.pages(kinds.EVENT, namespace, fields=fields) for one in page]
+            pages = itertools.islice(self._cluster.pages(kinds.EVENT, namespace, fields=fields), _MOST_PAGES)
+            found = [one for page in pages for one in page]
         except ForbiddenError:
             return "", False  # A role of an earlier chart: the condition then says where to look.
         return last_told(found)

@@ -21,7 +21,6 @@ SOURCE = "/source"
 DEADLINE_SECONDS = 600
 #: Seconds that a pod which does not get to work is left before another's takes its place: twice as long each time.
 LEAST_PATIENCE, MOST_PATIENCE = 10.0, 300.0
-_DATA = "inspection"
 
 
 def inspect_name(key: str) -> str:
@@ -107,7 +106,7 @@ def record(namespace: str, key: str, inspection: Inspection) -> Object:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": source_metadata(namespace, record_name(key), key),
-        "data": {_DATA: str(inspection.encode(), "ascii")},
+        "data": {names.REPORT: str(inspection.encode(), "ascii")},
     }
 
 
@@ -117,4 +116,4 @@ def read_record(config_map: Mapping[str, Any]) -> Inspection:
     Raises:
         CheckpointError: somebody damaged it.
     """
-    return Inspection.decode((config_map.get("data") or {}).get(_DATA) or "")
+    return Inspection.decode((config_map.get("data") or {}).get(names.REPORT) or "")

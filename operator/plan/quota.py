@@ -19,9 +19,13 @@ _RANGE = re.compile(r"(?:(maximum|minimum) )?([-./a-z]+) (?:usage|max limit to r
 _ABOVE_LIMIT = re.compile(r"must be less than or equal to ([-./a-z]+) limit")
 
 
+#: Sentences that name resources stand at the beginning. Searching longer words would take minutes.
+_READ = 2000
+
+
 def with_help(words: str) -> str:
     """`words` of the API server, with the fields to change where they are of a quota or of a LimitRange."""
-    fields = list(dict.fromkeys(_fields(words)))
+    fields = list(dict.fromkeys(_fields(words[:_READ])))
     if not fields or fields[0] in words:
         return words
     return f"{words.rstrip('. ')}. Set {' and '.join(fields)} to fit, or change the quota or LimitRange"
