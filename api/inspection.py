@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,10 @@ MAX_BYTES = 4096
 _MARK = b"plimsoll-inspection/1 "
 #: Unpacked; a forged report must not unpack to gigabytes, nor take seconds to read.
 _MOST_JSON = 1 << 18
+
+#: Of digests and revisions: they stand in conditions, annotations and names of volumes.
+_NAME = re.compile(r"[!-~]{0,200}")
+_LONGEST_PATH, _MOST_ENDS, _MOST_BYTES = 1 << 12, 1 << 10, 1 << 62
 
 #: The class below has a field that is called like the type.
 Packed = bytes
@@ -111,9 +116,15 @@ def _ascii(message: bytes | str) -> bytes:
 
 
 def _inspection(report: Mapping[str, Any]) -> Inspection:
-    texts = [report[key] for key in ("digest", "revision", "path")]
-    if not all(isinstance(text, str) for text in texts) or not isinstance(report["bytes"], int):
-        raise ValueError("wrong types")
+    # Lone surrogates cannot be written anywhere.
+    json.dumps(report, ensure_ascii=False).encode()
+    names, contents = [report["digest"], report["revision"]], report.get("contents") or ""
+    if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in (*names, contents)):
+        raise ValueError("a digest or revision that no reader makes")
+    if not isinstance(report["path"], str) or len(report["path"]) > _LONGEST_PATH or len(report["ends"]) > _MOST_ENDS:
+        raise ValueError("a path or a list of tokens that no reader makes")
+    if type(report["bytes"]) is not int or not 0 <= report["bytes"] <= _MOST_BYTES:
+        raise ValueError("a size that no checkpoint has")
     tensors = None if report["tensors"] is None else expand(report["tensors"])
     facts = facts_from_config(report["config"], tensors)
     # Headers say which modules are whole. Without them expressions of the checkpoint would, and may match for hours.
@@ -125,5 +136,5 @@ def _inspection(report: Mapping[str, Any]) -> Inspection:
         bytes=report["bytes"],
         path=report["path"],
         facts=replace(facts, eos_token_ids=tuple(int(index) for index in report["ends"])),
-        contents=str(report.get("contents") or ""),
+        contents=contents,
     )

@@ -1,6 +1,7 @@
 """What an API server may answer and kopf would end of, all its watches with it, turned into what kopf lives with."""
 
 import asyncio
+import contextlib
 
 import aiohttp
 import msgspec
@@ -45,10 +46,8 @@ def _flatten(response: aiohttp.ClientResponse) -> None:
     try:
         _decoded(body, _KOPFS_FRAMES)
     except (ValueError, RecursionError):
-        try:
+        with contextlib.suppress(ValueError):  # Not JSON: kopf says so.
             response._body = msgspec.json.encode(lenient(body))
-        except ValueError:
-            pass  # Not JSON: kopf says so.
 
 
 def _decoded(body: bytes, frames: int) -> object:

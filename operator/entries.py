@@ -11,7 +11,7 @@ from plimsoll.api.job_progress import JobProgress
 from plimsoll.operator import kinds, parse
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.shape import text, whole
-from plimsoll.operator.snapshot import Inspecting, Page, Pod
+from plimsoll.operator.snapshot import Inspecting, Page, Pod, Unreadable
 
 Key = tuple[str, str]
 """Namespace and name of a deployment; of a quantization job, `QuantizationJob/` before its name."""
@@ -50,6 +50,8 @@ class Entry:
     value: Any
     """Pod, Node, frozenset of ready pods, Inspection, Brief; None for objects that are only compared."""
     packed: bytes | None
+    unreadable: tuple[str, ...] = ()
+    """What `unreadable` says of it."""
 
     @property
     def told(self) -> tuple[Any, ...]:
@@ -100,6 +102,11 @@ def said_by(pod: Pod, page: Page | JobProgress | None) -> dict[str, Any]:
 
 def may_answer(pod: Pod) -> bool:
     return bool(pod.ip) and not pod.deleting and pod.phase in ("Pending", "Running")
+
+
+def unreadable_of(members: Sequence[tuple[Id, Entry]]) -> tuple[Unreadable, ...]:
+    """The notes of all these objects that cannot be read."""
+    return tuple(Unreadable(i[0], i[2], e.uid, words) for i, e in members for words in e.unreadable)
 
 
 def unpacked(entry: Entry) -> dict[str, Any]:

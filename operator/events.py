@@ -18,7 +18,6 @@ import structlog
 from plimsoll.operator import kinds
 from plimsoll.operator.actions import Event
 from plimsoll.operator.cluster import Cluster, ClusterError, ConflictError, NotFoundError, NotLeaderError
-from plimsoll.operator.names import API_VERSION
 from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.snapshot import Deployment
 
@@ -89,7 +88,11 @@ class Events:
         self._counts: OrderedDict[str, int] = OrderedDict()
 
     def emit(self, deployment: Deployment, event: Event) -> None:
-        """Raises ClusterError; an event that is lost does no harm."""
+        """Raises ClusterError; an event that is lost does no harm.
+
+        Args:
+            deployment: names the object that the event is about, of any kind.
+        """
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         message = event.message if len(event.message) <= _LONGEST else event.message[: _LONGEST - 1] + "…"
         about = f"{deployment.uid}\0{event.type}\0{event.reason}\0{message}"
@@ -103,8 +106,8 @@ class Events:
             "kind": "Event",
             "metadata": {"name": name, "namespace": deployment.namespace},
             "involvedObject": {
-                "apiVersion": API_VERSION, "kind": deployment.kind, "namespace": deployment.namespace,
-                "name": deployment.name, "uid": deployment.uid,
+                "apiVersion": kinds.BY_NAME[deployment.kind].api_version, "kind": deployment.kind,
+                "namespace": deployment.namespace, "name": deployment.name, "uid": deployment.uid,
             },
             "type": event.type,
             "reason": event.reason,

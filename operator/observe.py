@@ -31,6 +31,7 @@ from plimsoll.operator.entries import (
     packed,
     said_by,
     unpacked,
+    unreadable_of,
 )
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.outputs import output_of
@@ -38,6 +39,7 @@ from plimsoll.operator.pages import Pages
 from plimsoll.operator.relations import PARSED, relations
 from plimsoll.operator.shape import text
 from plimsoll.operator.snapshot import Page, Pod, Snapshot
+from plimsoll.operator.unreadable import unreadable
 
 log = structlog.get_logger("plimsoll.operator.observe")
 
@@ -132,7 +134,7 @@ class Cache:
     def _entry(self, kind: Kind, uid: str, version: str, now: float, raw: Mapping[str, Any]) -> Entry:
         value, refs = relations(kind, raw, self._source_key)
         slim = packed(kind, raw) if kind not in PARSED else None
-        return Entry(uid, version, now, tuple(refs), value, slim)
+        return Entry(uid, version, now, tuple(refs), value, slim, unreadable(kind, raw, value))
 
     def _put(self, identity: Id, entry: Entry) -> set[Key]:
         before = self._entries.get(identity)
@@ -283,6 +285,7 @@ class Cache:
             quantizing=quantizing,
             batch_jobs=tuple(parse_jobs.batch_job(raw) for (child, _), raw in children.items() if child == "Job"),
             rivals=rivals,
+            unreadable=unreadable_of(both),
         )
 
     def _rivals(self, top: Entry, identity: Id) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Observe, plan, apply, report: one look at one deployment or job, and the threads that keep looking."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -38,6 +39,8 @@ Planner = Callable[[Snapshot, Settings, str], Plan]
 #: So many looks in a row that each changed something, and the key waits: two writers may be undoing each other.
 _RESTLESS = 30
 _RESTLESS_SECONDS = 10.0
+#: Notes that were pointed out already.
+_REMEMBERED = 1024
 
 
 class Reconciler:
@@ -53,6 +56,7 @@ class Reconciler:
         self._applier, self._reporter = Applier(cluster, cache, metrics), Reporter(cluster, cache, metrics)
         self._tell = emit
         self._busy: dict[Key, tuple[int, float]] = {}
+        self._pointed_out: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.patient_until = 0.0
         """Monotonic time until which a deployment waits for its pods' status pages to be read once."""
 
@@ -98,6 +102,7 @@ class Reconciler:
         if time.monotonic() < self.patient_until and self._cache.unasked(key):
             # A new leader has read no pages yet; a status without them would be wrong in a moment.
             return 0.5
+        self._point_out(snapshot)
         plan = self._plan(snapshot, self._settings, self._version)
         if plan.look_for_taken:
             snapshot = replace(snapshot, taken=self._room.taken(snapshot))
@@ -188,13 +193,28 @@ class Reconciler:
         except (ClusterError, NotLeaderError):
             pass  # The log has it.
 
+    def _point_out(self, snapshot: Snapshot) -> None:
+        """Says on each object whose notes cannot be read which they are, once in the life of this process."""
+        for one in snapshot.unreadable:
+            if (one.uid, one.words) in self._pointed_out:
+                continue
+            self._pointed_out[one.uid, one.words] = None
+            while len(self._pointed_out) > _REMEMBERED:
+                self._pointed_out.popitem(last=False)
+            about = Deployment(snapshot.deployment.namespace, one.name, one.uid, 0, {}, kind=one.kind)
+            log.warning("a note cannot be read", kind=one.kind, namespace=about.namespace, name=one.name, why=one.words)
+            self._say(about, Event("Warning", "Unreadable", one.words))
+
     def _emit(self, snapshot: Snapshot, event: Event) -> None:
         key = snapshot.deployment.key
         log.info(event.message or event.reason, namespace=key[0], deployment=key[1], reason=event.reason)
+        self._say(snapshot.deployment, event)
+
+    def _say(self, about: Deployment, event: Event) -> None:
         try:
-            self._tell(snapshot.deployment, event)
+            self._tell(about, event)
         except ClusterError as error:
-            log.warning("an event was lost", namespace=key[0], deployment=key[1], error=str(error))
+            log.warning("an event was lost", namespace=about.namespace, name=about.name, error=str(error))
 
     def _refresh(self, key: Key) -> None:
         """What was in the way may be a watch that lags: read the deployment itself."""

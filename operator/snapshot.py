@@ -201,6 +201,17 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A note on an object of ours that somebody wrote over, and that counts as absent."""
+
+    kind: str
+    name: str
+    uid: str
+    words: str
+    """The field, what it must be, and the value found."""
+
+
+@dataclass(frozen=True)
 class Inspecting:
     """The source's record, and the pod that looks at it while there is none."""
 
@@ -272,5 +283,7 @@ class Snapshot:
     """Of a quantization job: the Jobs that carry its name, those of earlier ones included."""
     rivals: tuple[str, ...] = ()
     """Of a quantization job: others that write, or wrote, to the same place and were there first."""
+    unreadable: tuple[Unreadable, ...] = ()
+    """Notes of the deployment's objects, and of its source's record, for events on these objects."""
     claims: Mapping[str, int] | None = None
     """Bytes of the claims that were asked for, as far as they are bound; None: nobody has looked."""

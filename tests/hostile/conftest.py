@@ -1,10 +1,13 @@
-"""One tokenizer for the surfaces that need one."""
+"""A tokenizer and an API server for the surfaces that need one."""
 
 from pathlib import Path
 
 import pytest
 
+from tests.operator.shell.conftest import api, cluster, metrics, naps
 from tests.support.checkpoints import write_tokenizer
+
+__all__ = ["api", "cluster", "metrics", "naps", "tokenizer_folder"]
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,20 @@ def test_what_the_crd_does_not_have_is_not_written_again_and_again(world: World)
     assert world.work(plan) == []
 
 
+def test_a_note_that_cannot_be_read_is_told_once_on_the_object_that_has_it(world: World) -> None:
+    world.sets["metadata"]["annotations"] = {names.FAILED: '{"at":"0001-01-01T00:00:00+14:00"}', names.NUMBER: "9" * 99}
+    world.cache.seen(kinds.REPLICA_SET, None, world.sets)
+    for _ in range(3):
+        world.work(doing(status={"phase": "Ready"}))
+    told = world.api.under(kinds.EVENT.path("ns"))
+    assert [one["count"] for one in told] == [1, 1]
+    about = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "namespace": "ns", "name": "a-1", "uid": "uid-a-1"}
+    for event, note in zip(told, (names.NUMBER, names.FAILED), strict=True):
+        assert event["involvedObject"] == about
+        assert (event["type"], event["reason"]) == ("Warning", "Unreadable")
+        assert f"metadata.annotations[{note}]: must be" in event["message"]
+
+
 def test_events_are_told_once_the_status_is_written_and_each_once(world: World) -> None:
     event = Event("Normal", "Serving", "1 of 1")
     plan = doing(status={"phase": "Ready"}, events=(event, event))
