@@ -150,7 +150,7 @@ def server(model: Path, log: Path, made: Groups) -> Iterator[tuple[psutil.Proces
     template.write_text(TEMPLATE)
     command = [sys.executable, "-m", "plimsoll.cli.main", "serve", str(model), "--server-port", "0",
                "--model-name", "demo", "--chat-template", str(template), "--kv-cache-bytes", "256Mi",
-               "--drain-timeout", "1"]  # fmt: skip
+               "--max-body-bytes", str(16 * MIB), "--drain-timeout", "1"]  # fmt: skip
     with log.open("w") as words, subprocess.Popen(command, stdout=words, stderr=words) as process:
         made.add(0, process.pid)
         endpoint, moved = psutil.Process(process.pid), False

@@ -93,6 +93,10 @@ def serve(
             "AVX512-BF16, answers that depend on load. Default: never.",
         ),
     ] = None,
+    max_body_bytes: Annotated[
+        str | None,
+        typer.Option(help="The most that a request's body may have, as 4Mi. Default: 1Mi to 16Mi, by the context."),
+    ] = None,
     request_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a request may take.")] = 600.0,
     restart_timeout: Annotated[
         float, typer.Option(min=0.0, help="Seconds that requests wait for an engine that is being started again.")
@@ -166,6 +170,7 @@ def serve(
         api_keys_file=api_keys,
         allowed_origins=tuple(map(_origin, allowed_origins or ())),
         allowed_hosts=tuple(map(_host, allowed_hosts or ())),
+        max_body_bytes=None if max_body_bytes is None else _body_bytes(max_body_bytes),
         request_timeout=request_timeout,
         restart_timeout=restart_timeout,
         drain_timeout=drain_timeout,
@@ -182,6 +187,14 @@ def _check_options(dtype: str, device: str, tp: int, quant_policy: int, model_fo
     fields = Fields(precision="--dtype", cache="--quant-policy", tensor="--tp")
     cache = {0: "auto", 4: "int4", 8: "int8"}[quant_policy]
     refuse_unrun(dtype, cache, tp, "cpu" if device == "cpu" else None, fields)
+
+
+def _body_bytes(value: str) -> int:
+    """Raises SpecError for a limit that lets nothing in, or more than a process may take to read it."""
+    found = byte_option(value, "--max-body-bytes")
+    if not 4096 <= found <= 64 << 20:
+        raise SpecError("must be from 4Ki to 64Mi", field="--max-body-bytes", value=value, fix="Try 4Mi")
+    return found
 
 
 def _origin(value: str) -> str:

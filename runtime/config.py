@@ -137,9 +137,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     restart_timeout: float = 30.0
     """Seconds that requests wait for an engine that is being started again, while nothing of their answer was sent."""
     drain_timeout: float = 120.0
-    max_body_bytes: int = 16 * 1024 * 1024
-    max_bodies_bytes: int = 64 * 1024 * 1024
-    """Of the bodies of all requests together, until they have been read."""
+    max_body_bytes: int | None = None
+    """Of one request's body; None follows the model's context (`server.body_size`)."""
+    max_bodies_bytes: int | None = None
+    """Of the bodies of all requests together, until they have been read; None is a multiple of `max_body_bytes`."""
     max_connections: int = 1024
     max_n: int = 16
     max_prompts: int = 64

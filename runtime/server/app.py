@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from plimsoll.runtime.server import metrics, openapi, pages
 from plimsoll.runtime.server.asgi import App, Boundary, ClientGoneError, Headless, error_response
 from plimsoll.runtime.server.auth import KeyFile, RequireKey
 from plimsoll.runtime.server.body import json_body
+from plimsoll.runtime.server.body_size import BodySize, body_size
 from plimsoll.runtime.server.chat import Chat
 from plimsoll.runtime.server.completions import Completions
 from plimsoll.runtime.server.cors import Cors
@@ -41,11 +43,19 @@ def build_app(serving: Serving, *, local: bool) -> App:
     Raises:
         SpecError: the API keys file cannot be used.
     """
-    return around(routes(serving), serving.config, serving.gate, local=local)
+
+    def size() -> BodySize:
+        info = serving.engine.info
+        return body_size(serving.config, serving.engine.config, None if info is None else info.model_len)
+
+    return around(routes(serving), serving.config, serving.gate, size, local=local)
 
 
-def around(app: App, config: ServerConfig, gate: Gate, *, local: bool) -> App:
+def around(app: App, config: ServerConfig, gate: Gate, size: Callable[[], BodySize], *, local: bool) -> App:
     """The layers about the routes: CORS, errors and log outside, then visitors, keys, the body's limits, the gate.
+
+    Args:
+        size: the limits of bodies now.
 
     Raises:
         SpecError: the API keys file cannot be used.
@@ -55,7 +65,7 @@ def around(app: App, config: ServerConfig, gate: Gate, *, local: bool) -> App:
         origins=config.allowed_origins,
         hosts=(*config.allowed_hosts, config.host.lower()) if local or config.allowed_hosts else None,
     )
-    app = LimitBody(Admit(app, gate), config.max_body_bytes, config.max_bodies_bytes)
+    app = LimitBody(Admit(app, gate), size)
     if config.api_keys_file is not None:
         app = RequireKey(app, KeyFile(config.api_keys_file))
     return Cors(Boundary(Headless(Door(app, visitors)), gate), visitors)

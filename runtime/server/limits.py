@@ -1,10 +1,11 @@
 """How much of a request's body is held, of one request and of all together, and for how long it may arrive."""
 
 import asyncio
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from plimsoll.runtime.server.asgi import App, Receive, Scope, Send
+from plimsoll.runtime.server.body_size import BodySize, too_large
 from plimsoll.runtime.server.errors import ApiError
 
 #: Seconds a client has to send its body.
@@ -38,11 +39,11 @@ class Held:
 class Bodies:
     """What all bodies hold together.
 
-    Where they would hold more than `most` bytes, the body that took most bytes for most seconds is refused: a client
+    Where they would hold more than `most()` bytes, the body that took most bytes for most seconds is refused: a client
     that stalls loses its place to one that sends.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: Callable[[], int]) -> None:
         self.most = most
         self.bytes = 0
         self._held: set[Held] = set()
@@ -53,7 +54,7 @@ class Bodies:
         body.grow(size, now)
         self.bytes += size
         self._held.add(body)
-        while self.bytes > self.most:
+        while self.bytes > self.most():
             arriving = [one for one in self._held if not one.whole]
             worst = max(arriving, key=lambda one: one.cost(now), default=body)
             self.drop(worst)
@@ -77,31 +78,23 @@ class LimitBody:
 
     Args:
         app: the application.
-        max_bytes: of one body; 413 by its Content-Length, or as its parts come in.
-        most: bytes of all bodies together.
+        size: the limits now; 413 by the Content-Length of a body, or as its parts come in.
     """
 
-    def __init__(self, app: App, max_bytes: int, most: int) -> None:
+    def __init__(self, app: App, size: Callable[[], BodySize]) -> None:
         self.app = app
-        self.max_bytes = max_bytes
-        self.bodies = Bodies(max(most, max_bytes))
-
-    def _too_large(self) -> ApiError:
-        # What is left of the body is not read, so the connection cannot be used again.
-        return ApiError(
-            413,
-            f"The request body is larger than this server takes ({self.max_bytes} bytes).",
-            code="request_too_large",
-            headers={"Connection": "close"},
-        )
+        self.size = size
+        self.bodies = Bodies(lambda: size().together)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        # One limit for the whole body, also where the model finishes loading meanwhile.
+        limit = self.size()
         for name, value in scope["headers"]:
-            if name == b"content-length" and not _at_most(value, self.max_bytes):
-                raise self._too_large()
+            if name == b"content-length" and not _at_most(value, limit.one):
+                raise _too_large(limit)
         loop = asyncio.get_running_loop()
         seen, body, began = 0, Held(loop.time()), loop.time()
 
@@ -122,8 +115,8 @@ class LimitBody:
             if message["type"] == "http.request":
                 size = len(message.get("body", b""))
                 seen += size
-                if seen > self.max_bytes:
-                    raise self._too_large()
+                if seen > limit.one:
+                    raise _too_large(limit)
                 if size:
                     self.bodies.add(body, size)
                 body.whole = not message.get("more_body", False)
@@ -139,6 +132,11 @@ def _at_most(length: bytes, most: int) -> bool:
     """Whether a Content-Length is a number up to `most`. Python refuses to read numbers of thousands of digits."""
     digits = length.lstrip(b"0") or b"0"
     return length.isdigit() and len(digits) <= _DIGITS and int(digits) <= most
+
+
+def _too_large(size: BodySize) -> ApiError:
+    # What is left of the body is not read, so the connection cannot be used again.
+    return ApiError(413, too_large(size), code="request_too_large", headers={"Connection": "close"})
 
 
 def _late() -> ApiError:

@@ -154,12 +154,16 @@ def test_unknown_paths_and_methods_have_openai_bodies(tiny: Endpoint) -> None:
 
 
 def test_a_body_that_is_too_large_is_413_whole_or_in_chunks(tiny: Endpoint) -> None:
-    large = b" " * (17 * 1024 * 1024)
-    assert refused(tiny, "/v1/chat/completions", large, 413)["code"] == "request_too_large"
+    large = b" " * (2 * 1024 * 1024)
+    error = refused(tiny, "/v1/chat/completions", large, 413)
+    assert error["code"] == "request_too_large"
+    assert "1048576 bytes" in error["message"]
+    assert "256 tokens" in error["message"]
+    assert "max_body_bytes" in error["message"]
 
     def chunks():
-        for start in range(0, len(large), 1 << 20):
-            yield large[start : start + (1 << 20)]
+        for start in range(0, len(large), 1 << 18):
+            yield large[start : start + (1 << 18)]
 
     try:
         kind = {"Content-Type": "application/json"}

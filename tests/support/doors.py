@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from plimsoll.runtime.config import ServerConfig
+from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.server.app import around
 from plimsoll.runtime.server.asgi import App, Receive, Scope, Send
+from plimsoll.runtime.server.body_size import body_size
 from plimsoll.runtime.server.drain import Gate
 from plimsoll.runtime.server.listener import http_server, is_local, listen
 from plimsoll.runtime.server.loop import run
@@ -78,7 +79,8 @@ def doors(app: App = echo, host: str = "127.0.0.1", connections: int = 1024, **c
     """Serves `app` until the block ends; `config` are fields of ServerConfig."""
     with listen(host, 0) as listener:
         settings = ServerConfig(served_name="tiny", host=host, **config)
-        http = http_server(around(app, settings, Gate(), local=is_local(listener)), connections)
+        size = body_size(settings, EngineConfig(model="tiny"), None)
+        http = http_server(around(app, settings, Gate(), lambda: size, local=is_local(listener)), connections)
         thread = threading.Thread(target=lambda: run(http.serve([listener])))
         thread.start()
         try:
