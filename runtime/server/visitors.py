@@ -6,21 +6,16 @@ after it had been loaded (DNS rebinding) is of this server's own origin, and giv
 none of it matters: a page has no key unless it was given one.
 """
 
-import ipaddress
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from plimsoll.api.hosts import host_name, host_of, is_host, is_loopback
 from plimsoll.runtime.server.asgi import App, Receive, Scope, Send
 from plimsoll.runtime.server.connection import TARGET
 from plimsoll.runtime.server.errors import ApiError, bad_request
 
 ANY = "*"
 ORIGINS, HOSTS = "--allowed-origins", "--allowed-hosts"
-#: A host and perhaps a port, as Host has it.
-_HOST = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_]([a-z0-9_.-]{0,252})?)(:[0-9]{1,5})?", re.IGNORECASE)
-#: A page's origin whose host `_HOST` reads; `null` and the schemes of browser extensions are none.
-_ORIGIN = re.compile(r"https?://([^/?#@\\\s]+)", re.IGNORECASE)
 
 
 class Visitors(NamedTuple):
@@ -41,8 +36,7 @@ class Visitors(NamedTuple):
         those of this machine."""
         if self.origins:
             return ANY in self.origins or origin in self.origins
-        found = _ORIGIN.fullmatch(origin)
-        return self.keys or (found is not None and is_loopback(found[1]))
+        return self.keys or is_loopback(host_of(origin) or "")
 
     def refusal(self, scope: Scope) -> ApiError | None:
         """Why this request is not answered, None where it is."""
@@ -73,7 +67,7 @@ class Visitors(NamedTuple):
     def _answers_to(self, host: str) -> bool:
         if self.hosts is None or ANY in self.hosts:
             return True
-        return is_loopback(host) or (_HOST.fullmatch(host) is not None and _name(host) in self.hosts)
+        return is_loopback(host) or (is_host(host) and host_name(host) in self.hosts)
 
     def _is_of_another_page(self, given: dict[bytes, list[str]]) -> bool:
         """Images, scripts and frames name no origin: browsers say of them that another site is behind them."""
@@ -103,27 +97,3 @@ def origin_refused(origin: str) -> ApiError:
 
 def _refused(message: str, code: str) -> ApiError:
     return ApiError(403, message, code=code, headers={"Vary": "Origin"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host`, perhaps with a port, is a name or an address of this machine that no one else can take.
-
-    `localhost` and all below it, 127.0.0.0/8 and ::1. Not 0.0.0.0, by which browsers reach this machine from anywhere.
-    """
-    if _HOST.fullmatch(host) is None:
-        return False
-    name = _name(host)
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
-
-
-def _name(host: str) -> str:
-    """Without the port and the dot that ends a full name."""
-    name = host if host.endswith("]") else host.rpartition(":")[0] or host
-    return name.lower().removesuffix(".")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from plimsoll.runtime.server.visitors import Visitors, is_loopback
+from plimsoll.api.hosts import is_loopback
+from plimsoll.runtime.server.visitors import Visitors
 from tests.support.doors import Doors, doors, get, post
 
 BODY = b"{}"
