@@ -41,8 +41,8 @@ FILES = {
 }  # fmt: skip
 #: In the place of anything, besides those that were found before.
 MORE: list[Any] = [
-    "\x00\x1b]52;c;QQ==\x07", "\u202e" * 50, "x" * 30_000, "requests." * 3_000,
-    "exceeded quota: a, requested: " * 4_000, "must specify a," * 20_000, -(10**18), (1 << 64) + 1, 2**31, -0.0,
+    "\x00\x1b]52;c;QQ==\x07", "\u202e" * 50, "x" * 30_000, "requests." * 2_000,
+    "exceeded quota: a, requested: " * 3_000, "must specify a," * 20_000, -(10**18), (1 << 64) + 1, 2**31, -0.0,
     5e-324, 1.7e308, [[[[[]]]]], ["x"] * 20_000, {str(n): n for n in range(5_000)}, [{"type": "Ready"}] * 5_000,
     [{"name": None}, None, 5], {"": {"": ""}}, {"uri": "\x00", "digest": "", "revision": "", "bytes": -1},
     "2026-02-30T00:00:00Z", "9999-12-31T23:59:59Z", "0000-01-01T00:00:00Z", "-0001-01-01T00:00:00Z",
