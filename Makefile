@@ -4,6 +4,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tools that only look at requirements, apart from what they look at.
+SUPPLY := .cache/supply
 # One worker a core, each with one thread: tests are many and small.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -gt 8 ] && n=8; echo $$n)
 QUESTION ?= What is the capital of France?
@@ -11,12 +13,12 @@ QUESTION ?= What is the capital of France?
 # What builds an image: any command that takes -f FILE -t NAME FOLDER.
 IMAGE_BUILD ?= docker build
 IMAGE_TAG ?= dev
-# By digest: a tag may come to name another image.
+# By digest: a tag may come to name another image. docs/security.md says how to check it.
 BASE_IMAGE ?= python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 # Where torch for the image of model pods comes from; pip's own index mostly has CUDA builds, which that image refuses.
 TORCH_INDEX ?=
 
-.PHONY: requirements audit help quickstart quantize-demo test sanitize lint format bench crds images chart e2e clean
+.PHONY: requirements sbom audit help quickstart quantize-demo test sanitize lint format bench crds images chart e2e clean
 
 help:
 	@echo "make quickstart   install, fetch a small model, serve it and talk to it"
@@ -28,7 +30,8 @@ help:
 	@echo "make crds         crds/ and their reference in docs/, from api/"
 	@echo "make images       container images of the operator and of model pods"
 	@echo "make requirements the versions and hashes that images install"
-	@echo "make audit        an SBOM of each image, and advisories about what it holds"
+	@echo "make sbom         an SBOM (CycloneDX) of the Python packages of each image"
+	@echo "make audit        the SBOMs, and known advisories about these packages"
 	@echo "make e2e          scenarios on the cluster of KUBECONFIG, or on a kind cluster made for them"
 	@echo "make chart        the Helm chart, linted and rendered (needs helm)"
 
@@ -76,17 +79,20 @@ images:
 	--build-arg TORCH_INDEX=$(TORCH_INDEX) .
 
 # What the images install, with the hashes of every file of these versions; torch comes from an index of its own.
-requirements: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-tools
+requirements: $(SUPPLY)/.installed
 	for image in operator runtime; do $(BIN)/python -I cli/image_requirements.py $$image | \
-	$(BIN)/pip-compile -q --upgrade --generate-hashes --no-header --no-annotate --strip-extras --no-emit-index-url \
+	$(SUPPLY)/bin/pip-compile -q --upgrade --generate-hashes --unsafe-package torch --no-header --no-annotate --strip-extras --no-emit-index-url \
 	--no-emit-find-links --no-emit-trusted-host --no-emit-options -c constraints.txt -o requirements-$$image.txt - || exit 1; done
 
-# What the images hold (CycloneDX), and what is known to be wrong with it; needs the database of advisories.
-audit: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
-	for image in operator runtime; do $(BIN)/pip-audit --require-hashes --disable-pip -r requirements-$$image.txt \
-	-f cyclonedx-json -o sbom-$$image.json || exit 1; done
+# The Python packages of each image as CycloneDX, with versions and hashes; the file is validated before it is written.
+sbom: $(SUPPLY)/.installed
+	for image in operator runtime; do { cat requirements-$$image.txt; \
+	if [ $$image = runtime ]; then grep '^torch==' constraints.txt; fi; } | PYTHONWARNINGS=ignore $(SUPPLY)/bin/cyclonedx-py requirements \
+	--pyproject pyproject.toml --output-reproducible --output-format JSON -o sbom-$$image.json - || exit 1; done
+
+# Known advisories about them. ARGS=--if-reachable: no failure where the database of advisories does not answer.
+audit: sbom
+	@$(BIN)/python -I cli/image_audit.py $(SUPPLY)/bin/pip-audit $(ARGS)
 
 chart: $(VENV)/.dev
 	@if command -v helm >/dev/null; then helm lint --strict charts/plimsoll; else \
@@ -115,6 +121,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -I cli/torch_build.py -c constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.runtime
+
+$(SUPPLY)/.installed: | $(BIN)/python
+	@$(BIN)/python -m venv $(SUPPLY)
+	@$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check pip-tools pip-audit cyclonedx-bom
+	@touch $@
 
 $(BIN)/python:
 	@[ -n "$(PYTHON)" ] || { echo "error: Python 3.11 or newer was not found; give it as PYTHON=/path/to/python" >&2; exit 1; }

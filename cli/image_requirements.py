@@ -1,6 +1,7 @@
 """What the dependencies of an image are, a line each: `python -I cli/image_requirements.py operator|runtime`.
 
-Torch is left out, which comes from an index of builds for one kind of device, and matplotlib, which no pod needs.
+Torch is left out, which comes from an index of builds for one kind of device, and matplotlib, which no pod needs. What
+torch itself needs is there, so that these packages have hashes and come from pip's own index.
 """
 
 import sys
@@ -8,6 +9,8 @@ import tomllib
 from pathlib import Path
 
 EXTRAS = {"operator": ("operator",), "runtime": ("runtime", "quant")}
+#: What torch needs and no other requirement brings; Dockerfile.runtime fails if torch needs more.
+TORCH_NEEDS = {"operator": (), "runtime": ("networkx>=2.5.1", "setuptools>=77.0.3", "sympy>=1.13.3")}
 LEFT_OUT = ("matplotlib", "plimsoll", "torch")
 
 
@@ -17,7 +20,7 @@ def requirements(image: str, project: Path = Path("pyproject.toml")) -> list[str
     lines = [*project_table["dependencies"]]
     for extra in EXTRAS[image]:
         lines += project_table["optional-dependencies"][extra]
-    return [line for line in lines if not line.startswith(LEFT_OUT)]
+    return [line for line in (*lines, *TORCH_NEEDS[image]) if not line.startswith(LEFT_OUT)]
 
 
 if __name__ == "__main__":

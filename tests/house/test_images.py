@@ -1,5 +1,6 @@
 """Images install what is written down, by version and by hash, on a base that can be named by digest."""
 
+import importlib.metadata
 import re
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def test_every_dependency_has_a_version_that_the_project_takes(repository: Path,
         assert wanted.specifier.contains(version), line
         assert tested.get(wanted.name, version) == version
     assert "torch" not in found
+
+
+def test_what_torch_needs_on_a_cpu_has_hashes_too(repository: Path) -> None:
+    found = locked(repository, "runtime")
+    for line in importlib.metadata.requires("torch") or ():
+        wanted = Requirement(line)
+        only_cuda = wanted.name.startswith(("cuda", "nvidia", "triton"))
+        if not only_cuda and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+            assert wanted.specifier.contains(found[canonicalize_name(wanted.name)]), line
+    dockerfile = (repository / "Dockerfile.runtime").read_text()
+    assert dockerfile.index("--require-hashes") < dockerfile.index("--no-deps") < dockerfile.index("pip check")
 
 
 @pytest.mark.parametrize("image", EXTRAS)
