@@ -89,7 +89,7 @@ class Preparer:
             if isinstance(request, ChatCompletionRequest):
                 prompts = [("", self.reader.chat(request, model_len, note))]
             else:
-                prompts = self.reader.completions(request, model_len, note)
+                prompts = self.reader.completions(request, model_len, note, self.queued_tokens)
         # The rest of a request is small.
         if isinstance(request, ChatCompletionRequest):
             request.messages, request.chat_template_kwargs = [], {}

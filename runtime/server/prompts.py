@@ -63,15 +63,21 @@ class Reader:
         note("messages")
         return self.tokenizer.encode(rendered, add_special_tokens=False)
 
-    def completions(self, request: CompletionRequest, model_len: int, note: Note) -> list[tuple[str, list[int]]]:
+    def completions(
+        self, request: CompletionRequest, model_len: int, note: Note, queued_tokens: int
+    ) -> list[tuple[str, list[int]]]:
         """Text and token ids of every prompt; the text is empty where it is not echoed.
 
+        Args:
+            queued_tokens: the most that several prompts may have together.
+
         Raises:
-            ApiError: 400 for a prompt that is empty, cannot fit, or names a token that the vocabulary has not. The
-                first such prompt ends the work.
+            ApiError: 400 for a prompt that is empty, cannot fit, or names a token that the vocabulary has not, and for
+                prompts that are too many tokens together. The first such prompt ends the work.
         """
         note("prompt")
         found: list[tuple[str, list[int]]] = []
+        tokens = 0
         for prompt in request.prompt:
             if isinstance(prompt, str):
                 self._check_length("prompt", len(prompt), model_len)
@@ -86,6 +92,14 @@ class Reader:
                 raise bad_request("prompt must not be empty: there is nothing to continue.", "prompt", "invalid_value")
             answer_length(request, len(ids), model_len)
             found.append((text, ids))
+            tokens += len(ids)
+            if len(found) > 1 and tokens > queued_tokens:
+                raise bad_request(
+                    f"Too many prompt tokens: the first {len(found)} prompts have {tokens}, and this server queues at "
+                    f"most {queued_tokens}. Send fewer, or shorter ones.",
+                    "prompt",
+                    "invalid_value",
+                )
         return found
 
     def _check_length(self, param: str, characters: int, model_len: int) -> None:

@@ -11,7 +11,7 @@ from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.runtime.server.errors import ApiError
 from plimsoll.runtime.server.parse import parse
 from plimsoll.runtime.server.prompts import Reader
-from plimsoll.runtime.server.protocol import ChatCompletionRequest
+from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
 
 PARTS = (
     "{% for m in messages %}[{{ m.role }}]{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
@@ -49,3 +49,12 @@ def test_thoughts_that_are_replayed_reach_templates_that_show_them(tiny_checkpoi
     for name in ("reasoning_content", "reasoning"):
         turns = [hello, {"role": "assistant", "content": "yes", name: "thought"}, hello]
         assert prompt_of(tiny_checkpoint, shows, turns) == "userhiassistantthoughtyesuserhi"
+
+
+def test_the_prompt_that_is_too_much_for_the_queue_ends_the_work_on_all(tiny_checkpoint: Path) -> None:
+    reader = Reader(load_tokenizer(open_checkpoint(tiny_checkpoint)), vocab_size=320, longest_token=16)
+    # The last prompt would be refused for a token that the vocabulary has not, if it were looked at.
+    body = json.dumps({"model": "tiny", "prompt": [*[[5] * 100] * 4, [9999]]}).encode()
+    with pytest.raises(ApiError, match="first 3 prompts have 300, and this server queues at most 250") as caught:
+        reader.completions(parse(body, CompletionRequest), 256, lambda field: None, 250)
+    assert caught.value.param == "prompt"
