@@ -9,7 +9,7 @@ from typing import Any
 import uvicorn
 
 from plimsoll.api.errors import SpecError
-from plimsoll.runtime.server.connection import SEND_BUFFER, Connection
+from plimsoll.runtime.server.connection import SEND_BUFFER, Connection, Pace
 from plimsoll.runtime.server.sockets import bound
 
 CLOSE_SECONDS = 5
@@ -33,7 +33,7 @@ def http_server(app: Any, connections: int) -> Http:
     return Http(
         uvicorn.Config(
             app,
-            http=functools.partial(Connection, limit=connections),  # type: ignore[arg-type]
+            http=functools.partial(Connection, limit=connections, pace=Pace()),  # type: ignore[arg-type]
             ws="none",
             log_config=None,
             access_log=False,

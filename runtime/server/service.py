@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
 from typing import Any
@@ -214,6 +215,9 @@ class Service:
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
+            # All that is here stays. Each full collection would look at it again, and answer nobody for so long.
+            gc.collect()
+            gc.freeze()
             self.ready_at = time.monotonic()
             self._log.info("ready", url=self.url, model=self.config.served_name)
             self.settled.set()
