@@ -209,7 +209,7 @@ def test_what_no_idle_server_would_take_is_a_400_and_all_else_is_taken(tiny_chec
             ),
             ("completions", {"prompt": [5], "best_of": 13}, "13 samples are 13, .* at most 12", "best_of"),
             ("chat/completions", {"messages": CHAT["messages"], "n": 13}, "13 samples are 13, .* at most 12", "n"),
-            ("completions", {"prompt": [[7] * 26] * 4}, "4 prompts × 1 samples have 104, .* at most 100", "prompt"),
+            ("completions", {"prompt": [[7] * 26] * 4}, "first 4 prompts have 104, .* at most 100", "prompt"),
         ):
             status, answer = asked(f"/v1/{path}", **body)
             assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, "invalid_value", field)
