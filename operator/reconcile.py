@@ -203,7 +203,7 @@ class Reconciler:
                 self._pointed_out.popitem(last=False)
             about = Deployment(snapshot.deployment.namespace, one.name, one.uid, 0, {}, kind=one.kind)
             log.warning("a note cannot be read", kind=one.kind, namespace=about.namespace, name=one.name, why=one.words)
-            self._say(about, Event("Warning", "Unreadable", one.words))
+            self._say(about, Event("Warning", "NoteIgnored", one.words))
 
     def _emit(self, snapshot: Snapshot, event: Event) -> None:
         key = snapshot.deployment.key

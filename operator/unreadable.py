@@ -68,4 +68,6 @@ def _words(field: str, wanted: str, value: Any) -> str:
     shown = repr(value)
     shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
     found = f" (found {shown})" if value else ""
-    return f"{field}: must be {wanted}{found}. The operator goes on as if it were not there; remove or correct it"
+    # Any text there means that somebody, or an earlier version, gave the revision up.
+    then = "the revision counts as failed" if names.FAILED in field else "the operator goes on without it"
+    return f"{field}: must be {wanted}{found}; {then}. Remove or correct it"

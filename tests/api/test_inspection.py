@@ -243,3 +243,9 @@ def test_any_table_of_tensors_is_expanded_to_itself(entries: dict[str, tuple[lis
         if dtype == "W4" and elements:
             tensors[name] = replace(tensors[name], nbytes=elements + extra * len(name))
     assert expand(json.loads(json.dumps(collapse(tensors)))) == tensors
+
+
+@pytest.mark.parametrize("pattern", ["a" * 1100 + ".*.b", "a.*.*.b", "*" * 900])
+def test_a_name_that_would_expand_to_gigabytes_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="a name that no reader makes"):
+        expand({"rates": {"F": [1, 1]}, "rows": [[pattern, [1], {"F": "0-3"}]]})

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import structlog
+from prometheus_client import generate_latest
 
 from plimsoll.operator import kinds, names
 from plimsoll.operator.actions import Apply
@@ -40,8 +41,8 @@ FILES = {
 }  # fmt: skip
 #: In the place of anything, besides those that were found before.
 MORE: list[Any] = [
-    "\x00\x1b]52;c;QQ==\x07", "\u202e" * 50, "x" * 300_000, "requests." * 3_000,
-    "exceeded quota: a, requested: " * 4_000, "must specify a," * 20_000, -(10**18), (1 << 64) + 1, 2**31, -0.0,
+    "\x00\x1b]52;c;QQ==\x07", "\u202e" * 50, "x" * 30_000, "requests." * 2_000,
+    "exceeded quota: a, requested: " * 3_000, "must specify a," * 20_000, -(10**18), (1 << 64) + 1, 2**31, -0.0,
     5e-324, 1.7e308, [[[[[]]]]], ["x"] * 20_000, {str(n): n for n in range(5_000)}, [{"type": "Ready"}] * 5_000,
     [{"name": None}, None, 5], {"": {"": ""}}, {"uri": "\x00", "digest": "", "revision": "", "bytes": -1},
     "2026-02-30T00:00:00Z", "9999-12-31T23:59:59Z", "0000-01-01T00:00:00Z", "-0001-01-01T00:00:00Z",
@@ -241,9 +242,19 @@ def test_a_report_of_a_few_bytes_takes_neither_memory_nor_time(world: World) -> 
             own = world.meet(kinds.CONFIG_MAP, forged(raw, **change))
         assert any(one.unreadable for one in own), str(change)[:200]
     # Many reports in one record cost no more than one.
-    data = {str(n): forged(raw, **changes[1])["data"][names.REPORT] for n in range(500)}
+    packed = forged(raw, **changes[7])["data"][names.REPORT]
+    data = {str(n): packed for n in range(500)}
     with bounded(1):
         world.meet(kinds.CONFIG_MAP, with_value(raw, ("data",), {**data, names.REPORT: "x"}))
+
+
+@pytest.mark.parametrize("kind", [kinds.DEPLOYMENT, kinds.QUANTIZATION], ids=lambda kind: kind.name)
+def test_a_phase_of_any_text_is_no_name_of_a_metric(world: World, metrics: Metrics, kind: Kind) -> None:
+    for value in [*VALUES, *MORE, "Loading\n"]:
+        world.meet(kind, with_value(dict(objects())[kind], ("status",), {"phase": value}))
+        for phase in world.cache.phases(kind):
+            metrics.deployments.labels(phase).set(1)
+    assert len(generate_latest(metrics.registry)) < 20_000
 
 
 def test_words_of_any_length_take_no_time_to_read(world: World) -> None:

@@ -114,7 +114,7 @@ def test_a_note_that_cannot_be_read_is_told_once_on_the_object_that_has_it(world
     about = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "namespace": "ns", "name": "a-1", "uid": "uid-a-1"}
     for event, note in zip(told, (names.NUMBER, names.FAILED), strict=True):
         assert event["involvedObject"] == about
-        assert (event["type"], event["reason"]) == ("Warning", "Unreadable")
+        assert (event["type"], event["reason"]) == ("Warning", "NoteIgnored")
         assert f"metadata.annotations[{note}]: must be" in event["message"]
 
 
