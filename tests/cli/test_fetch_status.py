@@ -85,7 +85,8 @@ def test_no_page_of_another_site_reads_it(port: int, headers: list[str], status:
     "head", [b"GET /" + b"x" * 60_000, b"GET / HTTP/1.1\r\n" + (b"X: " + b"y" * 6000 + b"\r\n") * 9]
 )
 def test_a_request_that_is_too_long_is_hung_up_on(port: int, head: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as client, contextlib.suppress(ConnectionError):
+    # Sooner than one that only says nothing more.
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client, contextlib.suppress(ConnectionError):
         client.sendall(head)
         assert client.recv(4096) == b""
     assert status_of(port) == 200
@@ -107,7 +108,7 @@ def test_clients_that_stall_keep_no_other_from_an_answer(port: int) -> None:
 
 
 def test_a_client_that_sends_a_byte_now_and_then_is_hung_up_on(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
         client.sendall(b"GET ")
         monkeypatch.setattr(status_page, "CONNECTION_SECONDS", 0.0)
         assert client.recv(1) == b""
