@@ -17,6 +17,7 @@ from plimsoll.checkpoint.chat_template import (
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.end_tokens import end_token_ids
 from plimsoll.checkpoint.tokenizer_limits import check_files, check_processor, failures_named
+from plimsoll.checkpoint.tokenizer_parts import check_parts
 
 MAX_TEMPLATE_BYTES = 4 * 1024 * 1024
 
@@ -212,6 +213,7 @@ def _from_folder(folder: Path) -> Any:
 
         fast: Any = PreTrainedTokenizerFast
         check_files(folder)
+        check_parts(folder)
         return fast.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     if (folder / "tokenizer.model").is_file():
         from plimsoll.checkpoint.sentencepiece_model import build_tokenizer

@@ -6,10 +6,11 @@ Templates and normalizers are programs of the checkpoint's author, and what they
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.server.counts import MESSAGES, Most, check_counts
-from plimsoll.runtime.server.errors import ApiError
+from plimsoll.runtime.server.errors import ApiError, bad_request
 from plimsoll.runtime.server.params import check_limits, check_model
 from plimsoll.runtime.server.parse import parse
 from plimsoll.runtime.server.prompts import Reader
@@ -54,10 +55,25 @@ class Preparer:
             note: called with the place in `STEPS` of what is done next.
         """
         route, model_len = arguments
+        reached = 0
+
+        def begin(step: str | None) -> None:
+            nonlocal reached
+            reached = STEPS.index(step)
+            note(reached)
+
         try:
-            return self._prepare(body, route, model_len, lambda step: note(STEPS.index(step)))
+            return self._prepare(body, route, model_len, begin)
         except ApiError as error:
             return error
+        except CheckpointError as error:
+            step = STEPS[reached]
+            return bad_request(
+                f"The model's tokenizer fails on this text: {error.message}. Change {step or 'the request'}, or report "
+                "it to the checkpoint's author.",
+                step,
+                "invalid_value",
+            )
 
     def _prepare(
         self, body: bytearray, route: Route, model_len: int | None, note: Callable[[str | None], None]

@@ -1,7 +1,9 @@
 """The policy that holds the operator's account to what the operator does. e2e/test_chart.py asks an API server."""
 
 import json
+import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -56,9 +58,47 @@ def test_namespaces_of_the_control_plane_are_excluded_and_labels_can_be_asked_fo
     assert "['prod']" in given
 
 
-@pytest.mark.parametrize("values", [{"admissionPolicy": {"enabled": False}}, {"settings": {"namespaces": ["team-a"]}}])
-def test_no_policy_where_it_is_turned_off_or_roles_name_the_namespaces(render: Render, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize("namespaces", [[], ["team-a"]])
+def test_no_policy_where_it_is_turned_off(render: Render, namespaces: list[str]) -> None:
+    values = {"admissionPolicy": {"enabled": False}, "settings": {"namespaces": namespaces}}
     assert not {one["kind"] for one in render(values)} & set(KINDS)
+
+
+def test_policy_and_roles_agree_on_the_namespaces_that_are_served(render: Render) -> None:
+    objects = render({"settings": {"namespaces": ["team-a", "team-b"]}}, namespace="ops")
+    roles = [one for one in objects if one["kind"] == "Role" and one["metadata"]["name"] == "plimsoll-operator"]
+    served = [one["metadata"]["namespace"] for one in roles]
+    assert served == ["team-a", "team-b"]
+    found = policy(objects)
+    assert f"request.namespace in {served}".replace(" '", "'") in [one["expression"] for one in found["validations"]]
+    # All that a Role may write is held to the policy, as a ClusterRole's is.
+    held = {r for rule in found["matchConstraints"]["resourceRules"] for r in rule["resources"]}
+    written = {r for rule in roles[0]["rules"] for r in rule["resources"] if {"create", "delete"} & set(rule["verbs"])}
+    assert written - held == {"events"}
+    everywhere = json.dumps(policy(render(namespace="ops"))["validations"])
+    assert "settings.namespaces" not in everywhere
+
+
+def test_releases_of_one_name_that_serve_other_namespaces_have_policies_of_their_own(render: Render) -> None:
+    def names(namespace: str) -> set[str]:
+        objects = render({"settings": {"namespaces": ["team-a"]}}, namespace=namespace)
+        return {one["metadata"]["name"] for one in objects if one["kind"] in KINDS}
+
+    assert names("ops").isdisjoint(names("other"))
+
+
+def test_the_policy_allows_the_accounts_that_the_settings_allow(render: Render) -> None:
+    patterns = ["team-a/models", "*/plimsoll-*", "a?/[!x]b[cd]", "t/x[a-c]"]
+    accounts = [
+        "team-a/models", "team-a/models-2", "other/models", "b/plimsoll-x", "b/plimsoll", "ab/ybc", "ab/xbc", "ab/ybe",
+        "abc/ybc", "t/xb", "t/xd", "t/x-",
+    ]  # fmt: skip
+    given = json.dumps(policy(render({"settings": {"allowedServiceAccounts": patterns}}))["validations"])
+    expressions = re.findall(r"matches\(r'([^']+)'\)", given)
+    assert len(expressions) == len(patterns)
+    for pattern, expression in zip(patterns, expressions, strict=True):
+        for account in accounts:
+            assert bool(re.search(expression, account)) == fnmatchcase(account, pattern), (pattern, account)
 
 
 @pytest.mark.parametrize(

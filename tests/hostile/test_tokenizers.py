@@ -11,10 +11,24 @@ from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.checkpoint.tokenizer_limits import MOST_ADDED, MOST_AROUND, MOST_VALUES, check_files
+from plimsoll.runtime.server.errors import ApiError
 from tests.support.bounded import bounded, refusal
 from tests.support.damage import NASTY
 from tests.support.fuzz_readers import SEEDS
+from tests.support.preparing import preparing
 
+
+def replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def steps(part: str, step: dict[str, Any], times: int) -> dict[str, Any]:
+    """A part of a tokenizer that does the same again and again; `part` is normalizer, pre_tokenizer or decoder."""
+    return {part: {"type": "Sequence", f"{part.replace('_', '')}s": [step] * times}}
+
+
+DOUBLES = replace({"String": "a"}, "aa")
+BACKTRACKS = {"Regex": "(a+)+$"}
 TEXT: dict[str, Any] = {"Sequence": {"id": "A", "type_id": 0}}
 MARK: dict[str, Any] = {"SpecialToken": {"id": "m", "type_id": 0}}
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "added_tokens_decoder", "tokenizer_class", "add_bos_token")
@@ -44,7 +58,35 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         {"post_processor": repeated(around([TEXT, TEXT]), 7)}, "post_processor: repeats the text"),
     "processors without end": ({"post_processor": repeated(around([TEXT]), 2000)}, "post_processor: has more than"),
     "a normalizer that panics": (
-        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "the tokenizer cannot be read"),
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "is no table of characters"),
+    "a normalizer that doubles 33 times": (steps("normalizer", DOUBLES, 33), "normalizer: may make a text more"),
+    "a normalizer that doubles by an expression": (
+        steps("normalizer", replace({"Regex": "a"}, "aa"), 33), "normalizer: may make a text more"),
+    "doubling inside of sequences": (
+        {"normalizer": {"type": "Sequence", "normalizers": [steps("normalizer", DOUBLES, 11)["normalizer"]] * 3}},
+        "normalizer: may make a text more"),
+    "a decoder that doubles 33 times": (steps("decoder", DOUBLES, 33), "decoder: may make a text more"),
+    "a normalizer that makes much of the added tokens": (
+        {**steps("normalizer", DOUBLES, 9), "added_tokens": [added(number) | {"content": f"{number:04000}"}
+         for number in range(30)]}, "normalizer: may make more than"),
+    "a Prepend of 50 MB": (
+        {"normalizer": {"type": "Prepend", "prepend": "x" * 50_000_000}}, "normalizer.prepend: holds a text of more"),
+    "a Prepend before each of many tokens": (
+        {**steps("normalizer", {"type": "Prepend", "prepend": "x" * 4000}, 50), "added_tokens": [
+         added(number) for number in range(1000)]}, "normalizer: may make more than"),
+    "normalizers without end": (steps("normalizer", {"type": "NFC"}, 100_000), "normalizer: has more than"),
+    "pre-tokenizers without end": (steps("pre_tokenizer", {"type": "Whitespace"}, 1000), "pre_tokenizer: has more"),
+    "decoders without end": (steps("decoder", {"type": "Fuse"}, 1000), "decoder: has more than"),
+    "an expression of a megabyte": (
+        {"normalizer": replace({"Regex": "a|" * 500_000}, "b")}, "normalizer.pattern: holds a text of more"),
+    "an expression of a megabyte to split at": (
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a|" * 500_000}, "behavior": "Isolated",
+         "invert": False}}, "pre_tokenizer.pattern: holds a text of more"),
+    "an expression that is none": ({"normalizer": replace({"Regex": "("}, "b")}, "the tokenizer cannot be read"),
+    "a table that says it has four gigabytes": (
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/P///w=="}}, "is no table of characters"),
+    "a decoder's suffix of 50 MB": (
+        {"decoder": {"type": "BPEDecoder", "suffix": "x" * 50_000_000}}, "decoder.suffix: holds a text of more"),
     "added tokens without end": (
         {"added_tokens": [added(number) for number in range(MOST_ADDED + 1)]}, "tokenizer.json: holds more than"),
 }  # fmt: skip
@@ -129,3 +171,33 @@ def test_an_added_token_written_as_text_is_read(folder: Path) -> None:
     index = "320" if (folder / "vocab.json").exists() else "266"
     changed(folder / "tokenizer_config.json", added_tokens_decoder={index: "<q>"})
     tokenizes(folder)
+
+
+@pytest.mark.parametrize("name", ["a pattern that backtracks", "one to split at", "a table that leads nowhere"])
+def test_a_tokenizer_that_fails_on_a_text_is_named_and_the_next_text_is_read(folder: Path, name: str) -> None:
+    split = {"type": "Split", "pattern": BACKTRACKS, "behavior": "Isolated", "invert": False}
+    changes: dict[str, dict[str, Any]] = {
+        "a pattern that backtracks": {"normalizer": replace(BACKTRACKS, "b")},
+        "one to split at": {"pre_tokenizer": split},
+        "a table that leads nowhere": {
+            "normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAAAAAAA"}},
+    }  # fmt: skip
+    changed(folder / "tokenizer.json", **changes[name])
+    with preparing(folder) as prepare:
+        error = prepare.text("a" * 40 + "b")
+        assert isinstance(error, ApiError)
+        assert (error.status, error.param) == (400, "prompt")
+        assert "tokenizer" in error.message
+        assert not isinstance(prepare.text([5, 6]), ApiError)
+
+
+def test_published_kinds_of_tokenizers_pass(folder: Path) -> None:
+    """What Llama 2, Gemma, XLM-R and CLIP write."""
+    space = replace({"String": " "}, "▁")
+    for normalizer in (
+        {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, space]}, space,
+        {"type": "Sequence", "normalizers": [{"type": "NFC"}, replace({"Regex": "\\s+"}, " "), {"type": "Lowercase"}]},
+        {"type": "Sequence", "normalizers": [replace({"Regex": " {2,}"}, "▁"), {"type": "NFKC"}]}, None,
+    ):  # fmt: skip
+        changed(folder / "tokenizer.json", normalizer=normalizer)
+        tokenizes(folder)

@@ -34,6 +34,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- /* A shell pattern as a regular expression: * ? [abc] [!abc]. Its alphabet is that of values.schema.json. */ -}}
+{{- define "plimsoll.globRegex" -}}
+{{- $quoted := regexQuoteMeta . | replace "\\*" ".*" | replace "\\?" "." -}}
+{{- regexReplaceAll "\\\\\\[([-a-z0-9]+)\\\\\\]" (regexReplaceAll "\\\\\\[!([-a-z0-9]+)\\\\\\]" $quoted "[^${1}]") "[${1}]" -}}
+{{- end -}}
+
 {{- /* (dict "image" VALUES "default" TAG): a digest says exactly what runs, so it wins. */ -}}
 {{- define "plimsoll.image" -}}
 {{- if .image.digest -}}
