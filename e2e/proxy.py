@@ -20,7 +20,7 @@ import yaml
 from aiohttp import web
 
 from plimsoll.operator.cluster import connection, credentials
-from plimsoll.operator.handlers import tls
+from plimsoll.operator.watches import tls
 
 #: What may happen to a request, likelier where it is named twice.
 _BUSY = ("delay", "cut before", "429", "500", "503") * 2

@@ -20,9 +20,9 @@ from plimsoll.operator.cluster import Cluster, ConflictError, NotFoundError
 from plimsoll.operator.entries import Key
 from plimsoll.operator.kinds import BY_NAME, Kind
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.ownership import check_ours
 from plimsoll.operator.snapshot import Snapshot
+from plimsoll.operator.watch_cache import Cache
 
 log = structlog.get_logger("plimsoll.operator.apply")
 

@@ -21,10 +21,10 @@ from plimsoll.operator.cluster import (
     NotLeaderError,
 )
 from plimsoll.operator.kinds import BY_NAME, Kind
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.ownership import controller
 from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.shape import text
+from plimsoll.operator.watch_cache import Cache
 
 log = structlog.get_logger("plimsoll.operator.departures")
 

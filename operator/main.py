@@ -25,12 +25,10 @@ from plimsoll.operator import build, discover, kinds, log
 from plimsoll.operator.cluster import Cluster, ClusterError, connection
 from plimsoll.operator.departures import Departures
 from plimsoll.operator.events import Events, Poster
-from plimsoll.operator.handlers import WATCH_SECONDS, Watches
 from plimsoll.operator.health import Health
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.lease import UNANSWERED_SECONDS, Lease
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.plan import next_plan, room_for
 from plimsoll.operator.poll import Poller
 from plimsoll.operator.pulse import Pulse
@@ -39,6 +37,8 @@ from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings, load_settings
 from plimsoll.operator.sweep import Sweeper
 from plimsoll.operator.verify import Rounds, Verifier
+from plimsoll.operator.watch_cache import Cache
+from plimsoll.operator.watches import WATCH_SECONDS, Watches
 from plimsoll.operator.workqueue import SETTLE_SECONDS, WorkQueue
 
 logger = structlog.get_logger("plimsoll.operator")

@@ -16,8 +16,8 @@ from plimsoll.operator import parse, parse_jobs
 from plimsoll.operator.entries import Key, Target
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.names import STATUS_PORT
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.snapshot import Page
+from plimsoll.operator.watch_cache import Cache
 
 log = structlog.get_logger("plimsoll.operator.poll")
 

@@ -23,7 +23,6 @@ from plimsoll.operator.cluster import (
 )
 from plimsoll.operator.entries import Key, object_of
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.plan.refusal import refused as with_refusal
 from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.report import Reporter
@@ -31,6 +30,7 @@ from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment, Snapshot
 from plimsoll.operator.waiting import Waiting
+from plimsoll.operator.watch_cache import Cache
 from plimsoll.operator.workqueue import WorkQueue
 
 log = structlog.get_logger("plimsoll.operator.reconcile")

@@ -9,8 +9,8 @@ from plimsoll.operator import kinds, parse
 from plimsoll.operator.cluster import Cluster
 from plimsoll.operator.entries import Key
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.snapshot import Deployment
+from plimsoll.operator.watch_cache import Cache
 
 #: A status in which no condition and no phase has changed waits until the last one is so old: a pod that starts has
 #: something new to say several times a second, of which a moment later nothing is left.

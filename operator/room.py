@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 from plimsoll.operator import kinds, parse
 from plimsoll.operator.cluster import Cluster, ForbiddenError, GoneError, NotFoundError
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.shape import mapping, text
 from plimsoll.operator.snapshot import Snapshot
+from plimsoll.operator.watch_cache import Cache
 
 Used = Mapping[str, Mapping[str, int]]
 #: Namespace and deployment that a pod belongs to; no name where it is none of ours.

@@ -10,8 +10,8 @@ from plimsoll.operator import names
 from plimsoll.operator.cluster import Cluster, ClusterError, ForbiddenError, InvalidError, NotLeaderError
 from plimsoll.operator.entries import Key
 from plimsoll.operator.kinds import BY_NAME, CONFIG_MAP, POLICY
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.pulse import Pulse
+from plimsoll.operator.watch_cache import Cache
 
 log = structlog.get_logger("plimsoll.operator.sweep")
 

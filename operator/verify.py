@@ -20,8 +20,8 @@ from plimsoll.operator.entries import older, ordered
 from plimsoll.operator.kinds import BY_NAME, DEPLOYMENT, ENDPOINT_SLICE, Kind
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.names import OURS, STRAY
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.pulse import Pulse
+from plimsoll.operator.watch_cache import Cache
 
 log = structlog.get_logger("plimsoll.operator.verify")
 

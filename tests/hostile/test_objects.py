@@ -22,11 +22,11 @@ from plimsoll.operator.entries import job_key
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.main import source_key
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.plan import next_plan
 from plimsoll.operator.plan.quota import with_help
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Snapshot
+from plimsoll.operator.watch_cache import Cache
 from tests.operator.shell.conftest import OBJECTS
 from tests.operator.shell.test_hostile import JOB, NODE, NOTES, QUANTIZATION, VALUES, places, with_value
 from tests.support.bounded import bounded

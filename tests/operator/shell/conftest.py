@@ -15,7 +15,7 @@ from kubernetes.client import Configuration
 from plimsoll.operator import kinds
 from plimsoll.operator.cluster import Cluster
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.observe import Cache
+from plimsoll.operator.watch_cache import Cache
 
 OBJECTS = Path(__file__).parent / "objects"
 

@@ -10,8 +10,8 @@ from plimsoll.operator.cluster import Cluster, NotLeaderError
 from plimsoll.operator.departures import FOLLOWER_SECONDS, Departures
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.verify import Verifier
+from plimsoll.operator.watch_cache import Cache
 
 Make = Callable[..., dict[str, Any]]
 KEY = ("ns", "a")

@@ -17,11 +17,11 @@ from plimsoll.operator.cluster import Cluster, decode
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.main import source_key
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.plan import next_plan
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.verify import Verifier
 from plimsoll.operator.waiting import last_told
+from plimsoll.operator.watch_cache import Cache
 
 Json = dict[str, Any]
 NAMESPACE = "op-shell"
@@ -190,6 +190,6 @@ def test_what_cannot_even_be_taken_in_leaves_out_itself_alone(
 ) -> None:
     known = make(kinds.DEPLOYMENT, "a", 1, spec={})
     cache.seen(kinds.DEPLOYMENT, None, known)
-    monkeypatch.setattr("plimsoll.operator.observe.relations", lambda *_: 1 / 0)
+    monkeypatch.setattr("plimsoll.operator.watch_cache.relations", lambda *_: 1 / 0)
     assert not cache.seen(kinds.DEPLOYMENT, "MODIFIED", make(kinds.DEPLOYMENT, "a", 2, spec={}))
     assert cache.version(kinds.DEPLOYMENT, "ns", "a") == "1"

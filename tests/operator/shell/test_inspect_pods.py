@@ -9,11 +9,11 @@ from plimsoll.operator import kinds, names
 from plimsoll.operator.cluster import Cluster
 from plimsoll.operator.events import Events
 from plimsoll.operator.main import source_key
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.plan import next_plan
 from plimsoll.operator.reconcile import Reconciler
 from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
+from plimsoll.operator.watch_cache import Cache
 from plimsoll.operator.workqueue import WorkQueue
 from tests.support.built import INSPECTION
 from tests.support.miniature import spec

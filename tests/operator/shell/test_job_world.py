@@ -13,13 +13,13 @@ from plimsoll.operator.cluster import Cluster
 from plimsoll.operator.entries import job_key, object_of
 from plimsoll.operator.events import Events
 from plimsoll.operator.main import source_key
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.plan import next_plan
 from plimsoll.operator.poll import Poller
 from plimsoll.operator.reconcile import Reconciler
 from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Output
+from plimsoll.operator.watch_cache import Cache
 from plimsoll.operator.workqueue import WorkQueue
 from tests.support.built import INSPECTION
 from tests.support.job_manifests import LEAST

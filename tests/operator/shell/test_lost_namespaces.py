@@ -12,11 +12,11 @@ from structlog.testing import capture_logs
 
 from plimsoll.operator import kinds, log, names
 from plimsoll.operator.cluster import Cluster, ForbiddenError
-from plimsoll.operator.handlers import Watches
 from plimsoll.operator.main import Operator
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.verify import LOST_SECONDS, RETRY_SECONDS, Rounds, Verifier
+from plimsoll.operator.watch_cache import Cache
+from plimsoll.operator.watches import Watches
 
 TEAMS = ("team-a", "team-b", "team-c")
 WATCHED = (kinds.DEPLOYMENT, kinds.REPLICA_SET, kinds.SERVICE)

@@ -9,8 +9,8 @@ import pytest
 
 from plimsoll.operator import kinds, names
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.poll import GIVE_UP, Poller
+from plimsoll.operator.watch_cache import Cache
 
 Make = Callable[..., dict[str, Any]]
 LOADING = {"phase": "loading", "startup": {"load": {"bytes": 1, "total": 9}}}

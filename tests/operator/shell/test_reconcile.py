@@ -12,12 +12,12 @@ from plimsoll.operator import kinds, names
 from plimsoll.operator.actions import Action, Apply, Delete, Event, MarkProven, Plan, Scale
 from plimsoll.operator.cluster import Cluster
 from plimsoll.operator.events import Events
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.reconcile import Reconciler
 from plimsoll.operator.report import difference
 from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Snapshot
+from plimsoll.operator.watch_cache import Cache
 from plimsoll.operator.workqueue import WorkQueue
 
 KEY = ("ns", "a")

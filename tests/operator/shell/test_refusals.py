@@ -7,10 +7,10 @@ import pytest
 from plimsoll.operator import kinds
 from plimsoll.operator.actions import Apply, Plan
 from plimsoll.operator.cluster import Cluster, ForbiddenError
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.plan.conditions import Condition, Truth, written
 from plimsoll.operator.plan.refusal import refused
 from plimsoll.operator.snapshot import Deployment
+from plimsoll.operator.watch_cache import Cache
 from tests.operator.shell import test_job_world as jobs
 from tests.operator.shell.test_reconcile import KEY, SERVICE, World
 

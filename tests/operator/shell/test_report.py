@@ -6,8 +6,8 @@ import pytest
 
 from plimsoll.operator import kinds
 from plimsoll.operator.cluster import Cluster, NotFoundError
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.report import WORDS_SECONDS, Reporter
+from plimsoll.operator.watch_cache import Cache
 
 KEY = ("ns", "a")
 

@@ -8,10 +8,10 @@ import pytest
 from plimsoll.operator import kinds, names, parse
 from plimsoll.operator.actions import Delete
 from plimsoll.operator.main import source_key
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.plan import next_plan
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Container, Pod
+from plimsoll.operator.watch_cache import Cache
 from tests.support.built import INSPECTION
 from tests.support.job_miniature import LAYERS, JobCluster
 from tests.support.miniature import spec

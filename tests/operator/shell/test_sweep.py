@@ -7,8 +7,8 @@ import pytest
 
 from plimsoll.operator import kinds, names
 from plimsoll.operator.cluster import Cluster
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.sweep import KEEP_RECORDS_SECONDS, Sweeper
+from plimsoll.operator.watch_cache import Cache
 
 
 class World:

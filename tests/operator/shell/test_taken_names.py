@@ -8,9 +8,9 @@ from plimsoll.operator import kinds, names
 from plimsoll.operator.actions import Apply, Plan
 from plimsoll.operator.cluster import Cluster, ConflictError, NameTakenError
 from plimsoll.operator.kinds import BY_NAME
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.ownership import check_ours
 from plimsoll.operator.plan.conditions import Condition, written
+from plimsoll.operator.watch_cache import Cache
 from tests.operator.shell.test_reconcile import KEY, MINE, World
 
 OWNER = {"kind": "ModelDeployment", "name": "a", "uid": "uid-a", "controller": True}

@@ -9,8 +9,8 @@ import pytest
 from plimsoll.operator import kinds, names
 from plimsoll.operator.cluster import Cluster, ClusterError
 from plimsoll.operator.departures import Departures
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.verify import Rounds, Verifier
+from plimsoll.operator.watch_cache import Cache
 
 MINE = {"labels": {names.MANAGED_BY: names.MANAGER, names.DEPLOYMENT: "a"}}
 

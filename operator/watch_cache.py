@@ -41,7 +41,7 @@ from plimsoll.operator.shape import text
 from plimsoll.operator.snapshot import Page, Pod, Snapshot
 from plimsoll.operator.unreadable import unreadable
 
-log = structlog.get_logger("plimsoll.operator.observe")
+log = structlog.get_logger("plimsoll.operator.watch_cache")
 
 #: Who names a source; the rest of what belongs to one was made by looking at it.
 _NAMES_IT = (kinds.DEPLOYMENT.name, kinds.QUANTIZATION.name, kinds.REPLICA_SET.name)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.operator import kinds, names
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.snapshot import Page
+from plimsoll.operator.watch_cache import Cache
 
 Make = Callable[..., dict[str, Any]]
 KEY = ("ns", "a")

@@ -21,9 +21,9 @@ from kubernetes.client import Configuration
 from plimsoll.operator.answers import soften
 from plimsoll.operator.cluster import credentials
 from plimsoll.operator.kinds import Kind
-from plimsoll.operator.observe import Cache
 from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.stream import Stream
+from plimsoll.operator.watch_cache import Cache
 
 log = structlog.get_logger("plimsoll.operator.watch")
 
