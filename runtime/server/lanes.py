@@ -1,7 +1,11 @@
 """Jobs for forked processes: short ones and long ones apart, each one bounded in time and memory."""
 
 import asyncio
+import contextlib
+import heapq
+import itertools
 import pickle
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from plimsoll.runtime.server.forked import ANSWER, FAULT, JOB, OUT_OF_MEMORY, Forker
@@ -81,17 +85,56 @@ class _Worker:
         self._link.close()
 
 
+class _Turn:
+    """Held by one job at a time. Next is the one that would end first, had each begun when it came.
+
+    So a small job waits for no crowd of large ones, and a large one for small ones no longer than it may take itself.
+    """
+
+    def __init__(self) -> None:
+        self._held = False
+        self._numbers = itertools.count()
+        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    @contextlib.asynccontextmanager
+    async def take(self, seconds: float) -> AsyncIterator[None]:
+        """`seconds` is the most that the job may take."""
+        if self._held:
+            loop = asyncio.get_running_loop()
+            mine = loop.create_future()
+            heapq.heappush(self._waiting, (loop.time() + seconds, next(self._numbers), mine))
+            try:
+                await mine
+            except asyncio.CancelledError:
+                if not mine.cancelled():
+                    self._pass_on()
+                raise
+        self._held = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            _, _, first = heapq.heappop(self._waiting)
+            if not first.done():
+                first.set_result(None)
+                return
+        self._held = False
+
+
 class _Lane:
-    """One process at a time, and jobs in order of arrival."""
+    """One process, and jobs that take turns."""
 
     def __init__(self, forker: Forker, nice: int) -> None:
         self._forker, self._nice = forker, nice
-        self._turn = asyncio.Lock()
+        self._turn = _Turn()
         self._worker: _Worker | None = None
 
     async def run(self, payload: bytes | bytearray, arguments: bytes, seconds: float, memory: int) -> Any:
         """The job's result. Raises UnfinishedError, FaultError; OSError where no process can be forked."""
-        async with self._turn:
+        async with self._turn.take(seconds):
             worker, self._worker = self._worker, None
             if worker is not None and worker.memory != memory:
                 worker.close()

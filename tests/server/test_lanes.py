@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from plimsoll.runtime.server.forked import Forker
-from plimsoll.runtime.server.lanes import SHORT_BYTES, FaultError, Lanes, UnfinishedError
+from plimsoll.runtime.server.lanes import SHORT_BYTES, FaultError, Lanes, UnfinishedError, _Turn
 
 MIB = 1 << 20
 LONG = b" " * (SHORT_BYTES + 1)
@@ -62,6 +62,50 @@ def test_a_long_job_that_hangs_holds_up_no_short_one_and_is_ended() -> None:
             error = await hung
             assert (error.reason, error.step) == ("time", 7)
             assert (await made.run(LONG, "next", 64 * MIB))[1] == "next"
+
+    asyncio.run(scene())
+
+
+def test_a_smaller_long_job_waits_for_no_crowd_of_large_ones() -> None:
+    async def scene() -> None:
+        ended: list[str] = []
+
+        async def run(name: str, payload: bytes) -> None:
+            await made.run(payload, name, 64 * MIB)
+            ended.append(name)
+
+        async with lanes() as made, asyncio.TaskGroup() as group:
+            for number in range(4):
+                group.create_task(run(f"large {number}", bytes(2 * MIB)))
+            await asyncio.sleep(0)
+            group.create_task(run("small", LONG))
+        assert ended == ["large 0", "small", "large 1", "large 2", "large 3"]
+
+    asyncio.run(scene())
+
+
+def test_a_large_job_comes_before_small_ones_that_came_much_later() -> None:
+    async def scene() -> None:
+        turn, order, free = _Turn(), list[str](), asyncio.Event()
+
+        async def run(name: str, seconds: float) -> None:
+            async with turn.take(seconds):
+                order.append(name)
+                await free.wait()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(run("first", 1))
+            await asyncio.sleep(0)
+            group.create_task(run("large", 0.1))
+            await asyncio.sleep(0)
+            gone = group.create_task(run("gone", 0.05))
+            await asyncio.sleep(0)
+            gone.cancel()
+            for number in range(3):
+                group.create_task(run(f"small {number}", 0.2))
+            await asyncio.sleep(0)
+            free.set()
+        assert order == ["first", "large", "small 0", "small 1", "small 2"]
 
     asyncio.run(scene())
 
