@@ -1,9 +1,9 @@
 """The keys of a `config.json`: those that are read, those that change nothing, those that are refused.
 
 A key that changes the function of a model and is ignored gives wrong answers without a word. So each key is in one of
-three lists, for Llama, Mistral, Qwen2, Qwen3 and InternLM2 alike; a key in none of them is reported (`unknown_keys`).
-The lists hold what the configuration classes of transformers 4 and 5 and InternLM2's define, and what published
-checkpoints carry.
+three lists, for every family alike; a family file may read more (`Family.keys`). A key in none of them is reported
+(`unknown_keys`). The lists hold what the configuration classes of transformers 4 and 5 and InternLM2's define, and what
+published checkpoints carry.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,8 @@ from typing import Any
 
 from plimsoll.api.config_values import short
 from plimsoll.api.errors import CheckpointError
+from plimsoll.api.families.family import Family
+from plimsoll.api.families.registry import all_families
 
 #: Every key that facts are read from.
 READ = (
@@ -88,20 +90,16 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "layer_norm_type": ("rms", "rmsnorm"),
 }
 
-#: What each served class is called in `model_type`, by which transformers chooses the class.
-MODEL_TYPES: Mapping[str, str] = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "InternLM2ForCausalLM": "internlm2",
-}
+
+def read_keys() -> tuple[str, ...]:
+    """Every key that the facts of some family are read from."""
+    return tuple(dict.fromkeys([*READ, *(key for family in all_families().values() for key in family.keys)]))
 
 
-def refuse_keys(config: Mapping[str, Any]) -> None:
-    """Raises CheckpointError for a key that asks for a function that is not run, by its name."""
+def refuse_keys(config: Mapping[str, Any], family: Family) -> None:
+    """Raises CheckpointError for a key that asks for a function that `family` does not run, by its name."""
     for key, inert in REFUSED.items():
-        value = config.get(key)
+        value = None if key in family.keys else config.get(key)
         # True and 1, and False and 0, are equal in Python, and mean the same in a configuration.
         if value is not None and value not in inert:
             raise CheckpointError(
@@ -112,19 +110,18 @@ def refuse_keys(config: Mapping[str, Any]) -> None:
 
 def unknown_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Keys in none of the three lists. They are not read: the model may compute something else than they ask for."""
-    return tuple(
-        key for key, value in config.items()
-        if value is not None and key not in READ and key not in HARMLESS and key not in REFUSED
-    )  # fmt: skip
+    known = {*read_keys(), *HARMLESS, *REFUSED}
+    return tuple(key for key, value in config.items() if value is not None and key not in known)
 
 
-def refuse_other_model_type(config: Mapping[str, Any], architecture: str) -> None:
-    """Raises CheckpointError where `model_type` names another served class: transformers goes by it."""
+def refuse_other_model_type(config: Mapping[str, Any], family: Family) -> None:
+    """Raises CheckpointError where `model_type` names another family: transformers goes by it."""
     named = config.get("model_type")
-    if named is None or named == MODEL_TYPES[architecture] or named not in MODEL_TYPES.values():
+    meant = next((other for other in all_families().values() if other.model_type == named), family)
+    if meant.model_type == family.model_type:
         return
-    meant = next(name for name, kind in MODEL_TYPES.items() if kind == named)
+    ours, theirs = family.architecture, meant.architecture
     raise CheckpointError(
-        f"is not the type of {architecture}, which is {MODEL_TYPES[architecture]}", field="model_type", value=named,
-        fix=f"Set model_type to {MODEL_TYPES[architecture]}, or architectures to {meant}, whichever the weights are of",
+        f"is not the type of {ours}, which is {family.model_type}", field="model_type", value=named,
+        fix=f"Set model_type to {family.model_type}, or architectures to {theirs}, whichever the weights are of",
     )  # fmt: skip

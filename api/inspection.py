@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plimsoll.api.config_keys import READ
+from plimsoll.api.config_keys import read_keys
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.facts import facts_from_config
+from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantization import essential
 from plimsoll.api.tensor_table import collapse, expand
@@ -53,7 +54,7 @@ class Inspection:
             CheckpointError: these facts do not fit, or are none that a configuration could lead to.
         """
         # Nulls too: a key that is absent takes the default of its class, which may be another value.
-        config = {key: self.facts.config[key] for key in READ if key in self.facts.config}
+        config = {key: self.facts.config[key] for key in read_keys() if key in self.facts.config}
         config |= {
             key: essential(config[key])
             for key in ("quantization_config", "compression_config")

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from plimsoll.api.quantization import Quantization
 
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
+"""`gelu` is exact, `gelu_tanh` its approximation (Hendrycks & Gimpel 2016); `relu2` is max(x, 0)²."""
 RopeKind = Literal["default", "linear", "dynamic", "yarn", "llama3"]
 
 #: Bytes of one element, by the dtype names of the safetensors format.
@@ -39,6 +41,56 @@ class RopeFacts:
     theta: float = 10000.0
     kind: RopeKind = "default"
     params: Mapping[str, float] = field(default_factory=dict)
+    share: float = 1.0
+    """Of each head's dimensions, from the first on, that are rotated."""
+
+    def rotated(self, head_dim: int) -> int:
+        """Dimensions of a head that are rotated."""
+        return int(head_dim * self.share)
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """How activations are normalized."""
+
+    eps: float
+    kind: Literal["rms", "layer"] = "rms"
+    """`rms`: x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019). `layer`: the mean is subtracted first."""
+    offset: float = 0.0
+    """Added to the stored weight before it multiplies: 1 where a checkpoint stores w for x * (1 + w)."""
+    bias: bool = False
+    """A vector is added at the end. Only of kind `layer`."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """The arithmetic of one decoder layer, without its sizes: what the engine, the budget and `quantjob` go by."""
+
+    norm: NormSpec
+    """Every norm of the layer."""
+    scale: float
+    """Multiplies q · k."""
+    rope: RopeFacts | None
+    """None where positions do not enter."""
+    placement: Literal["before", "around", "after"] = "before"
+    """Where norms stand: before attention and before the MLP, before and after each, or after each."""
+    qk_norm: Literal["head", "whole"] | None = None
+    """A norm of q and k before rotation: of each head, or of the whole projection."""
+    attention_softcap: float | None = None
+    """Scores s become cap * tanh(s / cap)."""
+    window: int | None = None
+    """Tokens each position attends to, itself included; None where attention is full."""
+    qkv_bias: bool = False
+    output_bias: bool = False
+    """Bias on the attention output projection."""
+    mlp_bias: bool = False
+    activation: Activation = "silu"
+    gated: bool = True
+    """The MLP is down(act(gate(x)) * up(x)); else down(act(up(x)))."""
+    block: Literal["mlp"] = "mlp"
+    """What follows attention. Mixtures of experts will be another kind."""
+    residual_multiplier: float = 1.0
+    """Multiplies what attention and MLP add to the residual."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +102,20 @@ class ModelFacts:
     vocab_size: int
     hidden_size: int
     intermediate_size: int
-    num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     max_position: int
     """Positions the model was trained for (`max_position_embeddings`)."""
-    rms_norm_eps: float
     rope: RopeFacts
+    """The one that the trained length belongs to. A layer may have another."""
     tie_embeddings: bool
-    sliding_window: int | None = None
-    """Tokens each position attends to, itself included; None where attention is full."""
-    sliding_layers: tuple[bool, ...] | None = None
-    """Per layer, whether `sliding_window` applies; None means on every layer (if it is set)."""
-    qkv_bias: bool = False
-    output_bias: bool = False
-    """Bias on the attention output projection."""
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    """RMS norm on each head of q and k before rotation (Qwen3)."""
+    layers: tuple[LayerSpec, ...]
+    final_norm: NormSpec
+    embedding_multiplier: float = 1.0
+    logit_multiplier: float = 1.0
+    logit_softcap: float | None = None
+    """Logits x become cap * tanh(x / cap)."""
     dtype: str = "BF16"
     """Precision the checkpoint was trained in, by safetensors name."""
     eos_token_ids: tuple[int, ...] = ()
@@ -79,3 +126,29 @@ class ModelFacts:
     """How linear weights are stored; None where they are floats, or blocks of a GGUF."""
     config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The configuration these facts were read from, for what has no field here."""
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.layers)
+
+    @property
+    def kinds(self) -> list[tuple[LayerSpec, int]]:
+        """The distinct specs of the layers, each with the number of layers that have it."""
+        found: list[tuple[LayerSpec, int]] = []
+        for spec in self.layers:
+            place = next((at for at, (one, _) in enumerate(found) if one is spec or one == spec), None)
+            if place is None:
+                found.append((spec, 1))
+            else:
+                found[place] = (found[place][0], found[place][1] + 1)
+        return found
+
+    @property
+    def ropes(self) -> list[RopeFacts]:
+        """The distinct rotary embeddings of the layers, the first layer's first."""
+        found: list[RopeFacts] = []
+        for spec, _ in self.kinds:
+            if spec.rope is not None and spec.rope not in found:
+                found.append(spec.rope)
+        return found

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from plimsoll.api.architecture import find_architecture
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, DeviceKind, TableFacts
 from plimsoll.api.errors import SpecError
+from plimsoll.api.families.registry import find_family
+from plimsoll.api.layer_tensors import FUSED, fused_roles, has_bias, norm_sizes, role_shape, stored_linears
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantization import DTYPE_OF_BITS, PRECISION_OF_BITS, ignores
 
@@ -96,32 +97,28 @@ def matrices(
     Raises:
         SpecError: `precision` cannot hold this model so (`held_group`).
     """
-    heads, kv_heads = facts.num_heads // tensor, kv_heads_per_rank(facts, tensor)
-    inner, hidden = facts.intermediate_size // tensor, facts.hidden_size
-    vocab = -(-facts.vocab_size // tensor)
-    arch = find_architecture(facts.architecture)
+    hidden, vocab = facts.hidden_size, -(-facts.vocab_size // tensor)
+    names = find_family(facts.architecture).names
     bits = CODE_BITS.get(precision)
     group = head_group(facts, precision, table)
     yield Matrix(vocab, hidden, linear=False, group=group, bits=None if group is None else 8)
     if not facts.tie_embeddings:
         yield Matrix(vocab, hidden, linear=False)
-    for names, rows, columns in (
-        (arch.qkv, (heads + 2 * kv_heads) * facts.head_dim, hidden),
-        ((arch.output,), hidden, heads * facts.head_dim),
-        (arch.gate_up, 2 * inner, hidden),
-        ((arch.down,), hidden, inner),
-    ):
-        if facts.quantization is None or bits is None:
-            group = held_group(facts, precision, names, columns, tensor)
-            yield Matrix(rows, columns, count=facts.num_layers, group=group, bits=bits)
-            continue
-        # Layers may differ: a quantised checkpoint keeps some of them whole.
-        prefixes = [arch.layer.format(index) for index in range(facts.num_layers)]
-        groups = [
-            held_group(facts, precision, [prefix + name for name in names], columns, tensor) for prefix in prefixes
-        ]
-        for group, count in Counter(groups).items():
-            yield Matrix(rows, columns, count=count, group=group, bits=None if group is None else bits)
+    found: Counter[Matrix] = Counter()
+    # Layers may differ in what a quantized checkpoint keeps whole; else those of one spec are alike.
+    apart = facts.quantization is not None and bits is not None
+    runs = [(spec, [index]) for index, spec in enumerate(facts.layers)] if apart else []
+    for spec, indices in runs or [(spec, [0] * count) for spec, count in facts.kinds]:
+        prefix = names.layer.format(indices[0])
+        for matrix in FUSED:
+            roles = fused_roles(spec, matrix)
+            modules = [prefix + linear.module for linear in stored_linears(names, spec, matrix)]
+            rows = sum(role_shape(facts, role, tensor)[0] for role in roles)
+            columns = role_shape(facts, roles[0], tensor)[1]
+            group = held_group(facts, precision, modules, columns, tensor)
+            found[Matrix(rows, columns, group=group, bits=None if group is None else bits)] += len(indices)
+    for one, count in found.items():
+        yield replace(one, count=count)
 
 
 def head_group(facts: ModelFacts, precision: Precision, table: TableFacts) -> int | None:
@@ -197,15 +194,28 @@ def _own_group(columns: int) -> int:
 
 def vector_elements(facts: ModelFacts, tensor: int) -> int:
     """Elements of norms and biases of one rank; they stay in the precision of activations."""
-    hidden, dim = facts.hidden_size, facts.head_dim
-    layer = 2 * hidden + (2 * dim if facts.qk_norm else 0)
-    if facts.qkv_bias:
-        layer += (facts.num_heads // tensor + 2 * kv_heads_per_rank(facts, tensor)) * dim
-    if facts.output_bias:
-        layer += hidden
-    if facts.mlp_bias:
-        layer += 2 * facts.intermediate_size // tensor + hidden
-    return facts.num_layers * layer + hidden
+    return sum(_norms_and_biases(facts, tensor))
+
+
+def vector_bytes(facts: ModelFacts, tensor: int, activation: int) -> int:
+    """Bytes of norms and biases of one rank. Weights that an offset was added to are float32: 16 bits would round it.
+
+    Args:
+        activation: bytes of one activation.
+    """
+    norms, biases = _norms_and_biases(facts, tensor)
+    return norms * (4 if facts.final_norm.offset else activation) + biases * activation
+
+
+def _norms_and_biases(facts: ModelFacts, tensor: int) -> tuple[int, int]:
+    norms, biases = facts.hidden_size, facts.hidden_size if facts.final_norm.bias else 0
+    for spec, count in facts.kinds:
+        lengths = sum(norm_sizes(facts, spec).values())
+        norms += count * lengths
+        biases += count * lengths if spec.norm.bias else 0
+        roles = [role for matrix in FUSED for role in fused_roles(spec, matrix) if has_bias(spec, role)]
+        biases += count * sum(role_shape(facts, role, tensor)[0] for role in roles)
+    return norms, biases
 
 
 def weight_bytes(facts: ModelFacts, precision: Precision, device: DeviceFacts, tensor: int = 1) -> int:
@@ -215,7 +225,7 @@ def weight_bytes(facts: ModelFacts, precision: Precision, device: DeviceFacts, t
         SpecError: `precision` cannot hold this model (`held_group`).
     """
     activation = device.table.activation_bytes or element_bytes(precision)
-    total = vector_elements(facts, tensor) * activation
+    total = vector_bytes(facts, tensor, activation)
     for matrix in matrices(facts, tensor, precision, device.table):
         rows = -(-matrix.rows // device.table.row_tile) * device.table.row_tile
         total += matrix.count * _matrix_bytes(rows, matrix, precision)
@@ -256,17 +266,23 @@ def workspace_terms(
       its mixed values; gate, up and their product; normed queries and keys where the model has such norms.
     - `logits`: float32 logits of every running sequence, or of a slice of prompt positions where those are more, and
       `SAMPLER_ROWS` more for the sampler, which works on slices of them.
-    - `positions`: float32 cosines and sines up to the longest sequence.
+    - `positions`: float32 cosines and sines up to the longest sequence, of each rotary embedding.
     - `kernels`: what the table of kernels keeps for itself.
     """
     activation = device.table.activation_bytes or element_bytes(precision)
     heads, kv_heads = facts.num_heads // tensor, kv_heads_per_rank(facts, tensor)
-    row = 3 * facts.hidden_size + (2 * heads + 2 * kv_heads) * facts.head_dim + 3 * facts.intermediate_size // tensor
-    if facts.qk_norm:
-        row += (heads + kv_heads) * facts.head_dim
+    inner = facts.intermediate_size // tensor
+    rows = []
+    for spec, _ in facts.kinds:
+        row = 3 * facts.hidden_size + (2 * heads + 2 * kv_heads) * facts.head_dim + (3 if spec.gated else 2) * inner
+        if spec.qk_norm is not None:
+            row += (heads + kv_heads) * facts.head_dim
+        # What a norm after attention makes is alive beside what the norm before the MLP makes of it.
+        rows.append(row + (facts.hidden_size if spec.placement == "around" else 0))
+    row = max(rows)
     return {
         "activations": max_batched_tokens * row * activation,
         "logits": (max(max_running, PROMPT_LOGIT_ROWS) + SAMPLER_ROWS) * facts.vocab_size * 4,
-        "positions": max_length * facts.head_dim * 4,
+        "positions": max_length * sum(rope.rotated(facts.head_dim) for rope in facts.ropes) * 4,
         "kernels": device.table.scratch_bytes,
     }

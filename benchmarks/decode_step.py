@@ -111,7 +111,7 @@ def _timed_table(decoder: Decoder, clock: Clock) -> Any:
         for part in ("qkv", "output", "gate_up", "down"):
             weights[id(getattr(layer, part))] = part
     names: dict[str, Callable[..., str]] = {"linear": lambda x, weight, bias: weights[id(weight)]}
-    for op in ("embedding", "silu_mul", "rope", "write_kv", "attention"):
+    for op in ("embedding", "activate", "rope", "write_kv", "attention"):
         names[op] = lambda *_, op=op: op
     names["rms_norm"] = names["add_rms_norm"] = lambda *_: "norms"
     table = decoder.kernels

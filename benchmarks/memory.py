@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import save_file
 
 from plimsoll.api.budget import BATCHED_TOKENS
-from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.facts import facts_from_config
+from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.quantity import format_bytes
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.client import EngineClient

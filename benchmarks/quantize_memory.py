@@ -24,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.facts import facts_from_config
 from plimsoll.api.job_budget import JobLoad, batch_bytes, job_needs, layer_bytes
 from plimsoll.api.job_progress import JobProgress
+from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts
 from plimsoll.checkpoint.safetensors_writer import write_shards
 

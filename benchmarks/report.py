@@ -11,7 +11,7 @@ from rich.text import Text
 
 #: Parts of a decode step, in the order shown.
 PARTS = (
-    "qkv", "attention", "output", "gate_up", "down", "head", "norms", "rope", "write_kv", "silu_mul", "embedding",
+    "qkv", "attention", "output", "gate_up", "down", "head", "norms", "rope", "write_kv", "activate", "embedding",
     "around the ops", "sampling", "scheduling and books",
 )  # fmt: skip
 Results = Mapping[str, Mapping[str, Any]]

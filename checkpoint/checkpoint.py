@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.facts import facts_from_config
+from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts, TensorFact
 from plimsoll.api.quantization import DTYPE_OF_BITS, Quantization, parse_quantization
 from plimsoll.checkpoint.quantized.linear import QuantizedLinear

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.model import TensorFact
 from plimsoll.checkpoint.checkpoint import Checkpoint, RawTensor, facts_of, row_range
-from plimsoll.checkpoint.gguf_config import PERMUTED, architecture_of, build_config, build_generation_config
+from plimsoll.checkpoint.gguf_config import build_config, build_generation_config, family_of
 from plimsoll.checkpoint.gguf_file import GgufFile, GgufTensor
 from plimsoll.checkpoint.gguf_names import huggingface_name
 from plimsoll.checkpoint.safetensors_file import read_range
@@ -29,12 +29,12 @@ class GgufCheckpoint(Checkpoint):
         """
         self.file = GgufFile(path)
         self.path = path = self.file.path
-        self._architecture = architecture_of(self.file)
+        self._family, self._written = family_of(self.file)
         self.config = build_config(self.file)
         self.generation_config = build_generation_config(self.file)
         self._stored: dict[str, GgufTensor] = {}
         for tensor in self.file.tensors.values():
-            name = huggingface_name(tensor.name, str(path))
+            name = huggingface_name(tensor.name, self._family, self._written, str(path))
             if name is not None:
                 self._stored[name] = tensor
         tensors = {
@@ -76,9 +76,11 @@ class GgufCheckpoint(Checkpoint):
 
         In a head of size d, Hugging Face rotates row i with row i + d/2; llama.cpp stores such pairs side by side.
         """
-        if self._architecture not in PERMUTED or ".self_attn." not in name:
+        if not self._written.permuted:
             return None
-        heads = {"q_proj": self.facts.num_heads, "k_proj": self.facts.num_kv_heads}.get(name.split(".")[-2])
+        module, names = name.rpartition(".")[0], self._family.names
+        counts = {"q": self.facts.num_heads, "k": self.facts.num_kv_heads}
+        heads = next((count for role, count in counts.items() if module.endswith(f".{names.module(role)}")), None)
         if heads is None:
             return None
         stored: npt.NDArray[np.intp] = np.arange(rows).reshape(heads, -1, 2)

@@ -11,18 +11,11 @@ from typing import Any
 import numpy as np
 
 from plimsoll.api.errors import CheckpointError
+from plimsoll.api.families.family import Family, Gguf
+from plimsoll.api.families.registry import all_families
 from plimsoll.checkpoint.gguf_file import ArrayField, GgufFile
 from plimsoll.checkpoint.safetensors_file import read_range
 
-#: GGUF architecture to (Hugging Face class, model_type). InternLM2 is Llama but for its packed wqkv; GGUF unpacks it.
-ARCHITECTURES = {
-    "llama": ("LlamaForCausalLM", "llama"),
-    "internlm2": ("LlamaForCausalLM", "llama"),
-    "qwen2": ("Qwen2ForCausalLM", "qwen2"),
-    "qwen3": ("Qwen3ForCausalLM", "qwen3"),
-}
-#: Architectures whose q and k rows llama.cpp reorders, pairing rotated elements side by side.
-PERMUTED = ("llama", "internlm2")
 MAX_LAYERS = 10_000
 
 
@@ -70,22 +63,33 @@ class _Metadata:
     def has(self, key: str) -> bool:
         return f"{self.prefix}.{key}" in self.file.metadata
 
+    def truthy(self, key: str) -> bool:
+        return bool(self.file.metadata.get(f"{self.prefix}.{key}"))
 
-def architecture_of(file: GgufFile) -> str:
-    """`general.architecture`.
+    def has_tensor(self, name: str) -> bool:
+        return name in self.file.tensors
+
+
+def family_of(file: GgufFile) -> tuple[Family, Gguf]:
+    """The family that serves `general.architecture`, and how its files are written.
 
     Raises:
-        CheckpointError: none, or not one that can be served.
+        CheckpointError: none does.
     """
     name = file.metadata.get("general.architecture")
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise CheckpointError(
-            "is an architecture that cannot be served",
-            field=f"{file.path}: general.architecture",
-            value=str(name)[:80],
-            fix=f"Served from GGUF: {', '.join(ARCHITECTURES)} (Mistral files call themselves llama)",
-        )
-    return name
+    written = [(family, family.gguf) for family in all_families().values() if family.gguf is not None]
+    if isinstance(name, str):
+        data = _Metadata(file, name)
+        for family, gguf in written:
+            if name in gguf.architectures and gguf.applies(data):
+                return family, gguf
+    known = dict.fromkeys(one for _, gguf in written for one in gguf.architectures)
+    raise CheckpointError(
+        "is an architecture that cannot be served",
+        field=f"{file.path}: general.architecture",
+        value=str(name)[:80],
+        fix=f"Served from GGUF: {', '.join(known)} (Mistral files call themselves llama)",
+    )
 
 
 def build_config(file: GgufFile) -> dict[str, Any]:
@@ -94,7 +98,8 @@ def build_config(file: GgufFile) -> dict[str, Any]:
     Raises:
         CheckpointError: a key is missing, out of range, or asks for something no served architecture does.
     """
-    architecture = architecture_of(file)
+    family, gguf = family_of(file)
+    architecture = str(file.metadata["general.architecture"])
     data = _Metadata(file, architecture)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -111,10 +116,9 @@ def build_config(file: GgufFile) -> dict[str, Any]:
     for key in ("rope.dimension_count", "attention.value_length"):
         if data.count(key, head_dim) != head_dim:
             raise data.fail(key, f"differs from the head size {head_dim}, which no served architecture does")
-    class_name, model_type = ARCHITECTURES[architecture]
     config: dict[str, Any] = {
-        "architectures": [class_name],
-        "model_type": model_type,
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
         "intermediate_size": data.count("feed_forward_length"),
@@ -132,13 +136,7 @@ def build_config(file: GgufFile) -> dict[str, Any]:
         "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": build_generation_config(file).get("eos_token_id"),
     }
-    if architecture in PERMUTED:
-        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
-        config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
-        # Some converters write 0 for no window.
-        if file.metadata.get(f"{architecture}.attention.sliding_window"):
-            config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
-            config["sliding_window"] = data.count("attention.sliding_window")
+    config |= gguf.config(data)
     return {key: value for key, value in config.items() if value is not None}
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plimsoll.api.architecture import ARCHITECTURES
 from plimsoll.api.config_values import flag
 from plimsoll.api.errors import CheckpointError
+from plimsoll.api.families.registry import all_families
 from plimsoll.checkpoint.gguf_file import MAGIC, MAX_ENTRIES, VERSIONS, _Cursor, _tensor_row
 from plimsoll.checkpoint.huggingface import INDEX_NAME
 from plimsoll.checkpoint.json_file import MAX_JSON_BYTES, parse_object, read_object
@@ -30,7 +30,9 @@ FIRST_GGUF = 4 * 1024 * 1024
 MAX_GGUF_HEADER = 256 * 1024 * 1024
 #: Weights that may be one matrix, by every family's names.
 _MATRICES = tuple(
-    dict.fromkeys(f"{name}.weight" for arch in ARCHITECTURES.values() for name in (arch.embedding, arch.head))
+    dict.fromkeys(
+        f"{name}.weight" for family in all_families().values() for name in (family.names.embedding, family.names.head)
+    )
 )
 #: Pieces of each that are compared from afar, from the first byte to the last.
 _SAMPLES, _SAMPLE_BYTES = 8, 64 * 1024

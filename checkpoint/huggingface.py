@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from plimsoll.api.architecture import ARCHITECTURES, find_architecture
 from plimsoll.api.config_values import flag
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.facts import config_notes, expected_tensors
+from plimsoll.api.facts import config_notes
+from plimsoll.api.families.registry import all_families, find_family
+from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import TensorFact
 from plimsoll.checkpoint.checkpoint import (
     FLOAT_DTYPES,
@@ -141,8 +142,8 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.facts = facts_of(self.config, self.generation_config, logical.tensors, str(config_path))
         ends = _end_notes(self.generation_config, f"{generation_path}: ")
         self.notices = (*untied, *config_notes(self.config, f"{config_path}: "), *ends)
-        arch = find_architecture(self.facts.architecture)
-        for module in (arch.embedding, arch.head):
+        names = find_family(self.facts.architecture).names
+        for module in (names.embedding, names.head):
             if module in self._modules:
                 raise CheckpointError(
                     "a quantised embedding or head is not run", field=f"{folder}: {module}",
@@ -156,20 +157,21 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def _untie(self) -> tuple[str, ...]:
         """Call the head its own in `config` where the files hold another matrix than the embedding; and say so."""
-        names = self.config.get("architectures")
-        arch = ARCHITECTURES.get(names[0]) if isinstance(names, list) and names and isinstance(names[0], str) else None
+        said = self.config.get("architectures")
+        family = all_families().get(said[0]) if isinstance(said, list) and said and isinstance(said[0], str) else None
         try:
             tied = flag(self.config, "tie_word_embeddings")
         except CheckpointError:
             return ()  # Refused where the facts are read, with the name of the file.
-        if arch is None or not tied:
+        if family is None or not tied:
             return ()
-        embedding, head = (self._stored.get(f"{module}.weight") for module in (arch.embedding, arch.head))
+        names = family.names
+        embedding, head = (self._stored.get(f"{module}.weight") for module in (names.embedding, names.head))
         if embedding is None or head is None or not has_own_head(embedding, head):
             return ()
         self.config = {**self.config, "tie_word_embeddings": False}
         return (
-            f"{self.path}: {arch.head}.weight differs from {arch.embedding}.weight, although tie_word_embeddings is "
+            f"{self.path}: {names.head}.weight differs from {names.embedding}.weight, although tie_word_embeddings is "
             "true; the head is used as it is stored",
         )
 

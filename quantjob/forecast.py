@@ -13,14 +13,15 @@ from typing import TypeVar
 
 import torch
 
+from plimsoll.api.layer_tensors import FUSED, fused_roles, role_shape
 from plimsoll.api.model import ModelFacts
 from plimsoll.quantjob.coding import ROWS as CODED_ROWS
 from plimsoll.quantjob.coding import Coder
 from plimsoll.quantjob.evaluation import ROWS as COMPARED_ROWS
 from plimsoll.quantjob.evaluation import divergences, losses
 from plimsoll.quantjob.gram import WIDEST, Gram
-from plimsoll.quantjob.groups import GATED
-from plimsoll.quantjob.layer import LINEARS, LayerWeights
+from plimsoll.quantjob.groups import groupings_of
+from plimsoll.quantjob.layer import LayerWeights
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.rounding import Rounding, fit
 from plimsoll.quantjob.search import JUDGED_ROWS, STEPS, rounding_loss
@@ -79,12 +80,12 @@ def measure(model: StreamedModel, recipe: Recipe, length: int, folder: Path | No
         tokens = int(min(length, max(16, _ENOUGH / (3 * size))))
         inputs = [torch.rand(tokens, facts.hidden_size) for _ in range(workers.count)]
         math = model.math(length)
-        workers.map(lambda one: math.mlp(weights, one[:16]), inputs)
-        _, passing = _timed(lambda: workers.map(lambda one: math.mlp(weights, one), inputs))
+        workers.map(lambda one: math.finish(weights, one[:16]), inputs)
+        _, passing = _timed(lambda: workers.map(lambda one: math.finish(weights, one), inputs))
         moment, judged, coded = 0.0, (0.0, 0.0), (0.0, 0.0)
         if recipe.calibrates:
             moment, judged, coded = _searching(model, recipe, weights, tokens)
-        rows = weights["gate"][:CODED_ROWS]
+        rows = weights["up"][:CODED_ROWS]
         rounding = Rounding(recipe.bits, recipe.group_size)
         _, nearest = _timed(lambda: fit(rows, rounding).nearest(rows))
         logits = torch.rand(COMPARED_ROWS * workers.count, facts.vocab_size)
@@ -100,7 +101,7 @@ def measure(model: StreamedModel, recipe: Recipe, length: int, folder: Path | No
 def _mlp(model: StreamedModel) -> LayerWeights:
     """The largest linears of the first layer: no more is held than while it is quantized."""
     weights = model.layer(0, at_once=False)
-    for role in ("gate", "up", "down"):
+    for role in (*fused_roles(weights.spec, "gate_up"), "down"):
         weights[role]
     return weights
 
@@ -112,7 +113,7 @@ def _searching(
     workers, moment = model.workers, 0.0
     judged, coded = [], []
     rounding = Rounding(4, recipe.group_size)
-    for role in ("gate", "down"):
+    for role in ("up", "down"):
         matrix = weights[role]
         columns = matrix.shape[1]
         gram = Gram(columns, recipe.group_size)
@@ -164,35 +165,33 @@ class Shape:
 
     @staticmethod
     def of(facts: ModelFacts) -> "Shape":
-        hidden, inner = facts.hidden_size, facts.intermediate_size
-        width, kv = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
-        return Shape(
-            {"q": width, "k": kv, "v": kv, "o": hidden, "gate": inner, "up": inner, "down": hidden},
-            dict.fromkeys(LINEARS, hidden) | {"o": width, "down": inner},
-        )
+        # Families whose layers differ in size have none here.
+        spec = facts.layers[0]
+        shapes = {role: role_shape(facts, role) for matrix in FUSED for role in fused_roles(spec, matrix)}
+        return Shape({role: rows for role, (rows, _) in shapes.items()}, {role: k for role, (_, k) in shapes.items()})
 
-    def weights(self, roles: str) -> int:
-        """Of the linears of these roles, which are apart by spaces."""
-        return sum(self.rows[role] * self.columns[role] for role in roles.split())
+    def weights(self, roles: str = "") -> int:
+        """Of the linears of these roles, which are apart by spaces; of all without any."""
+        return sum(self.rows[role] * self.columns[role] for role in self.rows if not roles or role in roles.split())
 
 
 def layer_steps(facts: ModelFacts, recipe: Recipe, rates: Rates, samples: int, length: int) -> tuple[float, ...]:
     """Seconds of the steps of one layer: reading; for each grouping its inputs, then its search and codes; the last
     pass with what is written."""
     shape = Shape.of(facts)
-    whole = shape.weights(" ".join(LINEARS))
+    whole = shape.weights()
     if not (recipe.calibrates and samples):
         return (whole * (rates.read + rates.rounded),)
     tokens = samples * length
     attention = _SOFTMAX * length * shape.rows["q"]
-    passes = (
-        0.0, shape.weights("q k v") + attention, shape.weights("q k v o") + attention, float(shape.weights("gate up")),
-    )  # fmt: skip
+    # What is run through again to see the inputs of a grouping's first target.
+    passes = {"o": shape.weights("q k v") + attention, "down": float(shape.weights("gate up"))}
+    passes |= dict.fromkeys(("gate", "up"), shape.weights("q k v o") + attention)
     steps = [whole * rates.read]
-    for grouping, multiplied in zip(GATED, passes, strict=True):
-        wide = grouping.targets[0] == "down"
-        columns = shape.columns[grouping.targets[0]]
-        steps.append(tokens * (multiplied * rates.product + _moments(columns) * rates.moment))
+    for grouping in groupings_of(facts):
+        first = grouping.targets[0]
+        wide, columns = first == "down", shape.columns[first]
+        steps.append(tokens * (passes.get(first, 0.0) * rates.product + _moments(columns) * rates.moment))
         rows = [shape.rows[role] for role in grouping.targets]
         judged = sum(rows) // max(1, sum(rows) // JUDGED_ROWS) * (2 * STEPS + 1 if recipe.search_scale else 0)
         # What rounding alone costs is found for each matrix by one thread; what the codes cost, by all.
@@ -213,7 +212,7 @@ def compared_steps(
         nearest: one of them is rounded while it is read.
     """
     shape = Shape.of(facts)
-    whole, tokens = shape.weights(" ".join(LINEARS)), windows * length
+    whole, tokens = shape.weights(), windows * length
     passed = tokens * (whole + _SOFTMAX * length * shape.rows["q"]) * rates.product
     layer = whole * rates.read + passed + 4 * tokens * facts.hidden_size * rates.written
     if nearest:

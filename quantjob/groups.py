@@ -1,52 +1,21 @@
-"""Which linears share a scale of their input channels, and what the scale is folded into, as data per architecture.
+"""Fold the scale of a grouping (`api/families`) into what makes its targets' input.
 
-A grouping multiplies column k of its targets by s[k] and divides what makes their input, the source, by the same: the
-function stays, and the large channels get finer steps. Norms of the form x * (offset + w) are folded on offset + w.
+Norms of the form x * (offset + w) are folded on offset + w.
 """
-
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from plimsoll.api.families.family import Grouping
+from plimsoll.api.families.registry import find_family
+from plimsoll.api.layer_tensors import LINEARS
 from plimsoll.api.model import ModelFacts
-from plimsoll.quantjob.layer import LINEARS, LayerWeights
+from plimsoll.quantjob.layer import LayerWeights
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """Roles of one decoder layer.
-
-    Attributes:
-        source: the norm or linear whose output channels the scale divides.
-        targets: the linears whose input channels it multiplies.
-        heads: the source's channels are key-value heads, each feeding the query heads that share it.
-        offset: of a norm whose stored weight w means offset + w.
-    """
-
-    source: str
-    targets: tuple[str, ...]
-    heads: bool = False
-    offset: float = 0.0
-
-
-#: Every decoder with RMS norms and a gated MLP. Per-head norms of queries and keys lie behind q and k: nothing
-#: is folded into or through them.
-GATED = (
-    Grouping("attention_norm", ("q", "k", "v")),
-    Grouping("v", ("o",), heads=True),
-    Grouping("mlp_norm", ("gate", "up")),
-    Grouping("up", ("down",)),
-)
-
-GROUPINGS: Mapping[str, tuple[Grouping, ...]] = {
-    "LlamaForCausalLM": GATED,
-    "MistralForCausalLM": GATED,
-    "Qwen2ForCausalLM": GATED,
-    "Qwen3ForCausalLM": GATED,
-    "InternLM2ForCausalLM": GATED,
-}
+def groupings_of(facts: ModelFacts) -> tuple[Grouping, ...]:
+    """What the model's family says; empty where rounding to nearest is all there is."""
+    return find_family(facts.architecture).groupings
 
 
 def spread(grouping: Grouping, scale: Tensor, facts: ModelFacts) -> Tensor:
@@ -71,8 +40,9 @@ def foldable(grouping: Grouping, scale: Tensor, weights: LayerWeights, stored: t
     """
     if grouping.source in LINEARS:
         return scale
-    norm = weights[grouping.source] + grouping.offset
-    folded = ((norm / scale - grouping.offset).to(stored).to(torch.float32)) + grouping.offset
+    offset = weights.spec.norm.offset
+    norm = weights[grouping.source] + offset
+    folded = ((norm / scale - offset).to(stored).to(torch.float32)) + offset
     exact = norm / folded
     return torch.where(torch.isfinite(exact) & (exact > 0), exact, torch.ones_like(exact))
 
@@ -88,4 +58,5 @@ def fold(grouping: Grouping, scale: Tensor, weights: LayerWeights) -> None:
             bias /= scale
     else:
         assert source is not None
-        source.copy_((source + grouping.offset) / scale - grouping.offset)
+        offset = weights.spec.norm.offset
+        source.copy_((source + offset) / scale - offset)

@@ -8,11 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from plimsoll.api.families.family import Grouping
+from plimsoll.api.layer_tensors import FUSED, LINEARS, fused_roles, role_shape
 from plimsoll.quantjob import groups
 from plimsoll.quantjob.coding import Coded, Coder, nearest
 from plimsoll.quantjob.gram import Gram
-from plimsoll.quantjob.groups import Grouping
-from plimsoll.quantjob.layer import LINEARS, LayerMath, LayerWeights
+from plimsoll.quantjob.layer import LayerMath, LayerWeights
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.rounding import Grid, Rounding, stored_scale
 from plimsoll.quantjob.search import Candidate, candidates, identity, rounding_loss, sampled, search, weight_magnitude
@@ -22,7 +23,7 @@ from plimsoll.quantjob.workers import Workers, give_memory_back
 
 #: By the first target of a grouping: linears that nothing runs through from the time its inputs are counted until it is
 #: coded. Of attention nothing does after either.
-PASSED = {"gate": ("q", "k", "v", "o"), "down": ("gate", "up")}
+PASSED = dict.fromkeys(("gate", "up"), ("q", "k", "v", "o")) | {"down": ("gate", "up")}
 
 
 @dataclass
@@ -67,7 +68,7 @@ class QuantizedLayer:
 def rounded(weights: LayerWeights, rounding: Rounding, workers: Workers) -> QuantizedLayer:
     """Every linear rounded to nearest: what needs no text."""
     layer = QuantizedLayer(weights)
-    for role in LINEARS:
+    for role in (role for matrix in FUSED for role in fused_roles(weights.spec, matrix)):
         layer.linears[role] = nearest(weights[role], rounding, workers)
         weights.drop((role,))
     return layer
@@ -103,7 +104,7 @@ class LayerQuantizer:
             steps.begin(1 + 2 * place if place else 0)
             layer.report.append(self._group(grouping, layer, states, steps, 1 + 2 * place))
             give_memory_back()
-        for role in ("gate", "up"):
+        for role in fused_roles(weights.spec, "gate_up"):
             layer.hold(role)
         steps.begin(count - 1)
         self.workers.map(partial(self._add_mlp, weights, states), range(states.shape[0]))
@@ -138,9 +139,7 @@ class LayerQuantizer:
 
     def _gram(self, role: str, weights: LayerWeights, states: HiddenStates, progress: OnShare) -> Gram:
         """Of what the linear of that role sees."""
-        facts = self.math.facts
-        widths = {"o": facts.num_heads * facts.head_dim, "down": facts.intermediate_size}
-        gram = Gram(widths.get(role, facts.hidden_size), self.recipe.group_size)
+        gram = Gram(role_shape(self.math.facts, role)[1], self.recipe.group_size)
         for start, stop in states.batches(self.batch):
             progress(start / states.shape[0], stop / states.shape[0])
             gram.add(self._inputs(role, weights, states, start, stop), self.workers)
@@ -182,21 +181,18 @@ class LayerQuantizer:
 
         def one(index: int) -> Tensor:
             if role == "down":
-                return math.gated(weights, math.norm(states.outputs(index, index + 1)[0], weights["mlp_norm"]))
+                return math.activated(weights, states.outputs(index, index + 1)[0])
             hidden = states.inputs(index, index + 1)[0]
-            normed = math.norm(hidden, weights["attention_norm"])
             if role == "q":
-                return normed
+                return math.normed(weights, hidden)
             if role == "o":
-                return math.mix(weights, normed)
-            attended = hidden + math.attention(weights, normed)
+                return math.mix(weights, hidden)
+            attended, normed = math.attend(weights, hidden)
             states.write(index, attended[None])
-            return math.norm(attended, weights["mlp_norm"])
+            return normed
 
         return self.workers.map(one, range(start, stop))
 
     def _add_mlp(self, weights: LayerWeights, states: HiddenStates, index: int) -> None:
         """What the layer ends with in place of the residual after attention, of one sequence."""
-        hidden = states.outputs(index, index + 1)[0]
-        added = self.math.mlp(weights, self.math.norm(hidden, weights["mlp_norm"]))
-        states.write(index, (hidden + added)[None])
+        states.write(index, self.math.finish(weights, states.outputs(index, index + 1)[0])[None])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from plimsoll.quantjob.forecast import compared_steps, layer_steps, measure
-from plimsoll.quantjob.groups import GROUPINGS
+from plimsoll.quantjob.groups import groupings_of
 from plimsoll.quantjob.progress import Tracker
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.steps import ComparedSteps
@@ -31,7 +31,7 @@ class Outlook:
         facts = model.facts
         self._tracker, self._say, self._plan = tracker, say, plan
         self._layers = facts.num_layers
-        searched = recipe.calibrates and facts.architecture in GROUPINGS
+        searched = recipe.calibrates and bool(groupings_of(facts))
         rates = measure(model, recipe, plan.length, folder)
         self.layer_steps: Sequence[float] = layer_steps(
             facts, recipe, rates, plan.samples if searched else 0, plan.length

@@ -8,8 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from plimsoll.api.architecture import find_architecture
-from plimsoll.api.facts import expected_tensors
+from plimsoll.api.families.family import Linear
+from plimsoll.api.families.registry import find_family
+from plimsoll.api.layer_tensors import expected_tensors, norm_sizes
 from plimsoll.checkpoint.checkpoint import Checkpoint, RawTensor
 from plimsoll.checkpoint.quantized.formats import packed_tensors
 from plimsoll.checkpoint.quantized.linear import QuantizedLinear
@@ -33,7 +34,7 @@ class OutputTensors:
         self.checkpoint = checkpoint
         self.facts = checkpoint.facts
         self.recipe = recipe
-        self.arch = find_architecture(self.facts.architecture)
+        self.names = find_family(self.facts.architecture).names
 
     def dtype(self, name: str) -> str:
         """What a tensor that stays whole is written in: as it is stored, or as the model is said to be for a GGUF,
@@ -43,12 +44,13 @@ class OutputTensors:
 
     def norm_dtype(self, index: int) -> torch.dtype:
         """Of the norms of one layer."""
-        name = f"{self.arch.layer.format(index)}{self.arch.attention_norm}.weight"
+        role = next(iter(norm_sizes(self.facts, self.facts.layers[index])))
+        name = f"{self.names.layer.format(index)}{self.names.norms[role]}.weight"
         return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[self.dtype(name)]
 
     def outer(self) -> dict[str, Entry]:
         """Embedding, final norm and head, a piece at a time."""
-        prefix = self.arch.layer.partition("{}")[0]
+        prefix = self.names.layer.partition("{}")[0]
         names = [name for name in expected_tensors(self.facts) if not name.startswith(prefix)]
         return {name: self._copied(name) for name in names}
 
@@ -58,14 +60,13 @@ class OutputTensors:
         Raises:
             CheckpointError: a value does not fit the format; the tensor is named.
         """
-        prefix = self.arch.layer.format(index)
-        names = {"attention_norm": self.arch.attention_norm, "mlp_norm": self.arch.mlp_norm}
-        if self.facts.qk_norm:
-            names |= {"q_norm": self.arch.q_norm, "k_norm": self.arch.k_norm}
-        entries = {
-            f"{prefix}{name}.weight": self._vector(f"{prefix}{name}.weight", layer.weights[role])
-            for role, name in names.items()
-        }
+        prefix = self.names.layer.format(index)
+        entries = {}
+        for role in norm_sizes(self.facts, layer.weights.spec):
+            for kind, suffix in (("weight", ""), ("bias", "_bias")):
+                if role + suffix in layer.weights:
+                    name = f"{prefix}{self.names.norms[role]}.{kind}"
+                    entries[name] = self._vector(name, layer.weights[role + suffix])
         for module, (coded, bias) in self._modules(layer).items():
             linear = _numpy(coded)
             entries |= {
@@ -76,27 +77,23 @@ class OutputTensors:
         return dict(sorted(entries.items()))
 
     def _modules(self, layer: QuantizedLayer) -> Mapping[str, tuple[Coded, Tensor | None]]:
-        """By the module's name in its layer: its codes and bias, fused as the architecture has them."""
-        arch, weights = self.arch, layer.weights
-        roles = {"o": arch.output, "gate": arch.gate_up[0], "up": arch.gate_up[1], "down": arch.down}
+        """By the module's name in its layer: its codes and bias, fused as the family stores them."""
         found: dict[str, tuple[Coded, Tensor | None]] = {}
-        if arch.qkv_layout == "stacked":
-            roles = dict(zip("qkv", arch.qkv, strict=True)) | roles
-        else:
-            parts = [layer.linears[role] for role in "qkv"]
+        for linear in self.names.linears:
+            roles = [role for role in linear.roles if role in layer.linears]
+            parts = [layer.linears[role] for role in roles]
             zeros = [part.grid.zeros for part in parts if part.grid.zeros is not None]
-            grid = Grid(
-                parts[0].grid.bits,
-                self._together([part.grid.scales for part in parts]),
-                self._together(zeros) if zeros else None,
-            )
-            biases = [weights[f"{role}_bias"] for role in "qkv" if f"{role}_bias" in weights]
-            fused = Coded(grid, self._together([part.codes for part in parts]))
-            found[arch.qkv[0]] = fused, self._together(biases) if biases else None
-        return found | {name: (layer.linears[role], weights.get(f"{role}_bias")) for role, name in roles.items()}
+            biases = [layer.weights[f"{role}_bias"] for role in roles if f"{role}_bias" in layer.weights]
+            scales = self._together(linear, [part.grid.scales for part in parts])
+            grid = Grid(parts[0].grid.bits, scales, self._together(linear, zeros) if zeros else None)
+            coded = Coded(grid, self._together(linear, [part.codes for part in parts]))
+            found[linear.module] = coded, self._together(linear, biases) if biases else None
+        return found
 
-    def _together(self, parts: list[Tensor]) -> Tensor:
-        """Rows of q, k and v as one tensor of [kv_heads, queries a kv head + 2, head_dim] rows."""
+    def _together(self, linear: Linear, parts: list[Tensor]) -> Tensor:
+        """Rows of the roles of `linear` as one tensor, in its layout."""
+        if linear.layout == "stacked":
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
         heads = [part.unflatten(0, (self.facts.num_kv_heads, -1, self.facts.head_dim)) for part in parts]
         return torch.cat(heads, 1).flatten(0, 2)
 

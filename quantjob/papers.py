@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from plimsoll.api.architecture import find_architecture
+from plimsoll.api.families.registry import find_family
 from plimsoll.api.quantization import Quantization
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.end_tokens import with_ends
@@ -26,7 +26,7 @@ _MOST_BYTES = 256 * 1024 * 1024
 
 def quantization_of(checkpoint: Checkpoint, recipe: Recipe) -> Quantization:
     """What the output's configuration says of its weights."""
-    head = find_architecture(checkpoint.facts.architecture).head
+    head = find_family(checkpoint.facts.architecture).names.head
     return Quantization(recipe.format, recipe.bits, recipe.group_size, recipe.bits == 8, (head,))
 
 

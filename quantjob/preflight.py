@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from plimsoll.api.architecture import find_architecture
 from plimsoll.api.errors import CheckpointError, DoesNotFitError, SpecError
-from plimsoll.api.facts import expected_tensors
+from plimsoll.api.families.registry import find_family
 from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs, least_disk, process_bytes
 from plimsoll.api.job_ways import OPTIONS, least_line, memory_ways
+from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.second_rounding import stored_blocks
 from plimsoll.checkpoint.checkpoint import Checkpoint
-from plimsoll.quantjob.groups import GROUPINGS
+from plimsoll.quantjob.groups import groupings_of
 from plimsoll.quantjob.recipe import GROUP_SIZES, Recipe
 from plimsoll.quantjob.rounding import MOST_SCALE
 from plimsoll.quantjob.steps import OnShare
@@ -63,7 +63,7 @@ def preflight(
         )  # fmt: skip
     check_shapes(facts, recipe)
     # What looks at no text holds no hidden states of it.
-    samples = samples if recipe.calibrates and facts.architecture in GROUPINGS else 0
+    samples = samples if recipe.calibrates and groupings_of(facts) else 0
     libraries = foreseen_libraries("cpu")
     load = JobLoad(
         recipe.method, recipe.bits, recipe.group_size, samples, length, held_out=held_out, libraries=libraries
@@ -75,7 +75,7 @@ def preflight(
             f"the source holds {blocks} blocks: they are rounded a second time, and the loss is measured from them and "
             "not from the model they were made of"
         )
-    if recipe.calibrates and facts.architecture not in GROUPINGS:
+    if recipe.calibrates and not groupings_of(facts):
         notes.append(f"no groupings are known for {facts.architecture}: its linears are rounded to nearest")
     return Preflight(needs, least_disk(facts, load), plan, tuple(notes))
 
@@ -109,7 +109,7 @@ def check_weights(checkpoint: Checkpoint, recipe: Recipe, workers: Workers, prog
     """
     names = list(expected_tensors(checkpoint.facts))
     largest = MOST_SCALE * (127 if recipe.bits == 8 else 15)
-    prefix = find_architecture(checkpoint.facts.architecture).layer.partition("{}")[0]
+    prefix = find_family(checkpoint.facts.architecture).names.layer.partition("{}")[0]
 
     def check(name: str) -> None:
         shape = checkpoint.tensors[name].shape
@@ -162,7 +162,7 @@ def _others(wrong: dict[str, tuple[int, int]]) -> str:
 
 def _linears(facts: ModelFacts) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name in its layer, [N, K]) of the linears of one layer."""
-    prefix = find_architecture(facts.architecture).layer.format(0)
+    prefix = find_family(facts.architecture).names.layer.format(0)
     for name, shape in expected_tensors(facts).items():
         if name.startswith(prefix) and len(shape) == 2:
             yield name.removeprefix(prefix).removesuffix(".weight"), (shape[0], shape[1])
@@ -172,13 +172,14 @@ def _parallel_notes(facts: ModelFacts, recipe: Recipe) -> Iterator[str]:
     """Tensor-parallel sizes that the model takes and its groups do not."""
     if not recipe.group_size:
         return
-    arch = find_architecture(facts.architecture)
+    names = find_family(facts.architecture).names
     linears = dict(_linears(facts))
     for size in PARALLEL:
         if facts.num_heads % size:
             continue
         # These two are cut along their columns.
-        broken = [name for name in (arch.output, arch.down) if linears[name][1] % (size * recipe.group_size)]
+        cut = (names.module("o"), names.module("down"))
+        broken = [name for name in cut if linears[name][1] % (size * recipe.group_size)]
         if broken:
             shares = ", ".join(f"{linears[name][1]} / {size} columns of {name}" for name in broken)
             yield f"groups of {recipe.group_size} do not divide {shares}: tensor parallel size {size} cannot serve it"

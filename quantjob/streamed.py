@@ -6,14 +6,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from plimsoll.api.architecture import find_architecture
 from plimsoll.api.errors import CheckpointError, SpecError
+from plimsoll.api.families.family import Linear
+from plimsoll.api.families.registry import find_family
+from plimsoll.api.layer_tensors import LINEARS, has_bias, norm_sizes, role_shape
+from plimsoll.api.model import LayerSpec
 from plimsoll.checkpoint.checkpoint import Checkpoint
-from plimsoll.quantjob.layer import LINEARS, LayerMath, LayerWeights
+from plimsoll.quantjob.layer import TABLE, LayerMath, LayerWeights
 from plimsoll.quantjob.rounding import Rounding, fit
 from plimsoll.quantjob.workers import Workers
+from plimsoll.runtime.models.decoder import finish_logits
+from plimsoll.runtime.models.layer import norm
 from plimsoll.runtime.models.loader import TORCH_DTYPES
-from plimsoll.runtime.models.rope import rope_table
+from plimsoll.runtime.models.weights import Norm
 
 #: Elements of the embedding or the head that are float32 at a time.
 _PIECE = 4 * 1024 * 1024
@@ -50,7 +55,7 @@ class StreamedModel:
         self.facts = checkpoint.facts
         self.num_layers = self.facts.num_layers
         self.workers = workers or Workers()
-        self._arch = find_architecture(self.facts.architecture)
+        self._names = find_family(self.facts.architecture).names
         self._round_to = round_to
         self._math: dict[int, LayerMath] = {}
         self._head: Tensor | None = None
@@ -58,7 +63,7 @@ class StreamedModel:
     def math(self, length: int) -> LayerMath:
         """The layer's arithmetic for sequences of `length` tokens."""
         if length not in self._math:
-            self._math = {length: LayerMath(self.facts, *rope_table(self.facts, self.facts.rope, length))}
+            self._math = {length: LayerMath(self.facts, length)}
         return self._math[length]
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -74,55 +79,42 @@ class StreamedModel:
         for start in range(0, facts.vocab_size, step):
             here = (tokens >= start) & (tokens < start + step)
             if here.any():
-                rows = self._read(f"{self._arch.embedding}.weight", start, min(start + step, facts.vocab_size))
+                rows = self._read(f"{self._names.embedding}.weight", start, min(start + step, facts.vocab_size))
                 hidden[here] = rows[tokens[here] - start].to(torch.float32)
-        return hidden
+        return hidden if facts.embedding_multiplier == 1.0 else hidden.mul_(facts.embedding_multiplier)
 
     def layer(self, index: int, *, at_once: bool = True) -> LayerWeights:
         """Args: at_once: read the linears now, not when each is asked for.
 
         Raises CheckpointError for a tensor that cannot be read or holds a value that is not finite.
         """
-        facts, prefix = self.facts, self._arch.layer.format(index)
-        sliding = facts.sliding_layers is None or facts.sliding_layers[index]
-        window = facts.sliding_window if sliding else None
-        weights = LayerWeights(index, window, self._vectors(prefix), self._linears(prefix))
+        spec, prefix = self.facts.layers[index], self._names.layer.format(index)
+        weights = LayerWeights(index, spec, self._vectors(prefix, spec), self._linears(prefix, spec))
         for role in LINEARS if at_once else ():
-            weights[role]
+            if role != "gate" or spec.gated:
+                weights[role]
         return weights
 
-    def _vectors(self, prefix: str) -> dict[str, Tensor]:
+    def _vectors(self, prefix: str, spec: LayerSpec) -> dict[str, Tensor]:
         """Norms and biases by role."""
-        facts, arch = self.facts, self._arch
-        named = {"attention_norm": f"{arch.attention_norm}.weight", "mlp_norm": f"{arch.mlp_norm}.weight"}
-        if facts.qk_norm:
-            named |= {"q_norm": f"{arch.q_norm}.weight", "k_norm": f"{arch.k_norm}.weight"}
-        if facts.output_bias:
-            named["o_bias"] = f"{arch.output}.bias"
-        if facts.mlp_bias:
-            mlp = zip(("gate", "up", "down"), (*arch.gate_up, arch.down), strict=True)
-            named |= {f"{role}_bias": f"{name}.bias" for role, name in mlp}
         found = {}
-        if facts.qkv_bias and arch.qkv_layout == "stacked":
-            named |= {f"{role}_bias": f"{name}.bias" for role, name in zip("qkv", arch.qkv, strict=True)}
-        elif facts.qkv_bias:
-            found = self._apart(prefix + arch.qkv[0], "bias", "_bias")
-        return found | {role: self._whole(prefix + name) for role, name in named.items()}
-
-    def _linears(self, prefix: str) -> dict[tuple[str, ...], Callable[[], dict[str, Tensor]]]:
-        """What reads them, by their roles."""
-        arch = self._arch
-        named = {"o": arch.output, "gate": arch.gate_up[0], "up": arch.gate_up[1], "down": arch.down}
-        if arch.qkv_layout == "stacked":
-            named |= dict(zip("qkv", arch.qkv, strict=True))
-
-        def one(role: str) -> dict[str, Tensor]:
-            return self._rounded({role: self._whole(f"{prefix}{named[role]}.weight")})
-
-        found: dict[tuple[str, ...], Callable[[], dict[str, Tensor]]] = {(role,): partial(one, role) for role in named}
-        if arch.qkv_layout != "stacked":
-            found["q", "k", "v"] = lambda: self._rounded(self._apart(prefix + arch.qkv[0], "weight", ""))
+        for role in norm_sizes(self.facts, spec):
+            found[role] = self._whole(f"{prefix}{self._names.norms[role]}.weight")
+            if spec.norm.bias:
+                found[f"{role}_bias"] = self._whole(f"{prefix}{self._names.norms[role]}.bias")
+        for linear in self._names.linears:
+            if has_bias(spec, linear.roles[0]):
+                parts = self._apart(linear, spec, self._whole(f"{prefix}{linear.module}.bias"))
+                found |= {f"{role}_bias": part for role, part in parts.items()}
         return found
+
+    def _linears(self, prefix: str, spec: LayerSpec) -> dict[tuple[str, ...], Callable[[], dict[str, Tensor]]]:
+        """What reads them, by their roles."""
+
+        def read(linear: Linear) -> dict[str, Tensor]:
+            return self._rounded(self._apart(linear, spec, self._whole(f"{prefix}{linear.module}.weight")))
+
+        return {linear.roles: partial(read, linear) for linear in self._names.linears}
 
     def _rounded(self, linears: dict[str, Tensor]) -> dict[str, Tensor]:
         if self._round_to is None:
@@ -138,16 +130,16 @@ class StreamedModel:
         """(hidden [R, hidden] of the last layer) -> float32 [R, vocab]: final norm and head, which stays in memory in
         the precision it is stored in."""
         if self._head is None:
-            self._final_norm = self._whole(f"{self._arch.final_norm}.weight")
-            tied = self.facts.tie_embeddings
-            self._head = self._in_pieces(f"{self._arch.embedding if tied else self._arch.head}.weight")
-        normed = self.math(1).norm(hidden, self._final_norm)
+            names, spec = self._names, self.facts.final_norm
+            bias = self._whole(f"{names.final_norm}.bias") if spec.bias else None
+            self._final_norm = Norm(spec, self._whole(f"{names.final_norm}.weight") + spec.offset, bias)
+            self._head = self._in_pieces(f"{names.embedding if self.facts.tie_embeddings else names.head}.weight")
+        normed = norm(TABLE, hidden, self._final_norm)
         step = max(1, _PIECE // self.facts.hidden_size)
         head = self._head
         starts = range(0, len(head), step)
-        return torch.cat(
-            self.workers.map(lambda start: normed @ head[start : start + step].to(torch.float32).T, starts), 1
-        )
+        pieces = self.workers.map(lambda start: normed @ head[start : start + step].to(torch.float32).T, starts)
+        return finish_logits(self.facts, torch.cat(pieces, 1))
 
     def _in_pieces(self, name: str) -> Tensor:
         """[vocab, hidden] as stored, a run of rows at a time: decoding blocks takes several times what comes of it."""
@@ -166,13 +158,18 @@ class StreamedModel:
             raise not_finite(f"{self.checkpoint.path}: {name}")
         return values
 
-    def _apart(self, name: str, kind: str, suffix: str) -> dict[str, Tensor]:
-        """Queries, keys and values of a tensor whose rows lie as [kv_heads, queries a kv head + 2, head_dim]."""
+    def _apart(self, linear: Linear, spec: LayerSpec, whole: Tensor) -> dict[str, Tensor]:
+        """A stored linear's weight or bias by the roles of its rows."""
         facts = self.facts
+        if linear.layout == "stacked":
+            roles = [role for role in linear.roles if role != "gate" or spec.gated]
+            parts = whole.split([role_shape(facts, role)[0] for role in roles])
+            # A part that is changed in place, and dropped alone, has memory of its own.
+            return {role: part if len(parts) == 1 else part.clone() for role, part in zip(roles, parts, strict=True)}
         group = facts.num_heads // facts.num_kv_heads
-        whole = self._whole(f"{name}.{kind}").unflatten(0, (facts.num_kv_heads, group + 2, facts.head_dim))
-        parts = whole[:, :group], whole[:, group : group + 1], whole[:, group + 1 :]
-        return {role + suffix: part.flatten(0, 2).contiguous() for role, part in zip("qkv", parts, strict=True)}
+        heads = whole.unflatten(0, (facts.num_kv_heads, group + 2, facts.head_dim))
+        grouped = heads[:, :group], heads[:, group : group + 1], heads[:, group + 1 :]
+        return {role: part.flatten(0, 2).contiguous() for role, part in zip("qkv", grouped, strict=True)}
 
     def _read(self, name: str, start: int, stop: int | None) -> Tensor:
         """As stored: float of some width."""

@@ -18,7 +18,7 @@ from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.failures import writing
-from plimsoll.quantjob.groups import GROUPINGS
+from plimsoll.quantjob.groups import groupings_of
 from plimsoll.quantjob.layer_quantizer import LayerQuantizer, QuantizedLayer, rounded
 from plimsoll.quantjob.merge import forget_plan, merged
 from plimsoll.quantjob.output_tensors import OutputTensors
@@ -97,7 +97,7 @@ class Walk:
     @property
     def groupings(self) -> tuple[object, ...]:
         """Of the architecture; empty where nothing is known of it, and rounding to nearest is all there is."""
-        return GROUPINGS.get(self.model.facts.architecture, ())
+        return groupings_of(self.model.facts)
 
     @property
     def layers(self) -> int:
@@ -176,7 +176,7 @@ class Walk:
             else:
                 states.begin(index)
                 layer = LayerQuantizer(
-                    self.model.math(states.shape[1]), self.recipe, GROUPINGS[self.model.facts.architecture],
+                    self.model.math(states.shape[1]), self.recipe, groupings_of(self.model.facts),
                     self._tensors.norm_dtype(index), self.model.workers, self.plan.batch, self._lengths,
                 ).quantize(weights, states, progress)  # fmt: skip
         for role, coded in layer.linears.items():

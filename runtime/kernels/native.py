@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plimsoll.api.device import native_table
+from plimsoll.api.model import Activation, ModelFacts
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
 from plimsoll.runtime.kernels.native_checks import (
     answered,
@@ -23,7 +24,7 @@ from plimsoll.runtime.kernels.native_checks import (
     check_integers,
     check_vectors,
 )
-from plimsoll.runtime.kernels.native_layers import FEW_ROWS, LAYERS_SIGNATURE, NativeLayers
+from plimsoll.runtime.kernels.native_layers import FEW_ROWS, LAYERS_SIGNATURE, NativeLayers, covers
 from plimsoll.runtime.kernels.native_quantized import PackedQuantized, embed_quantized, linear_quantized, pack_quantized
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels, RunLayers
 
@@ -45,9 +46,10 @@ SIGNATURES: dict[str, list[Any]] = {
     "write_kv_": [_P, _L, _L, _P, _L, _L, _P, _P, _P, _L, _L, _L, _L, _L],
     "rms_norm": [_P, _L, _L, _L, _L, _P, _P, _L, _F],
     "add_rms_norm": [_P, _P, _P, _P, _L, _L, _F],
-    "silu_mul": [_P, _P, _L, _L],
+    "layer_norm": [_P, _P, _P, _P, _L, _L, _F],
+    "activate": [_I, _I, _P, _P, _L, _L],
     "rope": [_P, _L, _L, _L, _P, _L, _L, _L, _P, _P, _L, _L],
-    "attention": [_P, _L, _L, _P, _P, _I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _L, _L, _F, _L],
+    "attention": [_P, _L, _L, _P, _P, _I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _L, _L, _F, _L, _F],
     "run_layers": LAYERS_SIGNATURE,
 }
 
@@ -146,7 +148,8 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         linear=_linear(library, kind, wide_rows, results),
         rms_norm=_rms_norm(library.rms_norm, results),
         add_rms_norm=_add_rms_norm(library.add_rms_norm, results),
-        silu_mul=_silu_mul(library.silu_mul, results),
+        layer_norm=_layer_norm(library.layer_norm, results),
+        activate=_activate(library.activate, results),
         rope=_rope(library.rope),
         write_kv=_write_kv(getattr(library, f"write_kv_{kind}"), weight_dtype),
         attention=_attention(library.attention, weight_dtype, results),
@@ -155,9 +158,13 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
     )
 
 
-def _layers(library: Any, dtype: torch.dtype, wide_rows: int | None) -> Callable[..., RunLayers]:
+def _layers(library: Any, dtype: torch.dtype, wide_rows: int | None) -> Callable[..., RunLayers | None]:
     few = FEW_ROWS if wide_rows is None else min(FEW_ROWS, wide_rows)
-    return partial(NativeLayers, library, partial(check_cache, dtype), few - 1)
+
+    def layers(facts: ModelFacts, *model: Any) -> RunLayers | None:
+        return NativeLayers(library, partial(check_cache, dtype), few - 1, facts, *model) if covers(facts) else None
+
+    return layers
 
 
 def _pack(function: Any, dtype: torch.dtype) -> Callable[[Tensor], PackedWeight]:
@@ -273,17 +280,38 @@ def _add_rms_norm(function: Any, results: Results) -> Callable[[Tensor, Tensor, 
     return add_rms_norm
 
 
-def _silu_mul(function: Any, results: Results) -> Callable[[Tensor], Tensor]:
-    def silu_mul(gate_up: Tensor) -> Tensor:
-        rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
-        if gate_up.shape[1] % 2:
-            raise ValueError(f"gate and up are {gate_up.shape[1]} columns together: they must be equally wide")
-        check_floats(gate_up=gate_up)
-        out = results.take("silu_mul", rows, columns)
-        function(gate_up.contiguous().data_ptr(), out.data_ptr(), rows, columns)
+def _layer_norm(function: Any, results: Results) -> Callable[[Tensor, Tensor, Tensor | None, float], Tensor]:
+    def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        columns = x.shape[-1]
+        check_vectors(columns, weight=weight, bias=bias)
+        check_floats(x=x)
+        dense = x.reshape(-1, columns).contiguous()
+        out = results.take("norm", *x.shape) if x.dim() == 2 else torch.empty(x.shape)
+        if out.data_ptr() == dense.data_ptr():
+            out = torch.empty(x.shape)
+        added = None if bias is None else bias.data_ptr()
+        function(dense.data_ptr(), weight.data_ptr(), added, out.data_ptr(), len(dense), columns, eps)
         return out
 
-    return silu_mul
+    return layer_norm
+
+
+ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh", "relu2")
+"""In the order of `csrc/rowwise.h`."""
+
+
+def _activate(function: Any, results: Results) -> Callable[[Tensor, Activation, bool], Tensor]:
+    def activate(x: Tensor, activation: Activation, gated: bool) -> Tensor:
+        rows, columns = x.shape
+        if gated and columns % 2:
+            raise ValueError(f"gate and up are {columns} columns together: they must be equally wide")
+        check_floats(x=x)
+        out = results.take("activate", rows, columns // 2 if gated else columns)
+        kind = ACTIVATIONS.index(activation)
+        function(kind, int(gated), x.contiguous().data_ptr(), out.data_ptr(), rows, out.shape[1])
+        return out
+
+    return activate
 
 
 def _dense_heads(x: Tensor) -> Tensor:
@@ -331,11 +359,17 @@ def _write_kv(function: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Te
 
 def _attention(
     function: Any, dtype: torch.dtype, results: Results
-) -> Callable[[Tensor, Tensor, Tensor, AttentionBatch, float, int | None], Tensor]:
+) -> Callable[[Tensor, Tensor, Tensor, AttentionBatch, float, int | None, float | None], Tensor]:
     narrow = int(dtype == torch.bfloat16)
 
     def attention(
-        q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         check_cache(dtype, k_cache, v_cache)
         q = _dense_heads(q)
@@ -354,6 +388,7 @@ def _attention(
             q.data_ptr(), row, head, k_cache.data_ptr(), v_cache.data_ptr(), narrow, out.data_ptr(),
             batch.query_start.data_ptr(), batch.context_lens.data_ptr(), tables.data_ptr(),
             rows, tables.shape[0], tables.stride(0), blocks, heads, kv_heads, block_size, dim, scale, window or 0,
+            softcap or 0.0,
         )  # fmt: skip
         answered(failed, "rows, contexts or blocks of a sequence lie outside the step or the cache")
         return out

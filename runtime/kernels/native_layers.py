@@ -16,7 +16,8 @@ from plimsoll.runtime.kernels.native_checks import (
     check_vectors,
 )
 from plimsoll.runtime.kernels.native_quantized import PackedQuantized
-from plimsoll.runtime.kernels.table import AttentionBatch, DecoderLayer, KVCaches
+from plimsoll.runtime.kernels.table import AttentionBatch, KVCaches
+from plimsoll.runtime.models.weights import DecoderLayer, Norm
 
 FEW_ROWS = 128
 """Below it a step's layers are one call: what starting operations costs matters, and its working space does not."""
@@ -54,6 +55,24 @@ class _Step(ctypes.Structure):
 LAYERS_SIGNATURE: list[Any] = [ctypes.POINTER(_Model), ctypes.POINTER(_Step), _P, _P]
 
 
+def covers(facts: ModelFacts) -> bool:
+    """Whether `csrc/layers.c` computes the layers of this model; others run op by op."""
+    first = facts.layers[0]
+    return first.rope is not None and all(
+        spec.norm.kind == facts.final_norm.kind == "rms"
+        and spec.norm.eps == facts.final_norm.eps
+        and spec.placement == "before"
+        and spec.qk_norm in (None, "head")
+        and spec.attention_softcap is None
+        and spec.rope == first.rope
+        and first.rope.share == 1.0
+        and spec.scale == first.scale
+        and (spec.block, spec.activation, spec.gated) == ("mlp", "silu", True)
+        and spec.residual_multiplier == 1.0
+        for spec, _ in facts.kinds
+    )
+
+
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -66,12 +85,16 @@ def _matrix(weight: Any, bias: Tensor | None) -> _Matrix:
     return _Matrix(weight.address, _address(bias), bits, scale, weight.rows, weight.columns, group)
 
 
+def _norms(layer: DecoderLayer) -> list[Tensor | None]:
+    norms = layer.attention_norm, layer.q_norm, layer.k_norm, layer.mlp_norm
+    return [None if norm is None else norm.weight for norm in norms]
+
+
 def _layer(layer: DecoderLayer) -> _Layer:
     return _Layer(
         _matrix(layer.qkv, layer.qkv_bias), _matrix(layer.output, layer.output_bias),
         _matrix(layer.gate_up, layer.gate_up_bias), _matrix(layer.down, layer.down_bias),
-        _address(layer.attention_norm), _address(layer.q_norm), _address(layer.k_norm), _address(layer.mlp_norm),
-        None, None, layer.window or 0,
+        *(_address(weight) for weight in _norms(layer)), None, None, layer.spec.window or 0,
     )  # fmt: skip
 
 
@@ -87,8 +110,9 @@ def _check_shapes(
         raise ValueError(f"angles are {tuple(cos.shape)}, for heads of {dim}")
     for layer in layers:
         inner = layer.down.columns
-        check_vectors(hidden, attention_norm=layer.attention_norm, mlp_norm=layer.mlp_norm)
-        check_vectors(dim, q_norm=layer.q_norm, k_norm=layer.k_norm)
+        attention_norm, q_norm, k_norm, mlp_norm = _norms(layer)
+        check_vectors(hidden, attention_norm=attention_norm, mlp_norm=mlp_norm)
+        check_vectors(dim, q_norm=q_norm, k_norm=k_norm)
         for name, rows, columns in (
             ("qkv", qkv, hidden), ("output", hidden, mixed), ("gate_up", 2 * inner, hidden), ("down", hidden, inner)
         ):  # fmt: skip
@@ -99,7 +123,7 @@ def _check_shapes(
 
 
 class NativeLayers:
-    """A model's layers by their addresses. Holds on to every tensor that C reads."""
+    """A model's layers by their addresses, of facts that `covers` takes. Holds on to every tensor that C reads."""
 
     def __init__(
         self,
@@ -108,19 +132,19 @@ class NativeLayers:
         most_rows: int,
         facts: ModelFacts,
         layers: Sequence[DecoderLayer],
-        final_norm: Tensor,
-        rope: tuple[Tensor, Tensor],
+        final_norm: Norm,
+        ropes: Sequence[tuple[Tensor, Tensor]],
     ) -> None:
         self._function, self._check, self._most_rows = library.run_layers, check, most_rows
-        self._weights, self._final_norm = tuple(layers), final_norm
-        self._cos, self._sin = (table.contiguous() for table in rope)
-        _check_shapes(facts, layers, final_norm, self._cos, self._sin)
+        self._weights, self._final_norm = tuple(layers), final_norm.weight
+        self._cos, self._sin = (table.contiguous() for table in ropes[0])
+        _check_shapes(facts, layers, final_norm.weight, self._cos, self._sin)
         self._layers = (_Layer * len(layers))(*map(_layer, layers))
         self._model = _Model(
-            ctypes.cast(self._layers, _P), final_norm.data_ptr(), self._cos.data_ptr(), self._sin.data_ptr(),
+            ctypes.cast(self._layers, _P), self._final_norm.data_ptr(), self._cos.data_ptr(), self._sin.data_ptr(),
             len(layers), facts.hidden_size, facts.num_heads, facts.num_kv_heads, facts.head_dim, 0, 0,
             len(self._cos), 0,
-            facts.rms_norm_eps, facts.head_dim**-0.5,
+            facts.final_norm.eps, facts.layers[0].scale,
         )  # fmt: skip
         self._caches: KVCaches = ()
 

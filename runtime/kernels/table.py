@@ -9,17 +9,14 @@ Shapes: T tokens of the whole batch laid end to end, H query heads, G key-value 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from plimsoll.api.device import TableFacts
-from plimsoll.api.model import ModelFacts
+from plimsoll.api.model import Activation, ModelFacts
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
-
-Weight = Any
-"""A weight in the layout of the table that packed it: opaque to models, always with `.nbytes: int`."""
+from plimsoll.runtime.models.weights import DecoderLayer, Norm, Weight
 
 
 @dataclass(frozen=True)
@@ -46,27 +43,6 @@ class AttentionBatch:
 
 KVCaches = Sequence[tuple[Tensor, Tensor]]
 """Per layer (keys, values), each [blocks, kv_heads, block_size, head_dim]."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderLayer:
-    """Weights of one layer. Norms and biases are plain tensors in the activations' dtype."""
-
-    attention_norm: Tensor
-    qkv: Weight
-    """Rows: all query heads, then keys, then values."""
-    qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    output: Weight
-    output_bias: Tensor | None
-    mlp_norm: Tensor
-    gate_up: Weight
-    gate_up_bias: Tensor | None
-    down: Weight
-    down_bias: Tensor | None
-    window: int | None
-    """Tokens a position sees, itself included; None is all before it."""
 
 
 RunLayers = Callable[[Tensor, Tensor, KVCaches, AttentionBatch], Tensor | None]
@@ -99,18 +75,23 @@ class Kernels:
     """(x [..., K], weight [K], eps) -> [..., K]. Statistics in float32."""
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     """(x [T, K], residual [T, K], weight, eps) -> norm(x + residual); residual becomes x + residual in place."""
-    silu_mul: Callable[[Tensor], Tensor]
-    """(gate_up [T, 2I]) -> silu(gate) * up, [T, I]. Gate is the first half."""
+    layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
+    """(x [..., K], weight [K], bias [K] or None, eps) -> [..., K]. Statistics in float32."""
+    activate: Callable[[Tensor, Activation, bool], Tensor]
+    """(gate_up [T, 2I], activation, True) -> act(gate) * up, [T, I], gate the first half; (up [T, I], activation,
+    False) -> act(up)."""
     rope: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     """(q [T, H, D], k [T, G, D], cos [T, D/2], sin [T, D/2]): rotates in place, NeoX halves. q and k may be strided
     views of one qkv row; cos and sin are float32, already scaled and gathered for each row."""
     write_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     """(k [T, G, D], v [T, G, D], k_cache, v_cache [blocks, G, block_size, D], slot_mapping [T])."""
-    attention: Callable[[Tensor, Tensor, Tensor, AttentionBatch, float, int | None], Tensor]
-    """(q [T, H, D], k_cache, v_cache, batch, scale, sliding_window or None) -> [T, H*D]. Causal; with a window w,
-    position p sees keys p-w+1 .. p."""
+    attention: Callable[[Tensor, Tensor, Tensor, AttentionBatch, float, int | None, float | None], Tensor]
+    """(q [T, H, D], k_cache, v_cache, batch, scale, sliding_window or None, soft cap or None) -> [T, H*D]. Causal; with
+    a window w, position p sees keys p-w+1 .. p; with a cap c, scores s become c * tanh(s / c)."""
     facts: TableFacts
     """What the budget needs to know of this table."""
-    layers: Callable[[ModelFacts, Sequence[DecoderLayer], Tensor, tuple[Tensor, Tensor]], RunLayers] | None = None
-    """(facts, layers, final norm, rope as (cos, sin)) -> all of them in one call, to the bit what the operations give
-    one by one; None where the table has no such thing."""
+    layers: Callable[[ModelFacts, Sequence[DecoderLayer], Norm, Sequence[tuple[Tensor, Tensor]]], RunLayers | None] | (
+        None
+    ) = None
+    """(facts, layers, final norm, ropes as (cos, sin)) -> all of them in one call, to the bit what the operations give
+    one by one; None where the table has no such thing, and for specs that it does not cover."""

@@ -1,10 +1,13 @@
 """Plain torch, on any device: the specification every faster table is held to, and the table that always runs."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from plimsoll.api.device import TORCH_TABLE
+from plimsoll.api.model import Activation
 from plimsoll.runtime.kernels.quantized import TorchQuantized, dequantize, pack_torch
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
@@ -37,7 +40,8 @@ def torch_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
         linear=linear,
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,
-        silu_mul=silu_mul,
+        layer_norm=layer_norm,
+        activate=activate,
         rope=rope,
         write_kv=write_kv,
         attention=attention,
@@ -74,10 +78,26 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     return rms_norm(residual, weight, eps)
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """(gate_up [T, 2I]) -> silu(gate) * up, [T, I]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return functional.silu(gate).mul_(up)
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension, in float32 (Ba et al. 2016)."""
+    added = None if bias is None else bias.float()
+    return functional.layer_norm(x.float(), weight.shape, weight.float(), added, eps).to(x.dtype)
+
+
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu2": lambda x: functional.relu(x).square_(),
+}
+
+
+def activate(x: Tensor, activation: Activation, gated: bool) -> Tensor:
+    """(x [T, 2I], gate and up) -> act(gate) * up, [T, I]; (x [T, I]) -> act(x) where nothing is gated."""
+    if not gated:
+        return ACTIVATIONS[activation](x)
+    gate, up = x.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate).mul_(up)
 
 
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -100,7 +120,13 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
 
 
 def attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: AttentionBatch,
+    scale: float,
+    window: int | None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Causal attention of q [T, H, D] over the paged cache -> [T, H*D].
 
@@ -113,9 +139,8 @@ def attention(
     b = 0
     while b < len(contexts):
         if starts[b + 1] - starts[b] > 1:
-            _prefill(
-                q, k_cache, v_cache, batch.block_tables[b], starts[b], starts[b + 1], contexts[b], scale, window, out
-            )
+            place = batch.block_tables[b], starts[b], starts[b + 1], contexts[b]
+            _prefill(q, k_cache, v_cache, *place, scale, window, softcap, out)
             b += 1
             continue
         first, longest = b, 0
@@ -125,8 +150,23 @@ def attention(
                 break
             longest = max(longest, contexts[b])
             b += 1
-        _decode(q, k_cache, v_cache, batch, first, b, longest, scale, window, out)
+        _decode(q, k_cache, v_cache, batch, first, b, longest, scale, window, softcap, out)
     return out.flatten(1)
+
+
+def mix_values(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float, softcap: float | None, causal: bool = False
+) -> Tensor:
+    """Attention of q [..., Q, D] over k, v [..., K, D] -> [..., Q, D]. `seen` bool: which keys each query may see."""
+    if softcap is None:
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal, scale=scale)
+    scores = (q.float() * scale) @ k.float().transpose(-2, -1)
+    scores = scores.div_(softcap).tanh_().mul_(softcap)
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if seen is not None:
+        scores = scores.masked_fill_(~seen, -torch.inf)
+    return (scores.softmax(-1) @ v.float()).to(q.dtype)
 
 
 def _gather(cache: Tensor, places: Tensor, sequences: int, dtype: torch.dtype) -> Tensor:
@@ -151,6 +191,7 @@ def _decode(
     longest: int,
     scale: float,
     window: int | None,
+    softcap: float | None,
     out: Tensor,
 ) -> None:
     """Sequences first..last-1, one row each. The queries of a group are rows against their one key-value head."""
@@ -168,7 +209,7 @@ def _decode(
         seen &= position >= ends - window
     row = batch.query_start_cpu[first]
     rows = q[row : row + last - first].reshape(last - first, kv_heads, -1, head_dim)
-    mixed = functional.scaled_dot_product_attention(rows, k, v, attn_mask=seen[:, None, None, :], scale=scale)
+    mixed = mix_values(rows, k, v, seen[:, None, None, :], scale, softcap)
     out[row : row + last - first] = mixed.reshape(last - first, -1, head_dim)
 
 
@@ -182,12 +223,14 @@ def _prefill(
     context: int,
     scale: float,
     window: int | None,
+    softcap: float | None,
     out: Tensor,
 ) -> None:
     """Rows start..end-1, one sequence whose last row is position context-1: the mask is causal from the lower right."""
     kv_heads, block_size = k_cache.shape[1:3]
     group = q.shape[1] // kv_heads
-    step = max(1, MASK_ELEMENTS // context)
+    # Scores that are capped exist whole, for each head.
+    step = max(1, MASK_ELEMENTS // context // (1 if softcap is None else q.shape[1]))
     for row in range(start, end, step):
         stop = min(row + step, end)
         position, reach = context - (end - row), context - (end - stop)
@@ -204,5 +247,5 @@ def _prefill(
         if window is not None:
             seen &= key > query - window
         rows = q[row:stop].unflatten(1, (kv_heads, group)).permute(1, 2, 0, 3)
-        mixed = functional.scaled_dot_product_attention(rows, k, v, attn_mask=seen, scale=scale)
+        mixed = mix_values(rows, k, v, seen, scale, softcap)
         out[row:stop] = mixed.permute(2, 0, 1, 3).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""The one decoder: every architecture of the registry is this forward pass with other weights and facts."""
+"""The one decoder: every family is this forward pass with other weights and other specs."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,16 +6,19 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.model import ModelFacts
-from plimsoll.runtime.kernels.table import AttentionBatch, DecoderLayer, Kernels, KVCaches, Weight
+from plimsoll.runtime.kernels.table import AttentionBatch, Kernels, KVCaches
+from plimsoll.runtime.models.layer import norm, run_layer
+from plimsoll.runtime.models.weights import DecoderLayer, Norm, Weight
 
 
 class Decoder:
     """Token ids in, logits out; no state of its own besides the weights and a count of what is done.
 
     Args:
-        facts: shapes and constants.
+        facts: sizes and specs.
         kernels: the table every operation goes through.
-        rope: (cos, sin) as `rope_table` makes them, on the table's device; as many rows as there are positions.
+        ropes: (cos, sin) as `rope_table` makes them of each of `facts.ropes`, on the table's device; as many rows as
+            there are positions.
         embedding: [vocab, hidden]; the same object as `head` where they are tied.
 
     Attributes:
@@ -26,24 +29,24 @@ class Decoder:
         self,
         facts: ModelFacts,
         kernels: Kernels,
-        rope: tuple[Tensor, Tensor],
+        ropes: Sequence[tuple[Tensor, Tensor]],
         embedding: Weight,
         layers: Sequence[DecoderLayer],
-        final_norm: Tensor,
+        final_norm: Norm,
         head: Weight,
     ) -> None:
         self.facts = facts
         self.kernels = kernels
-        self.cos, self.sin = rope
+        self.ropes = tuple(ropes)
         self.embedding = embedding
         self.layers = tuple(layers)
         self.final_norm = final_norm
         self.head = head
         self._next_norms = (*(layer.attention_norm for layer in self.layers[1:]), final_norm)
-        self._heads = (facts.num_heads, facts.num_kv_heads, facts.num_kv_heads)
-        self._scale = facts.head_dim**-0.5
+        known = facts.ropes
+        self._rope_of = [None if spec.rope is None else known.index(spec.rope) for spec in facts.layers]
         self.done = 0
-        self.run_layers = kernels.layers and kernels.layers(facts, self.layers, final_norm, rope)
+        self.run_layers = kernels.layers and kernels.layers(facts, self.layers, final_norm, self.ropes)
 
     @property
     def weight_bytes(self) -> int:
@@ -52,55 +55,43 @@ class Decoder:
 
     def _weights(self) -> Iterator[Weight]:
         yield self.embedding
-        yield self.final_norm
+        yield from (part for part in (self.final_norm.weight, self.final_norm.bias) if part is not None)
         if self.head is not self.embedding:
             yield self.head
         for layer in self.layers:
-            parts = (getattr(layer, name) for name in DecoderLayer.__slots__ if name != "window")
-            yield from (part for part in parts if part is not None)
+            yield from layer.parts()
 
     def forward(self, token_ids: Tensor, positions: Tensor, kv_caches: KVCaches, batch: AttentionBatch) -> Tensor:
         """(token_ids, positions int64 [T]) -> normed hidden states [T, hidden]. Writes keys and values of the rows."""
-        ops, eps = self.kernels, self.facts.rms_norm_eps
+        ops, facts = self.kernels, self.facts
         residual = ops.embedding(token_ids, self.embedding)
+        if facts.embedding_multiplier != 1.0:
+            residual = residual.mul_(facts.embedding_multiplier)
         at_once = self.run_layers and self.run_layers(residual, positions, kv_caches, batch)
         if at_once is not None:
             self.done += len(self.layers)
             return at_once
-        rotation = self.cos.index_select(0, positions), self.sin.index_select(0, positions)
-        hidden = ops.rms_norm(residual, self.layers[0].attention_norm, eps)
-        # Each layer ends with the norm the next one begins with, so that adding and norming are one operation.
-        for layer, kv_cache, next_norm in zip(self.layers, kv_caches, self._next_norms, strict=True):
-            hidden = self._attend(layer, hidden, rotation, kv_cache, batch)
-            hidden = ops.add_rms_norm(hidden, residual, layer.mlp_norm, eps)
-            gate_up = ops.linear(hidden, layer.gate_up, layer.gate_up_bias)
-            hidden = ops.silu_mul(gate_up)
-            del gate_up
-            hidden = ops.linear(hidden, layer.down, layer.down_bias)
-            hidden = ops.add_rms_norm(hidden, residual, next_norm, eps)
+        angles = [(cos.index_select(0, positions), sin.index_select(0, positions)) for cos, sin in self.ropes]
+        hidden = norm(ops, residual, self.layers[0].attention_norm)
+        for index, (layer, kv_cache, next_norm) in enumerate(
+            zip(self.layers, kv_caches, self._next_norms, strict=True)
+        ):
+            rope = self._rope_of[index]
+            turned = None if rope is None else angles[rope]
+            hidden = run_layer(ops, facts, layer, hidden, residual, turned, kv_cache, batch, next_norm)
             self.done += 1
         return hidden
-
-    def _attend(
-        self,
-        layer: DecoderLayer,
-        hidden: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        kv_cache: tuple[Tensor, Tensor],
-        batch: AttentionBatch,
-    ) -> Tensor:
-        """(hidden [T, hidden]) -> what attention adds to the residual, [T, hidden]."""
-        ops, eps = self.kernels, self.facts.rms_norm_eps
-        qkv = ops.linear(hidden, layer.qkv, layer.qkv_bias)
-        q, k, v = qkv.view(qkv.shape[0], -1, self.facts.head_dim).split_with_sizes(self._heads, dim=1)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = ops.rms_norm(q, layer.q_norm, eps), ops.rms_norm(k, layer.k_norm, eps)
-        ops.rope(q, k, *rotation)
-        ops.write_kv(k, v, *kv_cache, batch.slot_mapping)
-        mixed = ops.attention(q, *kv_cache, batch, self._scale, layer.window)
-        return ops.linear(mixed, layer.output, layer.output_bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(hidden [L, hidden] as `forward` returns it) -> float32 [L, vocab]."""
         self.done += 1
-        return self.kernels.linear(hidden, self.head, None).to(torch.float32)
+        return finish_logits(self.facts, self.kernels.linear(hidden, self.head, None).to(torch.float32))
+
+
+def finish_logits(facts: ModelFacts, logits: Tensor) -> Tensor:
+    """The model's multiplier and soft cap on float32 logits [L, vocab], in place."""
+    if facts.logit_multiplier != 1.0:
+        logits.mul_(facts.logit_multiplier)
+    if facts.logit_softcap is not None:
+        logits.div_(facts.logit_softcap).tanh_().mul_(facts.logit_softcap)
+    return logits

@@ -6,18 +6,20 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from plimsoll.api.architecture import Architecture, find_architecture
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.facts import expected_tensors
-from plimsoll.api.model import ModelFacts, RopeFacts
+from plimsoll.api.families.family import Linear
+from plimsoll.api.families.registry import find_family
+from plimsoll.api.layer_tensors import FUSED, expected_tensors, fused_roles, has_bias, norm_sizes, stored_linears
+from plimsoll.api.model import LayerSpec, ModelFacts, NormSpec, RopeFacts
 from plimsoll.api.sizes import CODE_BITS, Precision, head_group, held_group
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
 from plimsoll.runtime.heap import return_freed_memory
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
-from plimsoll.runtime.kernels.table import DecoderLayer, Kernels, Weight
+from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.models.decoder import Decoder
-from plimsoll.runtime.models.rope import rope_table
+from plimsoll.runtime.models.rope import rope_table, with_rope
 from plimsoll.runtime.models.rounding import round_to_nearest
+from plimsoll.runtime.models.weights import DecoderLayer, Norm, Weight
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -80,46 +82,31 @@ def load_decoder(
     Names and shapes were checked when the checkpoint was opened. Raises CheckpointError for an architecture that is not
     run and for values that cannot be held; SpecError where `precision` cannot hold this model.
     """
-    arch = find_architecture(facts.architecture)
     loader = _Loader(checkpoint, facts, kernels, weight_dtype, precision, on_progress)
-    tied = facts.tie_embeddings
-    embedding = loader.linear((arch.embedding,)) if tied else loader.weight((arch.embedding,))
-    layers = [_load_layer(loader, arch, facts, index) for index in range(facts.num_layers)]
-    final_norm = loader.vector((f"{arch.final_norm}.weight",))
-    head = embedding if tied else loader.linear((arch.head,))
-    table = rope_table(facts, rope or facts.rope, max_model_len or facts.max_position, kernels.device)
+    names, tied = loader.names, facts.tie_embeddings
+    embedding = loader.matrix(names.embedding) if tied else loader.whole(names.embedding)
+    layers = [_load_layer(loader, spec, index) for index, spec in enumerate(facts.layers)]
+    final_norm = loader.norm(names.final_norm, facts.final_norm)
+    head = embedding if tied else loader.matrix(names.head)
+    if rope is not None and rope != facts.rope:
+        facts = with_rope(facts, rope)
+    positions = max_model_len or facts.max_position
+    tables = [rope_table(facts, one, positions, kernels.device) for one in facts.ropes]
     return_freed_memory()
-    return Decoder(facts, kernels, table, embedding, layers, final_norm, head)
+    return Decoder(facts, kernels, tables, embedding, layers, final_norm, head)
 
 
-def _load_layer(loader: "_Loader", arch: Architecture, facts: ModelFacts, index: int) -> DecoderLayer:
-    prefix = arch.layer.format(index)
-    qkv, output, gate_up, down = _fused(arch, index)
-    groups = (facts.num_kv_heads, facts.num_heads // facts.num_kv_heads) if arch.qkv_layout == "grouped" else None
-    sliding = facts.sliding_layers is None or facts.sliding_layers[index]
-    return DecoderLayer(
-        attention_norm=loader.vector((f"{prefix}{arch.attention_norm}.weight",)),
-        qkv=loader.linear(qkv, groups),
-        qkv_bias=loader.bias(qkv, facts.qkv_bias, groups),
-        q_norm=loader.vector((f"{prefix}{arch.q_norm}.weight",)) if facts.qk_norm else None,
-        k_norm=loader.vector((f"{prefix}{arch.k_norm}.weight",)) if facts.qk_norm else None,
-        output=loader.linear(output),
-        output_bias=loader.bias(output, facts.output_bias),
-        mlp_norm=loader.vector((f"{prefix}{arch.mlp_norm}.weight",)),
-        gate_up=loader.linear(gate_up),
-        gate_up_bias=loader.bias(gate_up, facts.mlp_bias),
-        down=loader.linear(down),
-        down_bias=loader.bias(down, facts.mlp_bias),
-        window=facts.sliding_window if sliding else None,
-    )
-
-
-def _fused(arch: Architecture, index: int) -> tuple[tuple[str, ...], ...]:
-    """Modules of layer `index` that are fused into one matrix each: qkv, output, gate and up, down."""
-    prefix = arch.layer.format(index)
-    return tuple(
-        tuple(prefix + name for name in names) for names in (arch.qkv, (arch.output,), arch.gate_up, (arch.down,))
-    )
+def _load_layer(loader: "_Loader", spec: LayerSpec, index: int) -> DecoderLayer:
+    prefix = loader.names.layer.format(index)
+    found: dict[str, Any] = {}
+    for role in norm_sizes(loader.facts, spec):
+        found[role] = loader.norm(prefix + loader.names.norms[role], spec.norm)
+    for matrix in FUSED:
+        linears = stored_linears(loader.names, spec, matrix)
+        found[matrix] = loader.fused(prefix, linears)
+        biased = has_bias(spec, fused_roles(spec, matrix)[0])
+        found[f"{matrix}_bias"] = loader.bias(prefix, linears) if biased else None
+    return DecoderLayer(spec, **found)
 
 
 class _Loader:
@@ -143,13 +130,16 @@ class _Loader:
         self.on_progress = on_progress
         self.coded: dict[str, tuple[Literal[4, 8], int]] = {}
         """Bits of a code and columns that share a scale, of each weight that is held in codes."""
-        arch = find_architecture(facts.architecture)
-        for names in (names for index in range(facts.num_layers) for names in _fused(arch, index)):
-            columns = self.shapes[f"{names[0]}.weight"][1]
-            group = None if precision is None else held_group(facts, precision, names, columns)
-            if group is not None and self.bits is not None:
-                self.coded |= {f"{name}.weight": (self.bits, group) for name in names}
-        self.head_name = f"{arch.embedding if facts.tie_embeddings else arch.head}.weight"
+        self.names = names = find_family(facts.architecture).names
+        for index, spec in enumerate(facts.layers):
+            for matrix in FUSED:
+                linears = stored_linears(names, spec, matrix)
+                modules = [names.layer.format(index) + linear.module for linear in linears]
+                columns = self.shapes[f"{modules[0]}.weight"][1]
+                group = None if precision is None else held_group(facts, precision, modules, columns)
+                if group is not None and self.bits is not None:
+                    self.coded |= {f"{module}.weight": (self.bits, group) for module in modules}
+        self.head_name = f"{names.embedding if facts.tie_embeddings else names.head}.weight"
         """A checkpoint has it whole, whatever its linear weights are."""
         group = None if precision is None else head_group(facts, precision, kernels.facts)
         if group is not None:
@@ -157,23 +147,41 @@ class _Loader:
         self.done = 0
         self.total = sum(self._bytes(name) for name in self.shapes)
 
-    def weight(self, names: Sequence[str], groups: tuple[int, int] | None = None) -> Weight:
-        """The matrices `names` stacked and packed whole."""
-        return self.kernels.pack(self._stack([f"{name}.weight" for name in names], self.weight_dtype, groups))
+    def whole(self, module: str) -> Weight:
+        """A matrix outside the layers, packed as floats."""
+        return self.kernels.pack(self._stack([f"{module}.weight"], self.weight_dtype))
 
-    def linear(self, modules: Sequence[str], groups: tuple[int, int] | None = None) -> Weight:
-        """The same in codes, where they are to be held so."""
-        if f"{modules[0]}.weight" not in self.coded:
-            return self.weight(modules, groups)
-        return self.kernels.pack_quantized(self._stack_codes([f"{name}.weight" for name in modules], groups))
+    def matrix(self, module: str) -> Weight:
+        """The same in codes, where it is to be held so."""
+        return self._packed([f"{module}.weight"], None)
 
-    def bias(self, names: Sequence[str], present: bool, groups: tuple[int, int] | None = None) -> Tensor | None:
-        return self._stack([f"{name}.bias" for name in names], self.kernels.dtype, groups) if present else None
+    def fused(self, prefix: str, linears: Sequence[Linear]) -> Weight:
+        """The stored linears of one fused matrix, stacked and packed: in codes, where they are to be held so."""
+        return self._packed([f"{prefix}{linear.module}.weight" for linear in linears], self._groups(linears))
 
-    def vector(self, names: Sequence[str]) -> Tensor:
-        return self._stack(names, self.kernels.dtype, None)
+    def bias(self, prefix: str, linears: Sequence[Linear]) -> Tensor:
+        """Their biases, in the same order."""
+        names = [f"{prefix}{linear.module}.bias" for linear in linears]
+        return self._stack(names, self.kernels.dtype, self._groups(linears))
 
-    def _stack(self, names: Sequence[str], dtype: torch.dtype, groups: tuple[int, int] | None) -> Tensor:
+    def norm(self, module: str, spec: NormSpec) -> Norm:
+        """A norm's vectors, the offset added in float32: 16 bits would round the sum."""
+        weight = self._stack([f"{module}.weight"], torch.float32 if spec.offset else self.kernels.dtype)
+        bias = self._stack([f"{module}.bias"], self.kernels.dtype) if spec.bias else None
+        return Norm(spec, weight.add_(spec.offset) if spec.offset else weight, bias)
+
+    def _groups(self, linears: Sequence[Linear]) -> tuple[int, int] | None:
+        """(key-value heads, queries that share one) of a grouped layout."""
+        facts = self.facts
+        grouped = linears[0].layout == "grouped"
+        return (facts.num_kv_heads, facts.num_heads // facts.num_kv_heads) if grouped else None
+
+    def _packed(self, names: Sequence[str], groups: tuple[int, int] | None) -> Weight:
+        if names[0] in self.coded:
+            return self.kernels.pack_quantized(self._stack_codes(names, groups))
+        return self.kernels.pack(self._stack(names, self.weight_dtype, groups))
+
+    def _stack(self, names: Sequence[str], dtype: torch.dtype, groups: tuple[int, int] | None = None) -> Tensor:
         rows = [self.shapes[name][0] for name in names]
         columns = self.shapes[names[0]][1:]
         fused = torch.empty(sum(rows), *columns, dtype=dtype, device=self.kernels.device)
@@ -230,6 +238,9 @@ class _Loader:
             (rows, columns), (bits, group) = shape, self.coded[name]
             return rows * (columns * bits // 8 + columns // group * (3 if bits == 4 else 4))
         dtype = self.weight_dtype if len(shape) == 2 else self.kernels.dtype
+        # The norms of a model are of one kind; biases are what other vectors are called.
+        if len(shape) == 1 and self.facts.final_norm.offset and name.endswith(".weight"):
+            dtype = torch.float32
         return torch.Size(shape).numel() * dtype.itemsize
 
     def _advance(self, name: str) -> None:

@@ -6,6 +6,7 @@ its prompt was cut. Otherwise a cached key and a fresh one would disagree.
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,14 +20,14 @@ TABLE_ROWS = 4096
 def rope_table(
     facts: ModelFacts, rope: RopeFacts, max_model_len: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each float32 [max_model_len, head_dim / 2]: head_dim * 4 bytes a position together.
+    """(cos, sin), each float32 [max_model_len, R / 2] for R rotated dimensions of a head: R * 4 bytes a position.
 
     `dynamic` takes its base for `max_model_len` where that exceeds the trained length, else the plain base. So it
     agrees with transformers for every prompt when nothing is stretched, and for one of `max_model_len` tokens when it
     is: transformers takes the length of the moment, which keys already cached cannot follow.
     """
     inv_freq, magnitude = inverse_frequencies(facts, rope, max_model_len)
-    cos = torch.empty(max_model_len, facts.head_dim // 2)
+    cos = torch.empty(max_model_len, rope.rotated(facts.head_dim) // 2)
     sin = torch.empty_like(cos)
     for start in range(0, max_model_len, TABLE_ROWS):
         stop = min(start + TABLE_ROWS, max_model_len)
@@ -37,8 +38,14 @@ def rope_table(
     return cos.to(device), sin.to(device)
 
 
+def with_rope(facts: ModelFacts, rope: RopeFacts) -> ModelFacts:
+    """`facts` with `rope` in place of the model's own. Layers with another keep theirs."""
+    layers = tuple(replace(spec, rope=rope) if spec.rope == facts.rope else spec for spec in facts.layers)
+    return replace(facts, rope=rope, layers=layers)
+
+
 def inverse_frequencies(facts: ModelFacts, rope: RopeFacts, max_model_len: int) -> tuple[Tensor, float]:
-    """(float32 [head_dim / 2] radians a position, factor on cos and sin) for the kind of `rope`."""
+    """(float32 [R / 2] radians a position, factor on cos and sin) for the kind of `rope`."""
     return FREQUENCIES[rope.kind](rope, facts, max_model_len)
 
 
@@ -47,17 +54,17 @@ def _plain(theta: float, head_dim: int) -> Tensor:
 
 
 def _default(rope: RopeFacts, facts: ModelFacts, max_model_len: int) -> tuple[Tensor, float]:
-    return _plain(rope.theta, facts.head_dim), 1.0
+    return _plain(rope.theta, rope.rotated(facts.head_dim)), 1.0
 
 
 def _linear(rope: RopeFacts, facts: ModelFacts, max_model_len: int) -> tuple[Tensor, float]:
     """Position interpolation (Chen et al. 2023)."""
-    return _plain(rope.theta, facts.head_dim) / rope.params["factor"], 1.0
+    return _plain(rope.theta, rope.rotated(facts.head_dim)) / rope.params["factor"], 1.0
 
 
 def _dynamic(rope: RopeFacts, facts: ModelFacts, max_model_len: int) -> tuple[Tensor, float]:
     """NTK-aware base, grown with the length in excess (bloc97, emozilla 2023)."""
-    factor, dim = rope.params["factor"], facts.head_dim
+    factor, dim = rope.params["factor"], rope.rotated(facts.head_dim)
     # transformers measures the excess against `max_position_embeddings`, whatever the original length is said to be.
     stretch = factor * max(max_model_len, facts.max_position) / facts.max_position - (factor - 1)
     return _plain(rope.theta * stretch ** (dim / (dim - 2)), dim), 1.0
@@ -65,7 +72,7 @@ def _dynamic(rope: RopeFacts, facts: ModelFacts, max_model_len: int) -> tuple[Te
 
 def _yarn(rope: RopeFacts, facts: ModelFacts, max_model_len: int) -> tuple[Tensor, float]:
     """YaRN (Peng et al. 2023): slow dimensions interpolated, fast ones kept, a ramp between, and warmer attention."""
-    params, dim = rope.params, facts.head_dim
+    params, dim = rope.params, rope.rotated(facts.head_dim)
     original = params.get("original_max_position_embeddings", facts.max_position)
     factor = params.get("factor") or facts.max_position / original
 
@@ -96,7 +103,7 @@ def _yarn_magnitude(params: Mapping[str, float], factor: float) -> float:
 
 def _llama3(rope: RopeFacts, facts: ModelFacts, max_model_len: int) -> tuple[Tensor, float]:
     """Llama 3.1: wavelengths beyond the trained length interpolated, short ones kept, smooth between."""
-    params, plain = rope.params, _plain(rope.theta, facts.head_dim)
+    params, plain = rope.params, _plain(rope.theta, rope.rotated(facts.head_dim))
     factor, low, high = params["factor"], params["low_freq_factor"], params["high_freq_factor"]
     turns = params.get("original_max_position_embeddings", facts.max_position) / (2 * math.pi / plain)
     kept = ((turns - low) / (high - low)).clamp(0, 1)

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plimsoll.api.architecture import find_architecture
 from plimsoll.api.budget import LEAST_CONTEXT, RUNS, Budget, Load, budget, short_context
 from plimsoll.api.device import DeviceFacts, TableFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
-from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.facts import facts_from_config
+from plimsoll.api.families.registry import find_family
+from plimsoll.api.layer_tensors import FUSED, expected_tensors, stored_linears
 from plimsoll.api.model import ModelFacts, TensorFact
 from plimsoll.api.quantization import Quantization
 from plimsoll.api.sizes import block_bytes, kv_heads_per_rank, replication, tensor_sizes, weight_bytes
@@ -113,7 +114,7 @@ def test_weights_are_the_bytes_in_the_headers(architecture: str, tmp_path: Path)
 @given(configs(), st.sampled_from([None, 32, 128]))
 def test_quantised_weights_carry_their_scales(facts: ModelFacts, head_group: int | None) -> None:
     device = DeviceFacts("cuda", GIB, TableFacts(head_group=head_group))
-    arch = find_architecture(facts.architecture)
+    arch = find_family(facts.architecture).names
     head = f"{arch.embedding if facts.tie_embeddings else arch.head}.weight"
     whole = {"lm_head.weight", "output.weight", "model.embed_tokens.weight", "model.tok_embeddings.weight"}
     eight = four = 0
@@ -163,13 +164,13 @@ def test_a_quantised_checkpoint_is_held_as_it_is_stored_but_for_its_head(
     precision = "w4a16" if said.bits == 4 else "w8a16"
     table = TableFacts(activation_bytes=4, row_tile=tile, head_group=32 if coded_head else None)
     device = DeviceFacts("cpu", GIB, table)
-    arch = find_architecture(facts.architecture)
+    arch = find_family(facts.architecture).names
     shapes, total = expected_tensors(facts), 0
     fused = [[arch.embedding], [] if facts.tie_embeddings else [arch.head]]
-    for index in range(facts.num_layers):
+    for index, spec in enumerate(facts.layers):
         layer = arch.layer.format(index)
-        for names in (arch.qkv, (arch.output,), arch.gate_up, (arch.down,)):
-            fused.append([layer + name for name in names])
+        for matrix in FUSED:
+            fused.append([layer + linear.module for linear in stored_linears(arch, spec, matrix)])
     if any(said.group_size and shapes[f"{names[0]}.weight"][1] % said.group_size for names in fused[2:]):
         # No such checkpoint is opened; a configuration alone may say so.
         return

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from plimsoll.api.architecture import ARCHITECTURES
-from plimsoll.api.config_keys import HARMLESS, MODEL_TYPES, READ, REFUSED, unknown_keys
+from plimsoll.api.config_keys import HARMLESS, READ, REFUSED, unknown_keys
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.facts import config_notes, facts_from_config
+from plimsoll.api.families.registry import all_families
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 100, "hidden_size": 64,
@@ -33,17 +33,17 @@ CARRIED = {
 
 
 def of(architecture: str, **keys: Any) -> dict[str, Any]:
-    return CONFIG | {"architectures": [architecture], "model_type": MODEL_TYPES[architecture]} | keys
+    return CONFIG | {"architectures": [architecture], "model_type": all_families()[architecture].model_type} | keys
 
 
 def test_no_key_is_in_two_lists_and_every_family_has_its_type() -> None:
     assert not set(READ) & HARMLESS
     assert not set(READ) & set(REFUSED)
     assert not HARMLESS & set(REFUSED)
-    assert MODEL_TYPES.keys() == ARCHITECTURES.keys() == CARRIED.keys()
+    assert all_families().keys() == CARRIED.keys()
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "InternLM2ForCausalLM"])
+@pytest.mark.parametrize("architecture", [name for name in all_families() if name != "InternLM2ForCausalLM"])
 def test_every_key_that_transformers_defines_is_known(architecture: str) -> None:
     import transformers
 
@@ -52,14 +52,14 @@ def test_every_key_that_transformers_defines_is_known(architecture: str) -> None
     assert unknown_keys(dict.fromkeys(config, 1)) == ()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", list(all_families()))
 def test_keys_that_published_checkpoints_carry_are_neither_refused_nor_reported(architecture: str) -> None:
     config = of(architecture, **CARRIED[architecture])
     facts_from_config(config)
     assert config_notes(config) == ()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", list(all_families()))
 def test_unknown_keys_are_reported_in_one_sentence(architecture: str) -> None:
     config = of(architecture, wild_gating=True, rope_scaling={"type": "linear", "factor": 2.0, "bend": 3}, unset=None)
     facts_from_config(config)
@@ -67,7 +67,7 @@ def test_unknown_keys_are_reported_in_one_sentence(architecture: str) -> None:
     assert note == "config.json: these keys are not known and are ignored: wild_gating, rope_scaling.bend"
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", list(all_families()))
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -123,10 +123,10 @@ def test_a_base_that_is_replaced_is_named() -> None:
 def test_keys_that_are_absent_take_the_default_of_their_class() -> None:
     bare = {key: value for key, value in CONFIG.items() if key != "num_key_value_heads"}
     mistral = facts_from_config(bare | of("MistralForCausalLM", num_attention_heads=8, num_key_value_heads=8))
-    assert mistral.sliding_window == 4096
+    assert mistral.layers[0].window == 4096
     named = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "num_attention_heads": 16}
     assert facts_from_config(bare | named).num_kv_heads == 8
     assert facts_from_config(bare | named | {"num_key_value_heads": None}).num_kv_heads == 16
-    assert facts_from_config(of("MistralForCausalLM", sliding_window=None)).sliding_window is None
+    assert facts_from_config(of("MistralForCausalLM", sliding_window=None)).layers[0].window is None
     assert facts_from_config(of("Qwen3ForCausalLM")).head_dim == 128
-    assert facts_from_config(of("InternLM2ForCausalLM")).qkv_bias
+    assert facts_from_config(of("InternLM2ForCausalLM")).layers[0].qkv_bias

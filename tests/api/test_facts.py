@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.facts import config_notes, expected_tensors, facts_from_config
+from plimsoll.api.facts import config_notes, facts_from_config
+from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.checkpoint import open_checkpoint
 from tests.support.checkpoints import ARCHITECTURES, make_checkpoint
 
@@ -51,21 +52,21 @@ def test_defaults_that_configurations_leave_out() -> None:
 @pytest.mark.parametrize(
     ("architecture", "extra", "layers"),
     [
-        ("MistralForCausalLM", {"sliding_window": 8}, None),
+        ("MistralForCausalLM", {"sliding_window": 8}, (True, True)),
         ("Qwen2ForCausalLM", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}, (False, True)),
         ("Qwen3ForCausalLM", {"sliding_window": 8, "use_sliding_window": True,
                               "layer_types": ["sliding_attention", "full_attention"]}, (True, False)),
     ],
 )  # fmt: skip
-def test_sliding_windows(architecture: str, extra: dict[str, Any], layers: tuple[bool, ...] | None) -> None:
+def test_sliding_windows(architecture: str, extra: dict[str, Any], layers: tuple[bool, ...]) -> None:
     facts = facts_from_config(CONFIG | {"architectures": [architecture]} | extra)
-    assert (facts.sliding_window, facts.sliding_layers) == (8, layers)
+    assert [layer.window for layer in facts.layers] == [8 if sliding else None for sliding in layers]
 
 
 def test_a_window_that_is_not_used_is_none() -> None:
     for architecture in ("Qwen2ForCausalLM", "LlamaForCausalLM"):
         facts = facts_from_config(CONFIG | {"architectures": [architecture], "sliding_window": 8})
-        assert facts.sliding_window is None
+        assert [layer.window for layer in facts.layers] == [None, None]
 
 
 @pytest.mark.parametrize(

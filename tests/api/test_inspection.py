@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from plimsoll.api.budget import Load, budget
 from plimsoll.api.device import DeviceFacts, TableFacts
 from plimsoll.api.errors import CheckpointError, PlimsollError
-from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.facts import facts_from_config
 from plimsoll.api.inspection import MAX_BYTES, Inspection
+from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts, TensorFact
 from plimsoll.api.tensor_table import collapse, expand
 from plimsoll.checkpoint.open import open_checkpoint

@@ -7,7 +7,8 @@ import pytest
 from plimsoll.api.budget import RUNS, Load, budget
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts
 from plimsoll.api.errors import DoesNotFitError
-from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.facts import facts_from_config
+from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts, TensorFact
 from plimsoll.api.second_rounding import refused_under_auto, rounded_again, stored_blocks
 

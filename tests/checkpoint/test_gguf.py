@@ -44,8 +44,7 @@ def test_same_tensors_and_facts_as_the_folder_it_came_from(tmp_path: Path, archi
         np.testing.assert_array_equal(raw.data, theirs.read(name).data)
     for field in (
         "architecture", "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
-        "head_dim", "max_position", "rms_norm_eps", "tie_embeddings", "sliding_window", "qkv_bias", "output_bias",
-        "mlp_bias", "qk_norm", "rope", "eos_token_ids", "bos_token_id",
+        "head_dim", "max_position", "layers", "final_norm", "tie_embeddings", "rope", "eos_token_ids", "bos_token_id",
     ):  # fmt: skip
         assert getattr(ours.facts, field) == getattr(theirs.facts, field), field
     assert ours.facts.dtype == "BF16"
@@ -146,7 +145,7 @@ def test_real_model(smollm2_gguf: Path) -> None:
     assert (facts.architecture, facts.num_layers, facts.hidden_size) == ("LlamaForCausalLM", 30, 576)
     assert (facts.num_heads, facts.num_kv_heads, facts.head_dim) == (9, 3, 64)
     assert (facts.vocab_size, facts.max_position, facts.tie_embeddings) == (49_152, 8_192, True)
-    assert (facts.rope.theta, facts.rms_norm_eps, facts.dtype) == (100_000.0, 1e-5, "BF16")
+    assert (facts.rope.theta, facts.final_norm.eps, facts.dtype) == (100_000.0, 1e-5, "BF16")
     assert (facts.bos_token_id, facts.eos_token_ids) == (1, (2,))
     assert checkpoint.digest() == open_checkpoint(smollm2_gguf).digest()
     assert checkpoint.tensors["model.layers.0.mlp.up_proj.weight"].dtype == "Q4_1"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from plimsoll.api.errors import CheckpointError, PlimsollError
-from plimsoll.api.facts import expected_tensors
 from plimsoll.api.inspection import MAX_BYTES, Inspection
+from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.checkpoint import headers
 from plimsoll.checkpoint.gguf_config import llama3_divisors
 from plimsoll.checkpoint.inspecting import inspect_remote, inspect_source

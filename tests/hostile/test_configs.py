@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from plimsoll.api.architecture import ARCHITECTURES
 from plimsoll.api.budget import Load, budget
 from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import CheckpointError, PlimsollError
 from plimsoll.api.facts import config_notes, facts_from_config
+from plimsoll.api.families.registry import all_families
 from plimsoll.api.inspection import MAX_BYTES, Inspection
 from plimsoll.api.rope import check_length, default_length, override_rope
 from tests.support.bounded import bounded, refusal
@@ -67,7 +67,7 @@ def named(error: PlimsollError, key: str) -> bool:
     return len(str(error)) < 1000 and (key in f"{error.field} {error}" or error.field in (*KEYS, *SCALING_KEYS))
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", sorted(all_families()))
 @pytest.mark.parametrize("key", KEYS)
 def test_a_hostile_value_of_a_key_is_refused_by_name_or_harmless(architecture: str, key: str) -> None:
     for value in NASTY:

@@ -93,7 +93,7 @@ def rowwise(draw: random.Random, ops: Kernels) -> None:
     x, off = numbers(draw, rows, columns), int(draw.random() < 0.15)
     ops.rms_norm(x, numbers(draw, columns + off), draw.choice((0.0, 1e-5, float("nan"))))
     ops.add_rms_norm(x, numbers(draw, rows, columns + off), numbers(draw, columns), 1e-5)
-    ops.silu_mul(x)
+    ops.activate(x, "silu", True)
     q = numbers(draw, rows, 3, dim)
     angles = numbers(draw, rows + off, dim // 2)
     ops.rope(q, q[:, :1], angles, angles)

@@ -69,7 +69,14 @@ def test_norms_gates_and_rotations_agree(rows: int, heads: int, half: int, threa
     sums = [residual.clone(), residual.clone()]
     close(ops.add_rms_norm(x, sums[0], weight, 1e-5), PLAIN.add_rms_norm(x, sums[1], weight, 1e-5))
     assert torch.equal(sums[0], sums[1])
-    close(ops.silu_mul(x * 10), PLAIN.silu_mul(x * 10))
+    close(ops.activate(x * 10, "silu", True), PLAIN.activate(x * 10, "silu", True))
+    for activation in native.ACTIVATIONS:
+        for gated in (True, False):
+            made = ops.activate(x, activation, gated)
+            close(made, PLAIN.activate(x, activation, gated))
+            assert torch.equal(made[:1], ops.activate(x[:1], activation, gated))
+    for bias in (None, residual[0].clone()):
+        close(ops.layer_norm(x, weight, bias, 1e-5), PLAIN.layer_norm(x, weight, bias, 1e-5))
     qkv = torch.randn(rows, heads + 2, dim)
     angles = torch.rand(rows, half) * 6
     turned = [qkv.clone(), qkv.clone()]
@@ -133,6 +140,7 @@ def paged(
     st.sampled_from([16, 32, 64]),
     st.sampled_from([None, 1, 20, 64, 500]),
     DTYPES,
+    st.sampled_from([None, 0.5, 30.0]),
     st.integers(1, 2),
 )
 def test_attention_agrees_and_chunks_are_the_whole(
@@ -143,6 +151,7 @@ def test_attention_agrees_and_chunks_are_the_whole(
     block_size: int,
     window: int | None,
     dtype: torch.dtype,
+    softcap: float | None,
     threads: int,
 ) -> None:
     torch.set_num_threads(threads)
@@ -153,12 +162,12 @@ def test_attention_agrees_and_chunks_are_the_whole(
     found = []
     for table in (ops, PLAIN):
         step = paged(table, keys, values, rows, block_size, dtype)
-        found.append(table.attention(q, step.k_cache, step.v_cache, step.batch, dim**-0.5, window))
+        found.append(table.attention(q, step.k_cache, step.v_cache, step.batch, dim**-0.5, window, softcap))
     close(found[0], found[1])
     # The last row of each sequence as a decode of its own.
     last = [sum(rows[: b + 1]) - 1 for b in range(len(rows))]
     step = paged(ops, keys, values, [1] * len(rows), block_size, dtype)
-    alone = ops.attention(q[last], step.k_cache, step.v_cache, step.batch, dim**-0.5, window)
+    alone = ops.attention(q[last], step.k_cache, step.v_cache, step.batch, dim**-0.5, window, softcap)
     assert torch.equal(alone, found[0][last])
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plimsoll.runtime.kernels import torch_ops
 from plimsoll.runtime.kernels.table import AttentionBatch
-from plimsoll.runtime.kernels.torch_ops import torch_kernels
+from plimsoll.runtime.kernels.torch_ops import mix_values, torch_kernels
 
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
@@ -60,10 +60,33 @@ def test_norms_divide_by_the_root_mean_square(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_silu_mul_gates_the_second_half_by_the_first(dtype: torch.dtype) -> None:
+def test_activate_gates_the_second_half_by_the_first(dtype: torch.dtype) -> None:
     gate_up = torch.randn(3, 10).to(dtype)
     gate, up = gate_up[:, :5].double(), gate_up[:, 5:].double()
-    close(torch_kernels("cpu", dtype).silu_mul(gate_up), gate / (1 + (-gate).exp()) * up)
+    close(torch_kernels("cpu", dtype).activate(gate_up, "silu", True), gate / (1 + (-gate).exp()) * up)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations_and_layer_norms_are_their_formulas(dtype: torch.dtype) -> None:
+    ops, x = torch_kernels("cpu", dtype), torch.randn(3, 10).to(dtype)
+    wide = x.double()
+    cubic = (2 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3)
+    close(ops.activate(x, "gelu", False), wide * (1 + torch.erf(wide / 2**0.5)) / 2)
+    close(ops.activate(x, "gelu_tanh", False), wide * (1 + cubic.tanh()) / 2)
+    close(ops.activate(x, "relu2", False), wide.clamp(min=0) ** 2)
+    weight, bias = torch.randn(10).to(dtype), torch.randn(10).to(dtype)
+    apart = wide - wide.mean(1, keepdim=True)
+    normed = apart / (apart.square().mean(1, keepdim=True) + 1e-3).sqrt()
+    close(ops.layer_norm(x, weight, bias, 1e-3), normed * weight.double() + bias.double())
+    close(ops.layer_norm(x, weight, None, 1e-3), normed * weight.double())
+
+
+def test_a_soft_cap_bends_scores_before_the_softmax() -> None:
+    q, k, v = torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    seen = torch.ones(3, 5, dtype=torch.bool).tril(2)
+    scores = 2 * torch.tanh(q.double() @ k.double().mT * 0.7 / 2)
+    wanted = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v.double()
+    close(mix_values(q, k, v, seen, 0.7, 2.0), wanted)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

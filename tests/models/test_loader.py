@@ -14,7 +14,7 @@ FLOAT32 = torch_kernels("cpu", torch.float32)
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_tensor_is_kept_once_in_the_precision_served(tied: bool) -> None:
-    facts = tiny_facts(tie_embeddings=tied, qkv_bias=True)
+    facts = tiny_facts(tie_embeddings=tied, spec={"qkv_bias": True})
     source = make_source(facts)
     decoder = load_decoder(source, facts, FLOAT32, torch.bfloat16)
     matrices = sum(array.size for array in source.tensors.values() if array.ndim == 2)
@@ -32,7 +32,7 @@ def test_parts_are_fused_in_order() -> None:
 
 
 def test_internlm2_rows_are_sorted_into_queries_keys_and_values() -> None:
-    facts = tiny_facts(architecture="InternLM2ForCausalLM", qkv_bias=True)
+    facts = tiny_facts(architecture="InternLM2ForCausalLM", spec={"qkv_bias": True})
     source = make_source(facts)
     layer = load_decoder(source, facts, FLOAT32, torch.float32).layers[0]
     for suffix, found in (("weight", layer.qkv), ("bias", layer.qkv_bias)):

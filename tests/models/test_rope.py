@@ -6,7 +6,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from plimsoll.api.errors import SpecError
-from plimsoll.api.model import ModelFacts, RopeFacts
+from plimsoll.api.model import LayerSpec, ModelFacts, NormSpec, RopeFacts
 from plimsoll.api.rope import override_rope
 from plimsoll.runtime.models import rope as rope_module
 from plimsoll.runtime.models.rope import inverse_frequencies, rope_table
@@ -20,14 +20,14 @@ def make_facts(rope: RopeFacts) -> ModelFacts:
         vocab_size=32,
         hidden_size=128,
         intermediate_size=32,
-        num_layers=1,
         num_heads=4,
         num_kv_heads=2,
         head_dim=32,
         max_position=TRAINED,
-        rms_norm_eps=1e-6,
         rope=rope,
         tie_embeddings=True,
+        layers=(LayerSpec(NormSpec(1e-6), 32**-0.5, rope),),
+        final_norm=NormSpec(1e-6),
     )
 
 

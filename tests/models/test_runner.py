@@ -29,7 +29,7 @@ def same(kernels: Kernels, found: torch.Tensor, wanted: torch.Tensor) -> None:
 @tables
 @pytest.mark.parametrize("window", [None, 9])
 def test_batched_and_chunked_are_sequential_and_whole(kernels: Kernels, window: int | None) -> None:
-    decoder = make_decoder(kernels, sliding_window=window, sliding_layers=(True, False, True))
+    decoder = make_decoder(kernels, windows=(window, None, window))
     alone = [prompt_logprobs(decoder, [prompt])[0] for prompt in PROMPTS]
     for chunks in ((1000,), (1,), (5, 1, 17)):
         for found, wanted in zip(prompt_logprobs(decoder, PROMPTS, chunks=chunks), alone, strict=True):

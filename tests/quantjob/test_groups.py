@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from plimsoll.api.families.family import GATED, Grouping
+from plimsoll.api.model import LayerSpec, NormSpec
 from plimsoll.checkpoint import open_checkpoint
-from plimsoll.quantjob.groups import GATED, Grouping, fold, foldable, spread
+from plimsoll.quantjob.groups import fold, foldable, spread
+from plimsoll.quantjob.layer import LayerWeights
 from plimsoll.quantjob.streamed import StreamedModel
 from tests.support.checkpoints import make_checkpoint
 
@@ -39,11 +42,10 @@ def test_a_folded_scale_leaves_the_layer_as_it_was(name: str, grouping: Grouping
 
 
 def test_a_norm_about_one_is_folded_on_what_it_means() -> None:
-    from plimsoll.quantjob.layer import LayerWeights
-
-    grouping = Grouping("attention_norm", ("q", "k", "v"), offset=1.0)
+    spec = LayerSpec(NormSpec(1e-6, offset=1.0), 1.0, None)
+    grouping = Grouping("attention_norm", ("q", "k", "v"))
     stored = torch.tensor([0.0, -0.5, 0.25, -1.0])
-    weights = LayerWeights(0, None, {"attention_norm": stored.clone()})
+    weights = LayerWeights(0, spec, {"attention_norm": stored.clone()})
     allowed = foldable(grouping, torch.tensor([2.0, 3.0, 0.7, 2.0]), weights, torch.bfloat16)
     fold(grouping, allowed, weights)
     folded = weights["attention_norm"]

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plimsoll.api.errors import CheckpointError, DoesNotFitError, PlimsollError, SpecError
+from plimsoll.api.families.registry import all_families
 from plimsoll.api.gate import Limits
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.lock import FolderLock
 from plimsoll.checkpoint.quantized.manifest import verify
-from plimsoll.quantjob import groups, job, merge
+from plimsoll.quantjob import job, merge
 from plimsoll.quantjob.data import Tokens, tokens_of
 from plimsoll.quantjob.evaluation import compare
 from plimsoll.quantjob.failures import reason_of
@@ -331,7 +332,9 @@ def test_what_cannot_be_is_refused_before_a_layer_is_read(
 def test_an_architecture_without_groupings_is_rounded_to_nearest_with_a_warning(
     tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(groups.GROUPINGS, "LlamaForCausalLM")  # type: ignore[arg-type]
+    known = all_families()
+    bare = replace(known["LlamaForCausalLM"], groupings=())
+    monkeypatch.setitem(known, "LlamaForCausalLM", bare)  # type: ignore[arg-type]
     said: list[str] = []
     options = job_options(tiny, tmp_path / "out", text)
     outcome = QuantizeJob(options, Tracker(), said.append).run()

@@ -1,32 +1,37 @@
 """A tiny decoder whose checkpoint is a dictionary: for tests of the loader and the runner alone."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from plimsoll.api.facts import expected_tensors
-from plimsoll.api.model import ModelFacts, RopeFacts
+from plimsoll.api.layer_tensors import expected_tensors
+from plimsoll.api.model import LayerSpec, ModelFacts, NormSpec, RopeFacts
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.loader import load_decoder
 
 
-def tiny_facts(**changes: Any) -> ModelFacts:
+def tiny_facts(
+    windows: tuple[int | None, ...] = (None,) * 3, spec: dict[str, Any] | None = None, **changes: Any
+) -> ModelFacts:
+    """A layer of Llama for each of `windows`, with other values of their `LayerSpec` in `spec`."""
+    norm = NormSpec(1e-5)
+    layer = LayerSpec(**({"norm": norm, "scale": 8**-0.5, "rope": RopeFacts()} | (spec or {})))
     values: dict[str, Any] = {
         "architecture": "LlamaForCausalLM",
         "vocab_size": 50,
         "hidden_size": 24,
         "intermediate_size": 40,
-        "num_layers": 3,
         "num_heads": 4,
         "num_kv_heads": 2,
         "head_dim": 8,
         "max_position": 128,
-        "rms_norm_eps": 1e-5,
         "rope": RopeFacts(),
         "tie_embeddings": True,
+        "layers": tuple(replace(layer, window=window) for window in windows),
+        "final_norm": layer.norm,
     }
     return ModelFacts(**(values | changes))
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.facts import facts_from_config
 from plimsoll.api.inspection import Inspection
+from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import TensorFact
 from plimsoll.operator import names, parse
 from plimsoll.operator.actions import Apply, Delete, MarkFailed, MarkProven, Plan, Record, Renumber, Scale

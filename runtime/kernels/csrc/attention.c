@@ -98,6 +98,13 @@ static void soften(float *scores, long width, long low, long high, float *top, f
     store8(mass, sum + block);
 }
 
+static void cap_scores(float *scores, long width, float cap)
+{
+    /* tanh(x) is 1 - 2 / (e^2x + 1). */
+    for (long i = 0; i < width; i += 8)
+        store8(scores + i, cap - 2.0f * cap / (vexp8(load8(scores + i) * (2.0f / cap)) + 1.0f));
+}
+
 /* A block as float32, made once where enough rows will read it. */
 static const float *widened_bf16(const uint16_t *block, float *spare, long count)
 {
@@ -156,6 +163,7 @@ DEFINE_PADDED(f32, float, (float))
             else product_##KIND(rows, width, 0, D, q, D, keys, S, scores, S);                                          \
             for (long r = 0; r < rows; r++) {                                                                          \
                 long own = position + r / group - n * S, low = job->window ? own - job->window + 1 : 0;                \
+                if (job->cap) cap_scores(scores + r * S, width, job->cap);                                             \
                 soften(scores + r * S, width, low, own + 1, top + r, mass + r * 8, mixed + r * W, W);                  \
             }                                                                                                          \
             if (rows < WIDEN_ROWS && (n + 1) * S < reach)                                                              \
@@ -217,13 +225,13 @@ void attention_team(const attention_job *job, const long *first_task, float *scr
     }
 }
 
-/* Returns DONE, NO_MEMORY or OUTSIDE. q [T, H, D] with strides; out dense [T, H*D]; window 0 is none. */
+/* Returns DONE, NO_MEMORY or OUTSIDE. q [T, H, D] with strides; out dense [T, H*D]; window 0 and cap 0 are none. */
 int attention(const float *q, long q_row, long q_head, const void *k_cache, const void *v_cache, int narrow, float *out,
               const int32_t *starts, const int32_t *contexts, const int32_t *tables, long T, long B, long table_width,
-              long blocks, long H, long G, long S, long D, float scale, long window)
+              long blocks, long H, long G, long S, long D, float scale, long window, float cap)
 {
     attention_job job = {q, q_row, q_head, H, G, D, S, k_cache, v_cache, starts, contexts, tables, B, table_width, window,
-                         scale, out, narrow};
+                         scale, cap, out, narrow};
     if (!sequences_fit(&job, T, blocks)) return OUTSIDE;
     long share = attention_scratch(&job), *first_task = malloc((B + 1) * sizeof(long));
     float *scratch = aligned_alloc(64, omp_get_max_threads() * share * sizeof(float));

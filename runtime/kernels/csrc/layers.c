@@ -1,5 +1,8 @@
 /* All layers of a step of few rows in one parallel region: what the operations do one by one, in the same order and to
- * the same bit, without a call and a start of threads for each. */
+ * the same bit, without a call and a start of threads for each.
+ *
+ * Covers layers with RMS norms before attention and before the MLP, of each head of q and k or of none; one rotary
+ * embedding of whole heads; scores without a cap; a gated SiLU. `native_layers.covers` says so: others run op by op. */
 #include "bounds.h"
 #include "rowwise.h"
 #include "team.h"
@@ -72,7 +75,7 @@ static void run_layer(const model *m, const layer *l, const float *next_norm, co
     long T = s->T, I = l->down.K, parts = (I + GATES - 1) / GATES;
     float *own = at->own + omp_get_thread_num() * at->own_floats;
     attention_job job = {at->qkv, l->qkv.N, m->D, m->H, m->G, m->D, m->S, l->k_cache, l->v_cache, s->starts, s->contexts,
-                         s->tables, s->B, s->table_width, l->window, m->scale, at->mixed, (int)m->narrow};
+                         s->tables, s->B, s->table_width, l->window, m->scale, 0, at->mixed, (int)m->narrow};
     multiply(hidden, &l->qkv, at->qkv, T, own);
 #pragma omp for
     for (long task = 0; task < T * m->G; task++) place_heads(m, l, s, at->qkv, task / m->G, task % m->G);
@@ -86,7 +89,7 @@ static void run_layer(const model *m, const layer *l, const float *next_norm, co
 #pragma omp for
     for (long task = 0; task < T * parts; task++) {
         long t = task / parts, from = task % parts * GATES, to = from + GATES < I ? from + GATES : I;
-        gate_row(at->gate_up + t * 2 * I, at->gate_up + t * 2 * I + I, at->gated + t * I, from, to);
+        activate_row(SILU, at->gate_up + t * 2 * I, at->gate_up + t * 2 * I + I, at->gated + t * I, from, to);
     }
     multiply(at->gated, &l->down, at->added, T, own);
 #pragma omp for

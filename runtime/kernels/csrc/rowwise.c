@@ -18,10 +18,19 @@ void add_rms_norm(const float *x, float *residual, const float *weight, float *y
     for (long t = 0; t < T; t++) add_and_normalise(x + t * K, residual + t * K, weight, y + t * K, K, eps);
 }
 
-void silu_mul(const float *gate_up, float *y, long T, long I)
+/* x dense; bias may be null. */
+void layer_norm(const float *x, const float *weight, const float *bias, float *y, long T, long K, float eps)
 {
+#pragma omp parallel for if (T * K > WORTH_THREADS)
+    for (long t = 0; t < T; t++) normalise_about_mean(x + t * K, weight, bias, y + t * K, K, eps);
+}
+
+/* x [T, 2I], gate and up, or [T, I] where nothing is gated. */
+void activate(int kind, int gated, const float *x, float *y, long T, long I)
+{
+    long row = gated ? 2 * I : I;
 #pragma omp parallel for if (T * I > WORTH_THREADS)
-    for (long t = 0; t < T; t++) gate_row(gate_up + t * 2 * I, gate_up + t * 2 * I + I, y + t * I, 0, I);
+    for (long t = 0; t < T; t++) activate_row(kind, x + t * row, gated ? x + t * row + I : 0, y + t * I, 0, I);
 }
 
 void rope(float *q, long H, long q_row, long q_head, float *k, long G, long k_row, long k_head, const float *cos,

@@ -38,22 +38,58 @@ static inline void add_and_normalise(const float *x, float *sum, const float *we
     normalise(sum, weight, y, K, eps);
 }
 
-/* y[from .. to) = silu(gate) * up. */
-static inline void gate_row(const float *gate, const float *up, float *y, long from, long to)
+/* y = (x - mean) / sqrt(variance + eps) * weight + bias; bias may be null. */
+static inline void normalise_about_mean(const float *x, const float *weight, const float *bias, float *y, long K,
+                                        float eps)
+{
+    float sum = 0, square = 0;
+    for (long k = 0; k < K; k++) sum += x[k];
+    float mean = sum / (float)K;
+    for (long k = 0; k < K; k++) square += (x[k] - mean) * (x[k] - mean);
+    float scale = 1.0f / __builtin_sqrtf(square / (float)K + eps);
+    for (long k = 0; k < K; k++) y[k] = (x[k] - mean) * scale * weight[k] + (bias ? bias[k] : 0.0f);
+}
+
+/* As `native.ACTIVATIONS` counts them. */
+enum { SILU, GELU, GELU_TANH, RELU2 };
+
+INLINE vf activation(const int kind, vf g)
+{
+    if (kind == SILU) return g / (vexp(-g) + 1.0f);
+    /* 0.5 g (1 + tanh(u)) is g / (1 + e^(-2u)), for u = sqrt(2 / pi) (g + 0.044715 g^3). */
+    if (kind == GELU_TANH) return g / (vexp(g * (g * g * 0.044715f + 1.0f) * -1.5957691216057308f) + 1.0f);
+    if (kind == RELU2) {
+        vf positive = (vf)((vi)g & (g > 0.0f));
+        return positive * positive;
+    }
+    for (int i = 0; i < LANES; i++) g[i] = 0.5f * g[i] * (1.0f + __builtin_erff(g[i] * 0.70710678118654752f));
+    return g;
+}
+
+INLINE void activate_row_of(const int kind, const float *gate, const float *up, float *y, long from, long to)
 {
     long i = from;
     for (; i + LANES <= to; i += LANES) {
-        vf g = load(gate + i);
-        store(y + i, g / (vexp(-g) + 1.0f) * load(up + i));
+        vf made = activation(kind, load(gate + i));
+        store(y + i, up ? made * load(up + i) : made);
     }
     if (i < to) {
         float g_rest[LANES] = {0}, u_rest[LANES] = {0}, result[LANES];
         memcpy(g_rest, gate + i, (to - i) * sizeof(float));
-        memcpy(u_rest, up + i, (to - i) * sizeof(float));
-        vf g = load(g_rest);
-        store(result, g / (vexp(-g) + 1.0f) * load(u_rest));
+        if (up) memcpy(u_rest, up + i, (to - i) * sizeof(float));
+        vf made = activation(kind, load(g_rest));
+        store(result, up ? made * load(u_rest) : made);
         memcpy(y + i, result, (to - i) * sizeof(float));
     }
+}
+
+/* y[from .. to) = act(gate) * up; act(gate) where up is null. */
+static inline void activate_row(int kind, const float *gate, const float *up, float *y, long from, long to)
+{
+    if (kind == SILU) activate_row_of(SILU, gate, up, y, from, to);
+    else if (kind == GELU_TANH) activate_row_of(GELU_TANH, gate, up, y, from, to);
+    else if (kind == RELU2) activate_row_of(RELU2, gate, up, y, from, to);
+    else activate_row_of(GELU, gate, up, y, from, to);
 }
 
 static inline void rotate(float *x, long heads, long stride, const float *cos, const float *sin, long half)

@@ -18,7 +18,8 @@ typedef struct {
     const void *k_cache, *v_cache;
     const int32_t *starts, *contexts, *tables;
     long B, table_width, window;
-    float scale, *out;
+    /* Scores s become cap * tanh(s / cap); 0 is no cap. */
+    float scale, cap, *out;
     int narrow;
 } attention_job;
 

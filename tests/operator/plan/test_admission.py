@@ -7,8 +7,9 @@ import pytest
 
 from plimsoll.api.budget import Load, budget
 from plimsoll.api.device import DeviceFacts
-from plimsoll.api.facts import expected_tensors, facts_from_config
+from plimsoll.api.facts import facts_from_config
 from plimsoll.api.inspection import Inspection
+from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts, TensorFact
 from plimsoll.operator.plan.admission import CPU_TABLE
 from tests.support.miniature import CONFIG, GIB, Cluster, spec
