@@ -1,15 +1,12 @@
 """The status page of a fetch, and what it leaves behind."""
 
-import contextlib
 import socket
-import threading
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from plimsoll.checkpoint.progress import Progress
-from plimsoll.cli import status_page
 from plimsoll.cli.fetch import pages
 from plimsoll.cli.status_page import serve_status
 from plimsoll.runtime.server.listener import listen
@@ -79,36 +76,3 @@ def status_of(port: int, *headers: str) -> int:
 )  # fmt: skip
 def test_no_page_of_another_site_reads_it(port: int, headers: list[str], status: int) -> None:
     assert status_of(port, *headers) == status
-
-
-@pytest.mark.parametrize(
-    "head", [b"GET /" + b"x" * 60_000, b"GET / HTTP/1.1\r\n" + (b"X: " + b"y" * 6000 + b"\r\n") * 9]
-)
-def test_a_request_that_is_too_long_is_hung_up_on(port: int, head: bytes) -> None:
-    # Sooner than one that only says nothing more.
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as client, contextlib.suppress(ConnectionError):
-        client.sendall(head)
-        assert client.recv(4096) == b""
-    assert status_of(port) == 200
-
-
-def test_clients_that_stall_keep_no_other_from_an_answer(port: int) -> None:
-    before = threading.active_count()
-    with contextlib.ExitStack() as stalled:
-        clients = [stalled.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(100)]
-        for client in clients:
-            with contextlib.suppress(ConnectionError):
-                client.sendall(b"GET /status HT")
-        assert status_of(port) == 200
-        # The first that came were hung up on, and the last still may go on.
-        assert clients[0].recv(1) == b""
-        assert threading.active_count() <= before + status_page.MOST_CONNECTIONS
-        clients[-1].sendall(b"TP/1.1\r\n\r\n")
-        assert clients[-1].recv(12) == b"HTTP/1.0 200"
-
-
-def test_a_client_that_sends_a_byte_now_and_then_is_hung_up_on(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
-        client.sendall(b"GET ")
-        monkeypatch.setattr(status_page, "CONNECTION_SECONDS", 0.0)
-        assert client.recv(1) == b""
