@@ -29,7 +29,7 @@ import psutil
 
 from plimsoll.api.budget import SERVER_BYTES
 from plimsoll.cli import demo_model
-from plimsoll.runtime.engine.cgroup import groups
+from plimsoll.runtime.machine.cgroup import groups
 
 MIB = 1 << 20
 CLIENTS = 6
@@ -159,7 +159,7 @@ def server(model: Path, log: Path, made: Groups) -> Iterator[tuple[psutil.Proces
                 assert process.poll() is None, log.read_text()
                 for child in [] if moved else endpoint.children():
                     with contextlib.suppress(psutil.Error):
-                        if "plimsoll.runtime.engine.process" in child.cmdline():
+                        if "plimsoll.runtime.engine.transport.process" in child.cmdline():
                             made.add(1, child.pid)
                             moved = True
                 time.sleep(0.01)
@@ -174,7 +174,7 @@ def shared_bytes(endpoint: psutil.Process) -> int:
     found = 0
     for process in (endpoint, *endpoint.children(recursive=True)):
         with contextlib.suppress(psutil.Error):
-            if "plimsoll.runtime.engine.process" not in process.cmdline():
+            if "plimsoll.runtime.engine.transport.process" not in process.cmdline():
                 found += process.memory_full_info().pss
     return found
 

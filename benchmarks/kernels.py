@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import quantized_kernels
-from plimsoll.runtime.engine.threads import apply_threads
 from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
+from plimsoll.runtime.machine.threads import apply_threads
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, DIM, BLOCK = 576, 1536, 9, 3, 64, 64
 SHAPES = {"qkv": (960, HIDDEN), "gate_up": (2 * INTERMEDIATE, HIDDEN), "down": (HIDDEN, INTERMEDIATE)}

@@ -27,7 +27,7 @@ from plimsoll.api.facts import facts_from_config
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.quantity import format_bytes
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.client import EngineClient
+from plimsoll.runtime.engine.transport.client import EngineClient
 from plimsoll.runtime.messages import EngineRequest, SamplingParams
 
 GIB = 1 << 30

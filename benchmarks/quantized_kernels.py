@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from plimsoll.runtime.kernels.native import native_kernels
-from plimsoll.runtime.kernels.processor import multiplies_bf16
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
+from plimsoll.runtime.machine.processor import multiplies_bf16
 
 SHAPES = {"qkv": (960, 576), "output": (576, 576), "gate_up": (3072, 576), "down": (576, 1536), "4096": (4096, 4096)}
 ROWS = (1, 2, 3, 4, 6, 8, 12, 13, 16, 32, 64, 128, 255, 256, 512)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.engine import Engine
-from plimsoll.runtime.kernels.processor import CPU_INFO, multiplies_bf16
+from plimsoll.runtime.machine.processor import CPU_INFO, multiplies_bf16
 from plimsoll.runtime.messages import EngineRequest, SamplingParams
 
 ANSWERS, AT_ONCE, TOKENS = 32, 16, 32

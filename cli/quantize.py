@@ -169,7 +169,7 @@ def _plan(
 
 def _memory(text: str | None) -> int:
     from plimsoll.api.quantity import byte_option
-    from plimsoll.runtime.engine.cgroup import host_line
+    from plimsoll.runtime.machine.cgroup import host_line
 
     return byte_option(text, "--memory") if text else host_line()[0]
 

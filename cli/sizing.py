@@ -40,7 +40,7 @@ def sized(spec: "ModelDeploymentSpec", facts: "ModelFacts", card: "DeviceFacts",
 
 def _machine_memory(kind: str) -> tuple[int, int | None]:
     """(the line, most that becomes cache) of this machine where the manifest draws none: what the engine does then."""
-    from plimsoll.runtime.engine.cgroup import host_line
+    from plimsoll.runtime.machine.cgroup import host_line
 
     if kind == "cpu":
         return host_line()

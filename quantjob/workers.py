@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from plimsoll.runtime.engine.threads import cpu_limit
+from plimsoll.runtime.machine.threads import cpu_limit
 
 #: Bytes; and malloc.h's number for the option.
 _MAPPED = 4 << 20

@@ -9,14 +9,14 @@ import torch
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.block_manager import BlockManager
-from plimsoll.runtime.engine.loading import Loaded, OnProgress, load
-from plimsoll.runtime.engine.logprobs import NotANumberError, prompt_logprobs
-from plimsoll.runtime.engine.requests import RequestReader
-from plimsoll.runtime.engine.runner import StepResult
-from plimsoll.runtime.engine.sampler import SampledToken, Sampler, SamplingRow
-from plimsoll.runtime.engine.scheduler import QueueFullError, Scheduled, Scheduler
-from plimsoll.runtime.engine.sequence import Sequence
+from plimsoll.runtime.engine.core.block_manager import BlockManager
+from plimsoll.runtime.engine.core.requests import RequestReader
+from plimsoll.runtime.engine.core.scheduler import QueueFullError, Scheduled, Scheduler
+from plimsoll.runtime.engine.core.sequence import Sequence
+from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, load
+from plimsoll.runtime.engine.worker.logprobs import NotANumberError, prompt_logprobs
+from plimsoll.runtime.engine.worker.runner import StepResult
+from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, SamplingRow
 from plimsoll.runtime.messages import (
     EngineReady,
     EngineRequest,

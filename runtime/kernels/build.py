@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plimsoll.checkpoint.ownership import open_own, own_folder
-from plimsoll.runtime.kernels.processor import VARIANTS, Variant, fitting, variants
+from plimsoll.runtime.machine.processor import VARIANTS, Variant, fitting, variants
 
 SOURCES = Path(__file__).parent / "csrc"
 PACKAGED = Path(__file__).parent / "built"

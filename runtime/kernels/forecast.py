@@ -11,7 +11,7 @@ from plimsoll.api.device import CUDA_BUILD_BYTES, TORCH_TABLE, DeviceFacts, Devi
 from plimsoll.api.errors import PlimsollError
 from plimsoll.api.quantity import format_bytes
 from plimsoll.runtime.kernels.build import NativeUnavailableError, library, variant_of
-from plimsoll.runtime.kernels.processor import processor_flags
+from plimsoll.runtime.machine.processor import processor_flags
 
 TABLES = ("auto", "native", "torch")
 

@@ -13,9 +13,9 @@ from plimsoll.api.layer_tensors import FUSED, expected_tensors, fused_roles, has
 from plimsoll.api.model import LayerSpec, ModelFacts, NormSpec, RopeFacts
 from plimsoll.api.sizes import CODE_BITS, Precision, head_group, held_group
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
-from plimsoll.runtime.heap import return_freed_memory
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 from plimsoll.runtime.kernels.table import Kernels
+from plimsoll.runtime.machine.heap import return_freed_memory
 from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.rope import rope_table, with_rope
 from plimsoll.runtime.models.rounding import round_to_nearest

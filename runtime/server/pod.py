@@ -165,7 +165,7 @@ def _refuse_another(folder: Path, digest: str) -> None:
 def _memory_words() -> str:
     """A killed engine does not know by whom; the kernel does."""
     from plimsoll.api.quantity import format_bytes
-    from plimsoll.runtime.engine.cgroup import memory_kills, memory_limit
+    from plimsoll.runtime.machine.cgroup import memory_kills, memory_limit
 
     limit = memory_limit()
     if limit is None or not memory_kills():

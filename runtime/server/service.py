@@ -15,8 +15,8 @@ from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.contents import contents_of
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
-from plimsoll.runtime.engine.client import EngineClient
-from plimsoll.runtime.heap import return_freed_memory, steady_heap
+from plimsoll.runtime.engine.transport.client import EngineClient
+from plimsoll.runtime.machine.heap import return_freed_memory, steady_heap
 from plimsoll.runtime.messages import EngineReady, LoadProgress
 from plimsoll.runtime.sampling_defaults import sampling_defaults
 from plimsoll.runtime.server.app import build_app

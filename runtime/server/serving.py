@@ -9,7 +9,7 @@ from typing import Any
 import plimsoll
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import ServerConfig
-from plimsoll.runtime.engine.client import EngineClient, EngineDead
+from plimsoll.runtime.engine.transport.client import EngineClient, EngineDead
 from plimsoll.runtime.messages import EngineReady
 from plimsoll.runtime.server.drain import Gate
 from plimsoll.runtime.server.errors import ApiError, not_ready, shutting_down

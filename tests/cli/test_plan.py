@@ -15,7 +15,7 @@ from plimsoll.cli.load_line import shares
 from plimsoll.cli.main import main
 from plimsoll.cli.up import _budget
 from plimsoll.runtime.config import from_deployment
-from plimsoll.runtime.engine.memory import find_device, find_dtype, plan_memory
+from plimsoll.runtime.engine.worker.memory import find_device, find_dtype, plan_memory
 from plimsoll.runtime.kernels.selection import select
 from tests.api.test_budget import INTERNLM
 from tests.support import quantized

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from plimsoll.runtime.engine.block_manager import ROOT, chain_hash
+from plimsoll.runtime.engine.core.block_manager import ROOT, chain_hash
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.messages import LoadProgress
 from tests.support.checkpoints import TURN_END, VOCAB_SIZE, make_checkpoint

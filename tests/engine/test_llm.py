@@ -7,7 +7,7 @@ import pytest
 
 from plimsoll import LLM, SamplingParams
 from plimsoll.api.errors import PlimsollError, SpecError
-from plimsoll.runtime.engine.requests import RequestError
+from plimsoll.runtime.engine.core.requests import RequestError
 from tests.support.checkpoints import TURN_END, VOCAB_SIZE
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)

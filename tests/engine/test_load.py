@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from plimsoll.runtime.engine.engine import Engine
-from plimsoll.runtime.kernels import processor
+from plimsoll.runtime.machine import processor
 from plimsoll.runtime.messages import EngineRequest
 from tests.support.checkpoints import VOCAB_SIZE
 from tests.support.engines import Result, make_engine, make_request, run, run_alone

@@ -10,8 +10,8 @@ from plimsoll.api.budget import CONTEXT_BYTES
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.loading import Loaded, load
-from plimsoll.runtime.engine.memory import find_device, find_dtype, plan_memory
+from plimsoll.runtime.engine.worker.loading import Loaded, load
+from plimsoll.runtime.engine.worker.memory import find_device, find_dtype, plan_memory
 from plimsoll.runtime.kernels.selection import select
 from tests.support import quantized
 from tests.support.checkpoints import make_checkpoint, make_gguf, make_model

@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from plimsoll.runtime.kernels import build, processor
+from plimsoll.runtime.kernels import build
+from plimsoll.runtime.machine import processor
 
 FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 #: What no image is built for, and `-march=native` of an older processor is: vectors of 8 and of 4 lanes, nothing fused.

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from plimsoll.runtime.kernels import build, forecast, native, processor
+from plimsoll.runtime.kernels import build, forecast, native
 from plimsoll.runtime.kernels.native import native_kernels
+from plimsoll.runtime.machine import processor
 from tests.kernels import test_native
 from tests.models.test_layers_at_once import assert_same_to_the_bit
 from tests.support.checkpoints import make_checkpoint

@@ -13,7 +13,7 @@ from plimsoll.checkpoint import open_checkpoint
 from plimsoll.quantjob.preflight import preflight
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.loading import load
+from plimsoll.runtime.engine.worker.loading import load
 from plimsoll.runtime.kernels import forecast
 from tests.support.checkpoints import make_checkpoint
 

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.kernels import build, forecast, native, processor
+from plimsoll.runtime.kernels import build, forecast, native
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels, packed_bytes
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
+from plimsoll.runtime.machine import processor
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 PLAIN = torch_kernels("cpu", torch.float32)

@@ -10,7 +10,7 @@ import torch
 
 from plimsoll.api.sizes import Precision
 from plimsoll.checkpoint import open_checkpoint
-from plimsoll.runtime.engine.runner import Runner, StepResult
+from plimsoll.runtime.engine.worker.runner import Runner, StepResult
 from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.kernels.native_layers import FEW_ROWS
 from plimsoll.runtime.kernels.table import Kernels

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.engine import client
+from plimsoll.runtime.engine.transport import client
 from tests.support.endpoint import eventually, serving
 
 

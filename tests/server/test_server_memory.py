@@ -15,7 +15,7 @@ import pytest
 
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.runtime.config import EngineConfig, ServerConfig
-from plimsoll.runtime.heap import return_freed_memory
+from plimsoll.runtime.machine.heap import return_freed_memory
 from plimsoll.runtime.server.errors import ApiError
 from plimsoll.runtime.server.service import Service
 from tests.support.doors import doors, post

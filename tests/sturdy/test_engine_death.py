@@ -14,7 +14,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
-from plimsoll.runtime.engine.spawn import EngineProcess
+from plimsoll.runtime.engine.transport.spawn import EngineProcess
 from plimsoll.runtime.messages import EngineReady, FromEngine
 from plimsoll.runtime.server import connection
 from tests.support.endpoint import eventually, serving

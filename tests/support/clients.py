@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from plimsoll.runtime.engine.client import EngineClient
+from plimsoll.runtime.engine.transport.client import EngineClient
 from plimsoll.runtime.messages import EngineRequest, SamplingParams, TokenOutput
 
 SECONDS = 60

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.draw import uniforms
 from plimsoll.runtime.engine.engine import Engine
-from plimsoll.runtime.engine.loading import OnProgress
+from plimsoll.runtime.engine.worker.draw import uniforms
+from plimsoll.runtime.engine.worker.loading import OnProgress
 from plimsoll.runtime.messages import EngineRequest, FinishReason, SamplingParams, TokenLogprobs, TokenOutput
 
 HAIR = 1e-4

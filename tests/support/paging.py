@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from plimsoll.runtime.engine.runner import Runner
+from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.models.decoder import Decoder
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from plimsoll.runtime.engine.cgroup import cpu_quotas, memory_kills, memory_limit
+from plimsoll.runtime.machine.cgroup import cpu_quotas, memory_kills, memory_limit
 
 MIB = 1 << 20
 

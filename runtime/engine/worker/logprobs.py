@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.engine.draw import likeliest
+from plimsoll.runtime.engine.worker.draw import likeliest
 from plimsoll.runtime.messages import Logprob, TokenLogprobs
 
 NOT_A_NUMBER = "the model's output for this request is not a number"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.client import EngineClient
+from plimsoll.runtime.engine.transport.client import EngineClient
 from tests.support.checkpoints import make_checkpoint
 from tests.support.clients import SECONDS
 

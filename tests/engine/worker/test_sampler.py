@@ -15,9 +15,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from plimsoll.runtime.engine.draw import CANDIDATES, CHUNK, draw, likeliest, uniforms
-from plimsoll.runtime.engine.logprobs import prompt_logprobs, token_logprobs
-from plimsoll.runtime.engine.sampler import SampledToken, Sampler, SamplingRow
+from plimsoll.runtime.engine.worker.draw import CANDIDATES, CHUNK, draw, likeliest, uniforms
+from plimsoll.runtime.engine.worker.logprobs import prompt_logprobs, token_logprobs
+from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, SamplingRow
 from plimsoll.runtime.messages import SamplingParams
 
 VOCABULARY = 300

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.spawn import EngineProcess
+from plimsoll.runtime.engine.transport.spawn import EngineProcess
 from plimsoll.runtime.messages import (
     AbortRequests,
     EngineFailed,

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterable
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.engine.sequence import Sequence
+from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.messages import EngineRequest, SamplingParams
 
 MAX_LOGPROBS = 100

@@ -14,11 +14,11 @@ from plimsoll.api.sizes import slow_codes
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.contents import refuse_changed
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
-from plimsoll.runtime.engine.runner import Runner
-from plimsoll.runtime.engine.threads import apply_threads
+from plimsoll.runtime.engine.worker.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
+from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.kernels.forecast import foreseen_libraries, libraries_note
 from plimsoll.runtime.kernels.selection import select
+from plimsoll.runtime.machine.threads import apply_threads
 from plimsoll.runtime.messages import EngineReady, LoadProgress
 from plimsoll.runtime.models.loader import load_decoder
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.sizes import PROMPT_LOGIT_ROWS
-from plimsoll.runtime.heap import advise_huge_pages
 from plimsoll.runtime.kernels.table import AttentionBatch
+from plimsoll.runtime.machine.heap import advise_huge_pages
 from plimsoll.runtime.models.decoder import Decoder
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from plimsoll.runtime.engine import runner as runner_module
-from plimsoll.runtime.engine.runner import Runner
+from plimsoll.runtime.engine.worker import runner as runner_module
+from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 from tests.support.memory_model import make_decoder

@@ -3,7 +3,7 @@
 import math
 import os
 
-from plimsoll.runtime.engine.cgroup import cpu_quotas
+from plimsoll.runtime.machine.cgroup import cpu_quotas
 
 # OpenMP reads it when torch loads it, so it is said before. A thread that waits by spinning takes its CPU from the
 # server beside the engine, and is stopped itself when its part of a step comes; one that sleeps at once is woken too

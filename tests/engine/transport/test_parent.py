@@ -15,7 +15,7 @@ SECONDS = 60
 PARENT = """
 import asyncio, time
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.client import EngineClient
+from plimsoll.runtime.engine.transport.client import EngineClient
 from plimsoll.runtime.messages import EngineRequest, SamplingParams
 
 async def main():
@@ -53,6 +53,8 @@ def test_the_engine_does_not_outlive_its_parent(tmp_path: Path, stopped: bool) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a parent-death signal")
 def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:
-    code = "from plimsoll.runtime.engine.parent import die_with_parent; die_with_parent(2**22 + 1); print('on')"
+    code = (
+        "from plimsoll.runtime.engine.transport.parent import die_with_parent; die_with_parent(2**22 + 1); print('on')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
     assert (done.returncode, done.stdout) == (1, "")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plimsoll.runtime.engine.block_manager import ROOT, BlockManager, OutOfBlocksError, chain_hash
+from plimsoll.runtime.engine.core.block_manager import ROOT, BlockManager, OutOfBlocksError, chain_hash
 
 A, B, C = (chain_hash(ROOT, [token]) for token in range(3))
 

@@ -12,7 +12,7 @@ import pytest
 
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.engine import Engine
-from plimsoll.runtime.engine.process import EXIT_REFUSED, JsonLines, run
+from plimsoll.runtime.engine.transport.process import EXIT_REFUSED, JsonLines, run
 from plimsoll.runtime.messages import (
     AbortRequests,
     EngineRequest,
@@ -89,7 +89,7 @@ def test_shutdown_leaves_the_rest_unread(engine: Engine) -> None:
 
 @pytest.mark.parametrize("told", [b"", b"\0\0\0\x08half", b"\0\0\0\x04junk"])
 def test_started_by_hand_it_says_so_on_one_line(told: bytes, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "plimsoll.runtime.engine.process"]
+    command = [sys.executable, "-m", "plimsoll.runtime.engine.transport.process"]
     ended = subprocess.run(command, input=told, capture_output=True, cwd=tmp_path, check=False)
     assert ended.returncode == EXIT_REFUSED
     [line] = ended.stderr.splitlines()

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence as Tokens
 
-from plimsoll.runtime.engine.block_manager import ROOT, chain_hash
-from plimsoll.runtime.engine.sampler import SamplingRow
+from plimsoll.runtime.engine.core.block_manager import ROOT, chain_hash
+from plimsoll.runtime.engine.worker.sampler import SamplingRow
 from plimsoll.runtime.messages import SamplingParams, TokenLogprobs
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from plimsoll.runtime.engine.draw import draw, pick, uniforms
-from plimsoll.runtime.engine.logprobs import NOT_A_NUMBER, token_logprobs
-from plimsoll.runtime.engine.penalties import TokenCounts, add_bias, forbid, has_penalties, penalise
+from plimsoll.runtime.engine.worker.draw import draw, pick, uniforms
+from plimsoll.runtime.engine.worker.logprobs import NOT_A_NUMBER, token_logprobs
+from plimsoll.runtime.engine.worker.penalties import TokenCounts, add_bias, forbid, has_penalties, penalise
 from plimsoll.runtime.messages import SamplingParams, TokenLogprobs
 
 SLICE_ROWS = 16

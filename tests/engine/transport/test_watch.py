@@ -1,6 +1,6 @@
 """Signs of life against bounds: a slow engine is none that hangs."""
 
-from plimsoll.runtime.engine.watch import LOADING_SILENCE_SECONDS, LOADING_STILL_SECONDS, Watch
+from plimsoll.runtime.engine.transport.watch import LOADING_SILENCE_SECONDS, LOADING_STILL_SECONDS, Watch
 from plimsoll.runtime.messages import EngineStats, Heartbeat, LoadProgress, StepOutputs
 
 TURN = StepOutputs(outputs=[], stats=EngineStats())

@@ -10,8 +10,8 @@ import zmq
 import zmq.asyncio
 
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.watch import Watch
-from plimsoll.runtime.engine.wire import Binding, decode_message, encode_batch, frame
+from plimsoll.runtime.engine.transport.watch import Watch
+from plimsoll.runtime.engine.transport.wire import Binding, decode_message, encode_batch, frame
 from plimsoll.runtime.messages import EngineReady, FromEngine, Heartbeat, ToEngine
 
 LAST_WORDS_SECONDS = 0.05
@@ -57,7 +57,7 @@ class EngineProcess:
             sys.executable,
             "-P",
             "-m",
-            "plimsoll.runtime.engine.process",
+            "plimsoll.runtime.engine.transport.process",
             stdin=asyncio.subprocess.PIPE,
             start_new_session=True,
         )

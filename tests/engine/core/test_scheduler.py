@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plimsoll.runtime.engine.block_manager import BlockManager
-from plimsoll.runtime.engine.scheduler import QueueFullError, Scheduler
-from plimsoll.runtime.engine.sequence import Sequence
+from plimsoll.runtime.engine.core.block_manager import BlockManager
+from plimsoll.runtime.engine.core.scheduler import QueueFullError, Scheduler
+from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.messages import SamplingParams
 
 

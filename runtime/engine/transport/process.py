@@ -1,4 +1,4 @@
-"""The engine's own process: `python -m plimsoll.runtime.engine.process`, told what to do through standard input.
+"""The engine's process: `python -m plimsoll.runtime.engine.transport.process`. Its task comes through standard input.
 
 It sees token ids only, and outlives neither its parent nor a fault of its own: the client starts another.
 """
@@ -19,8 +19,8 @@ import zmq
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.config import field_of
-from plimsoll.runtime.engine.parent import die_with_parent
-from plimsoll.runtime.engine.wire import Handover, connect, decode_batch, encode_message, read_handover
+from plimsoll.runtime.engine.transport.parent import die_with_parent
+from plimsoll.runtime.engine.transport.wire import Handover, connect, decode_batch, encode_message, read_handover
 from plimsoll.runtime.messages import (
     AbortRequests,
     EngineFailed,
@@ -169,8 +169,8 @@ def main() -> int:
 def _load(handover: Handover, link: Link) -> "Engine":
     # Torch takes seconds to import; whoever starts this by hand is answered without.
     # `threads` before anything that imports torch: it says how OpenMP waits.
-    import plimsoll.runtime.engine.threads  # noqa: F401
-    from plimsoll.runtime.heap import steady_heap
+    import plimsoll.runtime.machine.threads  # noqa: F401
+    from plimsoll.runtime.machine.heap import steady_heap
 
     steady_heap()
     from plimsoll.runtime.engine.engine import Engine

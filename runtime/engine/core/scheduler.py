@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.engine.block_manager import BlockManager
-from plimsoll.runtime.engine.sequence import Sequence
+from plimsoll.runtime.engine.core.block_manager import BlockManager
+from plimsoll.runtime.engine.core.sequence import Sequence
 
 
 class QueueFullError(PlimsollError):

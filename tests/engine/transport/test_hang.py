@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine import spawn
-from plimsoll.runtime.engine.client import EngineClient, EngineDead
+from plimsoll.runtime.engine.transport import spawn
+from plimsoll.runtime.engine.transport.client import EngineClient, EngineDead
 from tests.support.clients import SECONDS, answer, drain, request, until
 
 

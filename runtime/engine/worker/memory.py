@@ -17,9 +17,9 @@ from plimsoll.api.rope import override_rope
 from plimsoll.api.sizes import Precision
 from plimsoll.api.ways_out import MIB, Names
 from plimsoll.runtime.config import EngineConfig, engine_load, names_of
-from plimsoll.runtime.engine.cgroup import host_line
 from plimsoll.runtime.kernels.forecast import foreseen_libraries
 from plimsoll.runtime.kernels.table import Kernels
+from plimsoll.runtime.machine.cgroup import host_line
 
 DTYPES: Mapping[Precision, torch.dtype] = {
     "float32": torch.float32,

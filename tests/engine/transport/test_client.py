@@ -15,9 +15,9 @@ import pytest
 import zmq
 
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine import client as client_module
-from plimsoll.runtime.engine.client import EngineBusy, EngineClient, EngineDead
-from plimsoll.runtime.engine.wire import Binding, encode_message
+from plimsoll.runtime.engine.transport import client as client_module
+from plimsoll.runtime.engine.transport.client import EngineBusy, EngineClient, EngineDead
+from plimsoll.runtime.engine.transport.wire import Binding, encode_message
 from plimsoll.runtime.messages import (
     EngineFailed,
     EngineRequest,
@@ -199,7 +199,7 @@ def test_the_sockets_are_out_of_reach_of_others_and_then_of_everybody(
         binding.remove()
     assert shared._running is not None
     assert not Path(shared._running._binding.handover.folder or "").exists()
-    assert psutil.Process(shared.pid).cmdline()[-1] == "plimsoll.runtime.engine.process"
+    assert psutil.Process(shared.pid).cmdline()[-1] == "plimsoll.runtime.engine.transport.process"
 
 
 def test_without_a_folder_for_sockets_encrypted_loopback_serves(narrow: EngineClient, loop: asyncio.Runner) -> None:

@@ -1,0 +1,1 @@
+"""What runs next: sequences, their blocks, the order of steps. Without torch, input or output, or a clock."""

@@ -1,0 +1,1 @@
+"""The engine's process and the messages between it and the server."""
