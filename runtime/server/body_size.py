@@ -25,7 +25,7 @@ class BodySize(NamedTuple):
     one: int
     together: int
     why: str
-    """Where the limit of one body comes from, and how to change it: the end of a sentence."""
+    """Where the limit of one body comes from, and what changes it: the end of a sentence."""
 
 
 def body_size(server: ServerConfig, engine: EngineConfig, model_len: int | None) -> BodySize:
@@ -44,7 +44,9 @@ def body_size(server: ServerConfig, engine: EngineConfig, model_len: int | None)
     else:
         tokens = min(max(engine.max_queued_tokens, model_len), server.max_prompts * model_len)
         one = min(MOST, max(LEAST, REST_BYTES + max(TEXT_BYTES * model_len, BATCH_BYTES * tokens)))
-        why = f"which suits the {model_len} tokens of its context; {option} sets another limit"
+        why = f"which suits the {model_len} tokens of its context"
+        # A manifest has no field for the limit itself.
+        why += " (context.maxLength)" if engine.names == "manifest" else f"; {option} sets another limit"
     together = server.max_bodies_bytes
     if together is None:
         together = min(MOST_TOGETHER, max(LEAST_TOGETHER, AT_ONCE * one))
@@ -54,5 +56,5 @@ def body_size(server: ServerConfig, engine: EngineConfig, model_len: int | None)
 def too_large(size: BodySize) -> str:
     return (
         f"The request body is larger than the {size.one} bytes ({format_bytes(size.one)}) that this server takes, "
-        f"{size.why}."
+        f"{size.why}. Send a shorter prompt or fewer messages."
     )

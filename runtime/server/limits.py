@@ -10,8 +10,6 @@ from plimsoll.runtime.server.errors import ApiError
 
 #: Seconds a client has to send its body.
 SECONDS = 60
-#: Digits of a Content-Length, its leading zeros aside, above any limit that a server could have.
-_DIGITS = 18
 
 
 class Held:
@@ -129,9 +127,11 @@ class LimitBody:
 
 
 def _at_most(length: bytes, most: int) -> bool:
-    """Whether a Content-Length is a number up to `most`. Python refuses to read numbers of thousands of digits."""
-    digits = length.lstrip(b"0") or b"0"
-    return length.isdigit() and len(digits) <= _DIGITS and int(digits) <= most
+    """Whether a Content-Length is up to `most`. The HTTP parser has refused all but numbers below 2**64.
+
+    Zeros before such a number may be thousands, which Python refuses to read, and a tab may follow it.
+    """
+    return int(length.strip().lstrip(b"0") or b"0") <= most
 
 
 def _too_large(size: BodySize) -> ApiError:

@@ -52,6 +52,8 @@ def numbers() -> Iterator[bytes]:
     for sign, number in itertools.product((b"-", b"+", b"0x", b"0b", b" ", b"\t"), (b"0", b"2", b"9" * 30)):
         yield sign + number
     yield from (b"", b"1e3", b"2.0", b"2,2", b"2, 3", b"2 2", b"1_0", b"nan", b"inf", "²".encode(), "٢".encode())
+    for space in (b"\t", b" ", b" \t "):
+        yield from (b"2" + space, space + b"2" + space, b"0" * 5001 + b"2" + space)
     yield from (b"2;3", b"(2)", b"2\x00", b"2\x0b", b"\xff" * 10, b"two", b'"2"')
 
 
@@ -61,8 +63,9 @@ def test_no_content_length_is_a_failure_of_the_server(keyless: Doors) -> None:
         good = re.fullmatch(rb"[ \t]*0*2[ \t]*", number) is not None
         none = re.fullmatch(rb"[ \t]*0+[ \t]*", number) is not None
         assert status == 200 if good or none else status in (400, 413), number[:60]
-        if re.fullmatch(rb"[1-9]\d{18,}", number):
-            assert status in (400, 413)
+        if re.fullmatch(rb"[1-9]\d{20,}", number):
+            # The HTTP parser itself refuses a number of 2**64 or more.
+            assert status == 400
 
 
 @pytest.mark.parametrize("encoding", ["chunked", "gzip", "identity", "chunked, chunked", "gzip, chunked", "xchunked",

@@ -16,7 +16,7 @@ from plimsoll.runtime.server.body_size import MIB, BodySize, body_size, too_larg
 from plimsoll.runtime.server.errors import ApiError
 from plimsoll.runtime.server.forked import Forker
 from plimsoll.runtime.server.lanes import Lanes, UnfinishedError
-from plimsoll.runtime.server.limits import LimitBody
+from plimsoll.runtime.server.limits import LimitBody, _at_most
 from tests.support.doors import doors, post
 from tests.support.endpoint import eventually
 
@@ -48,8 +48,18 @@ def test_what_the_owner_sets_comes_first_and_the_refusal_says_so() -> None:
         assert size(256, max_body_bytes=one).one == size(None, max_body_bytes=one).one == one
     assert size(256, max_body_bytes=32 * MIB, max_bodies_bytes=MIB).together == 32 * MIB
     assert "as --max-body-bytes says" in too_large(size(256, max_body_bytes=10_000))
-    assert "256 tokens" in too_large(size(256))
-    assert "--max-body-bytes" in too_large(size(256))
+
+
+@pytest.mark.parametrize(
+    ("names", "said", "unsaid"),
+    [("options", "--max-body-bytes", "maxLength"), ("manifest", "context.maxLength", "max")],
+)
+def test_a_refusal_names_what_the_owner_can_set_and_the_client_can_send(names: str, said: str, unsaid: str) -> None:
+    words = too_large(size(256, names))
+    assert "256 tokens" in words
+    assert said in words
+    assert unsaid not in words.replace(said, "")
+    assert words.endswith("Send a shorter prompt or fewer messages.")
 
 
 def test_a_model_that_still_loads_refuses_no_body_that_may_fit_it() -> None:
@@ -83,6 +93,13 @@ def test_a_body_over_the_limit_is_refused_at_the_door() -> None:
     with doors(max_body_bytes=100) as server:
         assert server.status(post(b" " * 100, "Content-Length: 100", "Connection: close")) == 200
         assert server.status(post(b" " * 101, "Content-Length: 101", "Connection: close")) == 413
+
+
+@pytest.mark.parametrize("zeros", ["", "0" * 5001])
+def test_a_length_is_read_as_a_number_however_it_is_written(zeros: str) -> None:
+    for number, fits in ((0, True), (100, True), (101, False), (2**64 - 1, False)):
+        for space in ("", "\t", " \t "):
+            assert _at_most(f"{zeros}{number}{space}".encode(), 100) == fits
 
 
 def job(payload: bytearray, arguments: object, note: object) -> int:
