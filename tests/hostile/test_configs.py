@@ -75,6 +75,16 @@ def test_a_hostile_value_of_a_key_is_refused_by_name_or_harmless(architecture: s
         assert error is None or named(error, key), (value, error)
 
 
+def test_a_hint_names_few_of_the_numbers_that_would_do() -> None:
+    # No number of heads that is allowed has more divisors.
+    error = refusal(uses, {**CONFIG, "num_attention_heads": 2520, "num_key_value_heads": 11})
+    assert error is not None
+    assert (error.field, error.fix) == (
+        "num_key_value_heads",
+        "It must be one of [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14]",
+    )
+
+
 @pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling["rope_type"])
 @pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
 def test_a_hostile_value_of_a_scaling_is_refused_by_name_or_harmless(scaling: dict[str, Any], place: str) -> None:

@@ -9,21 +9,23 @@ from pathlib import Path
 import pytest
 
 from plimsoll.api.errors import CheckpointError
-from plimsoll.checkpoint.gguf_file import GgufFile
-from plimsoll.checkpoint.json_file import parse_object, read_object
+from plimsoll.checkpoint.gguf_file import MAX_ARRAY, MAX_ENTRIES, MAX_TEXT_BYTES, GgufFile
+from plimsoll.checkpoint.json_file import MAX_JSON_BYTES, MAX_JSON_VALUES, parse_object, read_object
 from plimsoll.checkpoint.safetensors_file import read_header
 from plimsoll.checkpoint.vocabulary import LONGEST_TOKEN, MOST_CHARACTERS, MOST_TOKENS, check_sizes
 from tests.support.bounded import refusal
 
 MIB = 1 << 20
+#: More values than any JSON of a model has, at little cost: what is refused is no object yet.
+MANY = MAX_JSON_VALUES + 1
 #: A refusal makes no object of what it refuses: it costs the bytes that were read, and little more.
 MEMORY = 256 * MIB
 
 BOMBS: dict[str, Callable[[], bytes]] = {
-    "lists": lambda: b'{"a": [' + b",".join([b"[]"] * 10_000_000) + b"]}",
-    "objects": lambda: b'{"a": [' + b",".join([b"{}"] * 10_000_000) + b"]}",
-    "numbers": lambda: b'{"a": [' + b"0," * 20_000_000 + b"0]}",
-    "keys": lambda: b"{" + b",".join(b'"%d":0' % number for number in range(3_000_000)) + b"}",
+    "lists": lambda: b'{"a": [' + b",".join([b"[]"] * MANY) + b"]}",
+    "objects": lambda: b'{"a": [' + b",".join([b"{}"] * MANY) + b"]}",
+    "numbers": lambda: b'{"a": [' + b"0," * MANY + b"0]}",
+    "keys": lambda: b"{" + b",".join(b'"%d":0' % number for number in range(MANY // 2 + 1)) + b"}",
     "nested lists": lambda: b'{"a": ' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}",
     "nested objects": lambda: b'{"a":' * 1_000_000 + b"0" + b"}" * 1_000_000,
     "digits": lambda: b'{"a": ' + b"9" * 10_000_000 + b"}",
@@ -52,8 +54,16 @@ def test_json_that_explodes_is_refused_by_its_size(bomb: str, tmp_path: Path) ->
     assert refusal(read_object, tmp_path / "config.json") is not None
 
 
+def test_a_file_of_more_bytes_than_any_json_of_a_model_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "config.json", "wb") as file:
+        file.truncate(MAX_JSON_BYTES + 1)
+    error = refusal(read_object, tmp_path / "config.json")
+    assert error is not None
+    assert (error.field, "is larger than" in str(error)) == (str(tmp_path / "config.json"), True)
+
+
 def test_an_index_of_a_large_model_is_read() -> None:
-    names = {f"model.layers.{number}.mlp.experts.{number % 512}.down_proj.weight": "a" for number in range(200_000)}
+    names = {f"layers.{number}.down_proj.weight": "a" for number in range(200_000)}
     assert len(parse_object(json.dumps({"weight_map": names}).encode(), "index")["weight_map"]) == 200_000
 
 
@@ -126,6 +136,23 @@ def test_every_hostile_header_of_gguf_is_refused(tmp_path: Path) -> None:
         assert "model.gguf" in str(error.field)
         assert len(str(error)) < 500
     assert grown() - before < MEMORY
+
+
+@pytest.mark.parametrize(
+    ("entries", "tensors", "counted", "what"),
+    [
+        ([], MAX_ENTRIES + 1, None, "tensors"),
+        ([], 0, MAX_ENTRIES + 1, "metadata entries"),
+        ([text(b"a") + struct.pack("<IIQ", 9, 0, MAX_ARRAY + 1)], 0, None, "array elements"),
+        ([struct.pack("<Q", MAX_TEXT_BYTES + 1)], 0, None, "bytes in a string"),
+    ],
+)
+def test_a_count_of_gguf_is_refused_before_what_it_counts_is_read(
+    entries: list[bytes], tensors: int, counted: int | None, what: str, tmp_path: Path
+) -> None:
+    error = refusal(GgufFile, gguf(tmp_path / "model.gguf", entries, tensors, counted))
+    assert error is not None
+    assert f"counts more {what} than" in str(error)
 
 
 @pytest.mark.parametrize(

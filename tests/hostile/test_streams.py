@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import random
 import socket
@@ -178,9 +179,14 @@ def test_an_answer_without_an_end_takes_little_memory(
     assert peak < 32 << 20
 
 
+@functools.cache
+def bomb() -> bytes:
+    return gzip.compress(b"data: " + bytes(64 << 20), 1)
+
+
 @pytest.mark.parametrize("ask", [chatted, benched, scored, first_model])
 def test_a_packed_answer_is_not_unpacked(ask: Callable[[Server], Any], server: Server) -> None:
-    body = gzip.compress(b"data: " + bytes(64 << 20), 1)
+    body = bomb()
     server.forever = b""
     server.answer = HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     tracemalloc.start()

@@ -52,7 +52,7 @@ def added(number: int) -> dict[str, Any]:
 #: What is changed in tokenizer.json, and words of the refusal.
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "100 million tokens around a text": (
-        {"post_processor": around([*[MARK] * 100_000, TEXT], 1000)}, f"post_processor: puts more than {MOST_AROUND}"),
+        {"post_processor": around([*[MARK] * 10_000, TEXT], 10_000)}, f"post_processor: puts more than {MOST_AROUND}"),
     "a text twice": ({"post_processor": around([TEXT, TEXT])}, "post_processor: repeats the text"),
     "a text doubled again and again": (
         {"post_processor": repeated(around([TEXT, TEXT]), 7)}, "post_processor: repeats the text"),
@@ -69,8 +69,8 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a normalizer that makes much of the added tokens": (
         {**steps("normalizer", DOUBLES, 9), "added_tokens": [added(number) | {"content": f"{number:04000}"}
          for number in range(30)]}, "normalizer: may make more than"),
-    "a Prepend of 50 MB": (
-        {"normalizer": {"type": "Prepend", "prepend": "x" * 50_000_000}}, "normalizer.prepend: holds a text of more"),
+    "a Prepend of megabytes": (
+        {"normalizer": {"type": "Prepend", "prepend": "x" * 4_000_000}}, "normalizer.prepend: holds a text of more"),
     "a Prepend before each of many tokens": (
         {**steps("normalizer", {"type": "Prepend", "prepend": "x" * 4000}, 50), "added_tokens": [
          added(number) for number in range(1000)]}, "normalizer: may make more than"),
@@ -85,8 +85,8 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "an expression that is none": ({"normalizer": replace({"Regex": "("}, "b")}, "the tokenizer cannot be read"),
     "a table that says it has four gigabytes": (
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/P///w=="}}, "is no table of characters"),
-    "a decoder's suffix of 50 MB": (
-        {"decoder": {"type": "BPEDecoder", "suffix": "x" * 50_000_000}}, "decoder.suffix: holds a text of more"),
+    "a decoder's suffix of megabytes": (
+        {"decoder": {"type": "BPEDecoder", "suffix": "x" * 4_000_000}}, "decoder.suffix: holds a text of more"),
     "added tokens without end": (
         {"added_tokens": [added(number) for number in range(MOST_ADDED + 1)]}, "tokenizer.json: holds more than"),
 }  # fmt: skip
