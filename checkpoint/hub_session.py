@@ -146,7 +146,7 @@ def _bounded(stream: Any, limit: int, where: str) -> Any:
                 if seen > limit or time.monotonic() > until:
                     what = f"more than {limit} bytes" if seen > limit else f"for more than {LONGEST:.0f} seconds"
                     raise CheckpointError(
-                        f"{where} answers with {what} where a list of files or an error was expected",
+                        f"{where} sends {what} where a list of files or an error was expected",
                         field="spec.model.endpoint", fix="Check the hub, and proxies before it",
                     )  # fmt: skip
                 yield piece

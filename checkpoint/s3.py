@@ -264,7 +264,7 @@ class _BoundedBody:
                 what = f"more than {MOST_BYTES} bytes" if seen > MOST_BYTES else f"for more than {LONGEST:.0f} seconds"
                 self._raw.close()
                 raise CheckpointError(
-                    f"{self._where} answers with {what} where a list of files or an error was expected",
+                    f"{self._where} sends {what} where a list of files or an error was expected",
                     field="spec.model.endpoint", fix="Check the service, and proxies before it",
                 )  # fmt: skip
             yield piece

@@ -126,6 +126,14 @@ def test_what_a_hub_says_of_a_repository_is_refused_in_words_when_it_is_wrong(
             assert wrong.body is not BOMB or "compressed" in said, said
 
 
+def test_a_hub_that_takes_too_long_to_answer_is_given_up(
+    ask: Callable[[Hostile], HubRemote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_session, "LONGEST", -1.0)
+    with hostile_server(hub()) as server, pytest.raises(CheckpointError, match="sends for more than"):
+        ask(server)
+
+
 WRONG_BODIES = [
     Answer(b"x" * 99), Answer(b"", 204), Answer(b"x" * 100, 206),
     Answer(b"x" * 50, headers=(("Content-Length", "100"),)),
@@ -160,6 +168,8 @@ def test_no_more_of_a_file_is_taken_than_was_asked_for(ask: Callable[[Hostile], 
         assert remote.read(remote.files[0], 10, 60) == b"x" * 50
         assert b"".join(remote.stream(remote.files[0])) == b"x" * 100
         assert server.sent < MANY
+    # Packed answers are refused, so none is asked for.
+    assert {headers["accept-encoding"] for _, headers in server.seen} == {"identity"}
 
 
 def test_a_token_travels_to_no_other_host(ask: Callable[[Hostile], HubRemote]) -> None:
@@ -245,6 +255,17 @@ def test_a_list_without_an_end_is_given_up(store: Callable[[Hostile], S3Remote])
     assert next(count) < 10
 
 
+def test_a_store_that_takes_too_long_to_answer_is_given_up(
+    store: Callable[[Hostile], S3Remote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "LONGEST", -1.0)
+    with (
+        hostile_server(lambda _: bucket(thing())) as server,
+        pytest.raises(CheckpointError, match="sends for more than"),
+    ):
+        store(server)
+
+
 def test_keys_travel_to_no_other_host(store: Callable[..., S3Remote]) -> None:
     with hostile_server(lambda _: bucket(thing())) as other:
         status = [301]
@@ -288,7 +309,7 @@ class Dripping(Remote):
         monkeypatch.setattr("plimsoll.checkpoint.remote.time.monotonic", lambda: self.now)
 
     def _pieces(self, file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
-        while True:
+        while self.given < 1000:
             self.now += self.seconds
             self.given += 1
             yield b"x"

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+#: Bytes after which even an answer without an end ends: a client that takes so much has no bound.
+MOST = 64 << 20
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -59,6 +62,8 @@ def hostile_server(answer: Callable[[str], Answer]) -> Iterator[Hostile]:
                 ):
                     self.wfile.write(piece)
                     found.sent += len(piece)
+                    if found.sent > MOST:
+                        break
 
         do_HEAD = do_GET  # noqa: N815
 
