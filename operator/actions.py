@@ -1,6 +1,6 @@
 """What the planner wants done. Values only: `apply` carries them out, in order."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,15 @@ class Apply:
 
     object: Mapping[str, Any]
     why: str = ""
+
+    @property
+    def makes_pods(self) -> bool:
+        return self.object["kind"] in ("ReplicaSet", "Pod", "Job")
+
+    @property
+    def guards(self) -> bool:
+        """Whether this is a policy that has to be there before the pods."""
+        return bool(self.object["kind"] == "NetworkPolicy")
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,16 @@ class Record:
 Action = Apply | Scale | MarkFailed | MarkProven | Renumber | Delete | Record
 
 
+def can_wait(action: Action) -> bool:
+    """Whether no pod depends on the action: it applies neither what makes pods nor their policy."""
+    return isinstance(action, Apply) and not action.makes_pods and not action.guards
+
+
+def ordered(actions: Iterable[Action]) -> tuple[Action, ...]:
+    """Pods take longest to start, so the actions that can wait come last. Otherwise the order stays."""
+    return tuple(sorted(actions, key=can_wait))
+
+
 @dataclass(frozen=True)
 class Event:
     """One transition, for `kubectl describe`."""
@@ -84,13 +103,17 @@ class Plan:
     status: Mapping[str, Any] = field(default_factory=dict)
     """The whole status as it should read; written only where it differs. Empty: it is left as it is."""
     events: tuple[Event, ...] = ()
-    look_for_room: bool = False
-    """Look for free devices and plan again: this decision depends on them."""
-    look_for_taken: bool = False
-    """Look for what stays on the nodes and plan again: the line of memory depends on it."""
-    look_for_claims: tuple[str, ...] = ()
-    """Look for the size of these claims and plan again."""
-    ask_why: bool = False
-    """Some pod waits for something that only its events name: read them and plan again."""
+    needs_usage: bool = False
+    """Read what the pods on all nodes request and plan again: a rollout's step or the memory of a device depends on
+    it."""
+    needs_claims: tuple[str, ...] = ()
+    """Read the size of these claims and plan again."""
+    needs_events: bool = False
+    """Read the events of pods that wait and plan again: only events name what these pods wait for."""
     again_in: float | None = None
     """Seconds after which time itself may change the plan; None: only the cluster can."""
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the plan depends on something that is not in the watch cache and has to be read first."""
+        return self.needs_usage or bool(self.needs_claims) or self.needs_events

@@ -29,13 +29,13 @@ from plimsoll.operator.health import Health
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.lease import UNANSWERED_SECONDS, Lease
 from plimsoll.operator.metrics import Metrics
-from plimsoll.operator.plan import next_plan, room_for
+from plimsoll.operator.plan import next_plan
 from plimsoll.operator.poll import Poller
 from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.reconcile import Reconciler, Workers
-from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings, load_settings
 from plimsoll.operator.sweep import Sweeper
+from plimsoll.operator.usage import Usage
 from plimsoll.operator.verify import Rounds, Verifier
 from plimsoll.operator.watch_cache import Cache
 from plimsoll.operator.watches import WATCH_SECONDS, Watches
@@ -100,9 +100,9 @@ class Operator:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _reconciler(self) -> Reconciler:
-        room = Room(self.cluster, self.cache, self.settings, __version__, room_for)
+        usage = Usage(self.cluster)
         return Reconciler(
-            self.cluster, self.cache, self.queue, self.settings, self.metrics, next_plan, room, self.poster.emit
+            self.cluster, self.cache, self.queue, self.settings, self.metrics, next_plan, usage, self.poster.emit
         )
 
     async def run(self) -> None:

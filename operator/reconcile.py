@@ -8,7 +8,7 @@ from dataclasses import replace
 import structlog
 
 from plimsoll import __version__
-from plimsoll.operator.actions import Action, Apply, Event, Plan
+from plimsoll.operator.actions import Apply, Event, Plan, can_wait
 from plimsoll.operator.apply import Applier
 from plimsoll.operator.cluster import (
     Cluster,
@@ -26,9 +26,9 @@ from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.plan.refusal import refused as with_refusal
 from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.report import Reporter
-from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment, Snapshot
+from plimsoll.operator.usage import Usage
 from plimsoll.operator.waiting import Waiting
 from plimsoll.operator.watch_cache import Cache
 from plimsoll.operator.workqueue import WorkQueue
@@ -48,11 +48,11 @@ class Reconciler:
 
     def __init__(
         self, cluster: Cluster, cache: Cache, queue: WorkQueue, settings: Settings, metrics: Metrics,
-        plan: Planner, room: Room, emit: Callable[[Deployment, Event], None], version: str = __version__,
+        plan: Planner, usage: Usage, emit: Callable[[Deployment, Event], None], version: str = __version__,
     ) -> None:  # fmt: skip
         self._cluster, self._cache, self._queue = cluster, cache, queue
         self._settings, self._metrics, self._version = settings, metrics, version
-        self._plan, self._room, self._waiting = plan, room, Waiting(cluster)
+        self._plan, self._usage, self._waiting = plan, usage, Waiting(cluster)
         self._applier, self._reporter = Applier(cluster, cache, metrics), Reporter(cluster, cache, metrics)
         self._tell = emit
         self._busy: dict[Key, tuple[int, float]] = {}
@@ -64,7 +64,7 @@ class Reconciler:
         """One key, from the queue and back. Raises nothing."""
         began = time.monotonic()
         try:
-            again = self.look(key)
+            again = self.reconcile(key)
             self._queue.done(key, again)
         except NotLeaderError:
             # The next leader looks at everything; but a lease that was late for a moment has no next leader.
@@ -86,7 +86,7 @@ class Reconciler:
         finally:
             self._metrics.reconcile_seconds.observe(time.monotonic() - began)
 
-    def look(self, key: Key) -> float | None:
+    def reconcile(self, key: Key) -> float | None:
         """Plans and acts once. Returns the seconds after which time itself may change the plan.
 
         Raises:
@@ -104,36 +104,27 @@ class Reconciler:
             return 0.5
         self._point_out(snapshot)
         plan = self._plan(snapshot, self._settings, self._version)
-        if plan.look_for_taken:
-            snapshot = replace(snapshot, taken=self._room.taken(snapshot))
-            plan = self._plan(snapshot, self._settings, self._version)
-        if plan.look_for_room:
-            snapshot = replace(snapshot, room=self._room.look(snapshot))
-            plan = self._plan(snapshot, self._settings, self._version)
-        if plan.look_for_claims:
-            snapshot = replace(snapshot, claims=self._room.claims(key[0], plan.look_for_claims))
-            plan = self._plan(snapshot, self._settings, self._version)
-        if plan.ask_why:
-            snapshot = self._waiting.explained(snapshot)
+        if plan.incomplete:
+            snapshot = self._completed(snapshot, plan)
             plan = self._plan(snapshot, self._settings, self._version)
         refused: ClusterError | None = None
         away: UnavailableError | None = None
         changed = asked_for_pods = unguarded = False
-        for action in sorted(plan.actions, key=_can_wait):
-            if asked_for_pods and refused is None and _can_wait(action) and self._queue.rush():
+        for action in plan.actions:
+            if asked_for_pods and refused is None and can_wait(action) and self._queue.rush():
                 # Others have not even come so far. The rest is planned again once it is its turn.
                 return 0.0
-            if unguarded and _makes_pods(action):
+            if unguarded and isinstance(action, Apply) and action.makes_pods:
                 continue
             try:
                 changed |= self._applier.carry_out(action, snapshot)
-                asked_for_pods |= changed and not _can_wait(action)
+                asked_for_pods |= changed and not can_wait(action)
             except (ForbiddenError, InvalidError, NameTakenError) as error:
                 # A quota or a policy of the cluster: others of these actions may still pass, and the user must hear.
                 # But no pod is made that another's policy would have to guard.
                 log.warning("refused", namespace=key[0], deployment=key[1], action=repr(action)[:200], error=str(error))
                 refused = refused or error
-                unguarded |= isinstance(error, NameTakenError) and _guards(action)
+                unguarded |= isinstance(error, NameTakenError) and isinstance(action, Apply) and action.guards
                 if "being terminated" in str(error):
                     return None
             except UnavailableError as error:
@@ -163,6 +154,20 @@ class Reconciler:
         if refused is not None:
             raise refused
         return self._pace(key, changed, min((one for one in (plan.again_in, later) if one is not None), default=None))
+
+    def _completed(self, snapshot: Snapshot, plan: Plan) -> Snapshot:
+        """`snapshot` with all that `plan` depends on and that no watch shows, so that the next plan is the last.
+
+        Raises:
+            ClusterError: the API server did not answer.
+        """
+        if plan.needs_usage:
+            taken, room = self._usage.read(snapshot)
+            snapshot = replace(snapshot, taken=taken, room=room)
+        if plan.needs_claims:
+            claims = self._usage.claims(snapshot.deployment.namespace, plan.needs_claims)
+            snapshot = replace(snapshot, claims=claims)
+        return self._waiting.explained(snapshot) if plan.needs_events else snapshot
 
     def _pace(self, key: Key, changed: bool, again_in: float | None) -> float | None:
         """Keeps a deployment that never settles from taking all the time there is."""
@@ -224,19 +229,6 @@ class Reconciler:
             self._cache.seen(kind, None, fresh, ours=True, quiet=True)
         except ClusterError:
             pass  # The next look finds out.
-
-
-def _can_wait(action: Action) -> bool:
-    """Pods take longest, so what makes them goes first, their policy before them; all else keeps its order."""
-    return isinstance(action, Apply) and action.object["kind"] not in ("ReplicaSet", "NetworkPolicy", "Pod", "Job")
-
-
-def _makes_pods(action: Action) -> bool:
-    return isinstance(action, Apply) and action.object["kind"] in ("ReplicaSet", "Pod", "Job")
-
-
-def _guards(action: Action) -> bool:
-    return isinstance(action, Apply) and action.object["kind"] == "NetworkPolicy"
 
 
 class Workers:

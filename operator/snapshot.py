@@ -4,7 +4,7 @@ Times are seconds since the epoch, sizes bytes, processors thousandths. Raw Kube
 in `children`, for comparing with what should be there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -268,8 +268,9 @@ class Snapshot:
     """(kind, name) to the raw object: what the deployment owns beside ReplicaSets and pods."""
     nodes: tuple[Node, ...] | None = None
     """None where the operator may not see nodes (one namespace only)."""
-    room: int | None = None
-    """Pods of the wanted revision that free devices would take now; None: nobody has looked, or nobody may."""
+    room: Callable[[Mapping[str, Any]], int] | None = None
+    """From a pod template to the pods of it that the free devices of all nodes would take now. None: what other pods
+    request has not been read."""
     taken: Mapping[str, int] | None = None
     """By node, bytes of memory that pods ask for which stay there: not this deployment's own, and none that ends by
     itself; None: nobody has looked."""

@@ -3,11 +3,11 @@
 from plimsoll.api.quantization_job import QUANTIZATION_KIND
 from plimsoll.operator.actions import Plan
 from plimsoll.operator.plan.jobs import plan_job
-from plimsoll.operator.plan.planner import plan, room_for
+from plimsoll.operator.plan.planner import plan
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Snapshot
 
-__all__ = ["next_plan", "plan", "plan_job", "room_for"]
+__all__ = ["next_plan", "plan", "plan_job"]
 
 
 def next_plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:

@@ -40,14 +40,14 @@ class Admission:
     """With `precision` and `accelerator.memory` resolved once there is a budget."""
     inspection: Inspection | None = None
     budget: Budget | None = None
-    wants_inspection: bool = False
+    needs_inspection: bool = False
     output: Output | None = None
     """What is served in a source's place; `spec.model` has its address then."""
     kept: Mapping[str, Any] | None = None
     """status.budget of the revision that runs, where it is not what would be found today; no pod is made by it."""
     placing: Placing | None = None
     """Of a GPU: which nodes' devices hold the budget."""
-    wants_taken: bool = False
+    needs_taken: bool = False
     """What stays on the nodes has to be known to go on."""
     stuck: Condition | None = None
     """What will not move by itself, though the spec is accepted: a quantization job that failed."""
@@ -103,7 +103,7 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
         return Admission(accepted, waits, stuck=waits if waits.reason == FAILED else None)
     look = looked_at(snapshot, spec.model.source)
     if look.found is None:
-        return Admission(look.accepted, look.source_ready, spec, wants_inspection=True, output=output)
+        return Admission(look.accepted, look.source_ready, spec, needs_inspection=True, output=output)
     found = replace(_sized(snapshot, spec, look.found, look.source_ready, output), output=output)
     if waits is None:
         return found
@@ -163,7 +163,7 @@ def _sized(
     device = _device(snapshot, spec, output)
     if device is None:
         waiting = Condition("Accepted", "Unknown", "Sizing", "The memory that is free on the nodes is being looked at.")
-        return Admission(waiting, ready, spec, found, wants_taken=True)
+        return Admission(waiting, ready, spec, found, needs_taken=True)
     if device.total is None:
         unknown = Condition(
             "Accepted", "False", "MemoryUnknown", f"How much memory a device has is unknown: {device.why}."

@@ -39,6 +39,11 @@ def free_slots(
     )
 
 
+def room_for(nodes: Iterable[Node], used: Mapping[str, Amounts], template: Mapping[str, Any]) -> int:
+    """Pods of `template` that would find a place now. `used` is what `free_slots` takes."""
+    return free_slots(nodes, used, need_of(template), template["spec"])
+
+
 def _slots(node: Node, used: Amounts, need: Amounts) -> int:
     found: list[int] = []
     for resource, amount in {"pods": 1, **need}.items():

@@ -17,7 +17,7 @@ class Evacuation:
 
     told: int
     let_go: bool = False
-    look_for_room: bool = False
+    needs_room: bool = False
     again_in: float | None = None
     """Seconds until hope in a successor ends."""
 
@@ -47,7 +47,7 @@ def evacuate(
     if staying >= wanted:
         return Evacuation(max(wanted, len(leaving) + wanted), again_in=hope)
     if room is None:
-        return Evacuation(max(wanted, revision.set.replicas), look_for_room=True, again_in=hope)
+        return Evacuation(max(wanted, revision.set.replicas), needs_room=True, again_in=hope)
     told = len(leaving) + min(wanted, staying + room)
     return Evacuation(max(wanted, told), let_go=wanted == 1 and staying + room == 0, again_in=hope)
 

@@ -27,7 +27,7 @@ class Asking(Protocol):
     @property
     def spec(self) -> ModelDeploymentSpec | QuantizationJobSpec | None: ...
     @property
-    def wants_inspection(self) -> bool: ...
+    def needs_inspection(self) -> bool: ...
 
 
 def inspecting(snapshot: Snapshot, admission: Asking, settings: Settings) -> tuple[list[Action], float | None]:
@@ -38,7 +38,7 @@ def inspecting(snapshot: Snapshot, admission: Asking, settings: Settings) -> tup
         return [], None
     if looking is not None and looking.found is not None:
         return [Record(looking.key)] if looking.pod is not None else [], None
-    if not admission.wants_inspection:
+    if not admission.needs_inspection:
         return [], None
     there = looking.pod if looking is not None else None
     made = build.inspect_pod(

@@ -32,8 +32,8 @@ class JobAdmission:
     spec: QuantizationJobSpec | None = None
     inspection: Inspection | None = None
     needs: JobNeeds | None = None
-    wants_inspection: bool = False
-    look_for_claims: tuple[str, ...] = ()
+    needs_inspection: bool = False
+    needs_claims: tuple[str, ...] = ()
     """Whose size has to be known to go on."""
 
     @property
@@ -62,7 +62,7 @@ def admit_job(snapshot: Snapshot, settings: Settings) -> JobAdmission:
         return JobAdmission(Condition("Accepted", "False", "OutputTaken", text), unknown)
     look = looked_at(snapshot, spec.model.source)
     if look.found is None:
-        return JobAdmission(look.accepted, look.source_ready, spec, wants_inspection=True)
+        return JobAdmission(look.accepted, look.source_ready, spec, needs_inspection=True)
     return _sized(snapshot, spec, look.found, look.source_ready)
 
 
@@ -117,9 +117,7 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
         f"{format_bytes(needs.scratch)} hidden states = {format_bytes(needs.disk)}{of} on claim {claim}"
     )
     accepted = Condition("Accepted", "True", "Fits", text)
-    return JobAdmission(
-        accepted, ready, spec, found, needs, look_for_claims=(claim,) if snapshot.claims is None else ()
-    )
+    return JobAdmission(accepted, ready, spec, found, needs, needs_claims=(claim,) if snapshot.claims is None else ())
 
 
 def _load(spec: QuantizationJobSpec, facts: ModelFacts) -> JobLoad:

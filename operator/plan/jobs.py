@@ -7,7 +7,7 @@ made once what is wanted is known to fit; from then on it is watched, and what i
 from collections.abc import Iterator
 
 from plimsoll.operator import build
-from plimsoll.operator.actions import Action, Apply, Delete, Plan
+from plimsoll.operator.actions import Action, Apply, Delete, Plan, ordered
 from plimsoll.operator.plan.inspecting import inspecting
 from plimsoll.operator.plan.job_admission import JobAdmission, admit_job
 from plimsoll.operator.plan.job_run import held_back, podless, running
@@ -60,11 +60,11 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
         actions.append(Apply(made, "quantise"))
     found = job_status(snapshot, admission, run, mine, held_up)
     return Plan(
-        actions=tuple(actions),
+        actions=ordered(actions),
         status=found,
         events=transitions(snapshot.deployment.status.get("conditions", ()), found["conditions"]),
-        look_for_claims=admission.look_for_claims if run is None else (),
-        ask_why=asks and not (mine and mine.told),
+        needs_claims=admission.needs_claims if run is None else (),
+        needs_events=asks and not (mine and mine.told),
         again_in=min((one + 0.5 for one in again if one is not None), default=None),
     )
 

@@ -5,7 +5,7 @@ again leads on; a plan without actions means that what is wanted is there, or th
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +19,10 @@ from plimsoll.operator.actions import (
     Plan,
     Renumber,
     Scale,
+    ordered,
 )
 from plimsoll.operator.plan import rollout
 from plimsoll.operator.plan.admission import Admission, admit, standing
-from plimsoll.operator.plan.capacity import free_slots, need_of
 from plimsoll.operator.plan.devices import selected
 from plimsoll.operator.plan.evacuation import Evacuation, evacuate
 from plimsoll.operator.plan.holding import holding, wished_replicas
@@ -58,41 +58,23 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     if admission.ok:
         assert admission.spec is not None
         rolled = _Roll(snapshot, admission, settings, version, revision or "", new, others)
-        rolling, look = rolled.rolling, rolled.step.look_for_room
+        rolling, needs_room = rolled.rolling, rolled.step.needs_room
         actions += [*rolled.children(), *rolled.sets()]
         again += [] if rolled.again_in is None else [rolled.again_in]
     else:
         there = (*others, *((new,) if new else ()))
         actions += holding(snapshot, there)
         wanted = wished_replicas(snapshot, sum(one.set.replicas for one in there))
-        rolling, look = Rolling(wanted, new, others, Stage.SCALING, ()), False
+        rolling, needs_room = Rolling(wanted, new, others, Stage.SCALING, ()), False
     found = status(snapshot, admission, rolling, revision)
     return Plan(
-        actions=tuple(actions),
+        actions=ordered(actions),
         status=found,
         events=transitions(snapshot.deployment.status.get("conditions", ()), found["conditions"]),
-        look_for_room=look,
-        look_for_taken=admission.wants_taken and snapshot.taken is None,
-        ask_why=any(waits_unexplained(pod, snapshot.now) and not pod.told for pod in _everybody(snapshot)),
+        needs_usage=needs_room or (admission.needs_taken and snapshot.taken is None),
+        needs_events=any(waits_unexplained(pod, snapshot.now) and not pod.told for pod in _everybody(snapshot)),
         again_in=min(again, default=None),
     )
-
-
-def room_for(snapshot: Snapshot, settings: Settings, version: str, used: Mapping[str, Mapping[str, int]]) -> int | None:
-    """Pods of the wanted revision that would find a place now.
-
-    Args:
-        used: requests of all pods by node, as `free_slots` takes them. None where nodes or the wish are unknown.
-    """
-    admission, revision, new, _ = _wish(snapshot, settings)
-    if not admission.ok or snapshot.nodes is None or admission.spec is None:
-        return None
-    live = snapshot.children.get(("ReplicaSet", new.set.name)) if new else None
-    one = live or _render(snapshot, admission, settings, revision or "", 1, 1, version)
-    template = one["spec"]["template"]
-    free = free_slots(snapshot.nodes, used, need_of(template), template["spec"])
-    unplaced = sum(pod.node is None and not pod.deleting for pod in new.pods) if new else 0
-    return max(0, free - unplaced)
 
 
 def rendering(settings: Settings, version: str, admission: Admission) -> str:
@@ -180,16 +162,17 @@ class _Roll:
         if goes_back and self.newly_failed:
             self.new = replace(self.new, set=replace(self.new.set, failure=self.newly_failed))
         self.forgiven = failure is not None and not goes_back
-        self.step: Step = rollout.next_step(
-            self.spec.replicas, self.new, others, self.spec.rollout.strategy, snapshot.room, now,
-            failed=goes_back, may_look=snapshot.nodes is not None,
-        )  # fmt: skip
-        self.evacuation = self._evacuation(deadline)
+        self.goes_back = goes_back
+        self.room: int | None = None
+        self.step, self.evacuation = self._step(deadline)
+        if self.step.needs_room and snapshot.room is not None:
+            self.room = self._room(snapshot.room)
+            self.step, self.evacuation = self._step(deadline)
         serving_others = [pod for old in others if self.step.replicas[old.set.name] for pod in old.pods]
         self.again_in = self._again(deadline)
         also: tuple[Trouble, ...] = () if goes_back else troubles(serving_others, deadline, now, snapshot.nodes)
         self.rolling = Rolling(
-            self.spec.replicas, self.new, others, self.step.stage, (*self.troubles, *also), snapshot.room
+            self.spec.replicas, self.new, others, self.step.stage, (*self.troubles, *also), self.room
         )
 
     def _named(self, found: tuple[Trouble, ...]) -> tuple[Trouble, ...]:
@@ -209,23 +192,34 @@ class _Roll:
             return None
         return Failure(fatal.reason, f"pod {fatal.pod}: {fatal.message}", self.snapshot.now)
 
-    def _evacuation(self, deadline: float) -> Evacuation:
-        """Of the one revision that serves, where it is alone: the wanted one, or the one that was gone back to."""
-        alone = [one for one in (self.new, *self.others) if one.set.replicas or self.step.replicas[one.set.name]]
+    def _room(self, room: Callable[[Mapping[str, Any]], int]) -> int:
+        """Pods of the new revision that would find a place now, beside its own that still wait for one."""
+        live = self.snapshot.children.get(("ReplicaSet", self.new.set.name)) or self._rendered(1)
+        unplaced = sum(pod.node is None and not pod.deleting for pod in self.new.pods)
+        return max(0, room(live["spec"]["template"]) - unplaced)
+
+    def _step(self, deadline: float) -> tuple[Step, Evacuation]:
+        """The rollout's next step, changed where nodes of the only serving revision are drained."""
+        step = rollout.next_step(
+            self.spec.replicas, self.new, self.others, self.spec.rollout.strategy, self.room, self.snapshot.now,
+            failed=self.goes_back, may_look=self.snapshot.nodes is not None,
+        )  # fmt: skip
+        # The one revision that serves, where it is alone: the wanted one, or the one that was gone back to.
+        alone = [one for one in (self.new, *self.others) if one.set.replicas or step.replicas[one.set.name]]
         if len(alone) != 1 or not alone[0].set.replicas:
-            return Evacuation(self.spec.replicas)
+            return step, Evacuation(self.spec.replicas)
         [one] = alone
         found = evacuate(
-            self.spec.replicas, one, self.snapshot.nodes, self.snapshot.room,
+            self.spec.replicas, one, self.snapshot.nodes, self.room,
             troubles(one.pods, deadline, self.snapshot.now, self.snapshot.nodes), self.snapshot.now,
         )  # fmt: skip
-        if found.told != self.spec.replicas or found.look_for_room:
-            # More than are wanted, for as long as the node is cordoned: that is no step on the way to anything.
-            settled = one is self.new and one.set.replicas == found.told and one.serving >= self.spec.replicas
-            told = {**self.step.replicas, one.set.name: found.told}
-            stage = Stage.COMPLETE if settled else self.step.stage
-            self.step = replace(self.step, replicas=told, stage=stage, look_for_room=found.look_for_room)
-        return found
+        if found.told == self.spec.replicas and not found.needs_room:
+            return step, found
+        # More than are wanted, for as long as the node is cordoned: that is no step on the way to anything.
+        settled = one is self.new and one.set.replicas == found.told and one.serving >= self.spec.replicas
+        told = {**step.replicas, one.set.name: found.told}
+        stage = Stage.COMPLETE if settled else step.stage
+        return replace(step, replicas=told, stage=stage, needs_room=found.needs_room), found
 
     def _again(self, deadline: float) -> float | None:
         times = [deadline_in(self.new.pods, deadline, self.snapshot.now), self.evacuation.again_in]

@@ -103,7 +103,7 @@ class Step:
 
     replicas: Mapping[str, int]
     stage: Stage
-    look_for_room: bool = False
+    needs_room: bool = False
 
 
 def next_step(
@@ -176,14 +176,14 @@ def _auto(
     if new.unplaced and over > 0 and not leaving:
         # The surge found no place: what it waits for must not be a device of ours that nobody gives up.
         if room is None and may_look:
-            return Step(_targets(new, told, others, old), Stage.WAITING, look_for_room=True)
+            return Step(_targets(new, told, others, old), Stage.WAITING, needs_room=True)
         if not room:
             old = max(0, old - min(over, wave))
             return Step(_targets(new, told, others, old), Stage.REPLACING)
     if grow <= 0 or leaving:
         return Step(_targets(new, told, others, old), Stage.SURGING if over > 0 else Stage.REPLACING)
     if room is None and may_look:
-        return Step(_targets(new, told, others, old), Stage.SURGING, look_for_room=True)
+        return Step(_targets(new, told, others, old), Stage.SURGING, needs_room=True)
     free = 1 if room is None else room
     if free > 0:
         return Step(_targets(new, told + min(grow, free), others, old), Stage.SURGING)

@@ -340,7 +340,7 @@ def test_an_operator_starts_and_checks_with_all_hostile_objects_at_once(
 
 
 def test_pods_of_strangers_are_counted_on_their_own_nodes_alone(api: Any, cluster: Cluster) -> None:
-    from plimsoll.operator.room import Room
+    from plimsoll.operator.usage import Usage
 
     def pod(node: str, **spec: Any) -> Json:
         return {"metadata": {"namespace": TENANT, "name": "p"}, "spec": {"nodeName": node, **spec}}
@@ -358,6 +358,6 @@ def test_pods_of_strangers_are_counted_on_their_own_nodes_alone(api: Any, cluste
     values = [value for value in (*VALUES, *MORE) if not isinstance(value, str) or len(value) < 10_000]
     hostile = [shape(value) for shape in shapes for value in values]
     api.pages[kinds.POD.path()] = [[pod("good", containers=wants), *hostile, pod("good", containers=wants)]]
-    used, stays = Room(cluster, Cache(lambda key: None, source_key), Settings(), "0.1.0", lambda *_: None)._once()
+    used, stays = Usage(cluster)._once()
     assert used["good"] == {"memory": 2 << 30, "cpu": 2000, "pods": 2}
     assert stays["good"] == {(TENANT, ""): 2 << 30}

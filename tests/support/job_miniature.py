@@ -67,10 +67,10 @@ class JobCluster:
 
     def look(self) -> Plan:
         found = plan_job(self.snapshot(), self.settings)
-        if found.look_for_claims:
-            known = {} if self.claim is None else dict.fromkeys(found.look_for_claims, self.claim)
+        if found.needs_claims:
+            known = {} if self.claim is None else dict.fromkeys(found.needs_claims, self.claim)
             found = plan_job(self.snapshot(known), self.settings)
-            assert not found.look_for_claims
+            assert not found.needs_claims
         return found
 
     def act(self) -> Plan:

@@ -1,7 +1,7 @@
 """A cluster in miniature for the planner: what it applies comes back in the next snapshot."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -84,7 +84,7 @@ class Cluster:
         self.spec = {**self.spec, **changes}
         self.generation += 1
 
-    def snapshot(self, room: int | None = None) -> Snapshot:
+    def snapshot(self, room: Callable[[Any], int] | None = None) -> Snapshot:
         deployment = Deployment("ns", "demo", "uid-1", self.generation, self.spec, self.status)
         found = self.found if self.recorded or (self.inspector and self.inspector.phase == "Succeeded") else None
         error = None
@@ -98,18 +98,21 @@ class Cluster:
     def look(self) -> Plan:
         snapshot = self.snapshot()
         found = plan(snapshot, self.settings, self.version)
-        taken = dict(self.taken) if found.look_for_taken else None
-        if taken is not None:
-            found = plan(replace(snapshot, taken=taken), self.settings, self.version)
-            assert not found.look_for_taken
-        if found.look_for_room:
-            held = sum(pod.node is not None and not pod.ended for pod in self.pods)
-            free = max(0, self.devices - held - sum(p.node is None and not p.deleting for p in self.pods))
-            if self.nodes is not None and not any(node.usable for node in self.nodes):
-                free = 0
-            found = plan(replace(self.snapshot(free), taken=taken), self.settings, self.version)
-            assert not found.look_for_room
+        if found.needs_usage:
+            informed = replace(self.snapshot(self.room), taken=dict(self.taken))
+            found = plan(informed, self.settings, self.version)
+            assert not found.needs_usage
         return found
+
+    def room(self, template: Mapping[str, Any]) -> int:
+        """Pods of `template` that the free devices take. Its own that wait for one are the planner's to count."""
+        revision = template["metadata"]["labels"][names.REVISION]
+        held = sum(pod.node is not None and not pod.ended for pod in self.pods)
+        unplaced = [pod for pod in self.pods if pod.node is None and not pod.deleting]
+        free = max(0, self.devices - held - len(unplaced))
+        if self.nodes is not None and not any(node.usable for node in self.nodes):
+            free = 0
+        return free + sum(pod.revision == revision for pod in unplaced)
 
     def act(self) -> Plan:
         found = self.look()

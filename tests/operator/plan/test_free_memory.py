@@ -8,6 +8,7 @@ import pytest
 from plimsoll.api.budget import SERVER_BYTES
 from plimsoll.api.quantity import parse_quantity
 from plimsoll.operator.actions import Apply
+from plimsoll.operator.plan import plan
 from plimsoll.operator.snapshot import Node
 from tests.support.miniature import GIB, Cluster, spec
 
@@ -66,10 +67,21 @@ def test_what_comes_to_the_node_later_changes_no_pod() -> None:
     cluster.taken = {"n1": 6 * GIB}
     for _ in range(5):
         cluster.now += 60
-        assert not cluster.look().look_for_taken
+        assert not cluster.look().needs_usage
         assert not [one for one in cluster.act().actions if isinstance(one, Apply)]
     assert (request(cluster), cluster.writes) == (before, writes)
     assert cluster.condition("Ready")["status"] == "True"
+
+
+def test_one_reading_of_the_nodes_both_sizes_a_new_revision_and_finds_a_place_for_it() -> None:
+    cluster = settled()
+    cluster.change(precision="bfloat16")
+    first = plan(cluster.snapshot(), cluster.settings, cluster.version)
+    assert (first.needs_usage, first.status["phase"]) == (True, "Inspecting")
+    informed = replace(cluster.snapshot(cluster.room), taken={})
+    second = plan(informed, cluster.settings, cluster.version)
+    assert not second.incomplete
+    assert [one.why for one in second.actions if isinstance(one, Apply)] == ["a new revision"]
 
 
 @pytest.mark.parametrize(("zone", "wanted"), [("a", 4), ("b", 64)])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from plimsoll.api.manifest import parse_spec
 from plimsoll.operator import build, shape
 from plimsoll.operator.actions import Apply, MarkFailed, Plan
-from plimsoll.operator.plan import plan, room_for
+from plimsoll.operator.plan import plan
+from plimsoll.operator.plan.capacity import room_for
 from plimsoll.operator.plan.conditions import timestamp
 from plimsoll.operator.plan.devices import device_memory
 from plimsoll.operator.settings import Settings
@@ -301,9 +302,11 @@ def test_a_cordoned_node_gets_a_second_replica_before_the_first_may_go() -> None
 def test_room_counts_what_free_nodes_would_take() -> None:
     cluster = Cluster(spec=spec(pod={"cpu": "2"}))
     cluster.settle()
-    assert room_for(cluster.snapshot(), cluster.settings, "1", {}) == 4
+    (template,) = (one["spec"]["template"] for (kind, _), one in cluster.children.items() if kind == "ReplicaSet")
+    assert cluster.nodes is not None
+    assert room_for(cluster.nodes, {}, template) == 4
     used = {"n1": {"cpu": 5000, "memory": 0, "pods": 1}}
-    assert room_for(cluster.snapshot(), cluster.settings, "1", used) == 1
+    assert room_for(cluster.nodes, used, template) == 1
 
 
 def test_a_new_leader_that_has_read_no_page_yet_writes_nothing_anew() -> None:
@@ -395,3 +398,15 @@ def test_any_history_ends_where_a_calm_one_would(moves: list[str], strategy: str
     writes = cluster.writes
     cluster.settle(5)
     assert cluster.writes == writes
+
+
+def test_a_pod_of_the_new_revision_that_waits_takes_the_room_that_is_counted() -> None:
+    cluster = Cluster(devices=2)
+    cluster.settle()
+    cluster.change(precision="bfloat16")
+    cluster.act()
+    assert cluster.condition("Progressing")["reason"] == "Surging"
+    cluster.devices = 1
+    cluster.others_move()
+    cluster.act()
+    assert cluster.condition("Progressing")["reason"] == "Replacing"

@@ -58,16 +58,16 @@ RULES = {
         "idle[:0]",
     ),
     "a cordoned node gets a second replica": (
-        "            told = {**self.step.replicas, one.set.name: found.told}",
-        "            told = dict(self.step.replicas)",
+        "        told = {**step.replicas, one.set.name: found.told}",
+        "        told = dict(step.replicas)",
     ),
     "an only replica without another place is let go": (
         "let_go=self.evacuation.let_go",
         "let_go=False",
     ),
     "more than are wanted for a drain's sake is no rollout": (
-        "            stage = Stage.COMPLETE if settled else self.step.stage",
-        "            stage = self.step.stage",
+        "        stage = Stage.COMPLETE if settled else step.stage",
+        "        stage = step.stage",
     ),
     "what is gone back to is evacuated too": (
         "for one in (self.new, *self.others) if one.set.replicas",
@@ -90,8 +90,8 @@ RULES = {
         "        Revision(one, tuple(pod for pod in snapshot.pods if pod.owner == one.uid))\n",
     ),
     "room is what is free": (
-        "    return max(0, free - unplaced)",
-        "    return max(1, free - unplaced) + 1",
+        '        return max(0, room(live["spec"]["template"]) - unplaced)',
+        '        return max(0, room(live["spec"]["template"]))',
     ),
 }
 
@@ -133,7 +133,7 @@ NOTICED_BY = {
     "pods that ended are told from those that are missed": (
         test_lingering.test_an_eviction_says_so_until_another_pod_is_there
     ),
-    "room is what is free": test_planner.test_room_counts_what_free_nodes_would_take,
+    "room is what is free": test_planner.test_a_pod_of_the_new_revision_that_waits_takes_the_room_that_is_counted,
 }
 
 
@@ -142,7 +142,6 @@ def test_a_broken_rule_is_noticed(rule: str, monkeypatch: pytest.MonkeyPatch) ->
     mutated = broken(planner, *RULES[rule])
     for module in (miniature, test_planner):
         monkeypatch.setattr(module, "plan", mutated.__dict__["plan"])
-    monkeypatch.setattr(test_planner, "room_for", mutated.__dict__["room_for"])
     assert notices(NOTICED_BY[rule])
 
 

@@ -69,10 +69,10 @@ class World:
         found = next_step(
             self.wanted, new, self.others, self.strategy, None, self.clock, failed=failed, may_look=self.sees_nodes
         )
-        if found.look_for_room:
+        if found.needs_room:
             room = max(0, free)
             found = next_step(self.wanted, new, self.others, self.strategy, room, self.clock, failed=failed)
-            assert not found.look_for_room
+            assert not found.needs_room
         for name, told in found.replicas.items():
             self.sets[name] = replace(self.sets[name], replicas=told)
         if found.stage is Stage.COMPLETE and self.wanted:
@@ -296,7 +296,7 @@ def test_a_pod_that_nobody_ends_holds_a_rollout_up_for_its_time_and_no_longer(st
     started = world.clock
     if strategy != "Surge":
         before = world.step()
-        assert (before.replicas, before.look_for_room) == ({"a": 3, "b": 0}, False), "it may end yet, and make way"
+        assert (before.replicas, before.needs_room) == ({"a": 3, "b": 0}, False), "it may end yet, and make way"
     world.clock = started + GRACE + LOST
     if strategy != "Surge":
         assert world.step().replicas == {"a": 3, "b": 0}

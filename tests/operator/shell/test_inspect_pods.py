@@ -11,8 +11,8 @@ from plimsoll.operator.events import Events
 from plimsoll.operator.main import source_key
 from plimsoll.operator.plan import next_plan
 from plimsoll.operator.reconcile import Reconciler
-from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
+from plimsoll.operator.usage import Usage
 from plimsoll.operator.watch_cache import Cache
 from plimsoll.operator.workqueue import WorkQueue
 from tests.support.built import INSPECTION
@@ -24,9 +24,15 @@ KEY = ("ns", "a")
 class World:
     def __init__(self, api: Any, cluster: Cluster, metrics: Any, make: Any) -> None:
         self.api, self.make, self.cache = api, make, Cache(lambda key: None, source_key)
-        room = Room(cluster, self.cache, Settings(), "1", lambda *_: None)
         self.reconciler = Reconciler(
-            cluster, self.cache, WorkQueue(metrics), Settings(), metrics, next_plan, room, Events(cluster).emit
+            cluster,
+            self.cache,
+            WorkQueue(metrics),
+            Settings(),
+            metrics,
+            next_plan,
+            Usage(cluster),
+            Events(cluster).emit,
         )
         self.wish(1)
 
@@ -38,7 +44,7 @@ class World:
     def look(self) -> list[str]:
         """Writes of pods that one look makes."""
         before = len(self.api.requests)
-        self.reconciler.look(KEY)
+        self.reconciler.reconcile(KEY)
         told = [(verb, path.partition("?")[0]) for verb, path in self.api.requests[before:] if "/pods" in path]
         return [f"{verb} {path.rpartition('/')[2]}" for verb, path in told]
 

@@ -16,9 +16,9 @@ from plimsoll.operator.main import source_key
 from plimsoll.operator.plan import next_plan
 from plimsoll.operator.poll import Poller
 from plimsoll.operator.reconcile import Reconciler
-from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Output
+from plimsoll.operator.usage import Usage
 from plimsoll.operator.watch_cache import Cache
 from plimsoll.operator.workqueue import WorkQueue
 from tests.support.built import INSPECTION
@@ -132,9 +132,8 @@ class World:
     def __init__(self, api: Any, cluster: Cluster, cache: Cache, metrics: Any, make: Any) -> None:
         self.api, self.cache, self.make = api, cache, make
         self.queue = WorkQueue(metrics)
-        room = Room(cluster, cache, Settings(), "1", lambda *_: 3)
         self.reconciler = Reconciler(
-            cluster, cache, self.queue, Settings(), metrics, next_plan, room, Events(cluster).emit
+            cluster, cache, self.queue, Settings(), metrics, next_plan, Usage(cluster), Events(cluster).emit
         )
         body = make(kinds.QUANTIZATION, "awq", spec=SPEC, metadata={"generation": 1})
         cache.seen(kinds.QUANTIZATION, None, api.put(kinds.QUANTIZATION, body))
@@ -143,7 +142,7 @@ class World:
         cache.seen(kinds.CONFIG_MAP, None, {**build.record("ns", key, INSPECTION), "kind": "ConfigMap"})
 
     def look(self) -> None:
-        self.reconciler.look(KEY)
+        self.reconciler.reconcile(KEY)
 
     @property
     def status(self) -> dict[str, Any]:

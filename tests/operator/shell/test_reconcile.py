@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.operator import kinds, names
-from plimsoll.operator.actions import Action, Apply, Delete, Event, MarkProven, Plan, Scale
+from plimsoll.operator.actions import Action, Apply, Delete, Event, MarkProven, Plan, Scale, ordered
 from plimsoll.operator.cluster import Cluster
 from plimsoll.operator.events import Events
 from plimsoll.operator.reconcile import Reconciler
 from plimsoll.operator.report import difference
-from plimsoll.operator.room import Room
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Snapshot
+from plimsoll.operator.usage import Usage
 from plimsoll.operator.watch_cache import Cache
 from plimsoll.operator.workqueue import WorkQueue
 
@@ -30,6 +30,11 @@ SERVICE = {
 }
 
 
+NODE_STATUS = {
+    "conditions": [{"type": "Ready", "status": "True"}], "allocatable": {"nvidia.com/gpu": "2", "pods": "110"},
+}  # fmt: skip
+
+
 class World:
     """An API server with one deployment, a cache that knows it, and a planner of which each test says what it plans."""
 
@@ -40,9 +45,8 @@ class World:
         self.now = 0.0
         self.queue = WorkQueue(metrics, clock=lambda: self.now)
         self.queue.open()
-        room = Room(cluster, cache, Settings(), "1", lambda snapshot, *_: 3)
         self.reconciler = Reconciler(
-            cluster, cache, self.queue, Settings(), metrics, self.plan, room, Events(cluster).emit
+            cluster, cache, self.queue, Settings(), metrics, self.plan, Usage(cluster), Events(cluster).emit
         )
         cache.seen(kinds.DEPLOYMENT, None, api.put(kinds.DEPLOYMENT, make(kinds.DEPLOYMENT, "a", spec={})))
         self.sets = make(kinds.REPLICA_SET, "a-1", metadata=MINE, spec={"replicas": 1})
@@ -74,7 +78,7 @@ def doing(*actions: Action, **more: Any) -> Plan:
 
 
 def test_what_a_pod_waits_for_is_asked_before_anything_is_said(world: World) -> None:
-    world.work(doing(ask_why=True, status={"phase": "Pending"}), doing(status={"phase": "Loading"}))
+    world.work(doing(needs_events=True, status={"phase": "Pending"}), doing(status={"phase": "Loading"}))
     assert len(world.looks) == 2
     assert world.api.objects[kinds.DEPLOYMENT.path("ns", "a")]["status"] == {"phase": "Loading"}
 
@@ -151,7 +155,7 @@ def test_a_status_that_somebody_changed_meanwhile_is_read_anew(world: World) -> 
 def test_pods_come_before_what_only_leads_to_them_and_after_what_guards_them(world: World) -> None:
     policy = {**SERVICE, "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
     sets = {**SERVICE, "apiVersion": "apps/v1", "kind": "ReplicaSet"}
-    plan = doing(Apply(SERVICE), Apply(policy), Apply(sets), status={"phase": "Pending"})
+    plan = doing(*ordered((Apply(SERVICE), Apply(policy), Apply(sets))), status={"phase": "Pending"})
     writes = world.work(plan)
     assert [path.split("/")[-2] for _, path in writes] == ["networkpolicies", "replicasets"], "new ones may be waiting"
     world.now += 60.0
@@ -185,8 +189,24 @@ def test_scaling_that_another_did_is_read_anew_even_without_a_watch(world: World
 def test_a_look_for_room_lists_once_and_plans_again(world: World, make: Any) -> None:
     world.cache.sees_nodes = True
     world.api.pages[kinds.POD.path()] = [[make(kinds.POD, "p", spec={"nodeName": "n"})]]
-    world.work(Plan(look_for_room=True), Plan())
-    assert [look.room for look in world.looks] == [None, 3]
+    world.cache.seen(kinds.NODE, None, make(kinds.NODE, "n", status=NODE_STATUS))
+    world.work(Plan(needs_usage=True), Plan())
+    first, second = world.looks
+    assert (first.room, first.taken) == (None, None)
+    assert second.room is not None
+    assert second.room({"spec": {"containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]}}) == 2
+    assert len([path for _, path in world.api.requests if path.startswith(kinds.POD.path())]) == 1
+
+
+def test_all_that_a_plan_needs_is_read_at_once_so_that_the_second_plan_is_the_last(world: World, make: Any) -> None:
+    world.cache.sees_nodes = True
+    world.api.pages[kinds.POD.path()] = [[]]
+    world.api.put(kinds.CLAIM, make(kinds.CLAIM, "c", status={"capacity": {"storage": "1Gi"}}))
+    world.work(Plan(needs_usage=True, needs_claims=("c",), needs_events=True))
+    first, second = world.looks
+    assert (first.taken, first.room, first.claims) == (None, None, None)
+    assert (second.taken, second.claims) == ({}, {"c": 1 << 30})
+    assert second.room is not None
 
 
 def test_what_stays_on_a_node_is_counted_without_its_own_pods_and_those_that_end(world: World, make: Any) -> None:
@@ -200,7 +220,7 @@ def test_what_stays_on_a_node_is_counted_without_its_own_pods_and_those_that_end
 
     own = pod("own", {names.DEPLOYMENT: KEY[1]})
     world.api.pages[kinds.POD.path()] = [[pod("agent"), own, pod("job", restartPolicy="Never")]]
-    world.work(Plan(look_for_taken=True), Plan())
+    world.work(Plan(needs_usage=True), Plan())
     assert [look.taken for look in world.looks] == [None, {"n": 1 << 30}]
 
 

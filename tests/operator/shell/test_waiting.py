@@ -60,12 +60,12 @@ def test_a_missing_secret_is_named_and_given_up_only_where_something_else_serves
     miniature = Miniature()
     miniature.settle()
     young = plan(stuck(miniature, 1.0), miniature.settings, "1")
-    assert not young.ask_why
+    assert not young.needs_events
     assert young.again_in is not None
     assert young.again_in <= 5.0
     for age, fatal in ((6.0, False), (40.0, True)):
         unexplained = stuck(miniature, age)
-        assert plan(unexplained, miniature.settings, "1").ask_why
+        assert plan(unexplained, miniature.settings, "1").needs_events
         found = plan(waiting.explained(unexplained), miniature.settings, "1")
         conditions = {one["type"]: one for one in found.status["conditions"]}
         assert conditions["Ready"]["reason"] == "FailedMount"
@@ -83,7 +83,7 @@ def test_the_inspect_pod_s_missing_volume_is_named_too(waiting: Waiting) -> None
     snapshot = miniature.snapshot()
     pod = Pod("look", uid="u1", node="n1", containers=CREATING, created=snapshot.now - 9)
     snapshot = replace(snapshot, inspecting=Inspecting("key", pod=pod))
-    assert plan(snapshot, miniature.settings, "1").ask_why
+    assert plan(snapshot, miniature.settings, "1").needs_events
     found = plan(waiting.explained(snapshot), miniature.settings, "1")
     assert 'secret "team-keys" not found' in found.status["message"]
 
@@ -106,6 +106,6 @@ def test_pods_that_run_or_say_why_are_not_asked_about(api: Any, waiting: Waiting
     ):
         pods = tuple(replace(pod, containers=containers) for pod in snapshot.pods)
         told = replace(snapshot, pods=pods)
-        assert not plan(told, miniature.settings, "1").ask_why
+        assert not plan(told, miniature.settings, "1").needs_events
         assert waiting.explained(told) == told
     assert not api.requests

@@ -1,57 +1,48 @@
-"""How many more pods the free devices would take, and how large claims are: read only when a plan asks."""
+"""What the pods on all nodes request, and how large claims are: read from the API server only when a plan needs it."""
 
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 from plimsoll.operator import kinds, parse
 from plimsoll.operator.cluster import Cluster, ForbiddenError, GoneError, NotFoundError
-from plimsoll.operator.settings import Settings
+from plimsoll.operator.plan.capacity import room_for
 from plimsoll.operator.shape import mapping, text
 from plimsoll.operator.snapshot import Snapshot
-from plimsoll.operator.watch_cache import Cache
 
 Used = Mapping[str, Mapping[str, int]]
 #: Namespace and deployment that a pod belongs to; no name where it is none of ours.
 Owner = tuple[str, str]
 Stays = Mapping[str, Mapping[Owner, int]]
-Rooms = Callable[[Snapshot, Settings, str, Used], int | None]
 #: One listing serves all deployments that ask within this time.
 _FRESH_SECONDS = 1.0
 _RUNNING = "status.phase!=Succeeded,status.phase!=Failed,spec.nodeName!="
 
 
-class Room:
+class Usage:
     """Requests of all pods by node, listed page by page and added up on the way."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, settings: Settings, version: str, count: Rooms) -> None:
-        self._cluster, self._cache, self._settings = cluster, cache, settings
-        self._version, self._count = version, count
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
         self._lock = threading.Lock()
         self._used: Used = {}
         self._stays: Stays = {}
         self._read_at = -1e9
 
-    def look(self, snapshot: Snapshot) -> int | None:
-        """Pods of the wanted revision that would find a place now; None where nodes cannot be seen.
+    def read(self, snapshot: Snapshot) -> tuple[dict[str, int] | None, Callable[[Mapping[str, Any]], int] | None]:
+        """`Snapshot.taken` and `Snapshot.room`, from one listing; both None where nodes cannot be seen.
 
         Raises:
             ClusterError: the pods cannot be listed.
         """
         if snapshot.nodes is None:
-            return None
-        used = self._fresh()[0]
-        return self._count(snapshot, self._settings, self._version, used)
-
-    def taken(self, snapshot: Snapshot) -> dict[str, int]:
-        """By node, bytes of memory that pods ask for which stay there, those of the snapshot's deployment left out.
-
-        Raises:
-            ClusterError: the pods cannot be listed.
-        """
+            return None, None
+        used, stays = self._fresh()
         own = snapshot.deployment.namespace, snapshot.deployment.name
-        stays = self._fresh()[1]
-        return {node: sum(size for owner, size in by.items() if owner != own) for node, by in stays.items()}
+        taken = {node: sum(size for owner, size in by.items() if owner != own) for node, by in stays.items()}
+        return taken, partial(room_for, snapshot.nodes, used)
 
     def claims(self, namespace: str, names: Iterable[str]) -> dict[str, int]:
         """Bytes of these claims, of those that are there and bound.
