@@ -109,10 +109,10 @@ class Pod:
     """The scheduler's words, while it finds no place."""
     message: str = ""
     """Why the pod as a whole failed: evicted, node lost."""
-    told: str = ""
-    """What the kubelet told of it last, while its containers are being created; empty where nobody asked."""
+    last_event: str = ""
+    """Message of its last event, while its containers are being created; empty where events were not read."""
     stuck: bool = False
-    """`told` is of something that failed: a volume, a Secret, a sandbox."""
+    """`last_event` is of something that failed: a volume, a Secret, a sandbox."""
     containers: tuple[Container, ...] = ()
     page: Page | None = None
     unread: bool = False
@@ -157,7 +157,7 @@ class ReplicaSet:
     uid: str
     revision: str
     replicas: int
-    """Pods it is told to keep."""
+    """Pods that it keeps."""
     number: int = 0
     """Counts revisions up, as `kubectl rollout history` does."""
     created: float = 0.0
@@ -252,8 +252,8 @@ class BatchJob:
     suspended: bool = False
     """Somebody or a queue wants no pod of it now."""
     created: float = 0.0
-    told: str = ""
-    """What the Job controller told of it last where that failed, while it has no pod; empty where nobody asked."""
+    last_event: str = ""
+    """Message of its last event where that is of a failure, while it has no pod; empty where events were not read."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ _EMPTY_WORDS = "timed out waiting for the condition"
 
 
 class Waiting:
-    """Reads what the kubelet has told of pods that wait. Safe from any thread."""
+    """Reads the events of pods that wait. Safe from any thread."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -37,7 +37,7 @@ class Waiting:
         self._read: OrderedDict[str, tuple[float, str, bool]] = OrderedDict()
 
     def explained(self, snapshot: Snapshot) -> Snapshot:
-        """With `told` and `stuck` of the pods that have waited long enough.
+        """With `last_event` and `stuck` of the pods that have waited long enough.
 
         Raises:
             ClusterError: their events cannot be listed.
@@ -54,11 +54,11 @@ class Waiting:
 
     def _job(self, namespace: str, job: BatchJob) -> BatchJob:
         told, stuck = self._last(namespace, job.uid)
-        return replace(job, told=told if stuck else "")
+        return replace(job, last_event=told if stuck else "")
 
     def _explained(self, namespace: str, pod: Pod) -> Pod:
         told, stuck = self._last(namespace, pod.uid)
-        return replace(pod, told=told, stuck=stuck)
+        return replace(pod, last_event=told, stuck=stuck)
 
     def _last(self, namespace: str, uid: str) -> tuple[str, bool]:
         now = time.monotonic()

@@ -252,7 +252,7 @@ def _inspecting(snapshot: Snapshot) -> str:
         wanted = (snapshot.deployment.spec.get("pod") or {}).get("nodeSelector") or {}
         missing = selected(snapshot.nodes, wanted)
         return f"The inspect pod finds no node: {f'{missing}; ' if missing else ''}{pod.unschedulable}"
-    if pod.told:
-        return f"The inspect pod waits: {words(pod.told)}"
+    if pod.last_event:
+        return f"The inspect pod waits: {words(pod.last_event)}"
     waits = next((c for c in pod.containers if c.state == "waiting" and c.message), None)
     return f"The inspect pod waits: {waits.message}" if waits else "The inspect pod reads the checkpoint's headers."

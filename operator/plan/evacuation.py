@@ -13,9 +13,9 @@ HOPE = 60.0
 
 @dataclass(frozen=True)
 class Evacuation:
-    """`told` replicas while pods leave their nodes; `let_go` gives them up though nothing takes their place."""
+    """The `replicas` to keep while pods leave their nodes. `let_go` lets pods go though nothing takes their place."""
 
-    told: int
+    replicas: int
     let_go: bool = False
     needs_room: bool = False
     again_in: float | None = None
@@ -23,7 +23,7 @@ class Evacuation:
 
 
 def evacuate(
-    wanted: int, revision: Revision, nodes: Iterable[Node] | None, room: int | None,
+    desired: int, revision: Revision, nodes: Iterable[Node] | None, room: int | None,
     troubles: Collection[Trouble] = (), now: float = 0.0,
 ) -> Evacuation:  # fmt: skip
     """How many replicas a revision that serves alone needs while some of its nodes are cordoned.
@@ -37,19 +37,19 @@ def evacuate(
     cordoned = {node.name for node in nodes or () if node.cordoned}
     there = [pod for pod in revision.pods if not pod.deleting and pod.phase not in ("Succeeded", "Failed")]
     leaving = [pod for pod in there if pod.node in cordoned and pod.ready]
-    if not leaving or not wanted:
-        return Evacuation(wanted)
+    if not leaving or not desired:
+        return Evacuation(desired)
     staying = len(there) - len(leaving)
     hope = _hope([pod for pod in there if pod not in leaving], troubles, now)
     if hope is not None and hope <= 0:
         # What room was counted for it is none: a volume, a port, an image that only this node has.
-        return Evacuation(max(wanted, min(revision.set.replicas, len(leaving) + wanted)), let_go=True)
-    if staying >= wanted:
-        return Evacuation(max(wanted, len(leaving) + wanted), again_in=hope)
+        return Evacuation(max(desired, min(revision.set.replicas, len(leaving) + desired)), let_go=True)
+    if staying >= desired:
+        return Evacuation(max(desired, len(leaving) + desired), again_in=hope)
     if room is None:
-        return Evacuation(max(wanted, revision.set.replicas), needs_room=True, again_in=hope)
-    told = len(leaving) + min(wanted, staying + room)
-    return Evacuation(max(wanted, told), let_go=wanted == 1 and staying + room == 0, again_in=hope)
+        return Evacuation(max(desired, revision.set.replicas), needs_room=True, again_in=hope)
+    replicas = len(leaving) + min(desired, staying + room)
+    return Evacuation(max(desired, replicas), let_go=desired == 1 and staying + room == 0, again_in=hope)
 
 
 def _hope(successors: Collection[Pod], troubles: Collection[Trouble], now: float) -> float | None:

@@ -8,7 +8,7 @@ from plimsoll.operator.plan.rollout import Revision
 from plimsoll.operator.snapshot import Snapshot
 
 
-def wished_replicas(snapshot: Snapshot, otherwise: int) -> int:
+def desired_replicas(snapshot: Snapshot, otherwise: int) -> int:
     """What the spec asks for, which `kubectl scale` and autoscalers change whatever else is wrong with it."""
     asked = snapshot.deployment.spec.get("replicas", 1)
     return asked if isinstance(asked, int) and not isinstance(asked, bool) and asked >= 0 else otherwise
@@ -18,17 +18,17 @@ def holding(snapshot: Snapshot, revisions: Sequence[Revision]) -> Iterator[Actio
     """What serves stays reachable, is scaled, and leaves a node that is drained.
 
     No pod is made for a drain's sake: what room it would take is known of an accepted spec alone. So of one replica the
-    only one may go. A rollout that was caught half way is left as it is, unless nothing is wanted.
+    only one may go. A rollout that was caught half way is left as it is, unless nothing is desired.
     """
     serving = [one for one in revisions if one.set.replicas]
     if not serving:
         return
-    wanted = wished_replicas(snapshot, sum(one.set.replicas for one in serving))
+    desired = desired_replicas(snapshot, sum(one.set.replicas for one in serving))
     deployment = snapshot.deployment
-    for child in (build.service(deployment), build.disruption_budget(deployment, wanted)):
+    for child in (build.service(deployment), build.disruption_budget(deployment, desired)):
         live = snapshot.children.get((child["kind"], child["metadata"]["name"]))
         if live is None or build.differs(child, live):
             yield Apply(child, "missing" if live is None else "put back")
     for one in serving:
-        if one.set.replicas != wanted and (len(serving) == 1 or not wanted):
-            yield Scale(one.set.name, wanted, "an earlier revision serves")
+        if one.set.replicas != desired and (len(serving) == 1 or not desired):
+            yield Scale(one.set.name, desired, "an earlier revision serves")

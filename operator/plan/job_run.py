@@ -48,8 +48,8 @@ def running(snapshot: Snapshot, job: BatchJob) -> Run:
     if job.suspended:
         return Run("Pending", "Suspended", _resume(snapshot, job), progress)
     if not alive:
-        if job.told:
-            text = f"no pod can be created: {with_help(words(job.told))}"
+        if job.last_event:
+            text = f"no pod can be created: {with_help(words(job.last_event))}"
             return Run(_reached(progress), "PodsRefused", text, progress, again_in=30.0)
         return _between(pods, progress)
     staying = [pod for pod in alive if not pod.deleting]

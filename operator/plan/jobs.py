@@ -64,7 +64,7 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
         status=found,
         events=transitions(snapshot.deployment.status.get("conditions", ()), found["conditions"]),
         needs_claims=admission.needs_claims if run is None else (),
-        needs_events=asks and not (mine and mine.told),
+        needs_events=asks and not (mine and mine.last_event),
         again_in=min((one + 0.5 for one in again if one is not None), default=None),
     )
 

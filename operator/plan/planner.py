@@ -25,7 +25,7 @@ from plimsoll.operator.plan import rollout
 from plimsoll.operator.plan.admission import Admission, admit, standing
 from plimsoll.operator.plan.devices import selected
 from plimsoll.operator.plan.evacuation import Evacuation, evacuate
-from plimsoll.operator.plan.holding import holding, wished_replicas
+from plimsoll.operator.plan.holding import desired_replicas, holding
 from plimsoll.operator.plan.inspecting import inspecting
 from plimsoll.operator.plan.rollout import Revision, Stage, Step
 from plimsoll.operator.plan.status import Rolling, status
@@ -47,7 +47,7 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     if snapshot.deployment.deleting:
         # Owner references take everything along; what is created now would only be in the way.
         return Plan()
-    admission, revision, new, others = _wish(snapshot, settings)
+    admission, revision, new, others = _desired(snapshot, settings)
     version = rendering(settings, version, admission)
     actions, look_in = inspecting(snapshot, admission, settings)
     again: list[float] = [] if look_in is None else [look_in + 0.5]
@@ -64,15 +64,15 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     else:
         there = (*others, *((new,) if new else ()))
         actions += holding(snapshot, there)
-        wanted = wished_replicas(snapshot, sum(one.set.replicas for one in there))
-        rolling, needs_room = Rolling(wanted, new, others, Stage.SCALING, ()), False
+        desired = desired_replicas(snapshot, sum(one.set.replicas for one in there))
+        rolling, needs_room = Rolling(desired, new, others, Stage.SCALING, ()), False
     found = status(snapshot, admission, rolling, revision)
     return Plan(
         actions=ordered(actions),
         status=found,
         events=transitions(snapshot.deployment.status.get("conditions", ()), found["conditions"]),
         needs_usage=needs_room or (admission.needs_taken and snapshot.taken is None),
-        needs_events=any(waits_unexplained(pod, snapshot.now) and not pod.told for pod in _everybody(snapshot)),
+        needs_events=any(waits_unexplained(pod, snapshot.now) and not pod.last_event for pod in _everybody(snapshot)),
         again_in=min(again, default=None),
     )
 
@@ -92,7 +92,7 @@ def rendering(settings: Settings, version: str, admission: Admission) -> str:
     return f"{version}+{names.digest(parts, 8)}"
 
 
-def _wish(
+def _desired(
     snapshot: Snapshot, settings: Settings
 ) -> tuple[Admission, str | None, Revision | None, tuple[Revision, ...]]:
     """What is wanted, the name of its revision, that revision if it is there, and the others, oldest first."""
@@ -213,13 +213,13 @@ class _Roll:
             self.spec.replicas, one, self.snapshot.nodes, self.room,
             troubles(one.pods, deadline, self.snapshot.now, self.snapshot.nodes), self.snapshot.now,
         )  # fmt: skip
-        if found.told == self.spec.replicas and not found.needs_room:
+        if found.replicas == self.spec.replicas and not found.needs_room:
             return step, found
         # More than are wanted, for as long as the node is cordoned: that is no step on the way to anything.
-        settled = one is self.new and one.set.replicas == found.told and one.serving >= self.spec.replicas
-        told = {**step.replicas, one.set.name: found.told}
+        settled = one is self.new and one.set.replicas == found.replicas and one.available >= self.spec.replicas
+        targets = {**step.replicas, one.set.name: found.replicas}
         stage = Stage.COMPLETE if settled else step.stage
-        return replace(step, replicas=told, stage=stage, needs_room=found.needs_room), found
+        return replace(step, replicas=targets, stage=stage, needs_room=found.needs_room), found
 
     def _again(self, deadline: float) -> float | None:
         times = [deadline_in(self.new.pods, deadline, self.snapshot.now), self.evacuation.again_in]
@@ -248,21 +248,21 @@ class _Roll:
                 yield Apply(one, "missing" if live is None else "put back")
 
     def sets(self) -> Iterator[Action]:
-        told = self.step.replicas
+        targets = self.step.replicas
         new = self.new.set
         # Fewer first: what is given up makes room for what is asked for.
-        for old in sorted(self.others, key=lambda one: told[one.set.name] - one.set.replicas):
+        for old in sorted(self.others, key=lambda one: targets[one.set.name] - one.set.replicas):
             if old.set.failure is not None:
                 yield MarkFailed(old.set.name, None)
-            if told[old.set.name] != old.set.replicas:
-                yield Scale(old.set.name, told[old.set.name], self.step.stage.value)
+            if targets[old.set.name] != old.set.replicas:
+                yield Scale(old.set.name, targets[old.set.name], self.step.stage.value)
         if self.fresh:
-            yield Apply(self._rendered(told[new.name]), "a new revision")
+            yield Apply(self._rendered(targets[new.name]), "a new revision")
         else:
-            yield from self._existing(new, told[new.name])
+            yield from self._existing(new, targets[new.name])
         yield from self._history()
 
-    def _existing(self, new: ReplicaSet, told: int) -> Iterator[Action]:
+    def _existing(self, new: ReplicaSet, target: int) -> Iterator[Action]:
         live = self.snapshot.children.get(("ReplicaSet", new.name))
         if self.newly_failed is not None and new.failure is not None:
             yield MarkFailed(new.name, new.failure)
@@ -273,10 +273,10 @@ class _Roll:
         if self.step.stage is Stage.COMPLETE and self.spec.replicas and not new.proven:
             yield MarkProven(new.name)
         # Another version's template is its own affair: rendering it anew would change pods that run well.
-        if new.built_by == self.version and live is not None and build.differs(self._rendered(told), live):
-            yield Apply(self._rendered(told), "put back" if told == new.replicas else self.step.stage.value)
-        elif told != new.replicas:
-            yield Scale(new.name, told, self.step.stage.value)
+        if new.built_by == self.version and live is not None and build.differs(self._rendered(target), live):
+            yield Apply(self._rendered(target), "put back" if target == new.replicas else self.step.stage.value)
+        elif target != new.replicas:
+            yield Scale(new.name, target, self.step.stage.value)
 
     def _rendered(self, replicas: int) -> dict[str, Any]:
         return _render(self.snapshot, self.admission, self.settings, self.revision, self.number, replicas, self.version)

@@ -3,8 +3,8 @@
 A stateless step: it looks only at what is there, so that a restart between any two steps changes nothing. One wave of
 pods is in the air at a time, a quarter of the replicas. Invariants, held by tests/operator/plan/test_rollout*.py:
 
-- serving pods are taken away only when as many new ones serve, or when no device is free for one more pod;
-- no more pods are asked for than were wanted, plus what free devices would take;
+- available pods are taken away only when as many new ones serve, or when no device is free for one more pod;
+- no more pods are asked for than were desired, plus what free devices would take;
 - an old pod's device is waited for only after that pod has been told to go, and only as long as somebody is there to
   end it: a pod whose node is dead stays until the node does something, and nothing waits for that.
 """
@@ -48,7 +48,7 @@ class Revision:
     def of(cls, one: ReplicaSet, pods: Sequence[Pod], now: float) -> "Revision":
         """With its `pods`; of those that have ended, with the ones that are missed.
 
-        The others may lie there for days: another was made since, or as many are there as are wanted.
+        The others may lie there for days: another was made since, or as many are there as are desired.
         """
         live = [pod for pod in pods if not pod.ended]
         newest = max((pod.created for pod in live), default=0.0)
@@ -61,7 +61,7 @@ class Revision:
         return cls(one, tuple(pod for pod in pods if not pod.ended or missed(pod)))
 
     @property
-    def serving(self) -> int:
+    def available(self) -> int:
         return sum(pod.ready and pod.routable and not pod.deleting for pod in self.pods)
 
     @property
@@ -94,7 +94,7 @@ class Revision:
     @property
     def worth(self) -> int:
         """Pods worth keeping: one that never proved itself and does not serve is not."""
-        return self.set.replicas if self.set.proven else min(self.set.replicas, self.serving)
+        return self.set.replicas if self.set.proven else min(self.set.replicas, self.available)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Step:
 
 
 def next_step(
-    wanted: int,
+    desired: int,
     new: Revision,
     others: Sequence[Revision],
     strategy: Strategy,
@@ -120,7 +120,7 @@ def next_step(
     """The next replicas of every revision.
 
     Args:
-        wanted: replicas the spec asks for.
+        desired: replicas the spec asks for.
         new: the revision of the current spec; with `replicas` 0 when it has just been made.
         others: every other revision.
         room: pods of `new` that free devices would take; None when nobody looked.
@@ -129,89 +129,89 @@ def next_step(
         may_look: whether looking is possible; where it is not, a surge is tried and the scheduler answers.
     """
     if failed:
-        return _stand_still(wanted, new, others)
+        return _stand_still(desired, new, others)
     new, others = new.known(now), [old.known(now) for old in others]
-    old_told = sum(old.set.replicas for old in others)
-    if old_told == 0:
-        # Pods that only end, draining for minutes maybe, are no part of what is wanted any more.
-        settled = new.set.replicas == wanted and new.serving == wanted and new.there - new.ending == wanted
+    old_target = sum(old.set.replicas for old in others)
+    if old_target == 0:
+        # Pods that only end, draining for minutes maybe, are no part of what is desired any more.
+        settled = new.set.replicas == desired and new.available == desired and new.there - new.ending == desired
         ended = all(old.there == old.ending for old in others)
-        return Step(_targets(new, wanted, others, 0), Stage.COMPLETE if settled and ended else Stage.SCALING)
-    wave = max(1, -(-wanted // 4))
-    told = min(new.set.replicas, wanted)
+        return Step(_targets(new, desired, others, 0), Stage.COMPLETE if settled and ended else Stage.SCALING)
+    wave = max(1, -(-desired // 4))
+    target = min(new.set.replicas, desired)
     # As many old ones as new ones do not yet serve for; the ReplicaSet takes away those that are not ready first.
-    old = min(sum(revision.worth for revision in others), max(0, wanted - new.serving))
-    in_the_air = max(0, told - new.serving)
-    grow = min(wave - in_the_air, wanted - told)
-    vacated = wanted - told - max(old, sum(revision.there for revision in others))
+    old = min(sum(revision.worth for revision in others), max(0, desired - new.available))
+    in_the_air = max(0, target - new.available)
+    grow = min(wave - in_the_air, desired - target)
+    vacated = desired - target - max(old, sum(revision.there for revision in others))
     if vacated > 0:
         # Places that old pods have left are taken without asking: they were ours.
-        told += min(vacated, wanted - told)
-        return Step(_targets(new, told, others, old), Stage.REPLACING)
-    leaving = any(revision.ending or revision.there > revision.set.replicas for revision in others) or old < old_told
+        target += min(vacated, desired - target)
+        return Step(_targets(new, target, others, old), Stage.REPLACING)
+    leaving = any(revision.ending or revision.there > revision.set.replicas for revision in others) or old < old_target
     if strategy == "Surge":
-        over = told + old - wanted
-        told += max(0, min(grow, wave - max(0, over)))
+        over = target + old - desired
+        target += max(0, min(grow, wave - max(0, over)))
         stuck = new.unplaced and in_the_air > 0
-        return Step(_targets(new, told, others, old), Stage.WAITING if stuck else Stage.SURGING)
+        return Step(_targets(new, target, others, old), Stage.WAITING if stuck else Stage.SURGING)
     if strategy == "Replace":
-        over = told + old - wanted
+        over = target + old - desired
         if over > 0 and new.unplaced and not leaving:
-            # Fewer are wanted than when it was asked for: what it waits for is a device of these.
+            # Fewer are desired than when it was asked for: what it waits for is a device of these.
             old -= min(over, old)
         elif not in_the_air and not leaving:
-            old -= min(wave, old, wanted - told)
-        return Step(_targets(new, told, others, old), Stage.REPLACING)
+            old -= min(wave, old, desired - target)
+        return Step(_targets(new, target, others, old), Stage.REPLACING)
     if new.unplaced_since(now) > PATIENCE or new.set.blocked:
         room = 0
-    return _auto(wanted, new, others, room, told, old, grow, wave, leaving, may_look)
+    return _auto(desired, new, others, room, target, old, grow, wave, leaving, may_look)
 
 
 def _auto(
-    wanted: int, new: Revision, others: Sequence[Revision], room: int | None,
-    told: int, old: int, grow: int, wave: int, leaving: bool, may_look: bool,
+    desired: int, new: Revision, others: Sequence[Revision], room: int | None,
+    target: int, old: int, grow: int, wave: int, leaving: bool, may_look: bool,
 ) -> Step:  # fmt: skip
     """A surge where a device is free, else one drained and replaced."""
-    over = told + old - wanted
+    over = target + old - desired
     if new.unplaced and over > 0 and not leaving:
         # The surge found no place: what it waits for must not be a device of ours that nobody gives up.
         if room is None and may_look:
-            return Step(_targets(new, told, others, old), Stage.WAITING, needs_room=True)
+            return Step(_targets(new, target, others, old), Stage.WAITING, needs_room=True)
         if not room:
             old = max(0, old - min(over, wave))
-            return Step(_targets(new, told, others, old), Stage.REPLACING)
+            return Step(_targets(new, target, others, old), Stage.REPLACING)
     if grow <= 0 or leaving:
-        return Step(_targets(new, told, others, old), Stage.SURGING if over > 0 else Stage.REPLACING)
+        return Step(_targets(new, target, others, old), Stage.SURGING if over > 0 else Stage.REPLACING)
     if room is None and may_look:
-        return Step(_targets(new, told, others, old), Stage.SURGING, needs_room=True)
+        return Step(_targets(new, target, others, old), Stage.SURGING, needs_room=True)
     free = 1 if room is None else room
     if free > 0:
-        return Step(_targets(new, told + min(grow, free), others, old), Stage.SURGING)
-    old -= min(wave, old, wanted - told)
-    return Step(_targets(new, told, others, old), Stage.REPLACING)
+        return Step(_targets(new, target + min(grow, free), others, old), Stage.SURGING)
+    old -= min(wave, old, desired - target)
+    return Step(_targets(new, target, others, old), Stage.REPLACING)
 
 
-def _stand_still(wanted: int, new: Revision, others: Sequence[Revision]) -> Step:
+def _stand_still(desired: int, new: Revision, others: Sequence[Revision]) -> Step:
     """What serves goes on; the proven revision fills the rest."""
-    serving = min(new.serving, wanted)
+    available = min(new.available, desired)
     back_to = max((old for old in others if old.set.proven), key=lambda old: old.set.number)
-    targets, rest = {}, wanted - serving
+    targets, rest = {}, desired - available
     for old in sorted(others, key=lambda old: old is not back_to):
-        targets[old.set.name] = min(old.serving, rest)
+        targets[old.set.name] = min(old.available, rest)
         rest -= targets[old.set.name]
     targets[back_to.set.name] += rest
-    targets[new.set.name] = serving
+    targets[new.set.name] = available
     return Step(targets, Stage.FAILED)
 
 
-def _targets(new: Revision, told: int, others: Sequence[Revision], old: int) -> dict[str, int]:
+def _targets(new: Revision, target: int, others: Sequence[Revision], old: int) -> dict[str, int]:
     """Shares `old` among the other revisions: what serves is kept first, then what is on its way to; of those
     that serve as many, the newest's."""
-    ordered = sorted(others, key=lambda r: (r.serving, r.set.proven, r.set.number), reverse=True)
+    ordered = sorted(others, key=lambda r: (r.available, r.set.proven, r.set.number), reverse=True)
     targets = {revision.set.name: 0 for revision in ordered}
-    for most in (lambda r: min(r.worth, r.serving), lambda r: r.worth):
+    for most in (lambda r: min(r.worth, r.available), lambda r: r.worth):
         for revision in ordered:
             keep = min(old, most(revision) - targets[revision.set.name])
             targets[revision.set.name] += keep
             old -= keep
-    return {new.set.name: told, **targets}
+    return {new.set.name: target, **targets}

@@ -18,7 +18,7 @@ from plimsoll.operator.snapshot import Pod, Snapshot
 class Rolling:
     """Where the pods are, once there may be any."""
 
-    wanted: int
+    desired: int
     new: Revision | None
     others: tuple[Revision, ...]
     stage: Stage
@@ -41,10 +41,10 @@ def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision:
         "phase": _phase(snapshot, admission, rolling, conditions),
         "message": "" if ready.status == "True" else column(ready.message),
         "endpoint": _endpoint(snapshot) if sets else None,
-        "ready": f"{rolling.new.serving if rolling.new else 0}/{rolling.wanted}",
+        "ready": f"{rolling.new.available if rolling.new else 0}/{rolling.desired}",
         "replicas": sum(sum(not pod.ended for pod in s.pods) for s in sets),
-        "readyReplicas": sum(s.serving for s in sets),
-        "updatedReplicas": rolling.new.serving if rolling.new else 0,
+        "readyReplicas": sum(s.available for s in sets),
+        "updatedReplicas": rolling.new.available if rolling.new else 0,
         "selector": ",".join(f"{key}={value}" for key, value in names.selector(snapshot.deployment.name).items()),
         "revision": revision,
         "source": _source(admission, rolling, before),
@@ -91,20 +91,20 @@ def _ready(admission: Admission, rolling: Rolling) -> Condition:
     """Every wanted replica of this generation has loaded, generated a token, and is routable."""
     if not admission.ok:
         first = admission.accepted if admission.source_ready.status != "False" else admission.source_ready
-        kept = sum(revision.serving for revision in rolling.others) + (rolling.new.serving if rolling.new else 0)
+        kept = sum(revision.available for revision in rolling.others) + (rolling.new.available if rolling.new else 0)
         also = f" An earlier revision goes on serving on {kept} replicas." if kept else ""
         return Condition("Ready", "False", first.reason, first.message + also)
-    serving = rolling.new.serving if rolling.new else 0
+    serving = rolling.new.available if rolling.new else 0
     if rolling.stage is Stage.FAILED:
         words = rolling.troubles[0].message if rolling.troubles else ""
         failure = rolling.new.set.failure if rolling.new else None
         text = f"This revision failed: {failure.message if failure else words}"
         return Condition("Ready", "False", "RolloutFailed", text)
-    if serving >= rolling.wanted:
-        if rolling.wanted == 0:
+    if serving >= rolling.desired:
+        if rolling.desired == 0:
             return Condition("Ready", "True", "ScaledToZero", "No replica is wanted.")
-        return Condition("Ready", "True", "Serving", f"{serving} of {rolling.wanted} replicas serve.")
-    count = f"{serving} of {rolling.wanted} replicas of this revision serve"
+        return Condition("Ready", "True", "Serving", f"{serving} of {rolling.desired} replicas serve.")
+    count = f"{serving} of {rolling.desired} replicas of this revision serve"
     if rolling.new and rolling.new.set.blocked:
         why = with_help(rolling.new.set.blocked)
         return Condition("Ready", "False", "PodsRefused", f"{count}; no pod can be created: {why}")
@@ -132,7 +132,7 @@ def _doing(rolling: Rolling) -> str:
         waits = next((c for c in pod.containers if c.state == "waiting" and c.reason), None)
         if waits:
             # The kubelet tells of a volume or a Secret that is missing in events alone.
-            more = waits.message or words(pod.told) or (_LOOK if waits.reason == "ContainerCreating" else "")
+            more = waits.message or words(pod.last_event) or (_LOOK if waits.reason == "ContainerCreating" else "")
             return f"pod {pod.name} waits: {waits.reason} {more}".rstrip()
     if pods:
         return f"pod {pods[0].name} starts" if pods[0].node else f"pod {pods[0].name} waits for a node"
@@ -175,7 +175,7 @@ def _degraded(rolling: Rolling, ready: Condition) -> Condition:
     fatal = [trouble for trouble in rolling.troubles if trouble.fatal]
     if fatal:
         return Condition("Degraded", "True", fatal[0].reason, f"pod {fatal[0].pod}: {fatal[0].message}")
-    known_good = rolling.new is not None and rolling.new.set.proven and rolling.new.serving < rolling.new.set.replicas
+    known_good = rolling.new is not None and rolling.new.set.proven and rolling.new.available < rolling.new.set.replicas
     if known_good and rolling.stage is Stage.SCALING and ready.status != "True" and rolling.troubles:
         first = rolling.troubles[0]
         return Condition("Degraded", "True", first.reason, f"pod {first.pod}: {first.message}")
@@ -192,7 +192,7 @@ def _phase(snapshot: Snapshot, admission: Admission, rolling: Rolling, condition
     if not admission.ok:
         return "Quantizing" if admission.source_ready.reason in (WAITING, FAILED) else "Inspecting"
     if by_type["Ready"].status == "True":
-        return "Stopped" if rolling.wanted == 0 else "Ready" if rolling.stage is Stage.COMPLETE else "Updating"
+        return "Stopped" if rolling.desired == 0 else "Ready" if rolling.stage is Stage.COMPLETE else "Updating"
     if any(revision.set.replicas for revision in rolling.others):
         return "Updating"
     starting = [pod for pod in (rolling.new.pods if rolling.new else ()) if not pod.ready and not pod.ended]
@@ -209,7 +209,7 @@ def _source(admission: Admission, rolling: Rolling, before: Mapping[str, Any]) -
     """What serves, of the newest revision that does; before any does, what will. A source that was inspected again
     since is no part of it: what that found is served by revisions to come."""
     sets = [*rolling.others, *((rolling.new,) if rolling.new else ())]
-    serving = [one.set.source for one in reversed(sets) if one.serving and one.set.source]
+    serving = [one.set.source for one in reversed(sets) if one.available and one.set.source]
     if serving:
         return serving[0]
     if rolling.new is not None and rolling.new.set.source:

@@ -103,12 +103,12 @@ def _of(pod: Pod, deadline: float, now: float) -> Iterator[Trouble]:
         return
     if pod.stuck:
         # What is not there may come, though not many wait for it that long; what is slow comes by itself.
-        missing = "not found" in pod.told or "non-existent" in pod.told
+        missing = "not found" in pod.last_event or "non-existent" in pod.last_event
         fatal = missing and now - pod.created > GRACE
-        if "olume" in pod.told:
-            yield Trouble(pod.name, "FailedMount", words(pod.told), fatal)
+        if "olume" in pod.last_event:
+            yield Trouble(pod.name, "FailedMount", words(pod.last_event), fatal)
         else:
-            yield Trouble(pod.name, "ContainerConfig", words(pod.told), fatal)
+            yield Trouble(pod.name, "ContainerConfig", words(pod.last_event), fatal)
         return
     for container in pod.containers:
         trouble = _container(pod, container, now)

@@ -49,7 +49,7 @@ def test_a_successor_that_cannot_serve_ends_the_wait(replicas: int, why: str) ->
     trouble: dict[str, Any] = (
         {"unschedulable": "1 node(s) had volume node affinity conflict", "node": None}
         if why == "unschedulable"
-        else {"stuck": True, "told": "Multi-Attach error for volume", "node": "n2"}
+        else {"stuck": True, "last_event": "Multi-Attach error for volume", "node": "n2"}
     )
     begun = cluster.now
     looks = []

@@ -102,3 +102,15 @@ def test_an_affinity_that_no_node_matches_is_named() -> None:
 def in_zone(zone: str) -> dict[str, Any]:
     term = {"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
+
+
+def test_a_pod_of_the_new_revision_that_waits_takes_the_room_that_is_counted() -> None:
+    cluster = Cluster(devices=2)
+    cluster.settle()
+    cluster.change(precision="bfloat16")
+    cluster.act()
+    assert cluster.condition("Progressing")["reason"] == "Surging"
+    cluster.devices = 1
+    cluster.others_move()
+    cluster.act()
+    assert cluster.condition("Progressing")["reason"] == "Replacing"

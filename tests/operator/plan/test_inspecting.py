@@ -17,7 +17,7 @@ UNPLACED = {"node": None, "unschedulable": "0/3 nodes are available: 3 node(s) h
 WAITS = {"containers": (Container("inspect", reason="ImagePullBackOff", message="no such image"),)}
 RUNS = {"phase": "Running", "containers": (Container("inspect", state="running"),)}
 PULLS = {"containers": (Container("inspect", reason="ContainerCreating"),)}
-MISSES = {**PULLS, "told": 'secret "hub" not found', "stuck": True}
+MISSES = {**PULLS, "last_event": 'secret "hub" not found', "stuck": True}
 COPIES = {"containers": (Container("copy", init=True, state="running"), Container("inspect"))}
 FAILED = {"phase": "Failed", "containers": (Container("inspect", state="terminated", message="no such claim"),)}
 SILENT = {"phase": "Succeeded", "containers": (Container("inspect", state="terminated", exit_code=0),)}

@@ -15,7 +15,9 @@ def test_a_job_whose_pods_are_refused_says_so_in_the_clusters_words() -> None:
         cluster.act()
         cluster.others_move()
     cluster.pods = []
-    cluster.batch = replace(cluster.batch, told='pods "demo" is forbidden: exceeded quota: must specify limits.cpu')
+    cluster.batch = replace(
+        cluster.batch, last_event='pods "demo" is forbidden: exceeded quota: must specify limits.cpu'
+    )
     assert 0 < (cluster.act().again_in or 0) <= 30
     stands = cluster.condition("Complete")
     assert (stands["status"], stands["reason"]) == ("False", "PodsRefused")

@@ -398,15 +398,3 @@ def test_any_history_ends_where_a_calm_one_would(moves: list[str], strategy: str
     writes = cluster.writes
     cluster.settle(5)
     assert cluster.writes == writes
-
-
-def test_a_pod_of_the_new_revision_that_waits_takes_the_room_that_is_counted() -> None:
-    cluster = Cluster(devices=2)
-    cluster.settle()
-    cluster.change(precision="bfloat16")
-    cluster.act()
-    assert cluster.condition("Progressing")["reason"] == "Surging"
-    cluster.devices = 1
-    cluster.others_move()
-    cluster.act()
-    assert cluster.condition("Progressing")["reason"] == "Replacing"

@@ -3,7 +3,7 @@
 import pytest
 
 from plimsoll.operator.plan import planner
-from tests.operator.plan import test_draining, test_lingering, test_planner, test_standing
+from tests.operator.plan import test_draining, test_free_memory, test_lingering, test_planner, test_standing
 from tests.support import miniature
 from tests.support.mutations import broken, notices
 
@@ -46,11 +46,11 @@ RULES = {
         "        if live is not None and",
     ),
     "replicas are put back": (
-        ("        elif told != new.replicas:\n            yield Scale"),
+        ("        elif target != new.replicas:\n            yield Scale"),
         ("        elif False:\n            yield Scale"),
     ),
     "old revisions are scaled": (
-        "            if told[old.set.name] != old.set.replicas:",
+        "            if targets[old.set.name] != old.set.replicas:",
         "            if False:",
     ),
     "history is bounded": (
@@ -58,8 +58,8 @@ RULES = {
         "idle[:0]",
     ),
     "a cordoned node gets a second replica": (
-        "        told = {**step.replicas, one.set.name: found.told}",
-        "        told = dict(step.replicas)",
+        "        targets = {**step.replicas, one.set.name: found.replicas}",
+        "        targets = dict(step.replicas)",
     ),
     "an only replica without another place is let go": (
         "let_go=self.evacuation.let_go",
@@ -133,7 +133,7 @@ NOTICED_BY = {
     "pods that ended are told from those that are missed": (
         test_lingering.test_an_eviction_says_so_until_another_pod_is_there
     ),
-    "room is what is free": test_planner.test_a_pod_of_the_new_revision_that_waits_takes_the_room_that_is_counted,
+    "room is what is free": test_free_memory.test_a_pod_of_the_new_revision_that_waits_takes_the_room_that_is_counted,
 }
 
 

@@ -9,8 +9,8 @@ from tests.support.mutations import broken
 #: What a rule is: (the source that keeps it, what breaks it).
 RULES = {
     "old ones stay while new ones do not serve": (
-        "max(0, wanted - new.serving))",
-        "max(0, wanted - told))",
+        "max(0, desired - new.available))",
+        "max(0, desired - target))",
     ),
     "pods that end do not count as serving": (
         "pod.ready and pod.routable and not pod.deleting for pod",
@@ -22,29 +22,29 @@ RULES = {
     ),
     "without a device one is drained": (
         (
-            "    old -= min(wave, old, wanted - told)\n"
-            "    return Step(_targets(new, told, others, old), Stage.REPLACING)\n"
+            "    old -= min(wave, old, desired - target)\n"
+            "    return Step(_targets(new, target, others, old), Stage.REPLACING)\n"
             "\n"
             "\n"
             "def _stand"
         ),
-        ("    return Step(_targets(new, told, others, old), Stage.REPLACING)\n\n\ndef _stand"),
+        ("    return Step(_targets(new, target, others, old), Stage.REPLACING)\n\n\ndef _stand"),
     ),
     "Replace never asks for more than wanted": (
-        ("            old -= min(wave, old, wanted - told)\n        return"),
-        ("            told += 1\n        return"),
+        ("            old -= min(wave, old, desired - target)\n        return"),
+        ("            target += 1\n        return"),
     ),
     "Replace makes way when fewer are wanted": (
         "        if over > 0 and new.unplaced and not leaving:",
         "        if False:",
     ),
     "Replace drains": (
-        ("            old -= min(wave, old, wanted - told)\n        return"),
+        ("            old -= min(wave, old, desired - target)\n        return"),
         ("            pass\n        return"),
     ),
     "Surge never drains ahead": (
-        "        told += max(0, min(grow, wave - max(0, over)))",
-        ("        old -= min(1, old)\n        told += max(0, min(grow, wave - max(0, over)))"),
+        "        target += max(0, min(grow, wave - max(0, over)))",
+        ("        old -= min(1, old)\n        target += max(0, min(grow, wave - max(0, over)))"),
     ),
     "places that were left are taken": (
         "    if vacated > 0:",
@@ -63,11 +63,11 @@ RULES = {
         "    targets[back_to.set.name] = back_to.set.replicas",
     ),
     "a failed revision keeps only what serves": (
-        "    targets[new.set.name] = serving",
+        "    targets[new.set.name] = available",
         "    targets[new.set.name] = new.set.replicas",
     ),
     "what serves beside a failed revision goes on": (
-        "= min(old.serving, rest)",
+        "= min(old.available, rest)",
         "= 0",
     ),
     "a pod that nobody ends is waited for no longer": (
@@ -83,15 +83,15 @@ RULES = {
         "key=lambda old: -old.set.number)",
     ),
     "a wave is bounded": (
-        "    wave = max(1, -(-wanted // 4))",
-        "    wave = max(1, wanted)",
+        "    wave = max(1, -(-desired // 4))",
+        "    wave = max(1, desired)",
     ),
     "others are ended once the new one serves": (
         "keep = min(old, most(revision) - targets[revision.set.name])",
         "keep = most(revision) - targets[revision.set.name]",
     ),
     "what serves is kept before what may": (
-        "(lambda r: min(r.worth, r.serving), lambda r: r.worth)",
+        "(lambda r: min(r.worth, r.available), lambda r: r.worth)",
         "(lambda r: r.worth,)",
     ),
     "pods that only end keep nothing from being complete": (
@@ -99,7 +99,7 @@ RULES = {
         "sum(False and not pod.ended",
     ),
     "it is complete only when all serve": (
-        "new.serving == wanted and",
+        "new.available == desired and",
         "",
     ),
 }
