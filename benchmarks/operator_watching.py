@@ -149,7 +149,7 @@ class Audit:
             for line in log:
                 entry = msgspec.json.decode(line)
                 ref = entry.get("objectRef", {})
-                ours = entry.get("userAgent", "").startswith(("plimsoll-operator", "kopf"))
+                ours = entry.get("userAgent", "").startswith("plimsoll-operator")
                 if not ours or ref.get("namespace", self.namespace) != self.namespace:
                     continue
                 sub = f"/{ref['subresource']}" if ref.get("subresource") else ""

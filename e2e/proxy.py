@@ -29,7 +29,7 @@ _WRITES = (
     *("delay", "cut before", "cut after", "cut after", "cut midway", "twice", "twice"),
     *("409", "410", "429", "500", "500 after", "503", "504"),
 )
-#: What ends kopf as a whole, the last two, must leave it a chance to begin a dozen watches.
+#: A watch needs a list first: too many of these, and a dozen watches never all begin.
 _WATCHES = (*_BUSY, "410", "nonsense")
 _REASONS = {
     404: "NotFound", 409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError",

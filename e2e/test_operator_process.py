@@ -131,7 +131,7 @@ def test_a_watch_that_tells_nonsense_is_begun_anew(
     eventually(deployment.all_there, SOON, "everything is there")
     proxy.nonsense = True
     deployment.apply(replicas=1)
-    eventually(lambda: "begin anew" in operator.log(), SOON, "it has noticed")
+    eventually(lambda: "will watch again" in operator.log(), SOON, "it has noticed")
     proxy.nonsense = False
     begun = time.monotonic()
     cluster.delete("services", namespace, "a")

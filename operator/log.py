@@ -1,7 +1,6 @@
 """Logs as JSON lines on stderr: ours, and the libraries' warnings in the same shape."""
 
 import logging
-from collections.abc import Callable, Collection
 
 import structlog
 
@@ -34,17 +33,5 @@ def configure(level: str = "INFO") -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    for noisy in ("urllib3", "asyncio", "aiohttp", "kubernetes", "kopf"):
+    for noisy in ("urllib3", "asyncio", "aiohttp", "kubernetes"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # It says so once a start; stopping is the business of the main thread here.
-    logging.getLogger("kopf._core.reactor.running").addFilter(lambda record: "OS signals" not in record.getMessage())
-
-
-def hush(lost: Callable[[], Collection[str]]) -> None:
-    """Keeps kopf, which tries again for ever, from telling of every attempt in namespaces that are known to be lost."""
-
-    def wanted(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        return not any(f"/namespaces/{namespace}/" in text for namespace in lost())
-
-    logging.getLogger("kopf._cogs.clients.watching").addFilter(wanted)

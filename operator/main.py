@@ -33,12 +33,13 @@ from plimsoll.operator.plan import next_plan
 from plimsoll.operator.poll import Poller
 from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.reconcile import Reconciler, Workers
+from plimsoll.operator.reflector import WATCH_SECONDS
 from plimsoll.operator.settings import Settings, load_settings
 from plimsoll.operator.sweep import Sweeper
 from plimsoll.operator.usage import Usage
 from plimsoll.operator.verify import Rounds, Verifier
 from plimsoll.operator.watch_cache import Cache
-from plimsoll.operator.watches import WATCH_SECONDS, Watches
+from plimsoll.operator.watches import Watches
 from plimsoll.operator.workqueue import SETTLE_SECONDS, WorkQueue
 
 logger = structlog.get_logger("plimsoll.operator")
@@ -78,7 +79,6 @@ class Operator:
             departures=self.departures,
         )  # fmt: skip
         self.watches.refused = self.verifier.doubt
-        log.hush(lambda: self.cache.lost)
         self.rounds = Rounds(self.verifier, lambda: self.watches.kinds, self._missed)
         self.sweeper = Sweeper(self.cluster, self.cache, self.lease.held)
         self.poller = Poller(self.cache, self.queue.add, self.lease.held, self.metrics)

@@ -1,69 +1,32 @@
-"""kopf lists and watches, the cache listens. No logic in handlers, no annotations, no finalizers, nothing written.
-
-kopf runs in an event loop and a thread of its own: what fails there is started again, and the rest goes on meanwhile
-from what it knows.
-"""
+"""The watches of all kinds, in one thread with an event loop of its own: what fails there harms no other part."""
 
 import asyncio
-import random
 import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import aiohttp
-import kopf
 import structlog
 from kubernetes.client import Configuration
 
-from plimsoll.operator.answers import soften
+from plimsoll import __version__
 from plimsoll.operator.cluster import credentials
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.pulse import Pulse
-from plimsoll.operator.stream import Stream
+from plimsoll.operator.reflector import Reflector
 from plimsoll.operator.watch_cache import Cache
 
 log = structlog.get_logger("plimsoll.operator.watch")
 
-#: The API server ends a watch after so long, and kopf begins another: the age of a watch that lives is bounded.
-WATCH_SECONDS = 240
-#: Bookmarks come every minute; without a sign for so long a connection is dead.
-SILENT_SECONDS = 150
-#: Watches that lived so long had begun well, and are begun anew at once; others after ever longer pauses.
-LIVED_SECONDS = 10.0
-#: A watch begins once its kind is listed; without a page of a list for so long it will not begin.
-OPEN_SECONDS = 30.0
 #: The thread looks at its watches twice a second.
 STUCK_SECONDS = 120.0
 
 
-class Backoffs:
-    """Seconds between attempts, for ever: an API server that is away for an hour is no reason to end."""
-
-    def __iter__(self) -> Iterator[float]:
-        wait = 0.5
-        while True:
-            yield wait * random.uniform(0.75, 1.25)
-            wait = min(wait * 2, 15.0)
-
-
-class _NoDifferences(kopf.DiffBaseStorage):
-    """For handlers of differences kopf copies each object and takes it apart, at every event: here there are none."""
-
-    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> kopf.BodyEssence:
-        return kopf.BodyEssence()
-
-    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
-        return None
-
-    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
-        """Nothing is kept in the objects."""
-
-
 class Watches:
-    """One watch for each kind and namespace, kept alive from a thread.
+    """One reflector for each kind and namespace, kept alive from a thread.
 
     Args:
         namespaces: none means all of the cluster.
@@ -74,7 +37,7 @@ class Watches:
         self, configuration: Configuration, cache: Cache, namespaces: Sequence[str],
         heard: Callable[[Kind, str | None, dict[str, Any]], object] | None = None,
     ) -> None:  # fmt: skip
-        self._heard = heard or cache.seen
+        self.heard = heard or cache.seen
         self._configuration, self._cache, self._namespaces = configuration, cache, tuple(namespaces)
         self.kinds: tuple[Kind, ...] = ()
         self.opened: dict[str, float] = {}
@@ -83,10 +46,10 @@ class Watches:
         """Called with a namespace in which something may not be listed or watched."""
         self.denied: set[str] = set()
         """Kinds that may not be watched, or that the API server says it does not have."""
-        self._began = 0.0
         self._stop = threading.Event()
         self._restart = threading.Event()
-        self._down = threading.Event()
+        self._live: dict[str, set[str | None]] = {}
+        """Namespaces in which each kind is being watched."""
         self._missing_since: dict[str, float] = {}
         """Since when each kind has had no watch, through all attempts to begin one."""
         self.pulse = Pulse("watches", self._run, STUCK_SECONDS)
@@ -112,8 +75,8 @@ class Watches:
 
     def ages(self) -> dict[str, float]:
         """Seconds since each kind's watch was last begun."""
-        now = time.monotonic()
-        return {kind.name: now - self.opened[kind.name] for kind in self.kinds if kind.name in self.opened}
+        now, opened = time.monotonic(), dict(self.opened)
+        return {kind.name: now - opened[kind.name] for kind in self.kinds if kind.name in opened}
 
     def missing(self) -> dict[str, float]:
         """Seconds for which each kind that is to be watched has had no watch; kinds that have one are left out."""
@@ -131,154 +94,68 @@ class Watches:
         return bool(self.kinds) and all(kind.name in self.opened for kind in self.kinds)
 
     def _run(self) -> None:
-        pause = 1.0
         while not self._stop.is_set():
             self._restart.clear()
-            began = time.monotonic()
             try:
-                why = self._once()
-            except Exception as error:
-                # An API server that answers nonsense, a kind that is gone: list and watch anew.
-                why = f"{type(error).__name__}: {error}"[:300]
-            pause = 1.0 if time.monotonic() - began > LIVED_SECONDS else min(pause * 2, 15.0)
-            if not self._stop.is_set():
-                log.warning("watches begin anew", because=why)
-                self._stop.wait(0.1 if self._restart.is_set() else pause)
+                self._once()
+            except Exception:
+                log.exception("this is a bug")
+                self._stop.wait(1.0)
 
-    def _once(self) -> str:
+    def _once(self) -> None:
         loop = asyncio.new_event_loop()
         try:
-            return loop.run_until_complete(self._watch())
+            loop.run_until_complete(self._watch())
         finally:
-            _dismantle(loop)
+            loop.close()
 
-    async def _watch(self) -> str:
-        """Until told otherwise, or until something is wrong with it. Returns why."""
-        stop = asyncio.Event()
-        self._down.clear()
+    async def _watch(self) -> None:
+        """Runs the reflectors until `restart` or `stop` is called."""
         self.opened.clear()
+        self._live.clear()
         self._miss()
-        self._began = time.monotonic()
-        watching = asyncio.ensure_future(
-            kopf.operator(
-                registry=self._registry(),
-                settings=self._settings(),
-                standalone=True,
-                clusterwide=not self._namespaces,
-                namespaces=list(self._namespaces),
-                stop_flag=stop,
-            )
-        )
-        why = ""
-        while not why and not watching.done():
-            await asyncio.wait([watching], timeout=0.5)
-            self.pulse.beat()
-            why = self._wrong()
-        # One failed watch ends kopf, and on its way out kopf may wait for ever for the others: they are left behind.
-        stop.set()
-        await asyncio.wait([watching], timeout=2.0)
-        if watching.done():
-            watching.result()
-        return why or "kopf ended"
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls(self._configuration)),
+            headers={"User-Agent": f"plimsoll-operator/{__version__}"},
+        ) as session:
+            tasks = [asyncio.ensure_future(one.run()) for one in self.reflectors(session)]
+            while not self._restart.is_set():
+                await asyncio.sleep(0.5)
+                self.pulse.beat()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _wrong(self) -> str:
-        if self._restart.is_set():
-            return "it was asked for"
-        if self._down.is_set():
-            return "a watch failed"
-        old = [name for name, age in self.ages().items() if age > WATCH_SECONDS + SILENT_SECONDS + 30]
-        if old:
-            return f"the watch of {old[0]} is not renewed"
-        now, listed = time.monotonic(), self._cache.relisted
-        shut = [name for name in self.missing() if now - max(self._began, listed.get(name, 0.0)) > OPEN_SECONDS]
-        return f"the watch of {shut[0]} does not open" if shut else ""
+    def reflectors(self, session: aiohttp.ClientSession) -> list[Reflector]:
+        everywhere: tuple[str | None, ...] = (None,)
+        headers = partial(credentials, self._configuration)
+        return [
+            Reflector(session, self._configuration.host, kind, namespace, headers, self)
+            for kind in self.kinds
+            for namespace in (self._namespaces if kind.namespaced and self._namespaces else everywhere)
+        ]
 
-    def _registry(self) -> kopf.OperatorRegistry:
-        registry = kopf.OperatorRegistry()
-        for kind in self.kinds:
-            kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=kind.plural)(self._handler(kind))
-        kopf.on.login(registry=registry)(self._login)
-        kopf.on.cleanup(registry=registry)(self._ended)
-        return registry
+    def answered(self, kind: Kind, namespace: str | None, status: int, *, watching: bool) -> None:
+        """Notes which listings and watches the API server has agreed to."""
+        if status == 403 and namespace is not None:
+            self.refused(namespace)
+        (self.denied.add if status in (403, 404) else self.denied.discard)(kind.name)
+        if status == 200 and watching:
+            self._live.setdefault(kind.name, set()).add(namespace)
+            self.opened[kind.name] = time.monotonic()
+            self._missing_since.pop(kind.name, None)
+        elif status == 200:
+            self._cache.relisted[kind.name] = time.monotonic()
 
-    def _handler(self, kind: Kind) -> Callable[..., Awaitable[None]]:
-        async def seen(event: Any, **_: Any) -> None:
-            # Of changes the stream has told already, on their way here.
-            if event["type"] is None:
-                self._heard(kind, None, event["object"])
-
-        return seen
-
-    async def _ended(self, **_: Any) -> None:
-        self._down.set()
-
-    async def _login(self, **_: Any) -> kopf.AiohttpSession:
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls(self._configuration)), middlewares=(self._request,)
-        )
-        return kopf.AiohttpSession(server=self._configuration.host, aiohttp_session=session)
-
-    async def _request(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        """Renews the token, and notes which listings and watches the API server has agreed to."""
-        request.headers.update(credentials(self._configuration))
-        response = await handler(request)
-        agreed = response.status == 200
-        await soften(response)
-        parts = request.url.path.strip("/").split("/")
-        plural = parts[-1]
-        if response.status == 403 and parts[-3:-2] == ["namespaces"]:
-            self.refused(parts[-2])
-        for kind in self.kinds:
-            if kind.plural != plural:
-                continue
-            (self.denied.add if response.status in (403, 404) else self.denied.discard)(kind.name)
-            if agreed and request.url.query.get("watch") == "true":
-                self.opened[kind.name] = time.monotonic()
-                self._missing_since.pop(kind.name, None)
-                response.content = Stream(response.content, partial(self._heard, kind))  # type: ignore[assignment]
-            elif agreed:
-                self._cache.relisted[kind.name] = time.monotonic()
-        return response
-
-    def _settings(self) -> kopf.OperatorSettings:
-        settings = kopf.OperatorSettings()
-        settings.posting.enabled = False
-        settings.scanning.disabled = True
-        settings.peering.standalone = True
-        settings.watching.server_timeout = WATCH_SECONDS
-        settings.watching.inactivity_timeout = SILENT_SECONDS
-        settings.watching.connect_timeout = 10.0
-        settings.watching.chunk_size = 250
-        settings.networking.request_timeout = 30.0
-        settings.networking.connect_timeout = 10.0
-        settings.networking.error_backoffs = Backoffs()
-        # A task per object for the time of an event, not for seconds after it.
-        settings.queueing.idle_timeout = 0.5
-        settings.queueing.exit_timeout = 0.5
-        settings.process.ultimate_exiting_timeout = None
-        settings.persistence.diffbase_storage = _NoDifferences()
-        for kind in self.kinds:
-            if kind.selector:
-                settings.watching.label_selectors[kopf_selector(kind)] = kind.selector
-        return settings
-
-
-def _dismantle(loop: asyncio.AbstractEventLoop) -> None:
-    """Ends what is left in the loop, without waiting for what does not want to end."""
-    left = asyncio.all_tasks(loop)
-    for task in left:
-        task.cancel()
-    try:
-        if left:
-            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
-    finally:
-        loop.close()
-
-
-def kopf_selector(kind: Kind) -> tuple[str, str, str]:
-    return kind.group, kind.version, kind.plural
+    def failed(self, kind: Kind, namespace: str | None, error: str) -> None:
+        """Notes that a kind has no watch now, unless another namespace's goes on."""
+        live = self._live.setdefault(kind.name, set())
+        live.discard(namespace)
+        if not live:
+            self.opened.pop(kind.name, None)
+            self._missing_since.setdefault(kind.name, time.monotonic())
+        if namespace is None or namespace not in self._cache.lost:
+            log.warning("will watch again", kind=kind.name, namespace=namespace or "", error=error)
 
 
 def tls(configuration: Configuration) -> ssl.SSLContext | bool:

@@ -1,18 +1,20 @@
 """One of several namespaces whose Role is gone: the others go on, and it is served again when it is back."""
 
 import asyncio
-import logging
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 import pytest
 from kubernetes.client import Configuration
 from structlog.testing import capture_logs
 
-from plimsoll.operator import kinds, log, names
+from plimsoll.operator import kinds, names
 from plimsoll.operator.cluster import Cluster, ForbiddenError
 from plimsoll.operator.main import Operator
+from plimsoll.operator.reflector import RefusedError
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.verify import LOST_SECONDS, RETRY_SECONDS, Rounds, Verifier
 from plimsoll.operator.watch_cache import Cache
@@ -203,35 +205,47 @@ def test_readiness_names_the_right_that_is_missing(api: Any, monkeypatch: pytest
     assert operator.ready() == ["pods cannot be listed: pods is forbidden"]
 
 
-@pytest.mark.parametrize(
-    ("path", "where"),
-    [("/api/v1/namespaces/team-b/services", ["team-b"]), ("/api/v1/services", []), ("/apis", []),
-     ("/api/v1/namespaces/team-a/services", [])],
-)  # fmt: skip
-def test_a_refused_watch_says_where(api: Any, cache: Cache, path: str, where: list[str]) -> None:
+@pytest.mark.parametrize("namespaces", [TEAMS, ()])
+def test_a_refused_watch_says_where(api: Any, cache: Cache, namespaces: tuple[str, ...]) -> None:
     configuration = Configuration()
     configuration.host = api.url
-    api.forbidden = {"/team-b/", "/v1/services", "/apis"}
-    watches = Watches(configuration, cache, TEAMS)
+    api.forbidden = {"/team-b/", "/v1/services"}
+    watches = Watches(configuration, cache, namespaces)
+    watches.kinds = (kinds.SERVICE,)
     refused: list[str] = []
     watches.refused = refused.append
 
     async def ask() -> None:
-        session = (await watches._login()).aiohttp_session
-        async with session, session.get(api.url + path):
-            pass
+        async with aiohttp.ClientSession() as session:
+            for one in watches.reflectors(session):
+                with contextlib.suppress(RefusedError):
+                    await one._list()
 
+    for team in namespaces:
+        api.pages[kinds.SERVICE.path(team)] = [[]]
     asyncio.run(ask())
-    assert refused == where
+    assert refused == (["team-b"] if namespaces else [])
+    assert (watches.denied == {"Service"}) is (not namespaces)
 
 
-def test_what_is_known_to_be_lost_is_not_told_at_every_attempt(caplog: pytest.LogCaptureFixture) -> None:
-    lost: set[str] = set()
-    log.hush(lambda: lost)
-    kopfs = logging.getLogger("kopf._cogs.clients.watching")
-    for team in ("team-a", "team-b"):
-        kopfs.error(f"Request attempt #1 failed; will retry: GET http://api/api/v1/namespaces/{team}/pods")
-        lost.add("team-a")
-        kopfs.error(f"Request attempt #2 failed; will retry: GET http://api/api/v1/namespaces/{team}/pods")
-    told = [record.getMessage() for record in caplog.records]
-    assert [("#1" in text, "team-a" in text) for text in told] == [(True, True), (True, False), (False, False)]
+def test_what_is_known_to_be_lost_is_not_told_at_every_attempt(cache: Cache) -> None:
+    watches = Watches(Configuration(), cache, TEAMS)
+    with capture_logs() as said:
+        for lost in (frozenset[str](), frozenset({"team-a"}), frozenset({"team-a", "team-b"})):
+            cache.lost = lost
+            for team in ("team-a", "team-b"):
+                watches.failed(kinds.POD, team, "the API server answered 403")
+    assert [one["namespace"] for one in said] == ["team-a", "team-b", "team-b"]
+
+
+def test_a_kind_is_watched_as_long_as_it_is_in_one_namespace(cache: Cache) -> None:
+    watches = Watches(Configuration(), cache, TEAMS)
+    watches.kinds = (kinds.POD,)
+    for team in TEAMS[:2]:
+        watches.answered(kinds.POD, team, 200, watching=True)
+    watches.failed(kinds.POD, "team-a", "cut")
+    assert (watches.open(), watches.missing()) == (True, {})
+    watches.failed(kinds.POD, "team-b", "cut")
+    assert (watches.open(), list(watches.missing())) == (False, ["Pod"])
+    watches.answered(kinds.POD, "team-c", 200, watching=True)
+    assert (watches.open(), watches.missing()) == (True, {})
