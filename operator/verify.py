@@ -28,7 +28,7 @@ log = structlog.get_logger("plimsoll.operator.verify")
 EVERY_SECONDS = 600.0
 #: The same for deployments while a namespace is lost, and how soon a check that failed is tried again.
 LOST_SECONDS, RETRY_SECONDS = 60.0, 15.0
-#: A page of a listing has gone through the handlers after so long.
+#: The cache has taken in a page of a listing after so long.
 _SETTLED_SECONDS = 2.0
 #: What a watch may lag behind before it counts as having missed something.
 _LAG_SECONDS = 5.0
