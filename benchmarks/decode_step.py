@@ -17,8 +17,9 @@ from statistics import median
 from typing import Any
 
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.engine import Engine
-from plimsoll.runtime.messages import EngineRequest, SamplingParams
+from plimsoll.runtime.messages import EngineRequest
 from plimsoll.runtime.models.decoder import Decoder
 
 CONTEXT = 200

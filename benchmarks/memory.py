@@ -27,8 +27,9 @@ from plimsoll.api.facts import facts_from_config
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.quantity import format_bytes
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.transport.client import EngineClient
-from plimsoll.runtime.messages import EngineRequest, SamplingParams
+from plimsoll.runtime.messages import EngineRequest
 
 GIB = 1 << 30
 TOLERANCE = 0.05

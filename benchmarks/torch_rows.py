@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.machine.processor import CPU_INFO, multiplies_bf16
-from plimsoll.runtime.messages import EngineRequest, SamplingParams
+from plimsoll.runtime.messages import EngineRequest
 
 ANSWERS, AT_ONCE, TOKENS = 32, 16, 32
 

@@ -7,7 +7,7 @@ __all__ = ["LLM", "SamplingParams", "__version__"]
 
 if TYPE_CHECKING:
     from plimsoll.runtime.llm import LLM
-    from plimsoll.runtime.messages import SamplingParams
+    from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 
 
 def __getattr__(name: str) -> Any:
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
 
         return LLM
     if name == "SamplingParams":
-        from plimsoll.runtime.messages import SamplingParams
+        from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 
         return SamplingParams
     raise AttributeError(f"module 'plimsoll' has no attribute {name!r}")

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 from plimsoll.api.errors import SpecError
 from plimsoll.checkpoint.json_file import MAX_JSON_VALUES
 from plimsoll.quantjob.allowance import Allowance, Counted
+from plimsoll.quantjob.columns import columns_of
 
 #: A line of records longer than this is no record.
 LONGEST_LINE = 32 << 20
@@ -35,9 +36,6 @@ NOT_PROSE = (
     ".pdf", ".pickle", ".pkl", ".psv", ".safetensors", ".sqlite", ".tar", ".tgz", ".xls", ".xlsx", ".xml", ".xz",
     ".yaml", ".yml", ".zip", ".zst",
 )  # fmt: skip
-#: What a record may hold its text in, the first that it has; and what may be missing.
-COLUMNS = (("text",), ("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "input", "output"))
-OPTIONAL = ("input",)
 FIELDS = "text, messages, conversations, prompt and completion, or instruction and output"
 #: ShareGPT's speakers as roles of a chat template.
 SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
@@ -285,14 +283,6 @@ def _parquet(path: Path, field: str, allowed: Allowance) -> Iterator[Document]:
             )  # fmt: skip
         allowed.take_rows(1, path)
         yield from _document(record, f"{path}, row {row}", field)
-
-
-def columns_of(names: Sequence[str]) -> list[str]:
-    """Which of them hold the text; empty for none."""
-    for wanted in COLUMNS:
-        if set(wanted) - set(OPTIONAL) <= set(names):
-            return [name for name in wanted if name in names]
-    return []
 
 
 def _document(record: Any, where: str, field: str) -> Iterator[Document]:

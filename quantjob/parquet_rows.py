@@ -18,6 +18,7 @@ from typing import IO, Any
 import msgspec
 
 from plimsoll.api.errors import SpecError
+from plimsoll.quantjob.columns import columns_of
 
 #: Bytes that decoding may take beside what the process needs to start.
 MEMORY = 4 << 30
@@ -81,8 +82,6 @@ def _write(kind: str, value: Any) -> int:
 
 def _decode(path: str, longest: int) -> None:
     import pyarrow.parquet
-
-    from plimsoll.quantjob.documents import columns_of
 
     with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as table:
         names = table.schema_arrow.names

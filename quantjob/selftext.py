@@ -23,8 +23,9 @@ from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.quantjob.data import Tokens, tokens_of
 from plimsoll.quantjob.token_store import DrawnWindows
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.llm import LLM
-from plimsoll.runtime.messages import EngineRequest, SamplingParams, TokenOutput
+from plimsoll.runtime.messages import EngineRequest, TokenOutput
 
 #: Tokens at the start of a text that are drawn at the higher temperature, and that temperature.
 OPENING, OPENING_TEMPERATURE = 8, 1.3

@@ -17,8 +17,9 @@ from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.sources import resolve
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.runtime.config import engine_config
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.engine import Engine
-from plimsoll.runtime.messages import EngineRequest, FinishReason, SamplingParams, TokenLogprobs, TokenOutput
+from plimsoll.runtime.messages import EngineRequest, FinishReason, TokenLogprobs, TokenOutput
 from plimsoll.runtime.output import OutputProcessor
 from plimsoll.runtime.sampling_defaults import sampling_defaults
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from plimsoll.runtime.messages import FinishReason, SamplingParams, TokenLogprobs, TokenOutput
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
+from plimsoll.runtime.messages import FinishReason, TokenLogprobs, TokenOutput
 
 
 class TokenBytes(Protocol):

@@ -11,21 +11,15 @@ from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.core.block_manager import BlockManager
 from plimsoll.runtime.engine.core.requests import RequestReader
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
+from plimsoll.runtime.engine.core.sampling_row import SamplingRow
 from plimsoll.runtime.engine.core.scheduler import QueueFullError, Scheduled, Scheduler
 from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, load
 from plimsoll.runtime.engine.worker.logprobs import NotANumberError, prompt_logprobs
 from plimsoll.runtime.engine.worker.runner import StepResult
-from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, SamplingRow
-from plimsoll.runtime.messages import (
-    EngineReady,
-    EngineRequest,
-    EngineStats,
-    FinishReason,
-    RequestTimes,
-    SamplingParams,
-    TokenOutput,
-)
+from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler
+from plimsoll.runtime.messages import EngineReady, EngineRequest, EngineStats, FinishReason, RequestTimes, TokenOutput
 
 logger = logging.getLogger(__name__)
 

@@ -3,15 +3,13 @@
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from starlette.responses import Response
 
+from plimsoll.runtime.server.drain import Gate
 from plimsoll.runtime.server.errors import ApiError
-
-if TYPE_CHECKING:
-    from plimsoll.runtime.server.drain import Gate
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -55,7 +53,7 @@ class Boundary:
     While the server drains, each response ends its connection: whoever asks next asks another server.
     """
 
-    def __init__(self, app: App, gate: "Gate") -> None:
+    def __init__(self, app: App, gate: Gate) -> None:
         self.app, self.gate = app, gate
         self.log = structlog.get_logger("plimsoll.server")
 

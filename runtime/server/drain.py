@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from plimsoll.runtime.server.asgi import App, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from plimsoll.runtime.server.errors import shutting_down
 
 #: Only these take a turn of the engine; the rest is answered until the end.
@@ -101,7 +102,7 @@ class Gate:
 class Admit:
     """ASGI middleware: generation passes through the gate, from its first byte read to its last byte sent."""
 
-    def __init__(self, app: App, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
         self.app = app
         self.gate = gate
 

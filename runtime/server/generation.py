@@ -6,8 +6,9 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.transport.client import EngineBusy, EngineDead
-from plimsoll.runtime.messages import EngineRequest, SamplingParams, TokenLogprobs
+from plimsoll.runtime.messages import EngineRequest, TokenLogprobs
 from plimsoll.runtime.output import OutputProcessor, TextDelta
 from plimsoll.runtime.server.errors import ApiError, bad_request, engine_dead, queue_full, shutting_down
 from plimsoll.runtime.server.responses import PromptDetails, Usage

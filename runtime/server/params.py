@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from plimsoll.runtime.config import EngineConfig, ServerConfig
-from plimsoll.runtime.messages import SamplingParams
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.sampling_defaults import DEFAULTED
 from plimsoll.runtime.server.errors import ApiError, bad_request
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest, Sampling

@@ -4,10 +4,11 @@ import ast
 import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.source_tree import everything, imports, links, sources
 
 #: What each root folder may import, itself included. `cli` ties everything together.
 MAY_IMPORT = {
@@ -24,33 +25,6 @@ IO_MODULES = {
     "psutil", "requests", "safetensors", "shutil", "signal", "socket", "subprocess", "tempfile", "threading", "torch",
     "transformers", "urllib", "zmq",
 }  # fmt: skip
-
-
-def sources(repository: Path, folder: str) -> Iterator[tuple[str, Path, ast.Module]]:
-    for path in sorted((repository / folder).rglob("*.py")):
-        parts = path.relative_to(repository).with_suffix("").parts
-        name = ".".join(["plimsoll", *parts]).removesuffix(".__init__")
-        yield name, path, ast.parse(path.read_text(), filename=str(path))
-
-
-def imports(nodes: Iterator[ast.AST]) -> Iterator[str]:
-    """Dotted names; `from a.b import c` yields `a.b.c`, whether c is a module or not."""
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from ("." * node.level + f"{node.module or ''}.{alias.name}" for alias in node.names)
-
-
-def at_import_time(tree: ast.AST) -> Iterator[ast.AST]:
-    """Statements that run when the module is imported: not those in functions, nor those for type checkers."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        yield node
-        yield from at_import_time(node)
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
@@ -78,13 +52,8 @@ def test_imports_go_through_the_package_name(repository: Path, folder: str) -> N
 
 
 def test_modules_import_each_other_without_a_circle(repository: Path) -> None:
-    trees = {name: tree for folder in MAY_IMPORT for name, _, tree in sources(repository, folder)}
-    graph: dict[str, set[str]] = {}
-    for name, tree in trees.items():
-        wanted = set(imports(at_import_time(tree)))
-        known = {w if w in trees else w.rpartition(".")[0] for w in wanted}
-        graph[name] = (known & trees.keys()) - {name}
-    graphlib.TopologicalSorter(graph).prepare()
+    # Neither in functions nor for type checkers alone: two modules that need each other are one, or three.
+    graphlib.TopologicalSorter(links(everything(repository))).prepare()
 
 
 def test_the_contract_does_no_io(repository: Path) -> None:

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
-from plimsoll.runtime.messages import Logprob, SamplingParams, TokenLogprobs, TokenOutput
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
+from plimsoll.runtime.messages import Logprob, TokenLogprobs, TokenOutput
 from plimsoll.runtime.output import OutputProcessor, StopStrings, TextDelta
 from tests.support.checkpoints import tokenizer_json
 

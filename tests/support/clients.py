@@ -5,8 +5,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.transport.client import EngineClient
-from plimsoll.runtime.messages import EngineRequest, SamplingParams, TokenOutput
+from plimsoll.runtime.messages import EngineRequest, TokenOutput
 
 SECONDS = 60
 """Far longer than anything here takes: what does not come by then does not come."""

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.engine.worker.draw import uniforms
 from plimsoll.runtime.engine.worker.loading import OnProgress
-from plimsoll.runtime.messages import EngineRequest, FinishReason, SamplingParams, TokenLogprobs, TokenOutput
+from plimsoll.runtime.messages import EngineRequest, FinishReason, TokenLogprobs, TokenOutput
 
 HAIR = 1e-4
 """Log-probabilities of float32 runs that differ only in how the work was cut agree this closely."""

@@ -5,8 +5,9 @@ import random
 from collections.abc import Iterable
 
 from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sequence import Sequence
-from plimsoll.runtime.messages import EngineRequest, SamplingParams
+from plimsoll.runtime.messages import EngineRequest
 
 MAX_LOGPROBS = 100
 """Alternatives a request may ask for at each position: an answer is sent whole, so they cost memory here."""

@@ -3,8 +3,9 @@
 from collections.abc import Sequence as Tokens
 
 from plimsoll.runtime.engine.core.block_manager import ROOT, chain_hash
-from plimsoll.runtime.engine.worker.sampler import SamplingRow
-from plimsoll.runtime.messages import SamplingParams, TokenLogprobs
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
+from plimsoll.runtime.engine.core.sampling_row import SamplingRow
+from plimsoll.runtime.messages import TokenLogprobs
 
 
 class Sequence:

@@ -5,37 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from plimsoll.runtime.messages import SamplingParams
-
-
-class TokenCounts:
-    """How often a request has said each token; kept from step to step, so a step costs what is new."""
-
-    def __init__(self, prompt_token_ids: Sequence[int]) -> None:
-        self._prompt = prompt_token_ids
-        self._prompt_size = 0
-        self._counted = 0
-        self._place: dict[int, int] = {}
-        self._ids: list[int] = []
-        self._counts: list[int] = []
-
-    def _add(self, token: int, times: int) -> None:
-        place = self._place.setdefault(token, len(self._ids))
-        if place == len(self._ids):
-            self._ids.append(token)
-            self._counts.append(0)
-        self._counts[place] += times
-
-    def seen(self, output_token_ids: Sequence[int], *, with_prompt: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct ids, int64 [m], and how often each is in the output, float32 [m]; prompt-only tokens count 0."""
-        if with_prompt and not self._prompt_size:
-            for token in dict.fromkeys(self._prompt):
-                self._add(token, 0)
-            self._prompt_size = len(self._prompt)
-        for token in output_token_ids[self._counted :]:
-            self._add(token, 1)
-        self._counted = len(output_token_ids)
-        return np.array(self._ids, dtype=np.int64), np.array(self._counts, dtype=np.float32)
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 
 
 def has_penalties(params: SamplingParams) -> bool:
@@ -62,7 +32,7 @@ def penalise(
     logits: torch.Tensor,
     rows: Sequence[int],
     params: Sequence[SamplingParams],
-    seen: Sequence[tuple[np.ndarray, np.ndarray]],
+    seen: Sequence[tuple[Sequence[int], Sequence[int]]],
 ) -> None:
     """Applies the three penalties in place, all rows at once.
 
@@ -85,7 +55,7 @@ def penalise(
 
 
 def _scatter(
-    logits: torch.Tensor, edits: Sequence[tuple[int, Sequence[int] | np.ndarray, Sequence[float] | np.ndarray]]
+    logits: torch.Tensor, edits: Sequence[tuple[int, Sequence[int], Sequence[float]]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Row numbers, token ids and values of all edits, each flat, on the device of `logits`."""
     at = np.repeat(np.array([row for row, _, _ in edits], dtype=np.int64), [len(ids) for _, ids, _ in edits])

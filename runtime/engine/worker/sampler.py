@@ -1,36 +1,22 @@
 """Sampling in one pass for the batch; rows that ask for little cost little."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from plimsoll.runtime.engine.core.sampling_row import SamplingRow, TokenCounts
 from plimsoll.runtime.engine.worker.draw import draw, pick, uniforms
 from plimsoll.runtime.engine.worker.logprobs import NOT_A_NUMBER, token_logprobs
-from plimsoll.runtime.engine.worker.penalties import TokenCounts, add_bias, forbid, has_penalties, penalise
-from plimsoll.runtime.messages import SamplingParams, TokenLogprobs
+from plimsoll.runtime.engine.worker.penalties import add_bias, forbid, has_penalties, penalise
+from plimsoll.runtime.messages import TokenLogprobs
 
 SLICE_ROWS = 16
 """Rows whose filtered distributions exist at once: what sampling takes beside the logits is part of the budget."""
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by less would only overflow."""
-
-
-@dataclass(slots=True, kw_only=True)
-class SamplingRow:
-    """What the sampler must know of one sequence. Keep one a sequence for its lifetime: counts are carried along."""
-
-    params: SamplingParams
-    seed: int
-    prompt_token_ids: Sequence[int]
-    output_token_ids: Sequence[int]
-    """The sequence's own list, growing as it generates; its length is the index of the token drawn now."""
-    forbidden: Sequence[int] = ()
-    """Ids that may not be chosen now: end-of-text and stop ids until `min_tokens` are there."""
-    counts: TokenCounts | None = field(default=None, repr=False)
-    """Filled and used by the sampler."""
 
 
 @dataclass(slots=True)
@@ -131,7 +117,7 @@ class Sampler:
         return draw(logits, [p.top_k for p in params], [p.top_p for p in params], [p.min_p for p in params], uniform)
 
 
-def _seen(row: SamplingRow) -> tuple[np.ndarray, np.ndarray]:
+def _seen(row: SamplingRow) -> tuple[Sequence[int], Sequence[int]]:
     if row.counts is None:
         row.counts = TokenCounts(row.prompt_token_ids)
     return row.counts.seen(row.output_token_ids, with_prompt=row.params.repetition_penalty != 1.0)

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.runtime.engine.core.block_manager import BlockManager
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.scheduler import QueueFullError, Scheduler
 from plimsoll.runtime.engine.core.sequence import Sequence
-from plimsoll.runtime.messages import SamplingParams
 
 
 def make_scheduler(num_blocks=8, block_size=4, caching=True, **bounds) -> Scheduler:

@@ -16,7 +16,8 @@ PARENT = """
 import asyncio, time
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.transport.client import EngineClient
-from plimsoll.runtime.messages import EngineRequest, SamplingParams
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
+from plimsoll.runtime.messages import EngineRequest
 
 async def main():
     client = EngineClient(EngineConfig(model={model!r}, kv_cache_bytes=1 << 20, threads=1))

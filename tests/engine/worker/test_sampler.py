@@ -15,10 +15,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
+from plimsoll.runtime.engine.core.sampling_row import SamplingRow
 from plimsoll.runtime.engine.worker.draw import CANDIDATES, CHUNK, draw, likeliest, uniforms
 from plimsoll.runtime.engine.worker.logprobs import prompt_logprobs, token_logprobs
-from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, SamplingRow
-from plimsoll.runtime.messages import SamplingParams
+from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler
 
 VOCABULARY = 300
 

@@ -1,0 +1,32 @@
+"""What a request says about how its tokens are chosen."""
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens. `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off.
+
+    `logprobs` and `prompt_logprobs`: None is off; k returns the chosen token's log-probability and the k likeliest
+    alternatives. Log-probabilities are of the raw model distribution, before temperature and penalties, as in vLLM.
+    `seed`: a request with a seed gives the same tokens whatever else is in the batch. Sample i of n uses seed + i.
+    """
+
+    n: int = 1
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None

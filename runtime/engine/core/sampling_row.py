@@ -1,0 +1,51 @@
+"""What the sampler knows of one sequence, from its first token to its last."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
+
+
+class TokenCounts:
+    """How often a request has said each token; kept from step to step, so a step costs what is new."""
+
+    def __init__(self, prompt_token_ids: Sequence[int]) -> None:
+        self._prompt = prompt_token_ids
+        self._prompt_size = 0
+        self._counted = 0
+        self._place: dict[int, int] = {}
+        self._ids: list[int] = []
+        self._counts: list[int] = []
+
+    def _add(self, token: int, times: int) -> None:
+        place = self._place.setdefault(token, len(self._ids))
+        if place == len(self._ids):
+            self._ids.append(token)
+            self._counts.append(0)
+        self._counts[place] += times
+
+    def seen(self, output_token_ids: Sequence[int], *, with_prompt: bool) -> tuple[Sequence[int], Sequence[int]]:
+        """Distinct ids, and how often each is in the output; prompt-only tokens count 0. Valid until the next call."""
+        if with_prompt and not self._prompt_size:
+            for token in dict.fromkeys(self._prompt):
+                self._add(token, 0)
+            self._prompt_size = len(self._prompt)
+        for token in output_token_ids[self._counted :]:
+            self._add(token, 1)
+        self._counted = len(output_token_ids)
+        return self._ids, self._counts
+
+
+@dataclass(slots=True, kw_only=True)
+class SamplingRow:
+    """What the sampler must know of one sequence. Keep one a sequence for its lifetime: counts are carried along."""
+
+    params: SamplingParams
+    seed: int
+    prompt_token_ids: Sequence[int]
+    output_token_ids: Sequence[int]
+    """The sequence's own list, growing as it generates; its length is the index of the token drawn now."""
+    forbidden: Sequence[int] = ()
+    """Ids that may not be chosen now: end-of-text and stop ids until `min_tokens` are there."""
+    counts: TokenCounts | None = field(default=None, repr=False)
+    """Filled and used by the sampler."""
