@@ -232,6 +232,7 @@ def test_a_report_of_a_few_bytes_takes_neither_memory_nor_time(world: World) -> 
         [["a" * 200_000 + ".*.x", [1], {"F": "0-131070"}]], [["*" * 1000, [1], {"F": "0-32000"}]],
         [["a", [1], {"F": "0," * 100_000 + "0"}]], [["a", [1], {"F": ""}]] * 20_000, [["a", [1] * 100_000, {"F": ""}]],
         [["a", [1 << 47] * 8, {"F": ""}]], [["a", [1], {"F": "0-" + "9" * 4000}]], [["a", [1], {"F": "5-1," * 40_000}]],
+        [["a" * 2000 + ".*.x", [1], {"F": "0-3"}]],
     ]  # fmt: skip
     config = {"architectures": ["LlamaForCausalLM"], "num_attention_heads": 2147483648, "num_key_value_heads": 3}
     changes = [*({"tensors": {"rates": {"F": [1, 1]}, "rows": rows}} for rows in tables), {"config": config},
@@ -270,7 +271,13 @@ def test_words_of_any_length_take_no_time_to_read(world: World) -> None:
             world.meet(kinds.POD, with_value(pod, ("status",), {"phase": "Pending", "containerStatuses": [waits]}))
             world.meet(kinds.POD, with_value(pod, ("status",), {"phase": "Failed", "message": text, "reason": text,
                                                                 "containerStatuses": [ended]}))  # fmt: skip
-            assert len(with_help(text)) < len(text) + 300
+
+
+@pytest.mark.parametrize("words", ["exceeded quota: a, requested: ", "must specify a,", "maximum cpu usage per "])
+def test_a_message_of_any_length_about_a_quota_takes_no_time_to_search(words: str) -> None:
+    text = words * 30_000
+    with bounded(2):
+        assert len(with_help(text)) < len(text) + 300
 
 
 SPECS: dict[Kind, Json] = {
