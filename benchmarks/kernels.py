@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import quantized_kernels
+from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
@@ -44,9 +45,10 @@ def step(rows: int, contexts: list[int]) -> AttentionBatch:
 
 def attend(ops: Kernels, dtype: torch.dtype, rows: int, contexts: list[int]) -> Callable[[], object]:
     batch = step(rows, contexts)
-    cache = torch.randn(int(batch.block_tables.max()) + 1, KV_HEADS, BLOCK, DIM).to(torch.bfloat16)
+    kept = torch.randn(int(batch.block_tables.max()) + 1, KV_HEADS, BLOCK, DIM).to(torch.bfloat16)
+    cache = LayerCache(kept, kept)
     q = torch.randn(rows * len(contexts), HEADS, DIM, dtype=dtype)
-    return lambda: ops.attention(q, cache, cache, batch, DIM**-0.5, None)
+    return lambda: ops.attention(q, cache, batch, DIM**-0.5, None)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from plimsoll.api.layer_tensors import FUSED, fused_roles
 from plimsoll.api.model import Activation, LayerSpec, ModelFacts
+from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.table import AttentionBatch
 from plimsoll.runtime.kernels.torch_ops import ACTIVATIONS, mix_values, torch_kernels
 from plimsoll.runtime.models import layer as arithmetic
@@ -100,17 +101,17 @@ def _activate(x: Tensor, activation: Activation, gated: bool) -> Tensor:
     return gate
 
 
-def _write_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-    keys.copy_(k)
-    values.copy_(v)
+def _write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
+    cache.keys.copy_(k)
+    cache.values.copy_(v)
 
 
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, batch: AttentionBatch, scale: float, window: int | None, softcap: float | None
+    q: Tensor, cache: LayerCache, batch: AttentionBatch, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
-    """Causal attention of one whole sequence, q [L, H, D] over k and v [L, G, D] -> [L, H * D]."""
+    """Causal attention of one whole sequence, q [L, H, D] over keys and values [L, G, D] -> [L, H * D]."""
     length = len(q)
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, cache.keys, cache.values))
     seen = None if window is None or window >= length else _in_window(length, window)
     if softcap is None:
         mixed = functional.scaled_dot_product_attention(
@@ -157,7 +158,7 @@ class LayerMath:
         layer = weights.decoder_layer()
         normed = arithmetic.norm(TABLE, hidden, layer.attention_norm)
         shape = (len(hidden), self.facts.num_kv_heads, self.facts.head_dim)
-        cache = torch.empty(shape), torch.empty(shape)
+        cache = LayerCache(torch.empty(shape), torch.empty(shape))
         return arithmetic.mix(TABLE, self.facts, layer, normed, self._of(weights, len(hidden)), cache, _WHOLE)
 
     def attend(self, weights: LayerWeights, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ class Engine:
         """Fresh books: nothing queued, nothing cached, counters at zero."""
         config, runner = self.config, self.runner
         self.scheduler = Scheduler(
-            BlockManager(runner.num_blocks, runner.block_size, config.prefix_caching),
+            BlockManager(runner.cache.num_blocks, runner.cache.block_size, config.prefix_caching),
             max_batched_tokens=loaded.plan.max_batched_tokens,
             max_running=config.max_running,
             max_queued_requests=config.max_queued_requests,
@@ -68,7 +68,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._ready_outputs: list[TokenOutput] = []
         self._times: list[RequestTimes] = []
-        self._stats = EngineStats(blocks_total=runner.num_blocks)
+        self._stats = EngineStats(blocks_total=runner.cache.num_blocks)
 
     def _warm_up(self) -> None:
         """Generates a token, so that being ready means that it works."""

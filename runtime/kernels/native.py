@@ -16,6 +16,7 @@ from torch.nn import functional
 from plimsoll.api.device import native_table
 from plimsoll.api.model import Activation, ModelFacts
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
+from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.native_checks import (
     answered,
     check_batch,
@@ -336,16 +337,16 @@ def _rope(function: Any) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
     return rope
 
 
-def _write_kv(function: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]:
-    def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-        check_cache(dtype, k_cache, v_cache)
+def _write_kv(function: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor, LayerCache, Tensor], None]:
+    def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slot_mapping: Tensor) -> None:
+        k_cache, v_cache = check_cache(dtype, cache)
         k, v = _dense_heads(k), _dense_heads(v)
         slot_mapping = check_integers(slot_mapping, torch.int64, "slots")
         check_floats(k=k, v=v)
         rows, kv_heads, dim = k.shape
         (k_row, k_head, _), (v_row, v_head, _) = k.stride(), v.stride()
         blocks, cache_heads, block_size, cache_dim = k_cache.shape
-        fits = k.shape == v.shape and k_cache.shape == v_cache.shape and (kv_heads, dim) == (cache_heads, cache_dim)
+        fits = k.shape == v.shape and (kv_heads, dim) == (cache_heads, cache_dim)
         if not fits or len(slot_mapping) != rows:
             raise ValueError(f"keys {tuple(k.shape)} and {len(slot_mapping)} slots do not fit {tuple(k_cache.shape)}")
         failed = function(
@@ -359,25 +360,24 @@ def _write_kv(function: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Te
 
 def _attention(
     function: Any, dtype: torch.dtype, results: Results
-) -> Callable[[Tensor, Tensor, Tensor, AttentionBatch, float, int | None, float | None], Tensor]:
+) -> Callable[[Tensor, LayerCache, AttentionBatch, float, int | None, float | None], Tensor]:
     narrow = int(dtype == torch.bfloat16)
 
     def attention(
         q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        cache: LayerCache,
         batch: AttentionBatch,
         scale: float,
         window: int | None,
         softcap: float | None = None,
     ) -> Tensor:
-        check_cache(dtype, k_cache, v_cache)
+        k_cache, v_cache = check_cache(dtype, cache)
         q = _dense_heads(q)
         rows, heads, dim = q.shape
         blocks, kv_heads, block_size, cache_dim = k_cache.shape
         if block_size % 16:
             raise ValueError(f"block size {block_size} must be a multiple of 16")
-        if cache_dim != dim or k_cache.shape != v_cache.shape or not kv_heads or heads % kv_heads:
+        if cache_dim != dim or not kv_heads or heads % kv_heads:
             raise ValueError(f"queries {tuple(q.shape)} do not fit the cache {tuple(k_cache.shape)}")
         check_floats(q=q)
         check_batch(batch)

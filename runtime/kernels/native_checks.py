@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.table import AttentionBatch
 
 NO_MEMORY = 1
@@ -56,7 +57,11 @@ def check_batch(batch: AttentionBatch) -> None:
         raise ValueError("rows of block tables must be contiguous")
 
 
-def check_cache(dtype: torch.dtype, k_cache: Tensor, v_cache: Tensor) -> None:
-    """Raises ValueError for a cache that is not contiguous, or of another dtype."""
+def check_cache(dtype: torch.dtype, cache: LayerCache) -> tuple[Tensor, Tensor]:
+    """Its keys and values. Raises ValueError where they are not contiguous, of another dtype or of two shapes."""
+    k_cache, v_cache = cache.keys, cache.values
     if not (k_cache.dtype == v_cache.dtype == dtype and k_cache.is_contiguous() and v_cache.is_contiguous()):
         raise ValueError(f"the cache must be contiguous {dtype}, found {k_cache.dtype} and {v_cache.dtype}")
+    if k_cache.shape != v_cache.shape:
+        raise ValueError(f"keys are {tuple(k_cache.shape)} and values {tuple(v_cache.shape)}: they do not fit")
+    return k_cache, v_cache

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.model import ModelFacts
+from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.native_checks import (
     answered,
     check_batch,
@@ -128,7 +129,7 @@ class NativeLayers:
     def __init__(
         self,
         library: Any,
-        check: Callable[[Tensor, Tensor], None],
+        check: Callable[[LayerCache], tuple[Tensor, Tensor]],
         most_rows: int,
         facts: ModelFacts,
         layers: Sequence[DecoderLayer],
@@ -148,15 +149,13 @@ class NativeLayers:
         )  # fmt: skip
         self._caches: KVCaches = ()
 
-    def __call__(
-        self, residual: Tensor, positions: Tensor, kv_caches: KVCaches, batch: AttentionBatch
-    ) -> Tensor | None:
+    def __call__(self, residual: Tensor, positions: Tensor, caches: KVCaches, batch: AttentionBatch) -> Tensor | None:
         """As `RunLayers` says. Raises ValueError for a cache the kernels do not take, IndexError, MemoryError."""
         rows, tables = len(residual), batch.block_tables
         if not rows or rows > self._most_rows:
             return None
-        if kv_caches is not self._caches:
-            self._attach(kv_caches)
+        if caches is not self._caches:
+            self._attach(caches)
         positions = check_integers(positions, torch.int64, "positions")
         slots = check_integers(batch.slot_mapping, torch.int64, "slots")
         check_batch(batch)
@@ -172,14 +171,14 @@ class NativeLayers:
         answered(failed, "a position, slot or block of the step lies outside the model's positions or the cache")
         return hidden
 
-    def _attach(self, kv_caches: KVCaches) -> None:
-        first = kv_caches[0][0]
-        for layer, (keys, values) in zip(self._layers, kv_caches, strict=True):
-            self._check(keys, values)
+    def _attach(self, caches: KVCaches) -> None:
+        first = caches[0].keys
+        for layer, cache in zip(self._layers, caches, strict=True):
+            keys, values = self._check(cache)
             shape = (len(first), self._model.G, first.shape[2], self._model.D)
-            if shape[2] % 16 or not keys.shape == values.shape == shape:
+            if shape[2] % 16 or keys.shape != shape:
                 raise ValueError(f"cache blocks {tuple(keys.shape)}: must be {shape}, block size in sixteens")
             layer.k_cache, layer.v_cache = keys.data_ptr(), values.data_ptr()
         self._model.blocks, self._model.S = len(first), first.shape[2]
         self._model.narrow = int(first.dtype == torch.bfloat16)
-        self._caches = kv_caches
+        self._caches = caches

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from plimsoll.api.device import TableFacts
 from plimsoll.api.model import Activation, ModelFacts
+from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 from plimsoll.runtime.models.weights import DecoderLayer, Norm, Weight
 
@@ -41,8 +42,8 @@ class AttentionBatch:
     max_context: int
 
 
-KVCaches = Sequence[tuple[Tensor, Tensor]]
-"""Per layer (keys, values), each [blocks, kv_heads, block_size, head_dim]."""
+KVCaches = Sequence[LayerCache]
+"""One a layer."""
 
 
 RunLayers = Callable[[Tensor, Tensor, KVCaches, AttentionBatch], Tensor | None]
@@ -83,10 +84,10 @@ class Kernels:
     rope: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     """(q [T, H, D], k [T, G, D], cos [T, D/2], sin [T, D/2]): rotates in place, NeoX halves. q and k may be strided
     views of one qkv row; cos and sin are float32, already scaled and gathered for each row."""
-    write_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-    """(k [T, G, D], v [T, G, D], k_cache, v_cache [blocks, G, block_size, D], slot_mapping [T])."""
-    attention: Callable[[Tensor, Tensor, Tensor, AttentionBatch, float, int | None, float | None], Tensor]
-    """(q [T, H, D], k_cache, v_cache, batch, scale, sliding_window or None, soft cap or None) -> [T, H*D]. Causal; with
+    write_kv: Callable[[Tensor, Tensor, LayerCache, Tensor], None]
+    """(k [T, G, D], v [T, G, D], cache, slot_mapping [T])."""
+    attention: Callable[[Tensor, LayerCache, AttentionBatch, float, int | None, float | None], Tensor]
+    """(q [T, H, D], cache, batch, scale, sliding_window or None, soft cap or None) -> [T, H*D]. Causal; with
     a window w, position p sees keys p-w+1 .. p; with a cap c, scores s become c * tanh(s / c)."""
     facts: TableFacts
     """What the budget needs to know of this table."""

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from plimsoll.api.device import TORCH_TABLE
 from plimsoll.api.model import Activation
+from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.quantized import TorchQuantized, dequantize, pack_torch
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 
@@ -43,7 +44,7 @@ def torch_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
         layer_norm=layer_norm,
         activate=activate,
         rope=rope,
-        write_kv=write_kv,
+        write_kv=lambda k, v, cache, slot_mapping: cache.write(k, v, slot_mapping),
         attention=attention,
         facts=TORCH_TABLE,
     )
@@ -110,19 +111,9 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
         first.copy_(rotated)
 
 
-def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-    """Puts row t of k, v [T, G, D] at slot_mapping[t] = block * block_size + offset of the caches."""
-    block_size = k_cache.shape[2]
-    block = torch.div(slot_mapping, block_size, rounding_mode="floor")
-    offset = slot_mapping % block_size
-    k_cache[block, :, offset] = k.to(k_cache.dtype)
-    v_cache[block, :, offset] = v.to(v_cache.dtype)
-
-
 def attention(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    cache: LayerCache,
     batch: AttentionBatch,
     scale: float,
     window: int | None,
@@ -134,13 +125,13 @@ def attention(
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     starts, contexts = batch.query_start_cpu, batch.context_lens_cpu
-    block_size = k_cache.shape[2]
-    token_bytes = k_cache.shape[1] * k_cache.shape[3] * q.element_size()
+    _, kv_heads, block_size, head_dim = cache.shape
+    token_bytes = kv_heads * head_dim * q.element_size()
     b = 0
     while b < len(contexts):
         if starts[b + 1] - starts[b] > 1:
             place = batch.block_tables[b], starts[b], starts[b + 1], contexts[b]
-            _prefill(q, k_cache, v_cache, *place, scale, window, softcap, out)
+            _prefill(q, cache, *place, scale, window, softcap, out)
             b += 1
             continue
         first, longest = b, 0
@@ -150,7 +141,7 @@ def attention(
                 break
             longest = max(longest, contexts[b])
             b += 1
-        _decode(q, k_cache, v_cache, batch, first, b, longest, scale, window, softcap, out)
+        _decode(q, cache, batch, first, b, longest, scale, window, softcap, out)
     return out.flatten(1)
 
 
@@ -169,22 +160,9 @@ def mix_values(
     return (scores.softmax(-1) @ v.float()).to(q.dtype)
 
 
-def _gather(cache: Tensor, places: Tensor, sequences: int, dtype: torch.dtype) -> Tensor:
-    """(cache [blocks, G, S, D], places as `_places` gives them) -> [B, G, M*S, D]: keys in order, in one copy."""
-    kv_heads, _, head_dim = cache.shape[1:]
-    return cache.flatten(0, 1).index_select(0, places).view(sequences, kv_heads, -1, head_dim).to(dtype)
-
-
-def _places(blocks: Tensor, kv_heads: int) -> Tensor:
-    """(blocks [B, M]) -> [B * G * M]: where each head of each block lies in a cache seen as [blocks * G, S, D]."""
-    heads = torch.arange(kv_heads, dtype=blocks.dtype, device=blocks.device)
-    return (blocks.unsqueeze(1) * kv_heads + heads.view(1, -1, 1)).flatten()
-
-
 def _decode(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    cache: LayerCache,
     batch: AttentionBatch,
     first: int,
     last: int,
@@ -195,13 +173,12 @@ def _decode(
     out: Tensor,
 ) -> None:
     """Sequences first..last-1, one row each. The queries of a group are rows against their one key-value head."""
-    kv_heads, block_size, head_dim = k_cache.shape[1:]
+    kv_heads, block_size, head_dim = cache.shape[1:]
     contexts = batch.context_lens_cpu[first:last]
     # Keys before every sequence's window are not even gathered.
     begin = 0 if window is None else max(0, min(contexts) - window) // block_size
     blocks = batch.block_tables[first:last, begin : -(-longest // block_size)]
-    places = _places(blocks, kv_heads)
-    k, v = (_gather(cache, places, last - first, q.dtype) for cache in (k_cache, v_cache))
+    k, v = cache.gather(blocks, q.dtype)
     position = torch.arange(begin * block_size, begin * block_size + k.shape[2], device=q.device)
     ends = batch.context_lens[first:last].unsqueeze(1)
     seen = position < ends
@@ -215,8 +192,7 @@ def _decode(
 
 def _prefill(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    cache: LayerCache,
     table: Tensor,
     start: int,
     end: int,
@@ -227,7 +203,7 @@ def _prefill(
     out: Tensor,
 ) -> None:
     """Rows start..end-1, one sequence whose last row is position context-1: the mask is causal from the lower right."""
-    kv_heads, block_size = k_cache.shape[1:3]
+    kv_heads, block_size = cache.shape[1:3]
     group = q.shape[1] // kv_heads
     # Scores that are capped exist whole, for each head.
     step = max(1, MASK_ELEMENTS // context // (1 if softcap is None else q.shape[1]))
@@ -237,10 +213,8 @@ def _prefill(
         begin = 0 if window is None else max(0, position - window + 1) // block_size
         blocks = table[begin : -(-reach // block_size)].unsqueeze(0)
         key = torch.arange(begin * block_size, reach, device=q.device)
-        places = _places(blocks, kv_heads)
         k, v = (
-            _gather(cache, places, 1, q.dtype)[0, :, : len(key)].unsqueeze(1).expand(-1, group, -1, -1)
-            for cache in (k_cache, v_cache)
+            found[0, :, : len(key)].unsqueeze(1).expand(-1, group, -1, -1) for found in cache.gather(blocks, q.dtype)
         )
         query = torch.arange(position, reach, device=q.device).unsqueeze(1)
         seen = key <= query

@@ -61,24 +61,22 @@ class Decoder:
         for layer in self.layers:
             yield from layer.parts()
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv_caches: KVCaches, batch: AttentionBatch) -> Tensor:
+    def forward(self, token_ids: Tensor, positions: Tensor, caches: KVCaches, batch: AttentionBatch) -> Tensor:
         """(token_ids, positions int64 [T]) -> normed hidden states [T, hidden]. Writes keys and values of the rows."""
         ops, facts = self.kernels, self.facts
         residual = ops.embedding(token_ids, self.embedding)
         if facts.embedding_multiplier != 1.0:
             residual = residual.mul_(facts.embedding_multiplier)
-        at_once = self.run_layers and self.run_layers(residual, positions, kv_caches, batch)
+        at_once = self.run_layers and self.run_layers(residual, positions, caches, batch)
         if at_once is not None:
             self.done += len(self.layers)
             return at_once
         angles = [(cos.index_select(0, positions), sin.index_select(0, positions)) for cos, sin in self.ropes]
         hidden = norm(ops, residual, self.layers[0].attention_norm)
-        for index, (layer, kv_cache, next_norm) in enumerate(
-            zip(self.layers, kv_caches, self._next_norms, strict=True)
-        ):
+        for index, (layer, cache, next_norm) in enumerate(zip(self.layers, caches, self._next_norms, strict=True)):
             rope = self._rope_of[index]
             turned = None if rope is None else angles[rope]
-            hidden = run_layer(ops, facts, layer, hidden, residual, turned, kv_cache, batch, next_norm)
+            hidden = run_layer(ops, facts, layer, hidden, residual, turned, cache, batch, next_norm)
             self.done += 1
         return hidden
 

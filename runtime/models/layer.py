@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.model import ModelFacts
+from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 from plimsoll.runtime.models.weights import DecoderLayer, Norm
 
@@ -21,7 +22,7 @@ def run_layer(
     hidden: Tensor,
     residual: Tensor,
     angles: Angles,
-    kv_cache: tuple[Tensor, Tensor],
+    cache: LayerCache,
     batch: AttentionBatch,
     next_norm: Norm | None,
 ) -> Tensor:
@@ -30,7 +31,7 @@ def run_layer(
     Residual changes in place. Each layer ends with the norm the next one begins with, so that adding and norming are
     one operation; with None for `next_norm` the residual itself is what the next layer sees.
     """
-    added = attend(ops, facts, layer, hidden, angles, kv_cache, batch)
+    added = attend(ops, facts, layer, hidden, angles, cache, batch)
     hidden = add(ops, layer, added, layer.attention_post_norm, residual, layer.mlp_norm)
     added = feed_forward(ops, layer, hidden)
     return add(ops, layer, added, layer.mlp_post_norm, residual, next_norm)
@@ -42,11 +43,11 @@ def attend(
     layer: DecoderLayer,
     hidden: Tensor,
     angles: Angles,
-    kv_cache: tuple[Tensor, Tensor],
+    cache: LayerCache,
     batch: AttentionBatch,
 ) -> Tensor:
     """(hidden [T, hidden]) -> what attention adds to the residual, [T, hidden]."""
-    return ops.linear(mix(ops, facts, layer, hidden, angles, kv_cache, batch), layer.output, layer.output_bias)
+    return ops.linear(mix(ops, facts, layer, hidden, angles, cache, batch), layer.output, layer.output_bias)
 
 
 def mix(
@@ -55,7 +56,7 @@ def mix(
     layer: DecoderLayer,
     hidden: Tensor,
     angles: Angles,
-    kv_cache: tuple[Tensor, Tensor],
+    cache: LayerCache,
     batch: AttentionBatch,
 ) -> Tensor:
     """(hidden [T, hidden]) -> what goes into the output projection, [T, H * D]. Keys and values go into the cache."""
@@ -73,8 +74,8 @@ def mix(
             ops.rope(q, k, *angles)
         else:
             ops.rope(q[..., :rotated], k[..., :rotated], *angles)
-    ops.write_kv(k, v, *kv_cache, batch.slot_mapping)
-    return ops.attention(q, *kv_cache, batch, spec.scale, spec.window, spec.attention_softcap)
+    ops.write_kv(k, v, cache, batch.slot_mapping)
+    return ops.attention(q, cache, batch, spec.scale, spec.window, spec.attention_softcap)
 
 
 def feed_forward(ops: Kernels, layer: DecoderLayer, hidden: Tensor) -> Tensor:

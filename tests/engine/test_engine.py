@@ -209,7 +209,7 @@ def test_numbers_that_are_none_stay_in_the_request_that_made_them(poisoned_llama
     expected = run_alone(engine, healthy)
     bad = make_request("bad", [5, 9, 7] * 8)
     assert run(engine, [healthy, bad])["bad"].finish_reason == "error"
-    assert torch.isfinite(engine.runner.pool).all()
+    assert torch.isfinite(engine.runner.cache.pool).all()
     again = make_request("again", [6, 9, 33] * 14)
     assert run_alone(engine, again).finish_reason == "length"
     assert run_alone(engine, healthy).token_ids == expected.token_ids
@@ -234,7 +234,7 @@ def test_scoring_what_is_no_number_ends_that_request_in_plain_words(poisoned_lla
         assert found[name].error == "the model's output for this request is not a number"
     assert found["healthy"].finish_reason == "length"
     assert all(math.isfinite(entry.chosen.logprob) for entry in found["healthy"].prompt_logprobs[1:])
-    assert torch.isfinite(engine.runner.pool).all()
+    assert torch.isfinite(engine.runner.cache.pool).all()
 
 
 def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(engine, monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.kernels.quantized import SCALE_DTYPES, QuantizedMatrix, dequantize
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
@@ -123,14 +124,14 @@ def paged(draw: random.Random, ops: Kernels, dtype: torch.dtype) -> None:
         torch.tensor(starts[: -1 if lie == "short" else None], dtype=torch.int64 if lie == "dtype" else torch.int32),
         torch.tensor(contexts, dtype=torch.int32), tables, slots, starts, contexts, max(rows), max(contexts),
     )  # fmt: skip
-    caches = [torch.zeros(blocks, kv_heads, block, dim + (lie == "dim"), dtype=dtype) for _ in range(2)]
+    cache = LayerCache(*(torch.zeros(blocks, kv_heads, block, dim + (lie == "dim"), dtype=dtype) for _ in range(2)))
     keys = numbers(draw, total, kv_heads, dim)
     try:
-        ops.write_kv(keys, keys, *caches, slots)
+        ops.write_kv(keys, keys, cache, slots)
     finally:
         q = numbers(draw, total, kv_heads * group + (lie == "heads"), dim)
         window = draw.choice((None, 1, 5, 1 << 40))
-        out = ops.attention(q, *caches, step, draw.choice((dim**-0.5, float("nan"), 3e38)), window)
+        out = ops.attention(q, cache, step, draw.choice((dim**-0.5, float("nan"), 3e38)), window)
     assert out.shape == (total, q.shape[1] * dim)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.kernels import build, forecast, native
+from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels, packed_bytes
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
@@ -94,8 +95,7 @@ class Paged:
     """Sequences of (rows of this step, context) written through one table into blocks dealt in a shuffled order."""
 
     batch: AttentionBatch
-    k_cache: torch.Tensor
-    v_cache: torch.Tensor
+    cache: LayerCache
 
 
 def paged(
@@ -111,13 +111,13 @@ def paged(
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(5)).tolist()
     tables = torch.zeros(len(keys), max(counts), dtype=torch.int32)
     _, heads, dim = keys[0].shape
-    k_cache = torch.full((sum(counts), heads, block_size, dim), 3e3, dtype=dtype)
-    v_cache = k_cache.clone()
+    full = torch.full((sum(counts), heads, block_size, dim), 3e3, dtype=dtype)
+    cache = LayerCache(full, full.clone())
     for b, context in enumerate(contexts):
         tables[b, : counts[b]] = torch.tensor([order.pop() for _ in range(counts[b])])
         position = torch.arange(context)
         slots = tables[b, position // block_size].long() * block_size + position % block_size
-        ops.write_kv(keys[b], values[b], k_cache, v_cache, slots)
+        ops.write_kv(keys[b], values[b], cache, slots)
     starts = [0, *torch.tensor(rows).cumsum(0).tolist()]
     batch = AttentionBatch(
         query_start=torch.tensor(starts, dtype=torch.int32),
@@ -129,7 +129,7 @@ def paged(
         max_query=max(rows),
         max_context=max(contexts),
     )
-    return Paged(batch, k_cache, v_cache)
+    return Paged(batch, cache)
 
 
 @settings(deadline=None, max_examples=60)
@@ -163,22 +163,22 @@ def test_attention_agrees_and_chunks_are_the_whole(
     found = []
     for table in (ops, PLAIN):
         step = paged(table, keys, values, rows, block_size, dtype)
-        found.append(table.attention(q, step.k_cache, step.v_cache, step.batch, dim**-0.5, window, softcap))
+        found.append(table.attention(q, step.cache, step.batch, dim**-0.5, window, softcap))
     close(found[0], found[1])
     # The last row of each sequence as a decode of its own.
     last = [sum(rows[: b + 1]) - 1 for b in range(len(rows))]
     step = paged(ops, keys, values, [1] * len(rows), block_size, dtype)
-    alone = ops.attention(q[last], step.k_cache, step.v_cache, step.batch, dim**-0.5, window, softcap)
+    alone = ops.attention(q[last], step.cache, step.batch, dim**-0.5, window, softcap)
     assert torch.equal(alone, found[0][last])
 
 
 def test_values_are_rounded_to_nearest_even_in_the_cache() -> None:
     ops, count = native_kernels("cpu", torch.bfloat16), 16
     v = torch.cat([torch.randn(count - 4), torch.tensor([1.00390625, 1.01171875, float("nan"), float("inf")])])
-    k_cache, v_cache = (torch.zeros(1, 1, 16, 8, dtype=torch.bfloat16) for _ in range(2))
+    cache = LayerCache(*(torch.zeros(1, 1, 16, 8, dtype=torch.bfloat16) for _ in range(2)))
     rows = v.view(count, 1, 1).expand(count, 1, 8)
-    ops.write_kv(rows, rows, k_cache, v_cache, torch.arange(count))
-    torch.testing.assert_close(v_cache[0, 0], rows[:, 0].bfloat16(), equal_nan=True, rtol=0, atol=0)
+    ops.write_kv(rows, rows, cache, torch.arange(count))
+    torch.testing.assert_close(cache.values[0, 0], rows[:, 0].bfloat16(), equal_nan=True, rtol=0, atol=0)
 
 
 def test_one_openmp_runtime_follows_torch() -> None:
@@ -193,9 +193,9 @@ def test_wrong_shapes_are_refused_before_memory_is_touched() -> None:
     ops = native_kernels("cpu", torch.bfloat16)
     with pytest.raises(ValueError, match="5 columns"):
         ops.linear(torch.randn(2, 5), ops.pack(torch.randn(3, 4)), None)
-    cache = torch.zeros(1, 1, 16, 8)
+    cache = LayerCache(torch.zeros(1, 1, 16, 8), torch.zeros(1, 1, 16, 8))
     with pytest.raises(ValueError, match=r"must be contiguous torch\.bfloat16"):
-        ops.write_kv(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), cache, cache, torch.zeros(1, dtype=torch.int64))
+        ops.write_kv(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), cache, torch.zeros(1, dtype=torch.int64))
 
 
 def build_in(folder: Path, **environment: str) -> subprocess.Popen[str]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from plimsoll.runtime.kernels import torch_ops
+from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.table import AttentionBatch
 from plimsoll.runtime.kernels.torch_ops import mix_values, torch_kernels
 
@@ -107,15 +108,15 @@ def paged(lengths: list[tuple[int, int]], block_size: int, heads: int, kv_heads:
     counts = [-(-context // block_size) for _, context in lengths]
     order = torch.randperm(sum(counts), generator=generator).tolist()
     tables = torch.zeros(len(lengths), max(counts), dtype=torch.int32)
-    k_cache = torch.full((sum(counts), kv_heads, block_size, 8), 1e4, dtype=dtype)
-    v_cache = k_cache.clone()
+    full = torch.full((sum(counts), kv_heads, block_size, 8), 1e4, dtype=dtype)
+    cache = LayerCache(full, full.clone())
     ops, starts, slots, keys, values = torch_kernels("cpu", dtype), [0], [], [], []
     for b, (rows, context) in enumerate(lengths):
         blocks = [order.pop() for _ in range(counts[b])]
         tables[b, : counts[b]] = torch.tensor(blocks)
         where = torch.tensor([blocks[p // block_size] * block_size + p % block_size for p in range(context)])
         k, v = (torch.randn(context, kv_heads, 8, generator=generator).to(dtype) for _ in range(2))
-        ops.write_kv(k, v, k_cache, v_cache, where)
+        ops.write_kv(k, v, cache, where)
         keys.append(k)
         values.append(v)
         slots.append(where[-rows:])
@@ -131,7 +132,7 @@ def paged(lengths: list[tuple[int, int]], block_size: int, heads: int, kv_heads:
         max_context=max(context for _, context in lengths),
     )
     q = torch.randn(starts[-1], heads, 8, generator=generator).to(dtype)
-    return batch, k_cache, v_cache, q, keys, values
+    return batch, cache, q, keys, values
 
 
 def dense_attention(batch: AttentionBatch, q: Tensor, keys: list, values: list, window: int | None) -> Tensor:
@@ -166,23 +167,23 @@ def test_attention_sees_the_past_of_its_own_sequence(
 ) -> None:
     monkeypatch.setattr(torch_ops, "MASK_ELEMENTS", 6 * 40)
     monkeypatch.setattr(torch_ops, "GATHER_BYTES", 2 * 48 * 2 * 8 * 4)
-    batch, k_cache, v_cache, q, keys, values = paged(MIXES[mix], 16, 6, 2, dtype)
-    found = torch_kernels("cpu", dtype).attention(q, k_cache, v_cache, batch, 8**-0.5, window)
+    batch, cache, q, keys, values = paged(MIXES[mix], 16, 6, 2, dtype)
+    found = torch_kernels("cpu", dtype).attention(q, cache, batch, 8**-0.5, window)
     assert found.dtype == dtype
     assert found.shape == (len(q), 6 * 8)
     close(found, dense_attention(batch, q, keys, values, window))
 
 
 def test_cache_may_be_narrower_than_the_queries() -> None:
-    batch, k_cache, v_cache, q, keys, values = paged(MIXES["all at once"], 32, 4, 4, torch.bfloat16)
-    found = torch_kernels("cpu", torch.float32).attention(q.float(), k_cache, v_cache, batch, 8**-0.5, None)
+    batch, cache, q, keys, values = paged(MIXES["all at once"], 32, 4, 4, torch.bfloat16)
+    found = torch_kernels("cpu", torch.float32).attention(q.float(), cache, batch, 8**-0.5, None)
     close(found, dense_attention(batch, q, keys, values, None))
 
 
 def test_writing_keys_leaves_other_slots_alone() -> None:
-    k_cache, v_cache = torch.zeros(3, 2, 4, 8), torch.zeros(3, 2, 4, 8)
+    cache = LayerCache(torch.zeros(3, 2, 4, 8), torch.zeros(3, 2, 4, 8))
     k, v = torch.randn(2, 2, 8), torch.randn(2, 2, 8)
-    torch_kernels("cpu", torch.float32).write_kv(k, v, k_cache, v_cache, torch.tensor([9, 2]))
-    assert torch.equal(k_cache[2, :, 1], k[0])
-    assert torch.equal(v_cache[0, :, 2], v[1])
-    assert int((k_cache != 0).sum()) == 2 * 2 * 8
+    torch_kernels("cpu", torch.float32).write_kv(k, v, cache, torch.tensor([9, 2]))
+    assert torch.equal(cache.keys[2, :, 1], k[0])
+    assert torch.equal(cache.values[0, :, 2], v[1])
+    assert int((cache.keys != 0).sum()) == 2 * 2 * 8

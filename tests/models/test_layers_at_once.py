@@ -17,7 +17,7 @@ from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.models.loader import load_decoder
 from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.support.memory_model import make_decoder
-from tests.support.paging import Chunk, make_sequences
+from tests.support.paging import Chunk, make_sequences, runner_of
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama, biased": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
@@ -85,20 +85,20 @@ def assert_same_to_the_bit(folder: Path, dtype: torch.dtype, precision: Precisio
 
     def runner(kernels: Kernels) -> Runner:
         decoder = load_decoder(checkpoint, checkpoint.facts, kernels, dtype, precision=precision)
-        return Runner(decoder, 12, 16, dtype)
+        return runner_of(decoder, 12, 16, dtype)
 
     for chunks in CHUNKS:
         at_once, one_by_one = runner(table), runner(dataclasses.replace(table, layers=None))
         for found, wanted in zip(steps(at_once, chunks), steps(one_by_one, chunks), strict=True):
             assert torch.equal(found.logits, wanted.logits)
             assert torch.equal(found.hidden, wanted.hidden)
-        assert torch.equal(at_once.pool, one_by_one.pool)
-        assert at_once.pool.count_nonzero() > 0
+        assert torch.equal(at_once.cache.pool, one_by_one.cache.pool)
+        assert at_once.cache.pool.count_nonzero() > 0
 
 
 def rows_at_once(kernels: Kernels, rows: int) -> bool:
     decoder = make_decoder(dataclasses.replace(kernels, attention=None))  # type: ignore[arg-type]
-    runner = Runner(decoder, 12, 16, torch.float32)
+    runner = runner_of(decoder, 12, 16, torch.float32)
     (sequence,) = make_sequences(runner, [[3] * rows])
     try:
         runner.step([Chunk(sequence, rows)])
@@ -123,8 +123,8 @@ def test_rows_that_torch_multiplies_are_left_to_the_operations() -> None:
     ("block_size", "dtype", "words"), [(16, torch.bfloat16, "float32"), (8, torch.float32, "sixteens")]
 )
 def test_a_cache_the_kernels_do_not_take_is_refused(block_size: int, dtype: torch.dtype, words: str) -> None:
-    runner = Runner(make_decoder(native_kernels("cpu", torch.float32)), 2, block_size, dtype)
+    runner = runner_of(make_decoder(native_kernels("cpu", torch.float32)), 2, block_size, dtype)
     (sequence,) = make_sequences(runner, [[1]])
     with pytest.raises(ValueError, match=words):
         runner.step([Chunk(sequence, 1)])
-    assert not runner.pool.any()
+    assert not runner.cache.pool.any()

@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.models.decoder import Decoder
+
+
+def runner_of(decoder: Decoder, blocks: int, block_size: int, dtype: torch.dtype) -> Runner:
+    """A runner whose cache has so many blocks."""
+    return Runner(decoder, KVCache(decoder.facts, blocks, block_size, dtype, decoder.kernels.device))
 
 
 @dataclass
@@ -29,15 +35,15 @@ def make_runner(
 ) -> Runner:
     """A runner whose pool just holds the prompts and `room` more tokens each."""
     blocks = sum(-(-(len(prompt) + room) // block_size) for prompt in prompts)
-    return Runner(decoder, blocks + 1, block_size, dtype)
+    return runner_of(decoder, blocks + 1, block_size, dtype)
 
 
 def make_sequences(runner: Runner, prompts: list[list[int]], room: int = 0) -> list[PagedSequence]:
-    free = list(range(runner.num_blocks))
+    free = list(range(runner.cache.num_blocks))
     random.Random(7).shuffle(free)
     sequences = []
     for prompt in prompts:
-        need = -(-(len(prompt) + room) // runner.block_size)
+        need = -(-(len(prompt) + room) // runner.cache.block_size)
         sequences.append(PagedSequence(list(prompt), [free.pop() for _ in range(need)]))
     return sequences
 

@@ -14,6 +14,7 @@ from plimsoll.api.sizes import slow_codes
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.contents import refuse_changed
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.engine.worker.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
 from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.kernels.forecast import foreseen_libraries, libraries_note
@@ -72,13 +73,13 @@ class Loaded:
         runner, plan, seconds = self.runner, self.plan, self.clock.seconds
         return EngineReady(
             model_len=plan.model_len,
-            num_blocks=runner.num_blocks,
-            block_size=runner.block_size,
+            num_blocks=runner.cache.num_blocks,
+            block_size=runner.cache.block_size,
             precision=plan.precision,
             predicted=dict(plan.predicted),
             observed={
                 "weights": runner.decoder.weight_bytes,
-                "kvCache": runner.pool.nbytes,
+                "kvCache": runner.cache.nbytes,
                 "resident": resident_bytes(runner.device),
             },
             startup={"load": seconds["weights"], "cache": seconds["cache"], "warmup": seconds["warmup"]},
@@ -125,5 +126,5 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
     # Loading takes minutes, in which the files may be replaced one by one.
     refuse_changed(path, config.contents)
     with clock.phase("cache", plan.predicted["kvCache"]):
-        runner = Runner(decoder, plan.num_blocks, config.block_size, dtype)
-    return Loaded(facts, plan, runner, threads, clock)
+        cache = KVCache(facts, plan.num_blocks, config.block_size, dtype, device)
+    return Loaded(facts, plan, Runner(decoder, cache), threads, clock)

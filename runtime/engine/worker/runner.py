@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.sizes import PROMPT_LOGIT_ROWS
+from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.kernels.table import AttentionBatch
-from plimsoll.runtime.machine.heap import advise_huge_pages
 from plimsoll.runtime.models.decoder import Decoder
 
 
@@ -66,30 +66,18 @@ class StepResult:
 
 
 class Runner:
-    """The decoder and its paged cache.
+    """The decoder and its paged cache."""
 
-    The cache is one allocation [layers, 2, num_blocks, kv_heads, block_size, head_dim], every page of it touched, so
-    that memory a pod was promised is memory it has.
-    """
-
-    def __init__(self, decoder: Decoder, num_blocks: int, block_size: int, cache_dtype: torch.dtype) -> None:
-        facts = decoder.facts
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self.decoder = decoder
+        self.cache = cache
         self.device = decoder.kernels.device
-        self.num_blocks = num_blocks
-        self.block_size = block_size
-        shape = (facts.num_layers, 2, num_blocks, facts.num_kv_heads, block_size, facts.head_dim)
-        self.pool = torch.empty(shape, dtype=cache_dtype, device=self.device)
-        if self.device.type == "cpu":
-            advise_huge_pages(self.pool.data_ptr(), self.pool.nbytes)
-        self.pool.zero_()
-        self.kv_caches = [(layer[0], layer[1]) for layer in self.pool]
 
     @torch.inference_mode()
     def step(self, scheduled: Sequence[ScheduledSequence]) -> StepResult:
         """Computes the chosen tokens of each sequence, at least one each, and writes their keys and values."""
         token_ids, positions, batch = self._inputs(scheduled)
-        hidden = self.decoder.forward(token_ids, positions, self.kv_caches, batch)
+        hidden = self.decoder.forward(token_ids, positions, self.cache.layers, batch)
         sampled = [
             index
             for index, item in enumerate(scheduled)
@@ -104,11 +92,11 @@ class Runner:
 
     @torch.inference_mode()
     def clear_blocks(self, blocks: Sequence[int]) -> None:
-        """Zeroes blocks: a request whose activations overflowed must leave no NaN behind for the next owner."""
-        self.pool[:, :, torch.tensor(blocks, dtype=torch.int64, device=self.device)] = 0
+        """Zeroes blocks, as `KVCache.clear`."""
+        self.cache.clear(blocks)
 
     def _inputs(self, scheduled: Sequence[ScheduledSequence]) -> tuple[Tensor, Tensor, AttentionBatch]:
-        count, size = len(scheduled), self.block_size
+        count, size = len(scheduled), self.cache.block_size
         news = [item.num_new_tokens for item in scheduled]
         contexts = [item.seq.num_computed + item.num_new_tokens for item in scheduled]
         query_start = [0] * (count + 1)
@@ -140,7 +128,7 @@ class Runner:
         self, item: ScheduledSequence, context: int, rows: npt.NDArray[np.int64], table: npt.NDArray[np.int32]
     ) -> None:
         """Fills (token ids, positions, slots) of one sequence's rows and its line of the block tables."""
-        seq, size, start = item.seq, self.block_size, item.seq.num_computed
+        seq, size, start = item.seq, self.cache.block_size, item.seq.num_computed
         used = -(-context // size)
         table[:used] = seq.block_table[:used]
         # Padding names the sequence's own block: nothing another request wrote can reach it, not even as 0 * NaN.

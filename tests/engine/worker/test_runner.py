@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from plimsoll.runtime.engine.worker import runner as runner_module
-from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 from tests.support.memory_model import make_decoder
-from tests.support.paging import Chunk, PagedSequence, make_sequences, prompt_logprobs
+from tests.support.paging import Chunk, PagedSequence, make_sequences, prompt_logprobs, runner_of
 from tests.support.tables import float32_tables, table_name
 
 PROMPTS = [[(7 * i + n) % 50 for i in range(n)] for n in (40, 1, 23, 16, 65)]
@@ -41,7 +40,7 @@ def test_batched_and_chunked_are_sequential_and_whole(kernels: Kernels, window: 
 @tables
 def test_a_shared_prefix_is_worth_what_it_costs_to_compute(kernels: Kernels) -> None:
     decoder = make_decoder(kernels)
-    runner = Runner(decoder, 8, 16, torch.float32)
+    runner = runner_of(decoder, 8, 16, torch.float32)
     first = PagedSequence(PROMPTS[0], [6, 2, 4])
     cold = runner.step([Chunk(first, 40)]).logits
     second = PagedSequence(PROMPTS[0], [6, 2, 7], num_computed=32)
@@ -49,20 +48,20 @@ def test_a_shared_prefix_is_worth_what_it_costs_to_compute(kernels: Kernels) -> 
 
 
 def test_only_sequences_that_are_up_to_date_get_logits() -> None:
-    runner = Runner(make_decoder(TORCH), 16, 16, torch.float32)
+    runner = runner_of(make_decoder(TORCH), 16, 16, torch.float32)
     sequences = make_sequences(runner, PROMPTS[:3])
     result = runner.step([Chunk(sequences[0], 39), Chunk(sequences[1], 1), Chunk(sequences[2], 23)])
     assert result.sampled == [1, 2]
     assert result.logits.shape == (2, 50)
     assert result.logits.dtype == torch.float32
-    nothing = Runner(make_decoder(TORCH), 16, 16, torch.float32).step([Chunk(sequences[0], 3)])
+    nothing = runner_of(make_decoder(TORCH), 16, 16, torch.float32).step([Chunk(sequences[0], 3)])
     assert nothing.sampled == []
     assert nothing.logits.shape == (0, 50)
 
 
 def test_prompt_logits_come_in_bounded_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "PROMPT_LOGIT_ROWS", 7)
-    runner = Runner(make_decoder(TORCH), 16, 16, torch.float32)
+    runner = runner_of(make_decoder(TORCH), 16, 16, torch.float32)
     sequences = make_sequences(runner, PROMPTS[:3])
     result = runner.step([Chunk(seq, len(seq.token_ids)) for seq in sequences])
     slices = list(result.prompt_logits(2))
@@ -72,10 +71,10 @@ def test_prompt_logits_come_in_bounded_slices(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_pool_is_one_allocation() -> None:
-    runner = Runner(make_decoder(TORCH), 5, 16, torch.bfloat16)
+    runner = runner_of(make_decoder(TORCH), 5, 16, torch.bfloat16)
     # Layers, key and value, blocks, heads, tokens, head size, bytes.
-    assert runner.pool.nbytes == 3 * 2 * 5 * 2 * 16 * 8 * 2
-    caches = [cache for pair in runner.kv_caches for cache in pair]
+    assert runner.cache.pool.nbytes == 3 * 2 * 5 * 2 * 16 * 8 * 2
+    caches = [cache for layer in runner.cache.layers for cache in (layer.keys, layer.values)]
     assert len({cache.untyped_storage().data_ptr() for cache in caches}) == 1
     assert all(cache.shape == (5, 2, 16, 8) and cache.is_contiguous() for cache in caches)
 
@@ -83,18 +82,18 @@ def test_the_pool_is_one_allocation() -> None:
 @tables
 def test_another_requests_nan_stays_its_own(kernels: Kernels) -> None:
     decoder = make_decoder(kernels)
-    runner = Runner(decoder, 8, 16, torch.float32)
+    runner = runner_of(decoder, 8, 16, torch.float32)
     sequences = [PagedSequence(PROMPTS[1] * 3, [5]), PagedSequence(PROMPTS[0], [1, 2, 3])]
     clean = runner.step([Chunk(seq, len(seq.token_ids)) for seq in sequences]).logits
-    runner.pool[:, :, [0, 4, 6, 7]] = float("nan")
+    runner.cache.pool[:, :, [0, 4, 6, 7]] = float("nan")
     for seq in sequences:
         seq.num_computed = len(seq.token_ids) - 1
     same(kernels, runner.step([Chunk(seq, 1) for seq in sequences]).logits, clean)
 
 
 def test_cleared_blocks_are_zero() -> None:
-    runner = Runner(make_decoder(TORCH), 4, 16, torch.float32)
-    runner.pool.fill_(float("nan"))
+    runner = runner_of(make_decoder(TORCH), 4, 16, torch.float32)
+    runner.cache.pool.fill_(float("nan"))
     runner.clear_blocks([3, 1])
-    finite = runner.pool.isfinite().all(dim=(0, 1, 3, 4, 5))
+    finite = runner.cache.pool.isfinite().all(dim=(0, 1, 3, 4, 5))
     assert finite.tolist() == [False, True, False, True]
