@@ -1,6 +1,6 @@
 """From a spec to the load the budget sizes, and what of it this version cannot run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plimsoll.api.budget import Load
 from plimsoll.api.deployment import ModelDeploymentSpec
@@ -16,20 +16,32 @@ def load_of(spec: ModelDeploymentSpec, facts: ModelFacts) -> Load:
     Raises:
         SpecError: `context.maxLength` is beyond what the positions of the model reach.
     """
-    given, wanted = spec.context.rope, spec.context.max_length
-    rope = override_rope(facts, given.type, given.factor) if given else facts.rope
-    check_length(facts, rope, wanted)
-    return Load(
+    rope = spec.context.rope
+    wish = Load(
         precision=spec.precision,
         cache_precision=spec.kv_cache.precision,
         ratio=spec.kv_cache.ratio,
         block_size=spec.kv_cache.block_size,
-        max_length=wanted,
+        max_length=spec.context.max_length,
         tensor=spec.parallelism.tensor,
         max_batched_tokens=spec.serving.max_batched_tokens,
         max_running=spec.serving.max_running_requests,
-        trained_length=default_length(facts, rope),
     )
+    return stretched(wish, facts, *((rope.type, rope.factor) if rope else (None, None)))
+
+
+def stretched(wish: Load, facts: ModelFacts, rope_type: str | None, rope_factor: float | None, *fields: str) -> Load:
+    """`wish` with the length that this model's positions reach, stretched where a rope is given.
+
+    Args:
+        fields: what the user calls the length and the rope; a manifest's names where left out.
+
+    Raises:
+        SpecError: `wish.max_length` is beyond what the positions of the model reach.
+    """
+    rope = override_rope(facts, rope_type, rope_factor)
+    check_length(facts, rope, wish.max_length, *fields)
+    return replace(wish, trained_length=default_length(facts, rope))
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from plimsoll.api.budget import BATCHED_TOKENS, Load
 from plimsoll.api.deployment import ModelDeployment
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
-from plimsoll.api.load import refuse_not_run_yet
+from plimsoll.api.load import refuse_not_run_yet, stretched
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.rope import check_length, default_length, override_rope
-from plimsoll.api.sizes import Precision
+from plimsoll.api.sizes import CachePrecision, Precision
 from plimsoll.api.ways_out import ARGUMENTS, MANIFEST_LINE, OPTIONS, Names
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -27,6 +26,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     precision: str = "auto"
     """auto, bfloat16, float16, float32, w8a16 or w4a16: how weights are held (float16 only on CUDA). auto holds a
     quantised checkpoint as it is stored, and another in the first of bfloat16, w8a16 and w4a16 that fits."""
+    cache_precision: str = "auto"
+    """How keys and values are held; auto is as activations are. Others are refused: they are not run yet."""
+    tensor: Count | Literal["auto"] = 1
+    """Devices the model is spread over. More than 1 is refused: it is not run yet. auto is 1."""
     device: str = "auto"
     """cpu, cuda, cuda:0; auto takes CUDA where there is one."""
     memory: Count | None = None
@@ -110,19 +113,20 @@ def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind) -> Lo
 
     Raises SpecError where the model cannot take positions as far as `max_model_len`.
     """
-    rope = override_rope(facts, config.rope_type, config.rope_factor)
     names = names_of(config)
-    check_length(facts, rope, config.max_model_len, names.max_length, names.rope)
-    return Load(
+    wish = Load(
         precision=cast(Precision, config.precision),
+        cache_precision=cast(CachePrecision, config.cache_precision),
+        # The least that holds the model is one device: more are refused.
+        tensor=1 if config.tensor == "auto" else config.tensor,
         ratio=config.kv_ratio,
         cache_bytes=config.kv_cache_bytes,
         block_size=config.block_size,
         max_length=config.max_model_len,
         max_batched_tokens=config.max_batched_tokens or BATCHED_TOKENS[kind],
         max_running=config.max_running,
-        trained_length=default_length(facts, rope),
     )
+    return stretched(wish, facts, config.rope_type, config.rope_factor, names.max_length, names.rope)
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +179,8 @@ def from_deployment(
     engine = EngineConfig(
         model=str(path),
         precision=spec.precision,
+        cache_precision=spec.kv_cache.precision,
+        tensor=spec.parallelism.tensor,
         device=kind,
         memory=spec.accelerator.memory,
         kv_ratio=spec.kv_cache.ratio,

@@ -272,21 +272,27 @@ def _server(
 
 
 def _manifest(deployment: Deployment, spec: ModelDeploymentSpec, models: Models, budget: Budget) -> Mapping[str, Any]:
-    """What the server reads: the user's wish with what was decided, the checkpoint as a path, and no secret's name."""
-    wish = essentials(spec)
+    """What the server reads: the user's whole wish with what was decided, the checkpoint as a path, no secret's name.
+
+    Only how many pods there are and what pods are made of is left out: neither may change a server.
+    """
+    wish: Object = {name: part for name, part in essentials(spec).items() if name not in ("replicas", "pod")}
+    # The rest of `model` says how the checkpoint is reached, and it is here.
     model = {"source": models.uri}
     if spec.model.served_name:
         model["servedName"] = spec.model.served_name
-    serving = {k: v for k, v in wish.get("serving", {}).items() if k != "apiKeysSecret"}
-    if spec.serving.api_keys_secret:
+    serving = {**wish.get("serving", {})}
+    if serving.pop("apiKeysSecret", None):
         serving["apiKeysFile"] = f"{KEYS}/keys"
-    kept: Object = {name: wish[name] for name in ("accelerator", "kvCache", "context") if name in wish}
-    kept |= {"model": model, "precision": budget.precision, "parallelism": {"tensor": budget.tensor}}
+    kept = wish | {"model": model, "precision": budget.precision}
+    kept["parallelism"] = {**wish.get("parallelism", {}), "tensor": budget.tensor}
     kept["rollout"] = {"drainTimeout": spec.rollout.drain_timeout}
     if serving:
         kept["serving"] = serving
+    else:
+        kept.pop("serving", None)
     if spec.pod.cpu is not None:
-        kept["pod"] = {"cpu": wish["pod"]["cpu"]}
+        kept["pod"] = {"cpu": spec.pod.cpu}
     meta = {"name": deployment.name, "namespace": deployment.namespace}
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": kept}
 

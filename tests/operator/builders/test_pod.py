@@ -102,6 +102,20 @@ def test_the_pod_reads_a_manifest_that_the_reader_takes(spec: Spec) -> None:
 
 
 @given(specs())
+def test_the_server_is_given_every_section_of_the_spec(spec: Spec) -> None:
+    # Read from the kind itself, so that a section of a later version is not left behind.
+    wanted = ModelDeploymentSpec.model_validate(spec).model_dump()
+    read = parse_manifest(manifest(spec)).spec.model_dump()
+    decided = {"model", "precision", "parallelism", "replicas", "rollout", "pod"}
+    for name in ModelDeploymentSpec.model_fields.keys() - decided:
+        keys = ("api_keys_secret", "api_keys_file") if name == "serving" else ()
+        for part in (wanted[name], read[name]):
+            for key in keys:
+                part.pop(key)
+        assert read[name] == wanted[name]
+
+
+@given(specs())
 def test_what_differs_between_replicas_and_operators_is_not_in_the_template(spec: Spec) -> None:
     assert template({**spec, "replicas": 0}) == template({**spec, "replicas": 9})
     assert "1.2.3" not in json.dumps(template(spec))
