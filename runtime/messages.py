@@ -38,6 +38,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
 
 
 class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):
+    """End these requests; their clients have gone or have enough."""
+
     request_ids: list[str]
 
 
@@ -109,6 +111,8 @@ class EngineStats(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class StepOutputs(msgspec.Struct, kw_only=True, tag="step"):
+    """What one turn of the loop produced, and the counters after it."""
+
     outputs: list[TokenOutput]
     stats: EngineStats
     finished: list[RequestTimes] = []

@@ -46,6 +46,7 @@ def row_bytes(bits: int, scale_kind: int, columns: int, group: int) -> int:
 
 
 def pack_quantized(library: Any) -> Callable[[QuantizedMatrix], PackedQuantized]:
+    """The table's `pack_quantized`, by the C functions of `library`."""
     panel = library.panel_width()
 
     def pack(matrix: QuantizedMatrix) -> PackedQuantized:

@@ -40,6 +40,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def frame(handover: Handover) -> bytes:
+    """The hand-over as it goes through standard input: its length, then its bytes."""
     body = msgspec.msgpack.encode(handover)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
