@@ -82,6 +82,8 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
         "block_configs text_config llm_config vision_config audio_config quantization".split(),
         (),
     ),
+    # Phi's: what its code computes at 1.
+    **dict.fromkeys(("full_attn_mod", "interpolate_factor"), (1,)),
     **dict.fromkeys(("hidden_activation", "activation"), ("silu", "swish", "swiglu")),
     **dict.fromkeys(("num_experts", "num_local_experts"), (0, 1)),
     **dict.fromkeys(("pruned_heads", "per_layer_config", "no_rope_layers"), ({}, [])),
@@ -109,8 +111,10 @@ def refuse_keys(config: Mapping[str, Any], family: Family) -> None:
 
 
 def unknown_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keys in none of the three lists. They are not read: the model may compute something else than they ask for."""
-    known = {*read_keys(), *HARMLESS, *REFUSED}
+    """Keys in none of the three lists nor in the family's. They are not read: they may ask for another function."""
+    names = config.get("architectures")
+    family = all_families().get(names[0]) if isinstance(names, list | tuple) and names else None
+    known = {*READ, *(family.keys if family else ()), *HARMLESS, *REFUSED}
     return tuple(key for key, value in config.items() if value is not None and key not in known)
 
 

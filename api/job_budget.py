@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from plimsoll.api.budget import CONTEXT_BYTES
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts
 from plimsoll.api.errors import SpecError
+from plimsoll.api.families.registry import find_family
+from plimsoll.api.layer_tensors import role_shape
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.sizes import (
     GROUP_SIZES,
@@ -129,11 +131,20 @@ def _walk(facts: ModelFacts, load: JobLoad) -> int:
     attention = codes - 3 * down
     if load.method != "awq":
         # One linear at a time, and the codes once more as they are written.
-        return HEAP_BYTES + codes + codes * load.bits // 8 + FLOAT * max(down, attention)
+        return HEAP_BYTES + codes + codes * load.bits // 8 + FLOAT * max(_largest_linear(facts), attention)
     # Gate and up run until the inputs of down are counted; down is read after, and then all three run once more.
     held = max(attention, 2 * down + max(down, inner * min(inner, GRAM_COLUMNS)))
     row = 2 * (inner + hidden)
     return HEAP_BYTES + codes + FLOAT * (held + load.batch * load.length * row)
+
+
+def _largest_linear(facts: ModelFacts) -> int:
+    """Elements of the largest linear of a layer as it is stored: a part of it is read with the whole."""
+    found = 0
+    for linear in find_family(facts.architecture).names.linears:
+        shapes = [role_shape(facts, role) for role in linear.roles]
+        found = max(found, sum(rows for rows, _ in shapes) * shapes[0][1])
+    return found
 
 
 def layer_bytes(facts: ModelFacts) -> int:

@@ -12,7 +12,7 @@ from plimsoll.api.quantization import Quantization
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
 """`gelu` is exact, `gelu_tanh` its approximation (Hendrycks & Gimpel 2016); `relu2` is max(x, 0)²."""
-RopeKind = Literal["default", "linear", "dynamic", "yarn", "llama3"]
+RopeKind = Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"]
 
 #: Bytes of one element, by the dtype names of the safetensors format.
 DTYPE_BYTES: Mapping[str, int] = {
@@ -43,6 +43,11 @@ class RopeFacts:
     params: Mapping[str, float] = field(default_factory=dict)
     share: float = 1.0
     """Of each head's dimensions, from the first on, that are rotated."""
+
+    long_factors: tuple[float, ...] = ()
+    """`longrope`: divides each frequency where sequences may exceed the original length."""
+    short_factors: tuple[float, ...] = ()
+    """The same where they may not."""
 
     def rotated(self, head_dim: int) -> int:
         """Dimensions of a head that are rotated."""

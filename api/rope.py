@@ -1,6 +1,5 @@
 """How far the positions of a model reach, and `context.rope` in place of what its checkpoint says."""
 
-from dataclasses import replace
 from typing import cast
 
 from plimsoll.api.errors import SpecError
@@ -18,18 +17,18 @@ def override_rope(facts: ModelFacts, kind: str | None, factor: float | None) -> 
         if factor is not None:
             raise SpecError("a factor needs a type", field="context.rope.type", fix="Set it, e.g. to dynamic")
         return facts.rope
-    if kind not in ROPE_NEEDS:
-        raise SpecError(
-            "unknown kind of RoPE", field="context.rope.type", value=kind, fix=f"One of {sorted(ROPE_NEEDS)}"
-        )
+    # LongRoPE's factors come with a checkpoint; a user has none to give.
+    known = sorted(set(ROPE_NEEDS) - {"longrope"})
+    if kind not in known:
+        raise SpecError("unknown kind of RoPE", field="context.rope.type", value=kind, fix=f"One of {known}")
     if kind == "default":
-        return RopeFacts(theta=facts.rope.theta)
+        return RopeFacts(theta=facts.rope.theta, share=facts.rope.share)
     if factor is None or not factor >= 1:
         raise SpecError("must be a number, 1 or more", field="context.rope.factor", value=factor, fix="Set e.g. 2.0")
     params: dict[str, float] = {"factor": factor, "original_max_position_embeddings": trained_length(facts)}
     if kind == "llama3":
         params |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    return replace(facts.rope, kind=cast(RopeKind, kind), params=params)
+    return RopeFacts(facts.rope.theta, cast(RopeKind, kind), params, facts.rope.share)
 
 
 def trained_length(facts: ModelFacts) -> int:
@@ -39,8 +38,8 @@ def trained_length(facts: ModelFacts) -> int:
 
 def reachable_length(facts: ModelFacts, rope: RopeFacts) -> int:
     """Longest sequence whose positions the model was trained for, or is stretched to by `rope`."""
-    if rope.kind == "default" or (rope.kind == "llama3" and rope is facts.rope):
-        # Llama 3 checkpoints count `max_position_embeddings` after scaling; the others may count either way.
+    if rope.kind == "default" or (rope.kind in ("llama3", "longrope") and rope is facts.rope):
+        # Llama 3 and LongRoPE count `max_position_embeddings` after scaling; the others may count either way.
         return facts.max_position
     return max(facts.max_position, int(trained_length(facts) * rope.params.get("factor", 1.0)))
 

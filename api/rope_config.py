@@ -17,6 +17,7 @@ ROPE_NEEDS: Mapping[str, tuple[str, ...]] = {
     "dynamic": ("factor",),
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": (),
 }
 #: Numbers that a kind may say or that it ignores, as transformers does.
 _NUMBERS = (
@@ -24,7 +25,7 @@ _NUMBERS = (
     "mscale_all_dim", "low_freq_factor", "high_freq_factor",
 )  # fmt: skip
 #: Kinds that measure from the trained length, which may stand outside the scaling.
-_FROM_ORIGINAL = ("yarn", "llama3")
+_FROM_ORIGINAL = ("yarn", "llama3", "longrope")
 #: Keys that are neither numbers nor read here, and change nothing.
 _HARMLESS = (
     "rope_type",
@@ -36,14 +37,25 @@ _HARMLESS = (
     "max_position_embeddings",
 )
 #: Keys of scalings that the engine does not run. The name of the scaling does not matter.
-_REFUSED = ("long_factor", "short_factor", "mrope_section", "mrope_interleaved", "llama_4_scaling_beta", "alpha")
+_REFUSED = ("mrope_section", "mrope_interleaved", "llama_4_scaling_beta", "alpha")
+
+#: LongRoPE's divisors of the frequencies.
+_FACTORS = ("long_factor", "short_factor")
+#: What Phi-3 called LongRoPE before it had that name.
+_LONGROPE = ("su", "yarn")
 
 _ORIGINAL = "original_max_position_embeddings"
 _PARTIAL = "partial_rotary_factor"
 
 
-def rope_from_config(config: Mapping[str, Any], max_position: int) -> RopeFacts:
+def rope_from_config(
+    config: Mapping[str, Any], max_position: int, *, head_dim: int | None = None, original: int | None = None
+) -> RopeFacts:
     """The rotary embedding of `config`. `max_position` is its `max_position_embeddings`.
+
+    Args:
+        head_dim: of a family that may rotate a part of each head, and knows LongRoPE; None refuses both.
+        original: what such a family takes for `original_max_position_embeddings` where it is absent.
 
     `rope_scaling` replaces `rope_parameters` where both are there. `original_max_position_embeddings` at the top level
     comes before the one inside.
@@ -56,18 +68,31 @@ def rope_from_config(config: Mapping[str, Any], max_position: int) -> RopeFacts:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind is None:
         kind = "default"
-    if not isinstance(kind, str) or kind not in ROPE_NEEDS:
+    known = ROPE_NEEDS if head_dim is None else (*ROPE_NEEDS, *_LONGROPE)
+    if not isinstance(kind, str) or kind not in known or (kind == "longrope" and head_dim is None):
         raise CheckpointError(
             "this scaling of positions is not run", field=f"{name}.rope_type", value=short(kind),
-            fix=f"One of {', '.join(ROPE_NEEDS)}",
+            fix=f"One of {', '.join(one for one in ROPE_NEEDS if one != 'longrope' or head_dim is not None)}",
         )  # fmt: skip
-    _refuse_parts(config, name, scaling)
+    if head_dim is not None and kind in _LONGROPE:
+        kind = "longrope"
+    if head_dim is None or kind != "longrope":
+        _refuse_factors(name, kind, scaling)
+    share = 1.0
+    if head_dim is None:
+        _refuse_parts(config, name, scaling)
+    else:
+        share = _share(config, name, scaling, head_dim)
     params = _numbers(name, scaling)
     if kind in _FROM_ORIGINAL:
         if config.get(_ORIGINAL) is not None:
             params[_ORIGINAL] = float(integer(config, _ORIGINAL))
         elif kind == "llama3":
             params.setdefault(_ORIGINAL, float(max_position))
+        elif kind == "longrope":
+            params.setdefault(_ORIGINAL, float(original or max_position))
+            if params[_ORIGINAL] < 2:
+                raise CheckpointError("must be 2 or more", field=_ORIGINAL, value=params[_ORIGINAL])
     if kind == "yarn" and scaling.get("truncate") is not None:
         params["truncate"] = float(flag({f"{name}.truncate": scaling["truncate"]}, f"{name}.truncate"))
     for key in ROPE_NEEDS[kind]:
@@ -83,7 +108,10 @@ def rope_from_config(config: Mapping[str, Any], max_position: int) -> RopeFacts:
         raise CheckpointError(
             "must be above low_freq_factor", field=f"{name}.high_freq_factor", value=params["high_freq_factor"]
         )
-    return RopeFacts(theta=theta, kind=kind, params=params if kind != "default" else {})  # type: ignore[arg-type]
+    factors: list[tuple[float, ...]] = [(), ()]
+    if kind == "longrope":
+        factors = [_factors(name, scaling, key, int((head_dim or 0) * share) // 2) for key in _FACTORS]
+    return RopeFacts(theta, kind, params if kind != "default" else {}, share, *factors)  # type: ignore[arg-type]
 
 
 def lost_theta(config: Mapping[str, Any]) -> float | None:
@@ -103,6 +131,39 @@ def _scaling(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     if given is not None and not isinstance(given, Mapping):
         raise CheckpointError("must be an object", field=name, value=short(given))
     return name, given or {}
+
+
+def _share(config: Mapping[str, Any], name: str, scaling: Mapping[str, Any], head_dim: int) -> float:
+    """The part of each head that is rotated: an even number of dimensions."""
+    where, values = (f"{name}.", scaling) if scaling.get(_PARTIAL) is not None else ("", config)
+    share = values.get(_PARTIAL)
+    if share is None:
+        return 1.0
+    if not is_number(share) or not 0 < share <= 1 or int(head_dim * share) < 2 or int(head_dim * share) % 2:
+        raise CheckpointError(
+            f"must be above 0 and at most 1, and leave an even number of the {head_dim} dimensions of a head",
+            field=f"{where}{_PARTIAL}", value=short(share),
+        )  # fmt: skip
+    return float(share)
+
+
+def _factors(name: str, scaling: Mapping[str, Any], key: str, pairs: int) -> tuple[float, ...]:
+    value = scaling.get(key)
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != pairs
+        or not all(is_number(one) and 0 < one <= LARGEST for one in value)
+    ):
+        raise CheckpointError(f"must be {pairs} numbers above 0", field=f"{name}.{key}", value=short(value))
+    return tuple(float(one) for one in value)
+
+
+def _refuse_factors(name: str, kind: str, scaling: Mapping[str, Any]) -> None:
+    for key in _FACTORS:
+        if scaling.get(key) is not None:
+            raise CheckpointError(
+                f"{kind} scaling takes no such factors here", field=f"{name}.{key}", value=short(scaling[key])
+            )
 
 
 def _refuse_parts(config: Mapping[str, Any], name: str, scaling: Mapping[str, Any]) -> None:
@@ -141,5 +202,10 @@ def _numbers(name: str, scaling: Mapping[str, Any]) -> dict[str, float]:
 def unknown_rope_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Keys of the scaling that are not read and not known, with the key of the scaling before them."""
     name, scaling = _scaling(config)
-    known = (*_NUMBERS, *_HARMLESS, *_REFUSED)
-    return tuple(f"{name}.{key}" for key, value in scaling.items() if value is not None and key not in known)
+    known = (*_NUMBERS, *_HARMLESS, *_REFUSED, *_FACTORS)
+    found = []
+    for key, value in scaling.items():
+        # Families whose layers differ have an object for each kind of layer.
+        inner = {f"{key}.{one}": part for one, part in value.items()} if isinstance(value, Mapping) else {key: value}
+        found += [one for one, part in inner.items() if part is not None and one.rpartition(".")[2] not in known]
+    return tuple(f"{name}.{key}" for key in found)

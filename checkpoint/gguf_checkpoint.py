@@ -54,6 +54,8 @@ class GgufCheckpoint(Checkpoint):
             values = _dequantize(self._packed(tensor, 0, 1), tensor)[0]
             order = self._stored_order(name, tensor.shape[0])
             values = (values if order is None else values[order])[start:stop]
+            if self._written.norm_offset and name.endswith("norm.weight"):
+                values = values - np.float32(self._written.norm_offset)
         elif (order := self._stored_order(name, tensor.shape[0])) is not None:
             wanted = order[start:stop]
             first, last = (int(wanted.min()), int(wanted.max()) + 1) if len(wanted) else (0, 0)

@@ -69,6 +69,9 @@ class _Metadata:
     def has_tensor(self, name: str) -> bool:
         return name in self.file.tensors
 
+    def vector(self, name: str, length: int) -> list[float]:
+        return _floats(self.file, name, length).tolist()  # type: ignore[no-any-return]
+
 
 def family_of(file: GgufFile) -> tuple[Family, Gguf]:
     """The family that serves `general.architecture`, and how its files are written.
@@ -112,8 +115,10 @@ def build_config(file: GgufFile) -> dict[str, Any]:
     layers = data.count("block_count")
     if layers > MAX_LAYERS:
         raise data.fail("block_count", f"is above {MAX_LAYERS}", layers)
-    head_dim = data.count("attention.key_length", data.count("rope.dimension_count", hidden // heads))
-    for key in ("rope.dimension_count", "attention.value_length"):
+    # A head that is rotated in part has no size in the metadata.
+    rotated = hidden // heads if gguf.partial else data.count("rope.dimension_count", hidden // heads)
+    head_dim = data.count("attention.key_length", rotated)
+    for key in ("attention.value_length",) if gguf.partial else ("rope.dimension_count", "attention.value_length"):
         if data.count(key, head_dim) != head_dim:
             raise data.fail(key, f"differs from the head size {head_dim}, which no served architecture does")
     config: dict[str, Any] = {
@@ -161,7 +166,8 @@ def _rope_scaling(file: GgufFile, data: _Metadata, head_dim: int) -> dict[str, A
     if kind is None and data.has("rope.scale_linear"):
         factor = data.number("rope.scale_linear")
         return {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
-    if kind in (None, "none"):
+    # The family reads LongRoPE's factors.
+    if kind in (None, "none", "longrope"):
         return None
     factor = data.number("rope.scaling.factor")
     if kind == "linear":
@@ -183,12 +189,7 @@ def _llama3_scaling(file: GgufFile, data: _Metadata, head_dim: int) -> dict[str,
     `rope_freqs.weight` holds head_dim / 2 divisors of the frequencies: 1 for the fast ones, the factor for the slow
     ones, a blend between. Candidates are recomputed and compared, so a table of another kind is refused.
     """
-    tensor = file.tensors["rope_freqs.weight"]
-    if tensor.shape != (head_dim // 2,) or tensor.type_name != "F32":
-        raise CheckpointError(
-            f"must be {head_dim // 2} values of F32", field=f"{file.path}: rope_freqs.weight", value=tensor.shape
-        )
-    divisors = read_range(tensor.path, tensor.start, tensor.nbytes).view("<f4").astype(np.float64)
+    divisors = _floats(file, "rope_freqs.weight", head_dim // 2)
     if np.allclose(divisors, 1.0):
         return None
     theta = data.number("rope.freq_base", 10000.0)
@@ -211,6 +212,15 @@ def _llama3_scaling(file: GgufFile, data: _Metadata, head_dim: int) -> dict[str,
         field=f"{file.path}: rope_freqs.weight",
         value=[round(float(value), 3) for value in divisors[:: max(1, len(divisors) // 6)]],
     )
+
+
+def _floats(file: GgufFile, name: str, length: int) -> np.ndarray[Any, Any]:
+    """float64 [length]. Raises CheckpointError for another shape or type, or a tensor that is not there."""
+    tensor = file.tensors.get(name)
+    if tensor is None or tensor.shape != (length,) or tensor.type_name != "F32":
+        found = None if tensor is None else tensor.shape
+        raise CheckpointError(f"must be {length} values of F32", field=f"{file.path}: {name}", value=found)
+    return read_range(tensor.path, tensor.start, tensor.nbytes).view("<f4").astype(np.float64)
 
 
 def llama3_divisors(frequencies: np.ndarray[Any, Any], factor: float, original: int) -> np.ndarray[Any, Any]:

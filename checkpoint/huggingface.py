@@ -160,7 +160,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         said = self.config.get("architectures")
         family = all_families().get(said[0]) if isinstance(said, list) and said and isinstance(said[0], str) else None
         try:
-            tied = flag(self.config, "tie_word_embeddings")
+            tied = flag(self.config, "tie_word_embeddings", family is not None and family.tied)
         except CheckpointError:
             return ()  # Refused where the facts are read, with the name of the file.
         if family is None or not tied:

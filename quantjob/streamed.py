@@ -153,7 +153,13 @@ class StreamedModel:
         return found
 
     def _whole(self, name: str) -> Tensor:
-        values = self._read(name, 0, None).to(torch.float32)
+        """Float32, a run of rows at a time. Raises CheckpointError for a value that is not finite."""
+        shape = self.checkpoint.tensors[name].shape
+        values = torch.empty(shape)
+        step = max(1, _PIECE // max(1, values[0].numel()))
+        for start in range(0, shape[0], step):
+            stop = min(start + step, shape[0])
+            values[start:stop] = self._read(name, start, stop)
         if not torch.isfinite(values).all():
             raise not_finite(f"{self.checkpoint.path}: {name}")
         return values
@@ -164,8 +170,8 @@ class StreamedModel:
         if linear.layout == "stacked":
             roles = [role for role in linear.roles if role != "gate" or spec.gated]
             parts = whole.split([role_shape(facts, role)[0] for role in roles])
-            # A part that is changed in place, and dropped alone, has memory of its own.
-            return {role: part if len(parts) == 1 else part.clone() for role, part in zip(roles, parts, strict=True)}
+            # Views: what is stored together is read, and dropped, together.
+            return dict(zip(roles, parts, strict=True))
         group = facts.num_heads // facts.num_kv_heads
         heads = whole.unflatten(0, (facts.num_kv_heads, group + 2, facts.head_dim))
         grouped = heads[:, :group], heads[:, group : group + 1], heads[:, group + 1 :]

@@ -97,6 +97,9 @@ class GgufMetadata(Protocol):
     def has_tensor(self, name: str) -> bool:
         """Whether the file has a tensor of that name."""
 
+    def vector(self, name: str, length: int) -> list[float]:
+        """The values of an F32 tensor. Raises CheckpointError for another type or length."""
+
 
 def _nothing(data: GgufMetadata) -> dict[str, Any]:
     return {}
@@ -114,6 +117,8 @@ class Gguf:
     """Whether a file of these architectures is of this family; the first family that says so has it."""
     layer: Mapping[str, str] = field(default_factory=lambda: GGUF_LAYER)
     """Tensor to role."""
+    partial: bool = False
+    """`rope.dimension_count` is the part of a head that is rotated, and not the size of a head."""
     permuted: bool = False
     """Rows of q and k pair rotated elements side by side."""
     norm_offset: float = 0.0
@@ -135,3 +140,5 @@ class Family:
     """Keys of `config.json` that `facts` reads beyond those of every family (`config_keys.READ`)."""
     groupings: tuple[Grouping, ...] = GATED
     gguf: Gguf | None = None
+    tied: bool = False
+    """What an absent `tie_word_embeddings` means."""

@@ -74,9 +74,9 @@ def read_shape(config: Config, *, kv_heads: int | None = None, head_dim: int | N
     return Shape(architecture, hidden, layers, heads, groups, dim, integer(config, "max_position_embeddings"))
 
 
-def rms_norm(config: Config, offset: float = 0.0) -> NormSpec:
+def rms_norm(config: Config, offset: float = 0.0, default: float = 1e-6) -> NormSpec:
     """The norm of `rms_norm_eps`. Raises CheckpointError."""
-    return NormSpec(number(config, "rms_norm_eps", 1e-6, most=1.0), offset=offset)
+    return NormSpec(number(config, "rms_norm_eps", default, most=1.0), offset=offset)
 
 
 def read_activation(

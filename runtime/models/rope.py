@@ -110,10 +110,25 @@ def _llama3(rope: RopeFacts, facts: ModelFacts, max_model_len: int) -> tuple[Ten
     return (1 - kept) * plain / factor + kept * plain, 1.0
 
 
+def _longrope(rope: RopeFacts, facts: ModelFacts, max_model_len: int) -> tuple[Tensor, float]:
+    """LongRoPE (Ding et al. 2024): a divisor for each frequency, of one set for long sequences and one for short.
+
+    The set follows from the longest sequence that may come, as the base of `dynamic` does.
+    """
+    original = rope.params["original_max_position_embeddings"]
+    factors = rope.long_factors if max_model_len > original else rope.short_factors
+    plain, magnitude = _plain(rope.theta, rope.rotated(facts.head_dim)), rope.params.get("attention_factor")
+    if magnitude is None:
+        stretch = rope.params.get("factor", facts.max_position / original)
+        magnitude = 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
+    return plain / torch.tensor(factors), magnitude
+
+
 FREQUENCIES: Mapping[str, Callable[[RopeFacts, ModelFacts, int], tuple[Tensor, float]]] = {
     "default": _default,
     "linear": _linear,
     "dynamic": _dynamic,
     "yarn": _yarn,
     "llama3": _llama3,
+    "longrope": _longrope,
 }

@@ -97,7 +97,9 @@ def reference(folder: Path, prompts: list[list[int]]) -> list[Tensor]:
 
     # transformers has no InternLM2: the Llama model it was packed from computes the same function.
     twin = folder.with_name(folder.name + "-llama")
-    model = AutoModelForCausalLM.from_pretrained(twin if twin.exists() else folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        twin if twin.exists() else folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.inference_mode():
         return [model(torch.tensor([prompt])).logits[0].log_softmax(-1) for prompt in prompts]
 

@@ -87,7 +87,7 @@ def tiny_config(architecture: str, **overrides: Any) -> dict[str, Any]:
         "eos_token_id": TURN_END,
         "pad_token_id": PAD,
     }
-    if architecture == "MistralForCausalLM":
+    if architecture in ("MistralForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"):
         config["sliding_window"] = 16
     if architecture == "Qwen3ForCausalLM":
         config["head_dim"] = 32
@@ -133,14 +133,14 @@ def make_model(architecture: str, *, seed: int = 0, **overrides: Any) -> Any:
     import torch
     import transformers
 
-    config_class = getattr(transformers, architecture.replace("ForCausalLM", "Config"))
-    config = config_class(**tiny_config(architecture, **overrides))
+    config = getattr(transformers, architecture).config_class(**tiny_config(architecture, **overrides))
     generator = torch.Generator().manual_seed(seed)
     model = getattr(transformers, architecture)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.2 * noise if "norm" in name else 0.25 * noise)
+            about = 0.0 if architecture.startswith("Gemma") else 1.0
+            parameter.copy_(about + 0.2 * noise if "norm" in name else 0.25 * noise)
     return model
 
 
@@ -213,6 +213,11 @@ _GGUF_NAMES = {
     "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
+    # Gemma's, and Phi-3's.
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
 }
 
 
@@ -245,7 +250,7 @@ def make_gguf(
     import gguf
 
     config = model.config
-    arch = architecture or {"mistral": "llama"}.get(config.model_type, config.model_type)
+    arch = architecture or {"mistral": "llama", "gemma3_text": "gemma3"}.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=tensors_a_part)
     writer.add_name("tiny")
     writer.add_block_count(config.num_hidden_layers)
@@ -256,12 +261,17 @@ def make_gguf(
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    if arch in ("llama", "internlm2"):
-        writer.add_rope_dimension_count(head_dim)
-    _write_rope(writer, config.rope_parameters)
-    if config.model_type == "mistral" and config.sliding_window:
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    if arch != "phi3":
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if arch in ("llama", "internlm2", "phi3"):
+        writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
+    _write_rope(writer, rope)
+    if arch == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.model_type in ("mistral", "gemma2", "gemma3_text", "phi3") and config.sliding_window:
         writer.add_sliding_window(config.sliding_window)
     if sentencepiece is None:
         _write_gguf_tokenizer(writer, pre)
@@ -276,6 +286,9 @@ def make_gguf(
             heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
             # llama.cpp's permute: rows i and i + head_dim / 2 of a head become neighbours.
             value = value.reshape(heads, 2, head_dim // 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
+        if arch.startswith("gemma"):
+            value = value + 1 if name.endswith("norm.weight") else value
+            name = name.replace("post_attention_layernorm", "post_attention_norm")
         for theirs, ours in _GGUF_NAMES.items():
             name = name.replace(theirs, ours)
         if replace and name in replace:
@@ -306,7 +319,11 @@ def _write_rope(writer: Any, rope: dict[str, Any]) -> None:
     if kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
         writer.add_rope_scaling_factor(rope["factor"])
-    if kind == "yarn":
+    if kind == "longrope":
+        for name in ("long", "short"):
+            factors = np.array(rope[f"{name}_factor"], dtype=np.float32)
+            writer.add_tensor(f"rope_factors_{name}.weight", factors)
+    if kind in ("yarn", "longrope"):
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 

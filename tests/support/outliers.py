@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from plimsoll.api.families.registry import find_family
+from plimsoll.api.layer_tensors import role_shape
 from plimsoll.checkpoint import open_checkpoint
 
 
@@ -21,27 +23,33 @@ def inject_outliers(folder: Path, factor: float = 16.0, share: int = 4, seed: in
         scale[torch.randperm(channels, generator=generator)[: channels // share]] = factor
         return scale
 
-    for index in range(facts.num_layers):
-        prefix = f"model.layers.{index}."
+    names = find_family(facts.architecture).names
+    for index, spec in enumerate(facts.layers):
+        prefix, offset = names.layer.format(index), spec.norm.offset
 
-        def scale(name: str, by: torch.Tensor, prefix: str = prefix) -> None:
-            tensor = weights[prefix + name]
-            weights[prefix + name] = (tensor * by.to(tensor.dtype)).contiguous()
+        def scale(role: str, by: torch.Tensor, prefix: str = prefix) -> None:
+            """Rows ([N, 1]) or columns ([K]) of a linear, in the place that it has in a fused tensor."""
+            linear = names.linear(role)
+            name = f"{prefix}{linear.module}.weight"
+            before = linear.roles[: linear.roles.index(role)]
+            first = sum(role_shape(facts, one)[0] for one in before)
+            tensor = weights[name].clone()
+            rows = slice(first, first + role_shape(facts, role)[0])
+            tensor[rows] = tensor[rows] * by.to(tensor.dtype)
+            weights[name] = tensor
 
-        for norm, readers in (
-            ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-            ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-        ):
+        for norm, readers in (("attention_norm", "qkv"), ("mlp_norm", ("gate", "up"))):
             large = chosen(facts.hidden_size)
-            scale(f"{norm}.weight", large)
+            name = f"{prefix}{names.norms[norm]}.weight"
+            weights[name] = ((weights[name].float() + offset) * large - offset).to(weights[name].dtype)
             for reader in readers:
-                scale(f"{reader}.weight", 1 / large)
+                scale(reader, 1 / large)
         large = chosen(facts.intermediate_size)
-        scale("mlp.up_proj.weight", large[:, None])
-        scale("mlp.down_proj.weight", 1 / large)
+        scale("up", large[:, None])
+        scale("down", 1 / large)
         large = chosen(facts.num_kv_heads * facts.head_dim)
-        scale("self_attn.v_proj.weight", large[:, None])
+        scale("v", large[:, None])
         heads = large.view(facts.num_kv_heads, 1, -1).expand(-1, facts.num_heads // facts.num_kv_heads, -1)
-        scale("self_attn.o_proj.weight", 1 / heads.reshape(-1))
+        scale("o", 1 / heads.reshape(-1))
     save_file(weights, file, metadata={"format": "pt"})
     return folder
