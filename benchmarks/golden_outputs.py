@@ -51,11 +51,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2, sliding": ("Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}),
     "qwen3": ("Qwen3ForCausalLM", {}),
     "internlm2": ("InternLM2ForCausalLM", {}),
+    "gemma2": ("Gemma2ForCausalLM", {"query_pre_attn_scalar": 16}),
+    "gemma3": ("Gemma3ForCausalLM", {"query_pre_attn_scalar": 16, "tie_word_embeddings": True}),
+    "phi3": ("Phi3ForCausalLM", {"sliding_window": 24}),
 }  # fmt: skip
 #: Variants that are read from GGUF as well.
-FROM_GGUF = ("llama", "llama, tied, biased", "mistral", "qwen2", "qwen3")
+FROM_GGUF = ("llama", "llama, tied, biased", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
 #: Variants that `quantjob` quantizes.
-QUANTIZED = ("llama", "llama, tied, biased", "mistral", "qwen2", "qwen3", "internlm2")
+QUANTIZED = ("llama", "llama, tied, biased", "mistral", "qwen2", "qwen3", "internlm2", "gemma2", "gemma3", "phi3")
 PRECISIONS = ("float32", "bfloat16", "w8a16", "w4a16")
 TABLES = ("native", "torch")
 LENGTHS = (37, 1, 150, 16)
