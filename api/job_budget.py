@@ -134,7 +134,7 @@ def _walk(facts: ModelFacts, load: JobLoad) -> int:
         return HEAP_BYTES + codes + codes * load.bits // 8 + FLOAT * max(_largest_linear(facts), attention)
     # Gate and up run until the inputs of down are counted; down is read after, and then all three run once more.
     held = max(attention, 2 * down + max(down, inner * min(inner, GRAM_COLUMNS)))
-    row = 2 * (inner + hidden)
+    row = 2 * (inner + hidden) + _scores(facts, load)
     return HEAP_BYTES + codes + FLOAT * (held + load.batch * load.length * row)
 
 
@@ -155,7 +155,13 @@ def layer_bytes(facts: ModelFacts) -> int:
 def batch_bytes(facts: ModelFacts, load: JobLoad) -> int:
     """Of one micro-batch, in float32: what each linear of a layer sees and makes, of all its sequences."""
     row = 4 * facts.hidden_size + 3 * facts.intermediate_size + 2 * (facts.num_heads + 2) * facts.head_dim
+    row += _scores(facts, load)
     return FLOAT * load.batch * load.length * row
+
+
+def _scores(facts: ModelFacts, load: JobLoad) -> int:
+    """Numbers of a token in the scores of one head, where a soft cap needs them whole: scores, exponents, a mask."""
+    return 3 * load.length if any(spec.attention_softcap for spec, _ in facts.kinds) else 0
 
 
 def least_disk(facts: ModelFacts, load: JobLoad) -> int:

@@ -118,8 +118,12 @@ def _attention(
             q, k, v, attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=True
         )
     else:
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        mixed = mix_values(q, k, v, seen, scale, softcap, causal=seen is None)
+        # Scores that are capped exist whole: of one head at a time.
+        group = q.shape[1] // k.shape[1]
+        mixed = torch.empty_like(q)
+        for head in range(q.shape[1]):
+            keys, values = k[:, head // group], v[:, head // group]
+            mixed[:, head] = mix_values(q[:, head], keys, values, seen, scale, softcap, causal=seen is None)
     return mixed[0].transpose(0, 1).reshape(length, -1)
 
 
