@@ -8,6 +8,7 @@ from dataclasses import replace
 import structlog
 
 from plimsoll import __version__
+from plimsoll.operator import unreadable
 from plimsoll.operator.actions import Apply, Event, Plan, can_wait
 from plimsoll.operator.apply import Applier
 from plimsoll.operator.cluster import (
@@ -208,7 +209,7 @@ class Reconciler:
                 self._pointed_out.popitem(last=False)
             about = Deployment(snapshot.deployment.namespace, one.name, one.uid, 0, {}, kind=one.kind)
             log.warning("a note cannot be read", kind=one.kind, namespace=about.namespace, name=one.name, why=one.words)
-            self._say(about, Event("Warning", "NoteIgnored", one.words))
+            self._say(about, Event("Warning", unreadable.REASON, one.words))
 
     def _emit(self, snapshot: Snapshot, event: Event) -> None:
         key = snapshot.deployment.key

@@ -8,6 +8,8 @@ from plimsoll.operator import kinds, names, parse
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.shape import decoded, mapping, moment, timestamp, whole
 
+#: Of the event on an object with such a note.
+REASON = "NoteIgnored"
 #: What an event quotes of a note.
 _SHOWN = 80
 

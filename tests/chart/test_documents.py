@@ -12,6 +12,7 @@ import yaml
 from plimsoll.api.deployment import ModelDeployment
 from plimsoll.api.errors import SourceChangedError
 from plimsoll.api.manifest import parse_manifest
+from plimsoll.operator import unreadable
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.settings import Settings
 
@@ -113,7 +114,7 @@ def ends_of_a_job() -> set[str]:
 
 def test_every_reason_that_the_planner_gives_is_in_troubleshooting() -> None:
     given = {reason for path in (ROOT / "operator" / "plan").glob("*.py") for reason in reasons(path.read_text())}
-    given |= OF_THE_JOB | ends_of_a_job() | {SourceChangedError.REASON}
+    given |= OF_THE_JOB | ends_of_a_job() | {SourceChangedError.REASON, unreadable.REASON}
     assert {"DoesNotFit", "CrashLoop", "WaitingForDevice", "RolloutFailed"} <= given
     written = set().union(*documented().values())
     assert sorted(given - written) == []
