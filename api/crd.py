@@ -54,7 +54,7 @@ _JOB_COLUMNS: tuple[Column, ...] = (
     ("Output", "string", ".status.output.uri", "The checkpoint that passed its gate", 0),
     ("Age", "date", ".metadata.creationTimestamp", "When it was created", 0),
     ("Message", "string", ".status.message", "Why it does not go on", 0),
-    ("Method", "string", ".spec.method", "How it quantises", 1),
+    ("Method", "string", ".spec.method", "How it quantizes", 1),
     ("Layer", "integer", ".status.progress.layer", "Decoder layers that are written", 1),
     ("Of", "integer", ".status.progress.of", "Decoder layers there are", 1),
     ("Model", "string", ".spec.model.source", "Where the checkpoint comes from", 1),

@@ -362,7 +362,7 @@ class ModelDeploymentSpec(Part):
     accelerator: Accelerator
     parallelism: Parallelism = Parallelism()
     precision: Literal["auto", "bfloat16", "float16", "float32", "w8a16", "w4a16"] = "auto"
-    """How weights are held. `auto` holds a quantised checkpoint as it is stored, and another in the first of bfloat16,
+    """How weights are held. `auto` holds a quantized checkpoint as it is stored, and another in the first of bfloat16,
     w8a16 (8 bits) and w4a16 (4 bits) that fits; status.budget.rejected says what it passed over. float16: GPUs."""
     kv_cache: KVCache = Field(default=KVCache(), alias="kvCache")
     context: Context = Context()

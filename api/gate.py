@@ -1,4 +1,4 @@
-"""What quantising may cost at most, and whether it stayed below. Pure."""
+"""What quantizing may cost at most, and whether it stayed below. Pure."""
 
 import math
 import re

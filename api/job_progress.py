@@ -43,7 +43,7 @@ class Figures(_Part):
 
 
 class Evaluation(_Part):
-    """What quantising cost."""
+    """What quantizing cost."""
 
     tokens: Amount
     """Held-out tokens that the figures are over."""

@@ -29,7 +29,7 @@ class JobDisk(StatusPart):
     """Bytes on the output's claim."""
 
     output: Whole | None = None
-    """The quantised checkpoint."""
+    """The quantized checkpoint."""
     scratch: Whole | None = None
     """Hidden states and the shards in the making; gone at the end."""
     claim: Whole | None = None
@@ -70,7 +70,7 @@ class JobFigures(StatusPart):
 
 
 class JobEvaluation(StatusPart):
-    """What quantising cost, measured."""
+    """What quantizing cost, measured."""
 
     tokens: Whole | None = None
     """Held-out tokens that the figures are over."""

@@ -69,7 +69,7 @@ def refuse_unrun(
         )
     if cache != "auto":
         raise NotRunYetError(
-            "a quantised cache can be planned for and is not run yet", field=fields.cache, value=cache,
+            "a quantized cache can be planned for and is not run yet", field=fields.cache, value=cache,
             fix="Leave it out",
         )  # fmt: skip
     if tensor not in ("auto", 1):

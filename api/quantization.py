@@ -1,7 +1,7 @@
-"""How a checkpoint's linear weights are quantised, from `quantization_config` in its config.json.
+"""How a checkpoint's linear weights are quantized, from `quantization_config` in its config.json.
 
 Read are AutoAWQ's `gemm`, compressed-tensors' `pack-quantized` and GPTQ of both layouts; everything else is refused
-by name, since guessing a layout would give fluent nonsense. Embedding and head are never quantised.
+by name, since guessing a layout would give fluent nonsense. Embedding and head are never quantized.
 """
 
 import re
@@ -13,9 +13,9 @@ from plimsoll.api.errors import CheckpointError
 
 QuantizedFormat = Literal["awq", "compressed-tensors", "gptq"]
 
-#: The dtype names of quantised weights in `ModelFacts.tensors`, by bits.
+#: The dtype names of quantized weights in `ModelFacts.tensors`, by bits.
 DTYPE_OF_BITS: Mapping[int, str] = {4: "W4", 8: "W8"}
-#: The precision that serves a quantised checkpoint as it is, by bits.
+#: The precision that serves a quantized checkpoint as it is, by bits.
 PRECISION_OF_BITS: Mapping[int, Literal["w4a16", "w8a16"]] = {4: "w4a16", 8: "w8a16"}
 
 #: Columns that kernels unpack at once: groups begin and end on such bounds.
@@ -24,7 +24,7 @@ GROUP_STEP = 16
 _LARGEST_GROUP = 1 << 20
 #: Modules that a configuration may list as kept whole; a hostile one must not cost memory.
 _MOST_IGNORED = 1 << 14
-_OTHER_FORMATS = "Serve the unquantised checkpoint, or quantise it: plimsoll quantize"
+_OTHER_FORMATS = "Serve the unquantized checkpoint, or quantize it: plimsoll quantize"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Quantization:
 
 
 def parse_quantization(config: Mapping[str, Any]) -> Quantization | None:
-    """What `config` (a config.json) says of quantisation; None for a checkpoint of floats.
+    """What `config` (a config.json) says of quantization; None for a checkpoint of floats.
 
     Raises:
         CheckpointError: a method, layout or option that is not read, or one that makes no sense; field, value and fix
@@ -104,7 +104,7 @@ class _Parser:
             return self._gptq()
         if method == "compressed-tensors":
             return self._compressed()
-        raise self._refusal("quant_method", method, "is no quantisation that is served; awq, compressed-tensors and "
+        raise self._refusal("quant_method", method, "is no quantization that is served; awq, compressed-tensors and "
                             "gptq are")  # fmt: skip
 
     def _awq(self) -> Quantization:
@@ -113,16 +113,16 @@ class _Parser:
         layout = self.given.get("version", self.given.get("checkpoint_format", "gemm"))
         if not isinstance(layout, str) or layout.lower() != "gemm":
             raise self._refusal(
-                "version", layout, "only AutoAWQ's gemm layout is read", "Convert it to gemm, or quantise it anew"
+                "version", layout, "only AutoAWQ's gemm layout is read", "Convert it to gemm, or quantize it anew"
             )
         if self.given.get("backend") == "llm-awq":
             raise self._refusal(
-                "backend", "llm-awq", "only AutoAWQ's gemm layout is read", "Convert it to gemm, or quantise it anew"
+                "backend", "llm-awq", "only AutoAWQ's gemm layout is read", "Convert it to gemm, or quantize it anew"
             )
         if self.given.get("zero_point", True) is not True:
             raise self._refusal(
                 "zero_point", self.given["zero_point"], "the gemm layout has zero points; without them there is no "
-                "layout that others read", "Quantise it with zero_point true",
+                "layout that others read", "Quantize it with zero_point true",
             )  # fmt: skip
         group = self._group("group_size", self.given.get("group_size", self.given.get("q_group_size", 128)))
         return Quantization("awq", bits, group, False, self._names("modules_to_not_convert"))
@@ -134,22 +134,22 @@ class _Parser:
         if layout not in ("gptq", "gptq_v2") or self.given.get("is_marlin_format"):
             raise self._refusal(
                 "checkpoint_format", layout if layout not in ("gptq", "gptq_v2") else "marlin",
-                "only gptq and gptq_v2 are read", "Convert it to gptq, or quantise it anew",
+                "only gptq and gptq_v2 are read", "Convert it to gptq, or quantize it anew",
             )  # fmt: skip
         group = self._group("group_size", self.given.get("group_size", -1))
-        # With one scale a row every column is of group 0, in whatever order they were quantised.
+        # With one scale a row every column is of group 0, in whatever order they were quantized.
         if self.given.get("desc_act") and group:
             raise self._refusal(
                 "desc_act", self.given["desc_act"],
                 "columns of a group lie scattered over the row, which would need an index at every product",
-                "Quantise it with desc_act false, or take a checkpoint that was",
+                "Quantize it with desc_act false, or take a checkpoint that was",
             )  # fmt: skip
         skipped = self._skipped()
         symmetric = self.given.get("sym", True)
         if not isinstance(symmetric, bool):
             raise self._refusal("sym", symmetric, "must be true or false", "Use the config.json that came with it")
         if bits == 8 and not symmetric:
-            raise self._refusal("sym", False, "8-bit weights are read without zero points", "Quantise it with sym true")
+            raise self._refusal("sym", False, "8-bit weights are read without zero points", "Quantize it with sym true")
         return Quantization("gptq", bits, group, symmetric, skipped, zero_offset=1 if layout == "gptq" else 0)
 
     def _skipped(self) -> tuple[str, ...]:
@@ -169,14 +169,14 @@ class _Parser:
             elif not isinstance(changes, Mapping) or any(self.given.get(key) != new for key, new in changes.items()):
                 raise self._refusal(
                     "dynamic", {pattern: changes}, "modules of several precisions are not read",
-                    "Quantise all modules alike; modules that are left whole (-:PATTERN) are read",
+                    "Quantize all modules alike; modules that are left whole (-:PATTERN) are read",
                 )  # fmt: skip
         return tuple(found)
 
     def _compressed(self) -> Quantization:
         for key, why in (
             ("transform_config", "rotated weights need the rotation at every product"),
-            ("kv_cache_scheme", "a cache quantised by scales of the checkpoint is not run"),
+            ("kv_cache_scheme", "a cache quantized by scales of the checkpoint is not run"),
         ):
             if self.given.get(key):
                 raise self._refusal(key, self.given[key], why)
@@ -190,7 +190,7 @@ class _Parser:
         if len(found) > 1:
             raise self._refusal(
                 "config_groups", list(groups), "modules of several precisions are not read",
-                "Quantise all modules by one scheme",
+                "Quantize all modules by one scheme",
             )  # fmt: skip
         bits, group, symmetric = found.pop()
         return Quantization("compressed-tensors", bits, group, symmetric, self._names("ignore"))
@@ -198,7 +198,7 @@ class _Parser:
     def _scheme(self, name: str, group: object) -> tuple[Literal[4, 8], int, bool]:
         """(bits, group size, symmetric) of one entry of `config_groups`."""
         if not isinstance(group, Mapping) or not isinstance(group.get("weights"), Mapping):
-            raise self._refusal(f"{name}.weights", None, "must say how weights are quantised")
+            raise self._refusal(f"{name}.weights", None, "must say how weights are quantized")
         layout = group.get("format") or self.given.get("format")
         if layout != "pack-quantized":
             raise self._refusal(f"{name}.format" if group.get("format") else "format", layout,
@@ -206,7 +206,7 @@ class _Parser:
         for key in ("input_activations", "output_activations"):
             if group.get(key):
                 raise self._refusal(
-                    f"{name}.{key}", group[key], "activations are not quantised here", "Quantise weights alone (W4A16)"
+                    f"{name}.{key}", group[key], "activations are not quantized here", "Quantize weights alone (W4A16)"
                 )
         weights = group["weights"]
         bits = self._bits(f"{name}.weights.num_bits", weights.get("num_bits"), (4, 8))
@@ -218,7 +218,7 @@ class _Parser:
             raise self._refusal(
                 f"{name}.weights.actorder", weights["actorder"],
                 "columns of a group lie scattered over the row, which would need an index at every product",
-                "Quantise it with actorder weight or static",
+                "Quantize it with actorder weight or static",
             )  # fmt: skip
         symmetric = weights.get("symmetric", True)
         if not isinstance(symmetric, bool):
@@ -226,7 +226,7 @@ class _Parser:
         if bits == 8 and not symmetric:
             raise self._refusal(
                 f"{name}.weights.symmetric", False, "8-bit weights are read without zero points",
-                "Quantise it with symmetric true",
+                "Quantize it with symmetric true",
             )  # fmt: skip
         size = weights.get("group_size")
         strategy = weights.get("strategy") or ("group" if size not in (None, -1) else "channel")
@@ -239,7 +239,7 @@ class _Parser:
     def _refuse_packed_otherwise(self) -> None:
         if self.given.get("lm_head"):
             raise self._refusal(
-                "lm_head", self.given["lm_head"], "a quantised head is not read", "Leave the head whole"
+                "lm_head", self.given["lm_head"], "a quantized head is not read", "Leave the head whole"
             )
         if self.given.get("pack_dtype", "int32") != "int32":
             raise self._refusal("pack_dtype", self.given["pack_dtype"], "only words of int32 are read")

@@ -59,7 +59,7 @@ def _output(value: str) -> str:
 
 
 class Checkpoint(CheckpointSource):
-    """Which checkpoint is quantised, and how it is reached."""
+    """Which checkpoint is quantized, and how it is reached."""
 
     model_config = ConfigDict(json_schema_extra={RULES: rules.MODEL})
 
@@ -173,7 +173,7 @@ class QuantizationJobSpec(Part):
     output: Annotated[
         str, Field(max_length=1024, json_schema_extra={RULES: rules.OUTPUT}), AfterValidator(_output)
     ]  # fmt: skip
-    """Where the quantised checkpoint goes: `pvc://CLAIM/PATH`, a folder of its own that holds no other job's output.
+    """Where the quantized checkpoint goes: `pvc://CLAIM/PATH`, a folder of its own that holds no other job's output.
     It appears there whole or not at all, and stays when the job is deleted."""
     accelerator: JobAccelerator = JobAccelerator()
     pod: JobPod = JobPod()
@@ -223,7 +223,7 @@ class QuantizationJobSpec(Part):
 
 
 class QuantizationJob(Part):
-    """Quantises one checkpoint on a machine that need not hold it in memory, measures what that cost, and writes it."""
+    """Quantizes one checkpoint on a machine that need not hold it in memory, measures what that cost, and writes it."""
 
     api_version: Literal["plimsoll.dev/v1alpha1"]
     kind: Literal["QuantizationJob"]

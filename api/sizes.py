@@ -17,7 +17,7 @@ CachePrecision = Literal["auto", "int8", "int4"]
 
 #: Bytes of one weight that is kept whole.
 WHOLE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-#: Bits of a linear weight's code where weights are quantised.
+#: Bits of a linear weight's code where weights are quantized.
 CODE_BITS: Mapping[str, Literal[4, 8]] = {"w4a16": 4, "w8a16": 8}
 #: Columns that share a scale where floats are rounded to 4 bits at load, the size preferred first.
 GROUP_SIZES = (128, 64, 32)
@@ -46,7 +46,7 @@ class Matrix:
 
 
 def element_bytes(precision: Precision) -> int:
-    """Bytes of an element that is not quantised: the cache at `auto`, norms, an embedding, a whole head."""
+    """Bytes of an element that is not quantized: the cache at `auto`, norms, an embedding, a whole head."""
     return WHOLE_BYTES.get(precision, 2)
 
 
@@ -137,7 +137,7 @@ def held_group(
 ) -> int | None:
     """Columns that share a scale in the fused matrix of `modules`, as `precision` holds it; None where that is whole.
 
-    A quantised checkpoint is held as it is stored. A matrix of which a part is stored whole is whole.
+    A quantized checkpoint is held as it is stored. A matrix of which a part is stored whole is whole.
 
     Args:
         columns: of the matrix, on one of `tensor` ranks.
@@ -219,7 +219,7 @@ def _norms_and_biases(facts: ModelFacts, tensor: int) -> tuple[int, int]:
 
 
 def weight_bytes(facts: ModelFacts, precision: Precision, device: DeviceFacts, tensor: int = 1) -> int:
-    """Bytes of all weights of the fullest rank as they lie in memory, quantised ones with scales and zero points.
+    """Bytes of all weights of the fullest rank as they lie in memory, quantized ones with scales and zero points.
 
     Raises:
         SpecError: `precision` cannot hold this model (`held_group`).

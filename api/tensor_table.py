@@ -20,7 +20,7 @@ def collapse(tensors: Mapping[str, TensorFact]) -> dict[str, Any]:
     """Plain data that `expand` makes an equal mapping of.
 
     `rates` gives the bytes of an element by dtype, as numerator and denominator (`Q4_K`: 9/16), where they are the same
-    throughout. `rows` has one entry a pattern, shape and, where its dtypes have no rate (quantised weights beside their
+    throughout. `rows` has one entry a pattern, shape and, where its dtypes have no rate (quantized weights beside their
     scales), bytes: the pattern, the shape, and for each dtype the layers, as `0-3,8`; names without a layer have ``.
     Such an entry has a fourth item, the bytes of each of its tensors.
 

@@ -1,4 +1,4 @@
-"""transformers as contestant: the same GGUF, dequantised by transformers to bfloat16 or float32.
+"""transformers as contestant: the same GGUF, dequantized by transformers to bfloat16 or float32.
 
 Arguments: model, workload, threads, output, dtype. Run in a process of its own.
 """

@@ -1,4 +1,4 @@
-"""Quantising beside llm-compressor: the same checkpoint, token ids, bits and groups, measured by the same code.
+"""Quantizing beside llm-compressor: the same checkpoint, token ids, bits and groups, measured by the same code.
 
     python -m benchmarks.quantize MODEL TEXT HELD_OUT --peer PYTHON [--group 64] [--samples 12] [--length 400]
 

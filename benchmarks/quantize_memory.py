@@ -1,9 +1,9 @@
-"""What quantising takes in memory, time and disk, layer by layer, on a random Llama-shaped checkpoint.
+"""What quantizing takes in memory, time and disk, layer by layer, on a random Llama-shaped checkpoint.
 
     python -m benchmarks.quantize_memory [--layers 32] [--samples 8] [--length 512] [--mode both] [--threads 2] ...
 
 Makes the checkpoint (2,048 wide and 1.6 B parameters as it stands) in a folder of its own, then `plimsoll quantize`
-quantises it in a fresh process, with the hidden states in memory and with memory for them lacking. After each layer it
+quantizes it in a fresh process, with the hidden states in memory and with memory for them lacking. After each layer it
 prints the seconds of that layer and the most that the process was resident with, beside one layer in float32 + a
 micro-batch + the hidden states that memory holds: with what a process starts with, and above it. Exits 1 if one lies
 above its prediction. Options that it does not know are for `plimsoll quantize`, as --no-search-scale.
@@ -119,7 +119,7 @@ def quantize(source: Path, facts: ModelFacts, load: JobLoad, asked: argparse.Nam
                     _tell(now, clock[0] - began[0], clock[1] - began[1], summed, base, _bytes_in(out))
                 last, began = now.layer, clock
         if job.returncode:
-            sys.exit(f"quantising failed with status {job.returncode}")
+            sys.exit(f"quantizing failed with status {job.returncode}")
         print(f"whole: at most {peak / MIB:.0f} MiB, {peak / predicted:.3f} of the prediction; "
               f"output {_bytes_in(out) / MIB:.0f} MiB", flush=True)  # fmt: skip
     return peak <= predicted

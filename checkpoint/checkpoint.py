@@ -24,7 +24,7 @@ class RawTensor:
     """One tensor in memory of its own: writable, C order, `data.shape == shape`.
 
     `dtype` is the safetensors name of the values; BF16 and F8 come as unsigned integers of the same width, since numpy
-    has no such types. Quantised weights and GGUF's blocks come dequantised, as F32.
+    has no such types. Quantized weights and GGUF's blocks come dequantized, as F32.
     """
 
     dtype: str
@@ -77,10 +77,10 @@ class Checkpoint(ABC):
         """
 
     def read_quantized(self, module: str, rows: tuple[int, int] | None = None) -> QuantizedLinear:
-        """The weight of a quantised linear (`model.layers.0.mlp.up_proj`), or rows [start, stop) of it, in its codes.
+        """The weight of a quantized linear (`model.layers.0.mlp.up_proj`), or rows [start, stop) of it, in its codes.
 
         Raises:
-            KeyError: that module is stored whole; `read` gives its weight, as it gives a quantised one's in float32.
+            KeyError: that module is stored whole; `read` gives its weight, as it gives a quantized one's in float32.
             CheckpointError: as `read`, and for scales that are not finite or columns out of order.
         """
         raise KeyError(module)

@@ -38,7 +38,7 @@ def convert_gguf(
 ) -> Path:
     """Write `path` as a folder: config, generation config, tokenizer, chat template, sharded safetensors and index.
 
-    All of it appears at `out` at once, when it is complete; a run that fails leaves nothing. Weights are dequantised,
+    All of it appears at `out` at once, when it is complete; a run that fails leaves nothing. Weights are dequantized,
     so float32 holds exactly what the GGUF means and the other precisions round to nearest.
 
     Args:

@@ -17,7 +17,7 @@ from plimsoll.checkpoint.safetensors_file import read_range
 
 
 class GgufCheckpoint(Checkpoint):
-    """See `Checkpoint`. `read` dequantises to float32; the facts' tensors give the block type and packed bytes."""
+    """See `Checkpoint`. `read` dequantizes to float32; the facts' tensors give the block type and packed bytes."""
 
     format: Literal["huggingface", "gguf"] = "gguf"
 
@@ -100,4 +100,4 @@ def _dequantize(packed: npt.NDArray[np.uint8], tensor: GgufTensor) -> npt.NDArra
         with np.errstate(all="ignore"):
             return np.asarray(dequantize(packed, GGMLQuantizationType(tensor.kind)), dtype=np.float32)
     except (ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"cannot be dequantised: {error}", field=tensor.name, value=tensor.type_name) from None
+        raise CheckpointError(f"cannot be dequantized: {error}", field=tensor.name, value=tensor.type_name) from None

@@ -2,7 +2,7 @@
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Parsed here and not
 by `gguf.GGUFReader`, which makes an array object of every vocabulary entry (seconds for a small model) and trusts
-counts and offsets; the `gguf` package still tells block sizes and dequantises.
+counts and offsets; the `gguf` package still tells block sizes and dequantizes.
 """
 
 import mmap
@@ -319,10 +319,10 @@ def _strings(data: mmap.mmap, field: ArrayField, where: str) -> Iterator[str]:
 
 
 def block_layout(kind: int, field: str) -> tuple[str, int, int]:
-    """(type name, elements per block, bytes per block) of a ggml type that can be dequantised.
+    """(type name, elements per block, bytes per block) of a ggml type that can be dequantized.
 
     Raises:
-        CheckpointError: a type the `gguf` package does not know or cannot dequantise.
+        CheckpointError: a type the `gguf` package does not know or cannot dequantize.
     """
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -333,7 +333,7 @@ def block_layout(kind: int, field: str) -> tuple[str, int, int]:
         raise CheckpointError("has a block type the gguf package does not know", field=field, value=kind) from None
     if ggml_type not in readable_types():
         raise CheckpointError(
-            "has a block type that cannot be dequantised",
+            "has a block type that cannot be dequantized",
             field=field,
             value=ggml_type.name,
             fix="Readable: " + " ".join(sorted(known.name for known in readable_types())),

@@ -91,7 +91,7 @@ def _refuse_without_weights(folder: Path) -> None:
 
 
 class HuggingFaceCheckpoint(Checkpoint):
-    """See `Checkpoint`. Tensors keep the names and dtypes of the files; a quantised linear has its weight's name, and
+    """See `Checkpoint`. Tensors keep the names and dtypes of the files; a quantized linear has its weight's name, and
     W4 or W8 for a dtype.
 
     Attributes:
@@ -146,8 +146,8 @@ class HuggingFaceCheckpoint(Checkpoint):
         for module in (names.embedding, names.head):
             if module in self._modules:
                 raise CheckpointError(
-                    "a quantised embedding or head is not run", field=f"{folder}: {module}",
-                    fix="Leave it whole when quantising",
+                    "a quantized embedding or head is not run", field=f"{folder}: {module}",
+                    fix="Leave it whole when quantizing",
                 )  # fmt: skip
         for fact in logical.tensors.values():
             if fact.dtype not in FLOAT_DTYPES and fact.name.removesuffix(".weight") not in self._modules:
@@ -190,7 +190,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         digest = super().digest()
         if self.manifest is None:
             return digest
-        # Two quantisations of one model have the same headers; the manifest knows their contents.
+        # Two quantizations of one model have the same headers; the manifest knows their contents.
         return "sha256:" + hashlib.sha256(f"{digest} {self.manifest.digest}".encode()).hexdigest()
 
     def files(self) -> Sequence[Path]:

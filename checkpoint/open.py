@@ -16,11 +16,11 @@ def open_checkpoint(path: Path | str, *, to_measure: bool = False) -> Checkpoint
     Headers are read and checked; no memory is taken for weights.
 
     Args:
-        to_measure: open also what failed the gate of its quantisation: to be looked at, never served.
+        to_measure: open also what failed the gate of its quantization: to be looked at, never served.
 
     Raises:
         CheckpointError: nothing there, not a whole, coherent checkpoint of a served architecture, or one that failed
-            the gate of its quantisation.
+            the gate of its quantization.
     """
     path = Path(path)
     try:

@@ -117,7 +117,7 @@ def _facts(deployment: "ModelDeployment", config: Path | None) -> "tuple[ModelFa
         raise SpecError(
             "what it will write is not there yet", field="spec.model.quantizationJob",
             value=deployment.spec.model.quantization_job,
-            fix="Give --config CONFIG.JSON of the checkpoint that it quantises, and precision: w4a16",
+            fix="Give --config CONFIG.JSON of the checkpoint that it quantizes, and precision: w4a16",
         )  # fmt: skip
     if config is None and source.startswith("hf://"):
         config = _hub_config(source)

@@ -70,7 +70,7 @@ def quantize(
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of text, and of sampling it.")] = 0,
     status_port: Annotated[int | None, typer.Option(help="Serve /status, /live and /ready there meanwhile.")] = None,
 ) -> None:
-    """Quantise a checkpoint, measure what that cost, and refuse the result when it cost too much.
+    """Quantize a checkpoint, measure what that cost, and refuse the result when it cost too much.
 
     Exits 0 when it is done, 3 when it is past a limit, 1 when it cannot be done, 75 when another run is at work here.
     Stopped by a signal or killed, it goes on where it was when it is run again.

@@ -322,7 +322,7 @@ class Cache:
             return Counter(entry.value.phase for entry in self._of(kind).values())
 
     def targets(self) -> list[Target]:
-        """Server pods, and pods that quantise, that may answer on their status port."""
+        """Server pods, and pods that quantize, that may answer on their status port."""
         found = []
         with self._lock:
             for entry in self._of(kinds.POD).values():

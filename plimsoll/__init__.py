@@ -1,4 +1,4 @@
-"""Plimsoll: quantise and serve large language models up to the memory line and never past it."""
+"""Plimsoll: quantize and serve large language models up to the memory line and never past it."""
 
 from typing import TYPE_CHECKING, Any
 

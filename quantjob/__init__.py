@@ -1,1 +1,1 @@
-"""Quantisation jobs arrive with their own issue; nothing here runs yet."""
+"""Quantization jobs arrive with their own issue; nothing here runs yet."""

@@ -80,7 +80,7 @@ class Compared:
             if not 0 <= value <= 1e18:
                 raise SpecError(
                     f"{name} is no number to judge by", field="evaluation", value=value,
-                    fix="The checkpoint computes values that are not finite; quantise again with other settings",
+                    fix="The checkpoint computes values that are not finite; quantize again with other settings",
                 )  # fmt: skip
         return Figures(**found)
 

@@ -1,4 +1,4 @@
-"""One quantisation from a source to an output folder that is there whole or not: preflight, text, walk, evaluation,
+"""One quantization from a source to an output folder that is there whole or not: preflight, text, walk, evaluation,
 gate, manifest.
 
 Work goes on in OUT/.partial. The finished files are renamed into OUT and the manifest follows them, so that a folder
@@ -265,7 +265,7 @@ class QuantizeJob:
             if group["scale"] == "fallback"
         ]
         report = Report(
-            title=f"{self.options.name}, quantised", reference=self.options.name, comparison=compared, judged=OUTPUT,
+            title=f"{self.options.name}, quantized", reference=self.options.name, comparison=compared, judged=OUTPUT,
             nearest=self._nearest(compared), verdict=manifest.gate, reasons=reasons,
             tokens={use: found for use, found in tokens.items() if found is not None},
             settings=self.options.recipe.described(), manifest=manifest.digest, notes=fallen,

@@ -1,5 +1,5 @@
 """One decoder layer from float weights to codes: groupings in the order of the forward pass, each fed what the
-quantised ones before it give."""
+quantized ones before it give."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -94,7 +94,7 @@ class LayerQuantizer:
     lengths: Sequence[float] = ()
 
     def quantize(self, weights: LayerWeights, states: HiddenStates, progress: OnShare = silent) -> QuantizedLayer:
-        """Quantise `weights`, whose linears are read when they are needed, and run the sequences of `states` through
+        """Quantize `weights`, whose linears are read when they are needed, and run the sequences of `states` through
         what came of it."""
         layer = QuantizedLayer(weights)
         # Reading, two steps a grouping, and the last pass.

@@ -1,4 +1,4 @@
-"""What a quantised layer is called and how it lies in the checkpoint that is written."""
+"""What a quantized layer is called and how it lies in the checkpoint that is written."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -103,7 +103,7 @@ class OutputTensors:
         return whole(RawTensor(dtype, tuple(values.shape), data))
 
     def _copied(self, name: str) -> Entry:
-        """A tensor as it is stored; of a GGUF, dequantised and rounded to what is written.
+        """A tensor as it is stored; of a GGUF, dequantized and rounded to what is written.
 
         Its pieces raise CheckpointError where a value is not finite: a row that no text of ours touches would wait in
         the output for whoever is served by it.

@@ -58,8 +58,8 @@ def preflight(
     """Raises SpecError where the recipe cannot be for this model, DoesNotFitError where `memory` bytes are too few."""
     if facts.quantization is not None:
         raise SpecError(
-            "is quantised already", field="SOURCE", value=facts.quantization.format,
-            fix="Quantise the checkpoint that it was made of",
+            "is quantized already", field="SOURCE", value=facts.quantization.format,
+            fix="Quantize the checkpoint that it was made of",
         )  # fmt: skip
     check_shapes(facts, recipe)
     # What looks at no text holds no hidden states of it.

@@ -1,4 +1,4 @@
-"""What is asked of a quantisation: everything that decides the bytes of the output, besides weights and tokens."""
+"""What is asked of a quantization: everything that decides the bytes of the output, besides weights and tokens."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""What quantising cost, for people and for programs: one HTML page that needs nothing else, and the same as JSON."""
+"""What quantizing cost, for people and for programs: one HTML page that needs nothing else, and the same as JSON."""
 
 import json
 import math

@@ -104,7 +104,7 @@ def load_state(folder: Path, wanted: Mapping[str, str]) -> State | None:
         state = State(found["fingerprint"], found["layers"], found["seconds"], shards, found["report"])
         changed = [name for name, value in wanted.items() if state.fingerprint.get(name) != value]
     except (KeyError, TypeError, AttributeError):
-        raise CheckpointError("is not the state of a quantisation", field=str(path), fix=begin_anew) from None
+        raise CheckpointError("is not the state of a quantization", field=str(path), fix=begin_anew) from None
     if changed:
         raise CheckpointError(
             f"holds unfinished work with other {' and '.join(changed)}", field=str(folder),

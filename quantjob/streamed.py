@@ -33,7 +33,7 @@ def not_finite(where: str) -> CheckpointError:
 
 
 class StreamedModel:
-    """Forward pass of `checkpoint` (Hugging Face, GGUF or quantised), a layer at a time.
+    """Forward pass of `checkpoint` (Hugging Face, GGUF or quantized), a layer at a time.
 
     Results depend on no number of threads, and a sequence's result on no other sequence.
 

@@ -52,7 +52,7 @@ SHARD_BYTES = 5_000_000_000
 
 
 class Walk:
-    """One quantisation of the layers of `checkpoint`, going on from what `folder` holds.
+    """One quantization of the layers of `checkpoint`, going on from what `folder` holds.
 
     Args:
         tokens: what calibrates; None for a recipe that looks at no text.
@@ -116,7 +116,7 @@ class Walk:
             proceed: called before anything of a layer is kept; raises where this process may not write any more.
 
         Raises:
-            CheckpointError: a tensor cannot be read or holds what cannot be quantised, the source changed meanwhile, or
+            CheckpointError: a tensor cannot be read or holds what cannot be quantized, the source changed meanwhile, or
                 the disk is full. What is done stays, and a later run goes on from it.
         """
         with writing(self.folder):

@@ -36,7 +36,7 @@ class Workers:
         self.count = count or cpu_limit()
         torch.set_num_threads(1)
         _give_memory_back_at_once()
-        self._pool = ThreadPoolExecutor(self.count, "quantise", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(self.count, "quantize", initializer=torch.set_num_threads, initargs=(1,))
 
     def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> list[Result]:
         """`work` of each unit, in their order. Raises what the first failing unit raised."""

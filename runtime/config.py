@@ -25,7 +25,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Path of a Hugging Face folder or a GGUF file on this machine."""
     precision: str = "auto"
     """auto, bfloat16, float16, float32, w8a16 or w4a16: how weights are held (float16 only on CUDA). auto holds a
-    quantised checkpoint as it is stored, and another in the first of bfloat16, w8a16 and w4a16 that fits."""
+    quantized checkpoint as it is stored, and another in the first of bfloat16, w8a16 and w4a16 that fits."""
     cache_precision: str = "auto"
     """How keys and values are held; auto is as activations are. Others are refused: they are not run yet."""
     tensor: Count | Literal["auto"] = 1

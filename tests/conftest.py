@@ -54,7 +54,7 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_transformers(smollm2_gguf: Path) -> Any:
-    """SmolLM2-135M-Instruct dequantised by transformers from the same GGUF, float32, in eval mode.
+    """SmolLM2-135M-Instruct dequantized by transformers from the same GGUF, float32, in eval mode.
 
     The reference of every claim about right answers; loading takes transformers many seconds, so once for all areas.
     """

@@ -1,1 +1,1 @@
-"""Quantised linear weights as three formats store them, packed and unpacked to the bit."""
+"""Quantized linear weights as three formats store them, packed and unpacked to the bit."""

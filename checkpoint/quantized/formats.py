@@ -1,4 +1,4 @@
-"""The formats by name, and what a quantised checkpoint's config.json says of them."""
+"""The formats by name, and what a quantized checkpoint's config.json says of them."""
 
 from typing import Any, Literal
 

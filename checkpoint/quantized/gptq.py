@@ -100,5 +100,5 @@ class GptqLayout:
         if "g_idx" in parts and not np.array_equal(parts["g_idx"].data, np.arange(columns) // size):
             raise CheckpointError(
                 "columns of a group lie scattered over the row, which would need an index at every product",
-                field=f"{name}.g_idx", fix="Quantise it with desc_act false, or take a checkpoint that was",
+                field=f"{name}.g_idx", fix="Quantize it with desc_act false, or take a checkpoint that was",
             )  # fmt: skip

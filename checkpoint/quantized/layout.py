@@ -24,9 +24,9 @@ class Layout(Protocol):
     """One format. `parts` maps a stored tensor's suffix (`qweight`) to it."""
 
     codes: ClassVar[str]
-    """The suffix of the tensor that holds the codes; a module that has it is quantised."""
+    """The suffix of the tensor that holds the codes; a module that has it is quantized."""
     suffixes: ClassVar[tuple[str, ...]]
-    """Of every tensor that may belong to a quantised linear, besides its bias."""
+    """Of every tensor that may belong to a quantized linear, besides its bias."""
 
     def shape(self, codes: Shape, bits: int) -> tuple[int, int]:
         """(N, K) of the weight whose codes are stored with shape `codes` of two dimensions."""

@@ -1,4 +1,4 @@
-"""One linear layer's quantised weight, whatever format stores it."""
+"""One linear layer's quantized weight, whatever format stores it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

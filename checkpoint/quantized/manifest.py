@@ -1,4 +1,4 @@
-"""`plimsoll-manifest.json`: what a quantisation wrote, from what, by which recipe, and whether it may be served.
+"""`plimsoll-manifest.json`: what a quantization wrote, from what, by which recipe, and whether it may be served.
 
 It is written last: a folder with a manifest is a whole one. Its digest covers every file beside it, so that two
 outputs are the same where their digests are.
@@ -148,21 +148,21 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
 
 
 def failed_gate(folder: Path) -> str | None:
-    """Why the quantisation in `folder` was refused, with its figures; None where it was not, or is none."""
+    """Why the quantization in `folder` was refused, with its figures; None where it was not, or is none."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.gate != "failed":
         return None
-    return f"this quantised checkpoint failed its gate: {manifest.gate_message or 'it lost more than was allowed'}"
+    return f"this quantized checkpoint failed its gate: {manifest.gate_message or 'it lost more than was allowed'}"
 
 
 def refuse_failed_gate(folder: Path) -> None:
-    """Raises CheckpointError, with the figures, for a folder whose quantisation lost more than was allowed."""
+    """Raises CheckpointError, with the figures, for a folder whose quantization lost more than was allowed."""
     why = failed_gate(folder)
     if why is not None:
         raise CheckpointError(
             why,
             field=str(folder / MANIFEST_NAME),
-            fix="Quantise it by another method or in smaller groups, or allow a larger loss and quantise it anew",
+            fix="Quantize it by another method or in smaller groups, or allow a larger loss and quantize it anew",
         )
 
 

@@ -1,4 +1,4 @@
-"""From the tensors a quantised checkpoint stores to the weights they mean, by headers alone."""
+"""From the tensors a quantized checkpoint stores to the weights they mean, by headers alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ _CODES = (".qweight", ".weight_packed")
 
 @dataclass(frozen=True)
 class Logical:
-    """The weights as the model names them: those of quantised linears beside what is stored whole."""
+    """The weights as the model names them: those of quantized linears beside what is stored whole."""
 
     tensors: Mapping[str, TensorFact]
-    """By Hugging Face's float names, in file order; a quantised one has the dtype W4 or W8 and the bytes stored."""
+    """By Hugging Face's float names, in file order; a quantized one has the dtype W4 or W8 and the bytes stored."""
     modules: Mapping[str, tuple[str, ...]]
-    """Quantised modules, with the suffixes of what each stores."""
+    """Quantized modules, with the suffixes of what each stores."""
 
 
 def logical_tensors(stored: Mapping[str, TensorFact], quantization: Quantization | None, where: str) -> Logical:
-    """Every quantised linear's tensors checked against each other and put in the place of its weight.
+    """Every quantized linear's tensors checked against each other and put in the place of its weight.
 
     Raises:
         CheckpointError: a tensor is missing, of another shape or dtype, or there where it should not be; groups do not
@@ -35,7 +35,7 @@ def logical_tensors(stored: Mapping[str, TensorFact], quantization: Quantization
         found = next((name for name in stored if name.endswith(_CODES)), None)
         if found is not None:
             raise CheckpointError(
-                "holds quantised weights, and its config.json has no quantization_config",
+                "holds quantized weights, and its config.json has no quantization_config",
                 field=where, value=found[:200], fix="Put it there; some exporters keep it in quantize_config.json",
             )  # fmt: skip
         return Logical(stored, {})
@@ -79,7 +79,7 @@ def _linear(
     """(the weight of `module`, the suffixes of what it stores)."""
     at = f"{where}: {module[:200]}"
     if f"{module}.weight" in stored:
-        raise CheckpointError("is stored whole and quantised", field=f"{at}.weight", fix=_DAMAGED)
+        raise CheckpointError("is stored whole and quantized", field=f"{at}.weight", fix=_DAMAGED)
     codes = stored[f"{module}.{layout.codes}"]
     if len(codes.shape) != 2 or 0 in codes.shape:
         raise CheckpointError(

@@ -40,7 +40,7 @@ Spec = ModelDeploymentSpec | QuantizationJobSpec
 
 MIB, GIB = 1 << 20, 1 << 30
 MODELS = "/models"
-#: What the server compares with the manifest of a quantised checkpoint before it loads that.
+#: What the server compares with the manifest of a quantized checkpoint before it loads that.
 CHECKPOINT_DIGEST = "PLIMSOLL_CHECKPOINT_DIGEST"
 #: What the pod compares with the files of a claim before and after it loads them; a hub's and a bucket's are compared
 #: by the container that fetches, and an image has its digest.

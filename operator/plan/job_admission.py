@@ -96,7 +96,7 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
     try:
         if found.facts.quantization is not None:
             raise SpecError(
-                "is quantised already", field="spec.model.source", value=spec.model.source,
+                "is quantized already", field="spec.model.source", value=spec.model.source,
                 fix="Name the checkpoint that it was made of",
             )  # fmt: skip
         needs = job_needs(found.facts, load)

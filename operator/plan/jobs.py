@@ -57,7 +57,7 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
         made = build.job(
             snapshot.deployment, admission.spec, admission.inspection, admission.needs, settings, image_volumes=volumes
         )
-        actions.append(Apply(made, "quantise"))
+        actions.append(Apply(made, "quantize"))
     found = job_status(snapshot, admission, run, mine, held_up)
     return Plan(
         actions=ordered(actions),

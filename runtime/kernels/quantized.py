@@ -1,4 +1,4 @@
-"""Quantised matrices as a checkpoint gives them, and what they stand for: w = (code - zero) * scale.
+"""Quantized matrices as a checkpoint gives them, and what they stand for: w = (code - zero) * scale.
 
 Groups of K/G neighbouring columns of a row share one scale and one zero point. Codes of 4 bits are unsigned, 0 to 15;
 codes of 8 bits are signed and symmetric.

@@ -66,7 +66,7 @@ def _on_cuda(device: torch.device, dtype: torch.dtype) -> Kernels:
         missing = _missing_for_triton() or _unsafe_triton_cache()
         if not missing:
             return triton_kernels(device, dtype)
-    log.warning("plain torch multiplies quantised weights, slowly: %s", missing)
+    log.warning("plain torch multiplies quantized weights, slowly: %s", missing)
     return torch_kernels(device, dtype)
 
 

@@ -65,7 +65,7 @@ class Kernels:
     """(weight [N, K]) -> Weight. Takes the tensor as read; may keep it or copy it into its own layout of equal size
     (rows padded to the table's tile: `packed_bytes` tells)."""
     pack_quantized: Callable[[QuantizedMatrix], Weight]
-    """A quantised weight [N, K] -> Weight, for `linear`; of 8 bits also for `embedding`. Held as it is: with rows
+    """A quantized weight [N, K] -> Weight, for `linear`; of 8 bits also for `embedding`. Held as it is: with rows
     padded to the table's tile, rows * (K/2 + 3 G) bytes for 4 bits with 16-bit scales (5 G with float32 ones), rows *
     (K + 4 G) for 8. Raises ValueError for codes above 15."""
     embedding: Callable[[Tensor, Weight], Tensor]

@@ -55,7 +55,7 @@ def linear(x: Tensor, weight: Tensor | TorchQuantized, bias: Tensor | None) -> T
     if isinstance(weight, Tensor) and weight.dtype == x.dtype:
         return functional.linear(x, weight, bias)
     (rows, columns), products = weight.shape, []
-    # A quantised run passes through float32 on its way.
+    # A quantized run passes through float32 on its way.
     step = max(1, UPCAST_ELEMENTS // (1 if isinstance(weight, Tensor) else 4) // columns)
     for start in range(0, rows, step):
         stop = min(start + step, rows)

@@ -1,4 +1,4 @@
-"""Products with weights of 4 and 8 bits on CUDA: dequantised in registers, block by block, on the way into `tl.dot`.
+"""Products with weights of 4 and 8 bits on CUDA: dequantized in registers, block by block, on the way into `tl.dot`.
 
 The weights are the plain table's own (`TorchQuantized`), and its `linear` is the twin that this one is held to. Import
 it where triton is: nothing else of the package needs it.
@@ -133,5 +133,5 @@ def linear(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
 
 
 def triton_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
-    """The plain table with these products in place of its own for quantised weights."""
+    """The plain table with these products in place of its own for quantized weights."""
     return dataclasses.replace(torch_kernels(device, dtype), name="torch, triton", linear=linear)

@@ -56,7 +56,7 @@ class TensorSource(Protocol):
         """Rows [start, stop) of a tensor, or all of it."""
 
     def read_quantized(self, module: str, rows: tuple[int, int] | None = None) -> QuantizedLinear:
-        """Rows of a quantised linear in its codes. Called for those that `facts` says are quantised."""
+        """Rows of a quantized linear in its codes. Called for those that `facts` says are quantized."""
 
 
 def load_decoder(
@@ -73,9 +73,9 @@ def load_decoder(
     """Reads every tensor once, in `weight_dtype` for matrices and the table's dtype for norms and biases.
 
     Args:
-        precision: w4a16 and w8a16 hold linear layers in codes: those of a quantised checkpoint as they are stored,
+        precision: w4a16 and w8a16 hold linear layers in codes: those of a quantized checkpoint as they are stored,
             floats rounded to nearest; and the head in 8 bits, where the table says so. Else everything is floats, a
-            quantised checkpoint's codes included.
+            quantized checkpoint's codes included.
         max_model_len: positions the decoder can take; the trained length if None.
         rope: in place of the checkpoint's rotary embedding (`override_rope`).
 

@@ -112,7 +112,7 @@ def test_weights_are_the_bytes_in_the_headers(architecture: str, tmp_path: Path)
 
 
 @given(configs(), st.sampled_from([None, 32, 128]))
-def test_quantised_weights_carry_their_scales(facts: ModelFacts, head_group: int | None) -> None:
+def test_quantized_weights_carry_their_scales(facts: ModelFacts, head_group: int | None) -> None:
     device = DeviceFacts("cuda", GIB, TableFacts(head_group=head_group))
     arch = find_family(facts.architecture).names
     head = f"{arch.embedding if facts.tie_embeddings else arch.head}.weight"
@@ -145,7 +145,7 @@ QUANTIZED = [
 
 
 def stored_as(facts: ModelFacts, said: Quantization, whole: str = "/") -> ModelFacts:
-    """`facts` of a checkpoint quantised as `said`, modules with `whole` in their names left as they are."""
+    """`facts` of a checkpoint quantized as `said`, modules with `whole` in their names left as they are."""
     tensors = {}
     for name, shape in expected_tensors(facts).items():
         linear = ".layers." in name and len(shape) == 2 and whole not in name
@@ -157,7 +157,7 @@ def stored_as(facts: ModelFacts, said: Quantization, whole: str = "/") -> ModelF
     configs(), st.sampled_from(QUANTIZED), st.sampled_from([1, 16, 32]), st.sampled_from(["/", "layers.0.", "down"]),
     st.booleans(),
 )  # fmt: skip
-def test_a_quantised_checkpoint_is_held_as_it_is_stored_but_for_its_head(
+def test_a_quantized_checkpoint_is_held_as_it_is_stored_but_for_its_head(
     facts: ModelFacts, said: Quantization, tile: int, whole: str, coded_head: bool
 ) -> None:
     facts = stored_as(facts, said, whole)
@@ -211,7 +211,7 @@ def test_a_matrix_with_one_whole_part_is_whole() -> None:
 
 
 @given(configs(), st.integers(1, 16), st.sampled_from(QUANTIZED))
-def test_shards_of_quantised_weights_are_sized_or_refused(facts: ModelFacts, tensor: int, said: Quantization) -> None:
+def test_shards_of_quantized_weights_are_sized_or_refused(facts: ModelFacts, tensor: int, said: Quantization) -> None:
     facts = stored_as(facts, said)
     if tensor not in tensor_sizes(facts):
         return
@@ -228,7 +228,7 @@ def test_shards_of_quantised_weights_are_sized_or_refused(facts: ModelFacts, ten
     assert weight_bytes(facts, precision, CARD) <= weight_bytes(facts, precision, CARD, tensor) * tensor
 
 
-def test_auto_serves_a_quantised_checkpoint_as_it_is() -> None:
+def test_auto_serves_a_quantized_checkpoint_as_it_is() -> None:
     for said, precision in ((QUANTIZED[0], "w4a16"), (QUANTIZED[4], "w8a16")):
         facts = stored_as(FACTS, said)
         found = budget(facts, CARD, Load(max_length=8192))

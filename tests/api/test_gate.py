@@ -1,4 +1,4 @@
-"""Limits on what quantising may cost: how they are written, and when a checkpoint is past them."""
+"""Limits on what quantizing may cost: how they are written, and when a checkpoint is past them."""
 
 import math
 

@@ -155,7 +155,7 @@ def quantized_facts(config: dict[str, Any], said: dict[str, Any], extra: Any) ->
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_quantised_models_of_every_format_fit(name: str) -> None:
+def test_quantized_models_of_every_format_fit(name: str) -> None:
     layers = PUBLISHED[name]["num_hidden_layers"]
     awq = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
     gptq = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True, "meta": "x" * 9999}

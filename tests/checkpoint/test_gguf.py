@@ -58,7 +58,7 @@ def test_internlm2_comes_as_the_llama_it_is(tmp_path: Path, llama: Any) -> None:
 
 
 @pytest.mark.parametrize("block_type", WRITABLE)
-def test_block_types_dequantise_as_the_gguf_package_does(tmp_path: Path, llama: Any, block_type: str) -> None:
+def test_block_types_dequantize_as_the_gguf_package_does(tmp_path: Path, llama: Any, block_type: str) -> None:
     checkpoint = open_checkpoint(make_gguf(tmp_path / "q.gguf", llama, block_type=block_type))
     kind = gguf.GGMLQuantizationType[block_type]
     for name in ("model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"):
@@ -72,7 +72,7 @@ def test_block_types_dequantise_as_the_gguf_package_does(tmp_path: Path, llama: 
     assert error.max() < 0.15, "rows are back in Hugging Face's order"
 
 
-def test_every_block_type_of_the_package_opens_and_dequantises(tmp_path: Path) -> None:
+def test_every_block_type_of_the_package_opens_and_dequantizes(tmp_path: Path) -> None:
     """Types the package can read and not write, from random blocks: 256 columns hold a whole block of any of them."""
     from plimsoll.checkpoint.gguf_checkpoint import GgufCheckpoint
 
@@ -222,7 +222,7 @@ def test_what_this_version_does_not_serve(tmp_path: Path, llama: Any) -> None:
     assert "belongs to no architecture" in refusal(
         make_gguf(tmp_path / "c.gguf", llama, extra={"blk.0.ffn_gate_exps.weight": np.ones((2, 32), np.float32)})
     )
-    assert "cannot be dequantised" in refusal(
+    assert "cannot be dequantized" in refusal(
         make_gguf(tmp_path / "d.gguf", llama, extra={"blk.0.attn_q.bias": np.ones(64, np.int32)})
     )
 

@@ -262,7 +262,7 @@ def test_what_is_not_a_checkpoint(folder: Path, tmp_path: Path) -> None:
     assert "Mamba" in refusal(folder)
 
 
-def test_a_configuration_that_quantises_weights_that_are_whole_is_refused(folder: Path) -> None:
+def test_a_configuration_that_quantizes_weights_that_are_whole_is_refused(folder: Path) -> None:
     edit(folder / "config.json", lambda c: c.update(quantization_config={"quant_method": "awq", "bits": 4}))
     assert "quantization_config: says awq, and no module has a qweight" in refusal(folder)
     edit(folder / "config.json", lambda c: c.update(quantization_config={"quant_method": "awq", "bits": 3}))

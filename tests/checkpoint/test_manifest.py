@@ -1,4 +1,4 @@
-"""The manifest beside a quantised checkpoint: its digest tells outputs apart, and a changed file is found."""
+"""The manifest beside a quantized checkpoint: its digest tells outputs apart, and a changed file is found."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Quantised linears packed and unpacked to the bit, and held to the formats' descriptions value by value."""
+"""Quantized linears packed and unpacked to the bit, and held to the formats' descriptions value by value."""
 
 from typing import Any
 

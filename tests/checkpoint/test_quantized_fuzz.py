@@ -1,4 +1,4 @@
-"""Damaged quantised checkpoints: only errors in plain words, and never more memory than the file could need."""
+"""Damaged quantized checkpoints: only errors in plain words, and never more memory than the file could need."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""A quantised checkpoint inspected from far away: the same facts from headers alone, the same refusals."""
+"""A quantized checkpoint inspected from far away: the same facts from headers alone, the same refusals."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_failed_gate_is_refused_before_anything_is_fetched(tmp_path: Path) -> 
         inspect_remote(held(folder))
 
 
-def test_the_command_says_how_it_is_quantised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_how_it_is_quantized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = quantized.make_quantized(tmp_path / "model", quantized.COMPRESSED, tokenizer=False)
     with pytest.raises(SystemExit) as ended:
         main(["inspect", str(folder), "-o", "json"])

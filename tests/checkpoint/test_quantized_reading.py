@@ -1,4 +1,4 @@
-"""Quantised checkpoints opened and read: the weights they mean, by rows and whole; damage refused by name."""
+"""Quantized checkpoints opened and read: the weights they mean, by rows and whole; damage refused by name."""
 
 import json
 from collections.abc import Callable
@@ -90,7 +90,7 @@ DAMAGE: list[tuple[str, Callable[[Tensors], object], str]] = [
     ("awq", lambda t: t.update({f"{DOWN}.qweight": t[f"{DOWN}.qweight"].view("f4")}), "has I32 [96, 8] here"),
     ("awq", lambda t: t.update({f"{DOWN}.qweight": t[f"{DOWN}.qweight"].reshape(-1)}), "two dimensions"),
     ("awq", lambda t: t.update({f"{DOWN}.qweight": t[f"{DOWN}.qweight"][:80]}), "groups of 32 do not divide"),
-    ("awq", lambda t: t.update({f"{DOWN}.weight": np.zeros((64, 96), "f4")}), "is stored whole and quantised"),
+    ("awq", lambda t: t.update({f"{DOWN}.weight": np.zeros((64, 96), "f4")}), "is stored whole and quantized"),
     ("awq", lambda t: t.update({"lm_head.qweight": t[f"{DOWN}.qweight"]}), "lm_head.weight: is stored whole"),
     ("ct", lambda t: t.pop(f"{DOWN}.weight_shape"), f"{DOWN}.weight_shape: is missing"),
     ("ct", lambda t: t.pop(f"{DOWN}.weight_zero_point"), f"{DOWN}.weight_zero_point: is missing"),
@@ -109,14 +109,14 @@ def test_damage_is_found_on_opening(
     assert message in damaged(folder, change)
 
 
-def test_a_quantised_head_is_refused(tmp_path: Path) -> None:
+def test_a_quantized_head_is_refused(tmp_path: Path) -> None:
     folder, _ = quantized.make_quantized(tmp_path / "model", quantized.AWQ, vocab_size=64, intermediate_size=64)
 
     def quantize_head(tensors: Tensors) -> None:
         del tensors["lm_head.weight"]
         tensors.update({f"lm_head.{suffix}": tensors[f"{DOWN}.{suffix}"] for suffix in ("qweight", "qzeros", "scales")})
 
-    assert "quantised embedding or head" in damaged(folder, quantize_head)
+    assert "quantized embedding or head" in damaged(folder, quantize_head)
 
 
 def test_codes_without_a_configuration_are_refused(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_an_output_that_failed_its_gate_is_measured_and_said_to_be_refused(
     capsys.readouterr()
     code, _, err = run(capsys, "one", str(out), *FEW, "--report", str(tmp_path / "report"), "-o", "json")
     assert code == 0
-    why = f"{out}: this quantised checkpoint failed its gate: the mean KL divergence is"
+    why = f"{out}: this quantized checkpoint failed its gate: the mean KL divergence is"
     assert err.startswith(f"note: {why}")
     assert "It is measured here and served nowhere\n" in err
     assert json.loads((tmp_path / "report" / "report.json").read_text())["notes"][0].startswith(why)

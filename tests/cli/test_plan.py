@@ -225,7 +225,7 @@ def test_codes_that_this_machine_has_no_kernels_for_are_said_to_cost_time(
 
 
 @pytest.mark.parametrize(("precision", "taken"), [("auto", "w4a16"), ("bfloat16", "bfloat16")])
-def test_a_quantised_checkpoint_is_planned_as_the_engine_will_hold_it(
+def test_a_quantized_checkpoint_is_planned_as_the_engine_will_hold_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str, taken: str
 ) -> None:
     folder, _ = quantized.make_quantized(tmp_path / "model", quantized.AWQ, "Qwen2ForCausalLM", tokenizer=False)

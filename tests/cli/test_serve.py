@@ -74,7 +74,7 @@ def test_what_cannot_be_served_is_refused_in_plain_words(
         (["--model-format", "awq", "--memory", "1Mi"], "MiB"),
     ],
 )
-def test_words_for_a_quantised_checkpoint_are_held_against_it(
+def test_words_for_a_quantized_checkpoint_are_held_against_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
     folder, _ = quantized.make_quantized(tmp_path / "model", quantized.AWQ)

@@ -1,4 +1,4 @@
-"""`plimsoll up` of a file that quantises first: the same two kinds that a cluster takes."""
+"""`plimsoll up` of a file that quantizes first: the same two kinds that a cluster takes."""
 
 import subprocess
 import sys

@@ -142,7 +142,7 @@ def test_a_closed_model_says_so(tiny_llama):
         ({"max_running": 0}, "must be int, at least 1"),
         ({"kv_cache_bytes": 1}, "a cache of"),
         ({"tensor": 2}, "tensor: a model spread over several devices can be planned for and is not run yet"),
-        ({"cache_precision": "int8"}, "cache_precision: a quantised cache can be planned for and is not run yet"),
+        ({"cache_precision": "int8"}, "cache_precision: a quantized cache can be planned for and is not run yet"),
     ],
 )
 def test_a_start_that_cannot_be_is_refused_in_plain_words(tiny_llama, options, message):

@@ -1,4 +1,4 @@
-"""Quantised checkpoints as they are served: the same answers as the floats they stand for, in the bytes foretold."""
+"""Quantized checkpoints as they are served: the same answers as the floats they stand for, in the bytes foretold."""
 
 import random
 from collections.abc import Callable

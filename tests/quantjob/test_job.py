@@ -155,7 +155,7 @@ def test_a_job_killed_at_any_file_goes_on_to_the_same_bytes(
     assert done.returncode == 0, done.stderr
     left = json.loads(done.stdout)
     assert len(left) >= 10
-    assert left == sorted(left), "no layer that was quantised or measured is so twice"
+    assert left == sorted(left), "no layer that was quantized or measured is so twice"
     # Three models of three layers are compared.
     assert any(0 < compared < 9 for _, compared, _ in left)
     ours, undisturbed = dict(contents(out)), dict(contents(finished))

@@ -237,7 +237,7 @@ def make_gguf(
     """A GGUF of a transformers model, laid out as llama.cpp's converter does, with the tiny tokenizer.
 
     Args:
-        block_type: a ggml type that the `gguf` package can quantise; matrices take it, vectors stay F32.
+        block_type: a ggml type that the `gguf` package can quantize; matrices take it, vectors stay F32.
         architecture: `general.architecture`; default from the model (Mistral writes llama). `internlm2` for a Llama
             model gives what llama.cpp makes of InternLM2.
         extra: more tensors, by GGUF name.

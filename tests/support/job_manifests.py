@@ -147,6 +147,6 @@ def wrong_jobs() -> Iterator[Wrong]:
         yield Wrong(what, job_manifest(LEAST | change), field)
     for name in _NAMES:
         yield Wrong(f"name {name[:12]}", job_manifest(LEAST, name), "metadata.name")
-    for what, spec in (("a list", []), ("words", "quantise")):
+    for what, spec in (("a list", []), ("words", "quantize")):
         yield Wrong(what, job_manifest({}) | {"spec": spec}, "spec")
     yield Wrong("no output", job_manifest({"model": LEAST["model"]}), "spec.output")

@@ -1,4 +1,4 @@
-"""Tiny quantised checkpoints of every format, rounded to nearest, beside the floats they stand for."""
+"""Tiny quantized checkpoints of every format, rounded to nearest, beside the floats they stand for."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def quantize_folder(source: Path, folder: Path, said: Quantization, whole: tuple
     The head stays whole, of values that 8 bits hold exactly.
 
     Returns:
-        The quantised folder, and a float32 one of the values it stands for.
+        The quantized folder, and a float32 one of the values it stands for.
     """
     from safetensors.numpy import load_file, save_file
 
@@ -88,6 +88,6 @@ def make_quantized(
     folder: Path, said: Quantization, architecture: str = "LlamaForCausalLM", *, whole: tuple[str, ...] = (),
     **overrides: Any,
 ) -> tuple[Path, Path]:  # fmt: skip
-    """`make_checkpoint` in float32, quantised: (its folder, the folder of the floats it stands for)."""
+    """`make_checkpoint` in float32, quantized: (its folder, the folder of the floats it stands for)."""
     source = make_checkpoint(folder.with_name(folder.name + "-source"), architecture, **overrides)
     return quantize_folder(source, folder, said, whole)

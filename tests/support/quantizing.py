@@ -1,4 +1,4 @@
-"""Quantisations of tiny checkpoints on text of our own, and one that is killed again and again."""
+"""Quantizations of tiny checkpoints on text of our own, and one that is killed again and again."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def killed_at(options: JobOptions, event: int) -> bool:
 
 
 def reached(out: Path) -> list[int]:
-    """[layers that are quantised, layers the compared models have run through, windows measured] on the disk."""
+    """[layers that are quantized, layers the compared models have run through, windows measured] on the disk."""
     state, kept = out / ".partial" / "state.json", out / ".partial" / "evaluation"
     walked = json.loads(state.read_bytes())["layers"] if state.exists() else 0
     told = kept / "state.json"

@@ -1,4 +1,4 @@
-"""The three quantised formats read value by value, from their descriptions alone: slow, and nothing of ours in it.
+"""The three quantized formats read value by value, from their descriptions alone: slow, and nothing of ours in it.
 
 A word is a 32-bit integer; field i of b bits is (word >> b * i) & (2^b - 1). Every function gives, for one output
 feature n and input feature k, the code, the zero point and the scale.

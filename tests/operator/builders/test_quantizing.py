@@ -1,4 +1,4 @@
-"""The Job that quantises: what it is told, what it sees, who may reach it, and which ends are final."""
+"""The Job that quantizes: what it is told, what it sees, who may reach it, and which ends are final."""
 
 from dataclasses import replace
 from typing import Any

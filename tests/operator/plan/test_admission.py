@@ -1,4 +1,4 @@
-"""What quantised weights are admitted with: the bytes they take as they lie, and what `auto` passed over."""
+"""What quantized weights are admitted with: the bytes they take as they lie, and what `auto` passed over."""
 
 from dataclasses import replace
 from typing import Any
@@ -43,7 +43,7 @@ def cluster(facts: ModelFacts, **changes: Any) -> Cluster:
 
 
 @pytest.mark.parametrize("precision", ["auto", "w4a16"])
-def test_a_quantised_checkpoint_is_admitted_with_its_codes_scales_and_zero_points(precision: str) -> None:
+def test_a_quantized_checkpoint_is_admitted_with_its_codes_scales_and_zero_points(precision: str) -> None:
     made = cluster(stored(AWQ), precision=precision)
     assert made.status["phase"] == "Ready"
     found = made.status["budget"]
