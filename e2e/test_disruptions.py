@@ -187,9 +187,8 @@ def test_an_engine_that_ends_or_hangs_costs_only_streams_that_had_begun(
 
 def _engines(uid: str) -> list[int]:
     """Ids of the engine processes of a pod."""
-    return [
-        process for process in _processes(uid) if b"engine.process" in Path(f"/proc/{process}/cmdline").read_bytes()
-    ]
+    module = b"plimsoll.runtime.engine.transport.process"
+    return [process for process in _processes(uid) if module in Path(f"/proc/{process}/cmdline").read_bytes()]
 
 
 def _kill(uid: str) -> None:
