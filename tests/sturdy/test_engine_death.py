@@ -44,7 +44,8 @@ async def load_until(server: ServerProcess, harm: Callable[[], None]) -> list[He
     def running() -> float:
         return server.metrics()["num_requests_running"]
 
-    while await asyncio.to_thread(running) < 20:
+    # On a busy machine requests may end nearly as fast as they begin.
+    while await asyncio.to_thread(running) < 8:
         assert not all(client.done() for client in clients)
     await asyncio.to_thread(harm)
     return await asyncio.gather(*clients)
