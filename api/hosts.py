@@ -1,4 +1,4 @@
-"""Names in Host and Origin headers: which of them are of this machine, and which nobody else can make point here."""
+"""Names in Host and Origin headers, and which of them always mean this machine."""
 
 import ipaddress
 import re

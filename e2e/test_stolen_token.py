@@ -1,4 +1,4 @@
-"""What the API server refuses to whoever holds the token of an operator for the whole cluster. Nothing is stored."""
+"""The API server refuses what the token of a cluster-wide operator must not do. Nothing is stored."""
 
 import json
 import subprocess

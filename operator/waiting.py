@@ -53,12 +53,12 @@ class Waiting:
         return replace(snapshot, pods=pods, inspecting=looking, batch_jobs=jobs)
 
     def _job(self, namespace: str, job: BatchJob) -> BatchJob:
-        told, stuck = self._last(namespace, job.uid)
-        return replace(job, last_event=told if stuck else "")
+        event, stuck = self._last(namespace, job.uid)
+        return replace(job, last_event=event if stuck else "")
 
     def _explained(self, namespace: str, pod: Pod) -> Pod:
-        told, stuck = self._last(namespace, pod.uid)
-        return replace(pod, last_event=told, stuck=stuck)
+        event, stuck = self._last(namespace, pod.uid)
+        return replace(pod, last_event=event, stuck=stuck)
 
     def _last(self, namespace: str, uid: str) -> tuple[str, bool]:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""One linear layer's quantized weight, whatever format stores it."""
+"""The quantized weight of one linear layer, for every format that stores one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
