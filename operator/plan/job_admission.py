@@ -56,8 +56,8 @@ def admit_job(snapshot: Snapshot, settings: Settings) -> JobAdmission:
         return JobAdmission(Condition("Accepted", "False", "InvalidSpec", str(error)), unknown)
     if snapshot.rivals:
         text = (
-            f"spec.output: {spec.output} is QuantizationJob {snapshot.rivals[0]}'s, and whoever serves that goes on "
-            "serving it. Write another PATH"
+            f"spec.output: {spec.output} belongs to QuantizationJob {snapshot.rivals[0]}, and others may serve it. "
+            "Write another PATH"
         )
         return JobAdmission(Condition("Accepted", "False", "OutputTaken", text), unknown)
     look = looked_at(snapshot, spec.model.source)
