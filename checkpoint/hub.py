@@ -1,8 +1,11 @@
-"""A repository of the Hugging Face hub, or of a mirror of it, read in ranges at one commit."""
+"""Repositories of the Hugging Face hub, or of a mirror of it, at one commit: models by ranges, datasets by file."""
 
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -18,10 +21,46 @@ BUSY = (408, 429)
 _SENT_RANGE = re.compile(r"bytes (?P<first>[0-9]+)-[0-9]+/(?P<total>[0-9]+|\*)")
 #: A name of content, as git and LFS write it.
 _HEX = re.compile(r"[0-9a-f]{16,64}")
+#: Before the name of a dataset, in its source and in the hub's addresses alike.
+DATASETS = "datasets/"
+
+
+def look_up(hub: HubSource) -> tuple[HubSource, dict[str, Any]]:
+    """The repository at the commit that its revision means now, and what the hub says of that commit.
+
+    `HF_ENDPOINT` and the token (`HF_TOKEN`) work as in huggingface_hub.
+
+    Raises:
+        CheckpointError: no such repository or revision; no access; no connection; a forbidden endpoint.
+    """
+    from huggingface_hub import constants
+
+    guard.check_url(constants.ENDPOINT)
+    with _in_words(hub):
+        found = next(hub_session.pages(f"{_api(hub)}/revision/{quote(hub.revision, safe='')}", str(hub)))
+        commit = hub_session.commit_of(found, str(hub))
+    return replace(hub, revision=commit), found
+
+
+def listed_names(hub: HubSource, found: dict[str, Any]) -> list[str]:
+    """Names of the files in what `look_up` found. Raises CheckpointError."""
+    entries = hub_session.list_of(found.get("siblings") or [], str(hub))
+    names = [entry.get("rfilename") for entry in entries if isinstance(entry, dict)]
+    return [name for name in names if isinstance(name, str) and ".." not in name.split("/")]
+
+
+def cached_file(hub: HubSource, name: str) -> Path:
+    """A file of a dataset in this machine's cache (`HF_HOME`), downloaded if need be. Raises CheckpointError."""
+    from huggingface_hub import hf_hub_download
+
+    hub_session.session()
+    with _in_words(hub):
+        repo = hub.repo.removeprefix(DATASETS)
+        return Path(hf_hub_download(repo, name, repo_type="dataset", revision=hub.revision))
 
 
 class HubRemote(Remote):
-    """See `Remote`. `HF_ENDPOINT` and the token (`HF_TOKEN`) work as in huggingface_hub."""
+    """See `Remote` and `look_up`."""
 
     def __init__(self, hub: HubSource) -> None:
         """Resolve the revision to a commit and list what serving needs.
@@ -29,18 +68,11 @@ class HubRemote(Remote):
         Raises:
             CheckpointError: no such repository, revision or file; no access; no connection.
         """
-        from huggingface_hub import constants
-
-        guard.check_url(constants.ENDPOINT)
         self.label = str(hub)
-        try:
-            self.revision = self._commit(hub)
-            listed = self._listed(hub, self.revision)
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise _explained(error, hub) from None
-        self.source = HubSource(hub.repo, self.revision, hub.file)
+        self.source, _ = look_up(hub)
+        self.revision = self.source.revision
+        with _in_words(hub):
+            listed = self._listed()
         self.path = hub.file or ""
         self.files: Sequence[RemoteFile]
         if hub.file:
@@ -50,14 +82,9 @@ class HubRemote(Remote):
         else:
             self.files, self.path = choose(listed, self.label)
 
-    def _commit(self, hub: HubSource) -> str:
-        revision = quote(hub.revision, safe="")
-        url = f"{_api()}/{hub.repo}/revision/{revision}"
-        return hub_session.commit_of(next(hub_session.pages(url, self.label)), self.label)
-
-    def _listed(self, hub: HubSource, commit: str) -> list[RemoteFile]:
-        folder = hub.file.rpartition("/")[0] if hub.file else ""
-        url = f"{_api()}/{hub.repo}/tree/{commit}" + (f"/{quote(folder)}" if folder else "")
+    def _listed(self) -> list[RemoteFile]:
+        folder = self.source.file.rpartition("/")[0] if self.source.file else ""
+        url = f"{_api(self.source)}/tree/{self.revision}" + (f"/{quote(folder)}" if folder else "")
         found: list[RemoteFile] = []
         for page in hub_session.pages(url, self.label):
             entries = hub_session.list_of(page, self.label)
@@ -72,17 +99,24 @@ class HubRemote(Remote):
 
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
         url = f"{constants.ENDPOINT}/{self.source.repo}/resolve/{self.revision}/{quote(file.name)}"
-        try:
-            with hub_session.session().stream(
-                "GET", url, headers=headers, timeout=SILENCE, follow_redirects=True
-            ) as answer:
-                hf_raise_for_status(answer)
-                # As the network brings them: what is gathered into larger pieces is lost when the connection breaks.
-                yield from body(answer.iter_raw(), answer.status_code, answer.headers, file, start, self.label)
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise _explained(error, self.source) from None
+        with (
+            _in_words(self.source),
+            hub_session.session().stream("GET", url, headers=headers, timeout=SILENCE, follow_redirects=True) as answer,
+        ):
+            hf_raise_for_status(answer)
+            # As the network brings them: what is gathered into larger pieces is lost when the connection breaks.
+            yield from body(answer.iter_raw(), answer.status_code, answer.headers, file, start, self.label)
+
+
+@contextmanager
+def _in_words(hub: HubSource) -> Iterator[None]:
+    """Raises CheckpointError for whatever the hub, the client or the network raise meanwhile."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise _explained(error, hub) from None
 
 
 def _explained(error: Exception, hub: HubSource) -> CheckpointError:
@@ -106,10 +140,10 @@ def _explained(error: Exception, hub: HubSource) -> CheckpointError:
     )  # fmt: skip
 
 
-def _api() -> str:
+def _api(hub: HubSource) -> str:
     from huggingface_hub import constants
 
-    return f"{constants.ENDPOINT}/api/models"
+    return f"{constants.ENDPOINT}/api/{'' if hub.repo.startswith(DATASETS) else 'models/'}{hub.repo}"
 
 
 def _is_file(entry: Any) -> bool:

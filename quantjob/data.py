@@ -232,10 +232,9 @@ def check_dataset(dataset: str, field: str) -> None:
 def _files(dataset: Dataset, field: str) -> tuple[str, Iterator[Path]]:
     """(what to call it, its files; of the hub each is downloaded when it is its turn)."""
     if dataset.kind == "hf":
-        from plimsoll.quantjob.hub_dataset import HubDataset
+        from plimsoll.quantjob.hub_dataset import dataset_files
 
-        remote = HubDataset(dataset, field)
-        return str(remote), remote.files()
+        return dataset_files(dataset, field)
     if dataset.kind == "pvc":
         raise SpecError(
             "lies on a claim, which only a cluster mounts", field=field, value=str(dataset),

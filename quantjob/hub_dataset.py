@@ -1,87 +1,43 @@
-"""The files of a dataset of the Hugging Face hub, or of a mirror of it, fetched one by one as they are wanted."""
+"""Which files of a dataset of the Hugging Face hub are read: by file, folder, configuration and split."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from plimsoll.api.dataset import Dataset
-from plimsoll.api.errors import CheckpointError, SpecError
-from plimsoll.checkpoint import guard, hub_session
-from plimsoll.checkpoint.sources import HubSource, hub_error
+from plimsoll.api.errors import SpecError
+from plimsoll.checkpoint import guard, hub
+from plimsoll.checkpoint.sources import HubSource
 from plimsoll.quantjob.documents import KINDS, is_data
 
 
-class HubDataset:
-    """See module. `HF_ENDPOINT`, the token (`HF_TOKEN`) and the cache (`HF_HOME`) work as in huggingface_hub.
+def dataset_files(dataset: Dataset, field: str) -> tuple[str, Iterator[Path]]:
+    """(the dataset at its commit, for people; its files, each downloaded when it is its turn).
 
-    Attributes:
-        names: the files to read, in order.
+    Raises:
+        SpecError: downloads are off, or nothing of that name in it is of a kind that is read.
+        CheckpointError: no such dataset or revision; no access; no connection. The files raise it too.
     """
+    from huggingface_hub import constants
 
-    def __init__(self, dataset: Dataset, field: str) -> None:
-        """Resolve the revision to a commit and choose files.
-
-        Raises:
-            SpecError: nothing of that name in it is of a kind that is read.
-            CheckpointError: no such dataset or revision; no access; no connection.
-        """
-        self.field = field
-        self._hub = HubSource(f"datasets/{dataset.name}", dataset.revision or "main", dataset.path or None)
-        guard.install()
-        listed = self._ask()
-        self.names = choose(listed, dataset.path)
-        if not self.names:
-            there = sorted(filter(is_data, listed))
-            held = f"; it holds {', '.join(there[:6])}{' …' if len(there) > 6 else ''}" if there else ""
-            what = f"has no file, folder or split {dataset.path}" if dataset.path else "has no file"
-            raise SpecError(
-                f"{what} of a kind that is read here{held}", field=field, value=str(dataset),
-                fix=f"Name one that ends in {', '.join(KINDS)}",
-            )  # fmt: skip
-
-    def __str__(self) -> str:
-        return str(self._hub)
-
-    def files(self) -> Iterator[Path]:
-        """Each file on this machine. Raises CheckpointError when one cannot be had."""
-        from huggingface_hub import hf_hub_download
-
-        hub_session.session()
-        for name in self.names:
-            try:
-                here = hf_hub_download(self._name, name, repo_type="dataset", revision=self._hub.revision)
-            except Exception as error:
-                raise self._explained(error) from None
-            yield Path(here)
-
-    @property
-    def _name(self) -> str:
-        return self._hub.repo.removeprefix("datasets/")
-
-    def _ask(self) -> list[str]:
-        from huggingface_hub import constants
-
-        if constants.HF_HUB_OFFLINE:
-            raise SpecError(
-                "lies on the hub, and downloads are off", field=self.field, value=str(self._hub),
-                fix="Give the path of a file that is here, or unset HF_HUB_OFFLINE",
-            )  # fmt: skip
-        guard.check_url(constants.ENDPOINT)
-        try:
-            url = f"{constants.ENDPOINT}/api/{self._hub.repo}/revision/{quote(self._hub.revision, safe='')}"
-            found = next(hub_session.pages(url, str(self._hub)))
-            commit = hub_session.commit_of(found, str(self._hub))
-            self._hub = HubSource(self._hub.repo, commit, self._hub.file)
-            siblings = hub_session.list_of(found.get("siblings") or [], str(self._hub))
-            names = [entry.get("rfilename") for entry in siblings if isinstance(entry, dict)]
-            return [name for name in names if isinstance(name, str) and ".." not in name.split("/")]
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise self._explained(error) from None
-
-    def _explained(self, error: Exception) -> Exception:
-        return guard.refusal(str(self._hub)) or hub_error(error, self._hub)
+    wanted = HubSource(hub.DATASETS + dataset.name, dataset.revision or "main", dataset.path or None)
+    if constants.HF_HUB_OFFLINE:
+        raise SpecError(
+            "lies on the hub, and downloads are off", field=field, value=str(wanted),
+            fix="Give the path of a file that is here, or unset HF_HUB_OFFLINE",
+        )  # fmt: skip
+    guard.install()
+    source, found = hub.look_up(wanted)
+    listed = hub.listed_names(source, found)
+    names = choose(listed, dataset.path)
+    if not names:
+        there = sorted(filter(is_data, listed))
+        held = f"; it holds {', '.join(there[:6])}{' …' if len(there) > 6 else ''}" if there else ""
+        what = f"has no file, folder or split {dataset.path}" if dataset.path else "has no file"
+        raise SpecError(
+            f"{what} of a kind that is read here{held}", field=field, value=str(dataset),
+            fix=f"Name one that ends in {', '.join(KINDS)}",
+        )  # fmt: skip
+    return str(source), (hub.cached_file(source, name) for name in names)
 
 
 def choose(listed: Sequence[str], path: str) -> list[str]:
