@@ -13,19 +13,12 @@ from typing import Any, Literal, cast
 from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.precision import CODE_BITS, CachePrecision, Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization import PRECISION_OF_BITS
 from plimsoll.api.second_rounding import refused_under_auto, stored_blocks
-from plimsoll.api.sizes import (
-    CODE_BITS,
-    CachePrecision,
-    Precision,
-    block_bytes,
-    check_tensor_size,
-    tensor_sizes,
-    weight_bytes,
-    workspace_terms,
-)
+from plimsoll.api.shard import tensor_sizes
+from plimsoll.api.sizes import block_bytes, weight_bytes, workspace_terms
 from plimsoll.api.ways_out import MANIFEST, MIB, Fit, Names, described, ways_out
 
 #: What lies on a device before the first tensor. CUDA: driver context and library handles, as measured by peers at
@@ -246,7 +239,6 @@ def _options(facts: ModelFacts, load: Load, runs: frozenset[str] | None) -> Iter
     elif load.precision == "auto" and runs is not None:
         precisions = tuple(name for name in precisions if name in runs) or ("float32",)
     if load.tensor != "auto":
-        check_tensor_size(facts, load.tensor)
         tensors: tuple[int, ...] = (load.tensor,)
     else:
         # Engines that run run on one device today.

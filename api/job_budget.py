@@ -12,15 +12,8 @@ from plimsoll.api.errors import SpecError
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import role_shape
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.sizes import (
-    GROUP_SIZES,
-    Matrix,
-    block_bytes,
-    matrices,
-    vector_elements,
-    weight_bytes,
-    workspace_terms,
-)
+from plimsoll.api.precision import GROUP_SIZES
+from plimsoll.api.sizes import Matrix, block_bytes, matrices, vector_elements, weight_bytes, workspace_terms
 from plimsoll.api.ways_out import MIB
 
 FLOAT = 4
@@ -149,7 +142,7 @@ def _largest_linear(facts: ModelFacts) -> int:
 
 def layer_bytes(facts: ModelFacts) -> int:
     """Of the linears of one layer, in float32."""
-    return FLOAT * sum(matrix.rows * matrix.columns for matrix in matrices(facts, 1) if matrix.linear)
+    return FLOAT * sum(matrix.rows * matrix.columns for matrix in matrices(facts) if matrix.linear)
 
 
 def batch_bytes(facts: ModelFacts, load: JobLoad) -> int:
@@ -215,7 +208,7 @@ def check_groups(facts: ModelFacts, group_size: int) -> None:
 
 def undivided(facts: ModelFacts, group_size: int) -> list[int]:
     """Widths of the model's linears that groups of `group_size` columns do not divide; 0 divides all."""
-    widths = {matrix.columns for matrix in matrices(facts, 1) if matrix.linear}
+    widths = {matrix.columns for matrix in matrices(facts) if matrix.linear}
     return sorted(width for width in widths if group_size and width % group_size)
 
 
@@ -235,14 +228,14 @@ def _output(facts: ModelFacts, load: JobLoad, whole: int) -> int:
     """Codes, a 16-bit scale a group, a zero point of 4 bits; what is not quantized in `whole` bytes a number."""
     held = sum(
         matrix.count * (_coded(matrix, load) if matrix.linear else matrix.rows * matrix.columns * whole)
-        for matrix in matrices(facts, 1)
+        for matrix in matrices(facts)
     )
-    return PAPERS_BYTES + vector_elements(facts, 1) * whole + held
+    return PAPERS_BYTES + vector_elements(facts) * whole + held
 
 
 def _largest_shard(facts: ModelFacts, load: JobLoad, whole: int) -> int:
     """Of what lies outside the layers, or of one layer: a merge copies each before it removes it."""
-    found = matrices(facts, 1)
+    found = matrices(facts)
     outer = sum(matrix.rows * matrix.columns * matrix.count * whole for matrix in found if not matrix.linear)
     return max(outer, sum(_coded(matrix, load) for matrix in found if matrix.linear))
 

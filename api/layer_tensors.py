@@ -13,6 +13,9 @@ FUSED: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """The matrices that the engine multiplies by, and the roles whose rows each stacks."""
 
+SUMMED = ("o", "down")
+"""Roles whose columns are split over ranks: their products are sums over ranks, and biases are added once."""
+
 
 def fused_roles(spec: LayerSpec, matrix: str) -> tuple[str, ...]:
     """Roles of `FUSED[matrix]` that a layer of this spec has."""
@@ -24,11 +27,10 @@ def stored_linears(names: Names, spec: LayerSpec, matrix: str) -> tuple[Linear, 
     return tuple(dict.fromkeys(names.linear(role) for role in fused_roles(spec, matrix)))
 
 
-def role_shape(facts: ModelFacts, role: str, tensor: int = 1) -> tuple[int, int]:
-    """[rows, columns] of a linear, on one of `tensor` ranks."""
-    hidden, inner = facts.hidden_size, facts.intermediate_size // tensor
-    queries = facts.num_heads // tensor * facts.head_dim
-    keys = max(1, facts.num_kv_heads // tensor) * facts.head_dim
+def role_shape(facts: ModelFacts, role: str) -> tuple[int, int]:
+    """[rows, columns] of a linear."""
+    hidden, inner = facts.hidden_size, facts.intermediate_size
+    queries, keys = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
     return {
         "q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries),
         "gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner),

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from plimsoll.api.model import DTYPE_BYTES, ModelFacts
-from plimsoll.api.sizes import CODE_BITS, Precision
+from plimsoll.api.precision import CODE_BITS, Precision
 
 #: Perplexity on the demo model as Q4_1, over that of the same blocks in bfloat16 (docs/performance.md).
 _MEASURED = {"w4a16": "+21 %", "w8a16": "+0.2 %"}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.decode_step import drain, fill, timed_steps
-from plimsoll.api.sizes import Precision
+from plimsoll.api.precision import Precision
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.engine import Engine
 

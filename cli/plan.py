@@ -37,9 +37,10 @@ def plan(
     from plimsoll.api.budget import short_context
     from plimsoll.api.load import load_of, refuse_not_run_yet
     from plimsoll.api.manifest import parse_manifest
+    from plimsoll.api.precision import slow_codes
     from plimsoll.api.quantity import byte_option
     from plimsoll.api.second_rounding import rounded_again
-    from plimsoll.api.sizes import replication, slow_codes
+    from plimsoll.api.shard import replication
     from plimsoll.cli.manifest_file import read_manifest
     from plimsoll.cli.sizing import card_of, sized
     from plimsoll.runtime.kernels.forecast import libraries_note

@@ -12,7 +12,7 @@ from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
 from plimsoll.api.load import refuse_not_run_yet, stretched
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.sizes import CachePrecision, Precision
+from plimsoll.api.precision import CachePrecision, Precision
 from plimsoll.api.ways_out import ARGUMENTS, MANIFEST_LINE, OPTIONS, Names
 
 Count = Annotated[int, msgspec.Meta(ge=1)]

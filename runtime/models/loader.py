@@ -11,7 +11,7 @@ from plimsoll.api.families.family import Linear
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import FUSED, expected_tensors, fused_roles, has_bias, norm_sizes, stored_linears
 from plimsoll.api.model import LayerSpec, ModelFacts, NormSpec, RopeFacts
-from plimsoll.api.sizes import CODE_BITS, Precision, head_group, held_group
+from plimsoll.api.precision import CODE_BITS, Precision, head_group, held_group
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 from plimsoll.runtime.kernels.table import Kernels

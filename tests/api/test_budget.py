@@ -17,7 +17,8 @@ from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import FUSED, expected_tensors, stored_linears
 from plimsoll.api.model import ModelFacts, TensorFact
 from plimsoll.api.quantization import Quantization
-from plimsoll.api.sizes import block_bytes, kv_heads_per_rank, replication, tensor_sizes, weight_bytes
+from plimsoll.api.shard import replication, shards, tensor_sizes
+from plimsoll.api.sizes import block_bytes, weight_bytes
 from plimsoll.checkpoint import open_checkpoint
 from tests.support.checkpoints import ARCHITECTURES, make_checkpoint
 
@@ -213,18 +214,20 @@ def test_a_matrix_with_one_whole_part_is_whole() -> None:
 @given(configs(), st.integers(1, 16), st.sampled_from(QUANTIZED))
 def test_shards_of_quantized_weights_are_sized_or_refused(facts: ModelFacts, tensor: int, said: Quantization) -> None:
     facts = stored_as(facts, said)
-    if tensor not in tensor_sizes(facts):
-        return
     precision: Any = "w4a16" if said.bits == 4 else "w8a16"
-    group = said.group_size or 1
-    shares = (facts.num_heads * facts.head_dim // tensor, facts.intermediate_size // tensor, facts.hidden_size)
-    if any(share % group for share in shares):
-        with pytest.raises(SpecError, match="do not divide the") as caught:
-            weight_bytes(facts, precision, CARD, tensor)
-        assert caught.value.field == "spec.parallelism.tensor"
-        with pytest.raises(SpecError, match="do not divide the"):
-            budget(facts, DeviceFacts("cuda", 1 << 50), Load(tensor=tensor))
+    if any(columns % (said.group_size or 1) for columns in (facts.num_heads * facts.head_dim, facts.hidden_size)):
+        with pytest.raises(SpecError, match="do not divide a matrix"):
+            weight_bytes(facts, precision, CARD)
         return
+    if tensor not in tensor_sizes(facts, precision):
+        with pytest.raises(SpecError, match="Sizes that work: 1") as caught:
+            budget(facts, DeviceFacts("cuda", 1 << 50), Load(tensor=tensor))
+        assert caught.value.field == "spec.parallelism.tensor"
+        return
+    for shard in shards(facts, tensor, precision):
+        for role in ("o", "down"):
+            start, stop = shard.columns(facts, role)
+            assert not said.group_size or start % said.group_size == stop % said.group_size == 0
     assert weight_bytes(facts, precision, CARD) <= weight_bytes(facts, precision, CARD, tensor) * tensor
 
 
@@ -287,23 +290,33 @@ def test_more_memory_or_a_larger_share_never_holds_less(
         assert larger.weights == smaller.weights
 
 
-@given(configs(), st.integers(1, 64))
-def test_a_rank_holds_its_share(facts: ModelFacts, tensor: int) -> None:
-    if tensor not in tensor_sizes(facts):
-        with pytest.raises(SpecError, match="Sizes that work: 1"):
-            budget(facts, CARD, Load(precision="bfloat16", tensor=tensor))
+@given(configs(), st.integers(1, 12), st.sampled_from(["bfloat16", "w4a16", "w8a16"]))
+def test_ranks_hold_the_model_between_them(facts: ModelFacts, tensor: int, precision: Any) -> None:
+    device = DeviceFacts("cuda", 24 * GIB, TableFacts(head_group=32))
+    try:
+        sizes = tensor_sizes(facts, precision)
+    except SpecError:
         return
-    whole, share = weight_bytes(facts, "bfloat16", CARD), weight_bytes(facts, "bfloat16", CARD, tensor)
-    assert whole <= share * tensor
-    heads = kv_heads_per_rank(facts, tensor)
-    assert heads * tensor == max(facts.num_kv_heads, tensor)
+    if tensor not in sizes:
+        with pytest.raises(SpecError, match="Sizes that work: 1") as caught:
+            budget(facts, CARD, Load(precision=precision, tensor=tensor))
+        assert caught.value.field == "spec.parallelism.tensor"
+        return
+    whole = weight_bytes(facts, precision, device)
+    ranks = [weight_bytes(facts, precision, device, tensor, rank) for rank in range(tensor)]
+    assert max(ranks) == ranks[0] == weight_bytes(facts, precision, device, tensor)
+    assert whole <= sum(ranks)
+    blocks = [block_bytes(facts, 64, precision, tensor=tensor, rank=rank) for rank in range(tensor)]
+    heads = [block // block_bytes(replace(facts, num_kv_heads=1, num_heads=1), 64, precision) for block in blocks]
+    assert sum(heads) == max(facts.num_kv_heads, tensor)
     assert (replication(facts, tensor) is None) == (tensor <= facts.num_kv_heads)
 
 
-def test_heads_that_do_not_divide_are_refused_with_the_sizes_that_work() -> None:
-    with pytest.raises(SpecError, match=r"32 attention heads do not divide by 3 .*Sizes that work: 1, 2, 4, 8, 16, 32"):
-        budget(FACTS, CARD, Load(tensor=3))
+def test_a_size_that_no_model_of_these_heads_takes_is_refused_with_the_sizes_that_work() -> None:
+    with pytest.raises(SpecError, match=r"32 attention heads cannot be split over 33 .*Sizes that work: 1 to 32"):
+        budget(FACTS, CARD, Load(tensor=33))
     assert replication(FACTS, 16) == "each of the 8 key-value heads lies on 2 devices"
+    assert replication(FACTS, 12) == "each of the 8 key-value heads lies on 1 or 2 devices"
 
 
 def test_a_refusal_shows_its_sum_and_ways_out() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from plimsoll.api.sizes import Precision
+from plimsoll.api.precision import Precision
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.engine.worker.runner import Runner, StepResult
 from plimsoll.runtime.kernels.native import native_kernels

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from plimsoll.api.device import HEAD_GROUP, DeviceFacts
 from plimsoll.api.errors import CheckpointError, SpecError
+from plimsoll.api.precision import Precision
 from plimsoll.api.quantization import Quantization
-from plimsoll.api.sizes import Precision, weight_bytes
+from plimsoll.api.sizes import weight_bytes
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.kernels.quantized import dequantize
 from plimsoll.runtime.kernels.table import Kernels

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.precision import slow_codes
 from plimsoll.api.second_rounding import rounded_again
-from plimsoll.api.sizes import slow_codes
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.contents import refuse_changed
 from plimsoll.runtime.config import EngineConfig

@@ -12,9 +12,9 @@ from plimsoll.api.device import DeviceFacts, DeviceKind
 from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.load import Fields, refuse_unrun
 from plimsoll.api.model import ModelFacts, RopeFacts
+from plimsoll.api.precision import Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.rope import override_rope
-from plimsoll.api.sizes import Precision
 from plimsoll.api.ways_out import MIB, Names
 from plimsoll.runtime.config import EngineConfig, engine_load, names_of
 from plimsoll.runtime.kernels.forecast import foreseen_libraries

@@ -1,0 +1,93 @@
+"""How weights are held: precisions, and the columns that share a scale where they are codes. Pure arithmetic."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from plimsoll.api.device import TORCH_TABLE, DeviceKind, TableFacts
+from plimsoll.api.errors import SpecError
+from plimsoll.api.model import ModelFacts
+from plimsoll.api.quantization import DTYPE_OF_BITS, PRECISION_OF_BITS, ignores
+
+Precision = Literal["float32", "bfloat16", "float16", "w8a16", "w4a16"]
+CachePrecision = Literal["auto", "int8", "int4"]
+
+#: Bytes of one weight that is kept whole.
+WHOLE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+#: Bits of a linear weight's code where weights are quantized.
+CODE_BITS: Mapping[str, Literal[4, 8]] = {"w4a16": 4, "w8a16": 8}
+#: Columns that share a scale where floats are rounded to 4 bits at load, the size preferred first.
+GROUP_SIZES = (128, 64, 32)
+
+
+def element_bytes(precision: Precision) -> int:
+    """Bytes of an element that is not quantized: the cache at `auto`, norms, an embedding, a whole head."""
+    return WHOLE_BYTES.get(precision, 2)
+
+
+def head_group(facts: ModelFacts, precision: Precision, table: TableFacts) -> int | None:
+    """Columns that share a scale in the head, and in the embedding that is tied to it; None where they are whole.
+
+    Where linear weights are codes a whole head would be most of what a small model reads for a token: it is held in 8
+    bits, which cost little beside codes of 4 (docs/formats.md).
+    """
+    if precision not in CODE_BITS or table.head_group is None:
+        return None
+    return table.head_group if facts.hidden_size % table.head_group == 0 else facts.hidden_size
+
+
+def held_group(facts: ModelFacts, precision: Precision, modules: Sequence[str], columns: int) -> int | None:
+    """Columns that share a scale in the fused matrix of `modules`, as `precision` holds it; None where that is whole.
+
+    A quantized checkpoint is held as it is stored. A matrix of which a part is stored whole is whole.
+
+    Args:
+        columns: of the whole matrix. Ranks share a scale as one device does, so that they hold the same codes.
+
+    Raises:
+        SpecError: the checkpoint has codes of other bits, or no group divides the columns.
+    """
+    bits = CODE_BITS.get(precision)
+    if bits is None:
+        return None
+    said = facts.quantization
+    if said is None:
+        return columns if bits == 8 else _own_group(columns)
+    if said.bits != bits:
+        kept = PRECISION_OF_BITS[said.bits]
+        raise SpecError(
+            f"the checkpoint's weights are {said.format} of {said.bits} bits",
+            field="spec.precision", value=precision, fix=f"Use auto or {kept}, or bfloat16 to make them floats again",
+        )  # fmt: skip
+    for module in modules:
+        fact = None if facts.tensors is None else facts.tensors.get(f"{module}.weight")
+        if fact is not None and fact.dtype != DTYPE_OF_BITS[bits]:
+            return None
+        if fact is None and any(ignores(pattern, module) for pattern in said.ignored):
+            return None
+    group = said.group_size or columns
+    if columns % group:
+        raise SpecError(
+            f"groups of {group} columns do not divide a matrix of {columns}",
+            field="spec.precision", value=precision, fix="Use a checkpoint of smaller groups",
+        )  # fmt: skip
+    return group
+
+
+def slow_codes(precision: Precision, kind: DeviceKind, table: TableFacts) -> str | None:
+    """What to know where `precision` saves memory and costs time; None where it costs none."""
+    if precision not in CODE_BITS or kind != "cpu" or table != TORCH_TABLE:
+        return None
+    return (
+        f"{precision} saves memory and is slower than bfloat16 here: plain torch makes floats of the codes at every "
+        "step; a C compiler on this machine gives kernels that multiply them as they are"
+    )
+
+
+def _own_group(columns: int) -> int:
+    group = next((size for size in GROUP_SIZES if columns % size == 0), None)
+    if group is None:
+        raise SpecError(
+            f"4-bit weights need a group size in {list(GROUP_SIZES)}; none divides {columns} columns",
+            field="spec.precision", value="w4a16", fix="Use w8a16 or bfloat16",
+        )  # fmt: skip
+    return group
