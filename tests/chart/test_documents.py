@@ -15,6 +15,8 @@ from plimsoll.api.manifest import parse_manifest
 from plimsoll.operator import unreadable
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.settings import Settings
+from plimsoll.runtime.messages import EngineStats
+from plimsoll.runtime.server.metrics import Metrics as ServerMetrics
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
@@ -121,18 +123,36 @@ def test_every_reason_that_the_planner_gives_is_in_troubleshooting() -> None:
     assert sorted(written - given) == []
 
 
-def test_every_setting_of_the_operator_is_documented() -> None:
+def section(heading: str) -> str:
+    """The text below one heading of docs/operator.md."""
     page = (ROOT / "docs" / "operator.md").read_text()
-    table = page[page.index("## Configuration") : page.index("## Health")]
+    return page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def exported() -> set[str]:
+    """Names of the operator's metrics."""
+    return {f.name + ("_total" if f.type == "counter" else "") for f in Metrics().registry.collect()}
+
+
+def test_every_setting_of_the_operator_is_documented() -> None:
     fields = [field.alias or name for name, field in Settings.model_fields.items()]
-    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == fields
+    assert re.findall(r"^\| `(\w+)`", section("Configuration"), re.MULTILINE) == fields
 
 
 def test_every_metric_of_the_operator_is_documented() -> None:
-    page = (ROOT / "docs" / "operator.md").read_text()
-    table = page[page.index("## Health") : page.index("## GitOps")]
-    exported = {f.name + ("_total" if f.type == "counter" else "") for f in Metrics().registry.collect()}
-    assert set(re.findall(r"`(plimsoll_\w+)`", table)) == exported
+    table = section("Metrics and alerts").split("Metrics of the operator:")[1]
+    assert set(re.findall(r"`(plimsoll_\w+)`", table)) == exported()
+
+
+def test_alerts_are_those_of_the_page_and_use_metrics_that_exist() -> None:
+    (rule,) = documents(ROOT / "examples" / "alerts.yaml")
+    alerts = {one["alert"]: one["expr"] for group in rule["spec"]["groups"] for one in group["rules"]}
+    written = re.findall(r"^\| `(Plimsoll\w+)` \| `([^|]+)` \|", section("Metrics and alerts"), re.MULTILINE)
+    assert dict(written) == alerts
+    stats = EngineStats()
+    of_pods = {metric.name for metric in ServerMetrics("m", lambda: stats, lambda: None, lambda: 0).registry.collect()}
+    used = set(re.findall(r"plimsoll[:_][a-z_]+", " ".join(alerts.values())))
+    assert used - exported() - of_pods - {f"{name}_total" for name in of_pods} == set()
 
 
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", *(ROOT / "charts").rglob("*.md"), *EXAMPLES])
