@@ -19,7 +19,8 @@ from plimsoll.quantjob.rounding import Grid, Rounding, stored_scale
 from plimsoll.quantjob.search import Candidate, candidates, identity, rounding_loss, sampled, search, weight_magnitude
 from plimsoll.quantjob.states import HiddenStates
 from plimsoll.quantjob.steps import OnShare, Steps, silent
-from plimsoll.quantjob.workers import Workers, give_memory_back
+from plimsoll.quantjob.workers import Workers
+from plimsoll.runtime.machine.heap import return_freed_memory
 
 #: By the first target of a grouping: linears that nothing runs through from the time its inputs are counted until it is
 #: coded. Of attention nothing does after either.
@@ -103,7 +104,7 @@ class LayerQuantizer:
         for place, grouping in enumerate(self.groupings):
             steps.begin(1 + 2 * place if place else 0)
             layer.report.append(self._group(grouping, layer, states, steps, 1 + 2 * place))
-            give_memory_back()
+            return_freed_memory()
         for role in fused_roles(weights.spec, "gate_up"):
             layer.hold(role)
         steps.begin(count - 1)

@@ -4,19 +4,17 @@ A unit of work (a sequence, a candidate, a run of rows) is computed by one threa
 results come back in the order of the units. So a sum over units has the same bits on any number of threads.
 """
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
+from plimsoll.runtime.machine.heap import steady_heap
 from plimsoll.runtime.machine.threads import cpu_limit
 
-#: Bytes; and malloc.h's number for the option.
-_MAPPED = 4 << 20
-_M_MMAP_THRESHOLD = -3
+#: Bytes that the heap may keep at its end: glibc's own value. A job has no steps that a larger one would save time in.
+_SLACK_BYTES = 128 << 10
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
@@ -35,7 +33,10 @@ class Workers:
         Takes as many threads as this process may keep busy if `count` is None."""
         self.count = count or cpu_limit()
         torch.set_num_threads(1)
-        _give_memory_back_at_once()
+        # Else glibc raises its bound to the largest block freed, and each thread then keeps a heap of what it once
+        # needed: the peak of a layer of 170 MiB was 830 MiB, and 480 with a bound that stays, in the same time. A bound
+        # of 1 MiB takes a tenth more time: every page that comes back is zeroed again.
+        steady_heap(slack=_SLACK_BYTES)
         self._pool = ThreadPoolExecutor(self.count, "quantize", initializer=torch.set_num_threads, initargs=(1,))
 
     def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> list[Result]:
@@ -45,29 +46,6 @@ class Workers:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(cancel_futures=True)
-
-
-def _give_memory_back_at_once() -> None:
-    """Whatever is larger than `_MAPPED` goes back to the system when it is freed.
-
-    glibc raises that bound to the largest block freed, and each thread then keeps a heap of what it once needed: the
-    peak of a layer of 170 MiB was 830 MiB, and 480 with a bound that stays, in the same time. (A bound of 1 MiB takes
-    a tenth more time: every page that comes back is zeroed again.)
-    """
-    _libc("mallopt", _M_MMAP_THRESHOLD, _MAPPED)
-
-
-def give_memory_back() -> None:
-    """What the heaps of all threads hold for nothing goes back to the system; of use where other work begins."""
-    _libc("malloc_trim", 0)
-
-
-def _libc(name: str, *values: int) -> None:
-    """glibc's function of that name; nothing where another library takes its place."""
-    if sys.platform == "linux":
-        function = getattr(ctypes.CDLL(None), name, None)
-        if function is not None:
-            function(*values)
 
 
 def _without_gradients(work: Callable[[Unit], Result]) -> Callable[[Unit], Result]:
