@@ -21,7 +21,6 @@ from plimsoll.operator.cluster import (
     NotLeaderError,
 )
 from plimsoll.operator.kinds import BY_NAME, Kind
-from plimsoll.operator.ownership import controller
 from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.shape import text
 from plimsoll.operator.watch_cache import Cache
@@ -80,7 +79,7 @@ class Departures:
 
     def stray(self, kind: Kind, raw: Raw) -> None:
         """An object with other labels of ours that no watch tells of: looked at if its controller is one we know."""
-        about, owner = parse.meta(raw), controller(raw)
+        about, owner = parse.meta(raw), parse.controller(raw)
         if owner:
             which = BY_NAME.get(str(owner.get("kind")))
             known = which and self._cache.uid(which, text(about.get("namespace")), text(owner.get("name")))
@@ -139,7 +138,7 @@ class Departures:
         except NotFoundError:
             self._cache.seen(kind, "DELETED", raw)
             return None
-        found, released = parse.meta(live), controller(raw).get("uid") != controller(live).get("uid")
+        found, released = parse.meta(live), parse.owner(raw) != parse.owner(live)
         if found.get("uid") != about.get("uid") or found.get("deletionTimestamp") or released:
             self._cache.seen(kind, "DELETED", raw)
             return None

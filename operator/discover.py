@@ -11,11 +11,6 @@ from plimsoll.operator.kinds import Kind
 log = structlog.get_logger("plimsoll.operator.discover")
 
 
-def has_our_kind(cluster: Cluster) -> bool:
-    """Raises ClusterError when nobody answers."""
-    return cluster.serves(kinds.DEPLOYMENT)
-
-
 def optional(cluster: Cluster) -> tuple[Kind, ...]:
     """Kinds of other projects that we make objects of where they exist."""
     return tuple(kind for kind in kinds.OPTIONAL if cluster.serves(kind))

@@ -167,7 +167,7 @@ class Operator:
         while not self._ending.is_set():
             problem = ""
             try:
-                if discover.has_our_kind(self.cluster):
+                if self.cluster.serves(kinds.DEPLOYMENT):
                     return self._watched()
                 problem = NO_KIND
             except ClusterError as error:
@@ -196,7 +196,7 @@ class Operator:
         Raises:
             ClusterError: the API server does not say which kinds there are.
         """
-        ours = discover.has_our_kind(self.cluster)
+        ours = self.cluster.serves(kinds.DEPLOYMENT)
         extra = discover.optional(self.cluster)
         there = [*(kind for kind in self._always if ours or kind is not kinds.DEPLOYMENT), *extra]
         absent = {kind.name for kind in self.watches.kinds if kind not in there}

@@ -5,7 +5,6 @@ from typing import Any
 
 from plimsoll.operator import names, parse
 from plimsoll.operator.cluster import ConflictError, NameTakenError
-from plimsoll.operator.shape import mappings
 
 #: What says that an object is ours, and which deployment, job or source it belongs to.
 _MARKS = (names.MANAGED_BY, names.DEPLOYMENT, names.JOB, names.SOURCE)
@@ -18,7 +17,7 @@ def check_ours(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> None:
         ConflictError: it goes with an earlier object that had the name of our owner, and is gone soon.
         NameTakenError: it is somebody else's, or another deployment's or job's.
     """
-    owner, theirs = controller(wanted), controller(live)
+    owner, theirs = parse.controller(wanted), parse.controller(live)
     if owner and owner.get("uid") == theirs.get("uid"):
         return
     source = parse.labels(wanted).get(names.SOURCE)
@@ -31,12 +30,6 @@ def check_ours(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> None:
     whose = f" (of {theirs.get('kind')} {theirs.get('name')})" if theirs else ""
     fix = f"rename the {owner['kind']}, or remove that {what}" if owner else f"remove that {what}"
     raise NameTakenError(f"there is a {what} {name} already{whose}, which is left as it is: {fix}")
-
-
-def controller(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The owner reference of whoever looks after an object; empty where nobody does."""
-    found = mappings(parse.meta(raw).get("ownerReferences"))
-    return next((one for one in found if one.get("controller")), {})
 
 
 def _marks(raw: Mapping[str, Any]) -> list[str | None]:

@@ -49,10 +49,14 @@ def _texts(value: Any) -> Mapping[str, str]:
     return {key: one for key, one in mapping(value).items() if isinstance(one, str)}
 
 
-def controller(raw: Raw) -> str:
+def controller(raw: Raw) -> Raw:
+    """The owner reference of whoever looks after an object; empty where nobody does."""
+    return next((one for one in mappings(meta(raw).get("ownerReferences")) if one.get("controller")), {})
+
+
+def owner(raw: Raw) -> str:
     """uid of the object that keeps this one."""
-    owners = mappings(meta(raw).get("ownerReferences"))
-    return next((text(one.get("uid")) for one in owners if one.get("controller")), "")
+    return text(controller(raw).get("uid"))
 
 
 def trimmed(raw: Raw, status: Sequence[str] | None = None) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def replica_sets(raws: Iterable[Raw], uid: str) -> tuple[ReplicaSet, ...]:
     What an earlier deployment of its name has left is on its way out and no revision of this one: neither its number
     nor its verdicts count here.
     """
-    return tuple(replica_set(raw) for raw in raws if controller(raw) in ("", uid))
+    return tuple(replica_set(raw) for raw in raws if owner(raw) in ("", uid))
 
 
 def _selected_revision(raw: Raw) -> str:
@@ -181,7 +185,7 @@ def pod(raw: Raw) -> Pod:
         name=text(about.get("name")),
         uid=text(about.get("uid")),
         revision=sys.intern(labels(raw).get(names.REVISION, "")),
-        owner=sys.intern(controller(raw)),
+        owner=sys.intern(owner(raw)),
         phase=sys.intern(phase),
         ready=(conditions.get("Ready") or {}).get("status") == "True",
         deleting=bool(about.get("deletionTimestamp")),
@@ -301,37 +305,6 @@ def stays_for(raw: Raw) -> tuple[str, str] | None:
     if text(mapping(raw.get("spec")).get("restartPolicy"), "Always") != "Always":
         return None
     return text(meta(raw).get("namespace")), labels(raw).get(names.DEPLOYMENT, "")
-
-
-def requests(raw: Raw) -> dict[str, int]:
-    """What the scheduler counts for a pod: the largest init container or the sum of the others, and one pod."""
-    spec = mapping(raw.get("spec"))
-    running: dict[str, int] = {}
-    for one in mappings(spec.get("containers")):
-        _add(running, one)
-    largest: dict[str, int] = {}
-    # Init containers that stay (restartPolicy Always) run beside all that come after them.
-    staying: dict[str, int] = {}
-    for one in mappings(spec.get("initContainers")):
-        mine = dict(staying)
-        _add(mine, one)
-        if one.get("restartPolicy") == "Always":
-            staying = mine
-        for resource, count in mine.items():
-            largest[resource] = max(largest.get(resource, 0), count)
-    total = {key: running.get(key, 0) + staying.get(key, 0) for key in {*running, *staying}}
-    for resource, count in largest.items():
-        total[resource] = max(total.get(resource, 0), count)
-    for resource, quantity in mapping(spec.get("overhead")).items():
-        total[resource] = total.get(resource, 0) + amount(resource, quantity)
-    return {**total, "pods": 1}
-
-
-def _add(total: dict[str, int], container: Raw) -> None:
-    resources = mapping(container.get("resources"))
-    # Without a request the limit counts; extended resources need not repeat it.
-    for resource, quantity in {**mapping(resources.get("limits")), **mapping(resources.get("requests"))}.items():
-        total[resource] = total.get(resource, 0) + amount(resource, quantity)
 
 
 def inspection(texts: Iterable[Any]) -> Inspection | None:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.job_progress import JobProgress
-from plimsoll.operator.parse import Raw, controller, meta
+from plimsoll.operator.parse import Raw, meta, owner
 from plimsoll.operator.shape import mapping, mappings, text, timestamp, whole
 from plimsoll.operator.snapshot import BatchJob, Output, Quantizing
 
@@ -20,7 +20,7 @@ def batch_job(raw: Raw) -> BatchJob:
     return BatchJob(
         name=text(about.get("name")),
         uid=text(about.get("uid")),
-        owner=controller(raw),
+        owner=owner(raw),
         ended=ended,
         reason=text(why.get("reason")),
         message=text(why.get("message")),

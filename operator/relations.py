@@ -8,7 +8,7 @@ from plimsoll.operator import kinds, names, parse, parse_jobs
 from plimsoll.operator.build.source import output_key
 from plimsoll.operator.entries import Brief, Ref
 from plimsoll.operator.kinds import Kind
-from plimsoll.operator.shape import mapping, mappings, text, whole
+from plimsoll.operator.shape import mapping, text, whole
 
 SourceKey = Callable[[str, Mapping[str, Any]], str | None]
 """The key of the source that a spec in a namespace names; None for a spec that names none."""
@@ -60,8 +60,9 @@ def _belongs(kind: Kind, raw: Mapping[str, Any], namespace: str, tags: Mapping[s
 def _owned(raw: Mapping[str, Any], namespace: str) -> list[Ref]:
     """By the controller, of an object that has lost the label that names its deployment or job."""
     which = {kinds.DEPLOYMENT.name: "deployment", kinds.QUANTIZATION.name: "job"}
-    owners = [one for one in mappings(parse.meta(raw).get("ownerReferences")) if one.get("controller")]
-    return [(which[one["kind"]], namespace, text(one.get("name"))) for one in owners if text(one.get("kind")) in which]
+    found = parse.controller(raw)
+    kind = text(found.get("kind"))
+    return [(which[kind], namespace, text(found.get("name")))] if kind in which else []
 
 
 def _value(kind: Kind, raw: Mapping[str, Any], tags: Mapping[str, str]) -> Any:

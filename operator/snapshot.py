@@ -176,8 +176,6 @@ class ReplicaSet:
     """Why no pod can be created for it: a quota, a policy; the API server's words."""
     resource_version: str = ""
     deleting: bool = False
-    drifted: bool = False
-    """Somebody changed a field that is ours."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from plimsoll.operator import kinds, parse
 from plimsoll.operator.cluster import Cluster, ForbiddenError, GoneError, NotFoundError
-from plimsoll.operator.plan.capacity import room_for
+from plimsoll.operator.plan.capacity import need_of, room_for
 from plimsoll.operator.shape import mapping, text
 from plimsoll.operator.snapshot import Snapshot
 
@@ -80,7 +80,7 @@ class Usage:
                 name = text(mapping(raw.get("spec")).get("nodeName"))
                 node = used.setdefault(name, {})
                 try:
-                    wanted = parse.requests(raw)
+                    wanted = need_of(raw)
                 except ValueError:
                     continue
                 for resource, amount in wanted.items():

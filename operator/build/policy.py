@@ -1,6 +1,6 @@
 """Who may reach a pod, whom it may reach, and how many may be taken away at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from plimsoll.api.dataset import parse_dataset
@@ -13,7 +13,6 @@ from plimsoll.operator.build.source import fetched
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment
 
-_API = "networking.k8s.io/v1"
 #: Of everything outside the cluster, what no checkpoint comes from: clouds keep their credentials there.
 _ANYWHERE = (
     {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
@@ -62,39 +61,23 @@ def network_policy(deployment: Deployment, spec: ModelDeploymentSpec, settings: 
     operator and Prometheus. Out: what fetching needs. Probes come from the node, which policies do not hold."""
     clients = [{"podSelector": {}}, *_namespaces(settings.client_namespaces)]
     watchers = _namespaces((settings.operator_namespace, *settings.monitoring_namespaces))
-    return {
-        "apiVersion": _API,
-        "kind": "NetworkPolicy",
-        "metadata": metadata(deployment, deployment.name),
-        "spec": {
-            "podSelector": {"matchLabels": dict(names.selector(deployment.name))},
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [
-                {"from": clients, "ports": _ports(names.HTTP_PORT)},
-                {"from": watchers, "ports": _ports(names.STATUS_PORT)},
-            ],
-            "egress": _egress(spec),
-        },
-    }
+    ingress: list[Object] = [
+        {"from": clients, "ports": _ports(names.HTTP_PORT)},
+        {"from": watchers, "ports": _ports(names.STATUS_PORT)},
+    ]
+    meta = metadata(deployment, deployment.name)
+    return _policy(meta, names.selector(deployment.name), ingress, _egress(spec))
 
 
-def inspect_policy(namespace: str, settings: Settings) -> Object:
+def inspect_policy(namespace: str) -> Object:
     """Of all inspect pods of a namespace: nobody calls them, and they reach anything but what no checkpoint comes from.
 
     One for all, since they live for seconds and of a thousand sources each may name another port.
     """
-    labels = {names.MANAGED_BY: names.MANAGER, "app.kubernetes.io/name": "plimsoll", names.COMPONENT: "inspect"}
-    return {
-        "apiVersion": _API,
-        "kind": "NetworkPolicy",
-        "metadata": {"name": names.INSPECT_POLICY, "namespace": namespace, "labels": labels},
-        "spec": {
-            "podSelector": {"matchLabels": {names.MANAGED_BY: names.MANAGER, names.COMPONENT: "inspect"}},
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [],
-            "egress": [_DNS, {"to": [_PODS, *_ANYWHERE]}],
-        },
-    }
+    pods = {names.MANAGED_BY: names.MANAGER, names.COMPONENT: "inspect"}
+    labels = {**pods, "app.kubernetes.io/name": "plimsoll"}
+    meta = {"name": names.INSPECT_POLICY, "namespace": namespace, "labels": labels}
+    return _policy(meta, pods, [], [_DNS, {"to": [_PODS, *_ANYWHERE]}])
 
 
 def job_policy(job: Deployment, spec: QuantizationJobSpec, settings: Settings) -> Object:
@@ -103,15 +86,20 @@ def job_policy(job: Deployment, spec: QuantizationJobSpec, settings: Settings) -
     texts = [name for name in (spec.calibration.dataset, spec.evaluation.dataset) if name]
     if any(parse_dataset(name).kind == "hf" for name in texts) and not rules:
         rules = [_DNS, {"to": [_PODS, *_ANYWHERE], "ports": _ports(443)}]
+    ingress = [{"from": _namespaces((settings.operator_namespace,)), "ports": _ports(names.STATUS_PORT)}]
+    return _policy(metadata(job, f"{job.name}-quantize"), names.job_selector(job.name), ingress, rules)
+
+
+def _policy(meta: Object, pods: Mapping[str, str], ingress: list[Object], egress: list[Object]) -> Object:
     return {
-        "apiVersion": _API,
+        "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": metadata(job, f"{job.name}-quantize"),
+        "metadata": meta,
         "spec": {
-            "podSelector": {"matchLabels": dict(names.job_selector(job.name))},
+            "podSelector": {"matchLabels": dict(pods)},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": _namespaces((settings.operator_namespace,)), "ports": _ports(names.STATUS_PORT)}],
-            "egress": rules,
+            "ingress": ingress,
+            "egress": egress,
         },
     }
 

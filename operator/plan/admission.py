@@ -12,6 +12,7 @@ from plimsoll.api.inspection import Inspection
 from plimsoll.api.load import load_of, refuse_not_run_yet
 from plimsoll.api.manifest import parse_spec
 from plimsoll.api.quantity import format_bytes
+from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.second_rounding import rounded_again
 from plimsoll.operator import build
 from plimsoll.operator.build.placing import Placing
@@ -26,21 +27,27 @@ from plimsoll.operator.snapshot import Output, Pod, ReplicaSet, Snapshot
 
 #: Where a line is from that a revision keeps.
 KEPT = "when this revision was made"
+NOT_LOOKED_AT = Condition("SourceReady", "Unknown", "NotLookedAt", "The spec has to be accepted first.")
 #: The table of kernels that takes most, since a processor is known only once a pod runs on it.
 CPU_TABLE = native_table(32, wide=True)
 
 
 @dataclass(frozen=True)
-class Admission:
-    """What is known of the wish, as far as one could get."""
+class Asked:
+    """What is known of a wish, a deployment's or a job's, as far as one could get."""
 
     accepted: Condition
     source_ready: Condition
+    spec: ModelDeploymentSpec | QuantizationJobSpec | None = None
+    inspection: Inspection | None = None
+    needs_inspection: bool = False
+
+
+@dataclass(frozen=True)
+class Admission(Asked):
     spec: ModelDeploymentSpec | None = None
     """With `precision` and `accelerator.memory` resolved once there is a budget."""
-    inspection: Inspection | None = None
     budget: Budget | None = None
-    needs_inspection: bool = False
     output: Output | None = None
     """What is served in a source's place; `spec.model` has its address then."""
     kept: Mapping[str, Any] | None = None
@@ -78,7 +85,6 @@ def standing(admission: Admission, running: ReplicaSet | None, snapshot: Snapsho
 
 def admit(snapshot: Snapshot, settings: Settings) -> Admission:
     """Goes as far as what is known allows; what stops it is in the conditions."""
-    unknown = Condition("SourceReady", "Unknown", "NotLookedAt", "The spec has to be accepted first.")
     output, waits = None, None
     try:
         spec = parse_spec(snapshot.deployment.spec)
@@ -92,35 +98,32 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
         check_account(spec.pod, snapshot.deployment.namespace, settings)
         refuse_not_run_yet(spec)
         _check_image(spec, settings)
-    except NotRunYetError as error:
-        return Admission(Condition("Accepted", "False", "NotSupported", str(error)), unknown)
-    except NotAllowedError as error:
-        return Admission(Condition("Accepted", "False", error.reason, str(error)), unknown)
     except PlimsollError as error:
-        return Admission(Condition("Accepted", "False", "InvalidSpec", str(error)), unknown)
+        return Admission(refused(error), NOT_LOOKED_AT)
     if waits is not None and output is None:
         accepted = Condition("Accepted", "Unknown", waits.reason, waits.message)
         return Admission(accepted, waits, stuck=waits if waits.reason == FAILED else None)
     look = looked_at(snapshot, spec.model.source)
-    if look.found is None:
+    if look.inspection is None:
         return Admission(look.accepted, look.source_ready, spec, needs_inspection=True, output=output)
-    found = replace(_sized(snapshot, spec, look.found, look.source_ready, output), output=output)
+    found = replace(_sized(snapshot, spec, look.inspection, look.source_ready, output), output=output)
     if waits is None:
         return found
     return replace(found, source_ready=waits, stuck=waits if waits.reason == FAILED else None)
 
 
-@dataclass(frozen=True)
-class Look:
-    """What is known of a source; `accepted` says what there is to wait for while nothing is found."""
+def refused(error: PlimsollError) -> Condition:
+    """Accepted, of a spec that `error` keeps from running."""
+    reason = "InvalidSpec"
+    if isinstance(error, NotAllowedError):
+        reason = error.reason
+    elif isinstance(error, NotRunYetError | DoesNotFitError):
+        reason = "NotSupported" if isinstance(error, NotRunYetError) else "DoesNotFit"
+    return Condition("Accepted", "False", reason, str(error))
 
-    accepted: Condition
-    source_ready: Condition
-    found: Inspection | None = None
 
-
-def looked_at(snapshot: Snapshot, source: str) -> Look:
-    """Where the inspection of the snapshot's source is."""
+def looked_at(snapshot: Snapshot, source: str) -> Asked:
+    """Where the inspection of the snapshot's source is; `accepted` says what there is to wait for until it is there."""
     # The inspect pod's own trouble, which is what `kubectl get` should show.
     waiting = Condition("Accepted", "Unknown", "Inspecting", _inspecting(snapshot))
     looking = snapshot.inspecting
@@ -129,18 +132,18 @@ def looked_at(snapshot: Snapshot, source: str) -> Look:
         if said:
             why = f"{source} cannot be read: {said}"
             failed = Condition("SourceReady", "False", "Unreadable", why)
-            return Look(Condition("Accepted", "Unknown", "SourceUnreadable", why), failed)
+            return Asked(Condition("Accepted", "Unknown", "SourceUnreadable", why), failed)
         conditions: Sequence[Mapping[str, Any]] = snapshot.deployment.status.get("conditions", ())
         was = next((condition for condition in conditions if condition["type"] == "SourceReady"), {})
         if was.get("reason") == "Unreadable" and was.get("observedGeneration") == snapshot.deployment.generation:
             # It is being looked at again: until that says otherwise, what it said stands.
             failed = Condition("SourceReady", "False", "Unreadable", was["message"])
-            return Look(Condition("Accepted", "Unknown", "SourceUnreadable", was["message"]), failed)
-        return Look(waiting, Condition("SourceReady", "Unknown", "Inspecting", _inspecting(snapshot)))
+            return Asked(Condition("Accepted", "Unknown", "SourceUnreadable", was["message"]), failed)
+        return Asked(waiting, Condition("SourceReady", "Unknown", "Inspecting", _inspecting(snapshot)))
     found = looking.found
     at = f" at revision {found.revision}" if found.revision != found.digest else ""
     text = f"{format_bytes(found.bytes)}{at}, {found.digest}"
-    return Look(waiting, Condition("SourceReady", "True", "Inspected", text), found)
+    return Asked(waiting, Condition("SourceReady", "True", "Inspected", text), inspection=found)
 
 
 def _device(snapshot: Snapshot, spec: ModelDeploymentSpec, output: Output | None) -> DeviceMemory | None:
@@ -176,10 +179,10 @@ def _sized(
             _refuse_line(spec, found, facts, device.largest)
         fits = budget(found.facts, facts, load_of(spec, found.facts), RUNS)
     except DoesNotFitError as error:
-        text = f"{error} (memory from {device.where})"
-        return Admission(Condition("Accepted", "False", "DoesNotFit", text), ready, spec, found)
+        accepted = replace(refused(error), message=f"{error} (memory from {device.where})")
+        return Admission(accepted, ready, spec, found)
     except PlimsollError as error:
-        return Admission(Condition("Accepted", "False", "InvalidSpec", str(error)), ready, spec, found)
+        return Admission(refused(error), ready, spec, found)
     resolved = spec.model_copy(
         update={
             "precision": fits.precision,
@@ -196,7 +199,7 @@ def _sized(
     if again := rounded_again(found.facts, fits.precision):
         text += f". {again}"
     accepted = Condition("Accepted", "True", "Fits", text)
-    return Admission(accepted, ready, resolved, found, fits, placing=device.placing)
+    return Admission(accepted, ready, resolved, found, budget=fits, placing=device.placing)
 
 
 def _refuse_line(spec: ModelDeploymentSpec, found: Inspection, facts: DeviceFacts, largest: Card) -> None:

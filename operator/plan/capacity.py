@@ -6,7 +6,8 @@ Amounts are whole numbers: processors in thousandths, memory and disk in bytes, 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from plimsoll.api.quantity import parse_quantity
+from plimsoll.operator.parse import amount
+from plimsoll.operator.shape import mapping, mappings
 from plimsoll.operator.snapshot import Node
 
 #: The kubelet puts these on nodes of itself, and every pod of a ReplicaSet tolerates the first two for five minutes;
@@ -46,10 +47,10 @@ def room_for(nodes: Iterable[Node], used: Mapping[str, Amounts], template: Mappi
 
 def _slots(node: Node, used: Amounts, need: Amounts) -> int:
     found: list[int] = []
-    for resource, amount in {"pods": 1, **need}.items():
-        if amount <= 0 or (resource in _UNTOLD and resource not in node.allocatable):
+    for resource, wanted in {"pods": 1, **need}.items():
+        if wanted <= 0 or (resource in _UNTOLD and resource not in node.allocatable):
             continue
-        found.append(max(0, node.allocatable.get(resource, 0) - used.get(resource, 0)) // amount)
+        found.append(max(0, node.allocatable.get(resource, 0) - used.get(resource, 0)) // wanted)
     return min(found)
 
 
@@ -116,33 +117,33 @@ def need_of(pod_template: Mapping[str, Any]) -> dict[str, int]:
 
     An init container that goes on running (`restartPolicy: Always`) counts with the containers, and with every init
     container after it. A pod itself serves as well as its template.
+
+    Raises:
+        ValueError: an amount is no quantity.
     """
-    spec = pod_template["spec"]
+    spec = mapping(pod_template.get("spec"))
     running: dict[str, int] = {}
     peak: dict[str, int] = {}
-    for container in spec.get("initContainers") or ():
+    for container in mappings(spec.get("initContainers")):
         asked = _requests(container)
         if container.get("restartPolicy") == "Always":
             running = _sum(running, asked)
             peak = _most(peak, running)
         else:
             peak = _most(peak, _sum(running, asked))
-    for container in spec.get("containers") or ():
+    for container in mappings(spec.get("containers")):
         running = _sum(running, _requests(container))
-    overhead = {name: _amount(name, value) for name, value in (spec.get("overhead") or {}).items()}
-    return {**_sum(_most(peak, running), overhead), "pods": 1}
+    return {**_sum(_most(peak, running), _amounts(spec.get("overhead"))), "pods": 1}
 
 
 def _requests(container: Mapping[str, Any]) -> dict[str, int]:
-    """A limit without a request is one, as the API server fills it in."""
-    resources = container.get("resources") or {}
-    asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-    return {name: _amount(name, value) for name, value in asked.items()}
+    """A limit without a request is one, as the API server fills it in; extended resources need not repeat it."""
+    resources = mapping(container.get("resources"))
+    return _amounts({**mapping(resources.get("limits")), **mapping(resources.get("requests"))})
 
 
-def _amount(resource: str, value: str | int | float) -> int:
-    exact = parse_quantity(value) * (1000 if resource == "cpu" else 1)
-    return int(exact.to_integral_value(rounding="ROUND_CEILING"))
+def _amounts(quantities: Any) -> dict[str, int]:
+    return {resource: amount(resource, quantity) for resource, quantity in mapping(quantities).items()}
 
 
 def _sum(one: Amounts, other: Amounts) -> dict[str, int]:

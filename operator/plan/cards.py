@@ -5,12 +5,13 @@ A resource `R` (`nvidia.com/gpu`, or `nvidia.com/mig-1g.10gb` under the MIG stra
 Under the MIG strategy `single`, `nvidia.com/gpu` is a slice and its product ends with `-MIG-1g.10gb`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from plimsoll.api.accelerator import mig_bytes, most_mig_bytes
 from plimsoll.operator.build.placing import Placing
+from plimsoll.operator.shape import whole
 from plimsoll.operator.snapshot import Node
 
 MIB = 1 << 20
@@ -54,12 +55,12 @@ def card(node: Node, resource: str) -> Card:
     """The device that `resource` is on this node."""
     labels = node.labels
     product = labels.get(f"{resource}.product", "")
-    measured = _number(labels, f"{resource}.memory")
+    measured = whole(labels.get(f"{resource}.memory"))
     size = measured * MIB if measured else mig_bytes(product) or mig_bytes(resource) or _by_name(product)
     limits = [size, most_mig_bytes(product), most_mig_bytes(resource)] if size else []
     # A label that was written before the card was cut into slices says what the whole card has.
     size = min((one for one in limits if one is not None), default=None)
-    pods = _number(labels, f"{resource}.replicas") or 1
+    pods = whole(labels.get(f"{resource}.replicas")) or 1
     named = product.endswith(_SHARED) or labels.get(f"{resource}.sharing-strategy") in SHARING
     if pods > 1:
         size = size // pods if size else None
@@ -93,8 +94,3 @@ def _sorted(values: Iterable[Any]) -> tuple[Any, ...]:
 
 def _by_name(product: str) -> int | None:
     return next((gib * GIB for start, gib in PRODUCTS if product.startswith(start)), None)
-
-
-def _number(labels: Mapping[str, str], name: str) -> int | None:
-    text = labels.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() and int(text) > 0 else None

@@ -6,12 +6,10 @@ that two who both fail take turns ever more rarely.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
 
-from plimsoll.api.deployment import ModelDeploymentSpec
-from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.operator import build
 from plimsoll.operator.actions import Action, Apply, Delete, Record
+from plimsoll.operator.plan.admission import Asked
 from plimsoll.operator.plan.trouble import creating
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.shape import timestamp
@@ -21,16 +19,7 @@ from plimsoll.operator.snapshot import Pod, Snapshot
 RETRY_LEAST, RETRY_MOST = 20.0, 600.0
 
 
-class Asking(Protocol):
-    """An admission, as far as looking at a source depends on it."""
-
-    @property
-    def spec(self) -> ModelDeploymentSpec | QuantizationJobSpec | None: ...
-    @property
-    def needs_inspection(self) -> bool: ...
-
-
-def inspecting(snapshot: Snapshot, admission: Asking, settings: Settings) -> tuple[list[Action], float | None]:
+def inspecting(snapshot: Snapshot, admission: Asked, settings: Settings) -> tuple[list[Action], float | None]:
     """What brings the source's headers, until what was found is recorded; and the seconds after which that may be
     something else, None where time alone changes nothing."""
     looking = snapshot.inspecting
@@ -45,7 +34,7 @@ def inspecting(snapshot: Snapshot, admission: Asking, settings: Settings) -> tup
         snapshot.deployment, admission.spec, settings, snapshot.image_volumes, looking.key if looking else None,
         instead_of=there,
     )  # fmt: skip
-    actions = list(_policy(snapshot, settings))
+    actions = list(_policy(snapshot))
     if there is None:
         return [*actions, Apply(made, "read the checkpoint's headers")], None
     wait = None if there.deleting else _wait(snapshot, there, build.looks_as(made))
@@ -55,8 +44,8 @@ def inspecting(snapshot: Snapshot, admission: Asking, settings: Settings) -> tup
     return [*actions, Apply(made, "look again"), Delete("Pod", there.name, "another looks in its place")], None
 
 
-def _policy(snapshot: Snapshot, settings: Settings) -> Iterator[Action]:
-    policy = build.inspect_policy(snapshot.deployment.namespace, settings)
+def _policy(snapshot: Snapshot) -> Iterator[Action]:
+    policy = build.inspect_policy(snapshot.deployment.namespace)
     live = snapshot.children.get(("NetworkPolicy", policy["metadata"]["name"]))
     if live is None or build.differs(policy, live):
         yield Apply(policy, "inspect pods reach only what they read")

@@ -14,25 +14,19 @@ from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import parse_source
 from plimsoll.api.ways_out import MIB
 from plimsoll.operator.build.quantizing import BESIDE_BYTES
-from plimsoll.operator.plan.admission import looked_at
+from plimsoll.operator.plan.admission import NOT_LOOKED_AT, Asked, looked_at, refused
 from plimsoll.operator.plan.capacity import tolerates
 from plimsoll.operator.plan.conditions import Condition
 from plimsoll.operator.plan.devices import allowed
-from plimsoll.operator.plan.permission import NotAllowedError, check_account, check_allowed, check_source
+from plimsoll.operator.plan.permission import check_account, check_allowed, check_source
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
-class JobAdmission:
-    """What is known of the wish, as far as one could get."""
-
-    accepted: Condition
-    source_ready: Condition
+class JobAdmission(Asked):
     spec: QuantizationJobSpec | None = None
-    inspection: Inspection | None = None
     needs: JobNeeds | None = None
-    needs_inspection: bool = False
     needs_claims: tuple[str, ...] = ()
     """Whose size has to be known to go on."""
 
@@ -43,27 +37,24 @@ class JobAdmission:
 
 def admit_job(snapshot: Snapshot, settings: Settings) -> JobAdmission:
     """Goes as far as what is known allows; what stops it is in the conditions."""
-    unknown = Condition("SourceReady", "Unknown", "NotLookedAt", "The spec has to be accepted first.")
     try:
         spec = parse_job_spec(snapshot.deployment.spec)
         check_source(spec.model, spec.pod, settings)
         check_account(spec.pod, snapshot.deployment.namespace, settings)
         _check_places(spec)
         _check_texts(spec, settings)
-    except NotAllowedError as error:
-        return JobAdmission(Condition("Accepted", "False", error.reason, str(error)), unknown)
     except PlimsollError as error:
-        return JobAdmission(Condition("Accepted", "False", "InvalidSpec", str(error)), unknown)
+        return JobAdmission(refused(error), NOT_LOOKED_AT)
     if snapshot.rivals:
         text = (
             f"spec.output: {spec.output} belongs to QuantizationJob {snapshot.rivals[0]}, and others may serve it. "
             "Write another PATH"
         )
-        return JobAdmission(Condition("Accepted", "False", "OutputTaken", text), unknown)
+        return JobAdmission(Condition("Accepted", "False", "OutputTaken", text), NOT_LOOKED_AT)
     look = looked_at(snapshot, spec.model.source)
-    if look.found is None:
+    if look.inspection is None:
         return JobAdmission(look.accepted, look.source_ready, spec, needs_inspection=True)
-    return _sized(snapshot, spec, look.found, look.source_ready)
+    return _sized(snapshot, spec, look.inspection, look.source_ready)
 
 
 def _check_places(spec: QuantizationJobSpec) -> None:
@@ -105,10 +96,8 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
         known = None if snapshot.claims is None else snapshot.claims.get(claim)
         if known is not None:
             check_disk(found.facts, needs, known, load)
-    except DoesNotFitError as error:
-        return JobAdmission(Condition("Accepted", "False", "DoesNotFit", str(error)), ready, spec, found)
     except PlimsollError as error:
-        return JobAdmission(Condition("Accepted", "False", "InvalidSpec", str(error)), ready, spec, found)
+        return JobAdmission(refused(error), ready, spec, found)
     of = f" of {format_bytes(known)}" if known is not None else ""
     text = (
         f"memory: the walk {format_bytes(needs.walk)}, evaluation {format_bytes(needs.evaluation)}"
@@ -117,7 +106,9 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
         f"{format_bytes(needs.scratch)} hidden states = {format_bytes(needs.disk)}{of} on claim {claim}"
     )
     accepted = Condition("Accepted", "True", "Fits", text)
-    return JobAdmission(accepted, ready, spec, found, needs, needs_claims=(claim,) if snapshot.claims is None else ())
+    return JobAdmission(
+        accepted, ready, spec, found, needs=needs, needs_claims=(claim,) if snapshot.claims is None else ()
+    )
 
 
 def _load(spec: QuantizationJobSpec, facts: ModelFacts) -> JobLoad:

@@ -82,7 +82,7 @@ def everything(spec: Mapping[str, Any], *, image_volumes: bool = True, **deploye
     for hold in (True, False):
         yield build.disruption_budget(found, parsed.replicas, hold=hold)
     yield build.network_policy(found, parsed, SETTINGS)
-    yield build.inspect_policy(found.namespace, SETTINGS)
+    yield build.inspect_policy(found.namespace)
     yield build.inspect_pod(found, parsed, SETTINGS, image_volumes)
     yield build.record(found.namespace, build.source_key(found.namespace, parsed.model), INSPECTION)
 

@@ -150,7 +150,7 @@ PARSERS: list[Callable[[Json], Any]] = [
     parse.deployment, parse.replica_set, parse.pod, parse.node, parse.ready_endpoints, parse_jobs.batch_job,
     parse_jobs.quantizing, parse_jobs.output_place, parse_jobs.progress, parse.trimmed,
     lambda raw: parse.page(raw, 1.0, None), lambda raw: parse.page({**raw, "phase": "loading"}, 1.0, None),
-    lambda raw: parse.inspection(list(raw.values())), lambda raw: last_told([raw]), lambda raw: parse.controller(raw),
+    lambda raw: parse.inspection(list(raw.values())), lambda raw: last_told([raw]), lambda raw: parse.owner(raw),
 ]  # fmt: skip
 
 

@@ -133,21 +133,6 @@ def test_a_record_is_read_and_a_damaged_one_is_none(real: Real) -> None:
     assert parse.inspection(["Traceback", None]) is None
 
 
-def container(requests: dict[str, str], limits: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    return {"resources": {"requests": requests, "limits": limits or {}}, **more}
-
-
-def test_requests_are_counted_as_the_scheduler_does() -> None:
-    spec = {
-        "containers": [container({"cpu": "500m", "memory": "1Gi"}), container({}, {"nvidia.com/gpu": "2"})],
-        "initContainers": [container({"cpu": "2"}), container({"cpu": "100m"}, restartPolicy="Always")],
-        "overhead": {"memory": "1Mi"},
-    }
-    assert parse.requests({"spec": spec}) == {
-        "cpu": 2000, "memory": (1 << 30) + (1 << 20), "nvidia.com/gpu": 2, "pods": 1,
-    }  # fmt: skip
-
-
 PAGE = {"phase": "loading", "startup": {"load": {"bytes": 5, "total": 9, "seconds": 1.0}}, "running": 1}
 
 
