@@ -100,8 +100,8 @@ class JobCondition(Condition):
 
     type: Annotated[str, Field(max_length=316)]
     """Accepted: the spec is coherent and the job fits. SourceReady: the checkpoint was read and its facts are known.
-    Complete: the output is written and passed its gate. Failed: it never will be. Reconciling and Stalled are there
-    only while they are true, for kstatus."""
+    Complete: the output is written and passed its gate. Failed: the job has ended without it and is not tried again.
+    Reconciling and Stalled exist only while they are true, for kstatus."""
     status: Literal["True", "False", "Unknown"]
     """Whether it is so."""
 
@@ -116,7 +116,7 @@ class QuantizationJobStatus(StatusPart):
     message: str | None = None
     """Why it does not go on, in one line; empty while it does."""
     start_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
-    """When the Job was made; from then on the spec is immutable."""
+    """When the Job was created; after that the spec is immutable."""
     completion_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
     """When it ended, well or not."""
     job: str | None = None

@@ -113,7 +113,7 @@ class Calibration(Part):
 
 
 class Evaluation(Part):
-    """What the output is measured on, and from which loss on nobody may serve it."""
+    """Text that the output is measured on, and the limits of its loss."""
 
     model_config = ConfigDict(json_schema_extra={RULES: rules.TEXTS})
 
@@ -124,8 +124,8 @@ class Evaluation(Part):
     samples: Annotated[int, Field(ge=1, le=65536)] = 16
     """Sequences to measure on, of calibration.sequenceLength tokens each."""
     max_perplexity_increase: Percent | None = None
-    """The gate: past this the job is Failed with reason GateFailed, and its output is refused by everything
-    downstream; such as 2%. Default: perplexity is measured and not judged."""
+    """The gate, such as 2%: above this increase the job is Failed with reason GateFailed, and no deployment serves the
+    output. Default: perplexity is measured and not judged."""
     max_kl_divergence: Annotated[float, Field(gt=0, le=100)] | None = Field(default=None, alias="maxKLDivergence")
     """The same for the mean Kullback-Leibler divergence from the model as it was, in nats a token. Default: it is
     measured and not judged."""
@@ -143,8 +143,8 @@ class JobAccelerator(Part):
     resource: Literal["cpu"] = "cpu"
     """A layer at a time needs processors and no GPU."""
     memory: Memory | None = None
-    """The line, such as 8Gi: micro-batches are sized to it, and the pod gets 256Mi beside. Default: what the sum at
-    admission came to."""
+    """Most memory that the job may use, such as 8Gi: batches are sized to it. The pod requests 256Mi more. Default: the
+    sum that the operator computes at admission."""
 
 
 class JobPod(PodPlacement):
@@ -156,7 +156,7 @@ class JobPod(PodPlacement):
 
 
 class QuantizationJobSpec(Part):
-    """What is wanted. It may be corrected until the job has started; from then on it is immutable."""
+    """The desired job. The spec may be corrected until the job has started; after that it is immutable."""
 
     model_config = ConfigDict(json_schema_extra={RULES: rules.QUANTIZATION})
 
@@ -173,15 +173,15 @@ class QuantizationJobSpec(Part):
     output: Annotated[
         str, Field(max_length=1024, json_schema_extra={RULES: rules.OUTPUT}), AfterValidator(_output)
     ]  # fmt: skip
-    """Where the quantized checkpoint goes: `pvc://CLAIM/PATH`, a folder of its own that holds no other job's output.
-    It appears there whole or not at all, and stays when the job is deleted."""
+    """Folder of the quantized checkpoint: `pvc://CLAIM/PATH`. No other job may have it. The output appears there whole
+    or not at all. Files stay when the job is deleted; the same job, created again, resumes there."""
     accelerator: JobAccelerator = JobAccelerator()
     pod: JobPod = JobPod()
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 6
-    """Crashes after which the job is Failed; each attempt resumes at the layer that was reached. Evictions, drains and
-    deleted pods do not count."""
+    """Crashes that are retried before the job is Failed; each retry resumes at the last saved layer. Evictions, drains
+    and deleted pods do not count."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=(1 << 31) - 1)] = 86400
-    """How long the finished Job and its pod are kept to be looked at. This object and the output stay."""
+    """Seconds that the finished batch/v1 Job and its pod are kept. The QuantizationJob and the output stay."""
     seed: Annotated[int, Field(ge=0, le=(1 << 31) - 1)] = 0
     """Same seed, same bytes."""
 

@@ -198,7 +198,8 @@ QUANTIZATION: list[Any] = [
 ]
 STARTED = rule(
     "!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec == oldSelf.spec",
-    "spec is immutable once the job has started: delete it and make another one, with an output of its own",
+    "spec is immutable once the job has started: delete the QuantizationJob and apply the new spec. Write another "
+    "output path if the checkpoint, the recipe or a text changes",
 )
 
 ROOT: list[Any] = [rule(f"self.metadata.name.matches('^{NAME}$')", f"metadata.name {NAME_WORDS}")]

@@ -50,7 +50,7 @@ def _conditions(
     if run is not None and run.failed:
         failed = Condition("Failed", "True", run.reason, run.message)
         return [
-            accepted, ready, Condition("Complete", "False", run.reason, "It never will be."), failed,
+            accepted, ready, Condition("Complete", "False", run.reason, "The job has failed."), failed,
             Condition("Stalled", "True", failed.reason, failed.message),
         ]  # fmt: skip
     doing = Condition("Complete", "False", "NotStarted", held_up or "The Job is not made yet.")

@@ -22,7 +22,7 @@ def awaited(job: str, snapshot: Snapshot) -> tuple[Output | None, Condition | No
     if found.output is not None:
         return output, None
     if found.failed is not None:
-        text = f"QuantizationJob {job} failed ({found.failed}): {found.message}. Replace it by another one.{also}"
+        text = f"QuantizationJob {job} failed ({found.failed}): {found.message}. Correct and apply it again.{also}"
         return output, Condition("SourceReady", "False", FAILED, text)
     text = f"QuantizationJob {job} is {found.phase}, {found.percent} %.{also}"
     if found.message:

@@ -11,7 +11,7 @@ import yaml
 
 from plimsoll.api.deployment import ModelDeployment
 from plimsoll.api.errors import SourceChangedError
-from plimsoll.api.manifest import parse_manifest
+from plimsoll.api.manifest import parse_manifest, parse_objects
 from plimsoll.operator import unreadable
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.settings import Settings
@@ -39,6 +39,21 @@ def deployments() -> Iterator[tuple[str, dict[str, Any]]]:
 def test_every_example_is_what_the_contract_takes(name: str, manifest: dict[str, Any]) -> None:
     parsed = parse_manifest(yaml.safe_dump(manifest), name)
     assert isinstance(parsed, ModelDeployment)
+
+
+def test_manifests_that_a_page_prints_are_accepted_and_those_of_quantization_jobs_are_the_example() -> None:
+    found = {
+        page.name: [
+            yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)
+        ]
+        for page in PAGES
+        if page.suffix == ".md"
+    }
+    assert found["quantization-jobs.md"] == documents(ROOT / "examples" / "quantize-and-serve.yaml")
+    ours = [one for blocks in found.values() for one in blocks if one.get("apiVersion") == "plimsoll.dev/v1alpha1"]
+    assert len(ours) >= 2
+    for manifest in ours:
+        parse_objects(yaml.safe_dump(manifest), "page")
 
 
 def test_every_example_belongs_to_a_kind_and_has_a_name() -> None:
@@ -99,9 +114,9 @@ def documented() -> dict[str, set[str]]:
     section = ""
     pages = [(ROOT / "docs" / name).read_text() for name in ("troubleshooting.md", "quantization-jobs.md")]
     for line in "\n".join(pages).splitlines():
-        if heading := re.fullmatch(r"## (\w+).*", line):
+        if heading := re.fullmatch(r"#{2,3} (\w+).*", line):
             section = heading[1]
-        elif names := re.match(r"### ((?:`\w+`(?:, )?)+)", line) or re.match(r"\| ((?:`\w+`(?:, )?)+) \|", line):
+        elif names := re.match(r"#{3,4} ((?:`\w+`(?:, )?)+)", line) or re.match(r"\| ((?:`\w+`(?:, )?)+) \|", line):
             found.setdefault(section, set()).update(re.findall(r"`(\w+)`", names[1]))
     return found
 
