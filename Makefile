@@ -13,7 +13,7 @@ QUESTION ?= What is the capital of France?
 # What builds an image: any command that takes -f FILE -t NAME FOLDER.
 IMAGE_BUILD ?= docker build
 IMAGE_TAG ?= dev
-# By digest: a tag may come to name another image. docs/security.md says how to check it.
+# By digest: a tag may come to name another image. docs/supply-chain.md says how to check it.
 BASE_IMAGE ?= python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 # Where torch for the image of model pods comes from; pip's own index mostly has CUDA builds, which that image refuses.
 TORCH_INDEX ?=
