@@ -44,13 +44,16 @@ def test_every_example_is_what_the_contract_takes(name: str, manifest: dict[str,
 def test_manifests_that_a_page_prints_are_accepted_and_those_of_quantization_jobs_are_the_example() -> None:
     found = {
         page.name: [
-            yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)
+            one
+            for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)
+            for one in yaml.safe_load_all(block)
         ]
         for page in PAGES
         if page.suffix == ".md"
     }
     assert found["quantization-jobs.md"] == documents(ROOT / "examples" / "quantize-and-serve.yaml")
-    ours = [one for blocks in found.values() for one in blocks if one.get("apiVersion") == "plimsoll.dev/v1alpha1"]
+    every = [one for blocks in found.values() for one in blocks if isinstance(one, dict)]
+    ours = [one for one in every if one.get("apiVersion") == "plimsoll.dev/v1alpha1"]
     assert len(ours) >= 2
     for manifest in ours:
         parse_objects(yaml.safe_dump(manifest), "page")
@@ -100,11 +103,9 @@ def reasons(source: str) -> set[str]:
         elif isinstance(node, ast.ClassDef) and node.name == "Stage":
             values = [line.value for line in node.body if isinstance(line, ast.Assign)]
             found |= {text for value in values for text in constants(value)}
-        elif isinstance(node, ast.ClassDef):
-            # An error's own reason.
-            lines = [line for line in node.body if isinstance(line, ast.Assign)]
-            own = [line.value for line in lines if ast.unparse(line.targets[0]) == "reason"]
-            found |= {text for value in own for text in constants(value)}
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
+            # A variable, or an error's own reason.
+            found |= set(constants(node.value))
     return found
 
 
