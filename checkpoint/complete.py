@@ -4,10 +4,11 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from plimsoll.api.errors import CheckpointError, SpecError
 from plimsoll.api.source import parse_source
@@ -135,12 +136,25 @@ def inside(folder: Path, name: str) -> Path:
 
 def write_durably(path: Path, content: dict[str, Any]) -> None:
     """All of it or nothing, whatever is killed or loses power meanwhile. Raises OSError."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
-    with open(aside, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with replacing(path, path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")) as file:
+        file.write(json.dumps(content).encode())
+
+
+@contextmanager
+def replacing(path: Path, aside: Path) -> Iterator[BinaryIO]:
+    """What is written meanwhile lies at `path` afterwards, whole and on the disk; it is written to `aside` first.
+
+    Raises OSError; `path` is as it was then, and nothing is left of `aside`.
+    """
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import urllib3
@@ -109,6 +109,9 @@ def credentials(configuration: Configuration) -> dict[str, str]:
     """Headers that authenticate a request now: tokens are renewed on the way."""
     settings: Mapping[str, Any] = configuration.auth_settings()
     return {item["key"]: item["value"] for item in settings.values() if item and item["in"] == "header"}
+
+
+Listed = TypeVar("Listed")
 
 
 class Cluster:
@@ -312,6 +315,14 @@ class Cluster:
 
     def version(self) -> str:
         return str(self.request("GET", "/version").get("gitVersion", ""))
+
+
+def read_again(read: Callable[[], Listed]) -> Listed:
+    """What `read` lists, from the beginning once more where the API server has forgotten where it was."""
+    try:
+        return read()
+    except GoneError:
+        return read()
 
 
 def decode(data: bytes) -> Any:

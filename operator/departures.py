@@ -53,9 +53,6 @@ class Departures:
         self._stopped = False
         self.pulse = Pulse("departures", self._run, STUCK_SECONDS)
 
-    def start(self) -> None:
-        self.pulse.start()
-
     def stop(self) -> None:
         with self._change:
             self._stopped = True

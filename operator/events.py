@@ -47,10 +47,6 @@ class Poster:
         self._told = 0
         self.pulses = [Pulse(f"events-{index}", partial(self._run, one)) for index, one in enumerate(self._waiting)]
 
-    def start(self) -> None:
-        for pulse in self.pulses:
-            pulse.start()
-
     def emit(self, deployment: Deployment, event: Event) -> None:
         try:
             # By uid, so that one deployment's events stay in order.

@@ -70,9 +70,6 @@ class Lease:
     def held(self) -> bool:
         return self._clock() < self._held_until
 
-    def start(self) -> None:
-        self.pulse.start()
-
     def stop(self) -> None:
         """Stops trying and gives the lease back, so that the next operator need not wait for it to run out."""
         self._stop.set()

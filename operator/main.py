@@ -148,12 +148,8 @@ class Operator:
         self._filled = True
         self._waiting_for = "the watches"
         self.watches.start(watched)
-        self.workers.start()
-        self.poster.start()
-        self.departures.start()
-        self.rounds.start()
-        self.sweeper.start()
-        self.lease.start()
+        for pulse in self._parts():
+            pulse.start()
         while not self._ending.wait(DISCOVER_SECONDS):
             try:
                 self._look_again()
@@ -267,9 +263,12 @@ class Operator:
         return wrong
 
     def _pulses(self) -> list[Pulse]:
-        parts = (self.watches.pulse, self.rounds.pulse, self.sweeper.pulse, self.lease.pulse,
-                 self.departures.pulse)  # fmt: skip
-        return [self._start, *self.workers.pulses, *self.poster.pulses, *parts]
+        return [self._start, self.watches.pulse, *self._parts()]
+
+    def _parts(self) -> list[Pulse]:
+        """Threads that begin once everything has been listed. Last the lease, which lets the others write."""
+        single = (self.departures, self.rounds, self.sweeper, self.lease)
+        return [*self.workers.pulses, *self.poster.pulses, *(part.pulse for part in single)]
 
     def _cut_off(self) -> list[str]:
         """What gets no answer, or the wrong one, from an API server that answers others."""

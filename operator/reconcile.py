@@ -239,10 +239,6 @@ class Workers:
         self._queue, self._work = queue, work
         self.pulses = [Pulse(f"worker-{index}", self._run) for index in range(count)]
 
-    def start(self) -> None:
-        for pulse in self.pulses:
-            pulse.start()
-
     def _run(self) -> None:
         while True:
             key = self._queue.get(timeout=60.0)

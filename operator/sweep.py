@@ -32,9 +32,6 @@ class Sweeper:
         self._stop = threading.Event()
         self.pulse = Pulse("sweep", self._run, STUCK_SECONDS)
 
-    def start(self) -> None:
-        self.pulse.start()
-
     def stop(self) -> None:
         self._stop.set()
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from plimsoll.operator import kinds, parse
-from plimsoll.operator.cluster import Cluster, ForbiddenError, GoneError, NotFoundError
+from plimsoll.operator.cluster import Cluster, ForbiddenError, NotFoundError, read_again
 from plimsoll.operator.plan.capacity import need_of, room_for
 from plimsoll.operator.shape import mapping, text
 from plimsoll.operator.snapshot import Snapshot
@@ -62,15 +62,9 @@ class Usage:
     def _fresh(self) -> tuple[Used, Stays]:
         with self._lock:
             if time.monotonic() - self._read_at > _FRESH_SECONDS:
-                self._used, self._stays = self._read()
+                self._used, self._stays = read_again(self._once)
                 self._read_at = time.monotonic()
             return self._used, self._stays
-
-    def _read(self) -> tuple[Used, Stays]:
-        try:
-            return self._once()
-        except GoneError:
-            return self._once()
 
     def _once(self) -> tuple[Used, Stays]:
         used: dict[str, dict[str, int]] = {}

@@ -9,12 +9,13 @@ not be listed, a namespace is lost: it counts as empty until they may be, and th
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
 
 from plimsoll.operator import parse
-from plimsoll.operator.cluster import Cluster, ClusterError, ForbiddenError, GoneError, NotFoundError
+from plimsoll.operator.cluster import Cluster, ClusterError, ForbiddenError, NotFoundError, read_again
 from plimsoll.operator.departures import Departures
 from plimsoll.operator.entries import older, ordered
 from plimsoll.operator.kinds import BY_NAME, DEPLOYMENT, ENDPOINT_SLICE, Kind
@@ -96,7 +97,7 @@ class Verifier:
         """
         began = time.monotonic()
         relisted = self._cache.relisted.get(kind.name, 0.0) > self._checked.get(kind.name, 0.0)
-        listed = self._list(kind)
+        listed = read_again(partial(self._once, kind))
         for namespace in self._cache.lost:
             # A watch that was agreed to before goes on telling.
             self._drop(kind, namespace)
@@ -207,12 +208,6 @@ class Verifier:
         self._regained(namespace)
         return True
 
-    def _list(self, kind: Kind) -> Listed:
-        try:
-            return self._once(kind)
-        except GoneError:
-            return self._once(kind)
-
     def _once(self, kind: Kind) -> Listed:
         listed: Listed = {}
         for page in self._pages(kind, metadata_only=True, limit=1000):
@@ -263,9 +258,6 @@ class Rounds:
         """When a kind's last check failed, and of what."""
         self._stop = threading.Event()
         self.pulse = Pulse("verify", self._run, STUCK_SECONDS)
-
-    def start(self) -> None:
-        self.pulse.start()
 
     def stop(self) -> None:
         self._stop.set()

@@ -49,13 +49,6 @@ def tokens_of(windows: npt.NDArray[np.int64], source: str) -> Tokens:
     return Tokens(windows, "sha256:" + hashlib.sha256(data).hexdigest(), source)
 
 
-def calibration_tokens(
-    dataset: str, tokenizer: Tokenizer, samples: int, length: int, seed: int = 0, *, field: str = "--calib-dataset"
-) -> Tokens:
-    """The first `samples` windows of `length` tokens of a dataset. See `Corpus`."""
-    return Corpus(dataset, tokenizer, seed, field=field).head(samples, length)
-
-
 class Corpus:
     """The texts of a dataset as one stream of tokens.
 

@@ -1,14 +1,16 @@
 """What an OpenAI endpoint gives the tokens of a prompt: log-probabilities of each and of the likeliest alternatives."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.checkpoint.answers import IDENTITY, body
 from plimsoll.checkpoint.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import httpx
 
 #: Bytes of an answer: twenty alternatives of each token of a long window take a tenth.
 MOST_BYTES = 256 << 20
@@ -38,21 +40,6 @@ class Position:
     chosen: float
     top: Mapping[int, float]
     first: int | None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back."""
-
-    status_code: int
-    content: bytes
-
-    def json(self) -> Any:
-        """None where it is no JSON."""
-        try:
-            return json.loads(self.content)
-        except (ValueError, RecursionError):
-            return None
 
 
 class Endpoint:
@@ -188,12 +175,12 @@ class Endpoint:
             self._by_text = known
         return self._by_text.get(text)
 
-    def _request(self, method: str, path: str, asked: Mapping[str, Any] | None = None) -> "Answer":
+    def _request(self, method: str, path: str, asked: Mapping[str, Any] | None = None) -> "httpx.Response":
         import httpx
 
         try:
             with self._client.stream(method, f"{self.url}/{path}", json=asked) as answer:
-                return Answer(answer.status_code, body(answer, MOST_BYTES))
+                return httpx.Response(answer.status_code, content=body(answer, MOST_BYTES))
         except ValueError as error:
             raise self._error(f"does not answer as an OpenAI endpoint does: {error}") from None
         except httpx.ConnectError:
@@ -201,18 +188,21 @@ class Endpoint:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._error(f"the connection failed: {error}") from None
 
-    def _json(self, answer: "Answer") -> dict[str, Any]:
-        found = answer.json()
+    def _json(self, answer: "httpx.Response") -> dict[str, Any]:
         if answer.status_code != 200:
             raise self._error(self._reason(answer), TRY_AGAIN)
+        try:
+            found = answer.json()
+        except (ValueError, RecursionError):
+            found = None
         if not isinstance(found, dict):
             raise self._error("does not answer as an OpenAI endpoint does")
         return found
 
-    def _reason(self, answer: "Answer") -> str:
+    def _reason(self, answer: "httpx.Response") -> str:
         try:
             said = answer.json()["error"]["message"]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             said = answer.content[:1000].decode("utf-8", "replace")
         return f"HTTP {answer.status_code}: {str(said)[:200]}"
 

@@ -193,7 +193,7 @@ class QuantizeJob:
             gate_message="; ".join(reasons) or None, recipe=options.recipe.described(),
             tokens=None if calibration is None else calibration.digest,
             source={"name": options.name, "request": dict(request)},
-            evaluation={} if evaluation is None else _dumped(evaluation),
+            evaluation=evaluation.model_dump(mode="json", by_alias=True, exclude_none=True) if evaluation else {},
         )  # fmt: skip
         if compared is not None:
             self._report(manifest, compared, calibration, held_out, reasons, state)
@@ -391,7 +391,3 @@ def _reasons(evaluation: Evaluation | None, limits: Limits) -> list[str]:
 
 def _verdict(reasons: list[str], limits: Limits) -> Gate:
     return "failed" if reasons else "passed" if limits.any else "none"
-
-
-def _dumped(evaluation: Evaluation) -> dict[str, Any]:
-    return evaluation.model_dump(mode="json", by_alias=True, exclude_none=True)

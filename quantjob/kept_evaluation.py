@@ -5,11 +5,9 @@ which counts on nothing that is not on the disk yet. Models are numbered in the 
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.errors import CheckpointError
-from plimsoll.checkpoint.complete import sync_folder, write_durably
+from plimsoll.checkpoint.complete import replacing, write_durably
 from plimsoll.checkpoint.json_file import read_object
 
 _STATE = "state.json"
@@ -76,7 +74,10 @@ class KeptEvaluation:
         """`model` has run through one more layer, which left `states`. Raises OSError; the layers before it stay."""
         self._proceed()
         layer = self.layers[model] + 1
-        self._write(self._states(model, layer), lambda file: [file.write(_bytes(one)) for one in states])
+        path = self._states(model, layer)
+        with replacing(path, path.with_suffix(".partial")) as file:
+            for one in states:
+                file.write(_bytes(one))
         self.layers[model] = layer
         self.errors[model] += [] if error is None else [error]
         # Hexadecimal: exact, and for what is no finite number too.
@@ -92,16 +93,9 @@ class KeptEvaluation:
     def keep_window(self, number: int, figures: npt.NDArray[np.float64]) -> None:
         """`figures` of a window, of any shape. Raises OSError."""
         self._proceed()
-        self._write(self._window(number), lambda file: np.save(file, figures))
-
-    def _write(self, path: Path, fill: Callable[[Any], object]) -> None:
-        aside = path.with_suffix(".partial")
-        with open(aside, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(self._folder)
+        path = self._window(number)
+        with replacing(path, path.with_suffix(".partial")) as file:
+            np.save(file, figures)
 
     def _load(self) -> bool:
         """Whether the folder holds this comparison."""

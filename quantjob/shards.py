@@ -6,7 +6,6 @@ hash, nothing of the machine.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from plimsoll.api.model import DTYPE_BYTES
 from plimsoll.checkpoint.checkpoint import RawTensor
-from plimsoll.checkpoint.complete import sync_folder
+from plimsoll.checkpoint.complete import replacing
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -60,21 +59,12 @@ def write_shard(path: Path, entries: Mapping[str, Entry]) -> Shard:
         }  # fmt: skip
     text = header_bytes(header)
     digest = hashlib.sha256()
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with open(aside, "wb") as file:
-            for data in _stream(text, entries):
-                digest.update(data)
-                file.write(data)
-            size = file.tell()
-            assert size == len(text) + at, f"{path.name}: {size} bytes"
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with replacing(path, path.with_name(f".{path.name}.partial")) as file:
+        for data in _stream(text, entries):
+            digest.update(data)
+            file.write(data)
+        size = file.tell()
+        assert size == len(text) + at, f"{path.name}: {size} bytes"
     return Shard(path.name, size, digest.hexdigest(), {name: entry.nbytes for name, entry in entries.items()})
 
 

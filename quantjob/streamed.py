@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -141,27 +142,23 @@ class StreamedModel:
         pieces = self.workers.map(lambda start: normed @ head[start : start + step].to(torch.float32).T, starts)
         return finish_logits(self.facts, torch.cat(pieces, 1))
 
-    def _in_pieces(self, name: str) -> Tensor:
-        """[vocab, hidden] as stored, a run of rows at a time: decoding blocks takes several times what comes of it."""
-        rows, step = self.facts.vocab_size, max(1, _PIECE // self.facts.hidden_size)
-        first = self._read(name, 0, min(step, rows))
-        found = torch.empty(rows, self.facts.hidden_size, dtype=first.dtype)
-        found[: len(first)] = first
-        for start in range(len(first), rows, step):
-            stop = min(start + step, rows)
-            found[start:stop] = self._read(name, start, stop)
-        return found
-
     def _whole(self, name: str) -> Tensor:
-        """Float32, a run of rows at a time. Raises CheckpointError for a value that is not finite."""
-        shape = self.checkpoint.tensors[name].shape
-        values = torch.empty(shape)
-        step = max(1, _PIECE // max(1, values[0].numel()))
-        for start in range(0, shape[0], step):
-            stop = min(start + step, shape[0])
-            values[start:stop] = self._read(name, start, stop)
+        """Float32. Raises CheckpointError for a value that is not finite."""
+        values = self._in_pieces(name, torch.float32)
         if not torch.isfinite(values).all():
             raise not_finite(f"{self.checkpoint.path}: {name}")
+        return values
+
+    def _in_pieces(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Rows by runs, as stored without a `dtype`: decoding blocks takes several times what comes of it."""
+        shape = self.checkpoint.tensors[name].shape
+        step = max(1, _PIECE // max(1, prod(shape[1:])))
+        values: Tensor | None = None
+        for start in range(0, shape[0], step):
+            rows = self._read(name, start, min(start + step, shape[0]))
+            values = torch.empty(shape, dtype=dtype or rows.dtype) if values is None else values
+            values[start : start + len(rows)] = rows
+        assert values is not None
         return values
 
     def _apart(self, linear: Linear, spec: LayerSpec, whole: Tensor) -> dict[str, Tensor]:
@@ -177,9 +174,9 @@ class StreamedModel:
         grouped = heads[:, :group], heads[:, group : group + 1], heads[:, group + 1 :]
         return {role: part.flatten(0, 2).contiguous() for role, part in zip("qkv", grouped, strict=True)}
 
-    def _read(self, name: str, start: int, stop: int | None) -> Tensor:
+    def _read(self, name: str, start: int, stop: int) -> Tensor:
         """As stored: float of some width."""
-        raw = self.checkpoint.read(name, None if stop is None else (start, stop))
+        raw = self.checkpoint.read(name, (start, stop))
         if raw.dtype not in TORCH_DTYPES:
             raise CheckpointError("weights must be floating point", field=name, value=raw.dtype)
         return torch.from_numpy(raw.data).view(TORCH_DTYPES[raw.dtype])

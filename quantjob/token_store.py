@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from plimsoll.checkpoint.complete import replacing
+
 
 class DrawnWindows:
     """The windows of one seed, in `FOLDER/sampled-SEED.jsonl`: a header, then one line for each finished window.
@@ -42,13 +44,9 @@ class DrawnWindows:
         if self._path is None:
             return
         # Written anew: the last line of a killed run may be cut in the middle.
-        aside = self._path.with_suffix(".new")
         lines = [self._header(), *(_line(number, ids) for number, ids in sorted(self.windows.items()))]
-        with open(aside, "w") as file:
-            file.write("".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, self._path)
+        with replacing(self._path, self._path.with_suffix(".new")) as file:
+            file.write("".join(lines).encode())
 
     def keep(self, number: int, ids: Sequence[int]) -> None:
         """Window `number` is finished, and on the disk when this returns. Raises OSError."""

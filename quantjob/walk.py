@@ -82,7 +82,7 @@ class Walk:
         self.folder = folder
         self.plan = plan
         self._lengths, self._shard_bytes = lengths, shard_bytes
-        self.tokens = tokens if recipe.calibrates and self.groupings else None
+        self.tokens = tokens if recipe.calibrates and groupings_of(self.model.facts) else None
         self._stamps = _stamps(checkpoint)
         self._tensors = OutputTensors(checkpoint, recipe)
         identity = fingerprint(
@@ -93,11 +93,6 @@ class Walk:
         )
         (folder / "output").mkdir(parents=True, exist_ok=True)
         self.state = load_state(folder, identity) or State(identity)
-
-    @property
-    def groupings(self) -> tuple[object, ...]:
-        """Of the architecture; empty where nothing is known of it, and rounding to nearest is all there is."""
-        return groupings_of(self.model.facts)
 
     @property
     def layers(self) -> int:

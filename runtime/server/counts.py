@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from plimsoll.runtime.server.errors import ApiError, bad_request
+from plimsoll.runtime.server.errors import ApiError, bad_request, invalid_value
 
 
 class Most(NamedTuple):
@@ -87,9 +87,8 @@ def check_counts(body: bytes | bytearray, limits: Mapping[str, Most]) -> None:
 def _too_many(name: str, most: int) -> ApiError:
     if not name:
         return bad_request("The body must be a JSON object.", code="invalid_json")
-    return bad_request(
+    return invalid_value(
         f"Too many values in {name}: this server takes up to {most} there, lists, objects and strings included. "
         "Send fewer.",
         name,
-        "invalid_value",
     )

@@ -64,6 +64,11 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, param=param, code=code)
 
 
+def invalid_value(message: str, param: str | None) -> ApiError:
+    """400: the field `param` holds what it may not."""
+    return bad_request(message, param, "invalid_value")
+
+
 def queue_full(message: str) -> ApiError:
     """429: the engine's queue holds all it may; a client should come back when something has finished."""
     return ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.sampling_defaults import DEFAULTED
-from plimsoll.runtime.server.errors import ApiError, bad_request
+from plimsoll.runtime.server.errors import ApiError, bad_request, invalid_value
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest, Sampling
 
 
@@ -44,10 +44,8 @@ def check_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> None:
     """Raises ApiError 400 that names the first id which is none of the model's tokens."""
     for token in ids:
         if not 0 <= token < vocab_size:
-            raise bad_request(
-                f"{name} names token {token}, and this model's tokens go from 0 to {vocab_size - 1}.",
-                name,
-                "invalid_value",
+            raise invalid_value(
+                f"{name} names token {token}, and this model's tokens go from 0 to {vocab_size - 1}.", name
             )
 
 
@@ -69,26 +67,22 @@ def check_queue(
     what = f"{prompts} prompts × {samples} samples" if prompts > 1 else f"{samples} samples"
     name, tokens = "prompt" if prompts > 1 else field, sum(len(ids) for ids, _ in work)
     if made > engine.most_sequences:
-        raise bad_request(
+        raise invalid_value(
             f"Too many sequences: {what} are {made}, and this server takes at most {engine.most_sequences} at once. "
             "Send fewer.",
             name,
-            "invalid_value",
         )
     # One sequence alone is never too long for the queue.
     if made > 1 and tokens > engine.max_queued_tokens:
-        raise bad_request(
+        raise invalid_value(
             f"Too many prompt tokens: {what} have {tokens}, and this server queues at most "
             f"{engine.max_queued_tokens}. Send fewer, or shorter ones.",
             name,
-            "invalid_value",
         )
 
 
 def _above(name: str, value: int, most: int) -> ApiError:
-    return bad_request(
-        f"Invalid value for {name}: this server allows up to {most} (found {value}).", name, "invalid_value"
-    )
+    return invalid_value(f"Invalid value for {name}: this server allows up to {most} (found {value}).", name)
 
 
 def answer_length(request: ChatCompletionRequest | CompletionRequest, prompt_tokens: int, model_len: int) -> int:
@@ -137,10 +131,8 @@ def sampling_params(
         ApiError: 400 when `min_tokens` is more than `max_tokens`.
     """
     if request.min_tokens > max_tokens:
-        raise bad_request(
-            f"Invalid value for min_tokens: more than the answer may have ({max_tokens}).",
-            "min_tokens",
-            "invalid_value",
+        raise invalid_value(
+            f"Invalid value for min_tokens: more than the answer may have ({max_tokens}).", "min_tokens"
         )
     chosen = {name: defaults.get(name, getattr(request, name)) for name in DEFAULTED}
     chosen |= {name: getattr(request, name) for name in DEFAULTED if name in request.model_fields_set}

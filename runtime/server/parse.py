@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import pydantic_core
 from pydantic import ValidationError
 
-from plimsoll.runtime.server.errors import ApiError, bad_request
+from plimsoll.runtime.server.errors import ApiError, bad_request, invalid_value
 from plimsoll.runtime.server.neutral import NEUTRAL
 from plimsoll.runtime.server.protocol import Strict
 from plimsoll.runtime.server.values import kind_of
@@ -64,7 +64,7 @@ def _refusal(error: ValidationError, kind: type[Strict]) -> ApiError:
         param, message = message.split(": ", 1)
     elif message.startswith("content: "):
         param, message = f"{param}.content", message.removeprefix("content: ")
-    return bad_request(f"Invalid value for {param}: {message}{_quote(first['input'])}.", param, "invalid_value")
+    return invalid_value(f"Invalid value for {param}: {message}{_quote(first['input'])}.", param)
 
 
 def _unsupported(name: str, value: Any) -> str:

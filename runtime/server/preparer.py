@@ -10,7 +10,7 @@ from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.server.counts import MESSAGES, Most, check_counts
-from plimsoll.runtime.server.errors import ApiError, bad_request
+from plimsoll.runtime.server.errors import ApiError, invalid_value
 from plimsoll.runtime.server.params import check_limits, check_model
 from plimsoll.runtime.server.parse import parse
 from plimsoll.runtime.server.prompts import Reader
@@ -68,11 +68,10 @@ class Preparer:
             return error
         except CheckpointError as error:
             step = STEPS[reached]
-            return bad_request(
+            return invalid_value(
                 f"The model's tokenizer fails on this text: {error.message}. Change {step or 'the request'}, or report "
                 "it to the checkpoint's author.",
                 step,
-                "invalid_value",
             )
 
     def _prepare(

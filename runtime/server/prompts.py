@@ -5,7 +5,7 @@ from typing import Any
 
 from plimsoll.checkpoint.chat_template import ChatTemplateError
 from plimsoll.checkpoint.tokenizer import Tokenizer
-from plimsoll.runtime.server.errors import bad_request
+from plimsoll.runtime.server.errors import bad_request, invalid_value
 from plimsoll.runtime.server.params import answer_length, check_vocabulary
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
 
@@ -38,9 +38,7 @@ class Reader:
         """
         if taken := RESERVED & request.chat_template_kwargs.keys():
             name = sorted(taken)[0]
-            raise bad_request(
-                f"chat_template_kwargs may not set {name}.", f"chat_template_kwargs.{name}", "invalid_value"
-            )
+            raise invalid_value(f"chat_template_kwargs may not set {name}.", f"chat_template_kwargs.{name}")
         messages = _messages(request)
         self._check_length("messages", sum(map(_characters, messages)), model_len)
         self._check_length("chat_template_kwargs", _characters(request.chat_template_kwargs), model_len)
@@ -58,7 +56,7 @@ class Reader:
                 raise error.__cause__ from None
             message = error.message[:1].upper() + error.message[1:] + (f". {error.fix}" if error.fix else "")
             param = error.field if error.field == "chat_template" else "messages"
-            raise bad_request(message, param, "invalid_value") from None
+            raise invalid_value(message, param) from None
         self._check_length("messages", len(rendered), model_len)
         note("messages")
         return self.tokenizer.encode(rendered, add_special_tokens=False)
@@ -89,16 +87,15 @@ class Reader:
                 echoed = request.echo and len(ids) <= model_len
                 text = self.tokenizer.decode(ids, skip_special_tokens=False) if echoed else ""
             if not ids:
-                raise bad_request("prompt must not be empty: there is nothing to continue.", "prompt", "invalid_value")
+                raise invalid_value("prompt must not be empty: there is nothing to continue.", "prompt")
             answer_length(request, len(ids), model_len)
             found.append((text, ids))
             tokens += len(ids)
             if len(found) > 1 and tokens > queued_tokens:
-                raise bad_request(
+                raise invalid_value(
                     f"Too many prompt tokens: the first {len(found)} prompts have {tokens}, and this server queues at "
                     f"most {queued_tokens}. Send fewer, or shorter ones.",
                     "prompt",
-                    "invalid_value",
                 )
         return found
 
@@ -120,10 +117,8 @@ def _messages(request: ChatCompletionRequest) -> list[dict[str, Any]]:
         extras = {"name": turn.name, "reasoning_content": turn.reasoning_content or turn.reasoning}
         messages.append({"role": role, "content": turn.content} | {key: text for key, text in extras.items() if text})
     if request.continue_final_message and (messages[-1]["role"] != "assistant" or not messages[-1]["content"]):
-        raise bad_request(
-            "continue_final_message needs an assistant's message with text at the end.",
-            "continue_final_message",
-            "invalid_value",
+        raise invalid_value(
+            "continue_final_message needs an assistant's message with text at the end.", "continue_final_message"
         )
     return messages
 

@@ -25,10 +25,7 @@ class TopLogprob(msgspec.Struct):
     bytes: list[int]
 
 
-class TokenLogprob(msgspec.Struct):
-    token: str
-    logprob: float
-    bytes: list[int]
+class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
@@ -63,11 +60,16 @@ class ChatChoice(msgspec.Struct):
     """vLLM's addition: the stop string or the token id that ended the answer, if one of the request's own did."""
 
 
-class ChatCompletion(msgspec.Struct):
+class Head(msgspec.Struct):
+    """What every answer begins with."""
+
     id: str
     created: int
     model: str
     system_fingerprint: str
+
+
+class ChatCompletion(Head):
     choices: list[ChatChoice]
     usage: Usage
     prompt_logprobs: PromptLogprobs | None = None
@@ -97,11 +99,7 @@ class CompletionChoice(msgspec.Struct):
     prompt_logprobs: PromptLogprobs | None = None
 
 
-class Completion(msgspec.Struct):
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
+class Completion(Head):
     choices: list[CompletionChoice]
     usage: Usage
     object: Literal["text_completion"] = "text_completion"

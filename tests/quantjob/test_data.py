@@ -20,7 +20,7 @@ from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.quantjob import data
 from plimsoll.quantjob import documents as files
-from plimsoll.quantjob.data import Corpus, calibration_tokens
+from plimsoll.quantjob.data import Corpus
 from plimsoll.quantjob.documents import data_files, documents
 from plimsoll.quantjob.hub_dataset import choose
 from tests.support.checkpoints import TURN_END, make_checkpoint, write_tokenizer
@@ -169,8 +169,8 @@ def test_the_order_follows_from_texts_and_seed_not_from_where_they_lie(tokenizer
         folder.mkdir()
         for index, text in enumerate(order):
             (folder / f"{index}.jsonl").write_bytes(lines({"text": text}))
-    found = [calibration_tokens(str(folder), tokenizer, 4, 16, seed=3).digest for folder in (one, two)]
-    assert found[0] == found[1] != calibration_tokens(str(one), tokenizer, 4, 16, seed=4).digest
+    found = [Corpus(str(folder), tokenizer, seed=3).head(4, 16).digest for folder in (one, two)]
+    assert found[0] == found[1] != Corpus(str(one), tokenizer, seed=4).head(4, 16).digest
 
 
 def test_more_than_the_pool_is_not_read(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,7 @@ def test_what_is_no_calibration_text_is_named(name: str, tokenizer: Tokenizer, t
     file, content, message = WRONG[name]
     (tmp_path / file).write_bytes(content)
     with pytest.raises(SpecError, match=message) as caught:
-        calibration_tokens(str(tmp_path), tokenizer, 4, 16, field="--calib-dataset")
+        Corpus(str(tmp_path), tokenizer, field="--calib-dataset").head(4, 16)
     assert str(caught.value).startswith("--calib-dataset: ")
 
 

@@ -32,7 +32,8 @@ def test_what_waited_too_long_is_dropped_and_what_is_news_is_told_at_once(api: A
     poster = Poster(Events(cluster), threads=1, clock=lambda: float(len(api.requests)))
     for number in range(100):
         poster.emit(deployment("a"), Event("Normal", "Busy", f"message {number}"))
-    poster.start()
+    for pulse in poster.pulses:
+        pulse.start()
     until(lambda: len(told(api)) + poster.dropped == 100)
     assert told(api) == [f"message {number}" for number in range(int(LATEST_SECONDS) + 1)]
     poster.emit(deployment("a"), Event("Warning", "Failed", "the news"))
@@ -49,7 +50,8 @@ def test_a_slow_answer_for_one_deployment_holds_up_few_others(api: Any, cluster:
 
     events.emit = slow  # type: ignore[method-assign]
     poster = Poster(events, threads=4)
-    poster.start()
+    for pulse in poster.pulses:
+        pulse.start()
     poster.emit(deployment("stuck"), Event("Normal", "Busy", "late"))
     for number in range(40):
         for which in ("one", "two"):

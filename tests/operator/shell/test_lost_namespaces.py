@@ -174,7 +174,7 @@ def test_a_kind_that_fails_rests_while_the_others_are_checked_and_is_told_of_onc
         world.verifier._checked[kind.name] = float("-inf")
     rounds = Rounds(world.verifier, lambda: WATCHED, lambda kind: None)
     with capture_logs() as said:
-        rounds.start()
+        rounds.pulse.start()
         until = time.monotonic() + 20
         while world.verifier.due(kinds.SERVICE, time.monotonic()) and time.monotonic() < until:
             time.sleep(0.05)

@@ -176,7 +176,7 @@ def test_what_others_belong_to_is_checked_first_whatever_is_due_besides(world: W
     for kind in watched:
         world.verifier._checked[kind.name] = -1e9
     rounds = Rounds(world.verifier, lambda: watched, lambda kind: None)
-    rounds.start()
+    rounds.pulse.start()
     rounds.pulse.join(20)
     assert order == ["ModelDeployment", "Service", "ModelDeployment", "Pod"]
 
