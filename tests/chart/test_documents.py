@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from plimsoll.operator import unreadable
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.settings import Settings
 from plimsoll.runtime.messages import EngineStats
+from plimsoll.runtime.server.errors import TYPES
 from plimsoll.runtime.server.metrics import Metrics as ServerMetrics
+from plimsoll.runtime.server.openapi import MEANINGS
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
@@ -77,13 +79,14 @@ def constants(node: ast.AST) -> Iterator[str]:
 
 
 #: What takes a reason, and which of its arguments that is.
-TAKES_REASON = {"Condition": 2, "Trouble": 1, "Failure": 0, "Run": 1}
+TAKES_REASON = {"Condition": 2, "Trouble": 1, "Failure": 0, "Run": 1, "Event": 1}
 #: What a job's container says of its own end, beside what quantjob/failures.py has.
 OF_THE_JOB = {"GateFailed"}
+REASON_PAGES = ("reasons-spec.md", "reasons-pods.md")
 
 
 def reasons(source: str) -> set[str]:
-    """Reasons that this module of the planner can give."""
+    """Reasons that this module of the operator can give."""
     found: set[str] = set()
     tree = ast.parse(source)
     named = {
@@ -109,16 +112,13 @@ def reasons(source: str) -> set[str]:
     return found
 
 
-def documented() -> dict[str, set[str]]:
-    """Reasons of both pages, each under the condition whose section it is in."""
-    found: dict[str, set[str]] = {}
-    section = ""
-    pages = [(ROOT / "docs" / name).read_text() for name in ("troubleshooting.md", "quantization-jobs.md")]
-    for line in "\n".join(pages).splitlines():
-        if heading := re.fullmatch(r"#{2,3} (\w+).*", line):
-            section = heading[1]
-        elif names := re.match(r"#{3,4} ((?:`\w+`(?:, )?)+)", line) or re.match(r"\| ((?:`\w+`(?:, )?)+) \|", line):
-            found.setdefault(section, set()).update(re.findall(r"`(\w+)`", names[1]))
+def documented() -> set[str]:
+    """Reasons that a heading or a row of either page is about."""
+    found: set[str] = set()
+    for name in ("quantization-jobs.md", *REASON_PAGES):
+        for line in (ROOT / "docs" / name).read_text().splitlines():
+            if names := re.match(r"#{2,4} ((?:`\w+`(?:, )?)+)", line) or re.match(r"\| ((?:`\w+`(?:, )?)+) \|", line):
+                found.update(re.findall(r"`(\w+)`", names[1]))
     return found
 
 
@@ -130,13 +130,49 @@ def ends_of_a_job() -> set[str]:
     return {text for text in found if re.fullmatch(r"[A-Z]\w+", text)}
 
 
-def test_every_reason_that_the_planner_gives_is_in_troubleshooting() -> None:
-    given = {reason for path in (ROOT / "operator" / "plan").glob("*.py") for reason in reasons(path.read_text())}
-    given |= OF_THE_JOB | ends_of_a_job() | {SourceChangedError.REASON, unreadable.REASON}
-    assert {"DoesNotFit", "CrashLoop", "WaitingForDevice", "RolloutFailed"} <= given
-    written = set().union(*documented().values())
-    assert sorted(given - written) == []
-    assert sorted(written - given) == []
+def given(paths: Iterable[Path]) -> set[str]:
+    """Reasons in the modules of the operator at `paths`, with those that they take from elsewhere."""
+    found = {reason for path in paths for reason in reasons(path.read_text())}
+    return found | {SourceChangedError.REASON, unreadable.REASON}
+
+
+def test_every_reason_that_the_operator_gives_is_in_troubleshooting() -> None:
+    every = given((ROOT / "operator").rglob("*.py")) | OF_THE_JOB | ends_of_a_job()
+    assert {"DoesNotFit", "CrashLoop", "WaitingForDevice", "RolloutFailed", "InternalError", "Failed"} <= every
+    written = documented()
+    assert sorted(every - written) == []
+    assert sorted(written - every) == []
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    index = page[page.index("## Reasons from A to Z") : page.index("## Requests")]
+    assert re.findall(r"^\| \[?`(\w+)`", index, re.MULTILINE) == sorted(every, key=str.lower)
+
+
+def test_each_reason_of_a_deployment_has_a_section_of_one_shape() -> None:
+    of_jobs = {"job_admission.py", "job_run.py", "job_status.py"}
+    every = given(path for path in (ROOT / "operator").rglob("*.py") if path.name not in of_jobs)
+    shape = ["Message:", "Means:", "Do:", "Goes on by itself?"]
+    found: list[str] = []
+    for page in REASON_PAGES:
+        sections = re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", (ROOT / "docs" / page).read_text(), re.M | re.S)
+        names = [name for name, _ in sections]
+        assert names == sorted(names, key=str.lower)
+        assert [name for name, text in sections if re.findall(r"^- \*\*(.+?)\*\*", text, re.M) != shape] == []
+        found += names
+    assert sorted(found) == sorted(every)
+
+
+def test_every_status_of_the_endpoint_is_in_troubleshooting() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    table = page[page.index("## Requests") : page.index("## Injected sidecars")]
+    written = {
+        int(status) for cell in re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE) for status in cell.split(",")
+    }
+    assert written == {*TYPES, *map(int, MEANINGS)}
+    codes = set()
+    for path in (ROOT / "runtime" / "server").glob("*.py"):
+        codes |= set(re.findall(r'code="(\w+)"', path.read_text()))
+    assert len(codes) > 8
+    assert sorted(codes - set(re.findall(r"`(\w+)`", table))) == []
 
 
 def section(heading: str) -> str:
@@ -187,4 +223,4 @@ def test_links_of_the_charts_readme_lead_somewhere() -> None:
 
 
 def test_reasons_are_words_of_a_program() -> None:
-    assert all(re.fullmatch(r"([A-Z][a-z0-9]*)+", reason) for reason in set().union(*documented().values()))
+    assert all(re.fullmatch(r"([A-Z][a-z0-9]*)+", reason) for reason in documented())
