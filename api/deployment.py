@@ -7,14 +7,7 @@ of fields are what `kubectl explain` says: the CRD is generated from here.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from plimsoll.api import rules
 from plimsoll.api.accelerator import RESOURCE, RESOURCE_WORDS
@@ -374,13 +367,9 @@ class ModelDeploymentSpec(Part):
     pod: Pod = Pod()
 
     @model_validator(mode="after")
-    def _one_memory(self) -> "ModelDeploymentSpec":
+    def _coherent(self) -> "ModelDeploymentSpec":
         if self.pod.memory is not None and self.accelerator.resource == "cpu":
             raise fault_at(("pod", "memory"), rules.ONE_MEMORY_WORDS, self.pod.memory)
-        return self
-
-    @model_validator(mode="after")
-    def _torch_on_cpu(self) -> "ModelDeploymentSpec":
         if self.serving.torch_rows is not None and self.accelerator.resource != "cpu":
             raise fault_at(("serving", "torchRows"), rules.TORCH_ROWS_WORDS, self.serving.torch_rows)
         return self

@@ -1,6 +1,7 @@
 """Errors a human can act on: each names the field, the value found, and the fix."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class PlimsollError(Exception):
@@ -54,16 +55,8 @@ class DoesNotFitError(PlimsollError):
         ways: what would fit, one change each, the smallest first.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        field: str | None = None,
-        value: object = None,
-        fix: str | None = None,
-        ways: Sequence[str] = (),
-    ) -> None:
-        super().__init__(message, field=field, value=value, fix=fix)
+    def __init__(self, message: str, *, ways: Sequence[str] = (), **shown: Any) -> None:
+        super().__init__(message, **shown)
         self.ways = tuple(ways)
 
     def __str__(self) -> str:

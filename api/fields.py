@@ -141,15 +141,10 @@ def _keys(pairs: dict[str, str]) -> dict[str, str]:
     return pairs
 
 
-def _not_ours(pairs: dict[str, str]) -> dict[str, str]:
-    for key in pairs:
+def _marks(pairs: dict[str, str]) -> dict[str, str]:
+    for key in _keys(pairs):
         if key.startswith("plimsoll.dev/") or key in ("app.kubernetes.io/name", "app.kubernetes.io/managed-by"):
             raise ValueError(OURS_WORDS)
-    return pairs
-
-
-def _harmless(pairs: dict[str, str]) -> dict[str, str]:
-    for key in pairs:
         if does := weakens(key):
             raise ValueError(f"{key[:80]!r} {does}, which the operator does not allow in its pods. Remove it")
     return pairs
@@ -159,12 +154,8 @@ LabelValue = Annotated[str, Field(pattern=_LABEL_VALUE, max_length=63)]
 NodeLabels = Annotated[dict[str, LabelValue], Field(max_length=32), AfterValidator(_keys)]
 """Labels that a node must have."""
 _OURS = Field(max_length=32, json_schema_extra={RULES: NOT_OURS})
-PodLabels = Annotated[
-    dict[str, LabelValue], _OURS, AfterValidator(_keys), AfterValidator(_not_ours), AfterValidator(_harmless)
-]
+PodLabels = Annotated[dict[str, LabelValue], _OURS, AfterValidator(_marks)]
 """Labels of pods that are not the operator's own, and weaken nothing."""
 _Text = Annotated[str, Field(max_length=16384)]
-PodAnnotations = Annotated[
-    dict[str, _Text], _OURS, AfterValidator(_keys), AfterValidator(_not_ours), AfterValidator(_harmless)
-]
+PodAnnotations = Annotated[dict[str, _Text], _OURS, AfterValidator(_marks)]
 """Annotations of pods that are not the operator's own, and weaken nothing."""

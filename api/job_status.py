@@ -102,8 +102,6 @@ class JobCondition(Condition):
     """Accepted: the spec is coherent and the job fits. SourceReady: the checkpoint was read and its facts are known.
     Complete: the output is written and passed its gate. Failed: the job has ended without it and is not tried again.
     Reconciling and Stalled exist only while they are true, for kstatus."""
-    status: Literal["True", "False", "Unknown"]
-    """Whether it is so."""
 
 
 class QuantizationJobStatus(StatusPart):

@@ -52,15 +52,13 @@ def disk_ways(facts: ModelFacts, load: JobLoad, free: int, names: JobNames = Job
     def fits(**change: Any) -> bool:
         return job_needs(facts, replace(load, **change)).disk <= free
 
-    length = _halved(load.length, LEAST_LENGTH, lambda value: fits(length=value))
-    if length is not None:
-        yield f"{names.length} {length}"
-    samples = _halved(load.samples, LEAST_SAMPLES, lambda value: fits(samples=value))
-    if samples is not None:
-        yield f"{names.samples} {samples}"
-    held_out = _halved(load.held_out, LEAST_SAMPLES, lambda value: fits(held_out=value))
-    if held_out is not None:
-        yield f"{names.held_out} {held_out}"
+    def smaller(field: str, least: int) -> int | None:
+        return _halved(getattr(load, field), least, lambda value: fits(**{field: value}))
+
+    for field, least in (("length", LEAST_LENGTH), ("samples", LEAST_SAMPLES), ("held_out", LEAST_SAMPLES)):
+        found = smaller(field, least)
+        if found is not None:
+            yield f"{getattr(names, field)} {found}"
 
 
 def least_line(needs: JobNeeds) -> str:

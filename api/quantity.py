@@ -2,9 +2,6 @@
 
 import re
 from decimal import Decimal, InvalidOperation
-from typing import Annotated
-
-from pydantic import BeforeValidator
 
 from plimsoll.api.errors import SpecError
 
@@ -101,11 +98,3 @@ def format_bytes(count: int) -> str:
             return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
-
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes)]
-"""A field of a manifest that holds memory, as whole bytes."""
-Cpus = Annotated[int, BeforeValidator(parse_cpus)]
-"""A field of a manifest that holds processors, as whole threads."""
-Seconds = Annotated[float, BeforeValidator(parse_seconds)]
-"""A field of a manifest that holds a duration, as seconds."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from plimsoll.api.config_values import short
 from plimsoll.api.errors import CheckpointError
 
 QuantizedFormat = Literal["awq", "compressed-tensors", "gptq"]
@@ -60,7 +61,7 @@ def parse_quantization(config: Mapping[str, Any]) -> Quantization | None:
         if given is None:
             continue
         if not isinstance(given, Mapping):
-            raise CheckpointError("must be an object", field=key, value=_short(given), fix=_OTHER_FORMATS)
+            raise CheckpointError("must be an object", field=key, value=short(given), fix=_OTHER_FORMATS)
         return _Parser(given, key).parse()
     return None
 
@@ -277,9 +278,4 @@ class _Parser:
         return cast(tuple[str, ...], names)
 
     def _refusal(self, field: str, value: object, message: str, fix: str = _OTHER_FORMATS) -> CheckpointError:
-        return CheckpointError(message, field=f"{self.where}.{field}", value=_short(value), fix=fix)
-
-
-def _short(value: object) -> object:
-    text = repr(value)
-    return value if len(text) <= 120 else text[:117] + "..."
+        return CheckpointError(message, field=f"{self.where}.{field}", value=short(value), fix=fix)

@@ -134,10 +134,17 @@ def inside(folder: Path, name: str) -> Path:
     return folder.joinpath(*parts)
 
 
-def write_durably(path: Path, content: dict[str, Any]) -> None:
-    """All of it or nothing, whatever is killed or loses power meanwhile. Raises OSError."""
+def write_durably(path: Path, content: dict[str, Any], **layout: Any) -> None:
+    """Write `content` as JSON: all of it or nothing, even if the process is killed or the machine loses power.
+
+    Args:
+        layout: options of `json.dumps`.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     with replacing(path, path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")) as file:
-        file.write(json.dumps(content).encode())
+        file.write(json.dumps(content, **layout).encode() + b"\n")
 
 
 @contextmanager

@@ -6,40 +6,53 @@ outputs are the same where their digests are.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from plimsoll.api.config_values import short
 from plimsoll.api.errors import CheckpointError
+from plimsoll.checkpoint.complete import write_durably
 from plimsoll.checkpoint.json_file import read_object
 
 MANIFEST_NAME = "plimsoll-manifest.json"
 VERSION = 1
 Gate = Literal["passed", "failed", "none"]
-_CHUNK = 1 << 20
 _MADE_ANEW = "Make the checkpoint anew, or copy it again"
+
+
+def _plain(name: str) -> str:
+    # `..` or `/` would read files that are none of the checkpoint's.
+    if name != Path(name).name or "\0" in name or name in ("", ".."):
+        raise ValueError("must be a plain name")
+    return name
 
 
 @dataclass(frozen=True)
 class ManifestFile:
     """One file beside the manifest: a plain name, its bytes, and the SHA-256 of its contents in hex."""
 
-    name: str
-    bytes: int
+    name: Annotated[str, AfterValidator(_plain)]
+    bytes: Annotated[int, Field(strict=True)]
     sha256: str
+
+
+def _by_name(files: tuple[ManifestFile, ...]) -> tuple[ManifestFile, ...]:
+    return tuple(sorted(files, key=lambda file: file.name))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the file says."""
+    """What the file says. Keys in JSON are camelCase."""
 
-    files: tuple[ManifestFile, ...]
+    files: Annotated[tuple[ManifestFile, ...], AfterValidator(_by_name)]
     """Sorted by name."""
     gate: Gate
     """`none`: nothing was measured against a limit."""
-    gate_message: str | None = None
+    gate_message: Annotated[str | None, Field(alias="gateMessage")] = None
     """Why the gate failed, with figures: "perplexity rose by 12.3 %, 2 % are allowed"."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     tokens: str | None = None
@@ -59,14 +72,14 @@ class Manifest:
         return sum(file.bytes for file in self.files)
 
 
+_READER = TypeAdapter(Manifest)
+
+
 def hash_file(path: Path) -> ManifestFile:
     """Raises OSError where `path` cannot be read."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-        size = file.tell()
-    return ManifestFile(path.name, size, digest.hexdigest())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return ManifestFile(path.name, file.tell(), digest)
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> tuple[ManifestFile, ...]:
@@ -76,26 +89,9 @@ def hash_files(folder: Path, names: Iterable[str]) -> tuple[ManifestFile, ...]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Atomically: the file is there as a whole or not at all. Raises OSError."""
-    value = {
-        "version": VERSION, "digest": manifest.digest,
-        "files": [{"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in manifest.files],
-        "gate": manifest.gate, "gateMessage": manifest.gate_message, "recipe": dict(manifest.recipe),
-        "tokens": manifest.tokens, "source": dict(manifest.source), "evaluation": dict(manifest.evaluation),
-    }  # fmt: skip
-    target = folder / MANIFEST_NAME
-    scratch = folder / f".{MANIFEST_NAME}.partial"
-    with open(scratch, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.rename(target)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return target
+    value = {"version": VERSION, "digest": manifest.digest, **_READER.dump_python(manifest, by_alias=True)}
+    write_durably(folder / MANIFEST_NAME, value, indent=2, ensure_ascii=False, allow_nan=False)
+    return folder / MANIFEST_NAME
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -113,19 +109,15 @@ def read_manifest(folder: Path) -> Manifest | None:
             f"only version {VERSION} is known", field=f"{path}: version", value=value.get("version"),
             fix="Serve it with the release that wrote it, or a later one",
         )  # fmt: skip
-    if value.get("gate") not in get_args(Gate):
+    try:
+        manifest = _READER.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"][:1]))
         raise CheckpointError(
-            "must be passed, failed or none", field=f"{path}: gate", value=value.get("gate"), fix=_MADE_ANEW
-        )
-    manifest = Manifest(
-        files=_files(value.get("files"), path),
-        gate=cast(Gate, value["gate"]),
-        gate_message=_text(value, "gateMessage", path),
-        recipe=_object(value, "recipe", path),
-        tokens=_text(value, "tokens", path),
-        source=_object(value, "source", path),
-        evaluation=_object(value, "evaluation", path),
-    )
+            f"is not what `plimsoll quantize` writes: {first['msg'].lower()}", field=f"{path}: {field}",
+            value=short(first["input"]), fix=_MADE_ANEW,
+        ) from None  # fmt: skip
     if value.get("digest") != manifest.digest:
         raise CheckpointError(
             f"its files make {manifest.digest}", field=f"{path}: digest", value=value.get("digest"), fix=_MADE_ANEW
@@ -187,34 +179,3 @@ def verify(folder: Path) -> Manifest:
                 value=f"{found.bytes} bytes of sha256:{found.sha256}", fix=_MADE_ANEW,
             )  # fmt: skip
     return manifest
-
-
-def _files(given: object, path: Path) -> tuple[ManifestFile, ...]:
-    found = []
-    for item in given if isinstance(given, list) else [None]:
-        name, size, digest = (
-            (item.get("name"), item.get("bytes"), item.get("sha256")) if isinstance(item, dict) else (None, None, None)
-        )
-        # A plain name: `..` or `/` would read files that are none of the checkpoint's.
-        plain = isinstance(name, str) and name == Path(name).name and "\0" not in name and name not in ("", "..")
-        if not plain or not isinstance(size, int) or not isinstance(digest, str):
-            raise CheckpointError(
-                "must list plain names with bytes and sha256", field=f"{path}: files", value=str(item)[:120],
-                fix=_MADE_ANEW,
-            )  # fmt: skip
-        found.append(ManifestFile(cast(str, name), size, digest))
-    return tuple(sorted(found, key=lambda file: file.name))
-
-
-def _text(value: Mapping[str, Any], key: str, path: Path) -> str | None:
-    text = value.get(key)
-    if text is not None and not isinstance(text, str):
-        raise CheckpointError("must be text", field=f"{path}: {key}", value=text, fix=_MADE_ANEW)
-    return text
-
-
-def _object(value: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
-    found = value.get(key)
-    if found is not None and not isinstance(found, dict):
-        raise CheckpointError("must be an object", field=f"{path}: {key}", value=found, fix=_MADE_ANEW)
-    return found or {}
