@@ -40,7 +40,7 @@ def step(rows: int, contexts: list[int]) -> AttentionBatch:
         used += count
     starts = [rows * index for index in range(len(contexts) + 1)]
     numbers = [torch.tensor(values, dtype=torch.int32) for values in (starts, contexts)]
-    return AttentionBatch(*numbers, tables, torch.zeros(0, dtype=torch.int64), starts, contexts, rows, max(contexts))
+    return AttentionBatch(*numbers, tables, torch.zeros(0, dtype=torch.int64), starts, contexts)
 
 
 def attend(ops: Kernels, dtype: torch.dtype, rows: int, contexts: list[int]) -> Callable[[], object]:

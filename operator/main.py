@@ -293,12 +293,10 @@ class Operator:
         return [words for kind, words in dict(self.rounds.refused).items() if kind in watched]
 
     def _refresh(self) -> None:
-        self.metrics.deployments.clear()
-        for phase, count in self.cache.phases().items():
-            self.metrics.deployments.labels(phase).set(count)
-        self.metrics.jobs.clear()
-        for phase, count in self.cache.phases(kinds.QUANTIZATION).items():
-            self.metrics.jobs.labels(phase).set(count)
+        for gauge, phased in ((self.metrics.deployments, kinds.DEPLOYMENT), (self.metrics.jobs, kinds.QUANTIZATION)):
+            gauge.clear()
+            for phase, count in self.cache.phases(phased).items():
+                gauge.labels(phase).set(count)
         for kind, age in self.watches.ages().items():
             self.metrics.watch_age.labels(kind).set(age)
 

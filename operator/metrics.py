@@ -1,5 +1,7 @@
 """What the operator counts of itself, in a registry of its own."""
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 disable_created_metrics()
@@ -11,38 +13,25 @@ class Metrics:
     """Every metric by name; `registry` is what /metrics shows."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry(auto_describe=True)
-        self.reconcile_seconds = Histogram(
-            "plimsoll_reconcile_seconds", "Seconds of one look at one deployment, writes included.",
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-        self.queue_seconds = Histogram(
-            "plimsoll_queue_seconds", "Seconds a deployment waited for a worker.", buckets=_SECONDS, registry=registry
+        self.registry = CollectorRegistry(auto_describe=True)
+        gauge, counter = partial(Gauge, registry=self.registry), partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, buckets=_SECONDS, registry=self.registry)
+        self.reconcile_seconds = histogram(
+            "plimsoll_reconcile_seconds", "Seconds of one look at one deployment, writes included."
         )
-        self.queue_depth = Gauge("plimsoll_queue_depth", "Deployments waiting for a worker.", registry=registry)
-        self.errors = Counter(
-            "plimsoll_reconcile_errors_total", "Looks at a deployment that failed.", ["reason"], registry=registry
+        self.queue_seconds = histogram("plimsoll_queue_seconds", "Seconds a deployment waited for a worker.")
+        self.queue_depth = gauge("plimsoll_queue_depth", "Deployments waiting for a worker.")
+        self.errors = counter("plimsoll_reconcile_errors_total", "Looks at a deployment that failed.", ["reason"])
+        self.requests = counter("plimsoll_api_requests_total", "Calls to the API server.", ["verb", "code"])
+        self.request_seconds = histogram(
+            "plimsoll_api_request_seconds", "Seconds until the API server answered.", ["verb"]
         )
-        self.requests = Counter(
-            "plimsoll_api_requests_total", "Calls to the API server.", ["verb", "code"], registry=registry
+        self.writes = counter("plimsoll_writes_total", "Changes made, by kind of object.", ["kind"])
+        self.deployments = gauge("plimsoll_deployments", "ModelDeployments by phase.", ["phase"])
+        self.jobs = gauge("plimsoll_quantization_jobs", "QuantizationJobs by phase.", ["phase"])
+        self.leader = gauge("plimsoll_leader", "1 while this process may write.")
+        self.watch_age = gauge("plimsoll_watch_age_seconds", "Seconds since a kind's watch was last renewed.", ["kind"])
+        self.watch_stale = counter(
+            "plimsoll_watch_stale_total", "Objects that a watch had missed when it was checked.", ["kind"]
         )
-        self.request_seconds = Histogram(
-            "plimsoll_api_request_seconds", "Seconds until the API server answered.", ["verb"], buckets=_SECONDS,
-            registry=registry,
-        )  # fmt: skip
-        self.writes = Counter("plimsoll_writes_total", "Changes made, by kind of object.", ["kind"], registry=registry)
-        self.deployments = Gauge(
-            "plimsoll_deployments", "ModelDeployments by phase.", ["phase"], registry=registry
-        )  # fmt: skip
-        self.jobs = Gauge("plimsoll_quantization_jobs", "QuantizationJobs by phase.", ["phase"], registry=registry)
-        self.leader = Gauge("plimsoll_leader", "1 while this process may write.", registry=registry)
-        self.watch_age = Gauge(
-            "plimsoll_watch_age_seconds", "Seconds since a kind's watch was last renewed.", ["kind"], registry=registry
-        )
-        self.watch_stale = Counter(
-            "plimsoll_watch_stale_total", "Objects that a watch had missed when it was checked.", ["kind"],
-            registry=registry,
-        )  # fmt: skip
-        self.polls = Counter(
-            "plimsoll_status_polls_total", "Reads of pods' status pages.", ["result"], registry=registry
-        )
+        self.polls = counter("plimsoll_status_polls_total", "Reads of pods' status pages.", ["result"])

@@ -71,14 +71,18 @@ def digest(value: Any, length: int = 10) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+#: On every object of ours.
+OUR_LABELS: Mapping[str, str] = {MANAGED_BY: MANAGER, "app.kubernetes.io/name": "plimsoll"}
+
+
 def labels(name: str, component: str, **more: str) -> Mapping[str, str]:
     """Labels of an object that belongs to deployment `name`."""
-    return {MANAGED_BY: MANAGER, "app.kubernetes.io/name": "plimsoll", DEPLOYMENT: name, COMPONENT: component, **more}
+    return {**OUR_LABELS, DEPLOYMENT: name, COMPONENT: component, **more}
 
 
 def job_labels(name: str) -> Mapping[str, str]:
     """Labels of what belongs to quantization job `name`."""
-    return {MANAGED_BY: MANAGER, "app.kubernetes.io/name": "plimsoll", JOB: name, COMPONENT: "quantize"}
+    return {**OUR_LABELS, **job_selector(name)}
 
 
 def job_selector(name: str) -> Mapping[str, str]:

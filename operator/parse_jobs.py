@@ -57,7 +57,7 @@ def output_place(raw: Raw) -> str:
 
 
 def progress(data: Any) -> JobProgress | None:
-    """A job's status page; None when it is none."""
+    """A job's status page, or its container's last words; None when they are none."""
     try:
         return JobProgress.decode(data)
     except CheckpointError:

@@ -138,23 +138,32 @@ class Reconciler:
             taken = isinstance(refused, NameTakenError)
             plan = with_refusal(plan, str(refused), snapshot.deployment, snapshot.now, taken=taken)
         try:
-            later = self._reporter.report(snapshot.deployment, plan.status) if plan.status else None
+            later = self._report(snapshot, plan)
         except NotFoundError:
             return None
-        except InvalidError:
-            # The object was stored while nothing checked it, and no status of it can be: events still can.
-            for event in dict.fromkeys(plan.events):
-                self._emit(snapshot, event)
-            raise
-        if later is None:
-            # Only once the status is written, so that each is told once.
-            for event in dict.fromkeys(plan.events):
-                self._emit(snapshot, event)
         if away is not None:
             raise away
         if refused is not None:
             raise refused
         return self._pace(key, changed, min((one for one in (plan.again_in, later) if one is not None), default=None))
+
+    def _report(self, snapshot: Snapshot, plan: Plan) -> float | None:
+        """Writes the status, then tells the events. Returns the seconds that the status has to wait, if it has to.
+
+        Raises:
+            NotFoundError: the object is gone.
+            ClusterError: the status cannot be written.
+        """
+        try:
+            later = self._reporter.report(snapshot.deployment, plan.status) if plan.status else None
+        except InvalidError:
+            # The object was stored while nothing checked it, and no status of it can be: events still can.
+            self._emit(snapshot, plan)
+            raise
+        if later is None:
+            # Only once the status is written, so that each is told once.
+            self._emit(snapshot, plan)
+        return later
 
     def _completed(self, snapshot: Snapshot, plan: Plan) -> Snapshot:
         """`snapshot` with all that `plan` depends on and that no watch shows, so that the next plan is the last.
@@ -211,10 +220,11 @@ class Reconciler:
             log.warning("a note cannot be read", kind=one.kind, namespace=about.namespace, name=one.name, why=one.words)
             self._say(about, Event("Warning", unreadable.REASON, one.words))
 
-    def _emit(self, snapshot: Snapshot, event: Event) -> None:
+    def _emit(self, snapshot: Snapshot, plan: Plan) -> None:
         key = snapshot.deployment.key
-        log.info(event.message or event.reason, namespace=key[0], deployment=key[1], reason=event.reason)
-        self._say(snapshot.deployment, event)
+        for event in dict.fromkeys(plan.events):
+            log.info(event.message or event.reason, namespace=key[0], deployment=key[1], reason=event.reason)
+            self._say(snapshot.deployment, event)
 
     def _say(self, about: Deployment, event: Event) -> None:
         try:

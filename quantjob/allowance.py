@@ -29,10 +29,12 @@ class Allowance:
     def _take(self, left: list[int], count: int, what: str, path: Path) -> None:
         left[0] -= count
         if left[0] < 0:
-            raise SpecError(
-                f"more than {left[1]} {what} were read, and they hold too little text", field=self.field,
-                value=str(path), fix="Give a file of texts alone, without what is not read of it",
-            )  # fmt: skip
+            message = f"more than {left[1]} {what} were read, and they hold too little text"
+            raise self.wrong(message, path, "Give a file of texts alone, without what is not read of it")
+
+    def wrong(self, message: str, where: object, fix: str | None = None) -> SpecError:
+        """What is wrong with a file of the dataset, or with a line or row of it."""
+        return SpecError(message, field=self.field, value=str(where), fix=fix)
 
 
 class Counted(io.RawIOBase):

@@ -37,6 +37,8 @@ NOT_PROSE = (
     ".yaml", ".yml", ".zip", ".zst",
 )  # fmt: skip
 FIELDS = "text, messages, conversations, prompt and completion, or instruction and output"
+#: The fix of what is no record.
+ONE_A_LINE = 'Write one object a line: {"text": "…"}'
 #: ShareGPT's speakers as roles of a chat template.
 SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
             "model": "assistant", "function_call": "assistant", "observation": "tool"}  # fmt: skip
@@ -130,21 +132,21 @@ def documents(path: Path, field: str, allowance: Allowance | None = None) -> Ite
     kind = Path(path.name.lower().removesuffix(".gz")).suffix
     try:
         if kind == ".parquet":
-            yield from _parquet(path, field, allowed)
+            yield from _parquet(path, allowed)
             return
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
             stream = io.BufferedReader(Counted(cast(BinaryIO, file), allowed, path), READ)
             if kind in RECORDS:
-                yield from _records(stream, path, field, allowed, whole=kind == ".json")
+                yield from _records(stream, path, allowed, whole=kind == ".json")
             elif kind in TABLES:
-                yield from _table(stream, path, field, allowed)
+                yield from _table(stream, path, allowed)
             else:
-                yield from _plain(stream, path, field)
+                yield from _plain(stream, path, allowed)
     except (OSError, EOFError, zlib.error) as error:
-        raise SpecError(f"cannot be read: {_reason(error)}", field=field, value=str(path)) from None
+        raise allowed.wrong(f"cannot be read: {_reason(error)}", path) from None
 
 
-def _plain(file: BinaryIO, path: Path, field: str) -> Iterator[Document]:
+def _plain(file: BinaryIO, path: Path, allowed: Allowance) -> Iterator[Document]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     done = given = 0
     while True:
@@ -152,7 +154,7 @@ def _plain(file: BinaryIO, path: Path, field: str) -> Iterator[Document]:
         try:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            raise _not_text(path, field, f"at byte {done + error.start - len(decoder.getstate()[0])}") from None
+            raise _not_text(path, allowed, f"at byte {done + error.start - len(decoder.getstate()[0])}") from None
         done += len(data)
         if text:
             yield Document(text, str(path), continues=given > 0)
@@ -161,26 +163,26 @@ def _plain(file: BinaryIO, path: Path, field: str) -> Iterator[Document]:
             return
 
 
-def _records(file: BinaryIO, path: Path, field: str, allowed: Allowance, *, whole: bool) -> Iterator[Document]:
+def _records(file: BinaryIO, path: Path, allowed: Allowance, *, whole: bool) -> Iterator[Document]:
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
         allowed.take_rows(1, path)
         if number == 1 and whole and line.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            yield from _array(line + file.read(LONGEST_JSON + 1), path, field)
+            yield from _array(line + file.read(LONGEST_JSON + 1), path, allowed)
             return
         where = f"{path}, line {number}"
         if len(line) > LONGEST_LINE:
-            raise SpecError(f"line {number} is longer than {LONGEST_LINE >> 20} MiB", field=field, value=str(path))
+            raise allowed.wrong(f"line {number} is longer than {LONGEST_LINE >> 20} MiB", path)
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError:
-            raise _not_text(path, field, f"in line {number}") from None
+            raise _not_text(path, allowed, f"in line {number}") from None
         if text:
-            yield from _document(_json(text, where, field), where, field)
+            yield from _document(_json(text, where, allowed), where, allowed)
 
 
-def _table(file: BinaryIO, path: Path, field: str, allowed: Allowance) -> Iterator[Document]:
+def _table(file: BinaryIO, path: Path, allowed: Allowance) -> Iterator[Document]:
     """Rows of a table with a header, apart by commas, semicolons or tabs."""
     csv.field_size_limit(LONGEST_LINE)
     text = io.TextIOWrapper(file, "utf-8-sig", newline="")
@@ -190,10 +192,9 @@ def _table(file: BinaryIO, path: Path, field: str, allowed: Allowance) -> Iterat
         names = next(csv.reader([head], delimiter=mark), [])
         wanted = columns_of([name.strip() for name in names])
         if not wanted:
-            raise SpecError(
-                f"has no column {FIELDS}; it has {', '.join(name[:40] for name in names[:12]) or 'nothing'}",
-                field=field, value=str(path), fix="Name the column of the texts `text`, in the first line",
-            )  # fmt: skip
+            held = ", ".join(name[:40] for name in names[:12]) or "nothing"
+            message = f"has no column {FIELDS}; it has {held}"
+            raise allowed.wrong(message, path, "Name the column of the texts `text`, in the first line")
         places = {name: [found.strip() for found in names].index(name) for name in wanted}
         lines = _Lines(text, mark, path, allowed)
         reader = csv.reader(lines, delimiter=mark)
@@ -201,11 +202,11 @@ def _table(file: BinaryIO, path: Path, field: str, allowed: Allowance) -> Iterat
             lines.begin_row()
             record = {name: row[place] for name, place in places.items() if place < len(row)}
             if record:
-                yield from _document({**dict.fromkeys(wanted), **record}, f"{path}, row {reader.line_num + 1}", field)
+                yield from _document({**dict.fromkeys(wanted), **record}, f"{path}, row {reader.line_num + 1}", allowed)
     except UnicodeDecodeError:
-        raise _not_text(path, field, "in a row") from None
+        raise _not_text(path, allowed, "in a row") from None
     except csv.Error as error:
-        raise SpecError(f"is not a table that can be read: {error}", field=field, value=str(path)) from None
+        raise allowed.wrong(f"is not a table that can be read: {error}", path) from None
 
 
 class _Lines:
@@ -236,85 +237,69 @@ class _Lines:
         return line
 
 
-def _array(data: bytes, path: Path, field: str) -> Iterator[Document]:
+def _array(data: bytes, path: Path, allowed: Allowance) -> Iterator[Document]:
     if len(data) > LONGEST_JSON:
-        raise SpecError(
-            f"is one JSON array of more than {LONGEST_JSON >> 20} MiB", field=field, value=str(path),
-            fix="Write one record a line, as .jsonl",
-        )  # fmt: skip
+        message = f"is one JSON array of more than {LONGEST_JSON >> 20} MiB"
+        raise allowed.wrong(message, path, "Write one record a line, as .jsonl")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _not_text(path, field, f"at byte {error.start}") from None
-    for index, record in enumerate(_json(text, str(path), field)):
-        yield from _document(record, f"{path}, record {index + 1}", field)
+        raise _not_text(path, allowed, f"at byte {error.start}") from None
+    for index, record in enumerate(_json(text, str(path), allowed)):
+        yield from _document(record, f"{path}, record {index + 1}", allowed)
 
 
-def _json(text: str, where: str, field: str) -> Any:
+def _json(text: str, where: str, allowed: Allowance) -> Any:
     # Each value but the first follows one of these, and takes some fifty bytes of memory.
     if sum(map(text.count, ",:[{")) > MAX_JSON_VALUES:
-        raise SpecError(
-            f"is JSON of more than {MAX_JSON_VALUES} values", field=field, value=where,
-            fix="Write one record a line, as .jsonl, and leave out what is no text",
-        )  # fmt: skip
+        fix = "Write one record a line, as .jsonl, and leave out what is no text"
+        raise allowed.wrong(f"is JSON of more than {MAX_JSON_VALUES} values", where, fix)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         what = f"is not JSON ({error.msg}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else None
-        raise SpecError(
-            what or "is not JSON that can be read", field=field, value=where,
-            fix='Write one object a line: {"text": "…"}',
-        ) from None  # fmt: skip
+        raise allowed.wrong(what or "is not JSON that can be read", where, ONE_A_LINE) from None
 
 
-def _parquet(path: Path, field: str, allowed: Allowance) -> Iterator[Document]:
+def _parquet(path: Path, allowed: Allowance) -> Iterator[Document]:
     from plimsoll.quantjob.parquet_rows import parquet_rows
 
     if find_spec("pyarrow") is None:
-        raise SpecError(
-            "is Parquet, and pyarrow is not installed", field=field, value=str(path),
-            fix="Install plimsoll[quant], or give the texts as .jsonl",
-        )  # fmt: skip
-    for row, record in enumerate(parquet_rows(path, field, LONGEST_LINE), 1):
+        fix = "Install plimsoll[quant], or give the texts as .jsonl"
+        raise allowed.wrong("is Parquet, and pyarrow is not installed", path, fix)
+    for row, record in enumerate(parquet_rows(path, allowed.field, LONGEST_LINE), 1):
         if isinstance(record, list):
-            raise SpecError(
-                f"has no column {FIELDS}; it has {', '.join(record)}", field=field, value=str(path),
-                fix="Name the column of the texts `text`",
-            )  # fmt: skip
+            message = f"has no column {FIELDS}; it has {', '.join(record)}"
+            raise allowed.wrong(message, path, "Name the column of the texts `text`")
         allowed.take_rows(1, path)
-        yield from _document(record, f"{path}, row {row}", field)
+        yield from _document(record, f"{path}, row {row}", allowed)
 
 
-def _document(record: Any, where: str, field: str) -> Iterator[Document]:
+def _document(record: Any, where: str, allowed: Allowance) -> Iterator[Document]:
     """The record's text, if it is not empty."""
     if not isinstance(record, Mapping):
-        raise SpecError(
-            f"is no object but {type(record).__name__}", field=field, value=where,
-            fix='Write one object a line: {"text": "…"}',
-        )  # fmt: skip
+        raise allowed.wrong(f"is no object but {type(record).__name__}", where, ONE_A_LINE)
     columns = columns_of(list(record))
     if not columns:
         keys = ", ".join(str(key)[:40] for key in list(record)[:12]) or "nothing"
-        raise SpecError(
-            f"has no field {FIELDS}; it has {keys}", field=field, value=where, fix="Rename the one that holds the text"
-        )
+        raise allowed.wrong(f"has no field {FIELDS}; it has {keys}", where, "Rename the one that holds the text")
     values = {name: record[name] for name in columns}
-    found = _content(values, where, field)
+    found = _content(values, where, allowed)
     content = found.content
     if content and (not isinstance(content, str) or content.strip()):
         yield found
 
 
-def _content(values: Mapping[str, Any], where: str, field: str) -> Document:
+def _content(values: Mapping[str, Any], where: str, allowed: Allowance) -> Document:
     def text(name: str) -> str:
-        return _string(values.get(name), name, where, field)
+        return _string(values.get(name), name, where, allowed)
 
     if "text" in values:
         return Document(text("text"), where)
     if "messages" in values:
-        return Document(_messages(values["messages"], "messages", where, field), where)
+        return Document(_messages(values["messages"], "messages", where, allowed), where)
     if "conversations" in values:
-        return Document(_messages(_roles(values["conversations"]), "conversations", where, field), where)
+        return Document(_messages(_roles(values["conversations"]), "conversations", where, allowed), where)
     if "instruction" in values:
         asked = "\n\n".join(filter(str.strip, (text("instruction"), text("input"))))
         if not asked.strip() and not text("output").strip():
@@ -322,7 +307,7 @@ def _content(values: Mapping[str, Any], where: str, field: str) -> Document:
         turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": text("output")}]
         return Document(turns, where, plain=f"{asked}\n\n{text('output')}")
     if any(isinstance(value, list) for value in values.values()):
-        return Document([m for name, value in values.items() for m in _messages(value, name, where, field)], where)
+        return Document([m for name, value in values.items() for m in _messages(value, name, where, allowed)], where)
     return Document("".join(text(name) for name in values), where)
 
 
@@ -338,34 +323,34 @@ def _roles(value: Any) -> Any:
     return found
 
 
-def _string(value: Any, name: str, where: str, field: str) -> str:
+def _string(value: Any, name: str, where: str, allowed: Allowance) -> str:
     if value is not None and not isinstance(value, str):
-        raise SpecError(f"{name} is no text but {type(value).__name__}", field=field, value=where)
+        raise allowed.wrong(f"{name} is no text but {type(value).__name__}", where)
     return value or ""
 
 
-def _messages(value: Any, name: str, where: str, field: str) -> list[Message]:
+def _messages(value: Any, name: str, where: str, allowed: Allowance) -> list[Message]:
     """Messages with `role` and `content`; of content in parts, the text parts."""
     if value is None:
         return []
     if not isinstance(value, list):
-        raise SpecError(f"{name} is no list but {type(value).__name__}", field=field, value=where)
+        raise allowed.wrong(f"{name} is no list but {type(value).__name__}", where)
     found = []
     for index, message in enumerate(value):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise SpecError(f"{name}[{index}] is no message with role and content", field=field, value=where)
+            raise allowed.wrong(f"{name}[{index}] is no message with role and content", where)
         content = message.get("content")
         if isinstance(content, list):
             parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
             content = "".join(part for part in parts if isinstance(part, str))
             if not all(isinstance(part, str) for part in parts):
-                raise SpecError(f"{name}[{index}].content has parts that are no text", field=field, value=where)
-        found.append({**message, "content": _string(content, f"{name}[{index}].content", where, field)})
+                raise allowed.wrong(f"{name}[{index}].content has parts that are no text", where)
+        found.append({**message, "content": _string(content, f"{name}[{index}].content", where, allowed)})
     return found
 
 
-def _not_text(path: Path, field: str, where: str) -> SpecError:
-    return SpecError(f"is not UTF-8 text ({where})", field=field, value=str(path), fix="Convert it to UTF-8")
+def _not_text(path: Path, allowed: Allowance, where: str) -> SpecError:
+    return allowed.wrong(f"is not UTF-8 text ({where})", path, "Convert it to UTF-8")
 
 
 def _refuse(error: OSError) -> None:

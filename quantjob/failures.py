@@ -55,3 +55,8 @@ def writing(folder: Path) -> Iterator[None]:
             cure = "Raise that limit (ulimit -f)" if limited else "Make room there"
             fix = f"{cure} and run it again: it goes on from the layer it had reached"
         raise kind(f"cannot be written: {why}", field=str(error.filename or folder), fix=fix) from error
+
+
+def damaged(path: Path, work: Path, what: str) -> CheckpointError:
+    """Of a file that earlier work in the folder `work` left, and that is not as it was left."""
+    return CheckpointError(what, field=str(path), fix=f"Remove {work} and begin anew")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import plimsoll
-from plimsoll.api.errors import CheckpointError, SpecError
+from plimsoll.api.errors import SpecError
 from plimsoll.api.gate import Limits, gate
 from plimsoll.api.job_budget import largest_group, undivided
 from plimsoll.api.job_progress import Evaluation, Output
@@ -36,7 +36,7 @@ from plimsoll.checkpoint.quantized.manifest import (
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.evaluation import Comparison, compare
-from plimsoll.quantjob.failures import BusyError, OutputTakenError, writing
+from plimsoll.quantjob.failures import BusyError, OutputTakenError, damaged, writing
 from plimsoll.quantjob.generation_config import valid_generation_config
 from plimsoll.quantjob.job_options import JobOptions
 from plimsoll.quantjob.kept_evaluation import KeptEvaluation
@@ -177,11 +177,7 @@ class QuantizeJob:
         written = {file.name: file.sha256 for file in files}
         for shard in state.shards:
             if written[shard.name] != shard.sha256:
-                raise CheckpointError(
-                    "is not what was written",
-                    field=str(output / shard.name),
-                    fix=f"Remove {self.partial} and begin anew",
-                )
+                raise damaged(output / shard.name, self.partial, "is not what was written")
         compared = None
         if held_out is not None:
             key = {"walk": state.fingerprint, "output": [file.sha256 for file in files], "held out": held_out.digest}
@@ -280,9 +276,7 @@ class QuantizeJob:
             if made.exists():
                 os.replace(made, final)
             elif not final.is_file() or final.stat().st_size != file.bytes:
-                raise CheckpointError(
-                    "was written and has gone", field=str(final), fix=f"Remove {self.partial} and begin anew"
-                )
+                raise damaged(final, self.partial, "was written and has gone")
         sync_folder(out)
         os.replace(self.partial / MANIFEST_NAME, out / MANIFEST_NAME)
         sync_folder(out)
@@ -295,8 +289,7 @@ class QuantizeJob:
         if manifest.source.get("request") != request:
             raise self._taken("another output")
         self._clear()
-        found = Evaluation.model_validate(dict(manifest.evaluation)) if manifest.evaluation else None
-        reasons = _reasons(found, self.options.limits)
+        reasons = _reasons(_evaluation(manifest), self.options.limits)
         verdict = _verdict(reasons, self.options.limits)
         message = "; ".join(reasons) or None
         if (verdict, message) != (manifest.gate, manifest.gate_message):
@@ -307,7 +300,7 @@ class QuantizeJob:
 
     def _outcome(self, manifest: Manifest) -> Outcome:
         self._clear()
-        evaluation = Evaluation.model_validate(dict(manifest.evaluation)) if manifest.evaluation else None
+        evaluation = _evaluation(manifest)
         reasons = tuple(_reasons(evaluation, self.options.limits))
         ended: dict[str, Any] = {"reason": "GateFailed", "message": "; ".join(reasons)} if reasons else {}
         self._tracker.move(
@@ -387,6 +380,10 @@ def _reasons(evaluation: Evaluation | None, limits: Limits) -> list[str]:
         return []
     after = evaluation.after
     return gate(evaluation.before, after.perplexity, after.kl_mean, limits)
+
+
+def _evaluation(manifest: Manifest) -> Evaluation | None:
+    return Evaluation.model_validate(dict(manifest.evaluation)) if manifest.evaluation else None
 
 
 def _verdict(reasons: list[str], limits: Limits) -> Gate:

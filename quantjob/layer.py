@@ -138,7 +138,7 @@ TABLE = replace(
     torch_kernels("cpu", torch.float32), linear=_linear, activate=_activate, write_kv=_write_kv, attention=_attention
 )  # fmt: skip
 _NONE = torch.empty(0, dtype=torch.int64)
-_WHOLE = AttentionBatch(_NONE, _NONE, _NONE, _NONE, [], [], 0, 0)
+_WHOLE = AttentionBatch(_NONE, _NONE, _NONE, _NONE, [], [])
 
 
 @dataclass

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.complete import sync_folder, write_durably
 from plimsoll.checkpoint.json_file import read_object
 from plimsoll.checkpoint.quantized.manifest import hash_file
+from plimsoll.quantjob.failures import damaged
 from plimsoll.quantjob.shards import Shard, header_bytes, read_header
 
 PLAN_NAME = "merge.json"
@@ -98,7 +98,7 @@ def _build(output: Path, file: Mapping[str, Any], folder: Path) -> None:
                 _copy(source, piece, target, len(text), folder)
                 source.unlink()
             elif not there:
-                raise _damaged(source, folder, "was written and has gone")
+                raise damaged(source, folder, "was written and has gone")
         target.flush()
         os.fsync(target.fileno())
     os.replace(aside, final)
@@ -115,7 +115,7 @@ def _copy(source: Path, piece: Mapping[str, Any], target: Any, start: int, folde
             digest.update(chunk)
             target.write(chunk)
     if digest.hexdigest() != piece["sha256"]:
-        raise _damaged(source, folder, "is not what was written")
+        raise damaged(source, folder, "is not what was written")
     target.flush()
     os.fsync(target.fileno())
 
@@ -128,7 +128,3 @@ def _shard(output: Path, file: Mapping[str, Any]) -> Shard:
         if name != "__metadata__"
     }
     return Shard(file["name"], found.bytes, found.sha256, sizes)
-
-
-def _damaged(path: Path, folder: Path, what: str) -> CheckpointError:
-    return CheckpointError(what, field=str(path), fix=f"Remove {folder} and begin anew")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plimsoll.api.errors import CheckpointError
+from plimsoll.quantjob.failures import damaged
 
 
 class HiddenStates:
@@ -102,9 +102,7 @@ class HiddenStates:
         path, shape = self._path(layer), (stop - start, *self.shape[1:])
         values = np.fromfile(path, np.float32, prod(shape), offset=self.nbytes((start, *self.shape[1:])))
         if len(values) < prod(shape):
-            raise CheckpointError(
-                "holds fewer values than were written", field=str(path), fix=f"Remove {self._folder} and begin anew"
-            )
+            raise damaged(path, self._folder, "holds fewer values than were written")
         return torch.from_numpy(values).view(shape)
 
     def _make_room(self, layer: int) -> None:

@@ -37,12 +37,8 @@ def metadata(
 
 def source_metadata(namespace: str, name: str, key: str) -> Object:
     """Of what all deployments of one source share. Nobody owns it: the operator sweeps it once no spec names it."""
-    labels = {names.MANAGED_BY: names.MANAGER, "app.kubernetes.io/name": "plimsoll"}
-    return {
-        "name": name,
-        "namespace": namespace,
-        "labels": {**labels, names.COMPONENT: "inspect", names.SOURCE: key},
-    }
+    labels = {**names.OUR_LABELS, names.COMPONENT: "inspect", names.SOURCE: key}
+    return {"name": name, "namespace": namespace, "labels": labels}
 
 
 def pod_security() -> Object:

@@ -12,7 +12,7 @@ from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, plain, source_metadata
 from plimsoll.operator.build.pod import Spec, copied_folder, copier, image_volume, placement, reader, scratch
 from plimsoll.operator.build.source import fetched, file_uri, image_reference, source_key
-from plimsoll.operator.build.surroundings import authority_volumes, security
+from plimsoll.operator.build.surroundings import authority_volumes
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment, Pod
 
@@ -68,9 +68,6 @@ def inspect_pod(
         "restartPolicy": "Never",
         "activeDeadlineSeconds": DEADLINE_SECONDS,
         "terminationGracePeriodSeconds": 5,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": security(spec),
         "containers": [look],
         "volumes": volumes,
         **placement(spec, settings, secret),

@@ -88,9 +88,6 @@ def pod_template(
     template: Object = {
         "metadata": {"labels": {**plain(pod.labels), **ours}, "annotations": {**annotations, **plain(pod.annotations)}},
         "spec": {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "securityContext": security(spec),
             "terminationGracePeriodSeconds": int(-(-spec.rollout.drain_timeout // 1)) + GRACE_SECONDS,
             "topologySpreadConstraints": _spread(deployment.name, revision, pod.topology_spread_constraints),
             "containers": [_server(deployment, spec, models, budget, settings)],
@@ -109,11 +106,13 @@ def pod_template(
 
 
 def placement(spec: Spec, settings: Settings, pull_secret: str | None) -> Object:
-    """What all pods of ours share: who they are to the registry and the cloud, and which nodes take them."""
+    """What all pods of ours share: what they may do, who they are to the registry and the cloud, and their nodes."""
     pulls = dict.fromkeys((*settings.image_pull_secrets, *spec.pod.image_pull_secrets))
     if pull_secret:
         pulls[pull_secret] = None
-    found: Object = {}
+    found: Object = {
+        "automountServiceAccountToken": False, "enableServiceLinks": False, "securityContext": security(spec),
+    }  # fmt: skip
     if pulls:
         found["imagePullSecrets"] = [{"name": name} for name in pulls]
     if spec.pod.tolerations:

@@ -75,7 +75,7 @@ def inspect_policy(namespace: str) -> Object:
     One for all, since they live for seconds and of a thousand sources each may name another port.
     """
     pods = {names.MANAGED_BY: names.MANAGER, names.COMPONENT: "inspect"}
-    labels = {**pods, "app.kubernetes.io/name": "plimsoll"}
+    labels = {**names.OUR_LABELS, **pods}
     meta = {"name": names.INSPECT_POLICY, "namespace": namespace, "labels": labels}
     return _policy(meta, pods, [], [_DNS, {"to": [_PODS, *_ANYWHERE]}])
 

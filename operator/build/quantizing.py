@@ -19,7 +19,6 @@ from plimsoll.operator.build.surroundings import (
     authority_volumes,
     limited,
     network_environment,
-    security,
     user_name,
 )
 from plimsoll.operator.settings import Settings
@@ -53,9 +52,6 @@ def job(
     labels = {**plain(spec.pod.labels), **names.job_labels(deployment.name)}
     body: Object = {
         "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": security(spec),
         "terminationGracePeriodSeconds": 30,
         "containers": [_container(deployment, spec, needs, settings, args, volumes.mounts, container_env)],
         "volumes": [*volumes.found(), scratch(), *authority_volumes(spec)],

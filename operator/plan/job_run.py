@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from plimsoll.api.errors import CheckpointError
 from plimsoll.api.job_progress import JobProgress
+from plimsoll.operator import parse_jobs
 from plimsoll.operator.build.quantizing import CONTAINER, FINAL_EXIT_CODES, STOPPED_EXIT_CODE
 from plimsoll.operator.plan.quota import with_help
 from plimsoll.operator.plan.trouble import ASK_AFTER, troubles, words
@@ -102,10 +102,7 @@ def last_words(pod: Pod) -> JobProgress | None:
     container = _container(pod)
     if container is None or container.state != "terminated":
         return None
-    try:
-        return JobProgress.decode(container.message)
-    except CheckpointError:
-        return None
+    return parse_jobs.progress(container.message)
 
 
 def _container(pod: Pod) -> Container | None:

@@ -38,8 +38,6 @@ class AttentionBatch:
     """int64 [T]: block * block_size + offset where each row's key and value go."""
     query_start_cpu: list[int]
     context_lens_cpu: list[int]
-    max_query: int
-    max_context: int
 
 
 KVCaches = Sequence[LayerCache]

@@ -122,7 +122,7 @@ def paged(draw: random.Random, ops: Kernels, dtype: torch.dtype) -> None:
         starts[-1] += 1
     step = AttentionBatch(
         torch.tensor(starts[: -1 if lie == "short" else None], dtype=torch.int64 if lie == "dtype" else torch.int32),
-        torch.tensor(contexts, dtype=torch.int32), tables, slots, starts, contexts, max(rows), max(contexts),
+        torch.tensor(contexts, dtype=torch.int32), tables, slots, starts, contexts,
     )  # fmt: skip
     cache = LayerCache(*(torch.zeros(blocks, kv_heads, block, dim + (lie == "dim"), dtype=dtype) for _ in range(2)))
     keys = numbers(draw, total, kv_heads, dim)

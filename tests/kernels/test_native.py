@@ -126,8 +126,6 @@ def paged(
         slot_mapping=torch.zeros(starts[-1], dtype=torch.int64),
         query_start_cpu=starts,
         context_lens_cpu=contexts,
-        max_query=max(rows),
-        max_context=max(contexts),
     )
     return Paged(batch, cache)
 

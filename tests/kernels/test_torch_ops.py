@@ -128,8 +128,6 @@ def paged(lengths: list[tuple[int, int]], block_size: int, heads: int, kv_heads:
         slot_mapping=torch.cat(slots),
         query_start_cpu=starts,
         context_lens_cpu=[context for _, context in lengths],
-        max_query=max(rows for rows, _ in lengths),
-        max_context=max(context for _, context in lengths),
     )
     q = torch.randn(starts[-1], heads, 8, generator=generator).to(dtype)
     return batch, cache, q, keys, values

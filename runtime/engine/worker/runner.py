@@ -97,11 +97,10 @@ class Runner:
 
     def _inputs(self, scheduled: Sequence[ScheduledSequence]) -> tuple[Tensor, Tensor, AttentionBatch]:
         count, size = len(scheduled), self.cache.block_size
-        news = [item.num_new_tokens for item in scheduled]
         contexts = [item.seq.num_computed + item.num_new_tokens for item in scheduled]
         query_start = [0] * (count + 1)
-        for index, new in enumerate(news):
-            query_start[index + 1] = query_start[index] + new
+        for index, item in enumerate(scheduled):
+            query_start[index + 1] = query_start[index] + item.num_new_tokens
         total, widest = query_start[-1], -(-max(contexts) // size)
         # One buffer an integer width, so that a device gets two copies a step and not six.
         wide = np.empty((3, total), dtype=np.int64)
@@ -119,8 +118,6 @@ class Runner:
             slot_mapping=on_device_wide[2],
             query_start_cpu=query_start,
             context_lens_cpu=contexts,
-            max_query=max(news),
-            max_context=max(contexts),
         )
         return on_device_wide[0], on_device_wide[1], batch
 
