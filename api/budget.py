@@ -1,28 +1,32 @@
-"""The budget: what one rank holds, to the byte, before anything runs.
+"""The budget: what each rank holds, to the byte, before anything runs.
 
-    free   = total - context - weights - workspace
-    cache  = ratio * free, in whole blocks
+    free    = total - context - weights - workspace
+    cache   = ratio * free
+    blocks  = the least over ranks of cache // bytes of a block
 
 `plan` prints it, `up` refuses by it, and the engine sizes its pool with it, so that they cannot disagree.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, cast
 
 from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.loaded_line import Budget as Budget
+from plimsoll.api.loaded_line import Rejection as Rejection
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import CODE_BITS, CachePrecision, Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization import PRECISION_OF_BITS
+from plimsoll.api.rank_budget import Part, RankBudget, parts
 from plimsoll.api.second_rounding import refused_under_auto, stored_blocks
-from plimsoll.api.shard import tensor_sizes
-from plimsoll.api.sizes import block_bytes, weight_bytes, workspace_terms
+from plimsoll.api.sizes import block_bytes, workspace_terms
 from plimsoll.api.ways_out import MANIFEST, MIB, Fit, Names, described, ways_out
 
-#: What lies on a device before the first tensor. CUDA: driver context and library handles, as measured by peers at
-#: 0.5 to 0.6 GiB. CPU: interpreter, torch and compiled kernels of the engine process, by `benchmarks/memory.py`.
+#: What each rank's process takes before the first tensor. CUDA: driver context and library handles, as measured by
+#: peers at 0.5 to 0.6 GiB. CPU: interpreter, torch and compiled kernels of the process, by `benchmarks/memory.py`.
 CONTEXT_BYTES: Mapping[str, int] = {"cuda": 600 * MIB, "cpu": 288 * MIB}
 #: What the endpoint takes beside the engine, in a process of its own: interpreter, tokenizer, requests. Not part of the
 #: line; a pod's memory limit is both. With a vocabulary of 151,643 tokens, 159 MiB were measured when idle, and 347 MiB
@@ -33,6 +37,8 @@ BATCHED_TOKENS: Mapping[str, int] = {"cuda": 8192, "cpu": 2048}
 #: The fewest tokens of context that are served where no length is set: a chat's template, a question and an answer of a
 #: few sentences do not fit into less.
 LEAST_CONTEXT = 512
+#: The largest group that `auto` tries: what most machines have, and where most models stop to gain.
+MOST_AUTO_TENSOR = 8
 #: From the least degraded to the most, what `auto` goes through.
 AUTO_PRECISIONS: tuple[Precision, ...] = ("bfloat16", "w8a16", "w4a16")
 #: What this version's engine runs; the rest can be sized.
@@ -59,59 +65,6 @@ class Load:
     """Overrides the model's own, where positions are stretched."""
 
 
-@dataclass(frozen=True)
-class Rejection:
-    """An option that `auto` passed over."""
-
-    option: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The loaded line: bytes per device of the fullest rank, and what they hold."""
-
-    precision: Precision
-    cache_precision: CachePrecision
-    tensor: int
-    total: int
-    context: int
-    weights: int
-    workspace: int
-    workspace_terms: Mapping[str, int]
-    kv_cache: int
-    block_bytes: int
-    block_size: int
-    blocks: int
-    max_length: int
-    rejected: tuple[Rejection, ...] = ()
-
-    @property
-    def in_use(self) -> int:
-        return self.context + self.weights + self.workspace + self.kv_cache
-
-    @property
-    def headroom(self) -> int:
-        """Bytes left alone."""
-        return self.total - self.in_use
-
-    @property
-    def kv_tokens(self) -> int:
-        return self.blocks * self.block_size
-
-    @property
-    def concurrent_requests(self) -> int:
-        """Requests of `max_length` that the cache holds at once."""
-        return self.blocks // -(-self.max_length // self.block_size)
-
-    def per_device(self) -> dict[str, int]:
-        """The terms under the names that status, `plan -o json` and the engine share."""
-        return {
-            "total": self.total, "context": self.context, "weights": self.weights,
-            "workspace": self.workspace, "kvCache": self.kv_cache, "headroom": self.headroom,
-        }  # fmt: skip
-
-
 def budget(
     facts: ModelFacts,
     device: DeviceFacts,
@@ -119,81 +72,214 @@ def budget(
     runs: frozenset[str] | None = None,
     cache_limit: int | None = None,
     names: Names = MANIFEST,
+    devices: Sequence[int] = (),
 ) -> Budget:
-    """The budget of `load` on `device`.
+    """The budget of `load` on one `device` a rank.
 
     Args:
-        runs: precisions that `auto` may choose, on one device; None sizes them all, and tensor sizes up to 8.
-        cache_limit: most bytes that become cache where `load` names no absolute size; one request still fits.
+        runs: precisions that `auto` may choose, on one device; None sizes them all, and tensor sizes up to
+            `MOST_AUTO_TENSOR`.
+        cache_limit: most bytes of a device that become cache where `load` names no absolute size; one request still
+            fits.
         names: what the user calls the fields that a refusal suggests to change.
+        devices: bytes of each device that the machine has, where that is known. A group takes the first of them, and
+            the smallest of these is the line of each rank, below `device.total`.
 
     Raises:
         SpecError: the wish is incoherent; the field, the value and the fix are named.
         DoesNotFitError: it does not fit; the sum is shown, and what would fit.
     """
     _check(load)
+    if devices and load.tensor != "auto" and load.tensor > len(devices):
+        raise SpecError(
+            "is more than the devices of this machine", field="spec.parallelism.tensor", value=load.tensor,
+            fix=f"At most {len(devices)}",
+        )  # fmt: skip
+    sizer = _Sizer(facts, device, runs, tuple(devices))
     rejected: list[Rejection] = []
     tried: list[_Sum] = []
-    found = _closed(facts, device, load, runs, rejected, tried)
+    found = sizer.closed(load, rejected, tried)
     if found is not None:
         if cache_limit is not None and load.cache_bytes is None and found.kv_cache > cache_limit:
-            enough = max(cache_limit, found.needed_blocks * found.block_bytes)
-            found = _sum(facts, device, replace(found.load, cache_bytes=enough))
-        return found.budget(tuple(rejected))
+            enough = max(cache_limit, found.needed_blocks * found.fullest.block_bytes)
+            found = sizer.sum(replace(found.load, cache_bytes=enough))
+        return found.budget(tuple(rejected), tuple(devices[: len(found.ranks)]))
     nearest = min(tried, key=lambda one: one.least)
     text = nearest.shortage
     if len(tried) > 1:
-        text = f"precision {nearest.load.precision}, the smallest that auto may take, {text}"
-    raise DoesNotFitError(text, ways=_ways(facts, device, load, runs, nearest, names))
+        spread = f" on {nearest.load.tensor} devices" if load.tensor == "auto" and nearest.load.tensor != 1 else ""
+        named = f"precision {nearest.load.precision}" if load.precision == "auto" else "the option"
+        text = f"{named}{spread}, the smallest that auto may take, {text}"
+    raise DoesNotFitError(text, ways=_ways(sizer, load, nearest, names))
 
 
-def _closed(
-    facts: ModelFacts, device: DeviceFacts, load: Load, runs: frozenset[str] | None,
-    rejected: list[Rejection], tried: list["_Sum"],
-) -> "_Sum | None":  # fmt: skip
-    """The first option that fits; what was passed over on the way goes into `rejected` and `tried`.
+class _Sizer:
+    """Sizes wishes for one model on one kind of device. What a wish does not change is summed once."""
 
-    Raises SpecError where no option can hold this model at all.
-    """
-    unheld: SpecError | None = None
-    for precision, tensor in _options(facts, load, runs):
-        option = f"precision {precision}" + (f", tensor {tensor}" if load.tensor == "auto" and tensor > 1 else "")
-        refused = refused_under_auto(facts, precision) if load.precision == "auto" else None
-        if refused:
-            rejected.append(Rejection(option, refused))
-            continue
-        try:
-            found = _sum(facts, device, replace(load, precision=precision, tensor=tensor))
-        except SpecError as error:
-            unheld = unheld or error
-            rejected.append(Rejection(option, error.message))
-            continue
-        if found.fits:
-            return found
-        tried.append(found)
-        rejected.append(Rejection(option, found.shortage))
-    if unheld and not tried:
-        raise unheld
-    return None
+    def __init__(
+        self, facts: ModelFacts, device: DeviceFacts, runs: frozenset[str] | None, devices: tuple[int, ...]
+    ) -> None:
+        self.facts, self.device, self.runs, self.devices = facts, device, runs, devices
+        self.parts: Callable[[Precision, int], tuple[Part, ...]] = cache(
+            lambda precision, tensor: parts(facts, precision, device, tensor)
+        )
+
+    def closed(
+        self, load: Load, rejected: list[Rejection], tried: list["_Sum"], total: int | None = None
+    ) -> "_Sum | None":
+        """The first option that fits; what was passed over on the way goes into `rejected` and `tried`.
+
+        Raises SpecError where no option can hold this model at all.
+        """
+        unheld: SpecError | None = None
+        cannot: set[Precision] = set()
+        for precision, tensor in self.options(load):
+            spread = f", tensor {tensor}" if load.tensor == "auto" and tensor > 1 else ""
+            option = f"precision {precision}{spread}"
+            if precision in cannot:
+                continue
+            refused = refused_under_auto(self.facts, precision) if load.precision == "auto" else None
+            if refused:
+                rejected.append(Rejection(option, refused))
+                cannot.add(precision)
+                continue
+            try:
+                found = self.sum(replace(load, precision=precision, tensor=tensor), total)
+            except SpecError as error:
+                unheld = unheld or error
+                rejected.append(Rejection(option, error.message))
+                if tensor == 1:
+                    # Not on any number of devices.
+                    cannot.add(precision)
+                continue
+            if found.fits:
+                return found
+            tried.append(found)
+            rejected.append(Rejection(option, found.shortage))
+        if unheld and not tried:
+            raise unheld
+        return None
+
+    def options(self, load: Load) -> Iterator[tuple[Precision, int]]:
+        """(precision, tensor size) from the least degraded on; of one precision, the fewest devices first."""
+        precisions = AUTO_PRECISIONS if load.precision == "auto" else (load.precision,)
+        if load.precision == "auto" and self.facts.quantization is not None:
+            # As it is stored: floats would take more and give nothing back.
+            precisions = (PRECISION_OF_BITS[self.facts.quantization.bits],)
+        elif load.precision == "auto" and self.runs is not None:
+            precisions = tuple(name for name in precisions if name in self.runs) or ("float32",)
+        most = 1 if self.runs is not None else min(MOST_AUTO_TENSOR, len(self.devices) or MOST_AUTO_TENSOR)
+        tensors = range(1, most + 1) if load.tensor == "auto" else (load.tensor,)
+        for precision in precisions:
+            for tensor in tensors:
+                yield precision, tensor
+
+    def sum(self, load: Load, total: int | None = None) -> "_Sum":
+        """One concrete option, added up, on devices of `total` bytes where that is given."""
+        facts, device = self.facts, self.device
+        precision, tensor = cast(Precision, load.precision), cast(int, load.tensor)
+        line = min(device.total, *self.devices[:tensor]) if self.devices else device.total
+        trained = load.trained_length or facts.max_position
+        step, longest = load.max_batched_tokens or BATCHED_TOKENS[device.kind], load.max_length or trained
+        ranks = []
+        for part in self.parts(precision, tensor):
+            shard = None if tensor == 1 else part.shard
+            terms = workspace_terms(facts, precision, device, step, load.max_running, longest, shard)
+            block = block_bytes(facts, load.block_size, precision, load.cache_precision, shard)
+            total_bytes = line if total is None else total
+            ranks.append(RankBudget(part.shard, total_bytes, context_bytes(device), part.weights, terms, block))
+        shares = [_share(load, rank) for rank in ranks]
+        blocks = min(share // rank.block_bytes for share, rank in zip(shares, ranks, strict=True))
+        return _Sum(load, step, tuple(replace(rank, blocks=blocks) for rank in ranks), min(shares), trained)
 
 
-def _ways(
-    facts: ModelFacts, device: DeviceFacts, load: Load, runs: frozenset[str] | None, nearest: "_Sum", names: Names
-) -> list[str]:
+def _share(load: Load, rank: RankBudget) -> int:
+    """Bytes of a rank's device that may become cache."""
+    return int(load.ratio * max(0, rank.total - rank.fixed)) if load.cache_bytes is None else load.cache_bytes
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """One concrete option, added up."""
+
+    load: Load
+    step: int
+    """Tokens of the largest step."""
+    ranks: tuple[RankBudget, ...]
+    kv_cache: int
+    """Bytes of cache of the rank that has the least room for it."""
+    trained_length: int
+
+    @property
+    def fullest(self) -> RankBudget:
+        return max(self.ranks, key=lambda rank: rank.in_use)
+
+    @property
+    def length(self) -> int:
+        """Tokens the cache must hold for one request: the wish, or when there is none the least that serves."""
+        return self.load.max_length or min(self.trained_length, LEAST_CONTEXT)
+
+    @property
+    def needed_blocks(self) -> int:
+        return -(-self.length // self.load.block_size)
+
+    @property
+    def least(self) -> int:
+        """Bytes of a device that it takes with a cache for one request."""
+        return max(rank.fixed + self.needed_blocks * rank.block_bytes for rank in self.ranks)
+
+    @property
+    def fits(self) -> bool:
+        """Whether each rank stays below its line, with the whole share that was given to the cache."""
+        enough = self.ranks[0].blocks >= self.needed_blocks
+        return enough and all(rank.fixed + self.kv_cache <= rank.total for rank in self.ranks)
+
+    @property
+    def shortage(self) -> str:
+        """The sum, as a sentence."""
+        full = self.fullest
+        text = (
+            f"needs {format_bytes(full.weights)} weights + {format_bytes(full.context + full.workspace)} workspace and "
+            f"context = {format_bytes(full.fixed)} of {format_bytes(full.total)} per device"
+        )
+        if full.fixed >= full.total:
+            return text
+        need = self.needed_blocks * full.block_bytes
+        share = "asked for" if self.load.cache_bytes is not None else f"left at ratio {self.load.ratio:g}"
+        cache = (
+            f"a cache of {self.length} tokens takes {format_bytes(need)} and {format_bytes(self.kv_cache)} is {share}"
+        )
+        return f"{text}; {cache}"
+
+    def budget(self, rejected: tuple[Rejection, ...], devices: tuple[int, ...]) -> Budget:
+        blocks, size = self.ranks[0].blocks, self.load.block_size
+        return Budget(
+            precision=cast(Precision, self.load.precision),
+            cache_precision=self.load.cache_precision,
+            ranks=self.ranks,
+            block_size=size,
+            blocks=blocks,
+            max_length=self.load.max_length or min(self.trained_length, blocks * size),
+            devices=devices,
+            rejected=rejected,
+        )
+
+
+def _ways(sizer: _Sizer, load: Load, nearest: _Sum, names: Names) -> list[str]:
     """What would fit, in the user's words, the fewest changes first."""
+    facts, runs = sizer.facts, sizer.runs
 
     def closes(change: dict[str, Any]) -> Budget | None:
         fields = {key: value for key, value in change.items() if key != "total"}
-        there = replace(device, total=change.get("total", device.total))
         try:
-            found = _closed(facts, there, replace(load, **fields), runs, [], [])
+            found = sizer.closed(replace(load, **fields), [], [], change.get("total"))
         except SpecError:
             return None
-        return None if found is None else found.budget(())
+        return None if found is None else found.budget((), ())
 
     known = AUTO_PRECISIONS if runs is None else tuple(one for one in AUTO_PRECISIONS if one in runs)
-    smaller = tuple(one for one in known if weight_bytes_less(facts, device, nearest.load, one))
-    need = nearest.needed_blocks * nearest.block_bytes
+    smaller = tuple(one for one in known if _lighter(sizer, nearest.load, one))
+    need = nearest.needed_blocks * nearest.fullest.block_bytes
     # A cache is written in whole MiB.
     found = ways_out(load, -(-need // MIB) * MIB, nearest.step, smaller, closes)
     ways = [described(change, fit, load, names, _again(facts, fit)) for change, fit in found]
@@ -213,10 +299,20 @@ def _again(facts: ModelFacts, found: Fit) -> str:
 def _unrun(facts: ModelFacts, load: Load, closes: Callable[[dict[str, Any]], Budget | None]) -> Iterator[str]:
     if load.cache_precision == "auto" and closes({"cache_precision": "int8"}):
         yield "kvCache.precision int8 (sized, not run by this version)"
-    for tensor in tensor_sizes(facts)[1:4]:
+    for tensor in range(2, MOST_AUTO_TENSOR + 1):
         if load.tensor == 1 and closes({"tensor": tensor}):
             yield f"parallelism.tensor {tensor} (sized, not run by this version)"
             break
+
+
+def _lighter(sizer: _Sizer, load: Load, precision: Precision) -> bool:
+    """Whether weights at `precision` take less than at that of `load`, and can be held at all."""
+    tensor = cast(int, load.tensor)
+    try:
+        now = sizer.parts(cast(Precision, load.precision), tensor)[0].weights
+        return sizer.parts(precision, tensor)[0].weights < now
+    except SpecError:
+        return False
 
 
 def short_context(found: Budget, load: Load) -> str | None:
@@ -230,131 +326,9 @@ def short_context(found: Budget, load: Load) -> str | None:
     )
 
 
-def _options(facts: ModelFacts, load: Load, runs: frozenset[str] | None) -> Iterator[tuple[Precision, int]]:
-    """(precision, tensor size) from the least degraded on; of one precision, the fewest devices first."""
-    precisions = AUTO_PRECISIONS if load.precision == "auto" else (load.precision,)
-    if load.precision == "auto" and facts.quantization is not None:
-        # As it is stored: floats would take more and give nothing back.
-        precisions = (PRECISION_OF_BITS[facts.quantization.bits],)
-    elif load.precision == "auto" and runs is not None:
-        precisions = tuple(name for name in precisions if name in runs) or ("float32",)
-    if load.tensor != "auto":
-        tensors: tuple[int, ...] = (load.tensor,)
-    else:
-        # Engines that run run on one device today.
-        tensors = tensor_sizes(facts)[:4] if runs is None else (1,)
-    for precision in precisions:
-        for tensor in tensors:
-            yield precision, tensor
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """One concrete option, added up."""
-
-    load: Load
-    device: DeviceFacts
-    weights: int
-    terms: Mapping[str, int]
-    block_bytes: int
-    kv_cache: int
-    blocks: int
-    trained_length: int
-
-    @property
-    def workspace(self) -> int:
-        return sum(self.terms.values())
-
-    @property
-    def context(self) -> int:
-        return context_bytes(self.device)
-
-    @property
-    def length(self) -> int:
-        """Tokens the cache must hold for one request: the wish, or when there is none the least that serves."""
-        return self.load.max_length or min(self.trained_length, LEAST_CONTEXT)
-
-    @property
-    def needed_blocks(self) -> int:
-        return -(-self.length // self.load.block_size)
-
-    @property
-    def step(self) -> int:
-        """Tokens of the largest step."""
-        return self.load.max_batched_tokens or BATCHED_TOKENS[self.device.kind]
-
-    @property
-    def least(self) -> int:
-        """Bytes that it takes with a cache for one request."""
-        return self.context + self.weights + self.workspace + self.needed_blocks * self.block_bytes
-
-    @property
-    def fits(self) -> bool:
-        spent = self.context + self.weights + self.workspace + self.kv_cache
-        return self.blocks >= self.needed_blocks and spent <= self.device.total
-
-    @property
-    def shortage(self) -> str:
-        """The sum, as a sentence."""
-        fixed = self.context + self.weights + self.workspace
-        text = (
-            f"needs {format_bytes(self.weights)} weights + {format_bytes(self.context + self.workspace)} workspace and "
-            f"context = {format_bytes(fixed)} of {format_bytes(self.device.total)} per device"
-        )
-        if fixed >= self.device.total:
-            return text
-        need = self.needed_blocks * self.block_bytes
-        share = "asked for" if self.load.cache_bytes is not None else f"left at ratio {self.load.ratio:g}"
-        cache = (
-            f"a cache of {self.length} tokens takes {format_bytes(need)} and {format_bytes(self.kv_cache)} is {share}"
-        )
-        return f"{text}; {cache}"
-
-    def budget(self, rejected: tuple[Rejection, ...]) -> Budget:
-        return Budget(
-            precision=cast(Precision, self.load.precision),
-            cache_precision=self.load.cache_precision,
-            tensor=cast(int, self.load.tensor),
-            total=self.device.total,
-            context=self.context,
-            weights=self.weights,
-            workspace=self.workspace,
-            workspace_terms=self.terms,
-            kv_cache=self.blocks * self.block_bytes,
-            block_bytes=self.block_bytes,
-            block_size=self.load.block_size,
-            blocks=self.blocks,
-            max_length=self.load.max_length or min(self.trained_length, self.blocks * self.load.block_size),
-            rejected=rejected,
-        )
-
-
-def _sum(facts: ModelFacts, device: DeviceFacts, load: Load) -> _Sum:
-    precision, tensor = cast(Precision, load.precision), cast(int, load.tensor)
-    trained = load.trained_length or facts.max_position
-    weights = weight_bytes(facts, precision, device, tensor)
-    terms = workspace_terms(
-        facts, precision, device, tensor,
-        load.max_batched_tokens or BATCHED_TOKENS[device.kind], load.max_running, load.max_length or trained,
-    )  # fmt: skip
-    block = block_bytes(facts, load.block_size, precision, load.cache_precision, tensor)
-    free = max(0, device.total - context_bytes(device) - weights - sum(terms.values()))
-    cache = int(load.ratio * free) if load.cache_bytes is None else load.cache_bytes
-    return _Sum(load, device, weights, terms, block, cache, cache // block, trained)
-
-
 def context_bytes(device: DeviceFacts) -> int:
     """What lies on it before the first tensor."""
     return CONTEXT_BYTES[device.kind] + device.libraries
-
-
-def weight_bytes_less(facts: ModelFacts, device: DeviceFacts, load: Load, precision: Precision) -> bool:
-    """Whether `precision` takes less than what `load` asks for, and can hold this model at all."""
-    try:
-        now = weight_bytes(facts, cast(Precision, load.precision), device, cast(int, load.tensor))
-        return weight_bytes(facts, precision, device, cast(int, load.tensor)) < now
-    except SpecError:
-        return False
 
 
 def _check(load: Load) -> None:

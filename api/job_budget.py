@@ -219,7 +219,7 @@ def largest_group(facts: ModelFacts, most: int = GROUP_SIZES[0]) -> int:
 
 def _engine(facts: ModelFacts, load: JobLoad) -> int:
     device = DeviceFacts("cpu", 1 << 62, TORCH_TABLE)
-    terms = workspace_terms(facts, "bfloat16", device, 1, load.length, SAMPLED_AT_ONCE, load.length)
+    terms = workspace_terms(facts, "bfloat16", device, load.length, SAMPLED_AT_ONCE, load.length)
     blocks = SAMPLED_AT_ONCE * -(-load.length // 64)
     return weight_bytes(facts, "bfloat16", device) + sum(terms.values()) + blocks * block_bytes(facts, 64, "bfloat16")
 

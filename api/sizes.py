@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from plimsoll.api.collectives import collective_bytes
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, TableFacts
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import FUSED, SUMMED, fused_roles, has_bias, norm_sizes, role_shape, stored_linears
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import CODE_BITS, CachePrecision, Precision, element_bytes, head_group, held_group
-from plimsoll.api.shard import Shard, shards
+from plimsoll.api.shard import Shard
 
 #: int8 and int4 caches keep one (scale, minimum) pair of fp16 a head and token, for keys and for values each.
 PAIR_BYTES = 4
@@ -98,24 +99,19 @@ def _norms_and_biases(facts: ModelFacts, shard: Shard | None) -> tuple[int, int]
     return norms, biases
 
 
-def weight_bytes(facts: ModelFacts, precision: Precision, device: DeviceFacts, tensor: int = 1, rank: int = 0) -> int:
-    """Bytes of all weights of a rank as they lie in memory, quantized ones with scales and zero points. Rank 0 holds
-    the most.
+def weight_bytes(facts: ModelFacts, precision: Precision, device: DeviceFacts, shard: Shard | None = None) -> int:
+    """Bytes of all weights of a rank as they lie in memory, quantized ones with scales and zero points; without a
+    shard, of the whole model. Rank 0 holds the most.
 
     Raises:
-        SpecError: `precision` cannot hold this model (`held_group`), or it does not split so (`shards`).
+        SpecError: `precision` cannot hold this model (`held_group`).
     """
     activation = device.table.activation_bytes or element_bytes(precision)
-    shard = _shard(facts, precision, tensor, rank)
     total = vector_bytes(facts, activation, shard)
     for matrix in matrices(facts, precision, device.table, shard):
         rows = -(-matrix.rows // device.table.row_tile) * device.table.row_tile
         total += matrix.count * _matrix_bytes(rows, matrix, precision)
     return total
-
-
-def _shard(facts: ModelFacts, precision: Precision, tensor: int, rank: int) -> Shard | None:
-    return None if tensor == 1 else shards(facts, tensor, precision)[rank]
 
 
 def _matrix_bytes(rows: int, matrix: Matrix, precision: Precision) -> int:
@@ -134,11 +130,9 @@ def block_bytes(
     block_size: int,
     precision: Precision,
     cache: CachePrecision = "auto",
-    tensor: int = 1,
-    rank: int = 0,
+    shard: Shard | None = None,
 ) -> int:
     """Bytes of one block of `block_size` tokens over all layers of one rank, keys and values, with their scales."""
-    shard = _shard(facts, precision, tensor, rank)
     heads = facts.num_kv_heads if shard is None else shard.facts(facts).num_kv_heads
     if cache == "auto":
         vector = facts.head_dim * element_bytes(precision)
@@ -149,20 +143,21 @@ def block_bytes(
 
 
 def workspace_terms(
-    facts: ModelFacts, precision: Precision, device: DeviceFacts, tensor: int,
-    max_batched_tokens: int, max_running: int, max_length: int,
+    facts: ModelFacts, precision: Precision, device: DeviceFacts, max_batched_tokens: int, max_running: int,
+    max_length: int, shard: Shard | None = None,
 ) -> Mapping[str, int]:  # fmt: skip
-    """Bytes that come and go while a step runs, by name.
+    """Bytes that come and go while a step of one rank runs, by name.
 
     - `activations`: a layer at the largest chunk: the residual, the normed input and what a block adds to it; qkv and
       its mixed values; gate, up and their product; normed queries and keys where the model has such norms.
     - `logits`: float32 logits of every running sequence, or of a slice of prompt positions where those are more, and
-      `SAMPLER_ROWS` more for the sampler, which works on slices of them.
+      `SAMPLER_ROWS` more for the sampler, which works on slices of them. A rank makes those of its part of the
+      vocabulary; rank 0 gathers the whole beside its part, and samples.
     - `positions`: float32 cosines and sines up to the longest sequence, of each rotary embedding.
     - `kernels`: what the table of kernels keeps for itself.
+    - `collectives`: what ranks take to talk to each other; 0 where there is one.
     """
     activation = device.table.activation_bytes or element_bytes(precision)
-    shard = _shard(facts, precision, tensor, 0)
     own = facts if shard is None else shard.facts(facts)
     heads, kv_heads, inner = own.num_heads, own.num_kv_heads, own.intermediate_size
     rows = []
@@ -175,7 +170,16 @@ def workspace_terms(
     row = max(rows)
     return {
         "activations": max_batched_tokens * row * activation,
-        "logits": (max(max_running, PROMPT_LOGIT_ROWS) + SAMPLER_ROWS) * facts.vocab_size * 4,
+        "logits": _logits(facts.vocab_size, max(max_running, PROMPT_LOGIT_ROWS), shard) * 4,
         "positions": max_length * sum(rope.rotated(facts.head_dim) for rope in facts.ropes) * 4,
         "kernels": device.table.scratch_bytes,
+        "collectives": 0 if shard is None else collective_bytes(device.kind, shard.tensor, shard.rank),
     }
+
+
+def _logits(vocab: int, rows: int, shard: Shard | None) -> int:
+    """Elements of the logits that lie on a rank at once."""
+    if shard is None:
+        return (rows + SAMPLER_ROWS) * vocab
+    part = rows * (shard.vocab[1] - shard.vocab[0])
+    return part + (rows + SAMPLER_ROWS) * vocab if shard.leads else part

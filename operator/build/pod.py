@@ -297,15 +297,15 @@ def _manifest(deployment: Deployment, spec: ModelDeploymentSpec, models: Models,
 
 
 def resources(deployment: Deployment, spec: ModelDeploymentSpec, budget: Budget) -> Object:
-    """The budget's own numbers. On a CPU the line and the endpoint beside it are the limit; on GPUs the devices are,
-    and host memory is beside.
+    """The budget's own numbers. On a CPU the lines of all ranks and the endpoint beside them are the limit; on GPUs
+    the devices are, and host memory is beside.
 
     Processors are asked for as written; the limit is the engine's threads, so `400m` is a share of one and not a brake.
     """
     requests: Object = {"cpu": str(processors(deployment.spec) or 1)}
     limits: Object = {} if spec.pod.cpu is None else {"cpu": str(spec.pod.cpu)}
     if spec.accelerator.resource == "cpu":
-        both = {"memory": quantity(budget.total + SERVER_BYTES)}
+        both = {"memory": quantity(budget.ranks_bytes + SERVER_BYTES)}
     else:
         memory = quantity(spec.pod.memory or HOST_BYTES_PER_DEVICE * budget.tensor)
         both = {"memory": memory, spec.accelerator.resource: str(budget.tensor)}

@@ -224,11 +224,12 @@ def test_shards_of_quantized_weights_are_sized_or_refused(facts: ModelFacts, ten
             budget(facts, DeviceFacts("cuda", 1 << 50), Load(tensor=tensor))
         assert caught.value.field == "spec.parallelism.tensor"
         return
-    for shard in shards(facts, tensor, precision):
+    found = shards(facts, tensor, precision)
+    for shard in found:
         for role in ("o", "down"):
             start, stop = shard.columns(facts, role)
             assert not said.group_size or start % said.group_size == stop % said.group_size == 0
-    assert weight_bytes(facts, precision, CARD) <= weight_bytes(facts, precision, CARD, tensor) * tensor
+    assert weight_bytes(facts, precision, CARD) <= weight_bytes(facts, precision, CARD, found[0]) * tensor
 
 
 def test_auto_serves_a_quantized_checkpoint_as_it_is() -> None:
@@ -303,10 +304,11 @@ def test_ranks_hold_the_model_between_them(facts: ModelFacts, tensor: int, preci
         assert caught.value.field == "spec.parallelism.tensor"
         return
     whole = weight_bytes(facts, precision, device)
-    ranks = [weight_bytes(facts, precision, device, tensor, rank) for rank in range(tensor)]
-    assert max(ranks) == ranks[0] == weight_bytes(facts, precision, device, tensor)
+    held = shards(facts, tensor, precision)
+    ranks = [weight_bytes(facts, precision, device, shard) for shard in held]
+    assert max(ranks) == ranks[0]
     assert whole <= sum(ranks)
-    blocks = [block_bytes(facts, 64, precision, tensor=tensor, rank=rank) for rank in range(tensor)]
+    blocks = [block_bytes(facts, 64, precision, shard=shard) for shard in held]
     heads = [block // block_bytes(replace(facts, num_kv_heads=1, num_heads=1), 64, precision) for block in blocks]
     assert sum(heads) == max(facts.num_kv_heads, tensor)
     assert (replication(facts, tensor) is None) == (tensor <= facts.num_kv_heads)

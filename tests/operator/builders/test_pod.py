@@ -167,6 +167,9 @@ def test_on_a_processor_the_line_and_the_endpoint_are_the_pods_memory() -> None:
     memory = quantity((1 << 30) + SERVER_BYTES)
     assert found == {"requests": {"cpu": "1500m", "memory": memory}, "limits": {"cpu": "2", "memory": memory}}
     assert "cpu" not in server(MINIMAL)["resources"]["limits"]
+    # Each rank has a line of its own, and the endpoint is there once.
+    two = server({**MINIMAL, "parallelism": {"tensor": 2}})["resources"]["limits"]["memory"]
+    assert two == quantity((2 << 30) + SERVER_BYTES)
 
 
 def test_on_gpus_devices_are_the_line_and_host_memory_is_beside() -> None:

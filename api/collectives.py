@@ -1,0 +1,43 @@
+"""Bytes that ranks take to talk to each other. Pure arithmetic, shared by the budget and by the engine.
+
+On CPUs the ranks of a pod share one memory segment: a header, two slots a rank in which parts of a sum lie, and two
+messages of a step. On GPUs the bytes are NCCL's own.
+"""
+
+from plimsoll.api.device import DeviceKind
+
+KIB, MIB = 1 << 10, 1 << 20
+
+HEADER_BYTES = 64 * KIB
+"""Counters and flags of the group's segment."""
+SLOT_BYTES = MIB
+"""What a rank lays down for the others at once. Each has two, so that a fast rank never waits for a slow reader."""
+MESSAGE_BYTES = MIB
+"""The largest message of a step, from rank 0 to all others."""
+
+NCCL_CHANNELS = 32
+"""Channels between two GPUs of a node: 24 and 32 are published for nodes of eight H100 (NVIDIA/nccl issues 1705 and
+1685), and the larger is taken."""
+NCCL_CHANNEL_BYTES = 12 * MIB
+"""What a channel of a ring takes of a GPU: 10 MiB to receive into and 2 MiB to send from, as NCCL's log of allocations
+has it (NVIDIA/nccl issue 1685)."""
+NCCL_BYTES = NCCL_CHANNELS * NCCL_CHANNEL_BYTES
+"""What a communicator of all ranks takes of each GPU: 384 MiB. Published figures, not measured by this project.
+torch.distributed adds none of a GPU: sums are made in place, and its store lies in host memory."""
+
+
+def segment_bytes(tensor: int) -> int:
+    """Bytes of the shared memory segment of a group of `tensor` ranks on CPUs."""
+    return HEADER_BYTES + tensor * 2 * SLOT_BYTES + 2 * MESSAGE_BYTES
+
+
+def collective_bytes(kind: DeviceKind, tensor: int, rank: int) -> int:
+    """Bytes of `rank`'s device that the collectives of `tensor` ranks take.
+
+    A segment is counted once for its pod, on rank 0, though each rank maps it.
+    """
+    if tensor == 1:
+        return 0
+    if kind == "cuda":
+        return NCCL_BYTES
+    return segment_bytes(tensor) if rank == 0 else 0

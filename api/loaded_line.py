@@ -1,0 +1,102 @@
+"""What a budget that closes holds: the loaded line of each rank, and what they hold together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from plimsoll.api.precision import CachePrecision, Precision
+from plimsoll.api.rank_budget import RankBudget
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An option that `auto` passed over."""
+
+    option: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The loaded line of each rank, and what they hold together. Terms without a rank are those of the fullest one."""
+
+    precision: Precision
+    cache_precision: CachePrecision
+    ranks: tuple[RankBudget, ...]
+    block_size: int
+    blocks: int
+    """Of cache, the same on each rank."""
+    max_length: int
+    devices: tuple[int, ...] = ()
+    """Bytes of each rank's device, where `budget` was given them."""
+    rejected: tuple[Rejection, ...] = ()
+
+    @property
+    def tensor(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def fullest(self) -> RankBudget:
+        """The rank that decides: rank 0 is never less full than another."""
+        return max(self.ranks, key=lambda rank: rank.in_use)
+
+    @property
+    def total(self) -> int:
+        return self.fullest.total
+
+    @property
+    def context(self) -> int:
+        return self.fullest.context
+
+    @property
+    def weights(self) -> int:
+        return self.fullest.weights
+
+    @property
+    def workspace(self) -> int:
+        return self.fullest.workspace
+
+    @property
+    def workspace_terms(self) -> Mapping[str, int]:
+        return self.fullest.workspace_terms
+
+    @property
+    def kv_cache(self) -> int:
+        return self.fullest.cache
+
+    @property
+    def block_bytes(self) -> int:
+        return self.fullest.block_bytes
+
+    @property
+    def in_use(self) -> int:
+        return self.fullest.in_use
+
+    @property
+    def headroom(self) -> int:
+        """Bytes left alone."""
+        return self.fullest.headroom
+
+    @property
+    def ranks_bytes(self) -> int:
+        """Bytes that all ranks together may take: on CPUs, of one pod's memory."""
+        return sum(rank.total for rank in self.ranks)
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.blocks * self.block_size
+
+    @property
+    def concurrent_requests(self) -> int:
+        """Requests of `max_length` that the cache holds at once."""
+        return self.blocks // -(-self.max_length // self.block_size)
+
+    def per_device(self) -> dict[str, int]:
+        """The terms under the names that status, `plan -o json` and the engine share."""
+        return {
+            "total": self.total, "context": self.context, "weights": self.weights,
+            "workspace": self.workspace, "kvCache": self.kv_cache, "headroom": self.headroom,
+        }  # fmt: skip
+
+    def per_rank(self) -> list[dict[str, int]]:
+        """Each rank's share of the model and its terms, under the names that `plan -o json` and status share."""
+        return [rank.described() for rank in self.ranks]

@@ -1,0 +1,222 @@
+"""The budget of each rank: its own bytes, what ranks hold together, and what is said where they differ."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from plimsoll.api.budget import CONTEXT_BYTES, Budget, Load, budget
+from plimsoll.api.collectives import NCCL_BYTES, segment_bytes
+from plimsoll.api.device import CUDA_BUILD_BYTES, DeviceFacts, DeviceKind, native_table
+from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.facts import facts_from_config
+from plimsoll.api.model import ModelFacts
+from plimsoll.api.rank_budget import uneven
+from plimsoll.api.shard import shards
+from plimsoll.api.sizes import block_bytes, weight_bytes
+from tests.api.test_budget import FACTS, INTERNLM, configs
+
+GIB, MIB = 1 << 30, 1 << 20
+#: Shapes of the demo model, which few sizes divide.
+UNEVEN = facts_from_config(INTERNLM | {
+    "architectures": ["LlamaForCausalLM"], "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "rope_scaling": None,
+    "tie_word_embeddings": True, "max_position_embeddings": 8192,
+})  # fmt: skip
+CPU = DeviceFacts("cpu", 2 * GIB, native_table(32), CUDA_BUILD_BYTES)
+
+
+def sized(facts: ModelFacts, device: DeviceFacts, load: Load) -> Budget | None:
+    try:
+        return budget(facts, device, load)
+    except SpecError:
+        return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    configs(), st.sampled_from(["cpu", "cuda"]), st.integers(1, 12),
+    st.sampled_from(["float32", "bfloat16", "w8a16", "w4a16"]), st.floats(0.01, 1), st.integers(1, 512),
+)  # fmt: skip
+def test_ranks_hold_the_same_blocks_below_their_lines(
+    facts: ModelFacts, kind: DeviceKind, tensor: int, precision: Any, ratio: float, running: int
+) -> None:
+    device = DeviceFacts(kind, 500 * GIB, native_table(32) if kind == "cpu" else DeviceFacts(kind, 1).table)
+    found = sized(facts, device, Load(precision, ratio=ratio, tensor=tensor, max_running=running))
+    if found is None:
+        return
+    assert [rank.rank for rank in found.ranks] == list(range(tensor))
+    assert {rank.blocks for rank in found.ranks} == {found.blocks}
+    assert all(rank.headroom >= 0 and rank.in_use <= rank.total == device.total for rank in found.ranks)
+    # No rank could hold a block more within its share, or the cache would be larger.
+    free = [int(ratio * (rank.total - rank.fixed)) // rank.block_bytes for rank in found.ranks]
+    assert found.blocks == min(free)
+    assert sum(rank.weights for rank in found.ranks) >= weight_bytes(facts, precision, device)
+    first = found.ranks[0]
+    assert found.fullest is first
+    assert all(rank.in_use <= first.in_use for rank in found.ranks)
+    assert found.per_device() == {
+        "total": first.total, "context": first.context, "weights": first.weights, "workspace": first.workspace,
+        "kvCache": first.cache, "headroom": first.headroom,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "w4a16"])
+@pytest.mark.parametrize("tensor", [2, 3, 4])
+def test_a_rank_holds_its_own_shard_and_nothing_else(tensor: int, precision: Any) -> None:
+    load = Load(precision, tensor=tensor, max_running=32, max_batched_tokens=512, max_length=1024)
+    found = budget(UNEVEN, CPU, load)
+    for rank, shard in zip(found.ranks, shards(UNEVEN, tensor, precision), strict=True):
+        assert rank.shard == shard
+        assert rank.context == CONTEXT_BYTES["cpu"] + CUDA_BUILD_BYTES
+        assert rank.weights == weight_bytes(UNEVEN, precision, CPU, shard)
+        keys, queries = (stop - start for start, stop in (shard.keys, shard.queries))
+        assert rank.block_bytes == block_bytes(UNEVEN, 64, precision, shard=shard) == 30 * 2 * keys * 64 * 64 * 2
+        width, words = shard.inner[1] - shard.inner[0], shard.vocab[1] - shard.vocab[0]
+        row = 3 * 576 + 2 * (queries + keys) * 64 + 3 * width
+        assert rank.workspace_terms == {
+            "activations": 512 * row * 4,
+            # Rank 0 gathers and samples; the others keep their part of the vocabulary alone.
+            "logits": 4 * (32 * words + (160 * 49152 if shard.rank == 0 else 0)),
+            "positions": 1024 * 64 * 4,
+            "kernels": 0,
+            "collectives": segment_bytes(tensor) if shard.rank == 0 else 0,
+        }
+    assert found.ranks_bytes == tensor * CPU.total
+
+
+def test_one_rank_is_the_whole_model_and_talks_to_no_other() -> None:
+    found = budget(UNEVEN, CPU, Load("bfloat16"))
+    (rank,) = found.ranks
+    assert rank.described() | {"rank": 0, "heads": 9, "kvHeads": 3, "width": 1536, "vocabulary": 49152} == (
+        rank.described()
+    )
+    assert rank.weights == weight_bytes(UNEVEN, "bfloat16", CPU)
+    assert rank.workspace_terms["collectives"] == 0
+
+
+def test_collectives_are_a_term_of_their_own() -> None:
+    assert segment_bytes(2) == 64 * 1024 + 2 * 2 * MIB + 2 * MIB
+    assert segment_bytes(4) - segment_bytes(2) == 4 * MIB
+    card = budget(FACTS, DeviceFacts("cuda", 24 * GIB), Load(tensor=2))
+    assert [rank.workspace_terms["collectives"] for rank in card.ranks] == [NCCL_BYTES, NCCL_BYTES]
+    assert card.per_rank()[1]["collectives"] == NCCL_BYTES
+
+
+@st.composite
+def even(draw: st.DrawFn) -> tuple[ModelFacts, int]:
+    """A model of which a group of t and one of 2 t ranks hold equal parts, and t."""
+    tensor = draw(st.integers(1, 4))
+    heads = 2 * tensor * draw(st.integers(1, 3))
+    config = INTERNLM | {
+        "architectures": ["LlamaForCausalLM"], "vocab_size": 24 * tensor * draw(st.integers(100, 4000)),
+        "hidden_size": 64 * draw(st.integers(8, 100)), "intermediate_size": 64 * tensor * draw(st.integers(64, 200)),
+        "num_hidden_layers": draw(st.integers(4, 60)), "num_attention_heads": heads * draw(st.integers(1, 4)),
+        "num_key_value_heads": heads, "head_dim": 64, "rope_scaling": None,
+        "tie_word_embeddings": draw(st.booleans()),
+    }  # fmt: skip
+    return facts_from_config(config), tensor
+
+
+@settings(max_examples=60, deadline=None)
+@given(even(), st.sampled_from(["cpu", "cuda"]), st.integers(1, 200))
+def test_more_devices_never_hold_fewer_blocks_each(model: tuple[ModelFacts, int], kind: DeviceKind, gib: int) -> None:
+    facts, tensor = model
+    device, load = DeviceFacts(kind, gib * GIB), Load("bfloat16", max_length=512, max_running=16)
+    try:
+        few = budget(facts, device, replace(load, tensor=tensor))
+    except DoesNotFitError:
+        return
+    many = budget(facts, device, replace(load, tensor=2 * tensor))
+    assert not uneven(many.ranks, facts)
+    assert many.weights <= few.weights
+    assert many.block_bytes < few.block_bytes
+    added = sum(many.workspace_terms[name] - few.workspace_terms[name] for name in ("collectives", "logits"))
+    assume(added <= few.weights - many.weights)
+    assert many.blocks >= few.blocks
+    assert all(rank.in_use <= rank.total for rank in many.ranks)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (1, ()), (3, ()),
+        (2, ("rank 0 holds 2 of 3 key-value heads: it decides the budget",)),
+        (4, ("ranks 0 and 1 hold 3 of 9 attention heads each: they decide the budget",)),
+        (5, ("rank 0 holds 3 of 9 attention heads: it decides the budget",)),
+        (7, ("ranks 0 and 2 hold 2 of 9 attention heads each: they decide the budget",)),
+    ],
+)  # fmt: skip
+def test_what_is_uneven_is_said_in_plain_words(tensor: int, said: tuple[str, ...]) -> None:
+    found = budget(UNEVEN, CPU, Load("bfloat16", tensor=tensor))
+    assert uneven(found.ranks, UNEVEN) == said
+
+
+def test_a_feed_forward_that_does_not_divide_is_said() -> None:
+    facts = replace(FACTS, intermediate_size=14336 + 32)
+    found = budget(facts, DeviceFacts("cuda", 24 * GIB), Load("bfloat16", tensor=8))
+    assert uneven(found.ranks, facts) == (
+        "rank 0 holds 1824 of 14368 columns of the feed-forward: it decides the budget",
+    )
+
+
+def test_devices_of_several_sizes_are_sized_by_the_smallest_of_the_group() -> None:
+    card, sizes = DeviceFacts("cuda", 80 * GIB), (80 * GIB, 24 * GIB, 16 * GIB)
+    load = Load("bfloat16", max_length=4096)
+    for tensor, line in ((1, 80), (2, 24), (3, 16)):
+        found = budget(FACTS, card, replace(load, tensor=tensor), devices=sizes)
+        assert found.total == line * GIB
+        assert found.devices == sizes[:tensor]
+        assert {rank.total for rank in found.ranks} == {line * GIB}
+    (said, *_) = uneven(found.ranks, FACTS, found.devices)
+    assert said == (
+        "devices of 16.0 GiB, 24.0 GiB and 80.0 GiB are in one group: each rank is sized for the smallest, 16.0 GiB"
+    )
+    # A line that is drawn below all of them stays.
+    assert budget(FACTS, replace(card, total=12 * GIB), replace(load, tensor=2), devices=sizes).total == 12 * GIB
+    with pytest.raises(SpecError, match=r"more than the devices of this machine \(found 4\)\. At most 3"):
+        budget(FACTS, card, replace(load, tensor=4), devices=sizes)
+    few = replace(load, tensor="auto")
+    assert budget(FACTS, card, few, devices=(10 * GIB, 10 * GIB)).tensor == 2
+    with pytest.raises(DoesNotFitError, match="smallest that auto may take"):
+        budget(FACTS, card, replace(few, precision="float32"), devices=(10 * GIB, 10 * GIB))
+
+
+def test_auto_tries_every_size_up_to_eight_and_lists_what_it_passed_over() -> None:
+    facts = replace(FACTS, num_heads=36, num_kv_heads=6, head_dim=128, intermediate_size=18432)
+    load = Load("bfloat16", max_length=8192, tensor="auto")
+    taken = {}
+    with pytest.raises(DoesNotFitError, match="on 8 devices, the smallest that auto may take"):
+        budget(facts, DeviceFacts("cuda", 3 * GIB), load)
+    for mib in range(6500, 26000, 1500):
+        found = budget(facts, DeviceFacts("cuda", mib * MIB), load)
+        taken[found.tensor] = found
+        assert [item.option for item in found.rejected] == [
+            "precision bfloat16" + (f", tensor {size}" if size > 1 else "") for size in range(1, found.tensor)
+        ]
+        assert all("GiB" in item.reason for item in found.rejected)
+        if found.tensor > 1:
+            with pytest.raises(DoesNotFitError):
+                budget(facts, DeviceFacts("cuda", mib * MIB), replace(load, tensor=found.tensor - 1))
+    assert {1, 2, 3} <= set(taken), sorted(taken)
+    # The least degraded precision comes first, on as many devices as it takes.
+    spread = budget(facts, DeviceFacts("cuda", 10 * GIB), replace(load, precision="auto"))
+    assert (spread.precision, spread.tensor > 1) == ("bfloat16", True)
+
+
+def test_auto_says_which_sizes_do_not_split() -> None:
+    facts = replace(FACTS, num_heads=4, num_kv_heads=4, head_dim=1024)
+    with pytest.raises(DoesNotFitError) as caught:
+        budget(facts, DeviceFacts("cuda", 2 * GIB), Load("bfloat16", tensor="auto"))
+    assert "on 4 devices" in str(caught.value)
+    # A precision that no number of these devices holds: each size is listed, with its sum or why it does not split.
+    found = budget(facts, DeviceFacts("cuda", 4 * GIB), Load("auto", tensor="auto", max_length=512))
+    assert (found.precision, found.tensor) == ("w8a16", 4)
+    reasons = {item.option: item.reason for item in found.rejected}
+    assert [option for option in reasons if "bfloat16" in option] == [
+        "precision bfloat16", *(f"precision bfloat16, tensor {size}" for size in range(2, 9))
+    ]  # fmt: skip
+    assert "needs" in reasons["precision bfloat16, tensor 4"]
+    assert reasons["precision bfloat16, tensor 5"] == "4 attention heads cannot be split over 5"
