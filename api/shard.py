@@ -17,13 +17,15 @@ from plimsoll.api.errors import SpecError
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import role_shape, stored_linears
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import Precision, held_group
+from plimsoll.api.precision import CODE_BITS, Precision, held_group
 
 Run = tuple[int, int]
 """[first, last + 1)."""
 
 MOST_RANKS = 64
 """The largest group that is looked at."""
+CODES_IN_A_WORD = 8
+"""Of 4 bits: no word is cut, even where a row has one scale."""
 COLUMN_UNITS = (32, 16, 8, 4, 2, 1)
 """A feed-forward width is split in runs of whole vector registers, as wide as `MOST_RANKS` ranks allow."""
 
@@ -89,6 +91,18 @@ def shards(facts: ModelFacts, tensor: int, precision: Precision) -> tuple[Shard,
     return tuple(
         Shard(rank, tensor, *parts) for rank, parts in enumerate(zip(queries, keys, inners, words, strict=True))
     )
+
+
+def undivided(facts: ModelFacts) -> Shard:
+    """All of the model, on one rank."""
+    return Shard(
+        0, 1, (0, facts.num_heads), (0, facts.num_kv_heads), (0, facts.intermediate_size), (0, facts.vocab_size)
+    )
+
+
+def vocab_widths(facts: ModelFacts, tensor: int) -> tuple[int, ...]:
+    """Rows of embedding and head on each rank of a group of `tensor`."""
+    return tuple(stop - start for start, stop in _split(facts.vocab_size, tensor, 1))
 
 
 def tensor_sizes(facts: ModelFacts, precision: Precision = "bfloat16") -> tuple[int, ...]:
@@ -187,4 +201,6 @@ def _groups(facts: ModelFacts, precision: Precision, matrix: str, columns: int) 
         group = held_group(facts, precision, modules, columns)
         if group is not None and group < columns:
             found = math.lcm(found, group)
+        elif group is not None and CODE_BITS[precision] == 4:
+            found = math.lcm(found, CODES_IN_A_WORD)
     return found

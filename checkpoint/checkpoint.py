@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
 from plimsoll.api.errors import CheckpointError
@@ -16,6 +15,7 @@ from plimsoll.api.facts import facts_from_config
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts, TensorFact
 from plimsoll.api.quantization import DTYPE_OF_BITS, Quantization, parse_quantization
+from plimsoll.api.shard import Run
 from plimsoll.checkpoint.quantized.linear import QuantizedLinear
 
 
@@ -68,19 +68,30 @@ class Checkpoint(ABC):
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @abstractmethod
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> RawTensor:
-        """One tensor, or rows [start, stop) of its first dimension; only those bytes are read.
+    def read(
+        self, name: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None
+    ) -> RawTensor:
+        """One tensor, or rows [start, stop) of its first dimension, or columns [start, stop) of a matrix.
+
+        Only those bytes are read, and what lies with them in a block or a word of codes.
+
+        Args:
+            within: rows around `rows` that later calls will read too; all of them if None. A quantized linear is read
+                and held so far, since most formats lie transposed.
 
         Raises:
             KeyError: no tensor of that name.
             CheckpointError: the file is unreadable or has become shorter.
         """
 
-    def read_quantized(self, module: str, rows: tuple[int, int] | None = None) -> QuantizedLinear:
-        """The weight of a quantized linear (`model.layers.0.mlp.up_proj`), or rows [start, stop) of it, in its codes.
+    def read_quantized(
+        self, module: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None
+    ) -> QuantizedLinear:
+        """The weight of a quantized linear (`model.layers.0.mlp.up_proj`), or a part of it as of `read`, in its codes.
 
         Raises:
             KeyError: that module is stored whole; `read` gives its weight, as it gives a quantized one's in float32.
+            ValueError: columns that cut a group.
             CheckpointError: as `read`, and for scales that are not finite or columns out of order.
         """
         raise KeyError(module)
@@ -111,18 +122,16 @@ class Checkpoint(ABC):
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
-def row_range(shape: tuple[int, ...], rows: tuple[int, int] | None, name: str) -> tuple[int, int, int]:
-    """(start, stop, elements per row) of `rows` in `shape`.
+def run_of(size: int, run: Run | None, name: str) -> Run:
+    """`run` of `size` rows or columns of the tensor `name`; all of them if None.
 
     Raises:
         ValueError: the range leaves the tensor.
     """
-    count = shape[0] if shape else 1
-    start, stop = (0, count) if rows is None else rows
-    if not 0 <= start <= stop <= count:
-        raise ValueError(f"rows {start}:{stop} leave {name}, which has {count}")
-    width = int(np.prod(shape[1:], dtype=np.int64)) if len(shape) > 1 else 1
-    return start, stop, width
+    start, stop = (0, size) if run is None else run
+    if not 0 <= start <= stop <= size:
+        raise ValueError(f"{start}:{stop} leaves {name}, which has {size}")
+    return start, stop
 
 
 def token_ids(value: object) -> list[int]:

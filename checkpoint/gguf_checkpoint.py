@@ -9,11 +9,12 @@ import numpy.typing as npt
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.model import TensorFact
-from plimsoll.checkpoint.checkpoint import Checkpoint, RawTensor, facts_of, row_range
+from plimsoll.api.shard import Run
+from plimsoll.checkpoint.checkpoint import Checkpoint, RawTensor, facts_of, run_of
 from plimsoll.checkpoint.gguf_config import build_config, build_generation_config, family_of
 from plimsoll.checkpoint.gguf_file import GgufFile, GgufTensor
 from plimsoll.checkpoint.gguf_names import huggingface_name
-from plimsoll.checkpoint.safetensors_file import read_range
+from plimsoll.checkpoint.safetensors_file import read_segments
 
 
 class GgufCheckpoint(Checkpoint):
@@ -46,32 +47,45 @@ class GgufCheckpoint(Checkpoint):
     def files(self) -> Sequence[Path]:
         return self.file.parts
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> RawTensor:
+    def read(
+        self, name: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None
+    ) -> RawTensor:
         tensor = self._stored[name]
-        start, stop, _ = row_range(tensor.shape, rows, name)
+        start, stop = run_of(tensor.shape[0], rows, name)
+        order = self._stored_order(name, tensor.shape[0])
         if len(tensor.shape) == 1:
             # One row of blocks: a slice of it need not fall on a block.
-            values = _dequantize(self._packed(tensor, 0, 1), tensor)[0]
-            order = self._stored_order(name, tensor.shape[0])
+            values = _dequantize(self._packed(tensor, 0, 1, None), tensor)[0]
             values = (values if order is None else values[order])[start:stop]
             if self._written.norm_offset and name.endswith("norm.weight"):
                 values = values - np.float32(self._written.norm_offset)
-        elif (order := self._stored_order(name, tensor.shape[0])) is not None:
-            wanted = order[start:stop]
-            first, last = (int(wanted.min()), int(wanted.max()) + 1) if len(wanted) else (0, 0)
-            values = _dequantize(self._packed(tensor, first, last)[wanted - first], tensor)
+            return RawTensor("F32", (stop - start,), np.ascontiguousarray(values, dtype=np.float32))
+        first, last = run_of(tensor.shape[1], columns, name)
+        block, _ = tensor.block
+        blocks = first // block, -(-last // block)
+        if order is None:
+            packed = self._packed(tensor, start, stop, blocks)
         else:
-            values = _dequantize(self._packed(tensor, start, stop), tensor)
-        shape = (stop - start, *tensor.shape[1:])
-        return RawTensor("F32", shape, np.ascontiguousarray(values, dtype=np.float32).reshape(shape))
+            packed = self._ordered(tensor, order[start:stop], blocks)
+        values = _dequantize(packed, tensor)[:, first - blocks[0] * block : last - blocks[0] * block]
+        return RawTensor("F32", (stop - start, last - first), np.ascontiguousarray(values, dtype=np.float32))
 
-    def _packed(self, tensor: GgufTensor, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Rows [start, stop) as stored, [rows, bytes per row]."""
-        count = tensor.shape[0] if len(tensor.shape) > 1 else 1
-        row_bytes = tensor.nbytes // count
-        return read_range(tensor.path, tensor.start + start * row_bytes, (stop - start) * row_bytes).reshape(
-            -1, row_bytes
+    def _packed(self, tensor: GgufTensor, start: int, stop: int, blocks: Run | None) -> npt.NDArray[np.uint8]:
+        """Rows [start, stop) as stored, or the run `blocks` of each: [rows, bytes]."""
+        row_bytes = tensor.nbytes // (tensor.shape[0] if len(tensor.shape) > 1 else 1)
+        first, last = (0, row_bytes) if blocks is None else (block * tensor.block[1] for block in blocks)
+        return read_segments(
+            tensor.path, tensor.start + start * row_bytes + first, last - first, row_bytes, stop - start
         )
+
+    def _ordered(self, tensor: GgufTensor, order: npt.NDArray[np.intp], blocks: Run) -> npt.NDArray[np.uint8]:
+        """The rows of `order` as stored, each read once, neighbours together."""
+        found = np.empty((len(order), (blocks[1] - blocks[0]) * tensor.block[1]), dtype=np.uint8)
+        by_place = np.argsort(order)
+        for run in np.split(by_place, np.flatnonzero(np.diff(order[by_place]) != 1) + 1):
+            if len(run):
+                found[run] = self._packed(tensor, int(order[run[0]]), int(order[run[-1]]) + 1, blocks)
+        return found
 
     def _stored_order(self, name: str, rows: int) -> npt.NDArray[np.intp] | None:
         """Which stored row holds each Hugging Face row, where llama.cpp reorders them.
@@ -93,8 +107,9 @@ def _dequantize(packed: npt.NDArray[np.uint8], tensor: GgufTensor) -> npt.NDArra
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    if packed.shape[0] == 0:
-        return np.empty((0, tensor.shape[-1]), dtype=np.float32)
+    if packed.size == 0:
+        elements, nbytes = tensor.block
+        return np.empty((len(packed), packed.shape[1] // nbytes * elements), dtype=np.float32)
     try:
         # Scales in a damaged block may be infinite or NaN: that shows in the weights, not as a warning.
         with np.errstate(all="ignore"):

@@ -59,6 +59,12 @@ class GgufTensor:
     start: int
     nbytes: int
 
+    @property
+    def block(self) -> tuple[int, int]:
+        """(elements, bytes) of a block."""
+        _, elements, nbytes = block_layout(self.kind, self.name)
+        return elements, nbytes
+
 
 class _Cursor:
     """Reads little-endian values from a mapped file and never past its end."""

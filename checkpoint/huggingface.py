@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,21 +12,23 @@ from plimsoll.api.facts import config_notes
 from plimsoll.api.families.registry import all_families, find_family
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import TensorFact
+from plimsoll.api.shard import Run
 from plimsoll.checkpoint.checkpoint import (
     FLOAT_DTYPES,
     Checkpoint,
     RawTensor,
     facts_of,
     quantization_of,
-    row_range,
+    run_of,
 )
 from plimsoll.checkpoint.json_file import read_object
 from plimsoll.checkpoint.own_head import has_own_head
 from plimsoll.checkpoint.quantized.formats import layout_of
+from plimsoll.checkpoint.quantized.layout import Window
 from plimsoll.checkpoint.quantized.linear import QuantizedLinear
 from plimsoll.checkpoint.quantized.manifest import check_sizes, read_manifest
 from plimsoll.checkpoint.quantized.stored import logical_tensors
-from plimsoll.checkpoint.safetensors_file import STORAGE, StoredTensor, read_header, read_range
+from plimsoll.checkpoint.safetensors_file import STORAGE, StoredTensor, read_header, read_segments
 
 INDEX_NAME = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -138,7 +141,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         quantization = quantization_of(self.config, str(config_path))
         logical = logical_tensors(stored, quantization, str(folder))
         self._modules = logical.modules
-        self._parts: tuple[str, Mapping[str, RawTensor]] = "", {}
+        self._held: tuple[str, Window, Mapping[str, RawTensor]] | None = None
         self.facts = facts_of(self.config, self.generation_config, logical.tensors, str(config_path))
         ends = _end_notes(self.generation_config, f"{generation_path}: ")
         self.notices = (*untied, *config_notes(self.config, f"{config_path}: "), *ends)
@@ -196,46 +199,59 @@ class HuggingFaceCheckpoint(Checkpoint):
     def files(self) -> Sequence[Path]:
         return tuple(self._files)
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> RawTensor:
+    def read(
+        self, name: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None
+    ) -> RawTensor:
         module = name.removesuffix(".weight")
         if module != name and module in self._modules:
-            values = self.read_quantized(module, rows).dequantize()
+            values = self.read_quantized(module, rows, columns, within).dequantize()
             return RawTensor("F32", values.shape, values)
-        return self._read_stored(name, rows)
+        return self._read_stored(name, rows, columns)
 
-    def read_quantized(self, module: str, rows: tuple[int, int] | None = None) -> QuantizedLinear:
+    def read_quantized(
+        self, module: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None
+    ) -> QuantizedLinear:
         quantization = self.facts.quantization
         if quantization is None or module not in self._modules:
             raise KeyError(module)
-        name = f"{module}.weight"
-        start, stop, _ = row_range(self.tensors[name].shape, rows, name)
+        name, layout = f"{module}.weight", layout_of(quantization)
+        shape = self.tensors[name].shape
+        wanted = run_of(shape[0], rows, name)
+        window = Window((shape[0], shape[1]), run_of(shape[0], within, name), run_of(shape[1], columns, name))
+        if not window.rows[0] <= wanted[0] <= wanted[1] <= window.rows[1]:
+            raise ValueError(f"rows {wanted} of {name} lie outside {window.rows}")
         # Most formats lie transposed, so that any rows of a weight are in all of its file: read once, unpacked in runs.
-        held, parts = self._parts
-        if held != module:
-            self._parts = "", (parts := {})
-            parts = {suffix: self._read_stored(f"{module}.{suffix}", None) for suffix in self._modules[module]}
-            self._check_bias(module)
-            self._parts = module, parts
-        return layout_of(quantization).unpack(parts, quantization, (start, stop), f"{self.path}: {module}")
+        if self._held is None or self._held[:2] != (module, window):
+            self._held = None
+            cuts = layout.cuts(window, quantization)
+            parts = {part: self._read_stored(f"{module}.{part}", *cuts[part]) for part in self._modules[module]}
+            self._check_bias(module, window.rows)
+            self._held = module, window, parts
+        return layout.unpack(self._held[2], quantization, window, wanted, f"{self.path}: {module}")
 
-    def _check_bias(self, module: str) -> None:
+    def _check_bias(self, module: str, rows: Run) -> None:
         """GPTQ's exporters add biases to models that have none; only zeros change nothing."""
         name = f"{module}.bias"
         if (
             name in self._stored
             and name not in expected_tensors(self.facts)
-            and self._read_stored(name, None).data.any()
+            and self._read_stored(name, rows).data.any()
         ):
             raise CheckpointError(
                 f"{self.facts.architecture} has no bias here, and this one is not zero", field=f"{self.path}: {name}",
                 fix="Ignoring it would change the answers; use the configuration the weights were saved with",
             )  # fmt: skip
 
-    def _read_stored(self, name: str, rows: tuple[int, int] | None) -> RawTensor:
+    def _read_stored(self, name: str, rows: Run | None, columns: Run | None = None) -> RawTensor:
         file, tensor = self._stored[name]
-        start, stop, width = row_range(tensor.shape, rows, name)
+        height, *rest = tensor.shape or (1,)
+        start, stop = run_of(height, rows, name)
+        first, last = run_of(prod(rest), columns, name)
         storage = STORAGE[tensor.dtype]
-        row_bytes = width * int(storage[-1])
-        data = read_range(file, tensor.start + start * row_bytes, (stop - start) * row_bytes).view(storage)
-        shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
-        return RawTensor(tensor.dtype, shape, data.reshape(shape))
+        size = int(storage[-1])
+        step = prod(rest) * size
+        data = read_segments(
+            file, tensor.start + start * step + first * size, (last - first) * size, step, stop - start
+        ).view(storage)
+        shape: tuple[int, ...] = (stop - start, *((last - first,) if columns is not None else rest))
+        return RawTensor(tensor.dtype, shape if tensor.shape else (), data.reshape(shape if tensor.shape else ()))

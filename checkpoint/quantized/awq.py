@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.quantization import Quantization
+from plimsoll.api.shard import Run
 from plimsoll.checkpoint.checkpoint import RawTensor
 from plimsoll.checkpoint.quantized import words
-from plimsoll.checkpoint.quantized.layout import Part, Shape
+from plimsoll.checkpoint.quantized.layout import Cut, Part, Shape, Window, enclosing, inside
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
 from plimsoll.checkpoint.quantized.values import SCALE_DTYPES, read_scales, store_scales, stored
 
@@ -58,15 +59,23 @@ class AwqLayout:
             ),
         }
 
+    def cuts(self, window: Window, quantization: Quantization) -> Mapping[str, Cut]:
+        groups, words_of = window.groups(quantization), enclosing(window.rows, 8)
+        return {
+            "qweight": (window.columns, words_of),
+            "qzeros": (groups, words_of),
+            "scales": (groups, window.rows),
+        }
+
     def unpack(
-        self, parts: Mapping[str, RawTensor], quantization: Quantization, rows: tuple[int, int], name: str
+        self, parts: Mapping[str, RawTensor], quantization: Quantization, window: Window, rows: Run, name: str
     ) -> QuantizedLinear:
-        # Whole words first, then the columns that are wanted.
-        first, last = rows[0] // 8, -(-rows[1] // 8)
-        wanted = slice(rows[0] - first * 8, rows[1] - first * 8)
-        codes = _unpack(parts["qweight"].data[:, first:last])[wanted]
-        zeros = _unpack(parts["qzeros"].data[:, first:last])[wanted]
-        cut = RawTensor(parts["scales"].dtype, (), parts["scales"].data[:, rows[0] : rows[1]])
+        # Whole words first, then the rows that are wanted.
+        words_of = enclosing(rows, 8)
+        some, wanted = inside(words_of, window.rows[0] // 8), inside(rows, words_of[0] * 8)
+        codes = _unpack(parts["qweight"].data[:, some])[wanted]
+        zeros = _unpack(parts["qzeros"].data[:, some])[wanted]
+        cut = RawTensor(parts["scales"].dtype, (), parts["scales"].data[:, inside(rows, window.rows[0])])
         scales, dtype = read_scales(cut, f"{name}.scales")
         return QuantizedLinear(codes, np.ascontiguousarray(scales.T), zeros, dtype)
 

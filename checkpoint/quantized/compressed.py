@@ -14,9 +14,10 @@ import numpy as np
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.quantization import Quantization
+from plimsoll.api.shard import Run
 from plimsoll.checkpoint.checkpoint import RawTensor
 from plimsoll.checkpoint.quantized import words
-from plimsoll.checkpoint.quantized.layout import Part, Shape
+from plimsoll.checkpoint.quantized.layout import Cut, Part, Shape, Window, enclosing, inside
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
 from plimsoll.checkpoint.quantized.values import SCALE_DTYPES, read_scales, store_scales, stored
 
@@ -59,24 +60,32 @@ class CompressedLayout:
             packed["weight_zero_point"] = stored("I32", words.pack(by_group, 4).T)
         return packed
 
+    def cuts(self, window: Window, quantization: Quantization) -> Mapping[str, Cut]:
+        groups = window.groups(quantization)
+        return {
+            "weight_packed": (window.rows, enclosing(window.columns, 32 // quantization.bits)),
+            "weight_scale": (window.rows, groups),
+            "weight_zero_point": (enclosing(window.rows, 8), groups),
+            "weight_shape": (None, None),
+        }
+
     def unpack(
-        self, parts: Mapping[str, RawTensor], quantization: Quantization, rows: tuple[int, int], name: str
+        self, parts: Mapping[str, RawTensor], quantization: Quantization, window: Window, rows: Run, name: str
     ) -> QuantizedLinear:
-        packed = parts["weight_packed"].data
-        shape = self.shape(packed.shape, quantization.bits)
-        if tuple(parts["weight_shape"].data) != shape:
+        if tuple(parts["weight_shape"].data) != window.shape:
             raise CheckpointError(
-                f"the codes are those of {list(shape)}", field=f"{name}.weight_shape",
+                f"the codes are those of {list(window.shape)}", field=f"{name}.weight_shape",
                 value=parts["weight_shape"].data.tolist(), fix="Download the checkpoint again",
             )  # fmt: skip
-        start, stop = rows
-        codes = words.unpack(packed[start:stop], quantization.bits)
-        cut = RawTensor(parts["weight_scale"].dtype, (), parts["weight_scale"].data[start:stop])
+        held, per_word = inside(rows, window.rows[0]), 32 // quantization.bits
+        codes = words.unpack(parts["weight_packed"].data[held], quantization.bits)
+        codes = codes[:, inside(window.columns, window.columns[0] // per_word * per_word)]
+        cut = RawTensor(parts["weight_scale"].dtype, (), parts["weight_scale"].data[held])
         scales, dtype = read_scales(cut, f"{name}.weight_scale")
         if quantization.bits == 8:
             return QuantizedLinear((codes ^ MIDDLE[8]).view(np.int8), scales, None, dtype)
         if quantization.symmetric:
             return QuantizedLinear(codes, scales, None, dtype)
-        first, last = start // 8, -(-stop // 8)
-        zeros = words.unpack(parts["weight_zero_point"].data[first:last].T, 4).T[start - first * 8 : stop - first * 8]
-        return QuantizedLinear(codes, scales, np.ascontiguousarray(zeros), dtype)
+        words_of = enclosing(rows, 8)
+        zeros = words.unpack(parts["weight_zero_point"].data[inside(words_of, window.rows[0] // 8)].T, 4).T
+        return QuantizedLinear(codes, scales, np.ascontiguousarray(zeros[inside(rows, words_of[0] * 8)]), dtype)

@@ -15,9 +15,10 @@ import numpy as np
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.quantization import Quantization
+from plimsoll.api.shard import Run
 from plimsoll.checkpoint.checkpoint import RawTensor
 from plimsoll.checkpoint.quantized import words
-from plimsoll.checkpoint.quantized.layout import Part, Shape
+from plimsoll.checkpoint.quantized.layout import Cut, Part, Shape, Window, enclosing, inside
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
 from plimsoll.checkpoint.quantized.values import SCALE_DTYPES, read_scales, store_scales, stored
 
@@ -66,22 +67,29 @@ class GptqLayout:
             "g_idx": stored("I32", np.arange(columns, dtype=np.int32) // linear.group),
         }
 
+    def cuts(self, window: Window, quantization: Quantization) -> Mapping[str, Cut]:
+        per_word, groups = 32 // quantization.bits, window.groups(quantization)
+        return {
+            "qweight": (enclosing(window.columns, per_word), window.rows),
+            "qzeros": (groups, enclosing(window.rows, per_word)),
+            "scales": (groups, window.rows),
+            "g_idx": (window.columns, None),
+        }
+
     def unpack(
-        self, parts: Mapping[str, RawTensor], quantization: Quantization, rows: tuple[int, int], name: str
+        self, parts: Mapping[str, RawTensor], quantization: Quantization, window: Window, rows: Run, name: str
     ) -> QuantizedLinear:
         bits = quantization.bits
         per_word = 32 // bits
-        packed = parts["qweight"].data
-        columns = packed.shape[0] * per_word
-        self._check_order(parts, quantization, columns, name)
-        start, stop = rows
-        codes = words.unpack(packed[:, start:stop].T, bits)
-        first, last = start // per_word, -(-stop // per_word)
-        zeros = words.unpack(parts["qzeros"].data[:, first:last], bits)[:, start - first * per_word :][
-            :, : stop - start
-        ]
+        self._check_order(parts, quantization, window, name)
+        held = inside(rows, window.rows[0])
+        codes = words.unpack(parts["qweight"].data[:, held].T, bits)
+        codes = codes[:, inside(window.columns, window.columns[0] // per_word * per_word)]
+        words_of = enclosing(rows, per_word)
+        zeros = words.unpack(parts["qzeros"].data[:, inside(words_of, window.rows[0] // per_word)], bits)
+        zeros = zeros[:, inside(rows, words_of[0] * per_word)]
         zeros = np.asarray((zeros + np.uint8(self.zero_offset)) & ((1 << bits) - 1), dtype=np.uint8)
-        cut = RawTensor(parts["scales"].dtype, (), parts["scales"].data[:, start:stop])
+        cut = RawTensor(parts["scales"].dtype, (), parts["scales"].data[:, held])
         scales, dtype = read_scales(cut, f"{name}.scales")
         scales = np.ascontiguousarray(scales.T)
         if quantization.symmetric and not (zeros == MIDDLE[bits]).all():
@@ -95,9 +103,11 @@ class GptqLayout:
             return QuantizedLinear(signed, scales, None, dtype)
         return QuantizedLinear(codes, scales, np.ascontiguousarray(zeros.T), dtype)
 
-    def _check_order(self, parts: Mapping[str, RawTensor], quantization: Quantization, columns: int, name: str) -> None:
-        size = quantization.group_size or columns
-        if "g_idx" in parts and not np.array_equal(parts["g_idx"].data, np.arange(columns) // size):
+    def _check_order(
+        self, parts: Mapping[str, RawTensor], quantization: Quantization, window: Window, name: str
+    ) -> None:
+        size = quantization.group_size or window.shape[1]
+        if "g_idx" in parts and not np.array_equal(parts["g_idx"].data, np.arange(*window.columns) // size):
             raise CheckpointError(
                 "columns of a group lie scattered over the row, which would need an index at every product",
                 field=f"{name}.g_idx", fix="Quantize it with desc_act false, or take a checkpoint that was",

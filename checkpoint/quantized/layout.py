@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from plimsoll.api.quantization import Quantization
+from plimsoll.api.shard import Run
 from plimsoll.checkpoint.checkpoint import RawTensor
 from plimsoll.checkpoint.quantized.linear import QuantizedLinear
 
@@ -18,6 +19,39 @@ class Part:
     shape: Shape
     dtypes: tuple[str, ...]
     optional: bool = False
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows and columns, each [start, stop), of a weight of `shape` that are read at once."""
+
+    shape: tuple[int, int]
+    rows: Run
+    columns: Run
+
+    def groups(self, quantization: Quantization) -> Run:
+        """Groups of its columns. Raises ValueError where it cuts one that is less than a row."""
+        start, stop = self.columns
+        size = quantization.group_size
+        if not size or size == self.shape[1]:
+            return 0, 1
+        if start % size or stop % size:
+            raise ValueError(f"columns {start}:{stop} cut a group of {size}")
+        return start // size, stop // size
+
+
+Cut = tuple[Run | None, Run | None]
+"""Rows and columns of a stored tensor; None is all."""
+
+
+def enclosing(run: Run, step: int) -> Run:
+    """The words of `step` that enclose `run`."""
+    return run[0] // step, -(-run[1] // step)
+
+
+def inside(run: Run, outer: int) -> slice:
+    """Where `run` lies in what begins at `outer`."""
+    return slice(run[0] - outer, run[1] - outer)
 
 
 class Layout(Protocol):
@@ -37,7 +71,13 @@ class Layout(Protocol):
     def pack(self, linear: QuantizedLinear, name: str) -> dict[str, RawTensor]:
         """Raises CheckpointError for a shape the format cannot hold; `name` is the module's, for the error."""
 
+    def cuts(self, window: Window, quantization: Quantization) -> Mapping[str, Cut]:
+        """What to read of each stored tensor for `window`, in whole words. Raises ValueError for a cut group."""
+
     def unpack(
-        self, parts: Mapping[str, RawTensor], quantization: Quantization, rows: tuple[int, int], name: str
+        self, parts: Mapping[str, RawTensor], quantization: Quantization, window: Window, rows: Run, name: str
     ) -> QuantizedLinear:
-        """Rows [start, stop) of the weight. Raises CheckpointError for values that make no sense."""
+        """Rows [start, stop) of the weight, which lie in `window`, of whose `cuts` the parts are; and its columns.
+
+        Raises CheckpointError for values that make no sense.
+        """

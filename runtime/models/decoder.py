@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.shard import Shard, vocab_widths
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels, KVCaches
+from plimsoll.runtime.models.group import Group
 from plimsoll.runtime.models.layer import norm, run_layer
 from plimsoll.runtime.models.weights import DecoderLayer, Norm, Weight
 
@@ -14,12 +16,17 @@ from plimsoll.runtime.models.weights import DecoderLayer, Norm, Weight
 class Decoder:
     """Token ids in, logits out; no state of its own besides the weights and a count of what is done.
 
+    One rank's, where there is a group: each rank has its heads, its width and its rows of embedding and head, and makes
+    the same calls. Hidden states are the same on every rank.
+
     Args:
-        facts: sizes and specs.
+        facts: sizes and specs; of this rank, where there is a group.
         kernels: the table every operation goes through.
         ropes: (cos, sin) as `rope_table` makes them of each of `facts.ropes`, on the table's device; as many rows as
             there are positions.
-        embedding: [vocab, hidden]; the same object as `head` where they are tied.
+        embedding: [vocab, hidden], or the rank's rows of it; the same object as `head` where they are tied.
+        shard: what this rank holds.
+        group: the ranks that compute this model together.
 
     Attributes:
         done: layers and heads computed so far. It moves in the middle of a step, so that a long one is no hang.
@@ -34,6 +41,8 @@ class Decoder:
         layers: Sequence[DecoderLayer],
         final_norm: Norm,
         head: Weight,
+        shard: Shard | None = None,
+        group: Group | None = None,
     ) -> None:
         self.facts = facts
         self.kernels = kernels
@@ -46,7 +55,12 @@ class Decoder:
         known = facts.ropes
         self._rope_of = [None if spec.rope is None else known.index(spec.rope) for spec in facts.layers]
         self.done = 0
-        self.run_layers = kernels.layers and kernels.layers(facts, self.layers, final_norm, self.ropes)
+        self.group = group
+        self._vocab = (0, facts.vocab_size) if shard is None else shard.vocab
+        self._widths = vocab_widths(facts, 1 if shard is None else shard.tensor)
+        self.run_layers = None
+        if group is None and kernels.layers is not None:
+            self.run_layers = kernels.layers(facts, self.layers, final_norm, self.ropes)
 
     @property
     def weight_bytes(self) -> int:
@@ -64,7 +78,7 @@ class Decoder:
     def forward(self, token_ids: Tensor, positions: Tensor, caches: KVCaches, batch: AttentionBatch) -> Tensor:
         """(token_ids, positions int64 [T]) -> normed hidden states [T, hidden]. Writes keys and values of the rows."""
         ops, facts = self.kernels, self.facts
-        residual = ops.embedding(token_ids, self.embedding)
+        residual = self._embed(token_ids)
         if facts.embedding_multiplier != 1.0:
             residual = residual.mul_(facts.embedding_multiplier)
         at_once = self.run_layers and self.run_layers(residual, positions, caches, batch)
@@ -76,14 +90,30 @@ class Decoder:
         for index, (layer, cache, next_norm) in enumerate(zip(self.layers, caches, self._next_norms, strict=True)):
             rope = self._rope_of[index]
             turned = None if rope is None else angles[rope]
-            hidden = run_layer(ops, facts, layer, hidden, residual, turned, cache, batch, next_norm)
+            hidden = run_layer(ops, facts, layer, hidden, residual, turned, cache, batch, next_norm, self.group)
             self.done += 1
         return hidden
 
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        """(int64 [T]) -> [T, hidden]. Ids of other ranks' rows add nothing here."""
+        if self.group is None:
+            return self.kernels.embedding(token_ids, self.embedding)
+        start, stop = self._vocab
+        foreign = (token_ids < start) | (token_ids >= stop)
+        rows = self.kernels.embedding(token_ids.clamp(start, stop - 1).sub_(start), self.embedding)
+        return self.group.sum(rows.masked_fill_(foreign.unsqueeze(1), 0))
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """(hidden [L, hidden] as `forward` returns it) -> float32 [L, vocab]."""
+        """(hidden [L, hidden] as `forward` returns it) -> float32 [L, vocab].
+
+        Of a group's ranks the first has them; on the others they are [0, vocab].
+        """
         self.done += 1
-        return finish_logits(self.facts, self.kernels.linear(hidden, self.head, None).to(torch.float32))
+        found = self.kernels.linear(hidden, self.head, None)
+        if self.group is not None:
+            gathered = self.group.gather(found, self._widths)
+            found = found.new_empty(0, self.facts.vocab_size) if gathered is None else gathered
+        return finish_logits(self.facts, found.to(torch.float32))
 
 
 def finish_logits(facts: ModelFacts, logits: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from plimsoll.api.model import ModelFacts
 from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
+from plimsoll.runtime.models.group import Group
 from plimsoll.runtime.models.weights import DecoderLayer, Norm
 
 Angles = tuple[Tensor, Tensor] | None
@@ -25,15 +26,21 @@ def run_layer(
     cache: LayerCache,
     batch: AttentionBatch,
     next_norm: Norm | None,
+    group: Group | None = None,
 ) -> Tensor:
     """One layer: (hidden [T, hidden], normed already; residual [T, hidden]) -> the next layer's `hidden`.
 
     Residual changes in place. Each layer ends with the norm the next one begins with, so that adding and norming are
-    one operation; with None for `next_norm` the residual itself is what the next layer sees.
+    one operation; with None for `next_norm` the residual itself is what the next layer sees. With a group, `facts` and
+    `layer` are one rank's, and what attention and MLP add is summed over ranks.
     """
     added = attend(ops, facts, layer, hidden, angles, cache, batch)
+    if group is not None:
+        added = group.sum(added)
     hidden = add(ops, layer, added, layer.attention_post_norm, residual, layer.mlp_norm)
     added = feed_forward(ops, layer, hidden)
+    if group is not None:
+        added = group.sum(added)
     return add(ops, layer, added, layer.mlp_post_norm, residual, next_norm)
 
 

@@ -1,6 +1,6 @@
 """From a checkpoint to a Decoder, in runs of rows: never more than one fused weight beyond what is kept."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -9,16 +9,19 @@ from torch import Tensor
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.families.family import Linear
 from plimsoll.api.families.registry import find_family
-from plimsoll.api.layer_tensors import FUSED, expected_tensors, fused_roles, has_bias, norm_sizes, stored_linears
+from plimsoll.api.layer_tensors import FUSED, fused_roles, has_bias, norm_sizes, stored_linears
 from plimsoll.api.model import LayerSpec, ModelFacts, NormSpec, RopeFacts
 from plimsoll.api.precision import CODE_BITS, Precision, head_group, held_group
+from plimsoll.api.shard import Run, Shard, undivided
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.machine.heap import return_freed_memory
 from plimsoll.runtime.models.decoder import Decoder
+from plimsoll.runtime.models.group import Group
 from plimsoll.runtime.models.rope import rope_table, with_rope
 from plimsoll.runtime.models.rounding import round_to_nearest
+from plimsoll.runtime.models.share import Share, Step, shares
 from plimsoll.runtime.models.weights import DecoderLayer, Norm, Weight
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
@@ -50,13 +53,17 @@ class RawTensor(Protocol):
 
 
 class TensorSource(Protocol):
-    """The part of a checkpoint the loader needs."""
+    """The part of a checkpoint the loader needs. Rows and columns are [start, stop); None is all of them."""
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> RawTensor:
-        """Rows [start, stop) of a tensor, or all of it."""
+    def read(
+        self, name: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None
+    ) -> RawTensor:
+        """A part of a tensor. `within`: the rows around it that are read next, for formats that read them at once."""
 
-    def read_quantized(self, module: str, rows: tuple[int, int] | None = None) -> QuantizedLinear:
-        """Rows of a quantized linear in its codes. Called for those that `facts` says are quantized."""
+    def read_quantized(
+        self, module: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None
+    ) -> QuantizedLinear:
+        """A part of a quantized linear in its codes. Called for those that `facts` says are quantized."""
 
 
 def load_decoder(
@@ -69,20 +76,27 @@ def load_decoder(
     max_model_len: int | None = None,
     rope: RopeFacts | None = None,
     on_progress: Progress | None = None,
+    shard: Shard | None = None,
+    group: Group | None = None,
 ) -> Decoder:
     """Reads every tensor once, in `weight_dtype` for matrices and the table's dtype for norms and biases.
 
     Args:
+        facts: of the whole model.
         precision: w4a16 and w8a16 hold linear layers in codes: those of a quantized checkpoint as they are stored,
             floats rounded to nearest; and the head in 8 bits, where the table says so. Else everything is floats, a
             quantized checkpoint's codes included.
         max_model_len: positions the decoder can take; the trained length if None.
         rope: in place of the checkpoint's rotary embedding (`override_rope`).
+        shard: what this rank holds: it alone is read. The whole model if None.
+        group: the ranks of `shard`. They load together: codes of a row that is split have the scale of the whole row.
 
     Names and shapes were checked when the checkpoint was opened. Raises CheckpointError for an architecture that is not
     run and for values that cannot be held; SpecError where `precision` cannot hold this model.
     """
-    loader = _Loader(checkpoint, facts, kernels, weight_dtype, precision, on_progress)
+    if (shard and (shard.rank, shard.tensor)) != (group and (group.rank, group.size)):
+        raise ValueError(f"{shard} is not the part of a rank of {group}")
+    loader = _Loader(checkpoint, facts, kernels, weight_dtype, precision, on_progress, shard, group)
     names, tied = loader.names, facts.tie_embeddings
     embedding = loader.matrix(names.embedding) if tied else loader.whole(names.embedding)
     layers = [_load_layer(loader, spec, index) for index, spec in enumerate(facts.layers)]
@@ -93,7 +107,8 @@ def load_decoder(
     positions = max_model_len or facts.max_position
     tables = [rope_table(facts, one, positions, kernels.device) for one in facts.ropes]
     return_freed_memory()
-    return Decoder(facts, kernels, tables, embedding, layers, final_norm, head)
+    own = facts if shard is None else shard.facts(facts)
+    return Decoder(own, kernels, tables, embedding, layers, final_norm, head, shard, group)
 
 
 def _load_layer(loader: "_Loader", spec: LayerSpec, index: int) -> DecoderLayer:
@@ -120,32 +135,35 @@ class _Loader:
         weight_dtype: torch.dtype,
         precision: Precision | None,
         on_progress: Progress | None,
+        shard: Shard | None,
+        group: Group | None,
     ) -> None:
         self.checkpoint = checkpoint
         self.facts = facts
         self.kernels = kernels
         self.weight_dtype = weight_dtype
         self.bits = None if precision is None else CODE_BITS.get(precision)
-        self.shapes = expected_tensors(facts)
+        self.shares = shares(facts, shard or undivided(facts))
+        self.group = group
         self.on_progress = on_progress
         self.coded: dict[str, tuple[Literal[4, 8], int]] = {}
-        """Bits of a code and columns that share a scale, of each weight that is held in codes."""
+        """Bits of a code and columns of the whole row that share a scale, of each weight that is held in codes."""
         self.names = names = find_family(facts.architecture).names
         for index, spec in enumerate(facts.layers):
             for matrix in FUSED:
                 linears = stored_linears(names, spec, matrix)
                 modules = [names.layer.format(index) + linear.module for linear in linears]
-                columns = self.shapes[f"{modules[0]}.weight"][1]
-                group = None if precision is None else held_group(facts, precision, modules, columns)
-                if group is not None and self.bits is not None:
-                    self.coded |= {f"{module}.weight": (self.bits, group) for module in modules}
+                columns = self.shares[f"{modules[0]}.weight"].of
+                size = None if precision is None else held_group(facts, precision, modules, columns)
+                if size is not None and self.bits is not None:
+                    self.coded |= {f"{module}.weight": (self.bits, size) for module in modules}
         self.head_name = f"{names.embedding if facts.tie_embeddings else names.head}.weight"
         """A checkpoint has it whole, whatever its linear weights are."""
-        group = None if precision is None else head_group(facts, precision, kernels.facts)
-        if group is not None:
-            self.coded[self.head_name] = (8, group)
+        size = None if precision is None else head_group(facts, precision, kernels.facts)
+        if size is not None:
+            self.coded[self.head_name] = (8, size)
         self.done = 0
-        self.total = sum(self._bytes(name) for name in self.shapes)
+        self.total = sum(map(self._bytes, self.shares.values()))
 
     def whole(self, module: str) -> Weight:
         """A matrix outside the layers, packed as floats."""
@@ -153,16 +171,16 @@ class _Loader:
 
     def matrix(self, module: str) -> Weight:
         """The same in codes, where it is to be held so."""
-        return self._packed([f"{module}.weight"], None)
+        return self._packed([f"{module}.weight"])
 
     def fused(self, prefix: str, linears: Sequence[Linear]) -> Weight:
         """The stored linears of one fused matrix, stacked and packed: in codes, where they are to be held so."""
-        return self._packed([f"{prefix}{linear.module}.weight" for linear in linears], self._groups(linears))
+        return self._packed([f"{prefix}{linear.module}.weight" for linear in linears])
 
-    def bias(self, prefix: str, linears: Sequence[Linear]) -> Tensor:
-        """Their biases, in the same order."""
+    def bias(self, prefix: str, linears: Sequence[Linear]) -> Tensor | None:
+        """Their biases, in the same order; None where another rank adds them."""
         names = [f"{prefix}{linear.module}.bias" for linear in linears]
-        return self._stack(names, self.kernels.dtype, self._groups(linears))
+        return self._stack(names, self.kernels.dtype) if names[0] in self.shares else None
 
     def norm(self, module: str, spec: NormSpec) -> Norm:
         """A norm's vectors, the offset added in float32: 16 bits would round the sum."""
@@ -170,105 +188,81 @@ class _Loader:
         bias = self._stack([f"{module}.bias"], self.kernels.dtype) if spec.bias else None
         return Norm(spec, weight.add_(spec.offset) if spec.offset else weight, bias)
 
-    def _groups(self, linears: Sequence[Linear]) -> tuple[int, int] | None:
-        """(key-value heads, queries that share one) of a grouped layout."""
-        facts = self.facts
-        grouped = linears[0].layout == "grouped"
-        return (facts.num_kv_heads, facts.num_heads // facts.num_kv_heads) if grouped else None
-
-    def _packed(self, names: Sequence[str], groups: tuple[int, int] | None) -> Weight:
+    def _packed(self, names: Sequence[str]) -> Weight:
         if names[0] in self.coded:
-            return self.kernels.pack_quantized(self._stack_codes(names, groups))
-        return self.kernels.pack(self._stack(names, self.weight_dtype, groups))
+            return self.kernels.pack_quantized(self._stack_codes(names))
+        return self.kernels.pack(self._stack(names, self.weight_dtype))
 
-    def _stack(self, names: Sequence[str], dtype: torch.dtype, groups: tuple[int, int] | None = None) -> Tensor:
-        rows = [self.shapes[name][0] for name in names]
-        columns = self.shapes[names[0]][1:]
-        fused = torch.empty(sum(rows), *columns, dtype=dtype, device=self.kernels.device)
-        first = 0
-        for name, count in zip(names, rows, strict=True):
-            for start, stop, target in _runs(count, columns, groups, READ_ELEMENTS):
-                fused[first + target : first + target + stop - start].copy_(self._read(name, start, stop))
-            first += count
-            self._advance(name)
+    def _stack(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
+        parts = [self.shares[name] for name in names]
+        shape = (sum(part.rows for part in parts), *(() if parts[0].vector else (parts[0].width,)))
+        fused = torch.empty(shape, dtype=dtype, device=self.kernels.device)
+        for part in parts:
+            for step in part.steps(READ_ELEMENTS):
+                values = self._read(part, step)
+                fused[step[2] : step[2] + len(values)].copy_(values)
+            self._advance(part)
         return fused
 
-    def _stack_codes(self, names: Sequence[str], groups: tuple[int, int] | None) -> QuantizedMatrix:
-        rows, columns = [self.shapes[name][0] for name in names], self.shapes[names[0]][1]
-        bits, group = self.coded[names[0]]
-        per_row = columns // group
-        codes = torch.empty(sum(rows), columns, dtype=torch.uint8 if bits == 4 else torch.int8)
+    def _stack_codes(self, names: Sequence[str]) -> QuantizedMatrix:
+        parts = [self.shares[name] for name in names]
+        rows, columns = sum(part.rows for part in parts), parts[0].width
+        bits, size = self.coded[names[0]]
+        per_row = columns // min(size, columns)
+        codes = torch.empty(rows, columns, dtype=torch.uint8 if bits == 4 else torch.int8)
         scales: Tensor | None = None
-        zeros = torch.full((sum(rows), per_row), MIDDLE[4], dtype=torch.uint8) if bits == 4 else None
-        first = 0
-        for name, count in zip(names, rows, strict=True):
-            for start, stop, target in _runs(count, (columns,), groups, CODE_ELEMENTS):
-                part, at = self._read_codes(name, start, stop), slice(first + target, first + target + stop - start)
+        zeros = torch.full((rows, per_row), MIDDLE[4], dtype=torch.uint8) if bits == 4 else None
+        for part in parts:
+            for step in part.steps(CODE_ELEMENTS):
+                found = self._read_codes(part, step)
+                at = slice(step[2], step[2] + len(found.codes))
                 if scales is None:
-                    scales = torch.empty(sum(rows), per_row, dtype=part.scales.dtype)
-                codes[at].copy_(part.codes)
-                scales[at].copy_(part.scales)
-                if zeros is not None and part.zeros is not None:
-                    zeros[at].copy_(part.zeros)
-            first += count
-            self._advance(name)
+                    scales = torch.empty(rows, per_row, dtype=found.scales.dtype)
+                codes[at].copy_(found.codes)
+                scales[at].copy_(found.scales)
+                if zeros is not None and found.zeros is not None:
+                    zeros[at].copy_(found.zeros)
+            self._advance(part)
         assert scales is not None
         return QuantizedMatrix(bits, codes, scales, zeros)
 
-    def _read_codes(self, name: str, start: int, stop: int) -> QuantizedMatrix:
-        bits, group = self.coded[name]
-        if name == self.head_name or self.facts.quantization is None:
-            return round_to_nearest(self._read(name, start, stop).float(), bits, group, name)
-        linear = self.checkpoint.read_quantized(name.removesuffix(".weight"), (start, stop))
+    def _read_codes(self, share: Share, step: Step) -> QuantizedMatrix:
+        bits, size = self.coded[share.name]
+        if share.name == self.head_name or self.facts.quantization is None:
+            # A scale of columns that lie on several ranks is the whole row's.
+            largest = self.group.largest if self.group is not None and size > share.width else None
+            return round_to_nearest(
+                self._read(share, step).float(), bits, min(size, share.width), share.name, largest
+            )  # fmt: skip
+        start, stop, _, within = step
+        linear = self.checkpoint.read_quantized(
+            share.name.removesuffix(".weight"), (start, stop), share.columns, within
+        )
         scales = torch.from_numpy(linear.scales).to(TORCH_DTYPES[linear.scale_dtype])
         zeros = None if linear.zeros is None else torch.from_numpy(linear.zeros)
         return QuantizedMatrix(bits, torch.from_numpy(linear.codes), scales, zeros)
 
-    def _read(self, name: str, start: int, stop: int) -> Tensor:
-        raw = self.checkpoint.read(name, (start, stop))
+    def _read(self, share: Share, step: Step) -> Tensor:
+        start, stop, _, within = step
+        raw = self.checkpoint.read(share.name, (start, stop), share.columns, within)
         if raw.dtype not in TORCH_DTYPES:
-            raise CheckpointError("weights must be floating point", field=name, value=raw.dtype)
+            raise CheckpointError("weights must be floating point", field=share.name, value=raw.dtype)
         values = torch.from_numpy(raw.data).view(TORCH_DTYPES[raw.dtype])
-        return values.reshape(stop - start, *self.shapes[name][1:])
+        return values.reshape(stop - start, *(() if share.vector else (share.width,)))
 
-    def _bytes(self, name: str) -> int:
-        shape = self.shapes[name]
-        if name in self.coded:
+    def _bytes(self, share: Share) -> int:
+        if share.name in self.coded:
             # Codes, and a scale with its zero point a group.
-            (rows, columns), (bits, group) = shape, self.coded[name]
-            return rows * (columns * bits // 8 + columns // group * (3 if bits == 4 else 4))
-        dtype = self.weight_dtype if len(shape) == 2 else self.kernels.dtype
+            bits, size = self.coded[share.name]
+            groups = share.width // min(size, share.width)
+            return share.rows * (share.width * bits // 8 + groups * (3 if bits == 4 else 4))
+        if not share.vector:
+            return share.rows * share.width * self.weight_dtype.itemsize
         # The norms of a model are of one kind; biases are what other vectors are called.
-        if len(shape) == 1 and self.facts.final_norm.offset and name.endswith(".weight"):
-            dtype = torch.float32
-        return torch.Size(shape).numel() * dtype.itemsize
+        offset = self.facts.final_norm.offset and share.name.endswith(".weight")
+        return share.rows * (torch.float32 if offset else self.kernels.dtype).itemsize
 
-    def _advance(self, name: str) -> None:
-        self.done += self._bytes(name)
+    def _advance(self, share: Share) -> None:
+        self.done += self._bytes(share)
         if self.on_progress is not None:
             self.on_progress(self.done, self.total)
-
-
-def _runs(
-    rows: int, columns: Sequence[int], groups: tuple[int, int] | None, most: int
-) -> Iterator[tuple[int, int, int]]:
-    """(first row, last row + 1, row of the fused weight) of each run to copy, of about `most` elements."""
-    return _in_order(rows, columns, most) if groups is None else _ungrouped(rows, *groups)
-
-
-def _in_order(rows: int, columns: Sequence[int], most: int) -> Iterator[tuple[int, int, int]]:
-    """`_runs` of rows that lie as they are wanted."""
-    step = max(1, most // max(1, torch.Size(columns).numel()))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows), start
-
-
-def _ungrouped(rows: int, kv_heads: int, group: int) -> Iterator[tuple[int, int, int]]:
-    """The same for rows that lie as [kv_heads, group + 2, head_dim]: to all queries, then all keys, then all values."""
-    dim = rows // (kv_heads * (group + 2))
-    for head in range(kv_heads):
-        start = head * (group + 2) * dim
-        yield start, start + group * dim, head * group * dim
-        for extra in (0, 1):
-            key = start + (group + extra) * dim
-            yield key, key + dim, (kv_heads * (group + extra) + head) * dim

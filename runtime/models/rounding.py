@@ -3,6 +3,7 @@
 They are those that `quantjob` writes by the methods rtn and int8; a test holds the two together.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,20 +16,31 @@ from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 LEAST_SCALE = 2.0**-24
 
 
-def round_to_nearest(weight: Tensor, bits: Literal[4, 8], group: int, name: str) -> QuantizedMatrix:
+def round_to_nearest(
+    weight: Tensor, bits: Literal[4, 8], group: int, name: str, largest: Callable[[Tensor], Tensor] | None = None
+) -> QuantizedMatrix:
     """(weight float32 [N, K]) -> codes in groups of `group` columns, scales of float16.
 
     4 bits: sixteen values from the lowest to the highest of each group, zero always among them. 8 bits: -127 to 127
     about zero. Scales are rounded before codes are chosen, so that codes are the nearest to what is served.
+
+    Args:
+        largest: where groups go on in other ranks' columns: (float32 [M]) -> the largest of all ranks' M values each.
 
     Raises:
         CheckpointError: `name` holds values that are not finite, or lie beyond float16's scales.
     """
     values = weight.unflatten(1, (-1, group))
     if bits == 8:
-        span = values.abs().amax(2) / 127
+        high = values.abs().amax(2)
+        if largest is not None:
+            high = largest(high.flatten()).view_as(high)
+        span = high / 127
     else:
         low, high = values.amin(2).clamp_(max=0), values.amax(2).clamp_(min=0)
+        if largest is not None:
+            ends = largest(torch.stack((-low, high)).flatten()).view(2, *low.shape)
+            low, high = -ends[0], ends[1]
         span = (high - low) / 15
     stored = span.to(torch.float16).clamp_(min=LEAST_SCALE)
     if not bool(torch.isfinite(stored).all()):

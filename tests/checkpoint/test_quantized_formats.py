@@ -1,5 +1,6 @@
 """Quantized linears packed and unpacked to the bit, and held to the formats' descriptions value by value."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,10 @@ from hypothesis import strategies as st
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.quantization import Quantization, parse_quantization
+from plimsoll.api.shard import Run
+from plimsoll.checkpoint.checkpoint import RawTensor
 from plimsoll.checkpoint.quantized.formats import layout_of, packed_tensors, quantization_config
+from plimsoll.checkpoint.quantized.layout import Layout, Window
 from plimsoll.checkpoint.quantized.linear import QuantizedLinear, ScaleDtype
 from tests.support import unpacking
 
@@ -40,6 +44,28 @@ def linear(
 
 def values(raw: Any) -> Any:
     return (raw.data.astype(np.uint32) << 16).view(np.float32) if raw.dtype == "BF16" else raw.data
+
+
+def taken(layout: Layout, parts: Mapping[str, RawTensor], window: Window, said: Quantization) -> dict[str, RawTensor]:
+    """What `window` needs of the parts."""
+    found = {}
+    for name, raw in parts.items():
+        rows, columns = layout.cuts(window, said)[name]
+        data = raw.data if rows is None else raw.data[slice(*rows)]
+        data = data if columns is None else data[:, slice(*columns)]
+        found[name] = RawTensor(raw.dtype, data.shape, data)
+    return found
+
+
+def columns_of(whole: QuantizedLinear, columns: Run) -> QuantizedLinear:
+    groups = whole.scales.shape[1]
+    first, last = (0, 1) if groups == 1 else (end // whole.group for end in columns)
+    zeros = None if whole.zeros is None else whole.zeros[:, first:last]
+    return QuantizedLinear(whole.codes[:, slice(*columns)], whole.scales[:, first:last], zeros, whole.scale_dtype)
+
+
+def window_of(rows: int, columns: int) -> Window:
+    return Window((rows, columns), (0, rows), (0, columns))
 
 
 SHAPES = st.tuples(
@@ -79,8 +105,17 @@ def test_what_is_packed_is_unpacked_to_the_bit_and_is_what_the_format_says(
 
     start = data.draw(st.integers(0, rows - 1))
     stop = data.draw(st.integers(start + 1, rows))
-    for first, last in ((0, rows), (start, stop)):
-        found, part = layout.unpack(parts, said, (first, last), "m"), given_linear.rows(first, last)
+    before, after = data.draw(st.integers(0, start)), data.draw(st.integers(stop, rows))
+    unit = group if 0 < group < columns else 1
+    left = data.draw(st.integers(0, columns // unit - 1))
+    right = data.draw(st.integers(left + 1, columns // unit))
+    whole, narrow = (0, columns), (left * unit, right * unit)
+    for (first, last), within, across in (
+        ((0, rows), (0, rows), whole), ((start, stop), (0, rows), whole), ((start, stop), (before, after), narrow)
+    ):  # fmt: skip
+        window = Window((rows, columns), within, across)
+        found = layout.unpack(taken(layout, parts, window, said), said, window, (first, last), "m")
+        part = columns_of(given_linear.rows(first, last), across)
         assert found.scale_dtype == dtype
         assert np.array_equal(found.codes, part.codes)
         assert found.codes.dtype == part.codes.dtype
@@ -148,7 +183,7 @@ def test_scales_that_are_not_finite_are_refused_by_name(said: Quantization, bad:
     scales = next(raw for name, raw in parts.items() if "scale" in name)
     scales.data.flat[-1] = bad
     with pytest.raises(CheckpointError, match="not finite") as caught:
-        layout_of(said).unpack(parts, said, (0, 16), "layers.0.m")
+        layout_of(said).unpack(parts, said, window_of(16, 64), (0, 16), "layers.0.m")
     assert str(caught.value.field).startswith("layers.0.m.")
 
 
@@ -157,10 +192,10 @@ def test_gptq_of_scattered_columns_or_another_layout_is_refused() -> None:
     parts = layout_of(said).pack(linear(16, 64, 32, symmetric=True), "m")
     other = Quantization("gptq", 4, 32, True, zero_offset=0)
     with pytest.raises(CheckpointError, match="checkpoint_format"):
-        layout_of(other).unpack(parts, other, (0, 16), "m")
+        layout_of(other).unpack(parts, other, window_of(16, 64), (0, 16), "m")
     parts["g_idx"].data[:] = parts["g_idx"].data[::-1].copy()
     with pytest.raises(CheckpointError, match="scattered"):
-        layout_of(said).unpack(parts, said, (0, 16), "m")
+        layout_of(said).unpack(parts, said, window_of(16, 64), (0, 16), "m")
 
 
 def test_a_shape_that_is_not_the_codes_is_refused() -> None:
@@ -168,7 +203,7 @@ def test_a_shape_that_is_not_the_codes_is_refused() -> None:
     parts = layout_of(said).pack(linear(16, 64, 32), "m")
     parts["weight_shape"].data[0] = 15
     with pytest.raises(CheckpointError, match="the codes are those of"):
-        layout_of(said).unpack(parts, said, (0, 16), "m")
+        layout_of(said).unpack(parts, said, window_of(16, 64), (0, 16), "m")
 
 
 @pytest.mark.parametrize("said", FORMATS, ids=str)
@@ -177,3 +212,9 @@ def test_the_configuration_that_is_written_says_what_was_meant(said: Quantizatio
     ignored = () if said.format == "gptq" else ("lm_head",)
     said = Quantization(said.format, said.bits, group, said.symmetric, ignored, said.zero_offset)
     assert parse_quantization({"quantization_config": quantization_config(said)}) == said
+
+
+def test_a_window_that_cuts_a_group_is_refused() -> None:
+    said = Quantization("awq", 4, 32, False)
+    with pytest.raises(ValueError, match="columns 16:64 cut a group of 32"):
+        layout_of(said).cuts(Window((8, 64), (0, 8), (16, 64)), said)

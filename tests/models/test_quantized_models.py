@@ -161,7 +161,7 @@ def test_codes_are_read_in_runs_and_each_once(made: Made, monkeypatch: pytest.Mo
     reads: list[tuple[str, tuple[int, int]]] = []
     checkpoint = open_checkpoint(folder)
     read = checkpoint.read_quantized
-    checkpoint.read_quantized = lambda name, rows: (reads.append((name, rows)), read(name, rows))[1]  # type: ignore[method-assign,assignment,func-returns-value]
+    checkpoint.read_quantized = lambda name, rows, *more: (reads.append((name, rows)), read(name, rows, *more))[1]  # type: ignore[method-assign,assignment,func-returns-value]
     parts = load_decoder(checkpoint, checkpoint.facts, TABLES[0], torch.float32, precision="w4a16")
     assert_close(prompt_logprobs(parts, PROMPTS), prompt_logprobs(whole, PROMPTS))
     rows = sum(stop - start for name, (start, stop) in reads if name.endswith("layers.1.feed_forward.w2"))

@@ -8,6 +8,7 @@ import torch
 
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import LayerSpec, ModelFacts, NormSpec, RopeFacts
+from plimsoll.api.shard import Run
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.loader import load_decoder
@@ -50,12 +51,15 @@ class MemorySource:
     dtype: str = "F32"
     reads: list[int] = field(default_factory=list)
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Raw:
+    def read(self, name: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None) -> Raw:
         data = self.tensors[name][slice(*(rows or (None, None)))]
+        data = data if columns is None else data[:, slice(*columns)]
         self.reads.append(data.size)
         return Raw(self.dtype, np.ascontiguousarray(data))
 
-    def read_quantized(self, module: str, rows: tuple[int, int] | None = None) -> Any:
+    def read_quantized(
+        self, module: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None
+    ) -> Any:
         raise KeyError(module)
 
 

@@ -1,0 +1,27 @@
+"""What the ranks of a tensor-parallel group do together, as the loader and the decoder see it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Group(Protocol):
+    """One rank's end of a group. Every rank makes the same calls in the same order, each with tensors of one shape
+    (but for `gather`'s own width) and dtype."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """(floats [T, hidden]) -> the sum over ranks, in place: the same bits on every rank."""
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """(float32 [N] on the CPU) -> the largest over ranks, element by element, in place. NaN is above all. Only
+        while weights are loaded."""
+
+    def gather(self, tensor: Tensor, widths: Sequence[int]) -> Tensor | None:
+        """([L, widths[rank]]) -> [L, sum of widths] on rank 0, None on the others."""
