@@ -32,7 +32,7 @@ CONTEXT_BYTES: Mapping[str, int] = {"cuda": 600 * MIB, "cpu": 288 * MIB}
 #: line; a pod's memory limit is both. With a vocabulary of 151,643 tokens, 159 MiB were measured when idle, and 347 MiB
 #: under the worst requests.
 SERVER_BYTES = 384 * MIB
-#: Tokens of the largest step where nobody says otherwise: what fills the arithmetic of a card, or of a few cores.
+#: Tokens of the largest step by default: what fills the arithmetic of a card, or of a few cores.
 BATCHED_TOKENS: Mapping[str, int] = {"cuda": 8192, "cpu": 2048}
 #: The fewest tokens of context that are served where no length is set: a chat's template, a question and an answer of a
 #: few sentences do not fit into less.

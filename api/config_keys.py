@@ -74,7 +74,7 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
         "embedding_multiplier_scale".split(),
         (1,),
     ),
-    # Whatever their value.
+    # These are ignored with any value.
     **dict.fromkeys(
         "mrope_section no_rope_layer_interval nope_layer_interval rope_local_base_freq query_pre_attn_scalar "
         "attention_multiplier attn_scale attn_logit_softcapping attention_softcap clip_qkv attention_chunk_size "

@@ -270,7 +270,7 @@ class Toleration(Part):
         if self.key is None and self.operator == "Equal":
             raise ValueError("names no key: write one, or operator: Exists")
         if self.value is not None and self.operator == "Exists":
-            raise ValueError("operator Exists goes without a value")
+            raise ValueError("operator Exists takes no value")
         if self.toleration_seconds is not None and self.effect != "NoExecute":
             raise ValueError("tolerationSeconds goes with effect: NoExecute")
         return self

@@ -27,7 +27,7 @@ def host_of(origin: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host`, perhaps with a port, is a name or an address of this machine that no one else can take.
+    """Whether `host`, perhaps with a port, always names this machine and no other.
 
     `localhost` and all below it, 127.0.0.0/8 and ::1. Not 0.0.0.0, by which browsers reach this machine from anywhere.
     """

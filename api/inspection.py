@@ -77,7 +77,7 @@ class Inspection:
             raise CheckpointError(
                 f"its facts take {len(packed)} bytes, a container's last words hold {MAX_BYTES}",
                 field=self.path or None,
-                fix="Its tensors differ from layer to layer more than any known model's; convert it anew",
+                fix="Its tensors differ from layer to layer more than any known model's; convert it again",
             )
         if Inspection.decode(packed) != self:
             raise CheckpointError("its facts do not follow from its configuration", field=self.path or None)

@@ -53,7 +53,7 @@ class JobLoad:
     length: int
     """Tokens of a sample."""
     batch: int = 1
-    """Sequences that are computed at once; 1 where nobody says."""
+    """Sequences that are computed at once; 1 by default."""
     sampled: bool = False
     """Text is sampled from the model, by our engine."""
     held_out: int = 0
@@ -158,7 +158,7 @@ def _scores(facts: ModelFacts, load: JobLoad) -> int:
 
 
 def least_disk(facts: ModelFacts, load: JobLoad) -> int:
-    """Bytes that lie there at once however it goes: with less a job is sure to end for want of room.
+    """Bytes of disk that every run of a job needs: with less, the job cannot finish.
 
     No papers, whole tensors in 16 bits, and hidden states as they lie where memory holds them too.
     """

@@ -114,11 +114,11 @@ class _Parser:
         layout = self.given.get("version", self.given.get("checkpoint_format", "gemm"))
         if not isinstance(layout, str) or layout.lower() != "gemm":
             raise self._refusal(
-                "version", layout, "only AutoAWQ's gemm layout is read", "Convert it to gemm, or quantize it anew"
+                "version", layout, "only AutoAWQ's gemm layout is read", "Convert it to gemm, or quantize it again"
             )
         if self.given.get("backend") == "llm-awq":
             raise self._refusal(
-                "backend", "llm-awq", "only AutoAWQ's gemm layout is read", "Convert it to gemm, or quantize it anew"
+                "backend", "llm-awq", "only AutoAWQ's gemm layout is read", "Convert it to gemm, or quantize it again"
             )
         if self.given.get("zero_point", True) is not True:
             raise self._refusal(
@@ -135,10 +135,10 @@ class _Parser:
         if layout not in ("gptq", "gptq_v2") or self.given.get("is_marlin_format"):
             raise self._refusal(
                 "checkpoint_format", layout if layout not in ("gptq", "gptq_v2") else "marlin",
-                "only gptq and gptq_v2 are read", "Convert it to gptq, or quantize it anew",
+                "only gptq and gptq_v2 are read", "Convert it to gptq, or quantize it again",
             )  # fmt: skip
         group = self._group("group_size", self.given.get("group_size", -1))
-        # With one scale a row every column is of group 0, in whatever order they were quantized.
+        # With one scale a row every column is of group 0, for any order of quantization.
         if self.given.get("desc_act") and group:
             raise self._refusal(
                 "desc_act", self.given["desc_act"],

@@ -45,7 +45,7 @@ def reachable_length(facts: ModelFacts, rope: RopeFacts) -> int:
 
 
 def default_length(facts: ModelFacts, rope: RopeFacts) -> int:
-    """Longest sequence when nobody names one: all that `rope` reaches, unless it is the checkpoint's own and dynamic.
+    """Longest sequence if the spec names none: all that `rope` reaches, unless it is the checkpoint's own and dynamic.
 
     Dynamic scaling changes every position once the length exceeds the trained one, short prompts included; a checkpoint
     that merely allows it is served as trained.

@@ -91,7 +91,7 @@ ONE_MODEL: list[Any] = [rule("has(self.source) != has(self.quantizationJob)", f"
 
 TOLERATION: list[Any] = [
     rule("has(self.key) || self.operator == 'Exists'", "names no key: write one, or operator: Exists", ".key"),
-    rule("!has(self.value) || self.operator == 'Equal'", "operator Exists goes without a value", ".value"),
+    rule("!has(self.value) || self.operator == 'Equal'", "operator Exists takes no value", ".value"),
     rule(
         "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
         "tolerationSeconds goes with effect: NoExecute",

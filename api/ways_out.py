@@ -74,7 +74,9 @@ Closes = Callable[[dict[str, Any]], Fit | None]
 def ways_out(wish: Wish, needed_cache: int, step: int, precisions: tuple[str, ...], closes: Closes) -> Iterator[
     tuple[dict[str, Any], Fit]
 ]:  # fmt: skip
-    """Changes that close the budget, one field at a time, then a larger device; two at once where no one does.
+    """Changes that close the budget, one field at a time, then a larger device.
+
+    Two fields change at once where no single field closes it.
 
     Args:
         needed_cache: bytes that the cache of one request takes.

@@ -1,4 +1,4 @@
-"""A checkpoint on disk, whatever its format: configuration, facts, and tensors read one at a time."""
+"""A checkpoint on disk, of any format: configuration, facts, and tensors read one at a time."""
 
 import hashlib
 import json

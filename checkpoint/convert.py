@@ -43,7 +43,7 @@ def convert_gguf(
 
     Args:
         dtype: bfloat16, float16 or float32.
-        progress: told (bytes written, bytes in all).
+        progress: called with (bytes written, bytes in all).
 
     Returns:
         `out`.

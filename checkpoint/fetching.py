@@ -1,10 +1,10 @@
 """Bring what serving needs of a source into a folder: once, whole, and from where the last attempt stopped.
 
-Whatever is killed at whatever instant, the folder is whole exactly when it has a marker:
+A process may be killed at any instant. The folder is whole exactly when it has a marker:
 
 - a plan names the contents that are wanted, and is on the disk before the first of them;
 - a file grows as `….part`, whose name holds its size and the store's tag of its content, from the front to the back;
-- when it is whole and has the checksum that the store told, it gets its name;
+- when it is whole and has the store's checksum, it gets its name;
 - when every file has its name, and the readers find a coherent checkpoint, the marker is written.
 
 Two processes that hold the lock at once (see `lock`) write the same bytes to the same places.
@@ -41,7 +41,7 @@ from plimsoll.checkpoint.remote import LEAST_BYTES, PIECE, Hasher, Remote, Remot
 AT_ONCE = 4
 #: Attempts in a row that bring next to nothing, before giving up: about two minutes with the waits between them.
 ATTEMPTS = 8
-#: The same for the list of files; a wrong address should be told soon.
+#: The same for the list of files; a wrong address should be reported soon.
 OPENINGS = 4
 LONGEST_WAIT = 30.0
 #: Bytes after which what has come is put on the disk: the page cache of a container is its memory.
@@ -65,7 +65,7 @@ class Fetcher:
         self._stop = threading.Event()
 
     def run(self) -> Complete:
-        """Fetch, or wait for whoever does.
+        """Fetch, or wait for the process that fetches.
 
         Raises:
             SpecError, CheckpointError: in words for the user; what has arrived is kept, and the next run goes on.
@@ -256,7 +256,7 @@ class _File:
 
     def _grow(self) -> str | None:
         """Bring what is missing of the part, and put it on the disk; gives its checksum, or None if it was stopped."""
-        # Not for appending: bytes have their place, whoever else may be writing.
+        # Not for appending: bytes keep their place while another process writes.
         with open(os.open(self.part, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=PIECE) as out:
             at = out.seek(0, os.SEEK_END)
             if at > self.file.size:
@@ -293,7 +293,7 @@ class _File:
         return hasher.hexdigest()
 
     def _hashed(self, size: int) -> Hasher:
-        """Of what is here already, made anew: whoever wrote it took its sum along."""
+        """The hash of the bytes that are here already, computed again: the earlier process took its state with it."""
         hasher = _hasher(self.file)
         with open(self.part, "rb") as part:
             while size > 0 and not self.stop.is_set() and (piece := part.read(min(PIECE, size))):

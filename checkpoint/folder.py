@@ -81,7 +81,7 @@ def _described(name: str, status: os.stat_result) -> RemoteFile:
 
 
 class FolderRemote(Remote):
-    """See `Remote`. Names keep their place below what the source names, so that a copy can be mounted in its stead."""
+    """See `Remote`. Names keep their place below what the source names, so that a copy can be mounted instead."""
 
     def __init__(self, root: Path) -> None:
         """Args: root: a folder, whose only checkpoint is meant, or a GGUF file.

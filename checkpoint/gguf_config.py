@@ -96,7 +96,7 @@ def family_of(file: GgufFile) -> tuple[Family, Gguf]:
 
 
 def build_config(file: GgufFile) -> dict[str, Any]:
-    """`config.json` as Hugging Face would have it.
+    """`config.json` in the form of Hugging Face.
 
     Raises:
         CheckpointError: a key is missing, out of range, or asks for something no served architecture does.

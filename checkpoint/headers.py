@@ -93,7 +93,7 @@ def _safetensors(remote: Remote, file: RemoteFile) -> dict[int, bytes]:
     head = remote.read(file, 0, min(file.size, FIRST_SAFETENSORS))
     length = int.from_bytes(head[:8], "little") if len(head) >= 8 else 0
     wanted = 8 + length
-    # Beyond these the reader refuses the file, whatever follows.
+    # Beyond these the reader refuses the file.
     if wanted > len(head) and wanted <= file.size and length <= MAX_HEADER_BYTES:
         head += remote.read(file, len(head), wanted)
     return {0: head}

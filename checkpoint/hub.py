@@ -110,7 +110,7 @@ class HubRemote(Remote):
 
 @contextmanager
 def _in_words(hub: HubSource) -> Iterator[None]:
-    """Raises CheckpointError for whatever the hub, the client or the network raise meanwhile."""
+    """Raises CheckpointError for every error of the hub, the client or the network."""
     try:
         yield
     except CheckpointError:

@@ -85,7 +85,7 @@ def _refuse_without_weights(folder: Path) -> None:
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
-            "holds only pickled weights, and loading a pickle runs whatever code is in it",
+            "holds only pickled weights, and loading a pickle runs the code that is in it",
             field=str(folder),
             value=pickles[0],
             fix="Convert where you trust the file: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST)",

@@ -60,7 +60,7 @@ def inspect_remote(remote: Remote) -> Inspection:
         try:
             return _inspection(open_checkpoint(mirror(remote, Path(folder))), remote)
         except CheckpointError as error:
-            # The copy of the headers is nobody's concern.
+            # The user does not know the copy of the headers: name the source instead.
             field = (error.field or remote.label).replace(folder, remote.label)
             error.field = field if remote.label in field else f"{remote.label}: {field}"
             raise

@@ -1,7 +1,7 @@
 """A lock in a folder that several machines share: one of them works, the others see that it does, and one takes over.
 
 A file created exclusively, which works on every network filesystem, holds a text that its owner rewrites every few
-seconds. Whoever waits trusts no clock but its own: a text that stands still for `STALE` seconds has lost its owner.
+seconds. A waiting process trusts only its own clock: a text that stands still for `STALE` seconds has lost its owner.
 An owner that was only paused (a machine suspended, a filesystem that hung) may go on for a moment beside the one that
 took over. What the lock protects must bear that, and then it costs double work and nothing else.
 """
@@ -97,7 +97,7 @@ class FolderLock:
             return None
 
     def _abandoned(self) -> bool:
-        # Opened anew each time: a network filesystem then asks its server.
+        # Opened again each time: a network filesystem then asks its server.
         try:
             text = _read(self.path)
         except OSError:

@@ -1,4 +1,4 @@
-"""Open whatever checkpoint lies at a path."""
+"""Open the checkpoint at a path, of any format."""
 
 from pathlib import Path
 

@@ -193,7 +193,7 @@ def choose(files: Sequence[RemoteFile], label: str) -> tuple[list[RemoteFile], s
     pickles = [file.name for file in here if file.name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     below = sorted({file.name.partition("/")[0] for file in files if "/" in file.name})
     if pickles:
-        message = f"holds only pickled weights ({pickles[0]}), and loading a pickle runs whatever code is in it"
+        message = f"holds only pickled weights ({pickles[0]}), and loading a pickle runs the code that is in it"
     elif not files:
         message = "holds nothing"
     else:

@@ -39,7 +39,7 @@ _KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "Invalid
 
 
 class S3Remote(Remote):
-    """See `Remote`. Keys and the service's address come from the environment alone, and nobody else is asked for them.
+    """See `Remote`. Keys and the service's address come from the environment alone; no metadata service is asked.
 
     AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (without them requests are anonymous),
     AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3), AWS_REGION (or AWS_DEFAULT_REGION), AWS_CA_BUNDLE.

@@ -58,7 +58,7 @@ def write_shards(
     """Write every tensor of `shapes` to `folder` in `dtype` (F32, F16 or BF16), with an index for several files.
 
     Args:
-        wrote: told the bytes of each piece once it is written.
+        wrote: called with the bytes of each piece once it is written.
 
     Raises:
         CheckpointError: a value does not fit the dtype.

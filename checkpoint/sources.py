@@ -47,7 +47,7 @@ def resolve(
 
     Args:
         source: `file://` with an absolute or relative path, a plain path, or `hf://org/name[@revision][/file.gguf]`.
-        progress: told of the bytes as a download goes.
+        progress: called with the bytes as a download goes.
         offline: True uses only what is cached; None leaves it to HF_HUB_OFFLINE.
         files: of a repository on the hub, only these; None for all that serving needs.
 

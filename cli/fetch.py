@@ -20,7 +20,7 @@ from plimsoll.api.printable import printable
 if TYPE_CHECKING:
     from plimsoll.checkpoint.progress import Progress
 
-#: Seconds between two lines of a log that nobody watches.
+#: Seconds between two lines where standard error is no terminal.
 LINE_EVERY = 10.0
 
 
@@ -98,7 +98,7 @@ def _status_page(port: int, progress: "Progress") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shown(progress: "Progress") -> Iterator[None]:
-    """A bar where somebody watches, a line now and then where nobody does; both on stderr."""
+    """A bar on a terminal, a line now and then elsewhere; both on stderr."""
     stop = threading.Event()
     target = _draw_bar if sys.stderr.isatty() else _write_lines
     thread = threading.Thread(target=target, args=(progress, stop), daemon=True)

@@ -1,7 +1,7 @@
 """Load on an OpenAI endpoint: streamed requests, each timed token by token.
 
 Arrivals are either closed loop (`concurrency` requests in flight, a new one when one ends) or open loop (a Poisson
-process of `rate` requests a second, whatever the endpoint makes of it). All times are seconds of one clock.
+process of `rate` requests a second; a slow endpoint does not slow it down). All times are seconds of one clock.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class Outcome:
     output_tokens: int = 0
     """As the endpoint counts them, or the number of chunks when it does not tell."""
     counted: bool = False
-    """Whether the endpoint told."""
+    """Whether `tokens` is the endpoint's own count."""
     error: str | None = None
     """What kind of failure, for counting; None is success."""
 
@@ -124,7 +124,7 @@ async def run(
 
 
 async def stream(client: httpx.AsyncClient, target: Target, prompt: str, origin: float) -> Outcome:
-    """One streamed request; failures are told in the outcome, never raised."""
+    """Send one streamed request. Failures are in the outcome, never raised."""
     begin = time.perf_counter()
     outcome = Outcome(started=begin - origin)
     path, body = _request(target, prompt)

@@ -43,7 +43,7 @@ def fetch(source: str, screen: Console) -> Path:
 
 
 def own_name(source: str, path: Path) -> str:
-    """What clients call a model that nobody named: `org/name` on a hub, else the file's or folder's name."""
+    """Default name of a model for clients: `org/name` on a hub, else the file's or folder's name."""
     if path.is_file():
         return path.stem
     return source.removeprefix("hf://").partition("@")[0] if source.startswith("hf://") else path.resolve().name
@@ -132,7 +132,7 @@ def run(services: Sequence["Service"], screen: Console, then: Callable[[], None]
 
 
 def _wait(services: Sequence["Service"]) -> None:
-    """Until a service ends, told to or not; short waits, so that signal handlers get their turn."""
+    """Wait until a service ends for any reason. Waits are short, so that signal handlers run."""
     while all(service.running for service in services):
         for service in services:
             service.wait(1.0)

@@ -22,7 +22,7 @@ def pod(
 
     log.configure(log_level)
     status = run_pod(host, port, status_port)
-    # A thread may still be importing for a service that nobody wants any more; nothing waits for it.
+    # A thread may still be importing for a service that is no longer needed; nothing waits for it.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(status)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GATE_FAILED = 3
 #: Exit status of what may work when it is tried again.
 TRY_AGAIN = 75
-#: What a process that was told to stop gets to unwind in.
+#: Seconds that a process has to unwind after a stop signal.
 LEAVING_SECONDS = 10.0
 
 

@@ -71,7 +71,7 @@ def serve(
     tp: Annotated[int, typer.Option(min=1, help="Tensor parallel size; 1 is what runs.")] = 1,
     quant_policy: Annotated[int, typer.Option(help="KV cache: 0 as the model, 8 int8, 4 int4; 0 is what runs.")] = 0,
     model_format: Annotated[
-        str | None, typer.Option(help="hf, awq, gptq, compressed-tensors or gguf; told from the files when not given.")
+        str | None, typer.Option(help="hf, awq, gptq, compressed-tensors or gguf; read from the files by default.")
     ] = None,
     rope_scaling_factor: Annotated[
         float,

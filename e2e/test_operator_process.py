@@ -89,7 +89,7 @@ def test_what_an_outage_hid_is_found_out(
     deployment.apply()
     eventually(deployment.all_there, SOON, "everything is there")
     with proxy.away():
-        # Watches begin anew with a list, and a list does not tell of what is gone.
+        # Watches start again with a list, and a list does not tell of what is gone.
         proxy.gone = True
         cluster.delete("services", namespace, "a")
         cluster.delete("networkpolicies", namespace, "a")

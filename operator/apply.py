@@ -34,7 +34,7 @@ class Applier:
         self._cluster, self._cache, self._metrics = cluster, cache, metrics
 
     def carry_out(self, action: Action, snapshot: Snapshot) -> bool:
-        """Does it; True if the cluster holds something new thereby.
+        """Does it; True if this created something new in the cluster.
 
         Raises:
             ClusterError: the API server refused it, or somebody was faster.
@@ -74,7 +74,7 @@ class Applier:
         return self._cache.version(kind, about["namespace"], about["name"]), self._cluster.apply(kind, body)
 
     def _made(self, kind: Kind, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The same of what nobody has seen yet: where another's object of that name is, it stays as it is.
+        """The same for a new object: where another owner's object has that name, it is left unchanged.
 
         Raises:
             NameTakenError: there is one.

@@ -41,7 +41,7 @@ STUCK_SECONDS = 300.0
 class Departures:
     """Asks the API server about each object that left its watch without being deleted before its owner.
 
-    Until the answer is there, the cache keeps the object: without it, a look would make it anew.
+    Until the answer is there, the cache keeps the object: without it, a look would make it again.
     """
 
     def __init__(self, cluster: Cluster, cache: Cache, clock: Callable[[], float] = time.monotonic) -> None:

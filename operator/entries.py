@@ -32,7 +32,7 @@ _STATUS: Mapping[Kind, tuple[str, ...]] = {
 
 @dataclass(slots=True, frozen=True)
 class Brief:
-    """Of a deployment, what is asked of all of them at once."""
+    """Of a deployment, the facts that questions about all deployments need."""
 
     phase: str
     source: str | None
@@ -116,7 +116,7 @@ def unpacked(entry: Entry) -> dict[str, Any]:
 
 
 def older(version: str, known: str) -> bool:
-    """Resource versions grow, says Kubernetes since 1.35 and has always done; others are told apart, not ordered."""
+    """Resource versions grow, guaranteed by Kubernetes since 1.35 and true before. Other versions have no order."""
     return whole(version, -1) < whole(known, -1) if ordered(version, known) else False
 
 
@@ -126,7 +126,7 @@ def ordered(version: str, known: str) -> bool:
 
 def packed(kind: Kind, raw: Mapping[str, Any]) -> bytes:
     """A tenth of what the object takes as dictionaries; unpacked again for each look. The same as long as nothing
-    changes that is read of this kind, its version apart: what controllers count in a status concerns nobody here."""
+    changes that is read of this kind, its version apart: the operator ignores what controllers count in a status."""
     return zlib.compress(msgspec.json.encode(parse.trimmed(raw, _STATUS.get(kind))), 1)
 
 

@@ -25,16 +25,16 @@ log = structlog.get_logger("plimsoll.operator.events")
 
 COMPONENT = "plimsoll-operator"
 _REMEMBERED = 2048
-#: An event that has waited so long is told no more.
+#: An event that has waited so long is dropped.
 LATEST_SECONDS = 10.0
 #: As the API server caps it.
 _LONGEST = 1024
 
 
 class Poster:
-    """Writes events from threads of its own, those of one deployment in order: nobody's work waits for them.
+    """Writes events from threads of its own, those of one deployment in order: no other work waits for them.
 
-    After a burst what is old is dropped, so that what is told is never older than `LATEST_SECONDS`: a condition says
+    After a burst old events are dropped, so that no event is older than `LATEST_SECONDS`: a condition says
     what is, and an event that comes late only delays those that are news.
     """
 
@@ -62,7 +62,7 @@ class Poster:
                 self.dropped += 1
                 continue
             if self.dropped > self._told:
-                log.warning("events came too fast to be told", dropped=self.dropped - self._told)
+                log.warning("events came too fast to write all of them", dropped=self.dropped - self._told)
                 self._told = self.dropped
             try:
                 self._events.emit(deployment, event)

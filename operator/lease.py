@@ -1,6 +1,6 @@
 """Who may write: one operator at a time holds a Lease, as client-go's leader election does it.
 
-A holder stops by its own clock five seconds before anyone else may begin, whatever the network does meanwhile.
+A holder stops by its own clock five seconds before another may begin, even while the network fails.
 """
 
 import os

@@ -120,7 +120,7 @@ class Operator:
         logger.info("ending")
         for task in (self._reading, beat):
             task.cancel()
-        # Whatever hangs, the process is gone in time; the lease then runs out by itself.
+        # Even if a thread hangs, the process ends in time; the lease then runs out by itself.
         timer = threading.Timer(4.5, os._exit, (0,))
         timer.daemon = True
         timer.start()
@@ -187,7 +187,7 @@ class Operator:
         return [*self._always, *extra]
 
     def _look_again(self) -> None:
-        """Kinds come and go: monitoring is often installed later, and CRDs are deleted and applied anew.
+        """Kinds come and go: monitoring is often installed later, and CRDs are deleted and applied again.
 
         Raises:
             ClusterError: the API server does not say which kinds there are.

@@ -33,11 +33,11 @@ BUILT_BY = "plimsoll.dev/built-by"
 SPEC = "plimsoll.dev/spec"
 """The part of the user's spec that this revision was made from, as JSON: what to go back to."""
 BUDGET = "plimsoll.dev/budget"
-"""JSON of status.budget: what this revision was sized by, whatever nodes there are by now."""
+"""JSON of status.budget: what this revision was sized by; later changes of the nodes do not change it."""
 INSPECTED = "plimsoll.dev/inspected"
-"""JSON {uri, digest, revision, bytes}: what this revision serves, whatever its source leads to by now."""
+"""JSON {uri, digest, revision, bytes}: what this revision serves, even if its source leads elsewhere by now."""
 OUTPUT = "plimsoll.dev/quantized-output"
-"""JSON {job, uri, digest}: the output of a quantization job that this revision serves, whatever became of the job."""
+"""JSON {job, uri, digest}: the job's output that this revision serves, even if the job has changed since."""
 FAILED = "plimsoll.dev/failed"
 """JSON {reason, message, at}: this revision was given up; it is not tried again until the spec changes."""
 PROVEN = "plimsoll.dev/proven"
@@ -66,7 +66,7 @@ STATUS_PORT = 8001
 
 
 def digest(value: Any, length: int = 10) -> str:
-    """A short hash of plain data, the same for equal data whatever its order of keys."""
+    """A short hash of plain data, the same for equal data with any order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 

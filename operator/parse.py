@@ -50,7 +50,7 @@ def _texts(value: Any) -> Mapping[str, str]:
 
 
 def controller(raw: Raw) -> Raw:
-    """The owner reference of whoever looks after an object; empty where nobody does."""
+    """The owner reference of an object's controller; empty where it has none."""
     return next((one for one in mappings(meta(raw).get("ownerReferences")) if one.get("controller")), {})
 
 
@@ -60,7 +60,7 @@ def owner(raw: Raw) -> str:
 
 
 def trimmed(raw: Raw, status: Sequence[str] | None = None) -> dict[str, Any]:
-    """Without what nobody reads and what changes with every write. `status`: the fields of it that are read."""
+    """The object without fields that are unused or change with every write. `status`: its fields that are read."""
     left_out = ("metadata",) if status is None else ("metadata", "status")
     slim = {key: value for key, value in raw.items() if key not in left_out}
     slim["metadata"] = {k: value for k, value in meta(raw).items() if k not in ("managedFields", "resourceVersion")}
@@ -109,7 +109,7 @@ def replica_set(raw: Raw) -> ReplicaSet:
 
 
 def replica_sets(raws: Iterable[Raw], uid: str) -> tuple[ReplicaSet, ...]:
-    """Those that the deployment `uid` keeps, and those that nobody does.
+    """Those that the deployment `uid` controls, and those without a controller.
 
     What an earlier deployment of its name has left is on its way out and no revision of this one: neither its number
     nor its verdicts count here.

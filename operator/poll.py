@@ -25,7 +25,7 @@ STARTING_SECONDS = 2.0
 #: A status is written this often at most while a job goes on.
 JOB_SECONDS = 5.0
 SERVING_SECONDS = 15.0
-#: A pod that serves nobody says the same for long.
+#: A pod without requests says the same for long.
 QUIET_SECONDS = 60.0
 UNREACHABLE_SECONDS = 300.0
 TIMEOUT_SECONDS = 2.0
@@ -88,7 +88,7 @@ class Poller:
         for target in targets:
             pod = self._pods.setdefault(target.uid, _Pod())
             if target.ready != pod.was_ready:
-                # Whatever it was waiting for has happened.
+                # What it was waiting for has happened.
                 pod.was_ready, pod.next_at, pod.wait = target.ready, now, 0.0
             if pod.next_at <= now and not pod.running:
                 pod.running = True
@@ -104,7 +104,7 @@ class Poller:
                 data = await self._read(target.ip)
             page = _page(target, data, before)
         except Exception as error:
-            # Whatever a pod answers, or whatever its address leads to: it says nothing then.
+            # A pod may answer anything, and its address may lead anywhere: such an answer counts as none.
             log.debug("a status page cannot be read", address=target.ip, error=repr(error)[:200])
             page = None
         finally:

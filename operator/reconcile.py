@@ -161,7 +161,7 @@ class Reconciler:
             self._emit(snapshot, plan)
             raise
         if later is None:
-            # Only once the status is written, so that each is told once.
+            # Only once the status is written, so that each is written once.
             self._emit(snapshot, plan)
         return later
 

@@ -47,7 +47,7 @@ def relations(kind: Kind, raw: Mapping[str, Any], source_key: SourceKey) -> tupl
 def _belongs(kind: Kind, raw: Mapping[str, Any], namespace: str, tags: Mapping[str, str]) -> list[Ref]:
     if names.DEPLOYMENT in tags:
         output = parse.replica_set(raw).output if kind is kinds.REPLICA_SET else None
-        # What it serves is inspected for it, when nobody else names that any more.
+        # What it serves is inspected for it, when no other deployment names that any more.
         kept: list[Ref] = [("source", namespace, output_key(namespace, output))] if output else []
         return [("deployment", namespace, tags[names.DEPLOYMENT]), *kept]
     if names.JOB in tags:

@@ -85,7 +85,7 @@ class Pod:
     owner: str = ""
     """uid of its ReplicaSet."""
     phase: str = "Pending"
-    """Of a pod that runs once, as our own container ended, whatever injected sidecars still do."""
+    """Of a pod that runs once, as our own container ended, even if injected sidecars still run."""
     ready: bool = False
     routable: bool = False
     """An endpoint slice of the Service lists it as ready."""
@@ -102,7 +102,7 @@ class Pod:
     """Our container has ended, and a container that somebody injected runs on or failed."""
     created: float = 0.0
     seen_since: float = 0.0
-    """When this operator began to look at it: no deadline runs from before, for nobody would have seen it move."""
+    """When this operator began to look at it: deadlines start here, since earlier progress was not seen."""
     node: str | None = None
     ip: str | None = None
     unschedulable: str | None = None
@@ -122,7 +122,7 @@ class Pod:
     looks_as: str = ""
     """Of an inspect pod: its spec as it was made, hashed."""
     patience: float = 0.0
-    """Of an inspect pod: seconds that it is left to get to work, whoever else would look in another way."""
+    """Of an inspect pod: seconds in which it must start to work. Then the operator tries another way."""
 
     @property
     def ended(self) -> bool:
@@ -271,7 +271,7 @@ class Snapshot:
     request has not been read."""
     taken: Mapping[str, int] | None = None
     """By node, bytes of memory that pods ask for which stay there: not this deployment's own, and none that ends by
-    itself; None: nobody has looked."""
+    itself; None: not known."""
     apis: frozenset[str] = frozenset()
     """Optional kinds the cluster has: ServiceMonitor, PodMonitor."""
     image_volumes: bool = False
@@ -285,4 +285,4 @@ class Snapshot:
     unreadable: tuple[Unreadable, ...] = ()
     """Notes of the deployment's objects, and of its source's record, for events on these objects."""
     claims: Mapping[str, int] | None = None
-    """Bytes of the claims that were asked for, as far as they are bound; None: nobody has looked."""
+    """Bytes of the claims that were asked for, as far as they are bound; None: not known."""

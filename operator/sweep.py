@@ -61,7 +61,7 @@ class Sweeper:
             since = self._unwanted.setdefault((one.namespace, one.key), now)
             for kind, name, entry in one.parts:
                 if kind != CONFIG_MAP.name or now - since > KEEP_RECORDS_SECONDS:
-                    self._remove(one.namespace, kind, name, entry.uid, "nobody names its source")
+                    self._remove(one.namespace, kind, name, entry.uid, "no object names its source")
         for namespace, uid in self._cache.unused_policies():
             self._remove(namespace, POLICY.name, names.INSPECT_POLICY, uid, "nothing here is inspected any more")
 

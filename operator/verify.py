@@ -106,7 +106,7 @@ class Verifier:
             # for: children of a deployment that is no more would be made again and again.
             for which in self._gone(kind, listed, began):
                 if self._repair(kind, *which):
-                    log.info("gone while nobody watched", kind=kind.name, namespace=which[0], name=which[1])
+                    log.info("was deleted while no watch ran", kind=kind.name, namespace=which[0], name=which[1])
         suspects = self._suspects(kind, listed, began)
         if suspects:
             # Most often the watch is only a moment behind.
@@ -125,7 +125,7 @@ class Verifier:
         return missed
 
     def _find_strays(self, kind: Kind) -> None:
-        """Nobody watches what has lost its label; other labels of ours find it."""
+        """Find objects that lost the label that watches select by, by their other labels."""
         if kind.selector != OURS or kind is ENDPOINT_SLICE:
             return
         for page in self._pages(kind, limit=250, selector=STRAY):
@@ -196,7 +196,7 @@ class Verifier:
                 self._cache.seen(kind, "LOST", about, quiet=True)
 
     def _regain(self, namespace: str) -> bool:
-        """Everything of it is known before anything is done there: half of it would be made anew."""
+        """Everything of it is known before anything is done there: half of it would be created again."""
         try:
             for kind in [BY_NAME[name] for name in self._checked if BY_NAME[name].namespaced]:
                 self._bring(kind, self._cluster.pages(kind, namespace, selector=kind.selector))
@@ -264,7 +264,7 @@ class Rounds:
 
     def _run(self) -> None:
         while not self._stop.wait(1.0):
-            # The first that is due, and then anew: what all others belong to comes first, and a check may take long.
+            # Each check may take long: afterwards start at the first kind again, which owns all others.
             self.pulse.beat()
             while (kind := self._due()) is not None and not self._stop.is_set():
                 self.pulse.beat()

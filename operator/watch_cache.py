@@ -68,7 +68,7 @@ class Cache:
         self.sees_nodes = False
         self.lost: frozenset[str] = frozenset()  # namespaces that may not be read: nothing is done there
         self.relisted: dict[str, float] = {}
-        """Monotonic time at which a kind was last listed instead of watched: what went meanwhile was not told."""
+        """Monotonic time at which a kind was last listed instead of watched: deletions in between were not reported."""
         self._changed, self._source_key, self._clock = changed, source_key, clock
         self._lock = threading.RLock()
         self._entries: dict[Id, Entry] = {}
@@ -88,7 +88,7 @@ class Cache:
         longer be read: unlike what was deleted it may be there, and come back as it was.
 
         Args:
-            quiet: nobody needs to look because of it.
+            quiet: the change starts no reconcile.
         """
         about = parse.meta(raw)
         identity = (kind.name, text(about.get("namespace")), text(about.get("name")))

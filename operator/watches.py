@@ -60,7 +60,7 @@ class Watches:
         self.pulse.start()
 
     def restart(self, watched: Sequence[Kind] | None = None) -> None:
-        """Lists and watches everything anew, or other kinds."""
+        """Lists and watches everything again, or other kinds."""
         if watched is not None:
             self.kinds = tuple(watched)
             self._miss()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from plimsoll.operator.entries import Key
 from plimsoll.operator.metrics import Metrics
 
-#: So long after a key that nobody had seen before, more of them are expected.
+#: So long after a new key, more of them are expected.
 RUSH_SECONDS = 2.0
 SETTLE_SECONDS = 0.25
 FIRST_RETRY_SECONDS = 0.25
@@ -36,7 +36,7 @@ class WorkQueue:
         """Keys that are worked on for the first time."""
         self._change = threading.Condition()
         self._new: deque[Key] = deque()
-        """Waiting keys that nobody has looked at yet: they go first, since nothing of theirs is there."""
+        """Waiting keys that were never reconciled: they go first, since nothing of theirs is there."""
         self._known: dict[Key, float] = {}
         """When each key that is not new was last looked at."""
         self._ready: deque[Key] = deque()
@@ -124,7 +124,7 @@ class WorkQueue:
         self._metrics.queue_seconds.observe(max(0.0, now - self._since.pop(key)))
         self._metrics.queue_depth.set(len(self._since))
         self._working[key] = now
-        # Whoever looks now says anew when to look again.
+        # The reconcile that starts now decides when the next one is due.
         self._later.pop(key, None)
         return key
 

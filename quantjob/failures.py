@@ -59,4 +59,4 @@ def writing(folder: Path) -> Iterator[None]:
 
 def damaged(path: Path, work: Path, what: str) -> CheckpointError:
     """Of a file that earlier work in the folder `work` left, and that is not as it was left."""
-    return CheckpointError(what, field=str(path), fix=f"Remove {work} and begin anew")
+    return CheckpointError(what, field=str(path), fix=f"Remove {work} and start again")

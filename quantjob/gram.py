@@ -1,5 +1,5 @@
 """What a linear layer sees, in one matrix: with G = X^T X of its inputs, ||X D^T||^2 = tr(D G D^T) for any change D of
-its weights, exactly, whatever the number of tokens.
+its weights, exactly, for any number of tokens.
 
 A matrix of many columns keeps blocks along the diagonal alone, which leaves out how columns of different blocks vary
 together; the memory is then linear in the columns.

@@ -76,7 +76,7 @@ class QuantizeJob:
     """`run` makes the output, or goes on with it, or says that it is there."""
 
     def __init__(self, options: JobOptions, tracker: Tracker, say: Callable[[str], None]) -> None:
-        """Args: say: told what a person should know besides the progress."""
+        """Args: say: called with what a person should know besides the progress."""
         self.options = options
         self.partial = options.out / PARTIAL
         self._evaluation = self.partial / "evaluation"
@@ -310,7 +310,7 @@ class QuantizeJob:
         return Outcome(manifest, reasons)
 
     def _clear(self) -> None:
-        """Nothing but the lock is needed any more, and that is released by whoever holds it."""
+        """Remove all but the lock, which its holder releases."""
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def _request(self, checkpoint: Checkpoint) -> dict[str, Any]:

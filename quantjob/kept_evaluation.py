@@ -66,7 +66,7 @@ class KeptEvaluation:
         with open(path, "rb") as file:
             if any(file.readinto(_bytes(one)) != one.nbytes for one in states):
                 raise CheckpointError(
-                    "was cut after it was written", field=str(path), fix=f"Remove {self._folder}: it is measured anew"
+                    "was cut after it was written", field=str(path), fix=f"Remove {self._folder} to measure again"
                 )
         return True
 

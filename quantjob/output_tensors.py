@@ -106,7 +106,7 @@ class OutputTensors:
         """A tensor as it is stored; of a GGUF, dequantized and rounded to what is written.
 
         Its pieces raise CheckpointError where a value is not finite: a row that no text of ours touches would wait in
-        the output for whoever is served by it.
+        the output until a request reaches it.
         """
         fact, dtype = self.checkpoint.tensors[name], self.dtype(name)
         step = max(1, _PIECE // int(np.prod(fact.shape[1:], dtype=np.int64)))

@@ -11,7 +11,7 @@ class Pace:
     """One phase that began at `start` of itself (a share, 0 to 1) at `began` of the clock, in seconds.
 
     Attributes:
-        expected: seconds of the whole phase; None where nobody knows.
+        expected: seconds of the whole phase; None where it is unknown.
     """
 
     start: float

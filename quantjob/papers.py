@@ -17,7 +17,7 @@ from plimsoll.quantjob.generation_config import valid_generation_config
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.shards import INDEX_NAME, Shard, index_of
 
-#: What of a Hugging Face folder goes along: everything small that is neither weights nor written anew here.
+#: What of a Hugging Face folder goes along: everything small that is neither weights nor written here.
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".py", ".md")
 _NAMES = ("LICENSE", "NOTICE", "USE_POLICY")
 _WRITTEN = ("config.json", INDEX_NAME)

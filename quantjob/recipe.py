@@ -1,4 +1,4 @@
-"""What is asked of a quantization: everything that decides the bytes of the output, besides weights and tokens."""
+"""The settings of a quantization: everything that decides the bytes of the output, besides weights and tokens."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ class Recipe:
         search_scale: awq: look for scales of input channels; without it only ranges are searched.
         clip: awq: look for narrower ranges.
         compensate: awq: let each column make up for the rounding of those before it.
-        seed: of whatever is drawn: the calibration windows.
+        seed: of all random choices: the calibration windows.
     """
 
     method: Method = "awq"

@@ -35,7 +35,7 @@ class Report:
         nearest: which of them is round-to-nearest: what it cost is the gap to close.
         verdict: `none` where no limit was set; `reasons`: why it failed.
         tokens: by use (`calibration`, `held out`).
-        settings: the recipe and whatever else decided the figures, by name.
+        settings: the recipe and all else that decided the figures, by name.
         manifest: digest of the checkpoint that was written, if one was.
         notes: what went otherwise than usual.
     """
@@ -132,7 +132,7 @@ def kl_gap_closed(report: Report, other: Compared) -> float:
 
 
 def page(report: Report) -> str:
-    """The page. Whatever comes from outside (names, settings, notes) is escaped; it loads and runs nothing."""
+    """The page. All text from outside (names, settings, notes) is escaped; the page loads and runs nothing."""
     found = report.comparison
     words = {"passed": "Passed its gate", "failed": "Failed its gate", "none": "No limits were set"}
     verdict = f'<p class="verdict {report.verdict}">{words[report.verdict]}</p>'

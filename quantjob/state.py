@@ -97,22 +97,22 @@ def load_state(folder: Path, wanted: Mapping[str, str]) -> State | None:
     path = folder / STATE_NAME
     if not path.is_file():
         return None
-    begin_anew = f"Remove {folder} to begin anew, or name another folder"
+    start_again = f"Remove {folder} to start again, or name another folder"
     found = read_object(path)
     try:
         shards = [Shard(**shard) for shard in found["shards"]]
         state = State(found["fingerprint"], found["layers"], found["seconds"], shards, found["report"])
         changed = [name for name, value in wanted.items() if state.fingerprint.get(name) != value]
     except (KeyError, TypeError, AttributeError):
-        raise CheckpointError("is not the state of a quantization", field=str(path), fix=begin_anew) from None
+        raise CheckpointError("is not the state of a quantization", field=str(path), fix=start_again) from None
     if changed:
         raise CheckpointError(
             f"holds unfinished work with other {' and '.join(changed)}", field=str(folder),
-            value=str(state.fingerprint.get(changed[0])), fix=begin_anew,
+            value=str(state.fingerprint.get(changed[0])), fix=start_again,
         )  # fmt: skip
     # While shards are merged some of them are gone: what is left is checked there.
     if not (folder / PLAN_NAME).exists():
-        _check_shards(folder, shards, begin_anew)
+        _check_shards(folder, shards, start_again)
     return state
 
 

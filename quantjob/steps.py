@@ -17,7 +17,7 @@ class ComparedSteps:
 
 
 def silent(share: float, upto: float) -> None:
-    """An `OnShare` for work that nobody watches."""
+    """An `OnShare` for work without a progress display."""
 
 
 class Steps:

@@ -43,7 +43,7 @@ class DrawnWindows:
             self.precision, self.windows = precision, {}
         if self._path is None:
             return
-        # Written anew: the last line of a killed run may be cut in the middle.
+        # Written again: the last line of a killed run may be cut in the middle.
         lines = [self._header(), *(_line(number, ids) for number, ids in sorted(self.windows.items()))]
         with replacing(self._path, self._path.with_suffix(".new")) as file:
             file.write("".join(lines).encode())

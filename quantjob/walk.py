@@ -188,7 +188,7 @@ class Walk:
         if _stamps(self.model.checkpoint) != self._stamps:
             raise CheckpointError(
                 "changed while it was read", field=str(self.model.checkpoint.path),
-                fix=f"Remove {self.folder} and begin anew, with a source that nobody writes to",
+                fix=f"Remove {self.folder} and start again, with a source that does not change",
             )  # fmt: skip
 
 

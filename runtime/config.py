@@ -19,7 +19,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the engine process is told. Sizes in bytes, lengths in tokens."""
+    """Settings of the engine process. Sizes in bytes, lengths in tokens."""
 
     model: str
     """Path of a Hugging Face folder or a GGUF file on this machine."""
@@ -57,7 +57,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     names: Literal["arguments", "options", "manifest"] = "arguments"
     """Whose names a refusal uses for what it suggests to change: these, those of `serve` or a manifest's fields."""
     end_token_ids: tuple[int, ...] = ()
-    """Ids that end an answer besides those of the checkpoint's configurations; whoever has its tokenizer gives them."""
+    """More ids that end an answer than the checkpoint's configurations name; set by the process with the tokenizer."""
     torch_rows: Count | None = None
     """Products of at least so many rows go through torch's bfloat16: quicker prompts on CPUs with AMX or AVX512-BF16,
     and answers that depend on load. None is never, unless the environment's PLIMSOLL_TORCH_ROWS says otherwise."""
@@ -130,7 +130,7 @@ def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind) -> Lo
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the HTTP server is told."""
+    """Settings of the HTTP server."""
 
     served_name: str
     host: str = "127.0.0.1"

@@ -225,7 +225,7 @@ class _Run:
                 self.places[request.request_id] = (result, answer, OutputProcessor(llm.tokenizer, wish), request)
 
     def finish(self, progress: bool) -> None:
-        """Runs until every answer is complete; whatever interrupts it leaves nothing behind in the engine."""
+        """Runs until every answer is complete; an interruption leaves nothing behind in the engine."""
         total = len(self.places)
         bar = _bar(total) if progress else None
         try:

@@ -1,6 +1,6 @@
 """What crosses between client, server and engine: plain messages, encoded by msgspec.
 
-Names follow the field (vLLM, OpenAI) so that nobody has to learn ours.
+Names follow the field (vLLM, OpenAI) so that readers know them already.
 """
 
 from typing import Literal

@@ -10,7 +10,7 @@ from plimsoll.runtime.messages import FinishReason, TokenLogprobs, TokenOutput
 
 
 class TokenBytes(Protocol):
-    """What is asked of a tokenizer; `checkpoint.tokenizer.Tokenizer` has it."""
+    """The methods of a tokenizer that this module needs; `checkpoint.tokenizer.Tokenizer` has them."""
 
     @property
     def special_ids(self) -> frozenset[int]:

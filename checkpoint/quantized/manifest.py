@@ -21,7 +21,7 @@ from plimsoll.checkpoint.json_file import read_object
 MANIFEST_NAME = "plimsoll-manifest.json"
 VERSION = 1
 Gate = Literal["passed", "failed", "none"]
-_MADE_ANEW = "Make the checkpoint anew, or copy it again"
+_MAKE_AGAIN = "Make the checkpoint again, or copy it again"
 
 
 def _plain(name: str) -> str:
@@ -116,11 +116,11 @@ def read_manifest(folder: Path) -> Manifest | None:
         field = ".".join(map(str, first["loc"][:1]))
         raise CheckpointError(
             f"is not what `plimsoll quantize` writes: {first['msg'].lower()}", field=f"{path}: {field}",
-            value=short(first["input"]), fix=_MADE_ANEW,
+            value=short(first["input"]), fix=_MAKE_AGAIN,
         ) from None  # fmt: skip
     if value.get("digest") != manifest.digest:
         raise CheckpointError(
-            f"its files make {manifest.digest}", field=f"{path}: digest", value=value.get("digest"), fix=_MADE_ANEW
+            f"its files make {manifest.digest}", field=f"{path}: digest", value=value.get("digest"), fix=_MAKE_AGAIN
         )
     return manifest
 
@@ -135,7 +135,7 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
         if found != file.bytes:
             raise CheckpointError(
                 f"was written with {file.bytes} bytes", field=str(path),
-                value="no such file" if found is None else found, fix=_MADE_ANEW,
+                value="no such file" if found is None else found, fix=_MAKE_AGAIN,
             )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def refuse_failed_gate(folder: Path) -> None:
         raise CheckpointError(
             why,
             field=str(folder / MANIFEST_NAME),
-            fix="Quantize it by another method or in smaller groups, or allow a larger loss and quantize it anew",
+            fix="Quantize it by another method or in smaller groups, or allow a larger loss and quantize it again",
         )
 
 
@@ -172,10 +172,10 @@ def verify(folder: Path) -> Manifest:
         try:
             found = hash_file(path)
         except OSError as error:
-            raise CheckpointError(f"cannot be read: {error.strerror}", field=str(path), fix=_MADE_ANEW) from None
+            raise CheckpointError(f"cannot be read: {error.strerror}", field=str(path), fix=_MAKE_AGAIN) from None
         if found != file:
             raise CheckpointError(
                 f"is not the file that was written: {file.bytes} bytes of sha256:{file.sha256}", field=str(path),
-                value=f"{found.bytes} bytes of sha256:{found.sha256}", fix=_MADE_ANEW,
+                value=f"{found.bytes} bytes of sha256:{found.sha256}", fix=_MAKE_AGAIN,
             )  # fmt: skip
     return manifest

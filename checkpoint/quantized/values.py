@@ -44,7 +44,7 @@ def read_scales(raw: RawTensor, name: str) -> tuple[npt.NDArray[np.float32], Sca
     if not np.isfinite(scales).all():
         raise CheckpointError(
             f"{int((~np.isfinite(scales)).sum())} of {scales.size} scales are not finite", field=name,
-            fix="The checkpoint is damaged, or was quantized from weights that overflowed; download or make it anew",
+            fix="The checkpoint is damaged, or was quantized from weights that overflowed; download or make it again",
         )  # fmt: skip
     return scales, cast(ScaleDtype, raw.dtype)
 

@@ -36,7 +36,8 @@ def metadata(
 
 
 def source_metadata(namespace: str, name: str, key: str) -> Object:
-    """Of what all deployments of one source share. Nobody owns it: the operator sweeps it once no spec names it."""
+    """Metadata of an object that all deployments of one source share. It has no owner: the operator
+    deletes it once no spec names its source."""
     labels = {**names.OUR_LABELS, names.COMPONENT: "inspect", names.SOURCE: key}
     return {"name": name, "namespace": namespace, "labels": labels}
 

@@ -1,4 +1,4 @@
-"""Whether an object still is as we want it, in the eyes of server-side apply: our fields count and nobody else's."""
+"""Whether an object still is as we want it, in the eyes of server-side apply: only our fields count."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,7 +36,7 @@ def differs(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
 
 
 def _holds(wanted: Any, live: Any, field: str, whole: bool = False) -> bool:
-    """`field` is the name that the value has, `whole` whether nobody may add to it."""
+    """`field` is the name that the value has, `whole` whether others may not add to it."""
     if isinstance(wanted, Mapping):
         if not isinstance(live, Mapping):
             return False

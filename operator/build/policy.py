@@ -36,7 +36,8 @@ def disruption_budget(deployment: Deployment, replicas: int, *, hold: bool = Fal
 
     Pods that do not serve, crashing or still loading, are never held.
 
-    The limit that is not wanted is said as null, which takes it out whoever set it: the API server bears one of them.
+    The limit that is not wanted is written as null. That removes the value of any
+    manager: the API server accepts only one of the two.
     """
     if let_go:
         limit = {"minAvailable": max(0, replicas - 1)}
@@ -70,7 +71,7 @@ def network_policy(deployment: Deployment, spec: ModelDeploymentSpec, settings: 
 
 
 def inspect_policy(namespace: str) -> Object:
-    """Of all inspect pods of a namespace: nobody calls them, and they reach anything but what no checkpoint comes from.
+    """Of all inspect pods of a namespace: no incoming connections; outgoing ones to all but forbidden addresses.
 
     One for all, since they live for seconds and of a thousand sources each may name another port.
     """

@@ -30,7 +30,7 @@ OUTPUT, TEXTS = "/output", "/texts"
 BESIDE_BYTES = 256 << 20
 #: Ends that no repetition changes: an error that says what to do (1), and a gate that failed (3).
 FINAL_EXIT_CODES = (1, 3)
-#: Told to stop (SIGTERM): what was reached is kept.
+#: The exit status after SIGTERM: finished work is kept.
 STOPPED_EXIT_CODE = 143
 
 
@@ -162,7 +162,7 @@ def _arguments(
 
 
 def _texts(asked: Calibration | Evaluation, name: str, volumes: "_Volumes") -> str | None:
-    """What the command is told: a path where they are mounted, an address else."""
+    """The argument of the command: a path where texts are mounted, else an address."""
     folder = f"{TEXTS}/{name}"
     if asked.config_map:
         volumes.config_map(asked.config_map, name, folder)
@@ -186,7 +186,7 @@ class _Volumes:
         self._written: set[str] = set()
 
     def take(self, volume: Mapping[str, Any], path: str) -> None:
-        """The checkpoint's, whatever it is; it may be written only by the container that fetches."""
+        """Mount the checkpoint's volume. Only the container that fetches may write to it."""
         claim = (volume.get("persistentVolumeClaim") or {}).get("claimName")
         if claim:
             self._claims[claim] = volume["name"]

@@ -6,7 +6,7 @@ from plimsoll.api.pod import cpu_text, millicpus
 from plimsoll.operator.build.common import USER, Object, pod_security, quantity
 
 AUTHORITIES = "/etc/plimsoll/ca"
-#: What pods reach without a proxy, whatever a user names: the pod itself and the cluster.
+#: What pods reach without a proxy, in addition to what a user names: the pod itself and the cluster.
 NO_PROXY = ("localhost", "127.0.0.1", "::1", ".svc", ".cluster.local")
 #: CPU limit of containers that fetch or inspect, where pod.limits.cpu asks for one.
 _HELPER_MILLICPUS = 1000
@@ -45,7 +45,7 @@ def limited(resources: Object, spec: Any, *, helper: bool = False) -> Object:
     if wish.cpu is not None:
         most = min(_HELPER_MILLICPUS, millicpus(wish.cpu)) if helper else millicpus(wish.cpu)
         limits["cpu"] = cpu_text(most)
-        # A request that nobody wrote gives way; one that is written is the API server's to compare.
+        # A default request gives way to the limit; the API server compares one that a user wrote.
         if helper or spec.pod.cpu is None:
             requests["cpu"] = cpu_text(min(most, millicpus(requests["cpu"])))
     if wish.ephemeral_storage is not None:

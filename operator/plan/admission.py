@@ -147,7 +147,7 @@ def looked_at(snapshot: Snapshot, source: str) -> Asked:
 
 
 def _device(snapshot: Snapshot, spec: ModelDeploymentSpec, output: Output | None) -> DeviceMemory | None:
-    """None where the line follows from what stays on the nodes, and nobody has looked yet.
+    """None where the line follows from what stays on the nodes, and that is not known yet.
 
     A revision that is there keeps the line that it was made with: what comes to its node later changes no pod.
     """

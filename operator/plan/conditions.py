@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Truth = Literal["True", "False", "Unknown"]
-#: The API server takes 32,768 characters; nobody reads that many.
+#: The API server takes 32,768 characters; a reader needs fewer.
 MOST_MESSAGE = 2000
 #: Of status.message, which is a column.
 MOST_COLUMN = 300

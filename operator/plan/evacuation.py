@@ -31,7 +31,7 @@ def evacuate(
     A node that is merely not ready is left to the cluster: its pods may be well, and often it comes back.
 
     Args:
-        room: pods that other nodes would take now; None when nobody looked.
+        room: pods that other nodes would take now; None when that is not known.
         troubles: of the revision's pods.
     """
     cordoned = {node.name for node in nodes or () if node.cordoned}

@@ -9,7 +9,7 @@ from plimsoll.operator.snapshot import Snapshot
 
 
 def desired_replicas(snapshot: Snapshot, otherwise: int) -> int:
-    """What the spec asks for, which `kubectl scale` and autoscalers change whatever else is wrong with it."""
+    """The spec's replicas. `kubectl scale` and autoscalers may change them while other fields are invalid."""
     asked = snapshot.deployment.spec.get("replicas", 1)
     return asked if isinstance(asked, int) and not isinstance(asked, bool) and asked >= 0 else otherwise
 

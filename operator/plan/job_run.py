@@ -32,7 +32,7 @@ class Run:
 
     @property
     def paused(self) -> bool:
-        """Whether nothing works on it now, so that nobody knows how long it will take."""
+        """Whether nothing works on it now, so that its end cannot be estimated."""
         return self.reason in ("Interrupted", "Crashed", "Suspended")
 
 

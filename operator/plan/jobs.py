@@ -36,7 +36,7 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
         actions += looks
         again.append(look_in)
         if snapshot.claims is not None and not admission.ok:
-            # Nobody tells of a claim that has grown.
+            # No watch reports a claim that has grown.
             again.append(60.0)
     else:
         assert mine is not None

@@ -53,7 +53,7 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     again: list[float] = [] if look_in is None else [look_in + 0.5]
     again += [_ask_in(pod, snapshot.now) for pod in _everybody(snapshot) if creating(pod)]
     if snapshot.taken is not None and not admission.ok:
-        # Nobody says when a pod has left the node.
+        # No watch reports that a pod has left its node.
         again.append(30.0)
     if admission.ok:
         assert admission.spec is not None
@@ -272,7 +272,7 @@ class _Roll:
             yield Renumber(new.name, self.number)
         if self.step.stage is Stage.COMPLETE and self.spec.replicas and not new.proven:
             yield MarkProven(new.name)
-        # Another version's template is its own affair: rendering it anew would change pods that run well.
+        # Another version's template is its own affair: rendering it again would change pods that run well.
         if new.built_by == self.version and live is not None and build.differs(self._rendered(target), live):
             yield Apply(self._rendered(target), "put back" if target == new.replicas else self.step.stage.value)
         elif target != new.replicas:

@@ -5,8 +5,8 @@ pods is in the air at a time, a quarter of the replicas. Invariants, held by tes
 
 - available pods are taken away only when as many new ones serve, or when no device is free for one more pod;
 - no more pods are asked for than were desired, plus what free devices would take;
-- an old pod's device is waited for only after that pod has been told to go, and only as long as somebody is there to
-  end it: a pod whose node is dead stays until the node does something, and nothing waits for that.
+- an old pod's device is waited for only after that pod was deleted, and only while its node can end it:
+  a pod whose node is dead stays until the node does something, and nothing waits for that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,11 +74,11 @@ class Revision:
         return sum(pod.deleting and not pod.ended for pod in self.pods)
 
     def known(self, now: float) -> "Revision":
-        """Without the pods that nobody ends. Their devices are as free as their nodes say, which are asked for room."""
+        """Without pods that no node ends. Their devices are as free as their nodes say, which are asked for room."""
         return replace(self, pods=tuple(pod for pod in self.pods if not 0.0 < pod.ends_by < now - LOST))
 
     def loses_in(self, now: float) -> float | None:
-        """Seconds until the first of its ending pods is one that nobody ends."""
+        """Seconds until the first of its ending pods is one that no node ends."""
         left = [pod.ends_by + LOST - now for pod in self.pods if pod.deleting and pod.ends_by]
         return min((one for one in left if one >= 0), default=None)
 
@@ -123,7 +123,7 @@ def next_step(
         desired: replicas the spec asks for.
         new: the revision of the current spec; with `replicas` 0 when it has just been made.
         others: every other revision.
-        room: pods of `new` that free devices would take; None when nobody looked.
+        room: pods of `new` that free devices would take; None when that is not known.
         now: seconds since the epoch.
         failed: `new` was given up, and `others` hold a proven revision.
         may_look: whether looking is possible; where it is not, a surge is tried and the scheduler answers.
@@ -174,7 +174,7 @@ def _auto(
     """A surge where a device is free, else one drained and replaced."""
     over = target + old - desired
     if new.unplaced and over > 0 and not leaving:
-        # The surge found no place: what it waits for must not be a device of ours that nobody gives up.
+        # The surge found no place: what it waits for must not be a device of ours that stays in use.
         if room is None and may_look:
             return Step(_targets(new, target, others, old), Stage.WAITING, needs_room=True)
         if not room:

@@ -23,9 +23,9 @@ class Rolling:
     others: tuple[Revision, ...]
     stage: Stage
     troubles: tuple[Trouble, ...]
-    """Of the wanted revision's pods and, while they are told to serve, of the others'."""
+    """Of the wanted revision's pods and, while others should serve, of theirs."""
     room: int | None = None
-    """Pods that free devices would take now; None: nobody has looked."""
+    """Pods that free devices would take now; None: not known."""
 
 
 def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision: str | None) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from typing import Any
 from plimsoll.operator.actions import Event
 from plimsoll.operator.plan.rollout import Stage
 
-#: Which truth of a condition is bad news. Progressing is told by its reason alone.
+#: Which truth of a condition is bad news. For Progressing only the reason counts.
 _BAD = {"Accepted": "False", "SourceReady": "False", "Degraded": "True", "Failed": "True"}
 _TOLD = ("Accepted", "SourceReady", "Progressing", "Ready", "Degraded", "Complete", "Failed")
 #: Reasons that a list of events need not repeat: another condition's transition says the same.
 _QUIET = frozenset({
     "Inspecting", "NotLookedAt", "AsExpected", "NotReady", "SourceUnreadable", "NotStarted", "NotFailed", "Ending",
 })  # fmt: skip
-#: What keeps a pod waiting, told where no other condition has that reason.
+#: Reasons why a pod waits. They become events where no other condition has that reason.
 _WAITS = frozenset({"Unschedulable", "FailedMount", "ContainerConfig", "PodsRefused", "ImagePull", "Evicted"})
 #: Words of a wait that somebody has to end; an image that is being pulled is none.
 _FAILING = re.compile(r"not found|non-existent|[Ee]rror|[Ff]ail|[Bb]ack-off|denied|forbidden")
@@ -46,7 +46,7 @@ def _changed(before: Mapping[str, Mapping[str, Any]], after: Sequence[Mapping[st
         if kind == "Progressing" and reason not in _STEPS:
             continue
         if not before and (kind, truth) in (("SourceReady", "True"), ("Progressing", "True")):
-            # Of a deployment that nobody has seen before, whether it is accepted says both.
+            # Of a deployment that is new, whether it is accepted says both.
             continue
         if (kind, truth) == ("Failed", "False") or (kind == "Complete" and _failed(after)):
             # The other of the two tells it.

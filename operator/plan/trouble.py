@@ -93,7 +93,7 @@ def words(text: str) -> str:
 
 def _of(pod: Pod, deadline: float, now: float) -> Iterator[Trouble]:
     if pod.phase == "Succeeded":
-        # Told to end while its node went down, and did: another is on its way.
+        # It was ended while its node went down: another is on its way.
         return
     if pod.phase == "Failed":
         yield Trouble(pod.name, "Evicted", words(pod.message) or "the pod failed", False)

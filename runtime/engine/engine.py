@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Loads a model and generates for the requests that are added. Not for several threads.
 
-    Whoever runs it calls `step` while `has_work`, and passes on what comes out. A request that cannot be run, or
+    Its owner calls `step` while `has_work`, and passes the outputs on. A request that cannot be run, or
     whose sampling fails, ends alone; when a whole step fails, the requests of that step end and the rest go on.
 
     Args:
         config: what to load, and how much of the machine it may take.
-        on_progress: told how far loading is.
+        on_progress: called with how far loading is.
 
     Raises PlimsollError where the checkpoint, the budget or the options forbid a start.
     """
@@ -92,7 +92,7 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        """Counters and gauges of now; the same object until the engine starts anew."""
+        """Counters and gauges of now; the same object until the engine starts again."""
         stats, scheduler = self._stats, self.scheduler
         stats.running = len(scheduler.running)
         stats.waiting = len(scheduler.waiting)
@@ -120,7 +120,7 @@ class Engine:
         self._sequences[seq.request_id] = seq
 
     def validate(self, request: EngineRequest) -> None:
-        """Raises RequestError for what `add` would reject whatever the load."""
+        """Raises RequestError for what `add` would reject under any load."""
         self._reader.check(request)
 
     def abort(self, request_ids: Iterable[str]) -> None:
@@ -191,7 +191,7 @@ class Engine:
             if seq in failed:
                 continue
             if not seq.max_tokens:
-                # Nobody looks at the last token's logits, but its keys and values may be no numbers.
+                # The last token's logits are not used, but its keys and values may be no numbers.
                 sound = bool(result.logits[row].amax().isfinite())
                 if not sound:
                     self.scheduler.distrust(seq, 0)
@@ -212,7 +212,7 @@ class Engine:
             elif torch.isfinite(logits[index]).all():
                 self._fail(seq, sampled.error, outputs)
             else:
-                # Not a number, and whatever is in its blocks may be none either: nobody may inherit it.
+                # Not a number, and its blocks may hold such values too: no other sequence may reuse them.
                 self.scheduler.distrust(seq, 0)
                 self._fail(seq, sampled.error, outputs, wipe=True)
 
@@ -314,5 +314,5 @@ def _extend_prompt_logprobs(seq: Sequence, result: StepResult, index: int) -> No
 
 
 def _words(error: Exception) -> str:
-    """What to tell whoever sent the request: our own words as they are, anything else with its kind."""
+    """The message for the client: a PlimsollError as it is, any other error with its class."""
     return str(error) if isinstance(error, PlimsollError) else f"{type(error).__name__}: {error}"

@@ -122,7 +122,7 @@ def own_cache(name: str) -> Path:
 
 
 def _is_ours(path: Path) -> bool:
-    """A library is code: it is loaded only if this user, or root, wrote it and nobody else could."""
+    """A library is code: it is loaded only if this user, or root, wrote it and no other user could."""
     try:
         os.close(open_own(path))
     except OSError:
@@ -156,7 +156,7 @@ def _processor() -> str:
 
 
 def _build(folder: Path, name: str, flags: Sequence[str]) -> Path:
-    """Compiles beside the target and renames: whoever looks sees all of it or nothing, however many build at once.
+    """Compiles beside the target and renames: other processes see all of it or nothing, even if several build at once.
 
     Raises PermissionError where another user owns `folder` or may write into it.
     """

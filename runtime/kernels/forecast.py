@@ -17,7 +17,7 @@ TABLES = ("auto", "native", "torch")
 
 
 def foreseen_table(kind: DeviceKind, torch_rows: int | None = None) -> TableFacts:
-    """The facts of the table that runs here. Builds the native kernels if nobody has, to know that they can be.
+    """The facts of the table that runs here. Builds the native kernels if there are none, to know that they can be.
 
     `torch_rows`: as `select` takes it. Raises PlimsollError where the environment's PLIMSOLL_KERNELS names no table or
     PLIMSOLL_TORCH_ROWS is no number of rows.

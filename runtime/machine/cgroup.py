@@ -47,7 +47,7 @@ def memory_limit(root: Path = ROOT, own: Path = OWN) -> int | None:
 
 
 def memory_kills(root: Path = ROOT, own: Path = OWN) -> int:
-    """Processes of this container that the kernel has killed for want of memory; 0 where it does not say."""
+    """Processes of this container that the kernel has killed because memory ran out; 0 where it does not say."""
     for group in groups("memory", root, own):
         for name in ("memory.events", "memory.oom_control"):
             try:
@@ -59,7 +59,7 @@ def memory_kills(root: Path = ROOT, own: Path = OWN) -> int:
 
 
 def host_line() -> tuple[int, int | None]:
-    """(the budget's total on a CPU where nobody draws the line, most of it that becomes cache).
+    """(the budget's total on a CPU where the configuration sets no line, most of it that becomes cache).
 
     The container's limit; without one, half of what is free, and a cache that leaves room for others.
     """

@@ -158,7 +158,7 @@ class _Loader:
                 if size is not None and self.bits is not None:
                     self.coded |= {f"{module}.weight": (self.bits, size) for module in modules}
         self.head_name = f"{names.embedding if facts.tie_embeddings else names.head}.weight"
-        """A checkpoint has it whole, whatever its linear weights are."""
+        """A checkpoint holds it whole, with linear weights of any kind."""
         size = None if precision is None else head_group(facts, precision, kernels.facts)
         if size is not None:
             self.coded[self.head_name] = (8, size)

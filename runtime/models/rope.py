@@ -65,7 +65,7 @@ def _linear(rope: RopeFacts, facts: ModelFacts, max_model_len: int) -> tuple[Ten
 def _dynamic(rope: RopeFacts, facts: ModelFacts, max_model_len: int) -> tuple[Tensor, float]:
     """NTK-aware base, grown with the length in excess (bloc97, emozilla 2023)."""
     factor, dim = rope.params["factor"], rope.rotated(facts.head_dim)
-    # transformers measures the excess against `max_position_embeddings`, whatever the original length is said to be.
+    # transformers measures the excess against `max_position_embeddings`, and ignores the original length.
     stretch = factor * max(max_model_len, facts.max_position) / facts.max_position - (factor - 1)
     return _plain(rope.theta * stretch ** (dim / (dim - 2)), dim), 1.0
 

@@ -192,5 +192,5 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(ClientGoneError)
     async def gone(request: Request, error: ClientGoneError) -> Response:
-        # Nobody reads this; nginx's number for it keeps the log truthful.
+        # No client reads this; nginx's number for it keeps the log truthful.
         return Response(status_code=499)

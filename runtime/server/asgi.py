@@ -1,4 +1,4 @@
-"""The outermost layer: every request gets an id, a line in the log, and, whatever goes wrong, OpenAI's error body."""
+"""The outermost layer: every request gets an id, a line in the log, and, after any failure, OpenAI's error body."""
 
 import secrets
 import time
@@ -21,7 +21,7 @@ QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 
 class ClientGoneError(Exception):
-    """The client hung up; there is nobody to answer."""
+    """The client hung up, so no answer is needed."""
 
 
 def error_response(error: ApiError) -> Response:
@@ -50,7 +50,7 @@ class Headless:
 class Boundary:
     """ASGI middleware around everything. Logs method, path, status and seconds: never a prompt, an answer or a key.
 
-    While the server drains, each response ends its connection: whoever asks next asks another server.
+    While the server drains, each response ends its connection: the client's next request goes to another server.
     """
 
     def __init__(self, app: App, gate: Gate) -> None:

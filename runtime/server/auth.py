@@ -22,7 +22,7 @@ log = structlog.get_logger("plimsoll.server")
 class KeyFile:
     """One key a line; blank lines and lines that start with `#` are ignored.
 
-    A file that has become unreadable, damaged or empty lets nobody in: losing the file must never open the server.
+    With a file that is unreadable, damaged or empty, every request is refused: losing it must never open the server.
 
     Raises:
         SpecError: at construction, when the file cannot be read, holds no key, or one that no client can send.
@@ -56,7 +56,7 @@ class KeyFile:
                 self._reload(stamp)
         except (OSError, SpecError) as error:
             if self._digests or self._stamp is not None:
-                log.error("nobody is let in: the API keys file cannot be used", reason=str(error))
+                log.error("every request is refused: the API keys file cannot be used", reason=str(error))
             self._digests, self._stamp = (), None
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         found = False

@@ -1,4 +1,4 @@
-"""Letting go without dropping anyone: what runs may finish.
+"""Draining: the server leaves its Service and finishes the requests that run.
 
 On one machine nothing new comes in once that begins. In a cluster requests go on arriving for a while after a pod has
 left its Service: they are served, on connections that end with them, until none has come for some seconds.
@@ -37,7 +37,7 @@ class Gate:
         self._empty.set()
 
     def arrived(self) -> None:
-        """Notes that a client has asked for something, whatever it is."""
+        """Notes that a request of any kind has arrived."""
         self._last = time.monotonic()
 
     @contextmanager
@@ -60,7 +60,7 @@ class Gate:
 
     @property
     def leaving(self) -> bool:
-        """Whether nobody new should be sent here."""
+        """Whether new requests should go to other servers."""
         return self.draining or self.closed
 
     def drain(self) -> None:
@@ -75,8 +75,8 @@ class Gate:
     async def quieted(self, quiet: float, limit: float) -> bool:
         """Waits until nothing is inside and nothing has arrived for `quiet` seconds.
 
-        No longer than `limit` seconds after `drain` was first called, whoever waits how often. Returns whether it was
-        reached; where it has been before, nothing has to be waited for but what is inside.
+        No longer than `limit` seconds after `drain` was first called; further calls do not extend it.
+        Returns whether it was reached; where it has been before, nothing has to be waited for but what is inside.
         """
         while (left := self._began + limit - time.monotonic()) > 0 or not self.inside:
             wait = 0.0 if self.drained else max(self._last, self._began) + quiet - time.monotonic()

@@ -93,7 +93,7 @@ def shutting_down() -> ApiError:
 
 
 def timed_out(seconds: float) -> ApiError:
-    """504: the request used up its time. The openai client retries 5xx unless told otherwise, and a retry would
+    """504: the request used up its time. The openai client retries 5xx by default, and a retry would
     only use up the same time again."""
     return ApiError(
         504,

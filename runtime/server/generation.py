@@ -38,7 +38,7 @@ class Answer:
 
 
 class Generation:
-    """Runs one sequence for each (prompt, params) pair; leaving it in whatever way ends them all in the engine.
+    """Runs one sequence for each (prompt, params) pair; leaving it for any reason ends them all in the engine.
 
     While the engine is started again, sequences wait for it. Those that an engine took along when it died are given to
     the next one, once: a request that kills engines must not kill them for ever.

@@ -143,7 +143,7 @@ class _Lane:
             try:
                 return await self._ask(worker, payload, arguments, seconds)
             except UnfinishedError as error:
-                # The kernel may have ended an idle process for want of memory: that was no fault of this job.
+                # The kernel may have ended an idle process because memory ran out: that was no fault of this job.
                 if error.reason != "end" or worker.fresh:
                     raise
             return await self._ask(_Worker(self._forker, memory, self._nice), payload, arguments, seconds)

@@ -66,7 +66,7 @@ class Metrics:
 
     Args:
         model: the served name, the `model_name` label of every series.
-        stats: the engine's last word on itself; counters in it start anew when the engine does.
+        stats: the engine's last word on itself; counters in it start again when the engine does.
         info: what the engine said when it became ready, None until then.
         restarts: how many times the engine died and was started again.
     """
@@ -154,7 +154,7 @@ class Metrics:
             *(() if info is None else _capacity(info)),
         )
         counters = (
-            ("num_preemptions", "Requests sent back to the queue for want of blocks.", stats.preemptions),
+            ("num_preemptions", "Requests sent back to the queue because no block was free.", stats.preemptions),
             ("prompt_tokens", "Prompt tokens computed or found in the cache.", stats.prompt_tokens),
             ("generation_tokens", "Tokens generated.", stats.generation_tokens),
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_queries),

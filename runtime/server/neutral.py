@@ -7,7 +7,7 @@ and what to send.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-#: Names and wishes for somebody's books, caches or queues. They never change an answer, whatever their value is.
+#: Names and wishes for somebody's books, caches or queues. No value of theirs changes an answer.
 LABELS = frozenset({
     "cache_prompt", "id_slot", "metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
     "request_id", "rid", "safety_identifier", "session_id", "user",

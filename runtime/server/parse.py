@@ -38,7 +38,7 @@ def _path(location: Sequence[Any]) -> str | None:
 
 
 def _refusal(error: ValidationError, kind: type[Strict]) -> ApiError:
-    # A field that nobody asked for says more about a request than a range that is off: it comes first.
+    # A field that does not exist says more about a request than a range that is off: it comes first.
     found = error.errors(include_url=False, include_context=False)
     first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
     message, param = first["msg"], _path(first["loc"])

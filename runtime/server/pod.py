@@ -41,7 +41,7 @@ log = structlog.get_logger("plimsoll.pod")
 
 
 def run_pod(host: str, port: int, status_port: int) -> int:
-    """Serves until SIGTERM, and drains. Returns the process's exit status: 0 told to stop, 1 with last words."""
+    """Serves until SIGTERM, and drains. Returns the process's exit status: 0 after SIGTERM, 1 with last words."""
     try:
         run(_live(host, port, status_port))
     except PlimsollError as error:
@@ -85,7 +85,7 @@ async def _live(host: str, port: int, status_port: int) -> None:
 
 
 async def _made(host: str, port: int, stopped: asyncio.Event) -> "Service | None":
-    """The service, made in a thread; None when the pod is told to stop first: then nothing waits for the thread."""
+    """The service, made in a thread; None when SIGTERM comes first: then nothing waits for the thread."""
     made: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
 
     def settle(service: "Service | None", error: BaseException | None) -> None:
@@ -170,7 +170,7 @@ def _memory_words() -> str:
     limit = memory_limit()
     if limit is None or not memory_kills():
         return ""
-    return f". The kernel has killed a process of this container for want of memory: its limit is {format_bytes(limit)}"
+    return f". The kernel has killed a process of this container: memory ran out, the limit is {format_bytes(limit)}"
 
 
 def _process_began() -> float:

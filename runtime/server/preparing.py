@@ -76,6 +76,6 @@ def _unfinished(error: UnfinishedError) -> ApiError:
     limit = {
         "time": f"took longer than this server allows ({error.seconds:g} s)",
         "memory": "took more memory than this server allows",
-        "end": "ended the process that did it, most likely for want of memory",
+        "end": "ended the process that did it, most likely because memory ran out",
     }[error.reason]
     return bad_request(f"{_WORK[step]} {limit}. {_FIXES[step]}", step, "too_expensive")

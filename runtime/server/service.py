@@ -182,20 +182,20 @@ class Service:
     async def drain(self, quiet: float) -> bool:
         """Lets go: nothing is inside and nothing has come for `quiet` seconds, or the time for it is up.
 
-        Whoever asks again waits for the same end. Returns whether nothing is left.
+        A second call waits for the same end. Returns whether nothing is left.
         """
         gate, limit = self.serving.gate, self.config.drain_timeout
         if not gate.draining:
             self._log.info("draining", requests=gate.inside, seconds=limit)
         gate.drain()
-        # Nobody is sent to a server that never was ready.
+        # No request goes to a server that never was ready.
         done = await gate.quieted(quiet if self.ready_at is not None else 0.0, limit)
         if not done and gate.inside:
             self._log.warning("drain timed out", requests=gate.inside)
         return not gate.inside
 
     async def _until(self, stopping: asyncio.Task[Any]) -> None:
-        """Serves until told to stop. Raises PlimsollError when no engine will run any more."""
+        """Serves until `stopping` is done. Raises PlimsollError when no engine will run any more."""
         given_up = asyncio.create_task(self.engine.given_up())
         lost = asyncio.create_task(self.serving.preparing.lost())
         try:
@@ -215,7 +215,7 @@ class Service:
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
-            # All that is here stays. Each full collection would look at it again, and answer nobody for so long.
+            # All that is here stays. Each full collection would scan it again and stop all answers for that time.
             gc.collect()
             gc.freeze()
             self.ready_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""Server-sent events, and noticing that nobody listens any more.
+"""Server-sent events, and noticing that the client has gone.
 
 At 16 streams every engine step makes 16 events, on cores that the engine wants as well. So an event is bytes around
 one encoded string: all that stays the same in a stream is encoded once.
@@ -26,7 +26,7 @@ DONE = b"data: [DONE]\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    # nginx holds a response back until it has enough of it, unless told not to.
+    # nginx holds a response back until it has enough of it, unless a header says no.
     (b"x-accel-buffering", b"no"),
 ]
 
@@ -87,7 +87,7 @@ async def _hung_up(receive: Receive) -> None:
 class EventStream(Response):
     """Sends what `events` yields, each as it comes.
 
-    The status line goes out with the first event, so whatever is refused before there is one (a full queue, a prompt
+    The status line goes out with the first event, so a request that is refused before (a full queue, a prompt
     that is too long) has a status of its own. What goes wrong later becomes an event with OpenAI's error body.
 
     Args:

@@ -205,7 +205,7 @@ def test_a_mount_is_searched_for_its_only_checkpoint(tmp_path: Path, folder: Pat
         ("s3://absent/x", "there is no such bucket"),
         ("s3://models/nothing", "holds nothing"),
         ("s3://models/nothing.gguf", "no such file"),
-        ("s3://models/pickled", "pickle runs whatever code"),
+        ("s3://models/pickled", "pickle runs the code"),
         ("s3://models/two", "2 GGUF files (a.gguf, b.gguf)"),
         ("s3://models/deep", "but folders: llama"),
         ("s3://models/cut", "the header describes"),

@@ -146,7 +146,7 @@ def test_a_source_that_changed_since_is_not_gone_on_with(
     line = error_of(quantize(source, out), out)
     partial = out / ".partial"
     assert f"{partial}: holds unfinished work with other weights (found 'sha256:" in line
-    assert line.endswith(f"Remove {partial} to begin anew, or name another folder")
+    assert line.endswith(f"Remove {partial} to start again, or name another folder")
     assert {path: path.read_bytes() for path in (partial / "output").iterdir()} == done
 
 

@@ -30,7 +30,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.serviceAccount.create -}}
 {{- default (printf "%s-operator" (include "plimsoll.fullname" .)) .Values.serviceAccount.name -}}
 {{- else -}}
-{{- required "serviceAccount.name: give the account that the operator shall run as, since serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- required "serviceAccount.name: name the account that the operator runs as; it is required while serviceAccount.create is false" .Values.serviceAccount.name -}}
 {{- end -}}
 {{- end -}}
 

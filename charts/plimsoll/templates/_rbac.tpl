@@ -10,8 +10,8 @@
 - apiGroups: [plimsoll.dev]
   resources: [modeldeployments/finalizers, quantizationjobs/finalizers]
   verbs: [update]
-# Old revisions, what is known of sources that nobody names any more, and the policy of inspect pods are removed by the
-# operator; everything else goes with its owner.
+# The operator deletes old revisions, the policy of inspect pods, and the records of sources that no object names any more.
+# Kubernetes deletes every other object with its owner.
 - apiGroups: [apps]
   resources: [replicasets]
   verbs: [get, list, watch, create, patch, delete]

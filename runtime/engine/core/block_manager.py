@@ -3,7 +3,7 @@
 Every block is in exactly one of three states:
 
     free      no content worth keeping
-    cached    content is known by its hash, nobody holds it; least recently used goes first when room is needed
+    cached    content is known by its hash, no sequence holds it; least recently used goes first when room is needed
     in use    one or more sequences hold it; its content may be known by its hash as well
 
 A block's hash chains over everything before it (as in vLLM's prefix cache), so equal hashes mean equal prefixes.
@@ -56,7 +56,7 @@ class BlockManager:
 
     @property
     def num_cached(self) -> int:
-        """Blocks that hold a known prefix and that nobody uses."""
+        """Blocks that hold a known prefix and that no sequence uses."""
         return len(self._cached)
 
     @property

@@ -14,7 +14,7 @@ MAX_LOGPROBS = 100
 
 
 class RequestError(PlimsollError):
-    """A request that cannot be run. The message goes to whoever sent it."""
+    """A request that cannot be run. The message goes to the client."""
 
 
 class RequestReader:

@@ -8,7 +8,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     `logprobs` and `prompt_logprobs`: None is off; k returns the chosen token's log-probability and the k likeliest
     alternatives. Log-probabilities are of the raw model distribution, before temperature and penalties, as in vLLM.
-    `seed`: a request with a seed gives the same tokens whatever else is in the batch. Sample i of n uses seed + i.
+    `seed`: a request with a seed gives the same tokens in every batch. Sample i of n uses seed + i.
     """
 
     n: int = 1

@@ -105,7 +105,7 @@ class Scheduler:
         return self._release(seq)
 
     def distrust(self, seq: Sequence, first_token: int) -> None:
-        """Nobody else shall find a sequence's keys and values from `first_token` on in the cache."""
+        """Removes a sequence's keys and values from `first_token` on from the prefix cache."""
         self.blocks.unpublish(seq.block_table[first_token // self.blocks.block_size :])
 
     def check_integrity(self) -> None:
@@ -125,7 +125,7 @@ class Scheduler:
         budget, index = self.max_batched_tokens, 0
         while index < len(self.running) and budget:
             seq = self.running[index]
-            # Victims come from the end, so nobody who was chosen in this step can become one.
+            # Victims come from the end, so no sequence that was chosen in this step can become one.
             if seq.num_pending == 1 and self._grow(seq):
                 budget = self._choose(seq, budget, chosen)
             index += 1

@@ -35,7 +35,7 @@ BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Pause before each restart of such a row; the last one repeats."""
 
 CLOSE_SECONDS = 5.0
-"""An engine told to stop has this long before it is killed; a long step may be under way."""
+"""Seconds between the request to stop and the kill of an engine; a long step may be under way."""
 
 
 class EngineBusy(PlimsollError):  # noqa: N818 - the name the server and its users know it by
@@ -94,7 +94,7 @@ class EngineClient:
     The thread of that loop must outlive the engine: the kernel ends the engine with it (`die_with_parent`).
 
     Args:
-        config: what the engine is told.
+        config: settings of the engine.
         patient: whether a process that dies before one was ever ready is started again. A container need not be: who
             runs it starts it again, and shows why.
 
@@ -102,7 +102,7 @@ class EngineClient:
         info: what the engine said when it last became ready, None before it first did.
         progress: how far loading is; of the last process.
         phases: the last word on each phase of loading; of the last process.
-        stats: the engine's last word on itself; its counters start anew when the engine does.
+        stats: the engine's last word on itself; its counters start again when the engine does.
         restarts: how many times the engine died and was started again.
         failure: why no engine is running or will be, None while there is hope.
         on_step: called with statistics and clocks of ended requests after each engine step.
@@ -187,7 +187,7 @@ class EngineClient:
         return self.failure or "the engine is shut down"
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenOutput, None]:
-        """Outputs of one request, the last with its `finish_reason`. Leaving early in whatever way aborts the request.
+        """Outputs of one request, the last with its `finish_reason`. Leaving early for any reason aborts the request.
 
         Raises:
             EngineBusy: the engine's queue is full.
@@ -242,7 +242,7 @@ class EngineClient:
 
     def _flush(self) -> None:
         batch, self._outgoing = self._outgoing, []
-        # Without a process there is nobody to tell: its requests have ended with it.
+        # Without a process there is nothing to send: its requests have ended with it.
         if batch and self._running is not None:
             self._running.send(batch)
 
@@ -273,7 +273,7 @@ class EngineClient:
 
     async def _live(self, running: EngineProcess) -> str:
         """One process from start to end; returns why it ended. Requests that it leaves behind have failed by then."""
-        reason = "it was told to"
+        reason = "it was asked to"
         try:
             self.phases = {}
             await running.start()
@@ -287,7 +287,7 @@ class EngineClient:
         return reason
 
     async def _follow(self, running: EngineProcess) -> str:
-        """Passes on all the process says, until it ends, hangs or says what nobody understands; returns why."""
+        """Passes on all messages of the process, until it ends, hangs or sends an unknown message; returns why."""
         reader = asyncio.create_task(self._read(running))
         ended = asyncio.create_task(running.ended())
         hung = asyncio.create_task(running.hung(self._judge))

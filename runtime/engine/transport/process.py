@@ -93,7 +93,7 @@ class Link:
 
 
 def run(engine: "Engine", link: Link) -> None:
-    """Turns until told to shut down. Whatever `step` raises means that the engine itself is broken."""
+    """Runs steps until a message to shut down. An exception of `step` means that the engine itself is broken."""
     while True:
         for message in link.receive(0 if engine.has_work else IDLE_MS):
             if isinstance(message, EngineRequest):
@@ -167,7 +167,7 @@ def main() -> int:
 
 
 def _load(handover: Handover, link: Link) -> "Engine":
-    # Torch takes seconds to import; whoever starts this by hand is answered without.
+    # Torch takes seconds to import; a user who starts this by hand gets an answer before that.
     # `threads` before anything that imports torch: it says how OpenMP waits.
     import plimsoll.runtime.machine.threads  # noqa: F401
     from plimsoll.runtime.machine.heap import steady_heap
@@ -182,7 +182,7 @@ def _load(handover: Handover, link: Link) -> "Engine":
 
 
 def _follow_parent(folder: str | None) -> None:
-    """Ends this process, whatever it is doing, when the parent's end of standard input closes.
+    """Ends this process at any point of its work when the parent's end of standard input closes.
 
     Where the kernel does not do it (`die_with_parent`), and where the parent lives on and lets go."""
     while os.read(0, 4096):

@@ -89,7 +89,7 @@ class EngineProcess:
             self.ready_at = time.monotonic()
             self.watch.serves()
         elif isinstance(message, Heartbeat):
-            # The socket of heartbeats was connected last, so all of them are: nobody else has a use for the folder,
+            # The socket of heartbeats was connected last, so all of them are: no other process needs the folder,
             # and it stays behind if both of us are killed.
             self._binding.remove()
         return message

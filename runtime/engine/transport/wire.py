@@ -1,4 +1,4 @@
-"""What client and engine process share: how the process is told what to do, and the two sockets between them."""
+"""What client and engine process share: the settings at the start, and the two sockets between them."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ _LONGEST_PATH = 100
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
-    """All an engine process is told at its start, through its standard input.
+    """All settings of an engine process, sent through its standard input at its start.
 
     That input stays open as long as the parent lives: its end tells the engine to go too.
     """
@@ -65,8 +65,8 @@ decode_message = msgspec.msgpack.Decoder(FromEngine).decode
 class Binding:
     """Where one engine process finds its client: Unix sockets in a folder that only this user enters.
 
-    Where no such folder can be made (a read-only file system) it is loopback TCP, encrypted and closed to whoever was
-    not handed this binding's public key.
+    Where no such folder can be made (a read-only file system) it is loopback TCP, encrypted and closed to every
+    process without this binding's public key.
     """
 
     def __init__(self, config: EngineConfig, requests: zmq.Socket[Any], outputs: zmq.Socket[Any]) -> None:

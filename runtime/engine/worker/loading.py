@@ -32,7 +32,7 @@ PROGRESS_SECONDS = 0.1
 
 
 class Clock:
-    """Notes how long each phase takes, and tells whoever listens how far it is."""
+    """Notes how long each phase takes, and reports how far it is."""
 
     def __init__(self, on_progress: OnProgress | None) -> None:
         self.seconds: dict[str, float] = {}
