@@ -27,8 +27,8 @@ torch.distributed adds none of a GPU: sums are made in place, and its store lies
 
 
 def segment_bytes(tensor: int) -> int:
-    """Bytes of the shared memory segment of a group of `tensor` ranks on CPUs."""
-    return HEADER_BYTES + tensor * 2 * SLOT_BYTES + 2 * MESSAGE_BYTES
+    """Bytes of the shared memory segment of a group of `tensor` ranks on CPUs; 0 for a single rank."""
+    return 0 if tensor == 1 else HEADER_BYTES + tensor * 2 * SLOT_BYTES + 2 * MESSAGE_BYTES
 
 
 def collective_bytes(kind: DeviceKind, tensor: int, rank: int) -> int:
@@ -36,8 +36,6 @@ def collective_bytes(kind: DeviceKind, tensor: int, rank: int) -> int:
 
     A segment is counted once for its pod, on rank 0, though each rank maps it.
     """
-    if tensor == 1:
-        return 0
     if kind == "cuda":
-        return NCCL_BYTES
+        return 0 if tensor == 1 else NCCL_BYTES
     return segment_bytes(tensor) if rank == 0 else 0

@@ -82,6 +82,11 @@ class Budget:
         return sum(rank.total for rank in self.ranks)
 
     @property
+    def ranks_in_use(self) -> int:
+        """Bytes that all ranks together take."""
+        return sum(rank.in_use for rank in self.ranks)
+
+    @property
     def kv_tokens(self) -> int:
         return self.blocks * self.block_size
 

@@ -117,12 +117,11 @@ def uneven(ranks: Sequence[RankBudget], facts: ModelFacts, devices: Sequence[int
         if min(counts) == most:
             continue
         full = [one.rank for one, held in zip(ranks, counts, strict=True) if held == most]
-        single = len(full) == 1
-        subject = f"rank {full[0]} holds" if single else f"ranks {_runs(full)} hold"
-        each = "" if single else " each"
-        found.append(
-            f"{subject} {most} of {count} {name}{each}: {'it decides' if single else 'they decide'} the budget"
-        )
+        if len(full) == 1:
+            found.append(f"rank {full[0]} holds {most} of {count} {name}: it decides the budget")
+        else:
+            words = f"ranks {_runs(full)} hold {most} of {count} {name} each, and the others fewer"
+            found.append(f"{words}: rank {full[0]} decides the budget")
         break
     return tuple(found)
 

@@ -1,6 +1,6 @@
 """The budget for the eye: a bar up to the load line, and a table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -25,13 +25,16 @@ EXPLAINED = {
     "kvCache": "",
     "headroom": "left alone",
 }
+#: Columns of the ranks of a group, and where the report has them.
+RANK_COUNTS = {"heads": "heads", "KV": "kvHeads", "width": "width"}
+RANK_BYTES = {"weights": "weights", "workspace": "workspace", "KV cache": "kvCache", "in use": "inUse"}
 
 
 def show(report: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints the report of `plimsoll plan` to stdout."""
     console = console or screen.console(stderr=False)
     device, terms = report["device"], report["perDevice"]
-    spread = f" on each of {report['tensor']} devices" if report["tensor"] > 1 else ""
+    spread = f" for each of {report['tensor']} ranks" if report["tensor"] > 1 else ""
     console.print(
         Text.assemble(
             (report["name"], "bold"),
@@ -41,6 +44,8 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
     )
     console.print(bar(terms, max(24, min(console.width - 4, 76))))
     console.print(_table(report))
+    if report["tensor"] > 1:
+        console.print(_ranks(report["ranks"]))
     console.print(
         f"cache: {report['kvTokens']} tokens in {report['blocks']} blocks of {report['blockSize']} "
         f"({format_bytes(report['blockBytes'])} each)\n"
@@ -96,4 +101,15 @@ def _table(report: Mapping[str, Any]) -> Table:
     in_use = report["inUse"]
     table.add_row("", Text("in use", style="bold"), format_bytes(in_use), f"{100 * in_use / total:.1f} %", "")
     table.add_row(Text("⊖", style="bold red"), Text("line", style="bold"), format_bytes(total), "", "")
+    return table
+
+
+def _ranks(ranks: Sequence[Mapping[str, int]]) -> Table:
+    """One row a rank: its share of the model, and its bytes."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("rank", *RANK_COUNTS, *RANK_BYTES):
+        table.add_column(name, justify="right")
+    for rank in ranks:
+        counts = [str(rank[name]) for name in ("rank", *RANK_COUNTS.values())]
+        table.add_row(*counts, *(format_bytes(rank[name]) for name in RANK_BYTES.values()))
     return table

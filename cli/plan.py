@@ -39,10 +39,11 @@ def plan(
     from plimsoll.api.manifest import parse_manifest
     from plimsoll.api.precision import slow_codes
     from plimsoll.api.quantity import byte_option
+    from plimsoll.api.rank_budget import uneven
     from plimsoll.api.second_rounding import rounded_again
     from plimsoll.api.shard import replication
     from plimsoll.cli.manifest_file import read_manifest
-    from plimsoll.cli.sizing import card_of, sized
+    from plimsoll.cli.sizing import place_of, sized
     from plimsoll.runtime.kernels.forecast import libraries_note
 
     deployment = parse_manifest(*read_manifest(file), name)
@@ -50,7 +51,8 @@ def plan(
     facts, notices = _facts(deployment, config)
     line = spec.accelerator.memory if memory is None else byte_option(memory, "--memory")
     kind: Literal["cpu", "cuda"] = "cpu" if (device or spec.accelerator.resource) == "cpu" else "cuda"
-    card, cache_limit = card_of(spec, kind, line)
+    place = place_of(spec, kind, line)
+    card = place.card
     load = load_of(spec, facts)
     report: dict[str, Any] = {
         "name": deployment.metadata.name,
@@ -59,7 +61,7 @@ def plan(
         "device": {"kind": card.kind, "total": card.total, "kernels": _kernels(card.table)},
     }
     try:
-        found = sized(spec, facts, card, cache_limit)
+        found = sized(spec, facts, place)
     except DoesNotFitError as error:
         if output == "json":
             typer.echo(json.dumps({**report, "fits": False, "reason": error.message, "fitsWith": error.ways}, indent=2))
@@ -71,15 +73,17 @@ def plan(
         refuse_not_run_yet(spec.model_copy(update={"precision": found.precision, "parallelism": tensor}))
     except NotRunYetError as error:
         not_run = str(error)
-    copies = replication(facts, found.tensor)
+    of_ranks = [*uneven(found.ranks, facts, found.devices), replication(facts, found.tensor)]
     slow = slow_codes(found.precision, card.kind, card.table)
     again = rounded_again(facts, found.precision)
     report |= {
         "fits": True,
+        "device": {**report["device"], "total": found.total},
         "precision": found.precision,
         "cachePrecision": found.cache_precision,
         "tensor": found.tensor,
         "perDevice": found.per_device(),
+        "ranks": found.per_rank(),
         "inUse": found.in_use,
         "workspace": dict(found.workspace_terms),
         "blocks": found.blocks,
@@ -92,7 +96,7 @@ def plan(
         "rejected": [{"option": item.option, "reason": item.reason} for item in found.rejected],
         "notes": [
             note
-            for note in (*notices, short_context(found, load), copies, again, slow, libraries_note(card.libraries))
+            for note in (*notices, short_context(found, load), *of_ranks, again, slow, libraries_note(card.libraries))
             if note
         ],
         "notRunYet": not_run,

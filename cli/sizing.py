@@ -1,5 +1,6 @@
 """The budget of a manifest on this machine: `plan` prints what `up` starts with."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from plimsoll.api.errors import SpecError
@@ -11,22 +12,41 @@ if TYPE_CHECKING:
     from plimsoll.api.model import ModelFacts
 
 
-def card_of(spec: "ModelDeploymentSpec", kind: "DeviceKind", line: int | None) -> "tuple[DeviceFacts, int | None]":
-    """(the device, most of it that becomes cache): as long as `line`, as a MIG profile's name says, or this machine's.
+@dataclass(frozen=True)
+class Place:
+    """Where a deployment will lie, as far as it is known."""
+
+    card: "DeviceFacts"
+    """One device; its bytes are the line of each rank."""
+    cache_limit: int | None = None
+    """Most of a device that becomes cache."""
+    devices: tuple[int, ...] = ()
+    """Bytes of each device of this machine, where the manifest draws no line and the machine says it."""
+
+
+def place_of(spec: "ModelDeploymentSpec", kind: "DeviceKind", line: int | None) -> Place:
+    """A device as long as `line`, as a MIG profile's name says, or this machine's.
 
     Raises SpecError where none of them says how much memory there is.
     """
     from plimsoll.api.accelerator import mig_bytes
     from plimsoll.runtime.kernels.forecast import foreseen_device
+    from plimsoll.runtime.machine.cgroup import host_line
 
     total = line or (mig_bytes(spec.accelerator.resource) if kind == "cuda" else None)
     if total is not None:
-        return foreseen_device(kind, total, spec.serving.torch_rows), None
-    found, cache_limit = _machine_memory(kind)
-    return foreseen_device(kind, found, spec.serving.torch_rows), cache_limit
+        return Place(foreseen_device(kind, total, spec.serving.torch_rows))
+    if kind == "cpu":
+        # Ranks share what this machine has; `auto` gains nothing by more of them.
+        size = 1 if spec.parallelism.tensor == "auto" else spec.parallelism.tensor
+        found, limit = host_line()
+        card = foreseen_device(kind, found // size, spec.serving.torch_rows)
+        return Place(card, None if limit is None else limit // size, (card.total,) * size)
+    cards = _cards()
+    return Place(foreseen_device(kind, max(cards), spec.serving.torch_rows), devices=cards)
 
 
-def sized(spec: "ModelDeploymentSpec", facts: "ModelFacts", card: "DeviceFacts", cache_limit: int | None) -> "Budget":
+def sized(spec: "ModelDeploymentSpec", facts: "ModelFacts", place: Place) -> "Budget":
     """What the engine will hold: `auto` chooses among what this version runs.
 
     Raises DoesNotFitError with the sum and what would fit, and SpecError for a wish that is incoherent.
@@ -35,21 +55,20 @@ def sized(spec: "ModelDeploymentSpec", facts: "ModelFacts", card: "DeviceFacts",
     from plimsoll.api.load import load_of
     from plimsoll.api.ways_out import MANIFEST_LINE
 
-    return budget(facts, card, load_of(spec, facts), RUNS, cache_limit, MANIFEST_LINE)
+    load = load_of(spec, facts)
+    return budget(facts, place.card, load, RUNS, place.cache_limit, MANIFEST_LINE, place.devices)
 
 
-def _machine_memory(kind: str) -> tuple[int, int | None]:
-    """(the line, most that becomes cache) of this machine where the manifest draws none: what the engine does then."""
-    from plimsoll.runtime.machine.cgroup import host_line
-
-    if kind == "cpu":
-        return host_line()
-
+def _cards() -> tuple[int, ...]:
+    """Bytes of each GPU of this machine."""
     import torch
 
-    if not torch.cuda.is_available():
+    found = tuple(
+        int(torch.cuda.get_device_properties(index).total_memory) for index in range(torch.cuda.device_count())
+    )
+    if not found:
         raise SpecError(
             "is not given, and this machine has no GPU to ask", field="spec.accelerator.memory",
             fix="Set it to the memory of one card, such as 24Gi, or give --memory to `plimsoll plan`",
         )  # fmt: skip
-    return int(torch.cuda.get_device_properties(0).total_memory), None
+    return found

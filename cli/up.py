@@ -89,13 +89,13 @@ def _budget(deployment: "ModelDeployment", facts: "ModelFacts") -> "Budget | Non
     A GPU without `accelerator.memory` is left to the engine, which asks the driver: None.
     """
     from plimsoll.api.device import DeviceKind
-    from plimsoll.cli.sizing import card_of, sized
+    from plimsoll.cli.sizing import place_of, sized
 
     accelerator = deployment.spec.accelerator
     kind: DeviceKind = "cpu" if accelerator.resource == "cpu" else "cuda"
     if accelerator.memory is None and kind == "cuda":
         return None
-    return sized(deployment.spec, facts, *card_of(deployment.spec, kind, accelerator.memory))
+    return sized(deployment.spec, facts, place_of(deployment.spec, kind, accelerator.memory))
 
 
 def _refuse_together(budgets: "list[tuple[ModelDeployment, Budget | None]]") -> None:
@@ -108,7 +108,7 @@ def _refuse_together(budgets: "list[tuple[ModelDeployment, Budget | None]]") -> 
     from plimsoll.api.quantity import format_bytes
 
     on_cpu = [
-        (deployment.metadata.name, found.in_use)
+        (deployment.metadata.name, found.ranks_in_use)
         for deployment, found in budgets
         if found is not None and deployment.spec.accelerator.resource == "cpu"
     ]

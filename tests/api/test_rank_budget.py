@@ -144,9 +144,9 @@ def test_more_devices_never_hold_fewer_blocks_each(model: tuple[ModelFacts, int]
     [
         (1, ()), (3, ()),
         (2, ("rank 0 holds 2 of 3 key-value heads: it decides the budget",)),
-        (4, ("ranks 0 and 1 hold 3 of 9 attention heads each: they decide the budget",)),
+        (4, ("ranks 0 and 1 hold 3 of 9 attention heads each, and the others fewer: rank 0 decides the budget",)),
         (5, ("rank 0 holds 3 of 9 attention heads: it decides the budget",)),
-        (7, ("ranks 0 and 2 hold 2 of 9 attention heads each: they decide the budget",)),
+        (7, ("ranks 0 and 2 hold 2 of 9 attention heads each, and the others fewer: rank 0 decides the budget",)),
     ],
 )  # fmt: skip
 def test_what_is_uneven_is_said_in_plain_words(tensor: int, said: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.manifest import parse_manifest
+from plimsoll.api.quantity import format_bytes
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.cli.load_line import shares
 from plimsoll.cli.main import main
@@ -17,6 +18,7 @@ from plimsoll.cli.up import _budget
 from plimsoll.runtime.config import from_deployment
 from plimsoll.runtime.engine.worker.memory import find_device, find_dtype, plan_memory
 from plimsoll.runtime.kernels.selection import select
+from plimsoll.runtime.machine import cgroup
 from tests.api.test_budget import INTERNLM
 from tests.support import quantized
 
@@ -90,6 +92,46 @@ def test_what_auto_passed_over_and_what_does_not_run_yet_are_said(
     two.write_text(Path(card[1]).read_text().replace("spec:", "spec:\n  parallelism: {tensor: 2}", 1))
     code, out, _ = run(capsys, "-f", str(two), *card[2:])
     assert "not run yet: spec.parallelism.tensor" in out
+
+
+def test_ranks_are_shown_side_by_side_and_unevenness_is_said(
+    smollm2_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = manifest(tmp_path, f"file://{smollm2_gguf}", parallelism={"tensor": 2}, precision="bfloat16")
+    code, out, _ = run(capsys, "-f", file, "-o", "json")
+    report = json.loads(out)
+    assert (code, report["tensor"], [rank["rank"] for rank in report["ranks"]]) == (0, 2, [0, 1])
+    shares = [[rank[name] for name in ("heads", "kvHeads", "width", "vocabulary")] for rank in report["ranks"]]
+    assert shares == [[6, 2, 768, 24576], [3, 1, 768, 24576]]
+    first, second = report["ranks"]
+    assert first["kvCache"] == 2 * second["kvCache"] == report["perDevice"]["kvCache"] == (
+        report["blocks"] * report["blockBytes"]
+    )  # fmt: skip
+    assert first["collectives"] > second["collectives"] == 0
+    for rank in report["ranks"]:
+        terms = ("context", "weights", "workspace", "kvCache", "headroom")
+        assert sum(rank[name] for name in terms) == rank["total"] == 2 << 30
+        assert rank["inUse"] == rank["total"] - rank["headroom"]
+    code, out, _ = run(capsys, "-f", file)
+    rows = [line.split() for line in out.splitlines()]
+    assert ["rank", "heads", "KV", "width", "weights", "workspace", "KV", "cache", "in", "use"] in rows
+    for rank, start in ((first, ["0", "6", "2", "768"]), (second, ["1", "3", "1", "768"])):
+        (row,) = [row for row in rows if row[:4] == start]
+        sizes = [format_bytes(rank[name]) for name in ("weights", "workspace", "kvCache", "inUse")]
+        assert " ".join(row[4:]) == " ".join(sizes)
+    assert "note: rank 0 holds 2 of 3 key-value heads: it decides the budget" in out
+    assert "collectives 6.1 MiB" in out.replace("\n", " ")
+
+
+def test_ranks_on_this_machine_share_its_memory(
+    smollm2_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: 3 << 30)
+    for tensor, line in ((1, 3 << 30), (3, 1 << 30), ("auto", 3 << 30)):
+        file = manifest(tmp_path, f"file://{smollm2_gguf}", accelerator={"resource": "cpu"},
+                        parallelism={"tensor": tensor}, precision="bfloat16")  # fmt: skip
+        report = json.loads(run(capsys, "-f", file, "-o", "json")[1])
+        assert [rank["total"] for rank in report["ranks"]] == [line] * (1 if tensor == "auto" else int(tensor))
 
 
 def test_plan_takes_the_precision_and_the_devices_that_up_takes(
