@@ -1,0 +1,120 @@
+"""Answers of the ranks of a tensor-parallel group beside those of one device, and the bytes that each rank reads."""
+
+import os
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from torch import Tensor
+
+from plimsoll.api.families.registry import find_family
+from plimsoll.api.layer_tensors import SUMMED, expected_tensors, role_shape
+from plimsoll.api.precision import Precision
+from plimsoll.api.shard import Shard, shards
+from plimsoll.checkpoint import Checkpoint, open_checkpoint
+from plimsoll.runtime.kernels.table import Kernels
+from plimsoll.runtime.models.decoder import Decoder
+from plimsoll.runtime.models.loader import load_decoder
+from tests.support.checkpoints import VOCAB_SIZE
+from tests.support.paging import Chunk, make_sequences, runner_of
+from tests.support.ranks import ThreadRank, on_ranks
+
+SOURCE = random.Random(11)
+PROMPTS = [[SOURCE.randrange(VOCAB_SIZE) for _ in range(length)] for length in (23, 1, 38)]
+STEPS = 3
+
+
+def answers(decoder: Decoder, cache: torch.dtype = torch.float32) -> tuple[list[list[int]], list[Tensor]]:
+    """Greedy tokens after each prompt, chosen by the rank that leads, and log-probabilities at every position."""
+    blocks = sum(-(-(len(prompt) + STEPS) // 16) for prompt in PROMPTS)
+    runner = runner_of(decoder, blocks + 1, 16, cache)
+    sequences = make_sequences(runner, PROMPTS, room=STEPS)
+    found: list[list[Tensor]] = [[] for _ in PROMPTS]
+    for _ in range(STEPS):
+        batch = [Chunk(seq, len(seq.token_ids) - seq.num_computed) for seq in sequences]
+        result = runner.step(batch)
+        for index, seq in enumerate(sequences):
+            found[index] += [logits for _, logits in result.prompt_logits(index)]
+            seq.num_computed = len(seq.token_ids)
+            seq.token_ids.append(_chosen(decoder, result.logits, index))
+    tokens = [seq.token_ids[len(prompt) :] for seq, prompt in zip(sequences, PROMPTS, strict=True)]
+    return tokens, [torch.cat(parts).log_softmax(-1) for parts in found]
+
+
+def _chosen(decoder: Decoder, logits: Tensor, index: int) -> int:
+    """The likeliest token, on every rank."""
+    if decoder.group is None:
+        return int(logits[index].argmax())
+    told = torch.zeros(1)
+    if decoder.group.rank == 0:
+        told += int(logits[index].argmax())
+    return int(decoder.group.sum(told))
+
+
+def load(folder: Path, kernels: Kernels, precision: Precision | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """A loader of that model for a rank; for one device where the rank is None."""
+
+    def of(rank: ThreadRank | None) -> Decoder:
+        checkpoint = open_checkpoint(folder)
+        shard = None if rank is None else shards(checkpoint.facts, rank.size, precision or "bfloat16")[rank.rank]
+        return load_decoder(
+            checkpoint, checkpoint.facts, kernels, dtype, precision=precision, shard=shard, group=rank
+        )  # fmt: skip
+
+    return of
+
+
+def assert_same_answers(
+    of: Callable[[ThreadRank | None], Decoder], tensor: int, alone: Any, cache: torch.dtype = torch.float32
+) -> None:
+    wanted, close = alone
+    ranks = on_ranks(tensor, lambda rank: answers(of(rank), cache))
+    assert all(tokens == wanted for tokens, _ in ranks)
+    for ours, theirs in zip(ranks[0][1], close, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert not any(len(rows) for _, found in ranks[1:] for rows in found)
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """Bytes that each thread reads of files of tensors from now on."""
+    found: Counter[int] = Counter()
+    read = os.preadv
+
+    def counted(descriptor: int, buffers: Any, offset: int) -> int:
+        got = read(descriptor, buffers, offset)
+        found[threading.get_ident()] += got
+        return got
+
+    monkeypatch.setattr(os, "preadv", counted)
+    return found
+
+
+def share_bytes(checkpoint: Checkpoint, shard: Shard) -> float:
+    """Stored bytes of a rank's share: its rows of its columns, those in whole blocks of a GGUF."""
+    facts, names = checkpoint.facts, find_family(checkpoint.facts.architecture).names
+    roles = {linear.module: linear.roles for linear in names.linears}
+    total = 0.0
+    for name in expected_tensors(facts):
+        fact = checkpoint.tensors[name]
+        module, _, kind = name.rpartition(".")
+        found = next((roles[own] for own in roles if module.endswith(f".{own}")), ())
+        part = 1.0
+        if module in (names.embedding, names.head):
+            part = (shard.vocab[1] - shard.vocab[0]) / facts.vocab_size
+        elif found:
+            rows = sum(stop - start for start, stop in (shard.rows(facts, role) for role in found))
+            part = rows / sum(role_shape(facts, role)[0] for role in found)
+            if kind == "weight":
+                start, stop = shard.columns(facts, found[0])
+                block = GGML_QUANT_SIZES[GGMLQuantizationType[fact.dtype]][0] if checkpoint.format == "gguf" else 1
+                part *= (-(-stop // block) - start // block) * block / role_shape(facts, found[0])[1]
+            elif found[0] in SUMMED and not shard.leads:
+                part = 0
+        total += fact.nbytes * part
+    return total
