@@ -129,12 +129,14 @@ def test_more_devices_never_hold_fewer_blocks_each(model: tuple[ModelFacts, int]
         few = budget(facts, device, replace(load, tensor=tensor))
     except DoesNotFitError:
         return
+    roomy = budget(facts, replace(device, total=1 << 50), replace(load, tensor=2 * tensor))
+    assert not uneven(roomy.ranks, facts)
+    assert roomy.weights <= few.weights
+    assert roomy.block_bytes < few.block_bytes
+    # A model as small as the buffers gains nothing by more devices.
+    added = sum(roomy.workspace_terms[name] - few.workspace_terms[name] for name in ("collectives", "logits"))
+    assume(added <= few.weights - roomy.weights)
     many = budget(facts, device, replace(load, tensor=2 * tensor))
-    assert not uneven(many.ranks, facts)
-    assert many.weights <= few.weights
-    assert many.block_bytes < few.block_bytes
-    added = sum(many.workspace_terms[name] - few.workspace_terms[name] for name in ("collectives", "logits"))
-    assume(added <= few.weights - many.weights)
     assert many.blocks >= few.blocks
     assert all(rank.in_use <= rank.total for rank in many.ranks)
 
