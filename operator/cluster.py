@@ -313,9 +313,6 @@ class Cluster:
             return False
         return any(item.get("name") == kind.plural for item in found.get("resources") or ())
 
-    def version(self) -> str:
-        return str(self.request("GET", "/version").get("gitVersion", ""))
-
 
 def read_again(read: Callable[[], Listed]) -> Listed:
     """What `read` lists, from the beginning once more where the API server has forgotten where it was."""

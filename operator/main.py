@@ -83,7 +83,10 @@ class Operator:
         self.sweeper = Sweeper(self.cluster, self.cache, self.lease.held)
         self.poller = Poller(self.cache, self.queue.add, self.lease.held, self.metrics)
         self.poster = Poster(Events(self.cluster))
-        self.reconciler = self._reconciler()
+        self.reconciler = Reconciler(
+            self.cluster, self.cache, self.queue, settings, self.metrics, next_plan, Usage(self.cluster),
+            self.poster.emit,
+        )  # fmt: skip
         self.workers = Workers(self.queue, self.reconciler.work, settings.workers)
         self.health: Health | None = None
         self._filled = False
@@ -98,12 +101,6 @@ class Operator:
         self._start = Pulse("start", self._begin)
         self._reading: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    def _reconciler(self) -> Reconciler:
-        usage = Usage(self.cluster)
-        return Reconciler(
-            self.cluster, self.cache, self.queue, self.settings, self.metrics, next_plan, usage, self.poster.emit
-        )
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT."""

@@ -185,15 +185,7 @@ class WorkQueue:
             self.closed = True
             self._change.notify_all()
 
-    def depth(self) -> int:
-        with self._change:
-            return len(self._since)
-
     def longest_running(self) -> float:
         """Seconds that the slowest worker has been at its key."""
         with self._change:
             return max((self._clock() - since for since in self._working.values()), default=0.0)
-
-    def idle(self) -> bool:
-        with self._change:
-            return not self._since and not self._working

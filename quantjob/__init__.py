@@ -1,1 +1,1 @@
-"""Quantization jobs arrive with their own issue; nothing here runs yet."""
+"""Quantization of checkpoints, one layer in memory at a time, and what it costs in quality."""

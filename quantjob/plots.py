@@ -49,11 +49,7 @@ def divergence_shares(series: Mapping[str, npt.NDArray[np.float64]]) -> str:
     high = math.ceil(math.log10(top) + 1e-9)
     across = _Scale(high - 5, high, LEFT, WIDTH - RIGHT)
     vertical = _Scale(0, 1, HEIGHT - BOTTOM, TOP)
-    parts = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = vertical(share)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_label(LEFT - 6, y + 4, f"{share:.0%}", "end"))
+    parts = [_grid(vertical(share), f"{share:.0%}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     for decade in range(high - 5, high + 1):
         parts.append(_label(across(decade), HEIGHT - BOTTOM + 16, f"{10.0**decade:g}", "middle"))
     for colour, (name, values) in enumerate(finite.items()):
@@ -80,12 +76,13 @@ class _Scale:
 
 
 def _decades(vertical: _Scale) -> str:
-    lines = []
-    for decade in range(int(vertical.low), int(vertical.high) + 1):
-        y = vertical(decade)
-        lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        lines.append(_label(LEFT - 6, y + 4, f"{10.0**decade:g}", "end"))
-    return "".join(lines)
+    decades = range(int(vertical.low), int(vertical.high) + 1)
+    return "".join(_grid(vertical(decade), f"{10.0**decade:g}") for decade in decades)
+
+
+def _grid(y: float, text: str) -> str:
+    line = f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    return line + _label(LEFT - 6, y + 4, text, "end")
 
 
 def _label(x: float, y: float, text: str, anchor: str) -> str:

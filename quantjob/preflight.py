@@ -132,28 +132,21 @@ def check_weights(checkpoint: Checkpoint, recipe: Recipe, workers: Workers, prog
 def check_shapes(facts: ModelFacts, recipe: Recipe) -> None:
     """Raises SpecError naming a matrix that the groups or the format cannot hold, and what can."""
     linears = dict(_linears(facts))
-    if recipe.group_size:
-        wrong = {name: shape for name, shape in linears.items() if shape[1] % recipe.group_size}
-        if wrong:
-            name, shape = next(iter(wrong.items()))
-            fits = [size for size in GROUP_SIZES if all(columns % size == 0 for _, columns in linears.values())]
-            raise SpecError(
-                f"does not divide the {shape[1]} columns of {name}{_others(wrong)}", field="--w-group-size",
-                value=recipe.group_size,
-                fix=f"Use {' or '.join(map(str, fits))}" if fits else "Use --method int8, which has no groups",
-            )  # fmt: skip
-    elif wrong := {name: shape for name, shape in linears.items() if shape[1] % 4}:
-        name, shape = next(iter(wrong.items()))
-        raise SpecError(
-            f"packs four codes to a word, and {name} has {shape[1]} columns{_others(wrong)}", field="--method",
-            value=recipe.method, fix="Leave this checkpoint as it is",
-        )  # fmt: skip
+    size = recipe.group_size
+    if size and (wrong := {name: shape for name, shape in linears.items() if shape[1] % size}):
+        fits = [size for size in GROUP_SIZES if all(columns % size == 0 for _, columns in linears.values())]
+        fix = f"Use {' or '.join(map(str, fits))}" if fits else "Use --method int8, which has no groups"
+        name, (_, columns) = next(iter(wrong.items()))
+        message = f"does not divide the {columns} columns of {name}{_others(wrong)}"
+        raise SpecError(message, field="--w-group-size", value=size, fix=fix)
+    if not size and (wrong := {name: shape for name, shape in linears.items() if shape[1] % 4}):
+        name, (_, columns) = next(iter(wrong.items()))
+        message = f"packs four codes to a word, and {name} has {columns} columns{_others(wrong)}"
+        raise SpecError(message, field="--method", value=recipe.method, fix="Leave this checkpoint as it is")
     if recipe.format == "awq" and (wrong := {name: shape for name, shape in linears.items() if shape[0] % 8}):
-        name, shape = next(iter(wrong.items()))
-        raise SpecError(
-            f"packs eight rows to a word, and {name} has {shape[0]}{_others(wrong)}", field="--format",
-            value=recipe.format, fix="Use compressed-tensors",
-        )  # fmt: skip
+        name, (rows, _) = next(iter(wrong.items()))
+        message = f"packs eight rows to a word, and {name} has {rows}{_others(wrong)}"
+        raise SpecError(message, field="--format", value=recipe.format, fix="Use compressed-tensors")
 
 
 def _others(wrong: dict[str, tuple[int, int]]) -> str:

@@ -1,6 +1,6 @@
 """Whether a deployment may run at all: its words, its source, its arithmetic, before any model pod exists."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from plimsoll.api.second_rounding import rounded_again
 from plimsoll.operator import build
 from plimsoll.operator.build.placing import Placing
 from plimsoll.operator.plan.cards import Card
-from plimsoll.operator.plan.conditions import Condition
+from plimsoll.operator.plan.conditions import Condition, condition_of
 from plimsoll.operator.plan.devices import DeviceMemory, device_memory, selected
 from plimsoll.operator.plan.permission import NotAllowedError, check_account, check_source
 from plimsoll.operator.plan.quantized import FAILED, awaited, serving
@@ -74,10 +74,8 @@ def standing(admission: Admission, running: ReplicaSet | None, snapshot: Snapsho
     if admission.budget is not None and build.described(admission.budget) == running.budget:
         return admission
     status = snapshot.deployment.status
-    before: Sequence[Mapping[str, Any]] = (
-        status.get("conditions", ()) if status.get("revision") == running.revision else ()
-    )
-    was = next((one["message"] for one in before if one["type"] == "Accepted" and one["reason"] == "Fits"), None)
+    before = condition_of(status, "Accepted") if status.get("revision") == running.revision else {}
+    was = before["message"] if before.get("reason") == "Fits" else None
     total = format_bytes(running.budget["perDevice"]["total"])
     text = was or f"It fitted into the {total} per device that there were when this revision was made."
     return replace(admission, accepted=Condition("Accepted", "True", "Fits", text), budget=None, kept=running.budget)
@@ -133,8 +131,7 @@ def looked_at(snapshot: Snapshot, source: str) -> Asked:
             why = f"{source} cannot be read: {said}"
             failed = Condition("SourceReady", "False", "Unreadable", why)
             return Asked(Condition("Accepted", "Unknown", "SourceUnreadable", why), failed)
-        conditions: Sequence[Mapping[str, Any]] = snapshot.deployment.status.get("conditions", ())
-        was = next((condition for condition in conditions if condition["type"] == "SourceReady"), {})
+        was = condition_of(snapshot.deployment.status, "SourceReady")
         if was.get("reason") == "Unreadable" and was.get("observedGeneration") == snapshot.deployment.generation:
             # It is being looked at again: until that says otherwise, what it said stands.
             failed = Condition("SourceReady", "False", "Unreadable", was["message"])

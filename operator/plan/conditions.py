@@ -44,6 +44,11 @@ def written(
     return found
 
 
+def condition_of(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The condition of that type in a status; empty where there is none."""
+    return next((one for one in status.get("conditions", ()) if one["type"] == kind), {})
+
+
 def column(message: str) -> str:
     """A message in one line: kubectl cuts a column at the first line break, and the ways out stand after one."""
     return "; ".join(line.strip() for line in message.splitlines() if line.strip())[:MOST_COLUMN]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from plimsoll.operator import build
 from plimsoll.operator.actions import Action, Apply, Delete, Record
 from plimsoll.operator.plan.admission import Asked
+from plimsoll.operator.plan.conditions import condition_of
 from plimsoll.operator.plan.trouble import creating
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.shape import timestamp
@@ -78,7 +79,6 @@ def _at_work(pod: Pod) -> bool:
 
 def _pause(snapshot: Snapshot, failed: Pod) -> float:
     """Seconds from one look that failed to the next: as long again as the source had been failing, within bounds."""
-    before = snapshot.deployment.status.get("conditions", ())
-    since = next((c.get("lastTransitionTime") for c in before if c["type"] == "SourceReady"), None)
+    since = condition_of(snapshot.deployment.status, "SourceReady").get("lastTransitionTime")
     failing_for = failed.created - timestamp(since) if since else 0.0
     return min(RETRY_MOST, max(RETRY_LEAST, failing_for))

@@ -1,11 +1,11 @@
 """What a quantization job's status says: only what was observed, each condition with words one can act on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from plimsoll.api.job_progress import Figures, JobProgress
 from plimsoll.operator import build
-from plimsoll.operator.plan.conditions import Condition, column, timestamp, written
+from plimsoll.operator.plan.conditions import Condition, column, condition_of, timestamp, written
 from plimsoll.operator.plan.job_admission import JobAdmission
 from plimsoll.operator.plan.job_run import Run, percent
 from plimsoll.operator.snapshot import BatchJob, Snapshot
@@ -38,9 +38,7 @@ def _conditions(
     accepted, ready = admission.accepted, admission.source_ready
     if run is not None:
         # What has been accepted and is under way is no more judged by a source or a cluster that has changed since.
-        old: Sequence[Mapping[str, Any]] = before.get("conditions", ())
-        accepted = _kept("Accepted", old) or accepted
-        ready = _kept("SourceReady", old) or ready
+        accepted, ready = _kept(before, accepted), _kept(before, ready)
     if run is not None and run.complete:
         return [
             accepted, ready,
@@ -65,9 +63,10 @@ def _conditions(
     return [*found, Condition("Reconciling", "True", doing.reason, doing.message)]
 
 
-def _kept(kind: str, before: Sequence[Mapping[str, Any]]) -> Condition | None:
-    was = next((one for one in before if one["type"] == kind and one["status"] == "True"), None)
-    return Condition(kind, "True", was["reason"], was.get("message", "")) if was else None
+def _kept(before: Mapping[str, Any], now: Condition) -> Condition:
+    """The condition as it was, where it was true."""
+    was = condition_of(before, now.type)
+    return Condition(now.type, "True", was["reason"], was.get("message", "")) if was.get("status") == "True" else now
 
 
 def _phase(admission: JobAdmission, run: Run | None) -> str:

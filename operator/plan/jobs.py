@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from plimsoll.operator import build
 from plimsoll.operator.actions import Action, Apply, Delete, Plan, ordered
+from plimsoll.operator.plan.conditions import condition_of
 from plimsoll.operator.plan.inspecting import inspecting
 from plimsoll.operator.plan.job_admission import JobAdmission, admit_job
 from plimsoll.operator.plan.job_run import held_back, podless, running
@@ -71,8 +72,7 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
 
 def finished(snapshot: Snapshot) -> bool:
     """Whether the end is in the status: it was reached once, and nothing takes it back."""
-    conditions = snapshot.deployment.status.get("conditions", ())
-    return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
+    return any(condition_of(snapshot.deployment.status, end).get("status") == "True" for end in ("Complete", "Failed"))
 
 
 def _held_open(mine: BatchJob | None) -> Iterator[Action]:

@@ -120,10 +120,6 @@ def threads_in_use() -> int:
     return int(_library().threads_in_use())
 
 
-def _instruction_set() -> str:
-    return torch.backends.cpu.get_cpu_capability().lower().replace("default", "generic")
-
-
 def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_rows: int | None = None) -> Kernels:
     """The table for weights and cache of `weight_dtype`, bfloat16 or float32, with float32 activations.
 
@@ -138,9 +134,10 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         raise NativeUnavailableError(
             f"they run {' and '.join(map(str, KINDS))} on a CPU, not {weight_dtype} on {device}"
         )
+    instructions = torch.backends.cpu.get_cpu_capability().lower().replace("default", "generic")
     library, kind, results = _library(), KINDS[weight_dtype], Results()
     return Kernels(
-        name=f"native-{_instruction_set()}",
+        name=f"native-{instructions}",
         device=device,
         dtype=torch.float32,
         pack=_pack(getattr(library, f"pack_{kind}"), weight_dtype),
