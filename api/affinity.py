@@ -16,26 +16,36 @@ _Namespaces = Annotated[list[str], Field(max_length=64)]
 
 
 class NodeExpression(Part):
+    """One condition on a node's label or field: `key operator values`."""
+
     key: _Key
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
     values: list[str] | None = None
 
 
 class NodeTerm(Part):
+    """Conditions on one node; all must hold."""
+
     match_expressions: list[NodeExpression] | None = None
     match_fields: list[NodeExpression] | None = None
 
 
 class NodeTerms(Part):
+    """Terms of required node affinity; one must hold."""
+
     node_selector_terms: Annotated[list[NodeTerm], Field(min_length=1)]
 
 
 class NodePreference(Part):
+    """A node term and its weight, 1 to 100."""
+
     weight: _Weight
     preference: NodeTerm
 
 
 class NodeAffinity(Part):
+    """Required and preferred terms of node affinity."""
+
     required: NodeTerms | None = Field(default=None, alias="requiredDuringSchedulingIgnoredDuringExecution")
     preferred: list[NodePreference] | None = Field(
         default=None, alias="preferredDuringSchedulingIgnoredDuringExecution"
@@ -43,17 +53,23 @@ class NodeAffinity(Part):
 
 
 class LabelExpression(Part):
+    """One condition on a label: `key operator values`."""
+
     key: _Key
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     values: list[str] | None = None
 
 
 class LabelSelector(Part):
+    """Labels and conditions on labels; all must hold."""
+
     match_labels: dict[str, str] | None = None
     match_expressions: list[LabelExpression] | None = None
 
 
 class PodTerm(Part):
+    """Other pods, and the topology key that says how near they are."""
+
     topology_key: _Key
     label_selector: LabelSelector | None = None
     namespaces: _Namespaces | None = None
@@ -63,16 +79,22 @@ class PodTerm(Part):
 
 
 class PodPreference(Part):
+    """A pod term and its weight, 1 to 100."""
+
     weight: _Weight
     pod_affinity_term: PodTerm
 
 
 class PodAffinity(Part):
+    """Required and preferred terms of affinity, or anti-affinity, to other pods."""
+
     required: list[PodTerm] | None = Field(default=None, alias="requiredDuringSchedulingIgnoredDuringExecution")
     preferred: list[PodPreference] | None = Field(default=None, alias="preferredDuringSchedulingIgnoredDuringExecution")
 
 
 class Affinity(Part):
+    """`pod.affinity` of a manifest, with the fields of Kubernetes."""
+
     node_affinity: NodeAffinity | None = None
     pod_affinity: PodAffinity | None = None
     pod_anti_affinity: PodAffinity | None = None

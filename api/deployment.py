@@ -42,6 +42,8 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 class Metadata(Part):
+    """Name, namespace, labels and annotations of a manifest; other fields are refused."""
+
     name: str
     namespace: str = "default"
     labels: dict[str, str] = Field(default_factory=dict)

@@ -18,6 +18,8 @@ Seconds = Annotated[float, Field(ge=0)]
 
 
 class StatusPart(BaseModel):
+    """Base of the status models: camelCase keys, immutable."""
+
     model_config = ConfigDict(alias_generator=to_camel, frozen=True, use_attribute_docstrings=True)
 
 

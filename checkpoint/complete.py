@@ -50,6 +50,7 @@ class Complete:
 
 
 def marker_path(folder: Path) -> Path:
+    """Path of the marker of a complete folder."""
     return folder / HIDDEN / "complete.json"
 
 
@@ -123,6 +124,7 @@ def part_name(name: str, size: int, tag: str) -> str:
 
 
 def part_path(folder: Path, file: RemoteFile) -> Path:
+    """Path of a file that is still being fetched."""
     return folder / HIDDEN / part_name(file.name, file.size, file.tag)
 
 

@@ -38,6 +38,7 @@ def install() -> None:
 
 
 def active() -> bool:
+    """Whether this process must refuse forbidden addresses."""
     return os.environ.get(SWITCH) == "1"
 
 

@@ -31,6 +31,7 @@ class Progress:
             self._files[name] = size
 
     def brought(self, name: str, size: int) -> None:
+        """Add `size` bytes that have arrived of file `name`."""
         with self._lock:
             self._files[name] = self._files.get(name, 0) + size
             self._brought += size

@@ -30,9 +30,11 @@ LEAST_BYTES = 32 << 10
 class Hasher(Protocol):
     """The part of hashlib's objects that is used here."""
 
-    def update(self, data: Any, /) -> None: ...
+    def update(self, data: Any, /) -> None:
+        """Add bytes to the hash."""
 
-    def hexdigest(self) -> str: ...
+    def hexdigest(self) -> str:
+        """The hash so far, as hexadecimal digits."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def checked(files: Sequence[RemoteFile], label: str) -> list[RemoteFile]:
 
 
 def too_many(label: str) -> CheckpointError:
+    """The error for a folder with more than `MOST_FILES` files."""
     return CheckpointError(f"holds more than {MOST_FILES} files", field=label, fix="Name the folder of one model")
 
 

@@ -73,6 +73,7 @@ class Endpoint:
 
     @property
     def model(self) -> str:
+        """The first model that the endpoint lists. Raises EndpointError when it lists none."""
         if self._model is None:
             with self._plainly(), self.client.stream("GET", f"{self.url}/models") as answer:
                 self._check(answer)

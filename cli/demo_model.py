@@ -64,6 +64,7 @@ def fetch(folder: Path = DEFAULT_FOLDER, *, sha256: str = SHA256) -> Path:
 
 
 def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

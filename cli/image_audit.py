@@ -77,6 +77,7 @@ def ask(pip_audit: str, asked: Sequence[str]) -> Verdict:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Check each image's packages for known advisories; returns the exit status."""
     worst = 0
     for image in IMAGES:
         torch = Path("constraints.txt").read_text() if image == "runtime" else ""

@@ -50,6 +50,7 @@ def own_name(source: str, path: Path) -> str:
 
 
 def bars(screen: Console) -> Progress:
+    """A progress display for downloads and loading."""
     return Progress(
         column("{task.description}"),
         BarColumn(),
@@ -71,6 +72,7 @@ class Stopping:
 
     @contextlib.contextmanager
     def signals(self, *numbers: signal.Signals) -> Iterator[None]:
+        """Handle these signals inside the block, and restore their handlers after it."""
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
@@ -85,6 +87,7 @@ class Stopping:
         self.drain()
 
     def drain(self) -> None:
+        """Ask every service to finish its requests and stop."""
         for service in self.services:
             service.stop()
 
@@ -173,6 +176,7 @@ def announce(service: "Service", screen: Console) -> None:
 
 
 def memory_table(predicted: dict[str, int], observed: dict[str, int]) -> Table:
+    """A table of predicted and measured bytes by term."""
     table = Table(box=None, pad_edge=False)
     table.add_column("memory")
     table.add_column("predicted", justify="right")

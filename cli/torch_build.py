@@ -98,6 +98,7 @@ def _run(command: list[str], **environment: str) -> int:
 
 
 def say(line: str) -> None:
+    """Print a line on standard error."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -210,6 +210,7 @@ class Cluster:
         raise _error(answer.status, decoded, answer.headers.get("Retry-After"))
 
     def get(self, kind: Kind, namespace: str | None, name: str) -> dict[str, Any]:
+        """Read one object. Raises ClusterError."""
         return self.request("GET", kind.path(namespace, name))
 
     def pages(
@@ -291,6 +292,7 @@ class Cluster:
             raise
 
     def create(self, kind: Kind, body: Mapping[str, Any], *, gated: bool = True) -> dict[str, Any]:
+        """Create an object and return it. Raises ClusterError."""
         path = kind.path(body["metadata"].get("namespace"))
         return self.request("POST", path, {"fieldManager": FIELD_MANAGER}, body, gated=gated)
 

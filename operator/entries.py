@@ -43,6 +43,8 @@ class Brief:
 
 @dataclass(slots=True)
 class Entry:
+    """One object in the watch cache."""
+
     uid: str
     version: str
     seen_at: float
@@ -84,6 +86,7 @@ class Target:
 
 
 def job_key(namespace: str, name: str) -> Key:
+    """Key of a QuantizationJob in the work queue."""
     return namespace, f"{kinds.QUANTIZATION.name}/{name}"
 
 
@@ -101,6 +104,7 @@ def said_by(pod: Pod, page: Page | JobProgress | None) -> dict[str, Any]:
 
 
 def may_answer(pod: Pod) -> bool:
+    """Whether a pod may answer on its status port."""
     return bool(pod.ip) and not pod.deleting and pod.phase in ("Pending", "Running")
 
 
@@ -110,6 +114,7 @@ def unreadable_of(members: Sequence[tuple[Id, Entry]]) -> tuple[Unreadable, ...]
 
 
 def unpacked(entry: Entry) -> dict[str, Any]:
+    """The object that was packed, with the version of its entry."""
     raw: dict[str, Any] = msgspec.json.decode(zlib.decompress(entry.packed or b""))
     raw["metadata"] = {**parse.meta(raw), "resourceVersion": entry.version}
     return raw
@@ -121,6 +126,7 @@ def older(version: str, known: str) -> bool:
 
 
 def ordered(version: str, known: str) -> bool:
+    """Whether both resource versions are numbers."""
     return whole(version, -1) >= 0 and whole(known, -1) >= 0
 
 

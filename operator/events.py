@@ -48,6 +48,7 @@ class Poster:
         self.pulses = [Pulse(f"events-{index}", partial(self._run, one)) for index, one in enumerate(self._waiting)]
 
     def emit(self, deployment: Deployment, event: Event) -> None:
+        """Queue an event; count it as dropped when the queue is full."""
         try:
             # By uid, so that one deployment's events stay in order.
             which = zlib.crc32(deployment.uid.encode()) % len(self._waiting)

@@ -68,6 +68,7 @@ class Lease:
         self.pulse = Pulse("lease", self._run, STUCK_SECONDS)
 
     def held(self) -> bool:
+        """Whether this process holds the lease, by its own clock."""
         return self._clock() < self._held_until
 
     def stop(self) -> None:

@@ -280,6 +280,7 @@ class Operator:
         return wrong
 
     def ready(self) -> list[str]:
+        """Reasons why the operator is not ready; empty when it is."""
         if not self._filled:
             return [f"waiting for {self._waiting_for}"]
         watched = {kind.name for kind in self.watches.kinds}

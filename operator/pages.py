@@ -17,17 +17,21 @@ class Pages:
         self._leading_since = 0.0
 
     def came(self, uid: str) -> None:
+        """Note when a pod was first seen."""
         self._first_seen.setdefault(uid, time.time())
 
     def went(self, uid: str) -> None:
+        """Forget a pod that was deleted."""
         self._said.pop(uid, None)
         self._first_seen.pop(uid, None)
         self._asked.pop(uid, None)
 
     def of(self, uid: str) -> Page | JobProgress | None:
+        """The latest status page of a pod, if it has answered."""
         return self._said.get(uid)
 
     def keep(self, uid: str, page: Page | JobProgress | None) -> None:
+        """Keep a pod's latest status page; None forgets it."""
         if page is None:
             self._said.pop(uid, None)
         else:
@@ -53,4 +57,5 @@ class Pages:
         return not self._asked.get(uid)
 
     def unasked(self, uid: str) -> bool:
+        """Whether this pod has not been polled yet."""
         return uid not in self._asked

@@ -34,14 +34,17 @@ _FIRST = 30.0
 
 
 def meta(raw: Raw) -> Raw:
+    """The object's metadata; empty where there is none."""
     return mapping(raw.get("metadata"))
 
 
 def labels(raw: Raw) -> Mapping[str, str]:
+    """The object's labels whose values are text."""
     return _texts(meta(raw).get("labels"))
 
 
 def annotations(raw: Raw) -> Mapping[str, str]:
+    """The object's annotations whose values are text."""
     return _texts(meta(raw).get("annotations"))
 
 
@@ -71,6 +74,7 @@ def trimmed(raw: Raw, status: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def deployment(raw: Raw) -> Deployment:
+    """A ModelDeployment as the planner takes it."""
     about = meta(raw)
     return Deployment(
         namespace=text(about.get("namespace")),
@@ -86,6 +90,7 @@ def deployment(raw: Raw) -> Deployment:
 
 
 def replica_set(raw: Raw) -> ReplicaSet:
+    """A ReplicaSet as the planner takes it."""
     about, notes = meta(raw), annotations(raw)
     return ReplicaSet(
         name=text(about.get("name")),
@@ -165,6 +170,7 @@ def _failure(note: str | None) -> Failure | None:
 
 
 def pod(raw: Raw) -> Pod:
+    """A pod as the planner takes it."""
     about, spec, status = meta(raw), mapping(raw.get("spec")), mapping(raw.get("status"))
     conditions = {text(one.get("type")): one for one in mappings(status.get("conditions"))}
     placed = conditions.get("PodScheduled") or {}
@@ -261,6 +267,7 @@ def ready_endpoints(raw: Raw) -> frozenset[str]:
 
 
 def node(raw: Raw) -> Node:
+    """A node as the planner takes it."""
     spec, status = mapping(raw.get("spec")), mapping(raw.get("status"))
     conditions = mappings(status.get("conditions"))
     ready = next((one for one in conditions if one.get("type") == "Ready"), {})

@@ -11,6 +11,7 @@ from plimsoll.operator.snapshot import BatchJob, Output, Quantizing
 
 
 def batch_job(raw: Raw) -> BatchJob:
+    """A batch/v1 Job as the planner takes it."""
     about = meta(raw)
     ended: Literal["", "Complete", "Failed"] = ""
     why: Mapping[str, Any] = {}

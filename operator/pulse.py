@@ -31,6 +31,7 @@ class Pulse:
         self._beat_at = self._clock()
 
     def join(self, seconds: float) -> None:
+        """Wait at most `seconds` for the thread to end."""
         if self._thread.is_alive():
             self._thread.join(seconds)
 

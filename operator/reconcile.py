@@ -258,6 +258,7 @@ class Workers:
                 return
 
     def join(self, seconds: float) -> None:
+        """Wait at most `seconds` for all workers to end."""
         until = time.monotonic() + seconds
         for pulse in self.pulses:
             pulse.join(max(0.0, until - time.monotonic()))

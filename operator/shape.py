@@ -18,6 +18,7 @@ _LATEST = 253402300799.0
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -27,6 +28,7 @@ def mappings(value: Any) -> list[Mapping[str, Any]]:
 
 
 def text(value: Any, default: str = "") -> str:
+    """The value if it is text and not empty, else `default`."""
     return value if isinstance(value, str) and value else default
 
 

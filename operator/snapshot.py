@@ -180,6 +180,8 @@ class ReplicaSet:
 
 @dataclass(frozen=True)
 class Node:
+    """A node, as the planner sees it."""
+
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
     taints: tuple[Mapping[str, str], ...] = ()
@@ -256,6 +258,8 @@ class BatchJob:
 
 @dataclass(frozen=True)
 class Snapshot:
+    """All that the planner knows of one ModelDeployment at one time."""
+
     deployment: Deployment
     now: float
     inspecting: Inspecting | None = None

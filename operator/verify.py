@@ -84,6 +84,7 @@ class Verifier:
             self._checked[DEPLOYMENT.name] = float("-inf")
 
     def due(self, kind: Kind, now: float) -> bool:
+        """Whether objects of this kind must be compared with the API server again."""
         checked = self._checked.get(kind.name, 0.0)
         relisted = self._cache.relisted.get(kind.name, 0.0)
         every = LOST_SECONDS if self._cache.lost and kind is DEPLOYMENT else EVERY_SECONDS

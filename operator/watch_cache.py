@@ -1,7 +1,4 @@
-"""What the watches have shown, kept small, and one deployment's corner of it as a snapshot.
-
-Objects that are compared field by field are kept as packed JSON; of the others only the parsed values stay.
-"""
+"""Objects that the watches have shown, as packed JSON or parsed values, and snapshots of one deployment's part."""
 
 import threading
 import time
@@ -84,12 +81,8 @@ class Cache:
     ) -> bool:
         """Takes in one event of a watch, one object of a listing (`event` None) or the answer to a write of `ours`.
 
-        Older than what is known, it changes nothing. Returns whether it brought something new. "LOST" is what may no
-        longer be read: unlike what was deleted it may be there, and come back as it was.
-
-        Args:
-            quiet: the change starts no reconcile.
-        """
+        Older than what is known, it changes nothing. Returns whether it brought something new. "LOST" may no longer be
+        read, but may still be there and come back. With `quiet` the change starts no reconcile."""
         about = parse.meta(raw)
         identity = (kind.name, text(about.get("namespace")), text(about.get("name")))
         uid, version = text(about.get("uid")), text(about.get("resourceVersion"))
@@ -296,6 +289,7 @@ class Cache:
         return tuple(sorted(i[2] for i in others if came(self._entries[i]) < mine))
 
     def uid(self, kind: Kind, namespace: str, name: str) -> str | None:
+        """uid of an object; None where it is not in the cache."""
         with self._lock:
             entry = self._entries.get((kind.name, namespace, name))
         return entry.uid if entry else None
@@ -318,6 +312,7 @@ class Cache:
             return [*(identity[1:] for identity in self._of(kinds.DEPLOYMENT)), *jobs]
 
     def phases(self, kind: Kind = kinds.DEPLOYMENT) -> Counter[str]:
+        """Number of objects by phase."""
         with self._lock:
             return Counter(entry.value.phase for entry in self._of(kind).values())
 
@@ -336,18 +331,22 @@ class Cache:
         return found
 
     def page(self, uid: str) -> Page | JobProgress | None:
+        """The latest status page of a pod, if it has answered."""
         with self._lock:
             return self._pages.of(uid)
 
     def set_page(self, uid: str, page: Page | JobProgress | None) -> None:
+        """Keep a pod's latest status page; None forgets it."""
         with self._lock:
             self._pages.keep(uid, page)
 
     def began_to_lead(self, now: float) -> None:
+        """Note when this operator became the leader."""
         with self._lock:
             self._pages.began_to_lead(now)
 
     def asked(self, uid: str, *, known: bool = True) -> bool:
+        """Note that a pod was polled; see `Pages.asked`."""
         with self._lock:
             return self._pages.asked(uid, known=known)
 
@@ -389,6 +388,7 @@ class Cache:
             return [(i[1], e.uid) for i, e in policies if i[1] not in used]
 
     def forget_error(self, namespace: str, key: str) -> None:
+        """Forget why the source of this key could not be inspected."""
         with self._lock:
             self._errors.pop((namespace, key), None)
 

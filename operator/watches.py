@@ -55,6 +55,7 @@ class Watches:
         self.pulse = Pulse("watches", self._run, STUCK_SECONDS)
 
     def start(self, watched: Sequence[Kind]) -> None:
+        """Watch these kinds, in a thread of its own."""
         self.kinds = tuple(watched)
         self._miss()
         self.pulse.start()
@@ -71,6 +72,7 @@ class Watches:
         self._restart.set()
 
     def join(self, seconds: float) -> None:
+        """Wait at most `seconds` for the thread to end."""
         self.pulse.join(seconds)
 
     def ages(self) -> dict[str, float]:
@@ -127,6 +129,7 @@ class Watches:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def reflectors(self, session: aiohttp.ClientSession) -> list[Reflector]:
+        """A reflector for each watched kind and namespace."""
         everywhere: tuple[str | None, ...] = (None,)
         headers = partial(credentials, self._configuration)
         return [

@@ -171,6 +171,7 @@ class WorkQueue:
             self._known.pop(key, None)
 
     def open(self) -> None:
+        """Hand out keys from now on."""
         with self._change:
             self._open = True
             self._change.notify_all()

@@ -165,6 +165,7 @@ class Shape:
 
     @staticmethod
     def of(facts: ModelFacts) -> "Shape":
+        """The matrices of a model's first layer."""
         # Families whose layers differ in size have none here.
         spec = facts.layers[0]
         shapes = {role: role_shape(facts, role) for matrix in FUSED for role in fused_roles(spec, matrix)}

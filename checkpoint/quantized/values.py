@@ -16,6 +16,7 @@ SCALE_DTYPES: Mapping[int, tuple[ScaleDtype, ...]] = {4: ("F16", "BF16"), 8: ("F
 
 
 def stored(dtype: str, data: npt.NDArray[Any]) -> RawTensor:
+    """A tensor as a file holds it: contiguous, with the format's name of its dtype."""
     data = np.ascontiguousarray(data)
     return RawTensor(dtype, data.shape, data)
 

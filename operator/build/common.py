@@ -51,6 +51,7 @@ def pod_security() -> Object:
 
 
 def container_security() -> Object:
+    """Security context of every container: the `restricted` Pod Security Standard."""
     return {
         "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "privileged": False,
         "readOnlyRootFilesystem": True, "runAsNonRoot": True,

@@ -138,6 +138,7 @@ def inspected_contents(spec: Spec, inspection: Inspection) -> list[Object]:
 
 
 def models_of(spec: Spec, inspection: Inspection, settings: Settings, image_volumes: bool) -> Models:
+    """Volume and address of the checkpoint, and what fetches it."""
     model, source = spec.model, parse_source(spec.model.source)
     if source.scheme == "pvc":
         claim = {"claimName": source.name, "readOnly": True}
@@ -175,6 +176,7 @@ def _image(spec: Spec, source: Source, inspection: Inspection, image_volumes: bo
 
 
 def image_volume(name: str, image: str) -> Object:
+    """A volume of an OCI image's files."""
     return {"name": name, "image": {"reference": image, "pullPolicy": "IfNotPresent"}}
 
 
@@ -224,6 +226,7 @@ def reader(name: str, spec: Spec, settings: Settings) -> Object:
 
 
 def environment() -> list[Object]:
+    """Environment variables of every container."""
     return [{"name": "HOME", "value": "/tmp"}, {"name": "HF_HUB_DISABLE_TELEMETRY", "value": "1"}]
 
 
@@ -354,4 +357,5 @@ def _volumes(spec: ModelDeploymentSpec, models: Models, budget: Budget) -> list[
 
 
 def scratch() -> Object:
+    """The volume for temporary files."""
     return {"name": "tmp", "emptyDir": {"sizeLimit": quantity(SCRATCH_BYTES)}}

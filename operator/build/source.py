@@ -22,6 +22,7 @@ def fetched(source: Source) -> bool:
 
 
 def image_reference(source: Source) -> str:
+    """`NAME@DIGEST` of an `oci://` source."""
     return f"{source.name}@{source.revision}"
 
 

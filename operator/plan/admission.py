@@ -45,6 +45,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Admission(Asked):
+    """Whether a ModelDeployment is accepted, and what follows for its pods."""
+
     spec: ModelDeploymentSpec | None = None
     """With `precision` and `accelerator.memory` resolved once there is a budget."""
     budget: Budget | None = None

@@ -14,6 +14,8 @@ MOST_COLUMN = 300
 
 @dataclass(frozen=True)
 class Condition:
+    """A condition of a status, without its times."""
+
     type: str
     status: Truth
     reason: str

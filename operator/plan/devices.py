@@ -138,6 +138,7 @@ def allowed(nodes: Iterable[Node], pod: PodPlacement) -> list[Node]:
 
 
 def matching(nodes: Iterable[Node], wanted: Mapping[str, str]) -> list[Node]:
+    """The nodes that carry all the wanted labels."""
     return [node for node in nodes if all(node.labels.get(key) == value for key, value in wanted.items())]
 
 

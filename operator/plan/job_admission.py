@@ -25,6 +25,8 @@ from plimsoll.operator.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class JobAdmission(Asked):
+    """Whether a QuantizationJob is accepted, and what it needs."""
+
     spec: QuantizationJobSpec | None = None
     needs: JobNeeds | None = None
     needs_claims: tuple[str, ...] = ()

@@ -216,4 +216,5 @@ def _loss(said: JobProgress) -> str:
 
 
 def percent(share: float) -> str:
+    """A share as a percentage with a sign and three digits."""
     return f"{100 * share:+.3g}%"

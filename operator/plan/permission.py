@@ -21,6 +21,8 @@ class NotAllowedError(SpecError):
 
 
 class AccountNotAllowedError(NotAllowedError):
+    """The spec names a service account that the operator's settings do not allow."""
+
     reason = "ServiceAccountNotAllowed"
 
 

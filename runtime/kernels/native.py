@@ -88,6 +88,7 @@ class Results:
         self._kept: dict[tuple[str, int], Tensor] = {}
 
     def take(self, operation: str, rows: int, columns: int) -> Tensor:
+        """A tensor [rows, columns] for a result. A large one is valid until this operation's next result."""
         if rows < KEPT_ROWS:
             return torch.empty(rows, columns)
         key, count = (operation, columns), rows * columns

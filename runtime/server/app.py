@@ -72,6 +72,7 @@ def around(app: App, config: ServerConfig, gate: Gate, size: Callable[[], BodySi
 
 
 def routes(serving: Serving) -> FastAPI:
+    """The application with every route of the OpenAI API."""
     app = FastAPI(
         title="Plimsoll", description=DESCRIPTION, version=plimsoll.__version__, docs_url=None, redoc_url=None
     )
@@ -86,6 +87,7 @@ def routes(serving: Serving) -> FastAPI:
 
 
 def reply(payload: Any, status: int = 200) -> Response:
+    """A JSON response with `payload` as body."""
     return Response(msgspec.json.encode(payload), status, media_type="application/json")
 
 

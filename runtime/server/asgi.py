@@ -25,6 +25,7 @@ class ClientGoneError(Exception):
 
 
 def error_response(error: ApiError) -> Response:
+    """The response for an error, in OpenAI's shape."""
     return Response(error.encoded(), error.status, error.headers, "application/json")
 
 

@@ -54,6 +54,7 @@ def body_size(server: ServerConfig, engine: EngineConfig, model_len: int | None)
 
 
 def too_large(size: BodySize) -> str:
+    """The message for a body over the limit."""
     return (
         f"The request body is larger than the {size.one} bytes ({format_bytes(size.one)}) that this server takes, "
         f"{size.why}. Send a shorter prompt or fewer messages."

@@ -37,6 +37,7 @@ class Chat:
         self.head = serving.head(f"chatcmpl-{self.request_id}", info)
 
     async def complete(self) -> ChatCompletion:
+        """The whole answer, once every choice is complete."""
         answers = await self.generation.finish()
         choices = [
             ChatChoice(

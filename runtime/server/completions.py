@@ -48,6 +48,7 @@ class Completions:
         self.head = serving.head(f"cmpl-{self.request_id}", info)
 
     async def complete(self) -> Completion:
+        """The whole answer, once every choice of every prompt is complete."""
         request, choices = self.request, list[CompletionChoice]()
         answers = await self.generation.finish()
         for number, (text, _) in enumerate(self.prompts):

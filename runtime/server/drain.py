@@ -70,6 +70,7 @@ class Gate:
             self._began = time.monotonic()
 
     def close(self) -> None:
+        """Mark the server as closed: it takes no further requests."""
         self.closed = True
 
     async def quieted(self, quiet: float, limit: float) -> bool:

@@ -49,10 +49,12 @@ class ApiError(Exception):
         return _again, (self.status, self.message, self.param, self.code, self.headers)
 
     def body(self) -> dict[str, Any]:
+        """The body in OpenAI's shape, as plain data."""
         kind = TYPES.get(self.status, "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def encoded(self) -> bytes:
+        """The body as JSON."""
         return msgspec.json.encode(self.body())
 
 
@@ -61,6 +63,7 @@ def _again(status: int, message: str, param: str | None, code: str | None, heade
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request is not valid; `param` names the field at fault."""
     return ApiError(400, message, param=param, code=code)
 
 
@@ -85,10 +88,12 @@ def engine_dead() -> ApiError:
 
 
 def not_ready(message: str, retry_after: int = 5) -> ApiError:
+    """503: the engine is not ready; `retry_after` in seconds."""
     return ApiError(503, message, code="not_ready", headers={"Retry-After": str(retry_after)})
 
 
 def shutting_down() -> ApiError:
+    """503: the server is draining or has ended."""
     return not_ready("This server is shutting down; another one may take the request.", retry_after=10)
 
 

@@ -87,6 +87,7 @@ class Forker:
         return self._steps[number % len(self._steps)]
 
     def kill(self, number: int) -> None:
+        """Ask for the end of process `number`; does nothing if the forker has ended."""
         with contextlib.suppress(OSError):
             self.socket.send(COMMAND.pack(number, 0, 0))
 

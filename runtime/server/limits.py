@@ -27,9 +27,11 @@ class Held:
         """Of the part that is awaited."""
 
     def cost(self, now: float) -> float:
+        """Byte-seconds that this body has cost until `now`."""
         return self.spent + self.bytes * (now - self.since)
 
     def grow(self, size: int, now: float) -> None:
+        """Count `size` more bytes from `now` on."""
         self.spent, self.since = self.cost(now), now
         self.bytes += size
 

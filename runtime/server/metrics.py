@@ -50,10 +50,12 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, value: float) -> None:
+        """Count one value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
     def cumulative(self) -> list[tuple[str, float]]:
+        """(upper bound, observations up to it) of each bucket, in Prometheus' form."""
         seen, found = 0, []
         for bound, count in zip((*map(float, self.bounds), float("inf")), self.counts, strict=True):
             seen += count
@@ -100,6 +102,7 @@ class Metrics:
             self._success.labels(model, reason)
 
     def rejected(self, reason: str) -> None:
+        """Count a request that was refused for `reason`."""
         self._rejected.labels(self.model, reason).inc()
 
     def step(self, stats: EngineStats, finished: list[RequestTimes]) -> None:
@@ -142,6 +145,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
+        """All series for one scrape."""
         stats, info, label = self.stats(), self.info(), [self.model]
         used = stats.blocks_total - stats.blocks_free - stats.blocks_cached
         gauges = (

@@ -28,6 +28,7 @@ class Neutral(NamedTuple):
     """Accepts more than a list can name."""
 
     def holds(self, value: Any) -> bool:
+        """Whether `value` changes nothing for this field."""
         return self.also(value) or any(value is given or value == given for given in self.values)
 
 

@@ -60,6 +60,7 @@ def gives(response: type[msgspec.Struct], *statuses: str) -> dict[str, Any]:
 
 
 def failures(*statuses: str) -> dict[int | str, dict[str, Any]]:
+    """The entries of these error statuses for the OpenAPI document."""
     return {int(status): {"description": MEANINGS[status], "content": _json("Error")} for status in statuses}
 
 

@@ -22,6 +22,8 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
+    """`stream_options` of a request."""
+
     include_usage: Flag = False
     continuous_usage_stats: Flag = False
     """vLLM's: with `include_usage`, what was used so far in every chunk."""
@@ -119,6 +121,8 @@ class Message(Strict):
 
 
 class ChatCompletionRequest(Sampling):
+    """Body of `POST /v1/chat/completions`."""
+
     messages: list[Message] = Field(min_length=1, max_length=4096)
     logprobs: Flag = False
     top_logprobs: Whole | None = Field(None, ge=0, le=INT31)
@@ -145,6 +149,8 @@ class ChatCompletionRequest(Sampling):
 
 
 class CompletionRequest(Sampling):
+    """Body of `POST /v1/completions`."""
+
     prompt: Prompts
     max_tokens: Whole = Field(16, ge=0, le=INT31)
     best_of: Whole | None = Field(None, ge=1, le=INT31)

@@ -8,11 +8,15 @@ FinishedBy = Literal["stop", "length"]
 
 
 class PromptDetails(msgspec.Struct):
+    """Details of the prompt's tokens."""
+
     cached_tokens: int
     """Prompt tokens that came from the prefix cache."""
 
 
 class Usage(msgspec.Struct):
+    """Tokens that a request used."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -20,16 +24,22 @@ class Usage(msgspec.Struct):
 
 
 class TopLogprob(msgspec.Struct):
+    """A candidate token, its log-probability and its UTF-8 bytes."""
+
     token: str
     logprob: float
     bytes: list[int]
 
 
 class TokenLogprob(TopLogprob):
+    """A token of the answer, with the likeliest candidates at its position."""
+
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(msgspec.Struct):
+    """Log-probabilities of a chat answer, token by token."""
+
     content: list[TokenLogprob]
     refusal: None = None
 
@@ -46,12 +56,16 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 class ChatMessage(msgspec.Struct):
+    """The message that the model answers."""
+
     content: str
     role: Literal["assistant"] = "assistant"
     refusal: None = None
 
 
 class ChatChoice(msgspec.Struct):
+    """One of the `n` answers of a chat request."""
+
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
@@ -70,6 +84,8 @@ class Head(msgspec.Struct):
 
 
 class ChatCompletion(Head):
+    """Answer of `POST /v1/chat/completions`."""
+
     choices: list[ChatChoice]
     usage: Usage
     prompt_logprobs: PromptLogprobs | None = None
@@ -77,6 +93,8 @@ class ChatCompletion(Head):
 
 
 class CompletionLogprobs(msgspec.Struct):
+    """Log-probabilities of a completion, one list entry for each token."""
+
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
@@ -84,6 +102,7 @@ class CompletionLogprobs(msgspec.Struct):
     """Where each token begins in the choice's text, in characters."""
 
     def extend(self, more: "CompletionLogprobs") -> None:
+        """Append the entries of `more`."""
         self.tokens += more.tokens
         self.token_logprobs += more.token_logprobs
         self.top_logprobs += more.top_logprobs
@@ -91,6 +110,8 @@ class CompletionLogprobs(msgspec.Struct):
 
 
 class CompletionChoice(msgspec.Struct):
+    """One of the `n` answers to one prompt."""
+
     index: int
     text: str
     logprobs: CompletionLogprobs | None
@@ -100,12 +121,16 @@ class CompletionChoice(msgspec.Struct):
 
 
 class Completion(Head):
+    """Answer of `POST /v1/completions`."""
+
     choices: list[CompletionChoice]
     usage: Usage
     object: Literal["text_completion"] = "text_completion"
 
 
 class Model(msgspec.Struct):
+    """The served model, as `/v1/models` lists it."""
+
     id: str
     created: int
     max_model_len: int | None
@@ -115,11 +140,15 @@ class Model(msgspec.Struct):
 
 
 class ModelList(msgspec.Struct):
+    """Answer of `GET /v1/models`."""
+
     data: list[Model]
     object: Literal["list"] = "list"
 
 
 class ErrorDetail(msgspec.Struct):
+    """What is wrong, with the field at fault in `param`."""
+
     message: str
     type: str
     param: str | None
@@ -127,14 +156,20 @@ class ErrorDetail(msgspec.Struct):
 
 
 class Error(msgspec.Struct):
+    """Body of every answer that is an error."""
+
     error: ErrorDetail
 
 
 class Health(msgspec.Struct):
+    """Body of the probes' answers."""
+
     status: str
 
 
 class Version(msgspec.Struct):
+    """Answer of `GET /version`."""
+
     version: str
     kernels: str | None
     """Which table of kernels the engine runs, once it is up."""

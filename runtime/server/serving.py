@@ -21,6 +21,8 @@ from plimsoll.runtime.server.tokens import TokenTexts
 
 @dataclass
 class Serving:
+    """What the routes need to serve requests."""
+
     engine: EngineClient
     tokenizer: Tokenizer
     config: ServerConfig

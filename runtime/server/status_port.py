@@ -100,6 +100,7 @@ class StatusPort:
 
     @property
     def phase(self) -> str:
+        """`loading`, `warming`, `ready` or `draining`."""
         if self.draining or (self.service is not None and self.service.serving.gate.leaving):
             return "draining"
         if self.service is None:

@@ -41,6 +41,7 @@ def encode(payload: Any) -> bytes:
 
 
 def event(payload: Any) -> bytes:
+    """A server-sent event with `payload` as JSON."""
     return b"data: " + encode(payload) + b"\n\n"
 
 
@@ -55,6 +56,7 @@ class Frame:
         self.head, _, self.tail = event(chunk).partition(encode(MARKER))
 
     def event(self, text: str) -> bytes:
+        """The event with `text` in its place."""
         return self.head + encode(text) + self.tail
 
 

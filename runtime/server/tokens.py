@@ -32,6 +32,7 @@ class TokenTexts:
         return known
 
     def chat(self, entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
+        """Log-probabilities of a chat answer."""
         content = []
         for entry in entries:
             text, raw = self[entry.chosen.token_id]
@@ -67,6 +68,7 @@ class TokenTexts:
         return found
 
     def prompt(self, entries: Sequence[TokenLogprobs | None] | None) -> PromptLogprobs | None:
+        """Log-probabilities of a prompt, None for tokens that have none."""
         if entries is None:
             return None
         return [

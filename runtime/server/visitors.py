@@ -91,6 +91,7 @@ class Door:
 
 
 def origin_refused(origin: str) -> ApiError:
+    """403: a web page of `origin` may not use this server."""
     why = f"Pages of {origin[:200]} may not use this server. Its owner can allow them with {ORIGINS}, or require keys."
     return _refused(why, "origin_not_allowed")
 

@@ -65,6 +65,7 @@ class BlockManager:
         return len(self._free) + len(self._cached)
 
     def blocks_for(self, num_tokens: int) -> int:
+        """Number of blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
     def find_prefix(self, hashes: Sequence[bytes]) -> list[int]:

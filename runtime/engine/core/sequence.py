@@ -108,6 +108,7 @@ class Sequence:
         return known[:count]
 
     def append(self, token_id: int) -> None:
+        """Add a generated token; end the ban on end tokens once there are `min_tokens`."""
         self.token_ids.append(token_id)
         self.output_token_ids.append(token_id)
         if len(self.output_token_ids) >= self.params.min_tokens:

@@ -70,6 +70,7 @@ class Link:
                 return
 
     def send(self, message: FromEngine) -> None:
+        """Queue a message for the client."""
         self._outbox.send(encode_message(message))
 
     def receive(self, wait_ms: int) -> list[EngineRequest | AbortRequests | Shutdown]:
@@ -86,6 +87,7 @@ class Link:
                 logger.error("a message could not be read: %s", error)
 
     def close(self) -> None:
+        """Stop the heartbeat and close the sockets."""
         self._closing.set()
         self._heart.join()
         # Long enough for the last words to be read, not for ever: the client may be gone.

@@ -50,6 +50,7 @@ class Clock:
         self.tell(total, total)
 
     def tell(self, done: int, total: int) -> None:
+        """Report that `done` of `total` is loaded, at most once every `PROGRESS_SECONDS`."""
         now = time.monotonic()
         if self._on_progress is None or (0 < done < total and now - self._told < PROGRESS_SECONDS):
             return
