@@ -3,8 +3,11 @@
 Unpacking is where few bytes become many, so packed answers are not asked for (`IDENTITY`) and are refused.
 """
 
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING
+
+from plimsoll.api.errors import CheckpointError
 
 if TYPE_CHECKING:
     import httpx
@@ -35,6 +38,20 @@ def body(answer: "httpx.Response", most: int = MOST) -> bytes:
         if len(held) > most:
             raise ValueError(f"an answer of more than {most >> 20} MiB")
     return bytes(held)
+
+
+def limited(pieces: Iterable[bytes], most: int, seconds: float, where: str) -> Iterator[bytes]:
+    """`pieces` of the host `where`. Raises CheckpointError past `most` bytes or `seconds` in all."""
+    seen, until = 0, time.monotonic() + seconds
+    for piece in pieces:
+        seen += len(piece)
+        if seen > most or time.monotonic() > until:
+            what = f"more than {most} bytes" if seen > most else f"for more than {seconds:.0f} seconds"
+            raise CheckpointError(
+                f"{where} sends {what} where a list of files or an error was expected",
+                field="spec.model.endpoint", fix="Check the service, and proxies before it",
+            )  # fmt: skip
+        yield piece
 
 
 def _refuse_packed(answer: "httpx.Response") -> None:

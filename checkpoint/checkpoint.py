@@ -59,10 +59,6 @@ class Checkpoint(ABC):
         return self.facts.tensors
 
     @property
-    def tensor_names(self) -> Sequence[str]:
-        return tuple(self.tensors)
-
-    @property
     def total_bytes(self) -> int:
         """Bytes of all tensors as stored."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

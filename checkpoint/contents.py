@@ -10,18 +10,17 @@ is covered takes a new `LAYOUT`; a fingerprint of another layout is not compared
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from plimsoll.api.errors import CheckpointError, SourceChangedError
+from plimsoll.checkpoint.gguf_split import part_names
 
 #: Where a cluster's pods find the fingerprint that the files must have.
 ENVIRONMENT = "PLIMSOLL_CHECKPOINT_CONTENTS"
 LAYOUT = "1"
 _SUFFIXES = frozenset({".safetensors", ".gguf", ".json", ".jinja", ".model"})
 _NAMES = frozenset({"merges.txt", "vocab.txt"})
-_SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _MIB = 1 << 20
 #: Files up to this size are read whole.
 _SMALL = 4 * _MIB
@@ -63,16 +62,11 @@ def refuse_changed(path: Path, expected: str | None) -> None:
 
 def _files(path: Path) -> Iterator[Path]:
     if path.is_file():
-        split = _SPLIT.fullmatch(path.name)
-        yield from path.parent.glob(f"{_escaped(split[1])}-*-of-{split[2]}.gguf") if split else [path]
+        yield from (part for name in part_names(path.name) if (part := path.parent / name).is_file())
         return
     for file in path.iterdir():
         if (file.suffix in _SUFFIXES or file.name in _NAMES) and not file.name.startswith(".") and file.is_file():
             yield file
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", text)
 
 
 def _described(file: Path) -> tuple[str, int, int, str]:

@@ -4,7 +4,6 @@ Keys are llama.cpp's (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)
 llama.cpp's default, not a configuration class's.
 """
 
-import struct
 from math import pi
 from typing import Any
 
@@ -21,12 +20,7 @@ MAX_LAYERS = 10_000
 
 def _shortest(value: float) -> float:
     """The shortest decimal with the same float32 value: 1e-05 where the file's float32 reads 9.99999974e-06."""
-    (exact,) = struct.unpack("<f", struct.pack("<f", value))
-    for digits in range(1, 10):
-        short = float(f"{exact:.{digits}g}")
-        if struct.pack("<f", short) == struct.pack("<f", value):
-            return short
-    return float(exact)
+    return float(str(np.float32(value)))
 
 
 class _Metadata:

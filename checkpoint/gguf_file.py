@@ -66,10 +66,14 @@ class GgufTensor:
         return elements, nbytes
 
 
-class _Cursor:
+TensorRow = tuple[str, int, tuple[int, ...], int]
+"""One entry of the tensor table: name, ggml type, shape with rows first, offset into the data."""
+
+
+class Cursor:
     """Reads little-endian values from a mapped file and never past its end."""
 
-    def __init__(self, data: mmap.mmap, where: str) -> None:
+    def __init__(self, data: mmap.mmap | bytes, where: str) -> None:
         self.data = data
         self.size = len(data)
         self.where = where
@@ -208,35 +212,10 @@ class GgufFile:
 
     def _read(self, path: Path, metadata: dict[str, Any]) -> None:
         with _mapped(path) as data:
-            self._read_header(_Cursor(data, str(path)), path, metadata)
+            self._read_header(Cursor(data, str(path)), path, metadata)
 
-    def _read_header(self, cursor: _Cursor, path: Path, metadata: dict[str, Any]) -> None:
-        if cursor.size < 24:
-            raise cursor.fail(f"holds {cursor.size} bytes, too few for a GGUF header,")
-        if cursor.data[:4] != MAGIC:
-            raise CheckpointError("is not a GGUF file", field=cursor.where, value=cursor.data[:4], fix="Check the path")
-        cursor.at = 4
-        version = cursor.scalar("I")
-        if version not in VERSIONS:
-            big_endian = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
-            raise CheckpointError(
-                "is a big-endian GGUF file" if big_endian else "has a GGUF version that cannot be read",
-                field=cursor.where,
-                value=version,
-                fix=f"Write it little-endian, version {VERSIONS[-1]}, with llama.cpp's tools",
-            )
-        tensor_count = cursor.count("tensors", MAX_ENTRIES)
-        entry_count = cursor.count("metadata entries", MAX_ENTRIES)
-        for _ in range(entry_count):
-            key = cursor.text()
-            if key in metadata:
-                raise cursor.fail(f"has metadata key {key[:80]!r} twice")
-            metadata[key] = cursor.value()
-        alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
-            raise CheckpointError("must be a power of two", field=f"{path}: general.alignment", value=alignment)
-        rows = [_tensor_row(cursor) for _ in range(tensor_count)]
-        data_start = -(-cursor.at // alignment) * alignment
+    def _read_header(self, cursor: Cursor, path: Path, metadata: dict[str, Any]) -> None:
+        rows, data_start, alignment = read_table(cursor, metadata)
         for name, kind, shape, offset in rows:
             if name in self.tensors:
                 raise cursor.fail(f"has tensor {name[:80]!r} twice")
@@ -287,8 +266,44 @@ def _place(path: Path, name: str, kind: int, shape: tuple[int, ...], start: int,
     return GgufTensor(path, name, kind, type_name, shape, start, nbytes)
 
 
-def _tensor_row(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
-    """One entry of the tensor table: name, ggml type, shape with rows first, offset into the data."""
+def read_table(cursor: Cursor, metadata: dict[str, Any]) -> tuple[list[TensorRow], int, int]:
+    """(the rows of the tensor table, the byte that their offsets count from, the alignment of offsets).
+
+    Args:
+        metadata: gets the file's.
+
+    Raises:
+        CheckpointError: magic, version, byte order, a count or a key makes no sense, or the header leaves the file.
+    """
+    if cursor.size < 24:
+        raise cursor.fail(f"holds {cursor.size} bytes, too few for a GGUF header,")
+    if cursor.data[:4] != MAGIC:
+        raise CheckpointError("is not a GGUF file", field=cursor.where, value=cursor.data[:4], fix="Check the path")
+    cursor.at = 4
+    version = cursor.scalar("I")
+    if version not in VERSIONS:
+        big_endian = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
+        raise CheckpointError(
+            "is a big-endian GGUF file" if big_endian else "has a GGUF version that cannot be read",
+            field=cursor.where,
+            value=version,
+            fix=f"Write it little-endian, version {VERSIONS[-1]}, with llama.cpp's tools",
+        )
+    tensor_count = cursor.count("tensors", MAX_ENTRIES)
+    entry_count = cursor.count("metadata entries", MAX_ENTRIES)
+    for _ in range(entry_count):
+        key = cursor.text()
+        if key in metadata:
+            raise cursor.fail(f"has metadata key {key[:80]!r} twice")
+        metadata[key] = cursor.value()
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
+        raise CheckpointError("must be a power of two", field=f"{cursor.where}: general.alignment", value=alignment)
+    rows = [_tensor_row(cursor) for _ in range(tensor_count)]
+    return rows, -(-cursor.at // alignment) * alignment, alignment
+
+
+def _tensor_row(cursor: Cursor) -> TensorRow:
     name = cursor.text()
     rank = cursor.scalar("I")
     if not 1 <= rank <= MAX_RANK:

@@ -9,7 +9,15 @@ from typing import Any
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.gguf_file import GgufFile
-from plimsoll.checkpoint.vocabulary import CONTROL, NORMAL, check_sizes, finish, mark_special, sentencepiece_bpe
+from plimsoll.checkpoint.vocabulary import (
+    CONTROL,
+    NORMAL,
+    byte_level_bpe,
+    check_sizes,
+    finish,
+    mark_special,
+    sentencepiece_bpe,
+)
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -121,8 +129,6 @@ def _token_types(file: GgufFile, count: int) -> list[int]:
 
 
 def _byte_level(file: GgufFile, vocabulary: dict[str, int]) -> tuple[Any, bool]:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
     pre = file.metadata.get("tokenizer.ggml.pre", "default")
     if not isinstance(pre, str) or pre not in SPLITS:
         raise CheckpointError(
@@ -141,15 +147,8 @@ def _byte_level(file: GgufFile, vocabulary: dict[str, int]) -> tuple[Any, bool]:
                 value=str(merge)[:80],
             )
         pairs.append((left, right))
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre in _WHOLE_WORDS))
-    if pre in _COMPOSED:
-        backend.normalizer = normalizers.NFC()
-    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in SPLITS[pre]]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    backend.decoder = decoders.ByteLevel()
-    return backend, pre in _WHOLE_WORDS
+    whole = pre in _WHOLE_WORDS
+    return byte_level_bpe(vocabulary, pairs, SPLITS[pre], composed=pre in _COMPOSED, whole_words=whole), whole
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str], vocabulary: dict[str, int]) -> Any:

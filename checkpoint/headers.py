@@ -9,12 +9,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from plimsoll.api.config_values import flag
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.families.registry import all_families
-from plimsoll.checkpoint.gguf_file import MAGIC, MAX_ENTRIES, VERSIONS, _Cursor, _tensor_row
+from plimsoll.checkpoint.gguf_file import Cursor, read_table
 from plimsoll.checkpoint.huggingface import INDEX_NAME
 from plimsoll.checkpoint.json_file import MAX_JSON_BYTES, parse_object, read_object
 from plimsoll.checkpoint.quantized.manifest import MANIFEST_NAME
@@ -132,7 +131,7 @@ class _EndsError(Exception):
     """The header goes on beyond what is here."""
 
 
-class _Growing(_Cursor):
+class _Growing(Cursor):
     """Tells a header that is not all here from one that is damaged."""
 
     def fail(self, message: str, value: object = None) -> CheckpointError:
@@ -176,26 +175,6 @@ def _rope_table(head: bytes, where: str) -> tuple[int, int] | None:
         _EndsError: the header goes on.
         CheckpointError: it is damaged.
     """
-    cursor = _Growing(head, where)  # type: ignore[arg-type]
-    if len(head) < 24:
-        raise _EndsError
-    if head[:4] != MAGIC:
-        raise CheckpointError("is not a GGUF file", field=where)
-    cursor.at = 4
-    if cursor.scalar("I") not in VERSIONS:
-        raise CheckpointError("has a GGUF version that cannot be read", field=where)
-    tensors = cursor.count("tensors", MAX_ENTRIES)
-    entries = cursor.count("metadata entries", MAX_ENTRIES)
-    metadata: dict[str, Any] = {}
-    for _ in range(entries):
-        key = cursor.text()
-        metadata[key] = cursor.value()
-    rows = [_tensor_row(cursor) for _ in range(tensors)]
-    alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        return None
-    start = -(-cursor.at // alignment) * alignment
-    for name, _, shape, offset in rows:
-        if name == "rope_freqs.weight":
-            return start + offset, 4 * shape[-1]
-    return None
+    rows, start, _ = read_table(_Growing(head, where), {})
+    tables = ((start + offset, 4 * shape[-1]) for name, _, shape, offset in rows if name == "rope_freqs.weight")
+    return next(tables, None)

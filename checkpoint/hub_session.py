@@ -9,13 +9,13 @@ What is streamed is counted where it is read (`Remote.stream`).
 """
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint import guard
+from plimsoll.checkpoint.answers import limited
 
 #: Of a listing's page: a thousand files are about 400 KB.
 MOST_BYTES = 16 << 20
@@ -140,16 +140,7 @@ def _bounded(stream: Any, limit: int, where: str) -> Any:
         """The same stream, as the HTTP library of the hub's client knows streams, up to a limit."""
 
         def __iter__(self) -> Iterator[bytes]:
-            seen, until = 0, time.monotonic() + LONGEST
-            for piece in stream:
-                seen += len(piece)
-                if seen > limit or time.monotonic() > until:
-                    what = f"more than {limit} bytes" if seen > limit else f"for more than {LONGEST:.0f} seconds"
-                    raise CheckpointError(
-                        f"{where} sends {what} where a list of files or an error was expected",
-                        field="spec.model.endpoint", fix="Check the hub, and proxies before it",
-                    )  # fmt: skip
-                yield piece
+            yield from limited(stream, limit, LONGEST, where)
 
         def close(self) -> None:
             stream.close()

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.source import Source
 from plimsoll.checkpoint import guard
+from plimsoll.checkpoint.answers import limited
 from plimsoll.checkpoint.gguf_split import part_names
 from plimsoll.checkpoint.remote import (
     MOST_FILES,
@@ -257,14 +257,8 @@ class _BoundedBody:
         return getattr(self._raw, name)
 
     def stream(self) -> Iterator[bytes]:
-        seen, until = 0, time.monotonic() + LONGEST
-        for piece in self._raw.stream():
-            seen += len(piece)
-            if seen > MOST_BYTES or time.monotonic() > until:
-                what = f"more than {MOST_BYTES} bytes" if seen > MOST_BYTES else f"for more than {LONGEST:.0f} seconds"
-                self._raw.close()
-                raise CheckpointError(
-                    f"{self._where} sends {what} where a list of files or an error was expected",
-                    field="spec.model.endpoint", fix="Check the service, and proxies before it",
-                )  # fmt: skip
-            yield piece
+        try:
+            yield from limited(self._raw.stream(), MOST_BYTES, LONGEST, self._where)
+        except CheckpointError:
+            self._raw.close()
+            raise

@@ -16,18 +16,19 @@ from plimsoll.checkpoint.vocabulary import (
     CONTROL,
     MOST_DIGITS,
     NORMAL,
+    ROLES,
     USER_DEFINED,
     check_sizes,
     finish,
     mark_special,
     sentencepiece_bpe,
+    token_text,
 )
 
 MAX_MODEL_BYTES = 64 * 1024 * 1024
 _BPE = 2
 #: A line of base64 and a rank, as Llama 3's own release has it under the name tokenizer.model.
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
-_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def build_tokenizer(folder: Path) -> Any:
@@ -60,7 +61,7 @@ def build_tokenizer(folder: Path) -> Any:
     check_sizes(tokens, str(path))
     vocabulary = {token: index for index, token in enumerate(tokens)}
     ids = {"bos_token": trainer.get(41, 1), "eos_token": trainer.get(42, 2), "unk_token": trainer.get(40, 0)}
-    special = {role: _content(config.get(role)) for role in _ROLES}
+    special = {role: token_text(config.get(role)) for role in ROLES}
     for role, index in ids.items():
         if special[role] is None and index < len(tokens):
             special[role] = tokens[index]
@@ -84,12 +85,6 @@ def build_tokenizer(folder: Path) -> Any:
     )
 
 
-def _content(token: object) -> str | None:
-    """A special token as configurations write it: text, or an object that holds it."""
-    content = token.get("content") if isinstance(token, Mapping) else token
-    return content if isinstance(content, str) and content else None
-
-
 def _place_added(
     tokens: list[str], scores: list[float], types: list[int], config: Mapping[str, Any], where: str
 ) -> None:
@@ -98,7 +93,7 @@ def _place_added(
     if not isinstance(added, Mapping):
         return
     for key, entry in sorted(added.items(), key=lambda item: (len(item[0]), item[0])):
-        content = _content(entry)
+        content = token_text(entry)
         number = key.isascii() and key.isdigit() and len(key) <= MOST_DIGITS
         if not number or content is None or int(key) > len(tokens):
             raise CheckpointError("has an entry with no place", field=f"{where}: added_tokens_decoder", value=key[:40])

@@ -11,13 +11,12 @@ from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.gguf_tokenizer import SPLITS
 from plimsoll.checkpoint.json_file import MAX_JSON_BYTES, read_object
 from plimsoll.checkpoint.tokenizer_limits import check_ids
-from plimsoll.checkpoint.vocabulary import MOST_DIGITS, check_sizes, finish
+from plimsoll.checkpoint.vocabulary import MOST_DIGITS, ROLES, byte_level_bpe, check_sizes, finish, token_text
 
 #: Classes of transformers to the way they split text (`SPLITS`) and whether they compose characters first.
 CLASSES = {"GPT2Tokenizer": ("gpt-2", False), "Qwen2Tokenizer": ("qwen2", True)}
 #: The class of a model whose tokenizer_config.json names none.
 _OF_MODELS = {"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "gpt2": "GPT2Tokenizer"}
-_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _FIX = "Add tokenizer.json, written by transformers' save_pretrained"
 
 
@@ -27,7 +26,7 @@ def build_tokenizer(folder: Path) -> Any:
     Raises:
         CheckpointError: damaged, or of a class whose way of splitting text is not known here.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import AddedToken
 
     config_path = folder / "tokenizer_config.json"
     config = read_object(config_path) if config_path.is_file() else {}
@@ -37,18 +36,9 @@ def build_tokenizer(folder: Path) -> Any:
         raise CheckpointError("must be an object from token to id", field=str(folder / "vocab.json"), fix=_FIX)
     check_sizes(list(vocabulary), str(folder / "vocab.json"))
     check_ids(vocabulary, str(folder / "vocab.json"))
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(folder / "merges.txt", vocabulary)))
-    if composed:
-        backend.normalizer = normalizers.NFC()
-    space = config.get("add_prefix_space") is True
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            *(pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in SPLITS[split]),
-            pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    special = {role: _content(config.get(role)) for role in _ROLES}
+    merges, space = _merges(folder / "merges.txt", vocabulary), config.get("add_prefix_space") is True
+    backend = byte_level_bpe(vocabulary, merges, SPLITS[split], composed=composed, space_prefix=space)
+    special = {role: token_text(config.get(role)) for role in ROLES}
     for index, token, shown in _added(folder, config):
         backend.add_tokens([AddedToken(token, special=not shown, normalized=False)])
         if backend.token_to_id(token) != index:
@@ -114,16 +104,10 @@ def _added(folder: Path, config: Mapping[str, Any]) -> list[tuple[int, str, bool
             found[index] = (token, False)
     listed = config.get("added_tokens_decoder")
     for key, entry in (listed if isinstance(listed, Mapping) else {}).items():
-        content = _content(entry)
+        content = token_text(entry)
         if content is None or not key.isascii() or not key.isdigit() or len(key) > MOST_DIGITS:
             raise CheckpointError(
                 "has an entry with no place", field=f"{folder}: added_tokens_decoder", value=key[:40], fix=_FIX
             )
         found[int(key)] = (content, not (isinstance(entry, Mapping) and entry.get("special")))
     return [(index, *found[index]) for index in sorted(found)]
-
-
-def _content(token: object) -> str | None:
-    """A special token as configurations write it: text, or an object that holds it."""
-    content = token.get("content") if isinstance(token, Mapping) else token
-    return content if isinstance(content, str) and content else None

@@ -12,6 +12,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 MOST_TOKENS, LONGEST_TOKEN, MOST_CHARACTERS = 1 << 20, 1 << 12, 1 << 23
 #: Of an id that is the key of an object; Python refuses to read thousands.
 MOST_DIGITS = 9
+#: Special tokens that a vocabulary names.
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def check_sizes(tokens: Sequence[str], where: str) -> None:
@@ -26,6 +28,36 @@ def check_sizes(tokens: Sequence[str], where: str) -> None:
         )
     if sum(lengths) > MOST_CHARACTERS:
         raise CheckpointError(f"holds more than {MOST_CHARACTERS} characters", field=where, value=sum(lengths))
+
+
+def token_text(token: object) -> str | None:
+    """A special token as configurations write it: text, or an object that holds it."""
+    content = token.get("content") if isinstance(token, Mapping) else token
+    return content if isinstance(content, str) and content else None
+
+
+def byte_level_bpe(
+    vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], splits: Sequence[str], *, composed: bool,
+    whole_words: bool = False, space_prefix: bool = False,
+) -> Any:  # fmt: skip
+    """A `tokenizers.Tokenizer` that does what GPT-2's BPE does.
+
+    Args:
+        splits: regular expressions that split text before merges, applied in turn.
+        composed: whether characters are composed first (NFC).
+        whole_words: whether the vocabulary holds words that no sequence of merges reaches.
+        space_prefix: whether text is read as if a space stood before it.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    backend = Tokenizer(models.BPE(vocab=dict(vocabulary), merges=list(merges), ignore_merges=whole_words))
+    if composed:
+        backend.normalizer = normalizers.NFC()
+    steps = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in splits]
+    last = pre_tokenizers.ByteLevel(add_prefix_space=space_prefix, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, last])
+    backend.decoder = decoders.ByteLevel()
+    return backend
 
 
 def sentencepiece_bpe(

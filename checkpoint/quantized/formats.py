@@ -29,22 +29,20 @@ def packed_tensors(format: WrittenFormat, module: str, linear: QuantizedLinear) 
     Raises:
         CheckpointError: the format cannot hold this shape or these scales.
     """
-    layout: Layout = AwqLayout() if format == "awq" else CompressedLayout()
+    layout = AwqLayout() if format == "awq" else CompressedLayout()
     return {f"{module}.{suffix}": raw for suffix, raw in layout.pack(linear, module).items()}
 
 
 def quantization_config(quantization: Quantization) -> dict[str, Any]:
-    """What config.json holds under `quantization_config`; `parse_quantization` gives `quantization` back."""
+    """What config.json holds under `quantization_config` of a format that is written.
+
+    `parse_quantization` gives `quantization` back.
+    """
     bits, group = quantization.bits, quantization.group_size or -1
     if quantization.format == "awq":
         return {
             "quant_method": "awq", "bits": bits, "group_size": group, "zero_point": True, "version": "gemm",
             "modules_to_not_convert": list(quantization.ignored) or None,
-        }  # fmt: skip
-    if quantization.format == "gptq":
-        return {
-            "quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": False, "sym": quantization.symmetric,
-            "checkpoint_format": "gptq" if quantization.zero_offset else "gptq_v2",
         }  # fmt: skip
     weights: dict[str, Any] = {
         "num_bits": bits, "type": "int", "symmetric": quantization.symmetric, "dynamic": False, "actorder": None,

@@ -20,7 +20,7 @@ from plimsoll.checkpoint.checkpoint import RawTensor
 from plimsoll.checkpoint.quantized import words
 from plimsoll.checkpoint.quantized.layout import Cut, Part, Shape, Window, enclosing, inside
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
-from plimsoll.checkpoint.quantized.values import SCALE_DTYPES, read_scales, store_scales, stored
+from plimsoll.checkpoint.quantized.values import SCALE_DTYPES, read_scales
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,6 @@ class GptqLayout:
             "qzeros": Part((groups, rows * bits // 32), ("I32",)),
             "scales": Part((groups, rows), SCALE_DTYPES[quantization.bits]),
             "g_idx": Part((columns,), ("I32",), optional=True),
-        }
-
-    def pack(self, linear: QuantizedLinear, name: str) -> dict[str, RawTensor]:
-        rows, columns = linear.shape
-        per_word = 32 // linear.bits
-        if rows % per_word or columns % per_word:
-            raise CheckpointError(
-                f"{linear.bits}-bit weights and their zero points are packed {per_word} to a word",
-                field=name, value=[rows, columns], fix="Leave this module whole",
-            )  # fmt: skip
-        unsigned = linear.unsigned()
-        zeros = linear.zeros
-        if zeros is None:
-            zeros = np.full(linear.scales.shape, MIDDLE[linear.bits], dtype=np.uint8)
-        zeros = np.asarray((zeros - np.uint8(self.zero_offset)) & ((1 << linear.bits) - 1), dtype=np.uint8)
-        return {
-            "qweight": stored("I32", words.pack(np.ascontiguousarray(unsigned.T).T, linear.bits).T),
-            "qzeros": stored("I32", words.pack(zeros.T, linear.bits)),
-            "scales": store_scales(
-                np.ascontiguousarray(linear.scales.T), linear.scale_dtype, linear.bits, f"{name}.scales"
-            ),
-            "g_idx": stored("I32", np.arange(columns, dtype=np.int32) // linear.group),
         }
 
     def cuts(self, window: Window, quantization: Quantization) -> Mapping[str, Cut]:

@@ -68,9 +68,6 @@ class Layout(Protocol):
     def parts(self, rows: int, columns: int, quantization: Quantization) -> Mapping[str, Part]:
         """What a linear of [rows, columns] stores."""
 
-    def pack(self, linear: QuantizedLinear, name: str) -> dict[str, RawTensor]:
-        """Raises CheckpointError for a shape the format cannot hold; `name` is the module's, for the error."""
-
     def cuts(self, window: Window, quantization: Quantization) -> Mapping[str, Cut]:
         """What to read of each stored tensor for `window`, in whole words. Raises ValueError for a cut group."""
 

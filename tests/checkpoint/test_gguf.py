@@ -37,8 +37,8 @@ def test_same_tensors_and_facts_as_the_folder_it_came_from(tmp_path: Path, archi
     path = make_gguf(tmp_path / "model.gguf", make_model(architecture, tie_word_embeddings=tied))
     ours, theirs = open_checkpoint(path), open_checkpoint(folder)
     assert ours.format == "gguf"
-    assert set(ours.tensor_names) == set(theirs.tensor_names)
-    for name in theirs.tensor_names:
+    assert set(ours.tensors) == set(theirs.tensors)
+    for name in theirs.tensors:
         raw = ours.read(name)
         assert raw.dtype == "F32"
         np.testing.assert_array_equal(raw.data, theirs.read(name).data)
@@ -209,7 +209,7 @@ def test_file_cut_after_opening_is_an_error_and_not_a_crash(llama_gguf: Path, tm
     checkpoint = open_checkpoint(path)
     with open(path, "r+b") as file:
         file.truncate(50_000)
-    last = max(checkpoint.tensor_names, key=lambda name: checkpoint.tensors[name].nbytes)
+    last = max(checkpoint.tensors, key=lambda name: checkpoint.tensors[name].nbytes)
     with pytest.raises(CheckpointError, match="promised"):
         checkpoint.read(last)
 

@@ -55,7 +55,7 @@ def test_every_architecture_reads_as_safetensors_does(tmp_path: Path, architectu
     assert checkpoint.format == "huggingface"
     assert checkpoint.facts.architecture == architecture
     expected = stored(folder)
-    assert set(checkpoint.tensor_names) == set(expected)
+    assert set(checkpoint.tensors) == set(expected)
     for name, tensor in expected.items():
         raw = checkpoint.read(name)
         assert raw.shape == tuple(tensor.shape) == raw.data.shape
@@ -69,7 +69,7 @@ def test_shards_and_tied_embeddings(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
     assert len(checkpoint.files()) > 1
     assert checkpoint.facts.tie_embeddings
-    assert "lm_head.weight" not in checkpoint.tensor_names
+    assert "lm_head.weight" not in checkpoint.tensors
     for name, tensor in stored(folder).items():
         assert torch.equal(as_torch(checkpoint.read(name)), tensor)
 
@@ -119,7 +119,7 @@ def test_file_cut_after_opening_is_an_error_and_not_a_crash(folder: Path) -> Non
     checkpoint = open_checkpoint(folder)
     with open(folder / "model.safetensors", "r+b") as file:
         file.truncate(10_000)
-    last = max(checkpoint.tensor_names, key=lambda name: checkpoint.tensors[name].nbytes)
+    last = max(checkpoint.tensors, key=lambda name: checkpoint.tensors[name].nbytes)
     with pytest.raises(CheckpointError, match="promised"):
         checkpoint.read(last)
 

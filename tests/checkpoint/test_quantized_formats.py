@@ -12,10 +12,11 @@ from plimsoll.api.errors import CheckpointError
 from plimsoll.api.quantization import Quantization, parse_quantization
 from plimsoll.api.shard import Run
 from plimsoll.checkpoint.checkpoint import RawTensor
-from plimsoll.checkpoint.quantized.formats import layout_of, packed_tensors, quantization_config
+from plimsoll.checkpoint.quantized.formats import layout_of, packed_tensors
 from plimsoll.checkpoint.quantized.layout import Layout, Window
 from plimsoll.checkpoint.quantized.linear import QuantizedLinear, ScaleDtype
 from tests.support import unpacking
+from tests.support.quantized import described, pack
 
 DTYPES: dict[str, ScaleDtype] = {"F16": "F16", "BF16": "BF16", "F32": "F32"}
 
@@ -96,7 +97,7 @@ def test_what_is_packed_is_unpacked_to_the_bit_and_is_what_the_format_says(
     said = Quantization(said.format, said.bits, group, said.symmetric, (), said.zero_offset)
     given_linear = linear(rows, columns, group, bits=said.bits, symmetric=said.symmetric, dtype=dtype, seed=seed)
     layout = layout_of(said)
-    parts = layout.pack(given_linear, "m")
+    parts = pack(said, given_linear, "m")
     wanted = layout.parts(rows, columns, said)
     assert {name: (raw.shape, raw.dtype) for name, raw in parts.items()} == {
         name: (part.shape, parts[name].dtype) for name, part in wanted.items()
@@ -138,7 +139,7 @@ def test_what_is_packed_is_unpacked_to_the_bit_and_is_what_the_format_says(
 @pytest.mark.parametrize("said", FORMATS, ids=str)
 def test_every_value_of_a_weight_is_what_the_format_says(said: Quantization) -> None:
     given_linear = linear(24, 128, 64, bits=said.bits, symmetric=said.symmetric)
-    plain = {name: raw.data for name, raw in layout_of(said).pack(given_linear, "m").items()}
+    plain = {name: raw.data for name, raw in pack(said, given_linear, "m").items()}
     read = {
         "awq": lambda n, k: unpacking.awq(plain, n, k, 64),
         "compressed-tensors": lambda n, k: unpacking.compressed(plain, n, k, 64, said.bits),
@@ -179,7 +180,7 @@ def test_scales_are_written_as_they_are_or_not_at_all() -> None:
 @pytest.mark.parametrize("said", FORMATS, ids=str)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_scales_that_are_not_finite_are_refused_by_name(said: Quantization, bad: float) -> None:
-    parts = layout_of(said).pack(linear(16, 64, 64, bits=said.bits, symmetric=said.symmetric), "m")
+    parts = pack(said, linear(16, 64, 64, bits=said.bits, symmetric=said.symmetric), "m")
     scales = next(raw for name, raw in parts.items() if "scale" in name)
     scales.data.flat[-1] = bad
     with pytest.raises(CheckpointError, match="not finite") as caught:
@@ -189,7 +190,7 @@ def test_scales_that_are_not_finite_are_refused_by_name(said: Quantization, bad:
 
 def test_gptq_of_scattered_columns_or_another_layout_is_refused() -> None:
     said = Quantization("gptq", 4, 32, True, zero_offset=1)
-    parts = layout_of(said).pack(linear(16, 64, 32, symmetric=True), "m")
+    parts = pack(said, linear(16, 64, 32, symmetric=True), "m")
     other = Quantization("gptq", 4, 32, True, zero_offset=0)
     with pytest.raises(CheckpointError, match="checkpoint_format"):
         layout_of(other).unpack(parts, other, window_of(16, 64), (0, 16), "m")
@@ -200,7 +201,7 @@ def test_gptq_of_scattered_columns_or_another_layout_is_refused() -> None:
 
 def test_a_shape_that_is_not_the_codes_is_refused() -> None:
     said = Quantization("compressed-tensors", 4, 32, False)
-    parts = layout_of(said).pack(linear(16, 64, 32), "m")
+    parts = pack(said, linear(16, 64, 32), "m")
     parts["weight_shape"].data[0] = 15
     with pytest.raises(CheckpointError, match="the codes are those of"):
         layout_of(said).unpack(parts, said, window_of(16, 64), (0, 16), "m")
@@ -211,7 +212,7 @@ def test_a_shape_that_is_not_the_codes_is_refused() -> None:
 def test_the_configuration_that_is_written_says_what_was_meant(said: Quantization, group: int) -> None:
     ignored = () if said.format == "gptq" else ("lm_head",)
     said = Quantization(said.format, said.bits, group, said.symmetric, ignored, said.zero_offset)
-    assert parse_quantization({"quantization_config": quantization_config(said)}) == said
+    assert parse_quantization({"quantization_config": described(said)}) == said
 
 
 def test_a_window_that_cuts_a_group_is_refused() -> None:

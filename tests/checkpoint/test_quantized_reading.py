@@ -47,7 +47,7 @@ def test_every_weight_reads_as_the_floats_it_stands_for(tmp_path: Path, architec
 def test_biases_and_norms_are_read_as_they_are(tmp_path: Path, architecture: str) -> None:
     folder, floats = quantized.make_quantized(tmp_path / "model", quantized.AWQ, architecture)
     found, twin = open_checkpoint(folder), open_checkpoint(floats)
-    for name in twin.tensor_names:
+    for name in twin.tensors:
         assert np.array_equal(found.read(name).data, twin.read(name).data)
 
 
@@ -67,7 +67,7 @@ def test_modules_kept_whole_are_read_whole(tmp_path: Path) -> None:
     found, twin = open_checkpoint(folder), open_checkpoint(floats)
     name = "model.layers.1.self_attn.{}_proj.weight"
     assert [found.tensors[name.format(part)].dtype for part in "qkv"] == ["W4", "W4", "F32"]
-    for tensor in twin.tensor_names:
+    for tensor in twin.tensors:
         assert np.array_equal(found.read(tensor).data, twin.read(tensor).data)
 
 

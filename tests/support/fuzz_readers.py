@@ -108,7 +108,7 @@ def case(surface: str, number: int, place: Path) -> Path:
 def use(path: Path) -> None:
     """Everything that is done with a checkpoint before its weights are computed with."""
     checkpoint = open_checkpoint(path)
-    for name in checkpoint.tensor_names:
+    for name in checkpoint.tensors:
         assert checkpoint.read(name).shape == checkpoint.tensors[name].shape
     checkpoint.digest()
     tokenizer = load_tokenizer(checkpoint)

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from plimsoll.api.quantization import Quantization
-from plimsoll.checkpoint.quantized.formats import layout_of, quantization_config
-from plimsoll.checkpoint.quantized.linear import QuantizedLinear
+from plimsoll.checkpoint.checkpoint import RawTensor
+from plimsoll.checkpoint.quantized import words
+from plimsoll.checkpoint.quantized.formats import packed_tensors, quantization_config
+from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
+from plimsoll.checkpoint.quantized.values import store_scales, stored
 from tests.support.checkpoints import make_checkpoint
 
 AWQ = Quantization("awq", 4, 32, False)
@@ -49,6 +52,33 @@ def round_to_nearest(weight: Any, said: Quantization) -> QuantizedLinear:
     return QuantizedLinear(codes.astype(np.uint8).reshape(rows, columns), scales, zeros.astype(np.uint8))
 
 
+def pack(said: Quantization, linear: QuantizedLinear, module: str) -> dict[str, RawTensor]:
+    """What the format stores of a linear, by suffix. Plimsoll reads GPTQ and does not write it."""
+    if said.format != "gptq":
+        return {name.rpartition(".")[2]: raw for name, raw in packed_tensors(said.format, module, linear).items()}
+    columns, bits = linear.shape[1], linear.bits
+    zeros = linear.zeros
+    if zeros is None:
+        zeros = np.full(linear.scales.shape, MIDDLE[bits], dtype=np.uint8)
+    zeros = np.asarray((zeros - np.uint8(said.zero_offset)) & ((1 << bits) - 1), dtype=np.uint8)
+    return {
+        "qweight": stored("I32", words.pack(np.ascontiguousarray(linear.unsigned().T).T, bits).T),
+        "qzeros": stored("I32", words.pack(zeros.T, bits)),
+        "scales": store_scales(np.ascontiguousarray(linear.scales.T), linear.scale_dtype, bits, f"{module}.scales"),
+        "g_idx": stored("I32", np.arange(columns, dtype=np.int32) // linear.group),
+    }
+
+
+def described(said: Quantization) -> dict[str, Any]:
+    """`quantization_config` as the format's exporters write it."""
+    if said.format != "gptq":
+        return quantization_config(said)
+    return {
+        "quant_method": "gptq", "bits": said.bits, "group_size": said.group_size or -1, "desc_act": False,
+        "sym": said.symmetric, "checkpoint_format": "gptq" if said.zero_offset else "gptq_v2",
+    }  # fmt: skip
+
+
 def quantize_folder(source: Path, folder: Path, said: Quantization, whole: tuple[str, ...] = ()) -> tuple[Path, Path]:
     """`source` with its linears stored as `said` describes, except modules with a part of `whole` in their names.
 
@@ -74,13 +104,13 @@ def quantize_folder(source: Path, folder: Path, said: Quantization, whole: tuple
             continue
         linear = round_to_nearest(value, said)
         floats[name] = linear.dequantize()
-        packed |= {f"{module}.{suffix}": raw.data for suffix, raw in layout_of(said).pack(linear, module).items()}
+        packed |= {f"{module}.{suffix}": raw.data for suffix, raw in pack(said, linear, module).items()}
     twin = folder.with_name(folder.name + "-floats")
     for where, values in ((folder, packed), (twin, floats)):
         shutil.copytree(source, where, ignore=shutil.ignore_patterns("*.safetensors*"))
         save_file({name: np.ascontiguousarray(value) for name, value in values.items()}, where / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization_config(said)}))
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": described(said)}))
     return folder, twin
 
 
