@@ -28,6 +28,7 @@ MAX_HEADER_BYTES = 32 * 1024 * 1024
 MAX_RANK = 8
 #: Linux reads no more by one call than a little less than 2 GiB.
 _MOST_AT_ONCE = 1 << 30
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ def read_segments(path: Path, start: int, nbytes: int, step: int, count: int) ->
     try:
         with open(path, "rb", buffering=0) as file:
             descriptor = file.fileno()
+            if step - nbytes >= _PAGE_BYTES and hasattr(os, "posix_fadvise"):
+                # One after another, segments far apart would each wait for the disk.
+                for index in range(count if nbytes else 0):
+                    os.posix_fadvise(descriptor, start + index * step, nbytes, os.POSIX_FADV_WILLNEED)
             for index in range(count if nbytes else 0):
                 done, first = index * nbytes, start + index * step
                 end, offset = done + nbytes, first - done

@@ -1,22 +1,32 @@
 """Ranks of a tensor-parallel group: together the same answers as one device, from a part of the bytes each."""
 
+import json
 import threading
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from plimsoll.api.device import DeviceFacts
+from plimsoll.api.errors import SpecError
+from plimsoll.api.facts import facts_from_config
 from plimsoll.api.families.registry import all_families
-from plimsoll.api.shard import Shard, shards
+from plimsoll.api.layer_tensors import expected_tensors
+from plimsoll.api.precision import Precision
+from plimsoll.api.shard import Shard, shards, tensor_sizes
 from plimsoll.api.sizes import weight_bytes
 from plimsoll.checkpoint import open_checkpoint
+from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.loader import load_decoder
 from tests.support.checkpoints import make_checkpoint
+from tests.support.memory_model import make_source, tiny_facts
 from tests.support.rank_answers import answers, assert_same_answers, count_reads, load
 from tests.support.ranks import ThreadRank, on_ranks
-from tests.support.tables import float32_tables
+from tests.support.tables import bfloat16_tables, float32_tables
 
 TABLES = float32_tables()
 
@@ -77,3 +87,79 @@ def test_a_rank_reads_its_part_and_no_more(
         device = DeviceFacts("cpu", 1 << 30, TABLES[0].facts)
         for part, (read_bytes, held) in zip(parts, on_ranks(tensor, read), strict=True):
             assert read_bytes == held == weight_bytes(checkpoint.facts, "float32", device, part)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kv_heads=st.integers(1, 4),
+    group=st.integers(1, 4),
+    dim=st.sampled_from([4, 6, 20, 32]),
+    inner=st.integers(3, 9).flatmap(lambda more: st.sampled_from([more * 7, more * 32])),
+    vocab=st.integers(40, 97),
+    architecture=st.sampled_from(["LlamaForCausalLM", "InternLM2ForCausalLM", "Phi3ForCausalLM"]),
+    precision=st.sampled_from(["float32", "w8a16", "w4a16"]),
+    tied=st.booleans(),
+    biased=st.booleans(),
+    data=st.data(),
+)
+def test_shapes_that_do_not_divide(
+    kv_heads: int, group: int, dim: int, inner: int, vocab: int, architecture: str, precision: Precision, tied: bool,
+    biased: bool, data: Any,
+) -> None:  # fmt: skip
+    facts = tiny_facts(
+        windows=(None,), spec={"qkv_bias": biased, "output_bias": biased, "mlp_bias": biased, "scale": dim**-0.5},
+        architecture=architecture, vocab_size=vocab, hidden_size=32, intermediate_size=inner, head_dim=dim,
+        num_heads=kv_heads * group, num_kv_heads=kv_heads, tie_embeddings=tied,
+    )  # fmt: skip
+    try:
+        sizes = tensor_sizes(facts, precision)
+    except SpecError:
+        assert precision == "w4a16"
+        return
+    source, kernels = make_source(facts), TABLES[-1]
+    device = DeviceFacts("cpu", 1 << 30, kernels.facts)
+
+    def of(rank: ThreadRank | None) -> Decoder:
+        part = None if rank is None else shards(facts, rank.size, precision)[rank.rank]
+        found = load_decoder(
+            source, facts, kernels, torch.float32, precision=precision, shard=part, group=rank
+        )  # fmt: skip
+        if precision == "float32":
+            assert found.weight_bytes == weight_bytes(facts, precision, device, part)
+        return found
+
+    tensor = data.draw(st.sampled_from([size for size in sizes if 1 < size <= 8] or [1]))
+    if tensor > 1:
+        assert_same_answers(of, tensor, answers(of(None), words=vocab), words=vocab)
+
+
+def _status(key: str) -> int:
+    """Bytes of this process, as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def test_a_rank_takes_memory_for_its_part_alone(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024, "intermediate_size": 4096,
+        "num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 8192,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+    }  # fmt: skip
+    facts, header, at = facts_from_config(config), dict[str, Any](), 0
+    for name, shape in expected_tensors(facts).items():
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + 2 * prod(shape)]}
+        at += 2 * prod(shape)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    text = json.dumps(header).encode()
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+    checkpoint, kernels = open_checkpoint(tmp_path), bfloat16_tables()[-1]
+    rank = ThreadRank(1, 4, threading.Lock(), threading.Barrier(4), [])
+    part = shards(facts, 4, "bfloat16")[1]
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    decoder = load_decoder(checkpoint, facts, kernels, torch.bfloat16, shard=part, group=rank)
+    tensor = 2 * 8192 * 1024
+    assert at / 4 < decoder.weight_bytes < at * 0.26
+    assert _status("VmHWM") - before < decoder.weight_bytes + tensor + (8 << 20)

@@ -28,14 +28,22 @@ from tests.support.ranks import ThreadRank, on_ranks
 SOURCE = random.Random(11)
 PROMPTS = [[SOURCE.randrange(VOCAB_SIZE) for _ in range(length)] for length in (23, 1, 38)]
 STEPS = 3
+Answers = tuple[list[list[int]], list[Tensor]]
 
 
-def answers(decoder: Decoder, cache: torch.dtype = torch.float32) -> tuple[list[list[int]], list[Tensor]]:
-    """Greedy tokens after each prompt, chosen by the rank that leads, and log-probabilities at every position."""
-    blocks = sum(-(-(len(prompt) + STEPS) // 16) for prompt in PROMPTS)
+def answers(
+    decoder: Decoder, cache: torch.dtype = torch.float32, words: int = VOCAB_SIZE
+) -> tuple[list[list[int]], list[Tensor]]:
+    """Greedy tokens after each prompt, chosen by the rank that leads, and log-probabilities at every position.
+
+    Args:
+        words: token ids there are.
+    """
+    prompts = [[token % words for token in prompt] for prompt in PROMPTS]
+    blocks = sum(-(-(len(prompt) + STEPS) // 16) for prompt in prompts)
     runner = runner_of(decoder, blocks + 1, 16, cache)
-    sequences = make_sequences(runner, PROMPTS, room=STEPS)
-    found: list[list[Tensor]] = [[] for _ in PROMPTS]
+    sequences = make_sequences(runner, prompts, room=STEPS)
+    found: list[list[Tensor]] = [[] for _ in prompts]
     for _ in range(STEPS):
         batch = [Chunk(seq, len(seq.token_ids) - seq.num_computed) for seq in sequences]
         result = runner.step(batch)
@@ -43,7 +51,7 @@ def answers(decoder: Decoder, cache: torch.dtype = torch.float32) -> tuple[list[
             found[index] += [logits for _, logits in result.prompt_logits(index)]
             seq.num_computed = len(seq.token_ids)
             seq.token_ids.append(_chosen(decoder, result.logits, index))
-    tokens = [seq.token_ids[len(prompt) :] for seq, prompt in zip(sequences, PROMPTS, strict=True)]
+    tokens = [seq.token_ids[len(prompt) :] for seq, prompt in zip(sequences, prompts, strict=True)]
     return tokens, [torch.cat(parts).log_softmax(-1) for parts in found]
 
 
@@ -71,10 +79,14 @@ def load(folder: Path, kernels: Kernels, precision: Precision | None = None, dty
 
 
 def assert_same_answers(
-    of: Callable[[ThreadRank | None], Decoder], tensor: int, alone: Any, cache: torch.dtype = torch.float32
+    of: Callable[[ThreadRank | None], Decoder],
+    tensor: int,
+    alone: Any,
+    cache: torch.dtype = torch.float32,
+    words: int = VOCAB_SIZE,
 ) -> None:
     wanted, close = alone
-    ranks = on_ranks(tensor, lambda rank: answers(of(rank), cache))
+    ranks = on_ranks(tensor, lambda rank: answers(of(rank), cache, words))
     assert all(tokens == wanted for tokens, _ in ranks)
     for ours, theirs in zip(ranks[0][1], close, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
