@@ -4,7 +4,7 @@ Format: https://github.com/huggingface/safetensors#format.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.model import DTYPE_BYTES
 
+INDEX_NAME = "model.safetensors.index.json"
 #: Yields a tensor's values, float32, in pieces of whole rows.
 Pieces = Callable[[str], Iterator[npt.NDArray[np.float32]]]
 
@@ -39,12 +40,12 @@ def plan_shards(shapes: Mapping[str, tuple[int, ...]], dtype: str, limit: int) -
             used = 0
         groups[-1].append(name)
         used += nbytes
-    if len(groups) == 1:
-        return [Shard("model.safetensors", tuple(groups[0]))]
-    return [
-        Shard(f"model-{index:05}-of-{len(groups):05}.safetensors", tuple(group))
-        for index, group in enumerate(groups, start=1)
-    ]
+    return [Shard(shard_name(place, len(groups)), tuple(group)) for place, group in enumerate(groups)]
+
+
+def shard_name(place: int, count: int) -> str:
+    """What the file at `place`, from 0 on, of so many files is called."""
+    return "model.safetensors" if count == 1 else f"model-{place + 1:05}-of-{count:05}.safetensors"
 
 
 def write_shards(
@@ -67,7 +68,7 @@ def write_shards(
     shards = plan_shards(shapes, dtype, limit)
     for shard in shards:
         with open(folder / shard.name, "wb") as file:
-            file.write(_header({name: shapes[name] for name in shard.tensors}, dtype))
+            file.write(header({name: (dtype, shapes[name]) for name in shard.tensors}))
             for name in shard.tensors:
                 for piece in pieces(name):
                     data = encode(piece, dtype, name)
@@ -75,21 +76,32 @@ def write_shards(
                     wrote(data.nbytes)
     if len(shards) > 1:
         total = sum(prod(shape) for shape in shapes.values()) * DTYPE_BYTES[dtype]
-        index: dict[str, Any] = {
-            "metadata": {"total_size": total},
-            "weight_map": {name: shard.name for shard in shards for name in shard.tensors},
-        }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        index = index_of({shard.name: shard.tensors for shard in shards}, total)
+        (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _header(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def index_of(files: Mapping[str, Iterable[str]], total: int) -> dict[str, Any]:
+    """What `INDEX_NAME` says of files by name, with the tensors in each, of `total` bytes together."""
+    return {
+        "metadata": {"total_size": total},
+        "weight_map": {tensor: name for name, tensors in files.items() for tensor in tensors},
+    }
+
+
+def header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """What a file of tensors begins with, from the dtype and the shape of each in the order of their data."""
+    found: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for name, shape in shapes.items():
+    for name, (dtype, shape) in tensors.items():
         end = at + prod(shape) * DTYPE_BYTES[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        found[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
         at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
+    return header_bytes(found)
+
+
+def header_bytes(content: Mapping[str, Any]) -> bytes:
+    """The length of a header, and the header."""
+    text = json.dumps(content, separators=(",", ":")).encode()
     # Spaces up to a multiple of eight keep the data aligned for readers that map the file.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -9,7 +9,6 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ import structlog
 from plimsoll.operator import kinds
 from plimsoll.operator.actions import Event
 from plimsoll.operator.cluster import Cluster, ClusterError, ConflictError, NotFoundError, NotLeaderError
+from plimsoll.operator.plan.conditions import timestamp
 from plimsoll.operator.pulse import Pulse
 from plimsoll.operator.snapshot import Deployment
 
@@ -90,7 +90,7 @@ class Events:
         Args:
             deployment: names the object that the event is about, of any kind.
         """
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = timestamp(time.time())
         message = event.message if len(event.message) <= _LONGEST else event.message[: _LONGEST - 1] + "…"
         about = f"{deployment.uid}\0{event.type}\0{event.reason}\0{message}"
         name = f"{deployment.name}.{hashlib.sha256(about.encode()).hexdigest()[:16]}"

@@ -125,12 +125,10 @@ class Endpoint:
         }  # fmt: skip
 
     def _score(self, window: Sequence[int]) -> list[Position]:
-        answer = self._request("POST", "completions", self._body(window))
-        if answer.status_code != 200:
-            raise self._error(self._reason(answer), TRY_AGAIN)
+        answer = self._json(self._request("POST", "completions", self._body(window)))
         try:
-            choice = self._json(answer)["choices"][0]
-            found = choice.get("prompt_logprobs") or self._json(answer).get("prompt_logprobs")
+            choice = answer["choices"][0]
+            found = choice.get("prompt_logprobs") or answer.get("prompt_logprobs")
             if found:
                 return self._by_id(found, window)
             if choice.get("logprobs"):

@@ -14,8 +14,9 @@ from typing import Any
 from plimsoll.checkpoint.complete import sync_folder, write_durably
 from plimsoll.checkpoint.json_file import read_object
 from plimsoll.checkpoint.quantized.manifest import hash_file
+from plimsoll.checkpoint.safetensors_writer import header_bytes, shard_name
 from plimsoll.quantjob.failures import damaged
-from plimsoll.quantjob.shards import Shard, header_bytes, read_header
+from plimsoll.quantjob.shards import Shard, read_header
 
 PLAN_NAME = "merge.json"
 _CHUNK = 8 << 20
@@ -37,7 +38,7 @@ def merged(folder: Path, shards: Sequence[Shard], limit: int, proceed: Callable[
         plan = read_object(path)["files"]
     else:
         groups = list(_groups(shards, limit))
-        names = [_name(place, len(groups)) for place in range(len(groups))]
+        names = [shard_name(place, len(groups)) for place in range(len(groups))]
         if [[shard.name for shard in group] for group in groups] == [[name] for name in names]:
             return list(shards)
         plan = [_planned(output, name, group) for name, group in zip(names, groups, strict=True)]
@@ -62,10 +63,6 @@ def _groups(shards: Sequence[Shard], limit: int) -> Iterator[list[Shard]]:
         group.append(shard)
     if group:
         yield group
-
-
-def _name(place: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{place + 1:05}-of-{count:05}.safetensors"
 
 
 def _planned(output: Path, name: str, group: Sequence[Shard]) -> dict[str, Any]:

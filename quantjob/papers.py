@@ -11,11 +11,12 @@ from plimsoll.api.quantization import Quantization
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.end_tokens import with_ends
 from plimsoll.checkpoint.quantized.formats import quantization_config
+from plimsoll.checkpoint.safetensors_writer import INDEX_NAME, index_of
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.quantjob.generation_config import NAME as GENERATION_NAME
 from plimsoll.quantjob.generation_config import valid_generation_config
 from plimsoll.quantjob.recipe import Recipe
-from plimsoll.quantjob.shards import INDEX_NAME, Shard, index_of
+from plimsoll.quantjob.shards import Shard
 
 #: What of a Hugging Face folder goes along: everything small that is neither weights nor written here.
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".py", ".md")
@@ -43,7 +44,8 @@ def write_papers(folder: Path, checkpoint: Checkpoint, recipe: Recipe, shards: l
     _write_json(folder / "config.json", config)
     if len(shards) > 1:
         written.append(INDEX_NAME)
-        _write_json(folder / INDEX_NAME, index_of(shards))
+        total = sum(sum(shard.tensors.values()) for shard in shards)
+        _write_json(folder / INDEX_NAME, index_of({shard.name: shard.tensors for shard in shards}, total))
     generation, _ = valid_generation_config(checkpoint.generation_config)
     if checkpoint.path.is_dir():
         for path in sorted(checkpoint.path.iterdir()):

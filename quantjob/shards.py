@@ -17,8 +17,7 @@ import numpy.typing as npt
 from plimsoll.api.model import DTYPE_BYTES
 from plimsoll.checkpoint.checkpoint import RawTensor
 from plimsoll.checkpoint.complete import replacing
-
-INDEX_NAME = "model.safetensors.index.json"
+from plimsoll.checkpoint.safetensors_writer import header
 
 
 @dataclass(frozen=True)
@@ -51,29 +50,15 @@ def whole(raw: RawTensor) -> Entry:
 
 def write_shard(path: Path, entries: Mapping[str, Entry]) -> Shard:
     """Raises OSError; nothing stands under `path` then."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, entry in entries.items():
-        header[name] = {
-            "dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [at, at := at + entry.nbytes],
-        }  # fmt: skip
-    text = header_bytes(header)
+    head = header({name: (entry.dtype, entry.shape) for name, entry in entries.items()})
     digest = hashlib.sha256()
     with replacing(path, path.with_name(f".{path.name}.partial")) as file:
-        for data in _stream(text, entries):
+        for data in _stream(head, entries):
             digest.update(data)
             file.write(data)
         size = file.tell()
-        assert size == len(text) + at, f"{path.name}: {size} bytes"
+        assert size == len(head) + sum(entry.nbytes for entry in entries.values()), f"{path.name}: {size} bytes"
     return Shard(path.name, size, digest.hexdigest(), {name: entry.nbytes for name, entry in entries.items()})
-
-
-def header_bytes(header: Mapping[str, Any]) -> bytes:
-    """What a file of tensors begins with: the length of the header, and the header."""
-    text = json.dumps(header, separators=(",", ":")).encode()
-    # Spaces up to a multiple of eight keep the data aligned for readers that map the file.
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -88,11 +73,3 @@ def _stream(header: bytes, entries: Mapping[str, Entry]) -> Iterator[bytes | mem
     for entry in entries.values():
         for piece in entry.pieces():
             yield piece.reshape(-1).view("u1").data if piece.size else b""
-
-
-def index_of(shards: list[Shard]) -> dict[str, Any]:
-    """What `model.safetensors.index.json` says of them."""
-    return {
-        "metadata": {"total_size": sum(sum(shard.tensors.values()) for shard in shards)},
-        "weight_map": {name: shard.name for shard in shards for name in shard.tensors},
-    }

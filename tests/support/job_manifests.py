@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 
 from plimsoll.api.crd import JOBS, object_schema
-from tests.support.manifests import Manifest, Wrong, bent
+from tests.support.manifests import ON_CPU, Manifest, Wrong, bent
 
 
 def job_manifest(spec: Manifest, name: str = "demo-awq") -> Manifest:
@@ -18,13 +18,7 @@ def job_manifest(spec: Manifest, name: str = "demo-awq") -> Manifest:
 
 #: Every field of the CRD is set in this, but for those that exclude another.
 FULL: Manifest = {
-    "model": {
-        "source": "hf://org/name@main",
-        "credentialsSecret": "token",
-        "endpoint": "https://hub.example.com:8443/mirror",
-        "cacheClaim": "models.cache",
-        "contentVersion": "2026-01-31",
-    },
+    "model": {name: part for name, part in ON_CPU["model"].items() if name != "servedName"},
     "method": "awq",
     "weights": {"bits": 4, "groupSize": 64, "searchScale": True, "clip": False, "compensate": True},
     "format": "awq",
@@ -36,27 +30,8 @@ FULL: Manifest = {
     "output": "pvc://models/qwen/awq",
     "accelerator": {"resource": "cpu", "memory": "4Gi"},
     "pod": {
-        "cpu": "1500m",
-        "image": "registry.example.com:5000/plimsoll/runtime:v1",
-        "nodeSelector": {"kubernetes.io/arch": "amd64"},
-        "tolerations": [
-            {"key": "models", "operator": "Equal", "value": "yes", "effect": "NoExecute", "tolerationSeconds": 5}
-        ],
-        "imagePullPolicy": "Always",
-        "runtimeClassName": "nvidia",
-        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
-            {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}]}
-        ]}}},
-        "limits": {"cpu": 4, "ephemeralStorage": "20Gi"},
-        "securityContext": {"runAsUser": 1000, "runAsGroup": 1001, "fsGroup": 1002, "supplementalGroups": [7]},
-        "proxy": {"http": "http://proxy:3128", "https": "http://proxy:3128", "noProxy": "10.0.0.0/8,.example.com"},
-        "caBundle": {"configMap": "authorities", "key": "ca.crt"},
-        "architecture": "amd64",
+        **{name: part for name, part in ON_CPU["pod"].items() if name != "topologySpreadConstraints"},
         "priorityClassName": "low",
-        "serviceAccountName": "models",
-        "imagePullSecrets": ["registry"],
-        "labels": {"team": "search"},
-        "annotations": {"example.com/owner": "Search & Co."},
     },
     "backoffLimit": 3,
     "ttlSecondsAfterFinished": 600,
