@@ -50,6 +50,14 @@ def parse_divergence(text: str | float, field: str = "spec.evaluation.maxKLDiver
     return value
 
 
+def parse_limits(increase: str | None, divergence: str | None) -> Limits:
+    """What the options of `quantize` and `eval` say. Raises SpecError."""
+    return Limits(
+        None if increase is None else parse_increase(increase, "--max-perplexity-increase"),
+        None if divergence is None else parse_divergence(divergence, "--max-kl-divergence"),
+    )
+
+
 def _number(text: str | float, field: str, wanted: str) -> tuple[float, bool]:
     match = None if isinstance(text, bool) else _SHARE.fullmatch(str(text))
     if match is None:

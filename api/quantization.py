@@ -146,11 +146,7 @@ class _Parser:
                 "Quantize it with desc_act false, or take a checkpoint that was",
             )  # fmt: skip
         skipped = self._skipped()
-        symmetric = self.given.get("sym", True)
-        if not isinstance(symmetric, bool):
-            raise self._refusal("sym", symmetric, "must be true or false", "Use the config.json that came with it")
-        if bits == 8 and not symmetric:
-            raise self._refusal("sym", False, "8-bit weights are read without zero points", "Quantize it with sym true")
+        symmetric = self._symmetric("sym", self.given, bits)
         return Quantization("gptq", bits, group, symmetric, skipped, zero_offset=1 if layout == "gptq" else 0)
 
     def _skipped(self) -> tuple[str, ...]:
@@ -221,14 +217,7 @@ class _Parser:
                 "columns of a group lie scattered over the row, which would need an index at every product",
                 "Quantize it with actorder weight or static",
             )  # fmt: skip
-        symmetric = weights.get("symmetric", True)
-        if not isinstance(symmetric, bool):
-            raise self._refusal(f"{name}.weights.symmetric", symmetric, "must be true or false")
-        if bits == 8 and not symmetric:
-            raise self._refusal(
-                f"{name}.weights.symmetric", False, "8-bit weights are read without zero points",
-                "Quantize it with symmetric true",
-            )  # fmt: skip
+        symmetric = self._symmetric("symmetric", weights, bits, f"{name}.weights.")
         size = weights.get("group_size")
         strategy = weights.get("strategy") or ("group" if size not in (None, -1) else "channel")
         if strategy not in ("group", "channel"):
@@ -238,12 +227,19 @@ class _Parser:
         return bits, self._group(f"{name}.weights.group_size", size), symmetric
 
     def _refuse_packed_otherwise(self) -> None:
-        if self.given.get("lm_head"):
-            raise self._refusal(
-                "lm_head", self.given["lm_head"], "a quantized head is not read", "Leave the head whole"
-            )
+        if head := self.given.get("lm_head"):
+            raise self._refusal("lm_head", head, "a quantized head is not read", "Leave the head whole")
         if self.given.get("pack_dtype", "int32") != "int32":
             raise self._refusal("pack_dtype", self.given["pack_dtype"], "only words of int32 are read")
+
+    def _symmetric(self, key: str, given: Mapping[str, Any], bits: int, place: str = "") -> bool:
+        found = given.get(key, True)
+        if not isinstance(found, bool):
+            raise self._refusal(place + key, found, "must be true or false", "Use the config.json that came with it")
+        if bits == 8 and not found:
+            what = "8-bit weights are read without zero points"
+            raise self._refusal(place + key, False, what, f"Quantize it with {key} true")
+        return found
 
     def _bits(self, field: str, value: object, known: tuple[int, ...]) -> Literal[4, 8]:
         if isinstance(value, bool) or not isinstance(value, int) or value not in known:

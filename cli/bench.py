@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,12 +54,11 @@ def bench(
     check_choice(api, ("chat", "completions"), "--api")
     in_flight = None if rate is not None else concurrency or 8
     key = first_key(api_key_file, "--api-key-file") if api_key_file else None
-    endpoint = Endpoint(url, model, key)
-    target = load.Target(
-        url=endpoint.url, model=endpoint.model, key=key, api="chat" if api == "chat" else "completions",
-        output_tokens=output_tokens, timeout=timeout, extra={"ignore_eos": True} if ignore_eos else {},
-    )  # fmt: skip
-    endpoint.close()
+    with closing(Endpoint(url, model, key)) as endpoint:
+        target = load.Target(
+            url=endpoint.url, model=endpoint.model, key=key, api="chat" if api == "chat" else "completions",
+            output_tokens=output_tokens, timeout=timeout, extra={"ignore_eos": True} if ignore_eos else {},
+        )  # fmt: skip
     console = screen.console()
     words = input_tokens
     if warmup:

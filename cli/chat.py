@@ -1,5 +1,6 @@
 """`plimsoll chat`: a conversation in the terminal, with any OpenAI endpoint or with a model started for it."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,11 +33,8 @@ def chat(
     screen = local.console()
 
     def talk(address: str, key: str | None) -> None:
-        endpoint = conversation.Endpoint(address, model_name, key)
-        try:
+        with closing(conversation.Endpoint(address, model_name, key)) as endpoint:
             conversation.chat(endpoint, options, system, screen)
-        finally:
-            endpoint.close()
 
     if model is None:
         key = conversation.first_key(api_key_file, "--api-key-file") if api_key_file else None

@@ -46,7 +46,7 @@ def eval(
     """Compare checkpoints on held-out text: perplexity, KL divergence, agreement. Exits 3 when a limit is passed."""
     check_choice(output, ("table", "json"), "--output")
 
-    from plimsoll.api.gate import Limits, gate, parse_divergence, parse_increase
+    from plimsoll.api.gate import gate, parse_limits
     from plimsoll.api.quantity import byte_option
     from plimsoll.checkpoint import open_checkpoint
     from plimsoll.checkpoint.tokenizer import load_tokenizer
@@ -61,11 +61,7 @@ def eval(
     from plimsoll.quantjob.streamed import StreamedModel
     from plimsoll.quantjob.tokens import HELD_OUT
 
-    rise, distance = max_perplexity_increase, max_kl_divergence
-    limits = Limits(
-        None if rise is None else parse_increase(rise, "--max-perplexity-increase"),
-        None if distance is None else parse_divergence(distance, "--max-kl-divergence"),
-    )
+    limits = parse_limits(max_perplexity_increase, max_kl_divergence)
     line = None if memory is None else byte_option(memory, "--memory")
     served = other.startswith(("http://", "https://"))
     if not served and (model_name or api_key_file):

@@ -5,14 +5,17 @@ process of `rate` requests a second; a slow endpoint does not slow it down). All
 """
 
 import asyncio
+import itertools
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import httpx
 import msgspec
+import numpy as np
 
 from plimsoll.checkpoint.answers import IDENTITY, pieces_later
 from plimsoll.cli.events import EventLines
@@ -75,11 +78,7 @@ def random_prompts(count: int, words: int, seed: int) -> list[str]:
 def arrivals(count: int, rate: float, seed: int) -> list[float]:
     """Seconds after the start at which each of `count` requests of a Poisson process of `rate` a second arrives."""
     draw = random.Random(seed)
-    moment, moments = 0.0, []
-    for _ in range(count):
-        moments.append(moment)
-        moment += draw.expovariate(rate)
-    return moments
+    return list(itertools.accumulate((draw.expovariate(rate) for _ in range(count - 1)), initial=0.0))
 
 
 async def run(
@@ -206,32 +205,23 @@ def _texts(chunk: dict[str, Any]) -> Iterator[str | None]:
 
 
 def percentiles(values: Sequence[float], points: Sequence[float] = (50, 90, 95, 99)) -> dict[str, float]:
-    """Mean, `p50`… and maximum, interpolated between neighbours as numpy does; empty for no values."""
+    """Mean, `p50`… and maximum, interpolated between neighbours; empty for no values."""
     if not values:
         return {}
-    ordered = sorted(values)
-    found = {"mean": sum(ordered) / len(ordered)}
-    for point in points:
-        place = (len(ordered) - 1) * point / 100
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        found[f"p{point:g}"] = ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-    return found | {"max": ordered[-1]}
+    found = zip(points, np.percentile(values, points).tolist(), strict=True)
+    return {"mean": sum(values) / len(values), **{f"p{point:g}": value for point, value in found}, "max": max(values)}
 
 
 def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     """Throughput over `seconds`, latencies of the requests that succeeded, failures counted by kind."""
     good = [outcome for outcome in outcomes if outcome.error is None]
-    errors: dict[str, int] = {}
-    for outcome in outcomes:
-        if outcome.error is not None:
-            errors[outcome.error] = errors.get(outcome.error, 0) + 1
+    errors = Counter(outcome.error for outcome in outcomes if outcome.error is not None)
     output = sum(outcome.output_tokens for outcome in good)
     prompt = sum(outcome.prompt_tokens or 0 for outcome in good)
     return {
         "requests": len(outcomes),
         "succeeded": len(good),
-        "errors": errors,
+        "errors": dict(errors),
         "seconds": seconds,
         "prompt_tokens": prompt,
         "output_tokens": output,

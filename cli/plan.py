@@ -115,7 +115,7 @@ def _facts(deployment: "ModelDeployment", config: Path | None) -> "tuple[ModelFa
     from plimsoll.api.facts import config_notes, facts_from_config
     from plimsoll.checkpoint.json_file import read_object
     from plimsoll.checkpoint.open import open_checkpoint
-    from plimsoll.checkpoint.sources import resolve
+    from plimsoll.checkpoint.sources import parse_hub, resolve
 
     source = deployment.spec.model.source
     if config is None and not source:
@@ -125,7 +125,8 @@ def _facts(deployment: "ModelDeployment", config: Path | None) -> "tuple[ModelFa
             fix="Give --config CONFIG.JSON of the checkpoint that it quantizes, and precision: w4a16",
         )  # fmt: skip
     if config is None and source.startswith("hf://"):
-        config = _hub_config(source)
+        # A few kilobytes; a GGUF file holds its own.
+        config = None if parse_hub(source).file else resolve(source, files=("config.json",))
     if config is None:
         path = resolve(source)
         weights = path.is_file() or any(any(path.glob(kind)) for kind in ("*.safetensors", "*.gguf", "*.bin"))
@@ -144,13 +145,6 @@ def _facts(deployment: "ModelDeployment", config: Path | None) -> "tuple[ModelFa
             error.message, field=field if field.startswith(str(where)) else f"{where}: {field}".removesuffix(": "),
             value=error.value, fix=error.fix,
         ) from None  # fmt: skip
-
-
-def _hub_config(source: str) -> Path | None:
-    """The config.json of a hub's repository, a few kilobytes; None for a GGUF file, which holds its own."""
-    from plimsoll.checkpoint.sources import parse_hub, resolve
-
-    return None if parse_hub(source).file else resolve(source, files=("config.json",))
 
 
 def _kernels(table: "TableFacts") -> str:

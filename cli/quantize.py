@@ -13,7 +13,6 @@ from plimsoll.api.errors import PlimsollError
 from plimsoll.api.printable import printable
 
 if TYPE_CHECKING:
-    from plimsoll.api.gate import Limits
     from plimsoll.quantjob.job import Outcome
     from plimsoll.quantjob.progress import Tracker
     from plimsoll.quantjob.recipe import Recipe
@@ -75,9 +74,11 @@ def quantize(
     Exits 0 when it is done, 3 when it is past a limit, 1 when it cannot be done, 75 when another run is at work here.
     Stopped by a signal or killed, it goes on where it was when it is run again.
     """
+    from plimsoll.api.gate import parse_limits
     from plimsoll.api.quantity import byte_option
     from plimsoll.checkpoint import guard, trust
     from plimsoll.checkpoint.contents import ENVIRONMENT, refuse_changed
+    from plimsoll.checkpoint.sources import resolve
     from plimsoll.cli import local
     from plimsoll.cli.progress_lines import shown
     from plimsoll.cli.status_page import serve_status
@@ -85,6 +86,7 @@ def quantize(
     from plimsoll.quantjob.job import QuantizeJob
     from plimsoll.quantjob.job_options import JobOptions
     from plimsoll.quantjob.progress import Tracker
+    from plimsoll.runtime.machine.cgroup import host_line
 
     guard.install()
     signal.signal(signal.SIGTERM, _stop)
@@ -96,10 +98,11 @@ def quantize(
             trust.install()
             # Before anything is fetched.
             recipe = _recipe(method, w_bits, w_group_size, format, (search_scale, clip, compensate), seed)
-            limits = _limits(max_perplexity_increase, max_kl_divergence)
+            limits = parse_limits(max_perplexity_increase, max_kl_divergence)
             plan = _plan(recipe, calib_dataset, calib_samples, calib_seqlen, eval_samples, eval_dataset, seed)
-            line, shards = _memory(memory), byte_option(shard_size, "--shard-size")
-            path = local.fetch(source, screen) if source.startswith("hf://") else _path(source)
+            line = byte_option(memory, "--memory") if memory else host_line()[0]
+            shards = byte_option(shard_size, "--shard-size")
+            path = local.fetch(source, screen) if source.startswith("hf://") else resolve(source)
             refuse_changed(path, os.environ.get(ENVIRONMENT))
             given = {"group_size": w_group_size, "length": calib_seqlen}
             options = JobOptions(
@@ -142,15 +145,6 @@ def _recipe(
     return Recipe(**values)
 
 
-def _limits(increase: str | None, divergence: str | None) -> "Limits":
-    from plimsoll.api.gate import Limits, parse_divergence, parse_increase
-
-    return Limits(
-        None if increase is None else parse_increase(increase, "--max-perplexity-increase"),
-        None if divergence is None else parse_divergence(divergence, "--max-kl-divergence"),
-    )
-
-
 def _plan(
     recipe: "Recipe", dataset: str, samples: int | None, length: int | None, held_out: int, eval_dataset: str | None,
     seed: int,
@@ -165,19 +159,6 @@ def _plan(
     )  # fmt: skip
     plan.check_places()
     return plan
-
-
-def _memory(text: str | None) -> int:
-    from plimsoll.api.quantity import byte_option
-    from plimsoll.runtime.machine.cgroup import host_line
-
-    return byte_option(text, "--memory") if text else host_line()[0]
-
-
-def _path(source: str) -> Path:
-    from plimsoll.checkpoint.sources import resolve
-
-    return resolve(source)
 
 
 def _pages(tracker: "Tracker") -> dict[str, Callable[[], tuple[int, bytes]]]:

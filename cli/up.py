@@ -1,5 +1,6 @@
 """`plimsoll up -f FILE`: the manifests a cluster would take, as processes on this machine."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,15 +71,12 @@ def up(
     def talk() -> None:
         keys = deployments[0].spec.serving.api_keys_file
         key = conversation.first_key(Path(keys), "spec.serving.apiKeysFile") if keys else None
-        endpoint = conversation.Endpoint(services[0].url, services[0].config.served_name, key)
-        try:
+        with closing(conversation.Endpoint(services[0].url, services[0].config.served_name, key)) as endpoint:
             if ask is None:
                 conversation.chat(endpoint, conversation.CALM, None, screen)
             else:
                 screen.print(f"> {ask}", style="bold", highlight=False)
                 conversation.ask(endpoint, ask, {"temperature": 0, "max_tokens": 256})
-        finally:
-            endpoint.close()
 
     local.run(services, screen, talk if chat or ask is not None else None)
 
