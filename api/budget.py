@@ -109,7 +109,7 @@ def budget(
     if len(tried) > 1:
         spread = f" on {nearest.load.tensor} devices" if load.tensor == "auto" and nearest.load.tensor != 1 else ""
         named = f"precision {nearest.load.precision}" if load.precision == "auto" else "the option"
-        text = f"{named}{spread}, the smallest that auto may take, {text}"
+        text = f"{named}{spread}, the smallest that auto may take, {text}{sizer.unsplit(load, nearest)}"
     raise DoesNotFitError(text, ways=_ways(sizer, load, nearest, names))
 
 
@@ -173,6 +173,15 @@ class _Sizer:
         for precision in precisions:
             for tensor in tensors:
                 yield precision, tensor
+
+    def unsplit(self, load: Load, nearest: "_Sum") -> str:
+        """Why `auto` did not take more devices, where the model does not split over as many; else nothing."""
+        for precision, tensor in self.options(replace(load, precision=nearest.load.precision)):
+            try:
+                self.parts(precision, tensor)
+            except SpecError as error:
+                return f". On {tensor} devices: {error.message}. {error.fix}"
+        return ""
 
     def sum(self, load: Load, total: int | None = None) -> "_Sum":
         """One concrete option, added up, on devices of `total` bytes where that is given."""

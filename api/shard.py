@@ -134,7 +134,7 @@ def _refused(facts: ModelFacts, tensor: int, heads: int, inner: int) -> str | No
     if tensor > MOST_RANKS:
         return f"must be at most {MOST_RANKS}"
     if any(spec.qk_norm == "whole" for spec in facts.layers):
-        return "its norms of queries and keys go over all heads at once, which no rank has"
+        return "the model's norms of queries and keys go over all heads at once, which no rank has"
     grouped = f", {heads} at a time as the groups of its codes need" if heads > 1 else ""
     if tensor * heads > facts.num_heads:
         return f"{facts.num_heads} attention heads cannot be split over {tensor}{grouped}"
@@ -143,7 +143,8 @@ def _refused(facts: ModelFacts, tensor: int, heads: int, inner: int) -> str | No
         return f"{both} cannot be split over {tensor}{grouped}"
     if facts.intermediate_size // inner < tensor:
         width = facts.intermediate_size
-        return f"a feed-forward width of {width} cannot be split over {tensor}, {inner} columns at a time"
+        unit = f", {inner} columns at a time" if inner > 1 else ""
+        return f"a feed-forward width of {width} cannot be split over {tensor}{unit}"
     if facts.vocab_size < tensor:
         return f"a vocabulary of {facts.vocab_size} cannot be split over {tensor}"
     return None

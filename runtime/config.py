@@ -98,8 +98,12 @@ def names_of(config: EngineConfig) -> Names:
 
 #: Fields that the budget and the engine refuse under one name, in the words of arguments and of options.
 _FIELDS = {
-    "arguments": {"spec.kvCache.blockSize": "block_size"},
-    "options": {"spec.kvCache.blockSize": "--cache-block-seq-len", "device": "--device"},
+    "arguments": {"spec.kvCache.blockSize": "block_size", "spec.parallelism.tensor": "tensor"},
+    "options": {
+        "spec.kvCache.blockSize": "--cache-block-seq-len",
+        "spec.parallelism.tensor": "--tp",
+        "device": "--device",
+    },
 }
 
 

@@ -14,10 +14,10 @@ from plimsoll.api.device import DeviceFacts, TableFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.families.registry import find_family
-from plimsoll.api.layer_tensors import FUSED, expected_tensors, stored_linears
+from plimsoll.api.layer_tensors import FUSED, expected_tensors, role_shape, stored_linears
 from plimsoll.api.model import ModelFacts, TensorFact
 from plimsoll.api.quantization import Quantization
-from plimsoll.api.shard import replication, shards, tensor_sizes
+from plimsoll.api.shard import shards, tensor_sizes
 from plimsoll.api.sizes import block_bytes, weight_bytes
 from plimsoll.checkpoint import open_checkpoint
 from tests.support.checkpoints import ARCHITECTURES, make_checkpoint
@@ -228,7 +228,9 @@ def test_shards_of_quantized_weights_are_sized_or_refused(facts: ModelFacts, ten
     for shard in found:
         for role in ("o", "down"):
             start, stop = shard.columns(facts, role)
-            assert not said.group_size or start % said.group_size == stop % said.group_size == 0
+            # A group as long as its row is the row's one scale, which each rank has.
+            cut = 0 < said.group_size < role_shape(facts, role)[1]
+            assert not cut or start % said.group_size == stop % said.group_size == 0
     assert weight_bytes(facts, precision, CARD) <= weight_bytes(facts, precision, CARD, found[0]) * tensor
 
 
@@ -289,36 +291,6 @@ def test_more_memory_or_a_larger_share_never_holds_less(
         assert larger is not None
         assert larger.blocks >= smaller.blocks
         assert larger.weights == smaller.weights
-
-
-@given(configs(), st.integers(1, 12), st.sampled_from(["bfloat16", "w4a16", "w8a16"]))
-def test_ranks_hold_the_model_between_them(facts: ModelFacts, tensor: int, precision: Any) -> None:
-    device = DeviceFacts("cuda", 24 * GIB, TableFacts(head_group=32))
-    try:
-        sizes = tensor_sizes(facts, precision)
-    except SpecError:
-        return
-    if tensor not in sizes:
-        with pytest.raises(SpecError, match="Sizes that work: 1") as caught:
-            budget(facts, CARD, Load(precision=precision, tensor=tensor))
-        assert caught.value.field == "spec.parallelism.tensor"
-        return
-    whole = weight_bytes(facts, precision, device)
-    held = shards(facts, tensor, precision)
-    ranks = [weight_bytes(facts, precision, device, shard) for shard in held]
-    assert max(ranks) == ranks[0]
-    assert whole <= sum(ranks)
-    blocks = [block_bytes(facts, 64, precision, shard=shard) for shard in held]
-    heads = [block // block_bytes(replace(facts, num_kv_heads=1, num_heads=1), 64, precision) for block in blocks]
-    assert sum(heads) == max(facts.num_kv_heads, tensor)
-    assert (replication(facts, tensor) is None) == (tensor <= facts.num_kv_heads)
-
-
-def test_a_size_that_no_model_of_these_heads_takes_is_refused_with_the_sizes_that_work() -> None:
-    with pytest.raises(SpecError, match=r"32 attention heads cannot be split over 33 .*Sizes that work: 1 to 32"):
-        budget(FACTS, CARD, Load(tensor=33))
-    assert replication(FACTS, 16) == "each of the 8 key-value heads lies on 2 devices"
-    assert replication(FACTS, 12) == "each of the 8 key-value heads lies on 1 or 2 devices"
 
 
 def test_a_refusal_shows_its_sum_and_ways_out() -> None:

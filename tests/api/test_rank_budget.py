@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from plimsoll.api.budget import CONTEXT_BYTES, Budget, Load, budget
 from plimsoll.api.collectives import NCCL_BYTES, segment_bytes
-from plimsoll.api.device import CUDA_BUILD_BYTES, DeviceFacts, DeviceKind, native_table
+from plimsoll.api.device import CUDA_BUILD_BYTES, DeviceFacts, DeviceKind, TableFacts, native_table
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.rank_budget import uneven
-from plimsoll.api.shard import shards
+from plimsoll.api.shard import replication, shards, tensor_sizes
 from plimsoll.api.sizes import block_bytes, weight_bytes
 from tests.api.test_budget import FACTS, INTERNLM, configs
 
@@ -85,6 +85,36 @@ def test_a_rank_holds_its_own_shard_and_nothing_else(tensor: int, precision: Any
             "collectives": segment_bytes(tensor) if shard.rank == 0 else 0,
         }
     assert found.ranks_bytes == tensor * CPU.total
+
+
+@given(configs(), st.integers(1, 12), st.sampled_from(["bfloat16", "w4a16", "w8a16"]))
+def test_ranks_hold_the_model_between_them(facts: ModelFacts, tensor: int, precision: Any) -> None:
+    device = DeviceFacts("cuda", 24 * GIB, TableFacts(head_group=32))
+    try:
+        sizes = tensor_sizes(facts, precision)
+    except SpecError:
+        return
+    if tensor not in sizes:
+        with pytest.raises(SpecError, match="Sizes that work: 1") as caught:
+            budget(facts, DeviceFacts("cuda", 24 * GIB), Load(precision=precision, tensor=tensor))
+        assert caught.value.field == "spec.parallelism.tensor"
+        return
+    whole = weight_bytes(facts, precision, device)
+    held = shards(facts, tensor, precision)
+    ranks = [weight_bytes(facts, precision, device, shard) for shard in held]
+    assert max(ranks) == ranks[0]
+    assert whole <= sum(ranks)
+    blocks = [block_bytes(facts, 64, precision, shard=shard) for shard in held]
+    heads = [block // block_bytes(replace(facts, num_kv_heads=1, num_heads=1), 64, precision) for block in blocks]
+    assert sum(heads) == max(facts.num_kv_heads, tensor)
+    assert (replication(facts, tensor) is None) == (tensor <= facts.num_kv_heads)
+
+
+def test_a_size_that_no_model_of_these_heads_takes_is_refused_with_the_sizes_that_work() -> None:
+    with pytest.raises(SpecError, match=r"32 attention heads cannot be split over 33 .*Sizes that work: 1 to 32"):
+        budget(FACTS, DeviceFacts("cuda", 24 * GIB), Load(tensor=33))
+    assert replication(FACTS, 16) == "each of the 8 key-value heads lies on 2 devices"
+    assert replication(FACTS, 12) == "each of the 8 key-value heads lies on 1 or 2 devices"
 
 
 def test_one_rank_is_the_whole_model_and_talks_to_no_other() -> None:
