@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -20,11 +19,7 @@ from plimsoll.quantjob.layer_quantizer import QuantizedLayer
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.rounding import Grid
 from plimsoll.quantjob.shards import Entry, whole
-from plimsoll.quantjob.streamed import not_finite
-from plimsoll.runtime.models.loader import TORCH_DTYPES
-
-#: Elements of a tensor that is only copied, at a time.
-_PIECE = 4 * 1024 * 1024
+from plimsoll.quantjob.streamed import not_finite, runs
 
 
 class OutputTensors:
@@ -109,12 +104,10 @@ class OutputTensors:
         the output until a request reaches it.
         """
         fact, dtype = self.checkpoint.tensors[name], self.dtype(name)
-        step = max(1, _PIECE // int(np.prod(fact.shape[1:], dtype=np.int64)))
 
         def pieces() -> Iterator[npt.NDArray[Any]]:
-            for start in range(0, fact.shape[0], step):
-                raw = self.checkpoint.read(name, (start, min(start + step, fact.shape[0])))
-                if not torch.isfinite(torch.from_numpy(raw.data).view(TORCH_DTYPES[raw.dtype])).all():
+            for _, raw, rows in runs(self.checkpoint, name):
+                if not torch.isfinite(rows).all():
                     raise not_finite(f"{self.checkpoint.path}: {name}")
                 yield raw.data if raw.dtype == dtype else encode(raw.data, dtype, name)
 

@@ -2,12 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
-import torch
-
-from plimsoll.api.errors import CheckpointError, DoesNotFitError, SpecError
+from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs, least_disk, process_bytes
 from plimsoll.api.job_ways import OPTIONS, least_line, memory_ways
@@ -20,16 +17,15 @@ from plimsoll.quantjob.groups import groupings_of
 from plimsoll.quantjob.recipe import GROUP_SIZES, Recipe
 from plimsoll.quantjob.rounding import MOST_SCALE
 from plimsoll.quantjob.steps import OnShare
-from plimsoll.quantjob.streamed import not_finite
+from plimsoll.quantjob.streamed import not_finite, runs
 from plimsoll.quantjob.walk import WalkPlan, too_large
 from plimsoll.quantjob.workers import Workers
 from plimsoll.runtime.kernels.forecast import foreseen_libraries, libraries_note
-from plimsoll.runtime.models.loader import TORCH_DTYPES
 
 #: Tensor-parallel sizes that people use.
 PARALLEL = (2, 4, 8)
-#: Elements of a tensor that one thread checks at a time, and tensors between two looks at the progress.
-_PIECE, _AT_ONCE = 4 << 20, 8
+#: Tensors between two looks at the progress.
+_AT_ONCE = 8
 #: Sequences at once beyond which a thread has nothing more to do.
 _BATCH_PER_THREAD = 2
 
@@ -113,12 +109,8 @@ def check_weights(checkpoint: Checkpoint, recipe: Recipe, workers: Workers, prog
 
     def check(name: str) -> None:
         shape = checkpoint.tensors[name].shape
-        step = max(1, _PIECE // max(1, prod(shape[1:])))
-        for start in range(0, shape[0], step):
-            raw = checkpoint.read(name, (start, min(start + step, shape[0])))
-            if raw.dtype not in TORCH_DTYPES:
-                raise CheckpointError("weights must be floating point", field=name, value=raw.dtype)
-            most = float(torch.from_numpy(raw.data).view(TORCH_DTYPES[raw.dtype]).abs().max())
+        for _, _, rows in runs(checkpoint, name):
+            most = float(rows.abs().max())
             if not most < float("inf"):
                 raise not_finite(f"{checkpoint.path}: {name}")
             if most > largest and name.startswith(prefix) and len(shape) == 2:

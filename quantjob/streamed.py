@@ -1,6 +1,6 @@
 """A model run one decoder layer at a time: never more than one layer's weights in memory, in float32."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
 
@@ -12,7 +12,7 @@ from plimsoll.api.families.family import Linear
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import LINEARS, has_bias, norm_sizes, role_shape
 from plimsoll.api.model import LayerSpec
-from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.checkpoint.checkpoint import Checkpoint, RawTensor
 from plimsoll.quantjob.layer import TABLE, LayerMath, LayerWeights
 from plimsoll.quantjob.rounding import Rounding, fit
 from plimsoll.quantjob.workers import Workers
@@ -31,6 +31,25 @@ def not_finite(where: str) -> CheckpointError:
         "holds values that are not finite", field=where,
         fix="Download the checkpoint again; weights like these give no answers",
     )  # fmt: skip
+
+
+def runs(checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, RawTensor, Tensor]]:
+    """A tensor's rows by runs of about `_PIECE` elements: where each begins, as read, and as a float of some width.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds no floats.
+    """
+    shape = checkpoint.tensors[name].shape
+    step = max(1, _PIECE // max(1, prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        raw = checkpoint.read(name, (start, min(start + step, shape[0])))
+        yield start, raw, _floats(raw, name)
+
+
+def _floats(raw: RawTensor, name: str) -> Tensor:
+    if raw.dtype not in TORCH_DTYPES:
+        raise CheckpointError("weights must be floating point", field=name, value=raw.dtype)
+    return torch.from_numpy(raw.data).view(TORCH_DTYPES[raw.dtype])
 
 
 class StreamedModel:
@@ -75,12 +94,13 @@ class StreamedModel:
                 f"holds tokens outside the vocabulary of {facts.vocab_size}", field="tokens", value=int(tokens.max()),
                 fix="Use the tokenizer that came with this checkpoint",
             )  # fmt: skip
-        hidden = torch.empty(*tokens.shape, facts.hidden_size)
+        hidden, name = torch.empty(*tokens.shape, facts.hidden_size), f"{self._names.embedding}.weight"
         step = max(1, _PIECE // facts.hidden_size)
         for start in range(0, facts.vocab_size, step):
             here = (tokens >= start) & (tokens < start + step)
             if here.any():
-                rows = self._read(f"{self._names.embedding}.weight", start, min(start + step, facts.vocab_size))
+                stop = min(start + step, facts.vocab_size)
+                rows = _floats(self.checkpoint.read(name, (start, stop)), name)
                 hidden[here] = rows[tokens[here] - start].to(torch.float32)
         return hidden if facts.embedding_multiplier == 1.0 else hidden.mul_(facts.embedding_multiplier)
 
@@ -151,12 +171,10 @@ class StreamedModel:
 
     def _in_pieces(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Rows by runs, as stored without a `dtype`: decoding blocks takes several times what comes of it."""
-        shape = self.checkpoint.tensors[name].shape
-        step = max(1, _PIECE // max(1, prod(shape[1:])))
         values: Tensor | None = None
-        for start in range(0, shape[0], step):
-            rows = self._read(name, start, min(start + step, shape[0]))
-            values = torch.empty(shape, dtype=dtype or rows.dtype) if values is None else values
+        for start, _, rows in runs(self.checkpoint, name):
+            if values is None:
+                values = torch.empty(self.checkpoint.tensors[name].shape, dtype=dtype or rows.dtype)
             values[start : start + len(rows)] = rows
         assert values is not None
         return values
@@ -173,10 +191,3 @@ class StreamedModel:
         heads = whole.unflatten(0, (facts.num_kv_heads, group + 2, facts.head_dim))
         grouped = heads[:, :group], heads[:, group : group + 1], heads[:, group + 1 :]
         return {role: part.flatten(0, 2).contiguous() for role, part in zip("qkv", grouped, strict=True)}
-
-    def _read(self, name: str, start: int, stop: int) -> Tensor:
-        """As stored: float of some width."""
-        raw = self.checkpoint.read(name, (start, stop))
-        if raw.dtype not in TORCH_DTYPES:
-            raise CheckpointError("weights must be floating point", field=name, value=raw.dtype)
-        return torch.from_numpy(raw.data).view(TORCH_DTYPES[raw.dtype])
