@@ -273,7 +273,7 @@ class EngineClient:
 
     async def _live(self, running: EngineProcess) -> str:
         """One process from start to end; returns why it ended. Requests that it leaves behind have failed by then."""
-        reason = "it was asked to"
+        reason = "the server stopped it"
         try:
             self.phases = {}
             await running.start()
