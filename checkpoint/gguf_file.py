@@ -81,11 +81,13 @@ class Cursor:
         self.text_bytes = 0
 
     def fail(self, message: str, value: object = None) -> CheckpointError:
+        """The error for a damaged file, with the byte that it was found at."""
         return CheckpointError(
             f"{message} at byte {self.at}", field=self.where, value=value, fix="The file is damaged; download it again"
         )
 
     def scalar(self, code: str) -> Any:
+        """The next value, by its `struct` code. Raises CheckpointError at the end of the file."""
         layout = "<" + code
         end = self.at + struct.calcsize(layout)
         if end > self.size:
@@ -95,12 +97,14 @@ class Cursor:
         return value
 
     def count(self, what: str, limit: int) -> int:
+        """The next 64-bit count of `what`. Raises CheckpointError for more than `limit`."""
         value = int(self.scalar("Q"))
         if value > limit:
             raise self.fail(f"counts more {what} than the {limit} allowed", value)
         return value
 
     def text(self) -> str:
+        """The next string. Raises CheckpointError where it is too long, cut or not UTF-8."""
         length = self.count("bytes in a string", MAX_TEXT_BYTES)
         end = self.at + length
         if end > self.size:
@@ -116,6 +120,7 @@ class Cursor:
             raise self.fail("holds a string that is not UTF-8", raw[:40]) from None
 
     def skip_strings(self, count: int) -> None:
+        """Pass over `count` strings. Raises CheckpointError where they end past the file."""
         data, at, size = self.data, self.at, self.size
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(count):
@@ -129,6 +134,7 @@ class Cursor:
         raise self.fail("ends inside an array of strings")
 
     def value(self) -> Any:
+        """The next metadata value; an array as an `ArrayField`. Raises CheckpointError."""
         kind = self.scalar("I")
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
