@@ -10,20 +10,21 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.loaded_line import Budget as Budget
+from plimsoll.api.loaded_line import Load as Load
 from plimsoll.api.loaded_line import Rejection as Rejection
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import CODE_BITS, CachePrecision, Precision
+from plimsoll.api.precision import CODE_BITS, Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization import PRECISION_OF_BITS
 from plimsoll.api.rank_budget import Part, RankBudget, parts
 from plimsoll.api.second_rounding import refused_under_auto, stored_blocks
 from plimsoll.api.sizes import block_bytes, workspace_terms
-from plimsoll.api.ways_out import MANIFEST, MIB, Fit, Names, described, ways_out
+from plimsoll.api.ways_out import MANIFEST, MIB, Names, described, ways_out
 
 #: What each rank's process takes before the first tensor. CUDA: driver context and library handles, as measured by
 #: peers at 0.5 to 0.6 GiB. CPU: interpreter, torch and compiled kernels of the process, by `benchmarks/memory.py`.
@@ -43,26 +44,6 @@ MOST_AUTO_TENSOR = 8
 AUTO_PRECISIONS: tuple[Precision, ...] = ("bfloat16", "w8a16", "w4a16")
 #: What this version's engine runs; the rest can be sized.
 RUNS: frozenset[str] = frozenset({"float32", "bfloat16", "float16", "w8a16", "w4a16"})
-
-
-@dataclass(frozen=True)
-class Load:
-    """What a user wants loaded onto each device. Lengths in tokens, sizes in bytes."""
-
-    precision: Precision | Literal["auto"] = "auto"
-    cache_precision: CachePrecision = "auto"
-    ratio: float = 0.8
-    cache_bytes: int | None = None
-    """Absolute size of the cache; overrides `ratio`."""
-    block_size: int = 64
-    max_length: int | None = None
-    """Longest prompt and answer together; None takes the trained length, or what the cache holds if that is less."""
-    tensor: int | Literal["auto"] = 1
-    max_batched_tokens: int | None = None
-    """Tokens of the largest step; None takes `BATCHED_TOKENS`."""
-    max_running: int = 64
-    trained_length: int | None = None
-    """Overrides the model's own, where positions are stretched."""
 
 
 def budget(
@@ -299,7 +280,7 @@ def _ways(sizer: _Sizer, load: Load, nearest: _Sum, names: Names) -> list[str]:
     return ways
 
 
-def _again(facts: ModelFacts, found: Fit) -> str:
+def _again(facts: ModelFacts, found: Budget) -> str:
     """What more to know of a precision that rounds a second time."""
     blocks = stored_blocks(facts) if found.precision in CODE_BITS else None
     return f"{blocks} blocks rounded again" if blocks else ""

@@ -1,10 +1,31 @@
-"""What a budget that closes holds: the loaded line of each rank, and what they hold together."""
+"""What a budget is asked for, and what one that closes holds: the loaded line of each rank."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from plimsoll.api.precision import CachePrecision, Precision
 from plimsoll.api.rank_budget import RankBudget
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a user wants loaded onto each device. Lengths in tokens, sizes in bytes."""
+
+    precision: Precision | Literal["auto"] = "auto"
+    cache_precision: CachePrecision = "auto"
+    ratio: float = 0.8
+    cache_bytes: int | None = None
+    """Absolute size of the cache; overrides `ratio`."""
+    block_size: int = 64
+    max_length: int | None = None
+    """Longest prompt and answer together; None takes the trained length, or what the cache holds if that is less."""
+    tensor: int | Literal["auto"] = 1
+    max_batched_tokens: int | None = None
+    """Tokens of the largest step; None takes `BATCHED_TOKENS`."""
+    max_running: int = 64
+    trained_length: int | None = None
+    """Overrides the model's own, where positions are stretched."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import difflib
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from plimsoll.api.deployment import API_VERSION, KIND, ModelDeployment, ModelDeploymentSpec
 from plimsoll.api.errors import SpecError
 from plimsoll.api.quantization_job import QUANTIZATION_KIND, QuantizationJob, QuantizationJobSpec
+from plimsoll.api.status import models_in
 
 _Whole = TypeVar("_Whole", ModelDeployment, QuantizationJob)
 #: etcd takes no larger object.
@@ -253,13 +254,5 @@ def _known_fields(place: Sequence[int | str], whole: type[BaseModel]) -> list[st
         if isinstance(part, int):
             continue
         field = next(info for info in model.model_fields.values() if info.alias == part)
-        model = next(_models(field.annotation))
+        model = next(models_in(field.annotation))
     return [info.alias or name for name, info in model.model_fields.items()]
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Models within a field's annotation, however deep: in Annotated, in a list, beside None."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models(part)

@@ -1,6 +1,6 @@
 """The status of a ModelDeployment: what the operator found, never what it hopes. The CRD is generated from here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
@@ -228,11 +228,13 @@ def _valid(status: Mapping[str, Any], model: type[BaseModel]) -> bool:
 @cache
 def _fields(model: type[BaseModel]) -> tuple[tuple[str, type[BaseModel] | None], ...]:
     """The name of each field as the CRD has it, and the model of what is inside, where there is one."""
-    fields = ((info.alias or name, _kinds(info.annotation)) for name, info in model.model_fields.items())
-    return tuple((key, next((kind for kind in inner if issubclass(kind, BaseModel)), None)) for key, inner in fields)
+    fields = model.model_fields.items()
+    return tuple((info.alias or name, next(models_in(info.annotation), None)) for name, info in fields)
 
 
-def _kinds(annotation: Any) -> list[type]:
-    if isinstance(annotation, type) and not get_args(annotation):
-        return [annotation]
-    return [kind for part in get_args(annotation) if not isinstance(part, str) for kind in _kinds(part)]
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Models within a field's annotation, however deep: in Annotated, in a list, beside None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models_in(part)

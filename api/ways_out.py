@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from plimsoll.api.loaded_line import Budget, Load
 from plimsoll.api.quantity import format_bytes
 
 MIB = 1 << 20
@@ -41,38 +42,12 @@ ARGUMENTS = Names(
 )  # fmt: skip
 
 
-class Wish(Protocol):
-    """What of a load is suggested to be changed."""
-
-    @property
-    def precision(self) -> str: ...
-    @property
-    def ratio(self) -> float: ...
-    @property
-    def cache_bytes(self) -> int | None: ...
-    @property
-    def block_size(self) -> int: ...
-    @property
-    def max_length(self) -> int | None: ...
-
-
-class Fit(Protocol):
-    """What a budget that closes is described by."""
-
-    @property
-    def precision(self) -> str: ...
-    @property
-    def weights(self) -> int: ...
-    @property
-    def kv_tokens(self) -> int: ...
-
-
-Closes = Callable[[dict[str, Any]], Fit | None]
+Closes = Callable[[dict[str, Any]], Budget | None]
 """The budget with these fields of the load changed, `total` being the device's; None where it does not close."""
 
 
-def ways_out(wish: Wish, needed_cache: int, step: int, precisions: tuple[str, ...], closes: Closes) -> Iterator[
-    tuple[dict[str, Any], Fit]
+def ways_out(wish: Load, needed_cache: int, step: int, precisions: tuple[str, ...], closes: Closes) -> Iterator[
+    tuple[dict[str, Any], Budget]
 ]:  # fmt: skip
     """Changes that close the budget, one field at a time, then a larger device.
 
@@ -93,9 +68,9 @@ def ways_out(wish: Wish, needed_cache: int, step: int, precisions: tuple[str, ..
 
 
 def _single(
-    wish: Wish, needed_cache: int, step: int, precisions: tuple[str, ...], closes: Closes
-) -> Iterator[tuple[dict[str, Any], Fit]]:
-    def first(changes: Iterator[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Fit]]:
+    wish: Load, needed_cache: int, step: int, precisions: tuple[str, ...], closes: Closes
+) -> Iterator[tuple[dict[str, Any], Budget]]:
+    def first(changes: Iterator[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Budget]]:
         yield from ((change, found) for change in changes if (found := closes(change)))
 
     yield from _shorter(wish, {}, closes)
@@ -109,7 +84,9 @@ def _single(
     yield from _first(first({"precision": one} for one in precisions))
 
 
-def _double(wish: Wish, step: int, precisions: tuple[str, ...], closes: Closes) -> Iterator[tuple[dict[str, Any], Fit]]:
+def _double(
+    wish: Load, step: int, precisions: tuple[str, ...], closes: Closes
+) -> Iterator[tuple[dict[str, Any], Budget]]:
     """The first of each pair of fields that closes it."""
     steps = [tokens for tokens in STEPS if tokens < step]
     for outer in ([{"precision": one} for one in precisions], [{"max_batched_tokens": tokens} for tokens in steps]):
@@ -118,13 +95,13 @@ def _double(wish: Wish, step: int, precisions: tuple[str, ...], closes: Closes) 
     yield from _first((change, found) for change in pairs if (found := closes(change)))
 
 
-def _first(found: Iterator[tuple[dict[str, Any], Fit]]) -> Iterator[tuple[dict[str, Any], Fit]]:
+def _first(found: Iterator[tuple[dict[str, Any], Budget]]) -> Iterator[tuple[dict[str, Any], Budget]]:
     one = next(found, None)
     if one is not None:
         yield one
 
 
-def _shorter(wish: Wish, change: dict[str, Any], closes: Closes) -> Iterator[tuple[dict[str, Any], Fit]]:
+def _shorter(wish: Load, change: dict[str, Any], closes: Closes) -> Iterator[tuple[dict[str, Any], Budget]]:
     """The longest request, in whole blocks, that closes it together with `change`: shorter ones always do."""
     if wish.max_length is None:
         return
@@ -158,7 +135,7 @@ def _least_total(closes: Closes) -> int | None:
     return high * GRAIN
 
 
-def described(change: dict[str, Any], found: Fit, wish: Wish, names: Names, note: str = "") -> str:
+def described(change: dict[str, Any], found: Budget, wish: Load, names: Names, note: str = "") -> str:
     """One way out as a user writes it: `context.maxLength 512`, `precision w4a16 and context.maxLength 512 (...)`.
 
     Args:

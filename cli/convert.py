@@ -15,15 +15,12 @@ def convert(
     max_shard_size: Annotated[str, typer.Option(help="Largest file of weights, e.g. 5Gi.", metavar="SIZE")] = "5Gi",
 ) -> None:
     """Write a GGUF file as a Hugging Face folder: configuration, tokenizer, chat template and safetensors."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
     from plimsoll.api.quantity import byte_option
     from plimsoll.checkpoint.convert import convert_gguf
     from plimsoll.cli import screen
 
     shard_bytes = byte_option(max_shard_size, "--max-shard-size")
-    columns = (screen.column("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=screen.console()) as bar:
+    with screen.transfer_bar() as bar:
 
         def show(done: int, total: int) -> None:
             # The bar appears with the first bytes, so that a refusal stands alone.

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -111,18 +111,9 @@ def _shown(progress: "Progress") -> Iterator[None]:
 
 
 def _draw_bar(progress: "Progress", stop: threading.Event) -> None:
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
     from plimsoll.cli import screen
 
-    columns: tuple[Any, ...] = (
-        screen.column("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    with Bar(*columns, TimeRemainingColumn(), console=screen.console(), transient=True) as bar:
+    with screen.transfer_bar(transient=True) as bar:
         while not stop.wait(0.2):
             if progress.total is not None:
                 task = bar.task_ids[0] if bar.task_ids else bar.add_task("")

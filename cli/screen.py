@@ -8,7 +8,14 @@ as arguments.
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.segment import Segment
 
 from plimsoll.api.printable import printable
@@ -30,3 +37,9 @@ def console(*, stderr: bool = True) -> Console:
 def column(template: str) -> TextColumn:
     """A column of a progress bar, such as `{task.description}`."""
     return TextColumn(template, markup=False)
+
+
+def transfer_bar(*, transient: bool = False) -> Progress:
+    """A bar on stderr for bytes: how many, how fast and how long yet."""
+    columns = (column("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console(), transient=transient)
