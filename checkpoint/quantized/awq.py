@@ -44,6 +44,7 @@ class AwqLayout:
         }
 
     def pack(self, linear: QuantizedLinear, name: str) -> dict[str, RawTensor]:
+        """Tensors as AutoAWQ stores them, by suffix; `unpack` is the inverse."""
         rows, _ = linear.shape
         if linear.bits != 4 or rows % 8:
             raise CheckpointError(

@@ -43,6 +43,7 @@ class CompressedLayout:
         return parts
 
     def pack(self, linear: QuantizedLinear, name: str) -> dict[str, RawTensor]:
+        """Tensors as compressed-tensors stores them, by suffix; `unpack` is the inverse."""
         per_word = 32 // linear.bits
         if linear.shape[1] % per_word:
             raise CheckpointError(
