@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from plimsoll.api.budget import SERVER_BYTES
+from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.quantity import parse_quantity
 from plimsoll.operator.actions import Apply
 from plimsoll.operator.plan import plan
+from plimsoll.operator.plan.devices import device_memory
 from plimsoll.operator.snapshot import Node
 from tests.support.miniature import GIB, Cluster, spec
 
@@ -48,6 +50,15 @@ def test_all_replicas_find_a_place(sizes: tuple[int, ...], replicas: int, wanted
     cluster = settled(nodes, replicas=replicas)
     assert request(cluster) == wanted * GIB
     assert sum(size * GIB // request(cluster) for size in sizes) >= replicas
+
+
+@pytest.mark.parametrize(("tensor", "ranks"), [("auto", 1), (1, 1), (2, 2), (3, 3)])
+def test_ranks_of_a_pod_share_what_is_free_on_a_node(tensor: int | str, ranks: int) -> None:
+    asked = ModelDeploymentSpec.model_validate(spec(accelerator={"resource": "cpu"}, parallelism={"tensor": tensor}))
+    found = device_memory(asked, (NODE,), {"n1": GIB})
+    assert found.total is not None
+    assert found.total == (7 * GIB - SERVER_BYTES) // ranks
+    assert ("shared by" in found.where) == (ranks > 1)
 
 
 def test_a_full_node_is_refused_with_what_it_has_until_there_is_room() -> None:
