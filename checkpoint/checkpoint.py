@@ -15,7 +15,7 @@ from plimsoll.api.facts import facts_from_config
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts, TensorFact
 from plimsoll.api.quantization import DTYPE_OF_BITS, Quantization, parse_quantization
-from plimsoll.api.shard import Run
+from plimsoll.api.shard import Run, Shard
 from plimsoll.checkpoint.quantized.linear import QuantizedLinear
 
 
@@ -91,6 +91,14 @@ class Checkpoint(ABC):
             CheckpointError: as `read`, and for scales that are not finite or columns out of order.
         """
         raise KeyError(module)
+
+    def part(self, shard: Shard | None) -> "Checkpoint":
+        """The checkpoint as the rank of `shard` reads it; None is one device.
+
+        Raises:
+            SpecError: it is cut for other ranks.
+        """
+        return self
 
     @abstractmethod
     def files(self) -> Sequence[Path]:

@@ -19,9 +19,10 @@ from plimsoll.checkpoint.json_file import MAX_JSON_BYTES, parse_object, read_obj
 from plimsoll.checkpoint.quantized.manifest import MANIFEST_NAME
 from plimsoll.checkpoint.remote import Remote, RemoteFile
 from plimsoll.checkpoint.safetensors_file import MAX_HEADER_BYTES
+from plimsoll.checkpoint.sharded import SHARDS_NAME
 
 #: Files whose content facts are read from.
-WHOLE = ("config.json", "generation_config.json", INDEX_NAME, MANIFEST_NAME)
+WHOLE = ("config.json", "generation_config.json", INDEX_NAME, MANIFEST_NAME, SHARDS_NAME)
 #: The first request of a header: a shard of a large model has 30 KiB of it, a GGUF a few MiB of vocabulary.
 FIRST_SAFETENSORS = 128 * 1024
 FIRST_GGUF = 4 * 1024 * 1024

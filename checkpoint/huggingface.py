@@ -6,13 +6,16 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from plimsoll.api.config_values import flag
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.facts import config_notes
 from plimsoll.api.families.registry import all_families, find_family
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import TensorFact
-from plimsoll.api.shard import Run
+from plimsoll.api.shard import Run, Shard
+from plimsoll.api.share import shares
 from plimsoll.checkpoint.checkpoint import (
     FLOAT_DTYPES,
     Checkpoint,
@@ -24,7 +27,7 @@ from plimsoll.checkpoint.checkpoint import (
 from plimsoll.checkpoint.json_file import read_object
 from plimsoll.checkpoint.own_head import has_own_head
 from plimsoll.checkpoint.quantized.formats import layout_of
-from plimsoll.checkpoint.quantized.layout import Window
+from plimsoll.checkpoint.quantized.layout import Cut, Window
 from plimsoll.checkpoint.quantized.linear import QuantizedLinear
 from plimsoll.checkpoint.quantized.manifest import check_sizes, read_manifest
 from plimsoll.checkpoint.quantized.stored import logical_tensors
@@ -122,17 +125,9 @@ class HuggingFaceCheckpoint(Checkpoint):
         generation_path = folder / "generation_config.json"
         self.generation_config = read_object(generation_path) if generation_path.is_file() else {}
 
-        self._files, weight_map = _shards(folder)
+        self._files: list[Path] = []
         self._stored: dict[str, tuple[Path, StoredTensor]] = {}
-        for file in self._files:
-            for name, tensor in read_header(file).items():
-                if name in self._stored:
-                    raise CheckpointError(
-                        f"tensor {name[:200]!r} is in two files", field=str(file), value=self._stored[name][0].name
-                    )
-                self._stored[name] = (file, tensor)
-        if weight_map is not None:
-            self._check_index(weight_map)
+        self._find_tensors()
         untied = self._untie()
         stored = {
             name: TensorFact(name, tensor.shape, tensor.dtype, tensor.nbytes)
@@ -157,6 +152,19 @@ class HuggingFaceCheckpoint(Checkpoint):
                 raise CheckpointError(
                     f"is stored as {fact.dtype}", field=f"{folder}: {fact.name}", fix=f"Weights must be {FLOAT_DTYPES}"
                 )
+
+    def _find_tensors(self) -> None:
+        """Fill `_files` and `_stored` by the headers."""
+        self._files, weight_map = _shards(self.path)
+        for file in self._files:
+            for name, tensor in read_header(file).items():
+                if name in self._stored:
+                    raise CheckpointError(
+                        f"tensor {name[:200]!r} is in two files", field=str(file), value=self._stored[name][0].name
+                    )
+                self._stored[name] = (file, tensor)
+        if weight_map is not None:
+            self._check_index(weight_map)
 
     def _untie(self) -> tuple[str, ...]:
         """Call the head its own in `config` where the files hold another matrix than the embedding; and say so."""
@@ -202,11 +210,16 @@ class HuggingFaceCheckpoint(Checkpoint):
     def read(
         self, name: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None
     ) -> RawTensor:
-        module = name.removesuffix(".weight")
-        if module != name and module in self._modules:
-            values = self.read_quantized(module, rows, columns, within).dequantize()
-            return RawTensor("F32", values.shape, values)
-        return self._read_stored(name, rows, columns)
+        module, quantization = name.removesuffix(".weight"), self.facts.quantization
+        if module == name or module not in self._modules or quantization is None:
+            return self._read_stored(name, rows, columns)
+        width = self.tensors[name].shape[1]
+        first, last = run_of(width, columns, name)
+        # Floats may be wanted of columns that cut a group; its codes are read whole.
+        size = quantization.group_size or 1
+        around = first // size * size, -(-last // size) * size
+        values = self.read_quantized(module, rows, around, within).dequantize()[:, first - around[0] : last - around[0]]
+        return RawTensor("F32", values.shape, np.ascontiguousarray(values))
 
     def read_quantized(
         self, module: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None
@@ -242,16 +255,50 @@ class HuggingFaceCheckpoint(Checkpoint):
                 fix="Ignoring it would change the answers; use the configuration the weights were saved with",
             )  # fmt: skip
 
+    @property
+    def stored_tensors(self) -> Mapping[str, StoredTensor]:
+        """Tensors by the names of the files, in their order."""
+        return {name: tensor for name, (_, tensor) in self._stored.items()}
+
+    def stored_cuts(self, shard: Shard) -> Mapping[str, tuple[StoredTensor, Run, Run]]:
+        """What the rank of `shard` reads, in its order: by a name of its own the tensor, rows and columns.
+
+        Raises:
+            CheckpointError: a bias beside a quantized linear that cannot be left out.
+        """
+        found: dict[str, tuple[StoredTensor, Run, Run]] = {}
+        quantization = self.facts.quantization
+        for share in shares(self.facts, shard).values():
+            module = share.name.removesuffix(".weight")
+            for rows in share.windows:
+                cuts: Mapping[str, Cut] = {share.name: (rows, share.columns)}
+                if quantization is not None and not share.vector and module in self._modules:
+                    shape = self.tensors[share.name].shape
+                    window = Window((shape[0], shape[1]), rows, run_of(shape[1], share.columns, share.name))
+                    parts = layout_of(quantization).cuts(window, quantization)
+                    cuts = {f"{module}.{part}": parts[part] for part in self._modules[module]}
+                    self._check_bias(module, rows)
+                for name, (height, width) in cuts.items():
+                    tensor = self._stored[name][1]
+                    size, *rest = tensor.shape or (1,)
+                    at, across = run_of(size, height, name), run_of(prod(rest), width, name)
+                    found[f"{name}[{at[0]}:{at[1]},{across[0]}:{across[1]}]"] = tensor, at, across
+        return found
+
     def _read_stored(self, name: str, rows: Run | None, columns: Run | None = None) -> RawTensor:
-        file, tensor = self._stored[name]
+        tensor = self._stored[name][1]
         height, *rest = tensor.shape or (1,)
-        start, stop = run_of(height, rows, name)
-        first, last = run_of(prod(rest), columns, name)
+        (start, stop), (first, last) = run_of(height, rows, name), run_of(prod(rest), columns, name)
         storage = STORAGE[tensor.dtype]
         size = int(storage[-1])
-        step = prod(rest) * size
-        data = read_segments(
-            file, tensor.start + start * step + first * size, (last - first) * size, step, stop - start
-        ).view(storage)
+        file, offset, step = self.place(name, (start, stop), (first, last), size)
+        data = read_segments(file, offset, (last - first) * size, step, stop - start).view(storage)
         shape: tuple[int, ...] = (stop - start, *((last - first,) if columns is not None else rest))
-        return RawTensor(tensor.dtype, shape if tensor.shape else (), data.reshape(shape if tensor.shape else ()))
+        shape = shape if tensor.shape else ()
+        return RawTensor(tensor.dtype, shape, data.reshape(shape))
+
+    def place(self, name: str, rows: Run, columns: Run, size: int) -> tuple[Path, int, int]:
+        """(file, first byte, bytes from row to row) of rows of columns of a stored tensor of elements of `size`."""
+        file, tensor = self._stored[name]
+        step = prod(tensor.shape[1:]) * size
+        return file, tensor.start + rows[0] * step + columns[0] * size, step

@@ -8,6 +8,7 @@ from plimsoll.checkpoint.gguf_split import whole_files
 from plimsoll.checkpoint.huggingface import HuggingFaceCheckpoint
 from plimsoll.checkpoint.plain_files import check_plain_files
 from plimsoll.checkpoint.quantized.manifest import refuse_failed_gate
+from plimsoll.checkpoint.sharded import SHARDS_NAME, ShardedCheckpoint
 
 
 def open_checkpoint(path: Path | str, *, to_measure: bool = False) -> Checkpoint:
@@ -40,7 +41,7 @@ def open_checkpoint(path: Path | str, *, to_measure: bool = False) -> Checkpoint
             return _open_gguf(path / parts[0])
         if not to_measure:
             refuse_failed_gate(path)
-        return HuggingFaceCheckpoint(path)
+        return ShardedCheckpoint(path) if (path / SHARDS_NAME).is_file() else HuggingFaceCheckpoint(path)
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror or error}", field=str(path)) from None
 

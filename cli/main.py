@@ -19,7 +19,8 @@ from plimsoll.api.printable import printable
 
 #: In the order that `--help` shows them.
 COMMANDS = (
-    "plan", "up", "serve", "chat", "bench", "quantize", "eval", "convert", "crds", "inspect", "fetch", "version",
+    "plan", "up", "serve", "chat", "bench", "quantize", "eval", "convert", "shard", "crds", "inspect", "fetch",
+    "version",
 )  # fmt: skip
 #: For containers, not for people: they work and `--help` does not list them.
 HIDDEN = ("pod",)

@@ -13,6 +13,7 @@ from plimsoll.api.layer_tensors import FUSED, fused_roles, has_bias, norm_sizes,
 from plimsoll.api.model import LayerSpec, ModelFacts, NormSpec, RopeFacts
 from plimsoll.api.precision import CODE_BITS, Precision, head_group, held_group
 from plimsoll.api.shard import Run, Shard, undivided
+from plimsoll.api.share import Share, Step, shares
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 from plimsoll.runtime.kernels.table import Kernels
@@ -21,7 +22,6 @@ from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.group import Group
 from plimsoll.runtime.models.rope import rope_table, with_rope
 from plimsoll.runtime.models.rounding import round_to_nearest
-from plimsoll.runtime.models.share import Share, Step, shares
 from plimsoll.runtime.models.weights import DecoderLayer, Norm, Weight
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
@@ -54,6 +54,9 @@ class RawTensor(Protocol):
 
 class TensorSource(Protocol):
     """The part of a checkpoint the loader needs. Rows and columns are [start, stop); None is all of them."""
+
+    def part(self, shard: Shard | None) -> "TensorSource":
+        """The source as the rank of `shard` reads it. Raises SpecError."""
 
     def read(
         self, name: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None
@@ -96,7 +99,7 @@ def load_decoder(
     """
     if (shard and (shard.rank, shard.tensor)) != (group and (group.rank, group.size)):
         raise ValueError(f"{shard} is not the part of a rank of {group}")
-    loader = _Loader(checkpoint, facts, kernels, weight_dtype, precision, on_progress, shard, group)
+    loader = _Loader(checkpoint.part(shard), facts, kernels, weight_dtype, precision, on_progress, shard, group)
     names, tied = loader.names, facts.tie_embeddings
     embedding = loader.matrix(names.embedding) if tied else loader.whole(names.embedding)
     layers = [_load_layer(loader, spec, index) for index, spec in enumerate(facts.layers)]

@@ -8,7 +8,7 @@ import torch
 
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import LayerSpec, ModelFacts, NormSpec, RopeFacts
-from plimsoll.api.shard import Run
+from plimsoll.api.shard import Run, Shard
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.loader import load_decoder
@@ -50,6 +50,9 @@ class MemorySource:
     tensors: dict[str, np.ndarray]
     dtype: str = "F32"
     reads: list[int] = field(default_factory=list)
+
+    def part(self, shard: Shard | None) -> "MemorySource":
+        return self
 
     def read(self, name: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None) -> Raw:
         data = self.tensors[name][slice(*(rows or (None, None)))]

@@ -87,7 +87,7 @@ def _norm(module: str, size: int, bias: bool) -> list[Share]:
 
 def _fused(facts: ModelFacts, shard: Shard, spec: LayerSpec, prefix: str, linears: Sequence[Linear]) -> Iterator[Share]:
     """What is read of the linears of one fused weight, one below the other."""
-    target = 0
+    target, biases = 0, list[Share]()
     for linear in linears:
         roles = [role for role in linear.roles if role != "gate" or spec.gated]
         pieces = _grouped(facts, shard) if linear.layout == "grouped" else _stacked(facts, shard, roles)
@@ -96,7 +96,8 @@ def _fused(facts: ModelFacts, shard: Shard, spec: LayerSpec, prefix: str, linear
         of, columns = role_shape(facts, roles[0])[1], shard.columns(facts, roles[0])
         yield Share(f"{prefix}{linear.module}.weight", pieces, of, None if columns == (0, of) else columns)
         if has_bias(spec, roles[0]) and (shard.leads or roles[0] not in SUMMED):
-            yield Share(f"{prefix}{linear.module}.bias", pieces, 1, vector=True)
+            biases.append(Share(f"{prefix}{linear.module}.bias", pieces, 1, vector=True))
+    yield from biases
 
 
 def _stacked(facts: ModelFacts, shard: Shard, roles: Sequence[str]) -> tuple[Piece, ...]:
