@@ -6,6 +6,7 @@ the budget sizes it, the runtime builds modules from it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from plimsoll.api.quantization import Quantization
@@ -137,8 +138,8 @@ class ModelFacts:
         """Decoder layers."""
         return len(self.layers)
 
-    @property
-    def kinds(self) -> list[tuple[LayerSpec, int]]:
+    @cached_property
+    def kinds(self) -> tuple[tuple[LayerSpec, int], ...]:
         """The distinct specs of the layers, each with the number of layers that have it."""
         found: list[tuple[LayerSpec, int]] = []
         for spec in self.layers:
@@ -147,7 +148,7 @@ class ModelFacts:
                 found.append((spec, 1))
             else:
                 found[place] = (found[place][0], found[place][1] + 1)
-        return found
+        return tuple(found)
 
     @property
     def ropes(self) -> list[RopeFacts]:

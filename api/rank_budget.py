@@ -8,7 +8,7 @@ from plimsoll.api.device import DeviceFacts
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import Precision
 from plimsoll.api.quantity import format_bytes
-from plimsoll.api.shard import Run, Shard, shards
+from plimsoll.api.shard import Run, Shard, shards, undivided
 from plimsoll.api.sizes import weight_bytes
 
 
@@ -77,8 +77,7 @@ def parts(facts: ModelFacts, precision: Precision, device: DeviceFacts, tensor: 
         SpecError: the precision cannot hold this model (`held_group`), or it does not split so (`shards`).
     """
     if tensor == 1:
-        ends = (facts.num_heads, facts.num_kv_heads, facts.intermediate_size, facts.vocab_size)
-        return (Part(Shard(0, 1, *((0, end) for end in ends)), weight_bytes(facts, precision, device)),)
+        return (Part(undivided(facts), weight_bytes(facts, precision, device)),)
     found = shards(facts, tensor, precision)
     # Most ranks are alike, and a sum over the layers of a quantized checkpoint is long.
     held: dict[tuple[object, ...], int] = {}
