@@ -100,12 +100,13 @@ class Results:
 
 def packed_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
     """Bytes a weight [rows, columns] takes once packed: rows are padded to the panel. Raises NativeUnavailableError."""
-    panel = _library().panel_width()
+    panel = native_library().panel_width()
     return -(-rows // panel) * panel * columns * dtype.itemsize
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def native_library() -> ctypes.CDLL:
+    """The library, its operations declared. Raises NativeUnavailableError."""
     loaded = load()
     for name, arguments in SIGNATURES.items():
         for symbol in [name + kind for kind in KINDS.values()] if name.endswith("_") else [name]:
@@ -118,7 +119,7 @@ def _library() -> ctypes.CDLL:
 
 def threads_in_use() -> int:
     """Threads a parallel kernel really gets. Raises NativeUnavailableError."""
-    return int(_library().threads_in_use())
+    return int(native_library().threads_in_use())
 
 
 def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_rows: int | None = None) -> Kernels:
@@ -136,7 +137,7 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
             f"they run {' and '.join(map(str, KINDS))} on a CPU, not {weight_dtype} on {device}"
         )
     instructions = torch.backends.cpu.get_cpu_capability().lower().replace("default", "generic")
-    library, kind, results = _library(), KINDS[weight_dtype], Results()
+    library, kind, results = native_library(), KINDS[weight_dtype], Results()
     return Kernels(
         name=f"native-{instructions}",
         device=device,

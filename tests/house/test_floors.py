@@ -18,7 +18,7 @@ FLOORS = {
     "models": ("machine", "kernels"),
     "engine.core": ("messages",),
     "engine.worker": ("messages", "config", "machine", "kernels", "models", "engine.core"),
-    "engine.engine": ("messages", "config", "engine.core", "engine.worker"),
+    "engine.engine": ("messages", "config", "kernels.group_error", "engine.core", "engine.worker"),
     "engine.transport": ("messages", "config", "machine", "engine.engine"),
     "server": ("messages", "config", "machine", "output", "sampling_defaults", "engine.core.sampling_params",
                "engine.transport"),

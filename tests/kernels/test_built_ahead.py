@@ -41,9 +41,9 @@ def _nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     monkeypatch.setenv("CC", str(tmp_path / "cc"))
     monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("PLIMSOLL_KERNELS", raising=False)
-    native._library.cache_clear()
+    native.native_library.cache_clear()
     yield
-    native._library.cache_clear()
+    native.native_library.cache_clear()
 
 
 def processor_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str) -> None:
@@ -102,7 +102,7 @@ def test_each_variant_computes_what_torch_does(
     assert variant is not None
     monkeypatch.setenv("PLIMSOLL_KERNELS_LIBRARY", str(path))
     assert native_kernels("cpu", torch.bfloat16).facts == forecast.foreseen_table("cpu")
-    assert native._library().panel_width() == variant.panel == forecast.panel_width(path)
+    assert native.native_library().panel_width() == variant.panel == forecast.panel_width(path)
     assert len(CHECKS) >= 5
     threads = torch.get_num_threads()
     for check in CHECKS:

@@ -240,7 +240,7 @@ def test_without_a_compiler_plain_torch_runs_and_says_why(
     monkeypatch.setenv("CC", str(tmp_path / "cc"))
     monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("PLIMSOLL_KERNELS", raising=False)
-    native._library.cache_clear()
+    native.native_library.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             table = select(torch.device("cpu"), torch.bfloat16)
@@ -249,7 +249,7 @@ def test_without_a_compiler_plain_torch_runs_and_says_why(
         with pytest.raises(PlimsollError, match=r"kernels: .*no compiler"):
             select(torch.device("cpu"), torch.bfloat16, "native")
     finally:
-        native._library.cache_clear()
+        native.native_library.cache_clear()
 
 
 def test_the_environment_decides_where_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

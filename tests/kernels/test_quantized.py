@@ -178,7 +178,7 @@ def test_rows_that_leave_the_native_table_meet_the_weights_rounded_to_bfloat16()
 
 def test_memory_is_that_of_codes_scales_and_zero_points_in_whole_panels() -> None:
     ops = native_kernels("cpu", torch.bfloat16)
-    panel = native._library().panel_width()
+    panel = native.native_library().panel_width()
     for rows in (1, panel, panel + 1, 3 * panel):
         padded = -(-rows // panel) * panel
         sizes = {torch.float16: 3, torch.bfloat16: 3, torch.float32: 5}

@@ -1,0 +1,21 @@
+/* Collectives of ranks that are processes of one machine, through memory that they share. */
+#ifndef PLIMSOLL_GROUP_H
+#define PLIMSOLL_GROUP_H
+
+#include <stdint.h>
+
+/* What collectives return. */
+enum { GROUP_DONE = 0, GROUP_BROKEN = 1, GROUP_LATE = 2 };
+
+typedef struct {
+    char *base;
+    long rank, size, slot_floats, message_bytes;
+    /* Looks at a word before this process sleeps on it, and seconds that a collective may take. */
+    long spins;
+    double seconds;
+    uint32_t turn, message;
+} group;
+
+int group_sum(group *g, float *data, long count);
+
+#endif
