@@ -72,8 +72,8 @@ def refuse_unrun(
             "a quantized cache can be planned for and is not run yet", field=fields.cache, value=cache,
             fix="Leave it out",
         )  # fmt: skip
-    if tensor not in ("auto", 1):
+    if tensor not in ("auto", 1) and kind == "cuda":
         raise NotRunYetError(
-            "a model spread over several devices can be planned for and is not run yet",
+            "a model spread over several GPUs can be planned for and is not run yet; over ranks of a CPU it is",
             field=fields.tensor, value=tensor, fix="Use 1",
         )  # fmt: skip

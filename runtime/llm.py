@@ -99,7 +99,9 @@ class LLM:
         return self._engine
 
     def close(self) -> None:
-        """Lets go of weights and cache."""
+        """Lets go of weights and cache, and ends the ranks."""
+        if self._engine is not None:
+            self._engine.close()
         self._engine = None
 
     def __enter__(self) -> Self:

@@ -150,6 +150,26 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     kernels: str
     """Which table of kernels runs, e.g. `torch` or `native-avx2`."""
     threads: int
+    """Of one rank."""
+    ranks: list["RankReady"] = []
+    """What each rank observed, rank 0 first, where there are several."""
+
+
+class RankReady(msgspec.Struct, frozen=True, kw_only=True, tag="rank"):
+    """One rank of a tensor-parallel group has loaded its share."""
+
+    rank: int
+    pid: int
+    num_blocks: int
+    """As its own budget has it: the same on every rank."""
+    weights: int
+    """Bytes."""
+    kv_cache: int
+    """Bytes."""
+    resident: int
+    """Bytes of the process."""
+    load: float
+    """Seconds."""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):

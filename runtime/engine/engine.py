@@ -15,10 +15,12 @@ from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow
 from plimsoll.runtime.engine.core.scheduler import QueueFullError, Scheduled, Scheduler
 from plimsoll.runtime.engine.core.sequence import Sequence
-from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, load
+from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, load, rank_threads
 from plimsoll.runtime.engine.worker.logprobs import NotANumberError, prompt_logprobs
+from plimsoll.runtime.engine.worker.ranks import Ranks
 from plimsoll.runtime.engine.worker.runner import StepResult
 from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler
+from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.messages import EngineReady, EngineRequest, EngineStats, FinishReason, RequestTimes, TokenOutput
 
 logger = logging.getLogger(__name__)
@@ -38,15 +40,35 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig, on_progress: OnProgress | None = None) -> None:
-        loaded = load(config, on_progress)
         self.config = config
+        self._ranks: Ranks | None = None
+        if config.tensor != "auto" and config.tensor > 1:
+            self._ranks = Ranks(config, config.tensor, rank_threads(config))
+        try:
+            self._load(on_progress)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, on_progress: OnProgress | None) -> None:
+        ranks = self._ranks
+        try:
+            loaded = load(self.config, on_progress, None if ranks is None else ranks.group)
+        except GroupError:
+            if ranks is not None:
+                ranks.wait_ready()
+            raise
+        others = [] if ranks is None else ranks.wait_ready()
+        for one in others:
+            if one.num_blocks != loaded.plan.num_blocks:
+                raise GroupError(f"rank {one.rank} has {one.num_blocks} blocks of cache, not {loaded.plan.num_blocks}")
         self.facts = loaded.facts
         self.runner = loaded.runner
         self.sampler = Sampler(loaded.facts.vocab_size, loaded.runner.device)
         self._build(loaded)
         with loaded.clock.phase("warmup"):
             self._warm_up()
-        self.ready: EngineReady = loaded.ready()
+        self.ready: EngineReady = loaded.ready(others)
         self._build(loaded)
 
     def _build(self, loaded: Loaded) -> None:
@@ -79,6 +101,16 @@ class Engine:
                 raise PlimsollError(
                     f"the model cannot generate: {output.error}", field="model", value=self.config.model
                 )
+
+    def check(self) -> None:
+        """Raises GroupError where a rank of this engine is gone: it cannot go on."""
+        if self._ranks is not None:
+            self._ranks.check()
+
+    def close(self) -> None:
+        """Ends the other ranks, where there are any."""
+        if self._ranks is not None:
+            self._ranks.close()
 
     @property
     def has_work(self) -> bool:
@@ -147,6 +179,10 @@ class Engine:
         try:
             result = self.runner.step(chosen)
         except Exception as error:
+            if self._ranks is not None:
+                # The others may have done more of this step, or less: the group starts anew.
+                self.check()
+                raise GroupError(f"a step failed: {_words(error)}") from error
             self._fail_step(chosen, error, outputs)
         else:
             self._advance(chosen, result, outputs)

@@ -3,17 +3,20 @@
 import torch
 from torch import Tensor
 
+from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.table import AttentionBatch
 
-NO_MEMORY = 1
+NO_MEMORY, APART = 1, 3
 """Of what kernels return; 0 is done, anything else an index outside (`csrc/bounds.h`)."""
 
 
 def answered(code: int, outside: str) -> None:
-    """Raises MemoryError or, with the words `outside`, IndexError, where a kernel returned other than 0."""
+    """Raises MemoryError, GroupError or, with the words `outside`, IndexError, where a kernel returned other than 0."""
     if code == NO_MEMORY:
         raise MemoryError("no memory for the working space of an operation")
+    if code == APART:
+        raise GroupError("the group of ranks has ended")
     if code:
         raise IndexError(outside)
 

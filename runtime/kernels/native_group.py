@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.collectives import MESSAGE_BYTES, SLOT_BYTES
+from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.kernels.native import native_library
 from plimsoll.runtime.kernels.native_checks import check_floats
 
@@ -21,10 +22,6 @@ COLLECTIVE_SECONDS = 120.0
 their signs of life: this bounds what neither shows."""
 SPINS = 20_000
 """Looks at a word before sleeping on it, where every rank has a CPU for each of its threads: some 0.2 ms."""
-
-
-class GroupError(RuntimeError):
-    """The group of ranks is not whole any more; none of its members can go on."""
 
 
 class GroupState(ctypes.Structure):
@@ -125,12 +122,20 @@ class SharedGroup:
 
     def receive(self) -> bytes:
         """The next message of rank 0, however long it takes until there is one."""
-        pieces, length = [], ctypes.c_int64(MESSAGE_BYTES)
+        pieces: list[bytes] = []
+        length = ctypes.c_int64(MESSAGE_BYTES)
         while length.value == MESSAGE_BYTES:
             seconds = COLLECTIVE_SECONDS if pieces else -1.0
             self._done(self._library.group_receive(self.state, self._message, ctypes.byref(length), seconds))
             pieces.append(ctypes.string_at(self._message, length.value))
         return b"".join(pieces)
+
+    @property
+    def adder(self) -> tuple[int, int]:
+        """Addresses of a C function that does `sum` (`int sum(void *, float *, long)`) and of its first argument."""
+        function = ctypes.cast(self._library.group_sum, _P).value
+        assert function is not None
+        return function, ctypes.addressof(self.state)
 
     def beat(self) -> None:
         """Gives a sign of life. Any thread may."""

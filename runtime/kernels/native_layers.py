@@ -43,6 +43,8 @@ class _Model(ctypes.Structure):
         *((name, _L) for name in ("count", "hidden", "H", "G", "D", "S", "narrow", "positions", "blocks")),
         ("eps", _F),
         ("scale", _F),
+        ("sum", _P),
+        ("group", _P),
     ]
 
 
@@ -135,6 +137,7 @@ class NativeLayers:
         layers: Sequence[DecoderLayer],
         final_norm: Norm,
         ropes: Sequence[tuple[Tensor, Tensor]],
+        adder: tuple[int, int] | None = None,
     ) -> None:
         self._function, self._check, self._most_rows = library.run_layers, check, most_rows
         self._weights, self._final_norm = tuple(layers), final_norm.weight
@@ -145,7 +148,7 @@ class NativeLayers:
             ctypes.cast(self._layers, _P), self._final_norm.data_ptr(), self._cos.data_ptr(), self._sin.data_ptr(),
             len(layers), facts.hidden_size, facts.num_heads, facts.num_kv_heads, facts.head_dim, 0, 0,
             len(self._cos), 0,
-            facts.final_norm.eps, facts.layers[0].scale,
+            facts.final_norm.eps, facts.layers[0].scale, *(adder or (None, None)),
         )  # fmt: skip
         self._caches: KVCaches = ()
 

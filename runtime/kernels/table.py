@@ -49,6 +49,10 @@ RunLayers = Callable[[Tensor, Tensor, KVCaches, AttentionBatch], Tensor | None]
 last norm; keys and values are written, residual is changed in place. None, and nothing done, for too many rows."""
 
 
+Adder = tuple[int, int]
+"""Addresses of `int sum(void *group, float *data, long count)` and of its first argument."""
+
+
 @dataclass(frozen=True)
 class Kernels:
     """Callables of one table. What an operation returns is valid until its next result of that width: a step of many
@@ -89,8 +93,12 @@ class Kernels:
     a window w, position p sees keys p-w+1 .. p; with a cap c, scores s become c * tanh(s / c)."""
     facts: TableFacts
     """What the budget needs to know of this table."""
-    layers: Callable[[ModelFacts, Sequence[DecoderLayer], Norm, Sequence[tuple[Tensor, Tensor]]], RunLayers | None] | (
-        None
+    layers: (
+        Callable[
+            [ModelFacts, Sequence[DecoderLayer], Norm, Sequence[tuple[Tensor, Tensor]], Adder | None], RunLayers | None
+        ]
+        | None
     ) = None
-    """(facts, layers, final norm, ropes as (cos, sin)) -> all of them in one call, to the bit what the operations give
-    one by one; None where the table has no such thing, and for specs that it does not cover."""
+    """(facts, layers, final norm, ropes as (cos, sin), what sums over ranks) -> all of them in one call, to the bit
+    what the operations give one by one; None where the table has no such thing, and for specs that it does not
+    cover."""

@@ -58,9 +58,10 @@ class Decoder:
         self.group = group
         self._vocab = (0, facts.vocab_size) if shard is None else shard.vocab
         self._widths = vocab_widths(facts, 1 if shard is None else shard.tensor)
+        adder = None if group is None else group.adder
         self.run_layers = None
-        if group is None and kernels.layers is not None:
-            self.run_layers = kernels.layers(facts, self.layers, final_norm, self.ropes)
+        if kernels.layers is not None and (group is None or adder is not None):
+            self.run_layers = kernels.layers(facts, self.layers, final_norm, self.ropes, adder)
 
     @property
     def weight_bytes(self) -> int:

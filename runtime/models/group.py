@@ -5,6 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from plimsoll.runtime.kernels.table import Adder
+
 
 class Group(Protocol):
     """One rank's end of a group. Every rank makes the same calls in the same order, each with tensors of one shape
@@ -15,6 +17,10 @@ class Group(Protocol):
 
     @property
     def size(self) -> int: ...
+
+    @property
+    def adder(self) -> Adder | None:
+        """What does `sum` where kernels run several layers in one call; None: they then run one by one."""
 
     def sum(self, tensor: Tensor) -> Tensor:
         """(floats [T, hidden]) -> the sum over ranks, in place: the same bits on every rank."""

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from plimsoll.runtime.engine.transport.parent import die_with_parent
+from plimsoll.runtime.machine.parent import die_with_parent
 
 #: What runs in the process: (payload, arguments, note) to a result that pickles. `note` takes a number from 0 to 255
 #: that says which step is next; the parent reads it when the process did not finish.

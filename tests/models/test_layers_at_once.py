@@ -91,7 +91,6 @@ def assert_same_to_the_bit(folder: Path, dtype: torch.dtype, precision: Precisio
         at_once, one_by_one = runner(table), runner(dataclasses.replace(table, layers=None))
         for found, wanted in zip(steps(at_once, chunks), steps(one_by_one, chunks), strict=True):
             assert torch.equal(found.logits, wanted.logits)
-            assert torch.equal(found.hidden, wanted.hidden)
         assert torch.equal(at_once.cache.pool, one_by_one.cache.pool)
         assert at_once.cache.pool.count_nonzero() > 0
 

@@ -19,6 +19,8 @@ class ThreadRank:
         self.rank, self.size = rank, size
         self._turn, self._barrier, self._slots = turn, barrier, slots
 
+    adder = None
+
     def _exchanged(self, tensor: Tensor) -> list[Tensor]:
         """Every rank's tensor."""
         self._slots[self.rank] = tensor.clone()

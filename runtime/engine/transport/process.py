@@ -3,7 +3,6 @@
 It sees token ids only, and outlives neither its parent nor a fault of its own: the client starts another.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -11,7 +10,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,8 +17,9 @@ import zmq
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.config import field_of
-from plimsoll.runtime.engine.transport.parent import die_with_parent
 from plimsoll.runtime.engine.transport.wire import Handover, connect, decode_batch, encode_message, read_handover
+from plimsoll.runtime.machine.json_lines import log_json_lines
+from plimsoll.runtime.machine.parent import die_with_parent
 from plimsoll.runtime.messages import (
     AbortRequests,
     EngineFailed,
@@ -97,6 +96,7 @@ class Link:
 def run(engine: "Engine", link: Link) -> None:
     """Runs steps until a message to shut down. An exception of `step` means that the engine itself is broken."""
     while True:
+        engine.check()
         for message in link.receive(0 if engine.has_work else IDLE_MS):
             if isinstance(message, EngineRequest):
                 engine.add(message)
@@ -112,30 +112,11 @@ def run(engine: "Engine", link: Link) -> None:
         link.send(StepOutputs(outputs=outputs, stats=engine.stats, finished=engine.take_times()))
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line, as the server logs; a traceback is a field of it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        stamp = datetime.fromtimestamp(record.created, UTC).isoformat()
-        line = {
-            "timestamp": stamp,
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": record.getMessage(),
-            "pid": record.process,
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
 def main() -> int:
     """The process; returns its exit status."""
     # Ctrl-C in a terminal reaches the whole foreground group; the parent drains and then tells us to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log_json_lines()
     try:
         handover = read_handover(sys.stdin.buffer)
     except (EOFError, msgspec.DecodeError) as error:
@@ -165,6 +146,7 @@ def main() -> int:
         return EXIT_CRASH
     finally:
         link.close()
+        engine.close()
     return 0
 
 

@@ -1,8 +1,9 @@
 """From a configuration to a model that can run: checkpoint, budget, weights, cache, each timed and measured."""
 
 import logging
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from plimsoll.api.device import DeviceKind
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import slow_codes
 from plimsoll.api.second_rounding import rounded_again
+from plimsoll.api.shard import shards
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.contents import refuse_changed
 from plimsoll.runtime.config import EngineConfig
@@ -18,9 +20,10 @@ from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.engine.worker.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
 from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.kernels.forecast import foreseen_libraries, libraries_note
+from plimsoll.runtime.kernels.native_group import SharedGroup
 from plimsoll.runtime.kernels.selection import select
-from plimsoll.runtime.machine.threads import apply_threads
-from plimsoll.runtime.messages import EngineReady, LoadProgress
+from plimsoll.runtime.machine.threads import apply_threads, cpu_limit
+from plimsoll.runtime.messages import EngineReady, LoadProgress, RankReady
 from plimsoll.runtime.models.loader import load_decoder
 
 log = logging.getLogger(__name__)
@@ -68,8 +71,17 @@ class Loaded:
     runner: Runner
     threads: int
     clock: Clock
+    rank: int = 0
 
-    def ready(self) -> EngineReady:
+    def rank_ready(self) -> RankReady:
+        """What this rank tells rank 0 once it has loaded."""
+        runner = self.runner
+        return RankReady(
+            rank=self.rank, pid=os.getpid(), num_blocks=runner.cache.num_blocks, weights=runner.decoder.weight_bytes,
+            kv_cache=runner.cache.nbytes, resident=resident_bytes(runner.device), load=self.clock.seconds["weights"],
+        )  # fmt: skip
+
+    def ready(self, others: Sequence[RankReady] = ()) -> EngineReady:
         """What the engine tells the world once it has generated a token: predicted bytes beside observed ones."""
         runner, plan, seconds = self.runner, self.plan, self.clock.seconds
         return EngineReady(
@@ -86,15 +98,25 @@ class Loaded:
             startup={"load": seconds["weights"], "cache": seconds["cache"], "warmup": seconds["warmup"]},
             kernels=runner.decoder.kernels.name,
             threads=self.threads,
+            ranks=[self.rank_ready(), *others] if others else [],
         )
 
 
-def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
+def rank_threads(config: EngineConfig) -> int:
+    """CPU threads of one rank."""
+    size = 1 if config.tensor == "auto" else config.tensor
+    return max(1, (config.threads or cpu_limit()) // size)
+
+
+def load(config: EngineConfig, on_progress: OnProgress | None = None, group: SharedGroup | None = None) -> Loaded:
     """Opens the checkpoint, closes the budget, then takes the memory: weights first, the cache after them.
+
+    Args:
+        group: loads this rank's share, where the model is spread over several; every rank does the same.
 
     Raises PlimsollError for what cannot be read, run or fitted, before any of that memory is taken.
     """
-    threads = apply_threads(config.threads)
+    threads = apply_threads(rank_threads(config))
     path = Path(config.model)
     refuse_changed(path, config.contents)
     checkpoint = open_checkpoint(path)
@@ -112,6 +134,8 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
     for note in (plan.note, again, slow, libraries_note(foreseen_libraries(kind))):
         if note:
             log.warning(note)
+    shard = None if group is None else shards(facts, group.size, plan.precision)[group.rank]
+    own = facts if shard is None else shard.facts(facts)
     clock = Clock(on_progress)
     with clock.phase("weights", plan.predicted["weights"]):
         decoder = load_decoder(
@@ -123,9 +147,12 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None) -> Loaded:
             max_model_len=plan.model_len,
             rope=plan.rope,
             on_progress=clock.tell,
+            shard=shard,
+            group=group,
         )
     # Loading takes minutes, in which the files may be replaced one by one.
     refuse_changed(path, config.contents)
     with clock.phase("cache", plan.predicted["kvCache"]):
-        cache = KVCache(facts, plan.num_blocks, config.block_size, dtype, device)
-    return Loaded(facts, plan, Runner(decoder, cache), threads, clock)
+        cache = KVCache(own, plan.num_blocks, config.block_size, dtype, device)
+    rank = 0 if group is None else group.rank
+    return Loaded(facts, plan, Runner(decoder, cache, group), threads, clock, rank)

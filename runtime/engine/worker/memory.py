@@ -99,13 +99,18 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
     step = load.max_batched_tokens
     assert step is not None
     total, cache_limit = memory_line(config, kernels.device)
+    size = cast(int, load.tensor)
+    if kind == "cpu" and config.memory is None and size > 1:
+        # Ranks share what this machine has.
+        total, cache_limit = total // size, None if cache_limit is None else cache_limit // size
     device = DeviceFacts(kind, total, kernels.facts, foreseen_libraries(kind))
     names = names_of(config)
     found = budget(facts, device, load, RUNS, cache_limit, names)
     available = available_bytes(kernels.device)
-    if found.in_use > available:
+    wanted = found.in_use * (size if kind == "cpu" else 1)
+    if wanted > available:
         raise DoesNotFitError(
-            f"takes {format_bytes(found.in_use)}, and others leave {format_bytes(available)} of this machine's memory",
+            f"takes {format_bytes(wanted)}, and others leave {format_bytes(available)} of this machine's memory",
             field=names.memory, ways=_beside_others(facts, replace(device, total=available), load, names),
         )  # fmt: skip
     # Sized alike: a card without bfloat16 holds float16 in its place.

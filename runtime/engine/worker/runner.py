@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from plimsoll.api.sizes import PROMPT_LOGIT_ROWS
 from plimsoll.runtime.engine.worker.kv_cache import KVCache
+from plimsoll.runtime.kernels.group_error import GroupError
+from plimsoll.runtime.kernels.native_group import SharedGroup
 from plimsoll.runtime.kernels.table import AttentionBatch
 from plimsoll.runtime.models.decoder import Decoder
 
@@ -49,9 +52,8 @@ class StepResult:
     """Indices into the scheduled sequences of those whose last known token was computed: they get a next token."""
     logits: Tensor
     """float32 [len(sampled), vocab], in that order, on the decoder's device."""
-    hidden: Tensor
     query_start: list[int]
-    decoder: Decoder
+    runner: "Runner"
 
     def prompt_logits(self, index: int) -> Iterator[tuple[int, Tensor]]:
         """For scheduled sequence `index`: (row within its chunk, float32 [at most PROMPT_LOGIT_ROWS, vocab]).
@@ -60,66 +62,172 @@ class StepResult:
         """
         start, end = self.query_start[index], self.query_start[index + 1]
         for row in range(start, end, PROMPT_LOGIT_ROWS):
-            with torch.inference_mode():
-                logits = self.decoder.logits(self.hidden[row : min(row + PROMPT_LOGIT_ROWS, end)])
-            yield row - start, logits
+            yield row - start, self.runner.logits(list(range(row, min(row + PROMPT_LOGIT_ROWS, end))))
+
+
+class Forward(msgspec.Struct, frozen=True, tag=True):
+    """One step as rank 0 announces it: the arrays of `_Inputs`, and the rows whose logits are due."""
+
+    number: int
+    wide: bytes
+    narrow: bytes
+    count: int
+    rows: list[int]
+
+
+class Logits(msgspec.Struct, frozen=True, tag=True):
+    """Logits of these rows of the last step."""
+
+    number: int
+    rows: list[int]
+
+
+class Clear(msgspec.Struct, frozen=True, tag=True):
+    """Zero these blocks."""
+
+    number: int
+    blocks: list[int]
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """The group ends as it should."""
+
+    number: int
+
+
+Announced = Forward | Logits | Clear | Stop
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """A step in integers: (token ids, positions, slots) of T rows; (query starts, contexts, block tables) of B
+    sequences. One array an integer width, so that a device gets two copies a step and not six."""
+
+    wide: npt.NDArray[np.int64]
+    """[3, T]."""
+    narrow: npt.NDArray[np.int32]
+    """[B + 1 + B + B * widest table]."""
+    count: int
+    """B."""
 
 
 class Runner:
-    """The decoder and its paged cache."""
+    """The decoder and its paged cache, of one rank. Rank 0 is given each step and announces it; the others `follow`.
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+    Every announcement has a number: a rank that meets another than it expects has missed a step, and ends.
+    """
+
+    def __init__(self, decoder: Decoder, cache: KVCache, group: SharedGroup | None = None) -> None:
         self.decoder = decoder
         self.cache = cache
         self.device = decoder.kernels.device
+        self._group = group
+        self._number = 0
+        self._hidden: Tensor | None = None
 
     @torch.inference_mode()
     def step(self, scheduled: Sequence[ScheduledSequence]) -> StepResult:
         """Computes the chosen tokens of each sequence, at least one each, and writes their keys and values."""
-        token_ids, positions, batch = self._inputs(scheduled)
-        hidden = self.decoder.forward(token_ids, positions, self.cache.layers, batch)
+        inputs = self._inputs(scheduled)
         sampled = [
             index
             for index, item in enumerate(scheduled)
             if item.seq.num_computed + item.num_new_tokens >= len(item.seq.token_ids)
         ]
-        if len(sampled) == len(hidden):
-            last = hidden
-        else:
-            rows = [batch.query_start_cpu[index + 1] - 1 for index in sampled]
-            last = hidden.index_select(0, torch.tensor(rows, dtype=torch.int64, device=self.device))
-        return StepResult(sampled, self.decoder.logits(last), hidden, batch.query_start_cpu, self.decoder)
+        starts = inputs.narrow[: inputs.count + 1].tolist()
+        rows = [starts[index + 1] - 1 for index in sampled]
+        if self._group is not None:
+            self._announce(Forward(self._number, inputs.wide.tobytes(), inputs.narrow.tobytes(), inputs.count, rows))
+        return StepResult(sampled, self._forward(inputs, rows), starts, self)
+
+    @torch.inference_mode()
+    def logits(self, rows: list[int]) -> Tensor:
+        """float32 [len(rows), vocab] of rows of the last step."""
+        if self._group is not None:
+            self._announce(Logits(self._number, rows))
+        return self._logits(rows)
 
     @torch.inference_mode()
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Zeroes blocks, as `KVCache.clear`."""
+        if self._group is not None:
+            self._announce(Clear(self._number, list(blocks)))
         self.cache.clear(blocks)
 
-    def _inputs(self, scheduled: Sequence[ScheduledSequence]) -> tuple[Tensor, Tensor, AttentionBatch]:
+    def stop(self) -> None:
+        """Sends the other ranks home."""
+        if self._group is not None:
+            self._announce(Stop(self._number))
+
+    @torch.inference_mode()
+    def follow(self) -> bool:
+        """Does the next thing that rank 0 announces; False where that is the end.
+
+        Raises GroupError where the group has ended, or the announcement is not the one that is due.
+        """
+        assert self._group is not None
+        message = _decode(self._group.receive())
+        if message.number != self._number:
+            raise GroupError(f"rank {self._group.rank} expected step {self._number} and met {message.number}")
+        self._number += 1
+        if isinstance(message, Forward):
+            wide = np.frombuffer(bytearray(message.wide), dtype=np.int64).reshape(3, -1)
+            narrow = np.frombuffer(bytearray(message.narrow), dtype=np.int32)
+            self._forward(_Inputs(wide, narrow, message.count), message.rows)
+        elif isinstance(message, Logits):
+            self._logits(message.rows)
+        elif isinstance(message, Clear):
+            self.cache.clear(message.blocks)
+        return not isinstance(message, Stop)
+
+    def _announce(self, message: Announced) -> None:
+        assert self._group is not None
+        self._group.send(_encode(message))
+        self._number += 1
+
+    def _forward(self, inputs: _Inputs, rows: list[int]) -> Tensor:
+        token_ids, positions, batch = self._batch(inputs)
+        self._hidden = self.decoder.forward(token_ids, positions, self.cache.layers, batch)
+        return self._logits(rows)
+
+    def _logits(self, rows: list[int]) -> Tensor:
+        """Empty on ranks that follow."""
+        hidden = self._hidden
+        assert hidden is not None
+        if rows != list(range(len(hidden))):
+            hidden = hidden.index_select(0, torch.tensor(rows, dtype=torch.int64, device=self.device))
+        return self.decoder.logits(hidden)
+
+    def _inputs(self, scheduled: Sequence[ScheduledSequence]) -> _Inputs:
         count, size = len(scheduled), self.cache.block_size
         contexts = [item.seq.num_computed + item.num_new_tokens for item in scheduled]
         query_start = [0] * (count + 1)
         for index, item in enumerate(scheduled):
             query_start[index + 1] = query_start[index] + item.num_new_tokens
-        total, widest = query_start[-1], -(-max(contexts) // size)
-        # One buffer an integer width, so that a device gets two copies a step and not six.
-        wide = np.empty((3, total), dtype=np.int64)
+        widest = -(-max(contexts) // size)
+        wide = np.empty((3, query_start[-1]), dtype=np.int64)
         narrow = np.empty(count + 1 + count + count * widest, dtype=np.int32)
         narrow[: count + 1] = query_start
         narrow[count + 1 : 2 * count + 1] = contexts
         tables = narrow[2 * count + 1 :].reshape(count, widest)
         for index, item in enumerate(scheduled):
             self._place(item, contexts[index], wide[:, query_start[index] : query_start[index + 1]], tables[index])
-        on_device_wide, on_device_narrow = self._to_device(wide), self._to_device(narrow)
+        return _Inputs(wide, narrow, count)
+
+    def _batch(self, inputs: _Inputs) -> tuple[Tensor, Tensor, AttentionBatch]:
+        """(token ids, positions, the rest) on the device."""
+        count = inputs.count
+        starts, contexts = inputs.narrow[: count + 1].tolist(), inputs.narrow[count + 1 : 2 * count + 1].tolist()
+        wide, narrow = self._to_device(inputs.wide), self._to_device(inputs.narrow)
         batch = AttentionBatch(
-            query_start=on_device_narrow[: count + 1],
-            context_lens=on_device_narrow[count + 1 : 2 * count + 1],
-            block_tables=on_device_narrow[2 * count + 1 :].view(count, widest),
-            slot_mapping=on_device_wide[2],
-            query_start_cpu=query_start,
+            query_start=narrow[: count + 1],
+            context_lens=narrow[count + 1 : 2 * count + 1],
+            block_tables=narrow[2 * count + 1 :].view(count, -1),
+            slot_mapping=wide[2],
+            query_start_cpu=starts,
             context_lens_cpu=contexts,
         )
-        return on_device_wide[0], on_device_wide[1], batch
+        return wide[0], wide[1], batch
 
     def _place(
         self, item: ScheduledSequence, context: int, rows: npt.NDArray[np.int64], table: npt.NDArray[np.int32]
@@ -143,3 +251,7 @@ class Runner:
         if self.device.type != "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Announced).decode

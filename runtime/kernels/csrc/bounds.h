@@ -6,7 +6,7 @@
 #include "team.h"
 
 /* What operations return. */
-enum { DONE = 0, NO_MEMORY = 1, OUTSIDE = 2 };
+enum { DONE = 0, NO_MEMORY = 1, OUTSIDE = 2, APART = 3 };
 
 /* Whether each of `count` indices is in [0, end). */
 INLINE int all_within(const int64_t *indices, long count, long end)

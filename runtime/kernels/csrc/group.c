@@ -81,7 +81,11 @@ static int await(const group *g, _Atomic uint32_t *word, uint32_t to, double sec
         atomic_fetch_sub(&h->sleepers, 1);
         if (there) return GROUP_DONE;
         if (atomic_load(&h->broken)) return GROUP_BROKEN;
-        if (seconds >= 0 && now() > end) return GROUP_LATE;
+        if (seconds >= 0 && now() > end) {
+            /* Nothing that follows could be whole. */
+            atomic_store(&h->broken, 1);
+            return GROUP_LATE;
+        }
     }
 }
 
@@ -111,7 +115,8 @@ static void add(float *into, const float *from, long count)
 
 static void raise_to(float *into, const float *from, long count)
 {
-    for (long i = 0; i < count; i++) into[i] = from[i] > into[i] ? from[i] : into[i];
+    /* What is not a number is above all. */
+    for (long i = 0; i < count; i++) into[i] = into[i] == into[i] && !(from[i] <= into[i]) ? from[i] : into[i];
 }
 
 static int combine(group *g, float *data, long count, void (*one)(float *, const float *, long))
@@ -135,7 +140,7 @@ static int combine(group *g, float *data, long count, void (*one)(float *, const
 }
 
 /* data [count] becomes its sum over ranks. */
-int group_sum(group *g, float *data, long count) { return combine(g, data, count, add); }
+int group_sum(void *g, float *data, long count) { return combine(g, data, count, add); }
 
 /* data [count] becomes its largest over ranks. */
 int group_largest(group *g, float *data, long count) { return combine(g, data, count, raise_to); }

@@ -16,6 +16,7 @@ typedef struct {
     uint32_t turn, message;
 } group;
 
-int group_sum(group *g, float *data, long count);
+/* `int (*)(void *, float *, long)`, for `model.sum` of layers.c. */
+int group_sum(void *g, float *data, long count);
 
 #endif

@@ -31,6 +31,9 @@ typedef struct {
     const float *final_norm, *cos, *sin;
     long count, hidden, H, G, D, S, narrow, positions, blocks;
     float eps, scale;
+    /* Where other ranks hold the other heads and columns: makes `added` the sum over ranks. Null where there are none. */
+    int (*sum)(void *group, float *added, long floats);
+    void *group;
 } model;
 
 typedef struct {
@@ -42,6 +45,7 @@ typedef struct {
 typedef struct {
     float *qkv, *mixed, *gate_up, *gated, *added, *own;
     long own_floats;
+    int *apart;
 } space;
 
 static long most(long a, long b) { return a > b ? a : b; }
@@ -69,6 +73,15 @@ static void place_heads(const model *m, const layer *l, const step *s, float *qk
     else write_row_f32(k, v, l->k_cache, l->v_cache, s->slots[t], g, m->G, m->S, D);
 }
 
+/* One thread talks to the other ranks. Once that has failed nothing is worth computing, and the call says so. */
+static void sum_over_ranks(const model *m, const step *s, const space *at)
+{
+    if (!m->sum) return;
+#pragma omp master
+    if (!*at->apart) *at->apart = m->sum(m->group, at->added, s->T * m->hidden);
+#pragma omp barrier
+}
+
 static void run_layer(const model *m, const layer *l, const float *next_norm, const step *s, const long *first_task,
                       const space *at, float *residual, float *hidden)
 {
@@ -81,6 +94,7 @@ static void run_layer(const model *m, const layer *l, const float *next_norm, co
     for (long task = 0; task < T * m->G; task++) place_heads(m, l, s, at->qkv, task / m->G, task % m->G);
     attention_team(&job, first_task, own);
     multiply(at->mixed, &l->output, at->added, T, own);
+    sum_over_ranks(m, s, at);
 #pragma omp for
     for (long t = 0; t < T; t++)
         add_and_normalise(at->added + t * m->hidden, residual + t * m->hidden, l->mlp_norm, hidden + t * m->hidden,
@@ -92,6 +106,7 @@ static void run_layer(const model *m, const layer *l, const float *next_norm, co
         activate_row(SILU, at->gate_up + t * 2 * I, at->gate_up + t * 2 * I + I, at->gated + t * I, from, to);
     }
     multiply(at->gated, &l->down, at->added, T, own);
+    sum_over_ranks(m, s, at);
 #pragma omp for
     for (long t = 0; t < T; t++)
         add_and_normalise(at->added + t * m->hidden, residual + t * m->hidden, next_norm, hidden + t * m->hidden,
@@ -101,7 +116,7 @@ static void run_layer(const model *m, const layer *l, const float *next_norm, co
 static long padded(long floats) { return (floats + 15) / 16 * 16; }
 
 /* residual [T, hidden], changed in place, -> hidden [T, hidden], normed by the last norm. Returns DONE, or
- * NO_MEMORY or OUTSIDE: then nothing was changed. */
+ * NO_MEMORY or OUTSIDE: then nothing was changed; APART: the other ranks are gone. */
 int run_layers(const model *m, const step *s, float *residual, float *hidden)
 {
     long T = s->T, qkv = 0, gate_up = 0, down = 0, sums = 0;
@@ -117,7 +132,8 @@ int run_layers(const model *m, const step *s, float *residual, float *hidden)
         for (int w = 0; w < 4; w++)
             if (all[w]->bits <= 8) sums = most(sums, sums_of_x((int)all[w]->bits, T, all[w]->K, all[w]->group));
     }
-    space at = {.own_floats = padded(most(attention_scratch(&any), sums))};
+    int apart = 0;
+    space at = {.own_floats = padded(most(attention_scratch(&any), sums)), .apart = &apart};
     long sizes[] = {T * qkv, T * m->H * m->D, T * gate_up, T * down, T * m->hidden};
     long all = omp_get_max_threads() * at.own_floats, *first_task = malloc((s->B + 1) * sizeof(long));
     for (int i = 0; i < 5; i++) all += padded(sizes[i]);
@@ -140,5 +156,5 @@ int run_layers(const model *m, const step *s, float *residual, float *hidden)
     }
     free(memory);
     free(first_task);
-    return failed ? NO_MEMORY : DONE;
+    return failed ? NO_MEMORY : apart ? APART : DONE;
 }

@@ -54,8 +54,6 @@ def test_the_engine_does_not_outlive_its_parent(tmp_path: Path, stopped: bool) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a parent-death signal")
 def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:
-    code = (
-        "from plimsoll.runtime.engine.transport.parent import die_with_parent; die_with_parent(2**22 + 1); print('on')"
-    )
+    code = "from plimsoll.runtime.machine.parent import die_with_parent; die_with_parent(2**22 + 1); print('on')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
     assert (done.returncode, done.stdout) == (1, "")

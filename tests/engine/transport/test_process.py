@@ -13,7 +13,8 @@ import pytest
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.engine import Engine
-from plimsoll.runtime.engine.transport.process import EXIT_REFUSED, JsonLines, run
+from plimsoll.runtime.engine.transport.process import EXIT_REFUSED, run
+from plimsoll.runtime.machine.json_lines import JsonLines
 from plimsoll.runtime.messages import AbortRequests, EngineRequest, FromEngine, Shutdown, StepOutputs, ToEngine
 from tests.support.checkpoints import make_checkpoint
 

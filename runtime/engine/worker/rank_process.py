@@ -1,0 +1,92 @@
+"""A rank that follows: `python -m plimsoll.runtime.engine.worker.rank_process`. Its task comes through standard input.
+
+It computes what rank 0 announces, and outlives neither rank 0 nor a fault of its own.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.machine.json_lines import log_json_lines
+from plimsoll.runtime.machine.parent import die_with_parent
+from plimsoll.runtime.messages import EngineFailed, LoadProgress, RankReady
+
+if TYPE_CHECKING:
+    from plimsoll.runtime.kernels.native_group import SharedGroup
+
+logger = logging.getLogger("plimsoll.rank")
+
+BEAT_SECONDS = 0.25
+"""Between two signs of life."""
+
+
+def main() -> int:
+    """The process; returns its exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    log_json_lines()
+    # Torch takes seconds to import; `threads` before anything that does: it says how OpenMP waits.
+    import plimsoll.runtime.machine.threads  # noqa: F401
+    from plimsoll.runtime.engine.worker.ranks import RankHandover, frame, read_framed
+    from plimsoll.runtime.machine.heap import steady_heap
+
+    given = read_framed(sys.stdin.buffer, RankHandover)
+    if given is None:
+        logger.error("a rank is started by the engine, not by hand")
+        return 2
+    die_with_parent(given.parent)
+    threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
+    steady_heap()
+    from plimsoll.runtime.engine.worker.loading import load
+    from plimsoll.runtime.kernels.group_error import GroupError
+    from plimsoll.runtime.kernels.native_group import SharedGroup
+
+    def say(message: LoadProgress | RankReady | EngineFailed) -> None:
+        os.write(given.words, frame(message))
+
+    try:
+        group = SharedGroup(given.segment, given.rank, given.size, given.spins)
+        threading.Thread(target=_beat, args=(group,), name="heart", daemon=True).start()
+        loaded = load(given.config, say, group)
+        say(loaded.rank_ready())
+    except GroupError:
+        # Another rank has said why.
+        return 1
+    except PlimsollError as error:
+        say(EngineFailed(error=str(error)))
+        return 1
+    except Exception as error:
+        logger.exception("rank %d crashed while it was loading", given.rank)
+        say(EngineFailed(error=f"{type(error).__name__}: {error}"))
+        return 1
+    try:
+        while loaded.runner.follow():
+            pass
+    except GroupError as error:
+        logger.info("rank %d ends: %s", given.rank, error)
+        return 1
+    except Exception as error:
+        logger.exception("rank %d crashed", given.rank)
+        say(EngineFailed(error=f"{type(error).__name__}: {error}"))
+        return 1
+    return 0
+
+
+def _beat(group: "SharedGroup") -> None:
+    while True:
+        group.beat()
+        threading.Event().wait(BEAT_SECONDS)
+
+
+def _follow_parent() -> None:
+    """Ends this process, whatever it is doing, when rank 0's end of standard input closes."""
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
