@@ -1,0 +1,141 @@
+"""A model over several ranks: the same answers as on one, and a group that lives and dies together."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import msgspec
+import psutil
+import pytest
+
+from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
+from plimsoll.runtime.engine.transport.client import EngineClient, EngineDead
+from plimsoll.runtime.engine.worker import ranks
+from plimsoll.runtime.kernels.group_error import GroupError
+from plimsoll.runtime.llm import LLM, RequestOutput
+from tests.support.checkpoints import make_checkpoint
+from tests.support.clients import SECONDS, answer, drain, request, until
+
+SIZE = 2
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
+    """Heads and a width that ranks share unevenly."""
+    folder = make_checkpoint(
+        tmp_path_factory.mktemp("model") / "tiny",
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        hidden_size=96,
+        intermediate_size=160,
+    )
+    return EngineConfig(
+        model=str(folder), precision="float32", device="cpu", kv_cache_bytes=1 << 20, block_size=16, tensor=SIZE
+    )
+
+
+@pytest.fixture(scope="module")
+def group(config: EngineConfig, loop: asyncio.Runner) -> Iterator[EngineClient]:
+    client = EngineClient(config)
+
+    async def begin() -> None:
+        await client.start()
+        await client.wait_ready(SECONDS)
+
+    loop.run(begin())
+    yield client
+    loop.run(client.close())
+
+
+def members(client: EngineClient) -> list[psutil.Process]:
+    """Processes of the ranks, rank 0 first."""
+    assert client.info is not None
+    return [psutil.Process(rank.pid) for rank in client.info.ranks]
+
+
+def test_answers_are_those_of_one_rank(config: EngineConfig) -> None:
+    options = {"precision": "float32", "device": "cpu", "kv_cache_bytes": 1 << 18, "block_size": 16, "threads": 1}
+    prompts = ["a story", "a longer story of the sea and of ships", "a story"]
+    params = SamplingParams(max_tokens=24, temperature=0.0, logprobs=2, prompt_logprobs=1, ignore_eos=True)
+
+    def answers(tensor: int) -> list[RequestOutput]:
+        # A step takes few tokens: prompts run in chunks.
+        with LLM(config.model, tensor=tensor, max_batched_tokens=16, **options) as llm:
+            found = llm.generate(prompts * 3, params) + llm.generate(prompts, params)
+            llm.engine.check_integrity()
+            assert [rank.rank for rank in llm.engine.ready.ranks] == (list(range(tensor)) if tensor > 1 else [])
+            return found
+
+    for one, several in zip(answers(1), answers(2), strict=True):
+        assert one.outputs[0].token_ids == several.outputs[0].token_ids
+        assert one.num_cached_tokens == several.num_cached_tokens
+        for mine, theirs in (
+            (one.outputs[0].logprobs, several.outputs[0].logprobs), (one.prompt_logprobs, several.prompt_logprobs)
+        ):  # fmt: skip
+            assert mine is not None
+            assert theirs is not None
+            for known, found in zip(mine, theirs, strict=True):
+                assert (known is None) == (found is None)
+                if known is not None and found is not None:
+                    assert known.chosen.logprob == pytest.approx(found.chosen.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize(("rank", "how"), [(1, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_rank_that_dies_or_hangs_under_load_takes_the_group_with_it_and_it_comes_back(
+    group: EngineClient, loop: asyncio.Runner, rank: int, how: signal.Signals
+) -> None:
+    async def test() -> None:
+        before, restarts, old = await answer(group, request("before")), group.restarts, members(group)
+        stream = group.generate(request("long", 200))
+        await anext(stream)
+        os.kill(old[rank].pid, how)
+        async with asyncio.timeout(SECONDS):
+            with pytest.raises(EngineDead):
+                await drain(stream)
+        await until(lambda: not any(one.is_running() and one.status() != "zombie" for one in old))
+        await group.available(SECONDS)
+        assert group.restarts == restarts + 1
+        assert await answer(group, request("after")) == before
+
+    loop.run(test())
+
+
+def test_the_others_end_with_rank_0(group: EngineClient, loop: asyncio.Runner) -> None:
+    async def test() -> None:
+        restarts, old = group.restarts, members(group)
+        os.kill(old[0].pid, signal.SIGKILL)
+        await until(lambda: group.restarts == restarts + 1)
+        await until(lambda: not any(one.is_running() and one.status() != "zombie" for one in old))
+        await group.available(SECONDS)
+        assert await answer(group, request("after"))
+
+    loop.run(test())
+
+
+def test_a_step_that_a_rank_did_not_expect_ends_the_group(config: EngineConfig) -> None:
+    with LLM(config.model, tensor=2, kv_cache_bytes=1 << 20, precision="float32") as llm:
+        llm.engine.runner._number += 1
+        with pytest.raises(GroupError, match=r"expected step|has ended|rank 1"):
+            llm.generate(["a story"] * 2, SamplingParams(max_tokens=8))
+        with pytest.raises(GroupError, match="rank 1"):
+            llm.engine.check()
+
+
+def test_a_size_that_the_model_does_not_split_into_is_refused_before_a_rank_starts(config: EngineConfig) -> None:
+    with pytest.raises(PlimsollError, match=r"6 attention heads cannot be split over 7 .*Sizes that work: 1 to 6"):
+        LLM(config.model, tensor=7, kv_cache_bytes=1 << 20)
+    assert not [child for child in psutil.Process().children() if "rank_process" in " ".join(child.cmdline())]
+
+
+def test_a_rank_that_cannot_load_gives_its_reason(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ranks.RankProcess.__init__
+
+    def broken(self: ranks.RankProcess, config: EngineConfig, *rest: int) -> None:
+        made(self, msgspec.structs.replace(config, model="/nowhere"), *rest)
+
+    monkeypatch.setattr(ranks.RankProcess, "__init__", broken)
+    with pytest.raises(PlimsollError, match=r"rank 1: .*/nowhere"):
+        LLM(config.model, tensor=2, kv_cache_bytes=1 << 20)
