@@ -180,7 +180,7 @@ class Engine:
             result = self.runner.step(chosen)
         except Exception as error:
             if self._ranks is not None:
-                # The others may have done more of this step, or less: the group starts anew.
+                # The others may have done more of this step, or less: the group starts again.
                 self.check()
                 raise GroupError(f"a step failed: {_words(error)}") from error
             self._fail_step(chosen, error, outputs)

@@ -82,7 +82,7 @@ def _beat(group: "SharedGroup") -> None:
 
 
 def _follow_parent() -> None:
-    """Ends this process, whatever it is doing, when rank 0's end of standard input closes."""
+    """Ends this process, even in the middle of a step, when rank 0's end of standard input closes."""
     while os.read(0, 4096):
         pass
     os._exit(0)

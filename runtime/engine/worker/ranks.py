@@ -195,7 +195,7 @@ class Ranks:
         beats = dict.fromkeys(silent, 0)
         before = time.monotonic()
         while self.failure is None and not self._closing.wait(LOOK_SECONDS):
-            # Time in which this process was itself kept from running counts for nobody.
+            # Time in which this process was itself kept from running is not counted.
             passed, before = min(time.monotonic() - before, 2 * LOOK_SECONDS), time.monotonic()
             for one in self._processes:
                 seen = self.group.beats(one.rank)
