@@ -17,7 +17,7 @@ import numpy as np
 
 from plimsoll.api.config_values import short
 from plimsoll.api.errors import CheckpointError, SpecError
-from plimsoll.api.shard import Run, Shard
+from plimsoll.api.shard import MOST_RANKS, Run, Shard
 from plimsoll.checkpoint.huggingface import HuggingFaceCheckpoint
 from plimsoll.checkpoint.json_file import read_object
 from plimsoll.checkpoint.safetensors_file import STORAGE, StoredTensor, read_header
@@ -130,8 +130,8 @@ def _shards(given: object, path: Path) -> list[Shard]:
                 "must be runs", field=f"{path}: shards[{rank}]", value=short(item), fix=_FIX
             ) from None
         found.append(Shard(rank, len(given), **runs))  # type: ignore[arg-type]
-    if len(found) < 2:
-        raise CheckpointError("must be two or more", field=f"{path}: shards", value=short(given), fix=_FIX)
+    if not 2 <= len(found) <= MOST_RANKS:
+        raise CheckpointError(f"must be 2 to {MOST_RANKS}", field=f"{path}: shards", value=short(given), fix=_FIX)
     return found
 
 

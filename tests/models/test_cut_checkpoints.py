@@ -122,6 +122,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
         (out / SHARDS_NAME).write_text(json.dumps(said | {key: value}))
         with pytest.raises(CheckpointError, match=r"plimsoll shard"):
             open_checkpoint(out)
+    (out / SHARDS_NAME).write_text(json.dumps(said | {"shards": said["shards"] * 33}))
+    with pytest.raises(CheckpointError, match=r"shards: must be 2 to 64"):
+        open_checkpoint(out)
     (out / SHARDS_NAME).write_text(json.dumps(said | {"shards": [{"queries": 3}] * 2}))
     with pytest.raises(CheckpointError, match=r"shards\[0\]: must be runs"):
         open_checkpoint(out)

@@ -76,8 +76,11 @@ def assert_parts(folder: Path, kernels: Kernels, precision: Precision, tensor: i
         assert share * 0.99 < asked_for < share * 1.05
 
 
-@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "InternLM2ForCausalLM"])
-@pytest.mark.parametrize("form", quantized.ALL)
+@pytest.mark.parametrize(
+    ("form", "architecture"),
+    [*((form, "LlamaForCausalLM") for form in quantized.ALL)]
+    + [(form, "InternLM2ForCausalLM") for form in ("awq", "ct", "gptq")],
+)
 def test_stored_codes(made: Made, form: str, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, precision = made(form, architecture), PRECISION[quantized.ALL[form].bits]
     alone = answers(load(folder, FLOATS, precision)(None))
@@ -136,7 +139,7 @@ def blocks_of_256(kind: str, rows: int, columns: int, rng: Any) -> tuple[Any, An
     return blocks.view(np.uint8).reshape(rows, -1), gguf.GGMLQuantizationType[kind]
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "F32", "K"])
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "K"])
 def test_blocks_of_a_gguf(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32}
     changes |= {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}

@@ -61,7 +61,7 @@ def test_ranks_answer_as_one_device(tmp_path: Path, name: str, tied: bool) -> No
     )
     for kernels in TABLES[-1:] if tied else TABLES:
         alone = answers(load(folder, kernels)(None))
-        for tensor in (2, 3, 4):
+        for tensor in (2, 3, 4) if kernels is TABLES[-1] else (3,):
             assert_same_answers(load(folder, kernels), tensor, alone)
 
 
@@ -89,7 +89,7 @@ def test_a_rank_reads_its_part_and_no_more(
             assert read_bytes == held == weight_bytes(checkpoint.facts, "float32", device, part)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     kv_heads=st.integers(1, 4),
     group=st.integers(1, 4),

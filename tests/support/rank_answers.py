@@ -27,7 +27,10 @@ from tests.support.ranks import ThreadRank, on_ranks
 
 SOURCE = random.Random(11)
 PROMPTS = [[SOURCE.randrange(VOCAB_SIZE) for _ in range(length)] for length in (23, 1, 38)]
+CHUNK = 17
+"""Tokens of a prompt that are computed at once."""
 STEPS = 3
+"""Tokens that are generated after each prompt."""
 Answers = tuple[list[list[int]], list[Tensor]]
 
 
@@ -44,13 +47,15 @@ def answers(
     runner = runner_of(decoder, blocks + 1, 16, cache)
     sequences = make_sequences(runner, prompts, room=STEPS)
     found: list[list[Tensor]] = [[] for _ in prompts]
-    for _ in range(STEPS):
-        batch = [Chunk(seq, len(seq.token_ids) - seq.num_computed) for seq in sequences]
+    while active := [at for at, seq in enumerate(sequences) if len(seq.token_ids) < len(prompts[at]) + STEPS]:
+        left = [len(sequences[at].token_ids) - sequences[at].num_computed for at in active]
+        batch = [Chunk(sequences[at], min(CHUNK, count)) for at, count in zip(active, left, strict=True)]
         result = runner.step(batch)
-        for index, seq in enumerate(sequences):
-            found[index] += [logits for _, logits in result.prompt_logits(index)]
-            seq.num_computed = len(seq.token_ids)
-            seq.token_ids.append(_chosen(decoder, result.logits, index))
+        for place, at in enumerate(active):
+            found[at] += [logits for _, logits in result.prompt_logits(place)]
+            sequences[at].num_computed += batch[place].num_new_tokens
+        for row, place in enumerate(result.sampled):
+            sequences[active[place]].token_ids.append(_chosen(decoder, result.logits, row))
     tokens = [seq.token_ids[len(prompt) :] for seq, prompt in zip(sequences, prompts, strict=True)]
     return tokens, [torch.cat(parts).log_softmax(-1) for parts in found]
 
