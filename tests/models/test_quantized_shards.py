@@ -24,7 +24,7 @@ from tests.support.rank_answers import answers, assert_same_answers, count_reads
 from tests.support.ranks import ThreadRank, on_ranks
 from tests.support.tables import bfloat16_tables, float32_tables
 
-FLOATS, NARROW = float32_tables()[-1], bfloat16_tables()[-1]
+FLOATS, PLAIN, NARROW = float32_tables()[-1], bfloat16_tables()[0], bfloat16_tables()[-1]
 PRECISION: dict[int, Precision] = {4: "w4a16", 8: "w8a16"}
 Made = Callable[[str, str], Path]
 SHAPES: dict[str, Any] = {
@@ -43,12 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
     @cache
     def make(form: str, architecture: str) -> Path:
-        folder = source(architecture)
-        return (
-            quantized.quantize_folder(folder, root / f"{architecture}-{form}", quantized.ALL[form])[0]
-            if form
-            else folder
-        )
+        return quantized.quantize_folder(source(architecture), root / f"{architecture}-{form}", quantized.ALL[form])[0]
 
     return make
 
@@ -70,7 +65,7 @@ def assert_parts(folder: Path, kernels: Kernels, precision: Precision, tensor: i
         found = on_ranks(tensor, read)
     device = DeviceFacts("cpu", 1 << 30, kernels.facts)
     for part, (asked_for, held) in zip(parts, found, strict=True):
-        if kernels is NARROW:
+        if dtype == torch.bfloat16:
             assert held == weight_bytes(facts, precision, device, part)
         share = share_bytes(checkpoint, part)
         assert share * 0.99 < asked_for < share * 1.05
@@ -89,8 +84,8 @@ def test_stored_codes(made: Made, form: str, architecture: str, monkeypatch: pyt
     if form == "awq":
         # As floats its columns may be split within a group.
         assert_same_answers(load(folder, FLOATS), 3, answers(load(folder, FLOATS)(None)))
-    if not form.startswith("gptq"):
-        assert_parts(folder, FLOATS, precision, 3, monkeypatch)
+    for kernels, tensor in ((NARROW, 3), (PLAIN, 2)):
+        assert_parts(folder, kernels, precision, tensor, monkeypatch)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "w4a16", "w8a16"])
