@@ -141,6 +141,9 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     num_blocks: int
     block_size: int
     precision: str
+    """Of weights."""
+    cache_dtype: str
+    """Of keys and values in the cache, as torch names it: `bfloat16`."""
     predicted: dict[str, int]
     """Bytes by budget term: total, context, weights, workspace, kvCache, headroom."""
     observed: dict[str, int]

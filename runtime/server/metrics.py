@@ -195,7 +195,7 @@ class Metrics:
                 **{
                     name: f"{value:g}" if isinstance(value, float) else str(value) for name, _, value in _capacity(info)
                 },
-                "cache_dtype": info.precision,
+                "cache_dtype": info.cache_dtype,
                 "kernels": info.kernels,
             }
             config = GaugeMetricFamily(

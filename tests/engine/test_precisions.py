@@ -52,6 +52,7 @@ def test_bytes_observed_are_those_foretold(
     found.clock.seconds["warmup"] = 0.0
     ready = found.ready()
     assert ready.precision == taken
+    assert ready.cache_dtype == ("float32" if taken == "float32" else "bfloat16")
     assert ready.observed["weights"] == ready.predicted["weights"]
 
 

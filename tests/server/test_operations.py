@@ -102,9 +102,8 @@ def test_what_requests_ask_for_and_what_the_cache_holds_is_shown(tiny: Endpoint)
     assert tokens == tiny.metric("kv_cache_blocks") * 16
     assert tiny.metric("kv_cache_max_concurrency") == tokens / info.model_len
     concurrency = f"{tokens / info.model_len:g}"
-    assert (
-        tiny.metric("cache_config_info", kv_cache_size_tokens=f"{tokens:g}", kv_cache_max_concurrency=concurrency) == 1
-    )
+    labels = {"kv_cache_size_tokens": f"{tokens:g}", "kv_cache_max_concurrency": concurrency, "cache_dtype": "float32"}
+    assert tiny.metric("cache_config_info", **labels) == 1
     assert tiny.metric("num_requests_waiting_by_reason", reason="capacity") == tiny.metric("num_requests_waiting")
 
 

@@ -89,6 +89,7 @@ class Loaded:
             num_blocks=runner.cache.num_blocks,
             block_size=runner.cache.block_size,
             precision=plan.precision,
+            cache_dtype=str(runner.cache.pool.dtype).removeprefix("torch."),
             predicted=dict(plan.predicted),
             observed={
                 "weights": runner.decoder.weight_bytes,
