@@ -63,8 +63,9 @@ def make_segment(size: int) -> int:
 
     Raises NativeUnavailableError, OSError.
     """
+    length = _library().group_bytes(size, SLOT_BYTES // 4, MESSAGE_BYTES)
     descriptor = os.memfd_create("plimsoll-group", os.MFD_CLOEXEC)
-    os.ftruncate(descriptor, _library().group_bytes(size, SLOT_BYTES // 4, MESSAGE_BYTES))
+    os.ftruncate(descriptor, length)
     return descriptor
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.kernels.build import NativeUnavailableError
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.kernels.native_group import SPINS, SharedGroup, make_segment
 from plimsoll.runtime.machine.threads import cpu_limit
@@ -142,12 +143,17 @@ class Ranks:
     def __init__(self, config: EngineConfig, size: int, threads: int) -> None:
         """Starts ranks 1 to `size` - 1 with `config`, `threads` each.
 
-        Raises NativeUnavailableError, OSError.
+        Raises PlimsollError where this machine cannot run ranks, OSError where memory or a process cannot be had.
         """
         self.size = size
         self.failure: str | None = None
         spins = SPINS if size * threads <= cpu_limit() else 0
-        self._segment = make_segment(size)
+        try:
+            self._segment = make_segment(size)
+        except NativeUnavailableError as error:
+            raise PlimsollError(
+                f"ranks share memory through the native kernels, and {error}", field="tensor", value=size, fix="Use 1"
+            ) from error
         self.group = SharedGroup(self._segment, 0, size, spins)
         self._closing = threading.Event()
         self._started = threading.Event()

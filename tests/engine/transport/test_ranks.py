@@ -14,6 +14,8 @@ from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.transport.client import EngineClient, EngineDead
 from plimsoll.runtime.engine.worker import ranks
+from plimsoll.runtime.kernels import native_group
+from plimsoll.runtime.kernels.build import NativeUnavailableError
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.llm import LLM, RequestOutput
 from tests.support.checkpoints import make_checkpoint
@@ -138,4 +140,13 @@ def test_a_rank_that_cannot_load_gives_its_reason(config: EngineConfig, monkeypa
 
     monkeypatch.setattr(ranks.RankProcess, "__init__", broken)
     with pytest.raises(PlimsollError, match=r"rank 1: .*/nowhere"):
+        LLM(config.model, tensor=2, kv_cache_bytes=1 << 20)
+
+
+def test_ranks_need_the_native_kernels(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise NativeUnavailableError("there is no compiler")
+
+    monkeypatch.setattr(native_group, "native_library", missing)
+    with pytest.raises(PlimsollError, match=r"tensor: ranks share memory .*there is no compiler .*Use 1"):
         LLM(config.model, tensor=2, kv_cache_bytes=1 << 20)
