@@ -149,6 +149,7 @@ class _Sizer:
             precisions = (PRECISION_OF_BITS[self.facts.quantization.bits],)
         elif load.precision == "auto" and self.runs is not None:
             precisions = tuple(name for name in precisions if name in self.runs) or ("float32",)
+        # On GPUs more than one is not run yet. On a CPU more ranks never take less memory in all.
         most = 1 if self.runs is not None else min(MOST_AUTO_TENSOR, len(self.devices) or MOST_AUTO_TENSOR)
         tensors = range(1, most + 1) if load.tensor == "auto" else (load.tensor,)
         for precision in precisions:
@@ -276,7 +277,7 @@ def _ways(sizer: _Sizer, load: Load, nearest: _Sum, names: Names) -> list[str]:
     if runs is None:
         # Sized, and refused by the engine of this version.
         at = len(ways) - 1 if ways and ways[-1].startswith(names.memory) else len(ways)
-        ways[at:at] = list(_unrun(facts, load, closes))
+        ways[at:at] = list(_unrun(load, closes, sizer.device.kind == "cuda"))
     return ways
 
 
@@ -286,11 +287,12 @@ def _again(facts: ModelFacts, found: Budget) -> str:
     return f"{blocks} blocks rounded again" if blocks else ""
 
 
-def _unrun(facts: ModelFacts, load: Load, closes: Callable[[dict[str, Any]], Budget | None]) -> Iterator[str]:
+def _unrun(load: Load, closes: Callable[[dict[str, Any]], Budget | None], on_gpus: bool) -> Iterator[str]:
     if load.cache_precision == "auto" and closes({"cache_precision": "int8"}):
         yield "kvCache.precision int8 (sized, not run by this version)"
     for tensor in range(2, MOST_AUTO_TENSOR + 1):
-        if load.tensor == 1 and closes({"tensor": tensor}):
+        # A CPU runs several ranks, and one with a larger line takes less memory than they do.
+        if on_gpus and load.tensor == 1 and closes({"tensor": tensor}):
             yield f"parallelism.tensor {tensor} (sized, not run by this version)"
             break
 

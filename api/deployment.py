@@ -166,8 +166,9 @@ class Parallelism(Part):
         int | Literal["auto"],
         WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": "^auto$", "minimum": 1, "maximum": 64}),
     ] = "auto"
-    """Devices that one replica is spread over, 1 to 64; `auto` takes the fewest that hold it. More than 1 is sized and
-    not run yet."""
+    """Ranks that one replica is spread over, 1 to 64. Each is a process with a device of its own; on a CPU, with a line
+    of its own (accelerator.memory). `auto` takes the fewest that hold it, among what this version runs: one. More than
+    one runs on a CPU; on GPUs it is sized and not run yet."""
 
     @field_validator("tensor", mode="before")
     @classmethod

@@ -29,7 +29,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cache_precision: str = "auto"
     """How keys and values are held; auto is as activations are. Others are refused: they are not run yet."""
     tensor: Count | Literal["auto"] = 1
-    """Devices the model is spread over. More than 1 is refused: it is not run yet. auto is 1."""
+    """Ranks the model is spread over, each a process. More than 1 is run on a CPU, and refused on GPUs. auto is 1."""
     device: str = "auto"
     """cpu, cuda, cuda:0; auto takes CUDA where there is one."""
     memory: Count | None = None

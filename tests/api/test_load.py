@@ -78,7 +78,10 @@ def test_the_spec_reaches_the_load() -> None:
     [
         ({"precision": "float16"}, "spec.precision"),
         ({"kvCache": {"precision": "int8"}}, "spec.kvCache.precision"),
-        ({"parallelism": {"tensor": 2}}, "spec.parallelism.tensor"),
+        (
+            {"parallelism": {"tensor": 2}, "accelerator": {"resource": "nvidia.com/gpu"}},
+            "spec.parallelism.tensor",
+        ),
     ],
 )
 def test_what_is_sized_and_does_not_run_is_refused_in_plain_words(parts: dict[str, Any], field: str) -> None:
@@ -93,4 +96,6 @@ def test_what_runs_is_not_refused() -> None:
     refuse_not_run_yet(spec(precision="w4a16"))
     refuse_not_run_yet(spec(precision="w8a16"))
     refuse_not_run_yet(spec(precision="float32", parallelism={"tensor": 1}))
+    refuse_not_run_yet(spec(parallelism={"tensor": 3}))
+    refuse_not_run_yet(spec(parallelism={"tensor": "auto"}, accelerator={"resource": "nvidia.com/gpu"}))
     refuse_not_run_yet(spec(precision="float16", accelerator={"resource": "nvidia.com/gpu"}))

@@ -40,7 +40,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--tp", "2"], "--tp"),
+        (["--tp", "64"], "--tp: "),
         (["--quant-policy", "8"], "'int8'"),
         (["--quant-policy", "4"], "'int4'"),
         (["--quant-policy", "3"], "--quant-policy"),

@@ -107,7 +107,7 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
     names = names_of(config)
     found = budget(facts, device, load, RUNS, cache_limit, names)
     available = available_bytes(kernels.device)
-    wanted = found.in_use * (size if kind == "cpu" else 1)
+    wanted = found.ranks_in_use if kind == "cpu" else found.in_use
     if wanted > available:
         raise DoesNotFitError(
             f"takes {format_bytes(wanted)}, and others leave {format_bytes(available)} of this machine's memory",

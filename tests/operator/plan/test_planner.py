@@ -56,7 +56,7 @@ def test_an_unchanged_cluster_is_left_alone() -> None:
         ({"kvCache": {"ratio": 2}}, "InvalidSpec", "spec.kvCache.ratio"),
         ({"kvCash": {}}, "InvalidSpec", "kvCache"),
         ({"precision": "float16"}, "NotSupported", "spec.precision"),
-        ({"parallelism": {"tensor": 2}}, "NotSupported", "spec.parallelism.tensor"),
+        ({"parallelism": {"tensor": 64}}, "InvalidSpec", "spec.parallelism.tensor"),
         ({"context": {"maxLength": 100000}}, "InvalidSpec", "spec.context.maxLength"),
     ],
 )
