@@ -15,7 +15,7 @@ from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow
 from plimsoll.runtime.engine.core.scheduler import QueueFullError, Scheduled, Scheduler
 from plimsoll.runtime.engine.core.sequence import Sequence
-from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, load, rank_threads
+from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, load, rank_threads, refuse_split
 from plimsoll.runtime.engine.worker.logprobs import NotANumberError, prompt_logprobs
 from plimsoll.runtime.engine.worker.ranks import Ranks
 from plimsoll.runtime.engine.worker.runner import StepResult
@@ -43,6 +43,7 @@ class Engine:
         self.config = config
         self._ranks: Ranks | None = None
         if config.tensor != "auto" and config.tensor > 1:
+            refuse_split(config)
             self._ranks = Ranks(config, config.tensor, rank_threads(config))
         try:
             self._load(on_progress)

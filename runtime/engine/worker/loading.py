@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import slow_codes
+from plimsoll.api.precision import Precision, slow_codes
+from plimsoll.api.quantization import PRECISION_OF_BITS
 from plimsoll.api.second_rounding import rounded_again
 from plimsoll.api.shard import shards
 from plimsoll.checkpoint import open_checkpoint
@@ -107,6 +109,19 @@ def rank_threads(config: EngineConfig) -> int:
     """CPU threads of one rank."""
     size = 1 if config.tensor == "auto" else config.tensor
     return max(1, (config.threads or cpu_limit()) // size)
+
+
+def refuse_split(config: EngineConfig) -> None:
+    """Raises SpecError where the model does not split over `config.tensor` ranks, before any of them is started."""
+    if config.tensor == "auto" or config.tensor == 1:
+        return
+    facts = open_checkpoint(Path(config.model)).facts
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if facts.quantization is None else PRECISION_OF_BITS[facts.quantization.bits]
+    # Unknown names are refused with the device's.
+    if precision in get_args(Precision):
+        shards(facts, config.tensor, cast(Precision, precision))
 
 
 def load(config: EngineConfig, on_progress: OnProgress | None = None, group: SharedGroup | None = None) -> Loaded:

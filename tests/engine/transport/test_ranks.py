@@ -9,9 +9,10 @@ import msgspec
 import psutil
 import pytest
 
-from plimsoll.api.errors import PlimsollError
+from plimsoll.api.errors import PlimsollError, SpecError
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
+from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.engine.transport.client import EngineClient, EngineDead
 from plimsoll.runtime.engine.worker import ranks
 from plimsoll.runtime.kernels import native_group
@@ -56,6 +57,18 @@ def members(client: EngineClient) -> list[psutil.Process]:
     """Processes of the ranks, rank 0 first."""
     assert client.info is not None
     return [psutil.Process(rank.pid) for rank in client.info.ranks]
+
+
+def test_a_size_that_does_not_split_is_refused_before_any_rank_starts(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(ranks, "RankProcess", lambda *arguments: started.append(arguments[1]))
+    with pytest.raises(
+        SpecError, match=r"6 attention heads cannot be split over 7 \(found 7\)\. Sizes that work: 1 to 6"
+    ):
+        Engine(msgspec.structs.replace(config, tensor=7))
+    assert not started
 
 
 def test_answers_are_those_of_one_rank(config: EngineConfig) -> None:
