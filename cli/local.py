@@ -153,7 +153,8 @@ def wait_ready(services: Sequence["Service"], screen: Console) -> None:
                 name = service.config.served_name
                 key = (name, seen.phase)
                 if key not in tasks:
-                    tasks[key] = progress.add_task(f"{PHASES.get(seen.phase, seen.phase)} ({name})", total=None)
+                    words = f"{PHASES.get(seen.phase, seen.phase)}{_on_ranks(service.engine.config.tensor)} ({name})"
+                    tasks[key] = progress.add_task(words, total=None)
                 progress.update(tasks[key], completed=seen.done_bytes, total=seen.total_bytes or None)
             next(s for s in services if not s.settled.is_set()).settled.wait(0.1)
 
@@ -165,14 +166,22 @@ def announce(service: "Service", screen: Console) -> None:
     name, url = service.config.served_name, service.url
     screen.print(Text.assemble(("Ready", "bold green"), f" {name} at ", (url, "bold")))
     screen.print(memory_table(info.predicted, info.observed), highlight=False)
+    for rank in info.ranks[1:]:
+        parts = f"weights {format_bytes(rank.weights)} · KV cache {format_bytes(rank.kv_cache)}"
+        screen.print(f"rank {rank.rank}: {parts} · in use {format_bytes(rank.resident)}", style="dim", highlight=False)
     tokens = info.num_blocks * info.block_size
     took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.startup.items())
+    threads = f"{info.threads} thread{'' if info.threads == 1 else 's'}{' each' if info.ranks else ''}"
     screen.print(
-        f"context {info.model_len} tokens · cache {tokens} tokens · {info.precision} · {info.kernels} kernels on "
-        f"{info.threads} threads · {took}",
+        f"context {info.model_len} tokens · cache {tokens} tokens · {info.precision} · {info.kernels} kernels"
+        f"{_on_ranks(len(info.ranks))} on {threads} · {took}",
         style="dim",
         highlight=False,
     )
+
+
+def _on_ranks(size: int | str) -> str:
+    return f" of {size} ranks" if isinstance(size, int) and size > 1 else ""
 
 
 def memory_table(predicted: dict[str, int], observed: dict[str, int]) -> Table:

@@ -8,6 +8,7 @@ import typer
 
 from plimsoll.api.budget import RUNS
 from plimsoll.api.choice import check_choice
+from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
 from plimsoll.api.load import Fields, refuse_unrun
 from plimsoll.api.quantity import byte_option
@@ -68,7 +69,15 @@ def serve(
     enable_prefix_caching: Annotated[bool, typer.Option(help="Share the cache of equal beginnings.")] = True,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16, float32, w8a16 or w4a16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    tp: Annotated[int, typer.Option(min=1, help="Tensor parallel size; 1 is what runs.")] = 1,
+    tp: Annotated[
+        int,
+        typer.Option(
+            "--tp",
+            "--tensor-parallel-size",
+            min=1,
+            help="Tensor parallel size: ranks that hold the model together. More than 1 runs on CPUs only.",
+        ),
+    ] = 1,
     quant_policy: Annotated[int, typer.Option(help="KV cache: 0 as the model, 8 int8, 4 int4; 0 is what runs.")] = 0,
     model_format: Annotated[
         str | None, typer.Option(help="hf, awq, gptq, compressed-tensors or gguf; read from the files by default.")
@@ -147,6 +156,7 @@ def serve(
     engine = EngineConfig(
         model=str(path),
         precision=dtype,
+        tensor=tp,
         device=device,
         memory=None if memory is None else byte_option(memory, "--memory"),
         kv_ratio=cache_max_entry_count,
@@ -186,7 +196,8 @@ def _check_options(dtype: str, device: str, tp: int, quant_policy: int, model_fo
         check_choice(model_format, FORMATS, "--model-format")
     fields = Fields(precision="--dtype", cache="--quant-policy", tensor="--tp")
     cache = {0: "auto", 4: "int4", 8: "int8"}[quant_policy]
-    refuse_unrun(dtype, cache, tp, "cpu" if device == "cpu" else None, fields)
+    kind: DeviceKind | None = "cpu" if device == "cpu" else "cuda" if device.startswith("cuda") else None
+    refuse_unrun(dtype, cache, tp, kind, fields)
 
 
 def _body_bytes(value: str) -> int:

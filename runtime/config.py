@@ -1,6 +1,7 @@
 """How one engine and its server are set up. `serve`, `up` and `LLM` all end here, so they cannot drift apart."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -29,7 +30,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cache_precision: str = "auto"
     """How keys and values are held; auto is as activations are. Others are refused: they are not run yet."""
     tensor: Count | Literal["auto"] = 1
-    """Ranks the model is spread over, each a process. More than 1 is run on a CPU, and refused on GPUs. auto is 1."""
+    """Ranks that hold the model together, each a process of this machine; `LLM` also takes `tensor_parallel_size`.
+    More than 1 runs on CPUs only. auto is 1."""
     device: str = "auto"
     """cpu, cuda, cuda:0; auto takes CUDA where there is one."""
     memory: Count | None = None
@@ -74,8 +76,23 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.max_running + self.max_queued_requests
 
 
+#: Other spellings of options: vLLM's.
+SPELLINGS = {"tensor_parallel_size": "tensor"}
+
+
+def spelled(field: str | None, options: Mapping[str, Any]) -> str | None:
+    """What a user who wrote `options` calls `field` of an EngineConfig."""
+    return next((theirs for theirs, ours in SPELLINGS.items() if ours == field and theirs in options), field)
+
+
 def engine_config(model: Path, **options: Any) -> EngineConfig:
     """An EngineConfig from what a user wrote. Raises SpecError for a name that is none, and for a wrong value."""
+    written = dict(options)
+    for theirs, ours in SPELLINGS.items():
+        if theirs in options and ours in options:
+            raise SpecError(f"means the same as {ours}", field=theirs, value=options[theirs], fix="Give one of the two")
+        if theirs in options:
+            options[ours] = options.pop(theirs)
     for name in options:
         if name not in EngineConfig.__struct_fields__:
             close = difflib.get_close_matches(name, EngineConfig.__struct_fields__, 1)
@@ -88,7 +105,7 @@ def engine_config(model: Path, **options: Any) -> EngineConfig:
         wanted = wanted.partition(", got")[0].replace("null", "None")
         for theirs, ours in (("Expected", "must be"), (" >=", ", at least"), (" >", ", above"), (" <=", ", at most")):
             wanted = wanted.replace(theirs, ours)
-        raise SpecError(wanted, field=field, value=options.get(field)) from None
+        raise SpecError(wanted, field=spelled(field, written), value=options.get(field)) from None
 
 
 def names_of(config: EngineConfig) -> Names:
@@ -102,6 +119,7 @@ _FIELDS = {
     "options": {
         "spec.kvCache.blockSize": "--cache-block-seq-len",
         "spec.parallelism.tensor": "--tp",
+        "tensor": "--tp",
         "device": "--device",
     },
 }
@@ -121,7 +139,6 @@ def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind) -> Lo
     wish = Load(
         precision=cast(Precision, config.precision),
         cache_precision=cast(CachePrecision, config.cache_precision),
-        # The least that holds the model is one device: more are refused.
         tensor=1 if config.tensor == "auto" else config.tensor,
         ratio=config.kv_ratio,
         cache_bytes=config.kv_cache_bytes,

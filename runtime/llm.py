@@ -12,11 +12,11 @@ from typing import Any, Self, cast
 import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from plimsoll.api.errors import SpecError
+from plimsoll.api.errors import PlimsollError, SpecError
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.sources import resolve
 from plimsoll.checkpoint.tokenizer import load_tokenizer
-from plimsoll.runtime.config import engine_config
+from plimsoll.runtime.config import engine_config, field_of, spelled
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.messages import EngineRequest, FinishReason, TokenLogprobs, TokenOutput
@@ -74,6 +74,7 @@ class LLM:
     Args:
         model: a path, `file://…` or `hf://org/name@revision`.
         options: fields of `EngineConfig`, such as `precision="bfloat16"` or `memory=8 * 2**30`.
+            `tensor_parallel_size` is another name of `tensor`.
 
     Raises PlimsollError where an option is wrong, the checkpoint cannot be read or the budget does not close.
     """
@@ -88,7 +89,12 @@ class LLM:
         for notice in notices:
             log.warning(notice)
         ends = {*config.end_token_ids, *self.tokenizer.eos_token_ids}
-        self._engine: Engine | None = Engine(msgspec.structs.replace(config, end_token_ids=tuple(sorted(ends))))
+        config = msgspec.structs.replace(config, end_token_ids=tuple(sorted(ends)))
+        try:
+            self._engine: Engine | None = Engine(config)
+        except PlimsollError as error:
+            error.field = spelled(field_of(config, error.field), options)
+            raise
         self._requests = 0
 
     @property

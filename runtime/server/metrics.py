@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from plimsoll.runtime.messages import EngineReady, EngineStats, RequestTimes
+from plimsoll.runtime.messages import EngineReady, EngineStats, RankReady, RequestTimes
 
 PREFIX = "plimsoll:"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -179,6 +179,8 @@ class Metrics:
         waiting.add_metric([self.model, "capacity"], stats.waiting)
         waiting.add_metric([self.model, "deferred"], 0)
         yield waiting
+        if info is not None and info.ranks:
+            yield from self._of_ranks(info.ranks)
         for name, text, value in counters:
             counter = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
             counter.add_metric(label, value)
@@ -203,6 +205,23 @@ class Metrics:
             )
             config.add_metric([self.model, *labels.values()], 1)
             yield config
+
+    def _of_ranks(self, ranks: Sequence[RankReady]) -> Iterator[Metric]:
+        size = GaugeMetricFamily(
+            f"{PREFIX}tensor_parallel_size", "Ranks that hold the model together.", labels=["model_name"]
+        )
+        size.add_metric([self.model], len(ranks))
+        yield size
+        memory = GaugeMetricFamily(
+            f"{PREFIX}rank_memory_bytes",
+            "Bytes of each rank when it became ready: its weights, its cache, and all of its process.",
+            labels=["model_name", "rank", "part"],
+        )
+        for rank in ranks:
+            parts = (("weights", rank.weights), ("kv_cache", rank.kv_cache), ("resident", rank.resident))
+            for part, value in parts:
+                memory.add_metric([self.model, str(rank.rank), part], value)
+        yield memory
 
 
 def _capacity(info: EngineReady) -> tuple[tuple[str, str, float], ...]:

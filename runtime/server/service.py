@@ -219,7 +219,8 @@ class Service:
             gc.collect()
             gc.freeze()
             self.ready_at = time.monotonic()
-            self._log.info("ready", url=self.url, model=self.config.served_name)
+            ranks = {"ranks": len(self.info.ranks)} if self.info is not None and self.info.ranks else {}
+            self._log.info("ready", url=self.url, model=self.config.served_name, **ranks)
             self.settled.set()
         else:
             loading.cancel()

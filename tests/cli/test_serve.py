@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from plimsoll.cli.main import main
@@ -40,7 +41,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--tp", "64"], "--tp: "),
+        (["--tp", "2", "--device", "cuda"], "--tp: a model spread over several GPUs"),
+        (["--tp", "7"], "--tp: 4 attention heads cannot be split over 7 (found 7). Sizes that work: 1 to 4"),
+        (["--tensor-parallel-size", "0"], "--tensor-parallel-size"),
         (["--quant-policy", "8"], "'int8'"),
         (["--quant-policy", "4"], "'int4'"),
         (["--quant-policy", "3"], "--quant-policy"),
@@ -98,8 +101,9 @@ def test_a_missing_model_and_a_taken_port_are_said_plainly(
         assert "--server-port" in refusal(capsys, str(checkpoint), "--server-port", port, *SMALL)
 
 
-def test_serves_drains_on_sigterm_while_streaming_and_exits_0(checkpoint: Path) -> None:
-    command = [*SERVE, str(checkpoint), "--server-port", "0", "--model-name", "named", *SMALL]
+def test_two_ranks_serve_drain_on_sigterm_while_streaming_and_leave_no_process(checkpoint: Path) -> None:
+    command = [*SERVE, str(checkpoint), "--server-port", "0", "--model-name", "named", "--tensor-parallel-size", "2"]
+    command += SMALL
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         said: list[str] = []
@@ -109,10 +113,16 @@ def test_serves_drains_on_sigterm_while_streaming_and_exits_0(checkpoint: Path) 
             eventually(lambda: any("http://" in line for line in said), 60)
             url = next(found[0] for line in said if (found := re.search(r"http://[\d.:]+/v1", line)))
             body = {"model": "named", "messages": [{"role": "user", "content": "secret words"}], "stream": True,
-                    "max_tokens": 1500, "ignore_eos": True}  # fmt: skip
+                    "max_tokens": 400, "ignore_eos": True}  # fmt: skip
             with httpx.stream("POST", f"{url}/chat/completions", json=body, timeout=60) as answer:
                 lines = answer.iter_lines()
                 next(lines)
+                processes = psutil.Process(server.pid).children(recursive=True)
+                ranks = [one for one in processes if any("rank_process" in word for word in one.cmdline())]
+                assert len(ranks) == 1
+                page = httpx.get(url.replace("/v1", "/metrics")).text
+                assert 'plimsoll:tensor_parallel_size{model_name="named"} 2.0' in page
+                assert re.search(r'rank_memory_bytes{model_name="named",part="weights",rank="1"} \d', page)
                 server.send_signal(signal.SIGTERM)
                 eventually(lambda: httpx.get(url.replace("/v1", "/ready")).status_code == 503)
                 assert httpx.post(f"{url}/chat/completions", json=body | {"stream": False}).status_code == 503
@@ -120,6 +130,7 @@ def test_serves_drains_on_sigterm_while_streaming_and_exits_0(checkpoint: Path) 
             assert rest[-1] == "data: [DONE]"
             assert '"finish_reason":"length"' in rest[-2]
             assert server.wait(20) == 0
+            assert not [one for one in processes if one.is_running() and one.status() != "zombie"]
         finally:
             if server.poll() is None:
                 os.kill(server.pid, signal.SIGKILL)
@@ -129,4 +140,6 @@ def test_serves_drains_on_sigterm_while_streaming_and_exits_0(checkpoint: Path) 
     assert "measured" in everything
     assert "secret words" not in everything
     logged = [json.loads(line) for line in said if line.startswith("{")]
+    assert "kernels of 2 ranks" in " ".join(everything.split())
+    assert next(line for line in logged if line["event"] == "ready")["ranks"] == 2
     assert any(line["event"] == "request" and line["status"] == 200 for line in logged)

@@ -141,7 +141,8 @@ def test_a_closed_model_says_so(tiny_llama):
         ({"device": "tpu"}, "is not a device of this machine"),
         ({"max_running": 0}, "must be int, at least 1"),
         ({"kv_cache_bytes": 1}, "a cache of"),
-        ({"tensor": 7}, "tensor: 4 attention heads cannot be split over 7"),
+        ({"tensor": 7}, "^tensor: 4 attention heads cannot be split over 7"),
+        ({"tensor_parallel_size": 7}, "^tensor_parallel_size: 4 attention heads .* Sizes that work: 1 to 4"),
         ({"cache_precision": "int8"}, "cache_precision: a quantized cache can be planned for and is not run yet"),
     ],
 )

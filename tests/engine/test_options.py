@@ -18,6 +18,8 @@ from plimsoll.runtime.config import EngineConfig, engine_config
         ({"memory": -1}, "memory: must be int, at least 1 (found -1)"),
         ({"kv_ratio": 1.5}, "kv_ratio: must be float, at most 1.0 (found 1.5)"),
         ({"threads": 0}, "threads: must be int, at least 1 (found 0)"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size: must be int, at least 1 (found 0)"),
+        ({"tensor_parallel_size": 2, "tensor": 2}, "tensor_parallel_size: means the same as tensor (found 2)"),
         ({"prefix_caching": "no"}, "prefix_caching: must be bool (found 'no')"),
     ],
 )
@@ -25,6 +27,10 @@ def test_a_wrong_option_is_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError) as caught:
         engine_config(Path("model"), **options)
     assert said in str(caught.value)
+
+
+def test_a_tensor_size_may_be_spelled_as_vllm_does() -> None:
+    assert engine_config(Path("model"), tensor_parallel_size=2) == EngineConfig(model="model", tensor=2)
 
 
 def test_the_rest_are_defaults() -> None:
