@@ -53,6 +53,13 @@ class PerDevice(StatusPart):
     """What stays free."""
 
 
+class RankBudget(PerDevice):
+    """Bytes of one rank of a replica that is spread over several; workspace includes what its sums over ranks take."""
+
+    rank: Replicas | None = None
+    """From 0; rank 0 also samples and answers."""
+
+
 class Rejected(StatusPart):
     """An option that `auto` passed over."""
 
@@ -70,6 +77,8 @@ class Budget(StatusPart):
     tensor: Replicas | None = None
     """Devices that one replica is spread over."""
     per_device: PerDevice | None = None
+    ranks: list[RankBudget] | None = None
+    """Each rank's bytes, where there are several; perDevice is the fullest one's."""
     kv_tokens: Whole | None = None
     """Tokens the cache of one replica holds."""
     concurrent_requests: Whole | None = None
@@ -78,6 +87,19 @@ class Budget(StatusPart):
     """Longest prompt and answer together, in tokens."""
     rejected: list[Rejected] | None = None
     """What `auto` passed over, best first, and why."""
+
+
+class RankObserved(StatusPart):
+    """Bytes of one rank as measured, the most of any replica."""
+
+    rank: Replicas | None = None
+    """From 0."""
+    weights: Whole | None = None
+    """Its part of the weights as loaded."""
+    kv_cache: Whole | None = Field(default=None, alias="kvCache")
+    """Its part of the cache as allocated."""
+    peak: Whole | None = None
+    """The most its process has held."""
 
 
 class Observed(StatusPart):
@@ -89,6 +111,8 @@ class Observed(StatusPart):
     """The cache as allocated."""
     peak: Whole | None = None
     """The most the process has held."""
+    ranks: list[RankObserved] | None = None
+    """The same of each rank, beside budget.ranks, where there are several; the fields above are rank 0's."""
 
 
 class Step(StatusPart):

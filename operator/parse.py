@@ -15,6 +15,7 @@ from plimsoll.api.inspection import Inspection
 from plimsoll.api.job_status import QuantizationJobStatus
 from plimsoll.api.quantity import parse_quantity
 from plimsoll.api.quantization_job import QUANTIZATION_KIND
+from plimsoll.api.shard import MOST_RANKS
 from plimsoll.api.status import ModelDeploymentStatus, checked
 from plimsoll.operator import names
 from plimsoll.operator.own_container import OURS, own_phase
@@ -348,15 +349,14 @@ def page(data: Any, now: float, before: Page | None) -> Page | None:
         for name, step in mapping(data.get("startup")).items()
         if isinstance(step, dict)
     }
-    observed = {
-        key: amount for key, value in mapping(data.get("observed")).items() if (amount := whole(value, -1)) >= 0
-    }
+    ranks = data.get("ranks")
     read = Page(
         read_at=now,
         moved_at=now,
         phase=data["phase"],
         startup=startup,
-        observed=observed,
+        observed=_amounts(data.get("observed")),
+        ranks=tuple(map(_amounts, ranks[:MOST_RANKS])) if isinstance(ranks, list) else (),
         running=max(0, whole(data.get("running"))),
         waiting=max(0, whole(data.get("waiting"))),
         cache_usage=min(1.0, number(data.get("cacheUsage"))),
@@ -364,6 +364,10 @@ def page(data: Any, now: float, before: Page | None) -> Page | None:
     if before is not None and _progress(read) == _progress(before):
         return replace(read, moved_at=before.moved_at)
     return read
+
+
+def _amounts(data: Any) -> dict[str, int]:
+    return {key: amount for key, value in mapping(data).items() if (amount := whole(value, -1)) >= 0}
 
 
 def _progress(read: Page) -> tuple[Any, ...]:

@@ -166,7 +166,8 @@ def _telling(page: Said) -> tuple[Any, ...]:
         return page.phase, page.layer, int(page.percent), eta, page.message
     startup = tuple(sorted((name, *sorted(step.items())) for name, step in page.startup.items()))
     usage = round(page.cache_usage * 20)
-    return page.phase, startup, tuple(sorted(page.observed.items())), page.running, page.waiting, usage
+    measured = tuple(tuple(sorted(terms.items())) for terms in (page.observed, *page.ranks))
+    return page.phase, startup, measured, page.running, page.waiting, usage
 
 
 def _over_http(session: aiohttp.ClientSession) -> Reader:

@@ -52,7 +52,8 @@ GRACE_SECONDS = 30
 #: Host memory of a GPU pod that names none. Weights pass through the host one tensor at a time, so it is the
 #: processes that count: Python, torch and CUDA's host side.
 HOST_BYTES_PER_DEVICE = 4 * GIB
-#: Shared memory: semaphores alone on one device; NCCL's buffers between several.
+#: /dev/shm: semaphores alone on one device, and on CPUs, whose ranks share memory without a name, which their budget
+#: counts; NCCL's buffers between several GPUs.
 SHARED_BYTES, SHARED_BYTES_PER_RANK = 64 * MIB, 512 * MIB
 #: Of `/tmp`: compiled GPU kernels, sockets.
 SCRATCH_BYTES = GIB
@@ -343,7 +344,8 @@ def _spread(name: str, revision: str, wish: list[Spread]) -> list[Object]:
 
 
 def _volumes(spec: ModelDeploymentSpec, models: Models, budget: Budget) -> list[Object]:
-    shared = SHARED_BYTES if budget.tensor == 1 else SHARED_BYTES_PER_RANK * budget.tensor
+    alone = budget.tensor == 1 or spec.accelerator.resource == "cpu"
+    shared = SHARED_BYTES if alone else SHARED_BYTES_PER_RANK * budget.tensor
     found = [
         models.volume,
         scratch(),

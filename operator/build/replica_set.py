@@ -1,6 +1,7 @@
 """One revision of the pod template. A ReplicaSet brings dead pods back while the operator is away."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from plimsoll.api.budget import Budget
@@ -66,15 +67,21 @@ def replica_set(
 
 def described(budget: Budget) -> dict[str, Any]:
     """As status.budget has it."""
+    several = {"ranks": [_rank(terms) for terms in budget.per_rank()]} if budget.tensor > 1 else {}
     return {
         "precision": budget.precision,
         "tensor": budget.tensor,
         "perDevice": budget.per_device(),
+        **several,
         "kvTokens": budget.kv_tokens,
         "concurrentRequests": budget.concurrent_requests,
         "maxLength": budget.max_length,
         "rejected": [{"option": rejection.option, "reason": rejection.reason} for rejection in budget.rejected],
     }
+
+
+def _rank(terms: Mapping[str, int]) -> dict[str, int]:
+    return {key: terms[key] for key in ("rank", "total", "context", "weights", "workspace", "kvCache", "headroom")}
 
 
 def served(model: CheckpointSource, inspection: Inspection) -> dict[str, Any]:

@@ -225,14 +225,24 @@ def _unread(pods: Iterable[Pod]) -> bool:
     return any(pod.ready and pod.unread and not pod.deleting for pod in pods)
 
 
-def _observed(pods: Sequence[Pod], before: Mapping[str, Any]) -> Mapping[str, int] | None:
-    """The most that any replica was measured at."""
+def _observed(pods: Sequence[Pod], before: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The most that any replica was measured at, and of each rank where there are several."""
     if _unread(pods):
-        kept: Mapping[str, int] | None = before.get("observed")
+        kept: Mapping[str, Any] | None = before.get("observed")
         return kept
     pages = [pod.page for pod in pods if pod.page]
-    terms = {term for page in pages for term in page.observed}
-    return {term: max(page.observed.get(term, 0) for page in pages) for term in sorted(terms)} or None
+    found: dict[str, Any] = _most([page.observed for page in pages])
+    ranks = max((len(page.ranks) for page in pages), default=0)
+    if ranks:
+        found["ranks"] = [
+            _most([page.ranks[rank] for page in pages if rank < len(page.ranks)]) for rank in range(ranks)
+        ]
+    return found or None
+
+
+def _most(measured: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    terms = {term for one in measured for term in one}
+    return {term: max(one.get(term, 0) for one in measured) for term in sorted(terms)}
 
 
 def _startup(pods: Sequence[Pod], before: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -121,6 +121,7 @@ class StatusPort:
         return found | {
             "model": service.config.served_name,
             "observed": self._observed(engine.info),
+            "ranks": _ranks(engine.info) if engine.ready else [],
             "predicted": dict(engine.info.predicted) if engine.info else {},
             "running": stats.running,
             "waiting": stats.waiting,
@@ -174,6 +175,16 @@ class StatusPort:
 
 def _words(status: int, text: str) -> Answer:
     return status, TEXT, text.encode() + b"\n"
+
+
+def _ranks(info: "EngineReady | None") -> list[dict[str, int]]:
+    """What each rank holds, where there are several. Bytes."""
+    found = []
+    for one in [] if info is None else info.ranks:
+        known = {"rank": one.rank, "weights": one.weights, "kvCache": one.kv_cache}
+        peak = peak_bytes(one.pid)
+        found.append(known if peak is None else known | {"peak": peak})
+    return found
 
 
 def peak_bytes(pid: int) -> int | None:
