@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plimsoll.api.shard import MOST_RANKS
 from plimsoll.operator import names, parse
 from plimsoll.operator.snapshot import Failure, Page
 
@@ -148,6 +149,16 @@ def test_a_page_moves_when_its_bytes_or_its_phase_do() -> None:
     assert further.moved_at == 30.0
 
 
+def test_a_page_shows_what_each_rank_holds() -> None:
+    ranks = [{"rank": 0, "weights": 7, "peak": 9}, {"rank": 1, "weights": -1, "kvCache": "8"}, None]
+    read = parse.page({**PAGE, "ranks": ranks}, 1.0, None)
+    assert read is not None
+    assert read.ranks == ({"rank": 0, "weights": 7, "peak": 9}, {"rank": 1}, {})
+    many = parse.page({**PAGE, "ranks": [{}] * 1000}, 1.0, None)
+    assert many is not None
+    assert len(many.ranks) == MOST_RANKS
+
+
 @pytest.mark.parametrize("odd", [None, [], "ready", {}, {"phase": "resting"}, {"phase": None}])
 def test_what_is_no_page_is_none(odd: Any) -> None:
     assert parse.page(odd, 1.0, None) is None
@@ -157,8 +168,10 @@ def test_what_is_no_page_is_none(odd: Any) -> None:
 @given(JSON, JSON, JSON, JSON, JSON)
 def test_a_page_of_anything_is_a_page(startup: Any, observed: Any, running: Any, usage: Any, waiting: Any) -> None:
     data = {"phase": "ready", "startup": startup, "observed": observed, "running": running, "cacheUsage": usage}
+    data["ranks"] = [observed, startup]
     read = parse.page({**data, "waiting": waiting}, 1.0, None)
     assert isinstance(read, Page)
+    assert all(isinstance(amount, int) and amount >= 0 for rank in read.ranks for amount in rank.values())
     assert 0.0 <= read.cache_usage <= 1.0
     assert read.running >= 0
     assert parse.page({**data, "waiting": waiting}, 2.0, read) == replace(read, read_at=2.0)
