@@ -93,7 +93,7 @@ class RankObserved(StatusPart):
     """Bytes of one rank as measured, the most of any replica."""
 
     rank: Replicas | None = None
-    """From 0."""
+    """From 0; the one of budget.ranks."""
     weights: Whole | None = None
     """Its part of the weights as loaded."""
     kv_cache: Whole | None = Field(default=None, alias="kvCache")

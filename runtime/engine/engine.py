@@ -15,7 +15,7 @@ from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow
 from plimsoll.runtime.engine.core.scheduler import QueueFullError, Scheduled, Scheduler
 from plimsoll.runtime.engine.core.sequence import Sequence
-from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, load, rank_threads, refuse_split
+from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, Prepared, load, prepare
 from plimsoll.runtime.engine.worker.logprobs import NotANumberError, prompt_logprobs
 from plimsoll.runtime.engine.worker.ranks import Ranks
 from plimsoll.runtime.engine.worker.runner import StepResult
@@ -42,19 +42,19 @@ class Engine:
     def __init__(self, config: EngineConfig, on_progress: OnProgress | None = None) -> None:
         self.config = config
         self._ranks: Ranks | None = None
+        prepared = prepare(config)
         if config.tensor != "auto" and config.tensor > 1:
-            refuse_split(config)
-            self._ranks = Ranks(config, config.tensor, rank_threads(config))
+            self._ranks = Ranks(prepared.of_followers(), config.tensor, prepared.threads)
         try:
-            self._load(on_progress)
+            self._load(prepared, on_progress)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, on_progress: OnProgress | None) -> None:
+    def _load(self, prepared: Prepared, on_progress: OnProgress | None) -> None:
         ranks = self._ranks
         try:
-            loaded = load(self.config, on_progress, None if ranks is None else ranks.group)
+            loaded = load(prepared, on_progress, None if ranks is None else ranks.group)
         except GroupError:
             if ranks is not None:
                 ranks.wait_ready()

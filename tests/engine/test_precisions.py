@@ -10,7 +10,7 @@ from plimsoll.api.budget import CONTEXT_BYTES
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.worker.loading import Loaded, load
+from plimsoll.runtime.engine.worker.loading import Loaded, load, prepare
 from plimsoll.runtime.engine.worker.memory import find_device, find_dtype, plan_memory
 from plimsoll.runtime.kernels.selection import select
 from tests.support import quantized
@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def loaded(folder: Path, **options: Any) -> Loaded:
-    return load(EngineConfig(model=str(folder), **(SMALL | {"memory": 2048 * MIB} | options)))
+    return load(prepare(EngineConfig(model=str(folder), **(SMALL | {"memory": 2048 * MIB} | options))))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from plimsoll.checkpoint import open_checkpoint
 from plimsoll.quantjob.preflight import preflight
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.worker.loading import load
+from plimsoll.runtime.engine.worker.loading import load, prepare
 from plimsoll.runtime.kernels import forecast
 from tests.support.checkpoints import make_checkpoint
 
@@ -61,7 +61,7 @@ def test_engine_and_job_count_it_and_say_so(
 ) -> None:
     installed(monkeypatch, tmp_path, CUDA)
     folder = make_checkpoint(tmp_path / "model", tokenizer=False)
-    found = load(EngineConfig(model=str(folder), memory=GIB, kv_cache_bytes=1 << 20, max_model_len=128))
+    found = load(prepare(EngineConfig(model=str(folder), memory=GIB, kv_cache_bytes=1 << 20, max_model_len=128)))
     assert found.plan.predicted["context"] == CONTEXT_BYTES["cpu"] + CUDA_BUILD_BYTES
     assert "built for CUDA, which takes 288.0 MiB more" in caplog.text
     assert forecast.CPU_BUILD_COMMAND in caplog.text

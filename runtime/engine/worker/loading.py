@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+
+import msgspec
+import torch
 
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import Precision, slow_codes
-from plimsoll.api.quantization import PRECISION_OF_BITS
+from plimsoll.api.precision import slow_codes
 from plimsoll.api.second_rounding import rounded_again
 from plimsoll.api.shard import shards
 from plimsoll.checkpoint import open_checkpoint
+from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.contents import refuse_changed
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.worker.kv_cache import KVCache
@@ -24,6 +26,7 @@ from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.kernels.forecast import foreseen_libraries, libraries_note
 from plimsoll.runtime.kernels.native_group import SharedGroup
 from plimsoll.runtime.kernels.selection import select
+from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.machine.threads import apply_threads, cpu_limit
 from plimsoll.runtime.messages import EngineReady, LoadProgress, RankReady
 from plimsoll.runtime.models.loader import load_decoder
@@ -111,54 +114,77 @@ def rank_threads(config: EngineConfig) -> int:
     return max(1, (config.threads or cpu_limit()) // size)
 
 
-def refuse_split(config: EngineConfig) -> None:
-    """Raises SpecError where the model does not split over `config.tensor` ranks, before any of them is started."""
-    if config.tensor == "auto" or config.tensor == 1:
-        return
-    facts = open_checkpoint(Path(config.model)).facts
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if facts.quantization is None else PRECISION_OF_BITS[facts.quantization.bits]
-    # Unknown names are refused with the device's.
-    if precision in get_args(Precision):
-        shards(facts, config.tensor, cast(Precision, precision))
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known before memory is taken."""
+
+    config: EngineConfig
+    checkpoint: Checkpoint
+    kernels: Kernels
+    dtype: torch.dtype
+    """Of the cache, and of weights that are no codes."""
+    plan: MemoryPlan
+    threads: int
+
+    def of_followers(self) -> EngineConfig:
+        """What ranks that follow are given: all that this machine decided, so that none decides otherwise."""
+        terms = self.plan.predicted
+        return msgspec.structs.replace(
+            self.config, precision=self.plan.precision, memory=terms["total"], kv_cache_bytes=terms["kvCache"],
+            max_model_len=self.plan.model_len, max_batched_tokens=self.plan.max_batched_tokens,
+        )  # fmt: skip
 
 
-def load(config: EngineConfig, on_progress: OnProgress | None = None, group: SharedGroup | None = None) -> Loaded:
-    """Opens the checkpoint, closes the budget, then takes the memory: weights first, the cache after them.
+def prepare(config: EngineConfig, *, follows: bool = False) -> Prepared:
+    """Opens the checkpoint and closes the budget.
 
     Args:
-        group: loads this rank's share, where the model is spread over several; every rank does the same.
+        follows: for a rank that follows: rank 0 has seen that there is memory for all, and has logged what to know.
 
-    Raises PlimsollError for what cannot be read, run or fitted, before any of that memory is taken.
+    Raises PlimsollError for what cannot be read, run or fitted.
     """
     threads = apply_threads(rank_threads(config))
     path = Path(config.model)
     refuse_changed(path, config.contents)
     checkpoint = open_checkpoint(path)
-    facts = checkpoint.facts
-    for notice in checkpoint.notices:
-        log.warning(notice)
     device = find_device(config.device)
     dtype = find_dtype(config.precision, device)
     kernels = select(device, dtype, config.kernels, config.torch_rows)
-    plan = plan_memory(config, facts, kernels, dtype)
+    plan = plan_memory(config, checkpoint.facts, kernels, dtype, follows=follows)
+    if not follows:
+        _log_notes(checkpoint, kernels, plan)
+    return Prepared(config, checkpoint, kernels, dtype, plan, threads)
+
+
+def _log_notes(checkpoint: Checkpoint, kernels: Kernels, plan: MemoryPlan) -> None:
+    for notice in checkpoint.notices:
+        log.warning(notice)
     for option in plan.rejected:
         log.info("passed over %s: %s", option.option, option.reason)
-    kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
-    again, slow = rounded_again(facts, plan.precision), slow_codes(plan.precision, kind, kernels.facts)
+    kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
+    again, slow = rounded_again(checkpoint.facts, plan.precision), slow_codes(plan.precision, kind, kernels.facts)
     for note in (plan.note, again, slow, libraries_note(foreseen_libraries(kind))):
         if note:
             log.warning(note)
+
+
+def load(prepared: Prepared, on_progress: OnProgress | None = None, group: SharedGroup | None = None) -> Loaded:
+    """Takes the memory: weights first, the cache after them.
+
+    Args:
+        group: loads this rank's share, where the model is spread over several; every rank does the same.
+
+    Raises PlimsollError for what cannot be read, GroupError where another rank is gone.
+    """
+    config, plan, facts = prepared.config, prepared.plan, prepared.checkpoint.facts
     shard = None if group is None else shards(facts, group.size, plan.precision)[group.rank]
-    own = facts if shard is None else shard.facts(facts)
     clock = Clock(on_progress)
     with clock.phase("weights", plan.predicted["weights"]):
         decoder = load_decoder(
-            checkpoint,
+            prepared.checkpoint,
             facts,
-            kernels,
-            dtype,
+            prepared.kernels,
+            prepared.dtype,
             precision=plan.precision,
             max_model_len=plan.model_len,
             rope=plan.rope,
@@ -167,8 +193,8 @@ def load(config: EngineConfig, on_progress: OnProgress | None = None, group: Sha
             group=group,
         )
     # Loading takes minutes, in which the files may be replaced one by one.
-    refuse_changed(path, config.contents)
+    refuse_changed(Path(config.model), config.contents)
     with clock.phase("cache", plan.predicted["kvCache"]):
-        cache = KVCache(own, plan.num_blocks, config.block_size, dtype, device)
+        cache = KVCache(decoder.facts, plan.num_blocks, config.block_size, prepared.dtype, prepared.kernels.device)
     rank = 0 if group is None else group.rank
-    return Loaded(facts, plan, Runner(decoder, cache, group), threads, clock, rank)
+    return Loaded(facts, plan, Runner(decoder, cache, group), prepared.threads, clock, rank)

@@ -81,11 +81,14 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     return DTYPES[cast(Precision, precision)]
 
 
-def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype: torch.dtype) -> MemoryPlan:
+def plan_memory(
+    config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype: torch.dtype, *, follows: bool = False
+) -> MemoryPlan:
     """Closes the budget for this machine.
 
     Args:
         dtype: what `find_dtype` makes of the precision.
+        follows: for a rank that follows: others are taking the memory that rank 0 has seen to be free.
 
     Raises:
         NotRunYetError: the cache's precision or the number of devices is sized and not run yet.
@@ -108,7 +111,7 @@ def plan_memory(config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype
     found = budget(facts, device, load, RUNS, cache_limit, names)
     available = available_bytes(kernels.device)
     wanted = found.ranks_in_use if kind == "cpu" else found.in_use
-    if wanted > available:
+    if wanted > available and not follows:
         raise DoesNotFitError(
             f"takes {format_bytes(wanted)}, and others leave {format_bytes(available)} of this machine's memory",
             field=names.memory, ways=_beside_others(facts, replace(device, total=available), load, names),

@@ -40,7 +40,7 @@ def main() -> int:
     die_with_parent(given.parent)
     threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
     steady_heap()
-    from plimsoll.runtime.engine.worker.loading import load
+    from plimsoll.runtime.engine.worker.loading import load, prepare
     from plimsoll.runtime.kernels.group_error import GroupError
     from plimsoll.runtime.kernels.native_group import SharedGroup
 
@@ -50,7 +50,7 @@ def main() -> int:
     try:
         group = SharedGroup(given.segment, given.rank, given.size, given.spins)
         threading.Thread(target=_beat, args=(group,), name="heart", daemon=True).start()
-        loaded = load(given.config, say, group)
+        loaded = load(prepare(given.config, follows=True), say, group)
         say(loaded.rank_ready())
     except GroupError:
         # Another rank has said why.

@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.manifest import parse_spec
-from plimsoll.api.status import checked
 from plimsoll.operator import build, shape
 from plimsoll.operator.actions import Apply, MarkFailed, Plan
 from plimsoll.operator.plan import plan
@@ -308,22 +307,6 @@ def test_room_counts_what_free_nodes_would_take() -> None:
     assert room_for(cluster.nodes, {}, template) == 4
     used = {"n1": {"cpu": 5000, "memory": 0, "pods": 1}}
     assert room_for(cluster.nodes, used, template) == 1
-
-
-def test_status_shows_the_most_that_each_rank_was_measured_at_beside_its_budget() -> None:
-    cluster = Cluster(spec=spec(replicas=2, accelerator={"resource": "cpu"}, parallelism={"tensor": 2}))
-    cluster.settle()
-    page = Page(1.0, 1.0, "ready", {}, {"peak": 5}, ({"rank": 0, "peak": 5}, {"rank": 1, "peak": 3}))
-    other = replace(page, ranks=({"rank": 0, "peak": 4}, {"rank": 1, "peak": 8}))
-    cluster.pods = [replace(cluster.pods[0], page=page), replace(cluster.pods[1], page=other)]
-    cluster.act()
-    assert cluster.status["observed"] == {"peak": 5, "ranks": [{"rank": 0, "peak": 5}, {"rank": 1, "peak": 8}]}
-    ranks = cluster.status["budget"]["ranks"]
-    assert [rank["rank"] for rank in ranks] == [0, 1]
-    assert {key: ranks[0][key] for key in cluster.status["budget"]["perDevice"]} == cluster.status["budget"][
-        "perDevice"
-    ]
-    assert checked(cluster.status)["budget"]["ranks"] == ranks
 
 
 def test_a_new_leader_that_has_read_no_page_yet_writes_nothing_anew() -> None:

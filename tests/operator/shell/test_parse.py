@@ -150,7 +150,7 @@ def test_a_page_moves_when_its_bytes_or_its_phase_do() -> None:
 
 
 def test_a_page_shows_what_each_rank_holds() -> None:
-    ranks = [{"rank": 0, "weights": 7, "peak": 9}, {"rank": 1, "weights": -1, "kvCache": "8"}, None]
+    ranks = [{"rank": 0, "weights": 7, "peak": 9}, {"rank": 1, "weights": -1, "kvCache": "many"}, None]
     read = parse.page({**PAGE, "ranks": ranks}, 1.0, None)
     assert read is not None
     assert read.ranks == ({"rank": 0, "weights": 7, "peak": 9}, {"rank": 1}, {})
