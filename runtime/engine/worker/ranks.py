@@ -31,7 +31,7 @@ LENGTH_BYTES = 4
 LOOK_SECONDS = 0.1
 """Between two looks at the ranks."""
 
-SILENT_SECONDS = 4.0
+SILENT_SECONDS = 3.0
 """A rank that serves gives a sign of life four times a second; after so long without, it hangs."""
 
 LOADING_SILENT_SECONDS = 120.0

@@ -160,14 +160,18 @@ int group_gather(group *g, const float *own, float *out, long rows, const int64_
             float *place;
             int failed = begin(g, &place);
             if (failed) return failed;
+            /* What rank 0 has itself goes straight to where it belongs. */
+            float *to = g->rank ? place : out + row * total + column;
+            long step = g->rank ? piece : total;
             for (long r = 0; r < count; r++) {
                 long some = mine - column < piece ? mine - column : piece;
-                if (some > 0) memcpy(place + r * piece, own + (row + r) * mine + column, some * sizeof(float));
+                if (some > 0) memcpy(to + r * step, own + (row + r) * mine + column, some * sizeof(float));
             }
             move(g, &head_of(g)->members[g->rank].turn, g->turn);
             if (g->rank) continue;
             if ((failed = await_all(g, g->turn))) return failed;
-            for (long rank = 0; rank < g->size; start += widths[rank], rank++) {
+            for (long rank = 1; rank < g->size; rank++) {
+                start += widths[rank - 1];
                 long some = widths[rank] - column < piece ? widths[rank] - column : piece;
                 for (long r = 0; r < count && some > 0; r++)
                     memcpy(out + (row + r) * total + start + column, slot(g, rank, g->turn) + r * piece,
