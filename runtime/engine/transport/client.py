@@ -29,6 +29,10 @@ logger = logging.getLogger("plimsoll.engine.client")
 QUICK_CRASHES = 8
 """Crashes in a row, each within STEADY_SECONDS of readiness or before it, after which no new process is started."""
 
+FAILED_STARTS = 2
+"""Starts in a row of a group of ranks, after it was once ready, that did not make it ready again: then the process that
+runs it should end, so that all of it is started again."""
+
 STEADY_SECONDS = 30.0
 
 BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -247,7 +251,8 @@ class EngineClient:
             self._running.send(batch)
 
     async def _supervise(self) -> None:
-        quick = 0
+        quick = failed = 0
+        several = self.config.tensor != "auto" and self.config.tensor > 1
         while not self._closing:
             try:
                 running = EngineProcess(self.config)
@@ -263,6 +268,10 @@ class EngineClient:
                 return
             steady = running.ready_at is not None and time.monotonic() - running.ready_at > STEADY_SECONDS
             quick = 1 if steady else quick + 1
+            failed = failed + 1 if running.ready_at is None else 0
+            if several and failed >= FAILED_STARTS:
+                self._give_up(f"the ranks could not be started again {failed} times in a row, at last: {reason}")
+                return
             if quick >= QUICK_CRASHES:
                 self._give_up(f"the engine died {quick} times in a row, at last: {reason}")
                 return

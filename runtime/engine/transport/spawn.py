@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,9 @@ LAST_WORDS_SECONDS = 0.05
 
 WATCH_SECONDS = 0.5
 """Between two looks at its signs of life, or a twentieth of the bound where that is less."""
+
+REAP_SECONDS = 2.0
+"""The kernel kills ranks with rank 0; that takes as long as giving back their memory does."""
 
 KILL_SECONDS = 10.0
 """A process that SIGKILL does not end in so long is stuck in the kernel, and may never end."""
@@ -43,6 +47,7 @@ class EngineProcess:
         self._push: zmq.Socket[bytes] = zmq.Context.shadow(self._context).socket(zmq.PUSH)
         self._pull = self._context.socket(zmq.PULL)
         self._process: asyncio.subprocess.Process | None = None
+        self._ranks: list[int] = []
         try:
             self._binding = Binding(config, self._push, self._pull)
         except zmq.ZMQError as error:
@@ -87,6 +92,7 @@ class EngineProcess:
         self.watch.hear(message)
         if isinstance(message, EngineReady):
             self.ready_at = time.monotonic()
+            self._ranks = [rank.pid for rank in message.ranks[1:]]
             self.watch.serves()
         elif isinstance(message, Heartbeat):
             # The socket of heartbeats was connected last, so all of them are: no other process needs the folder,
@@ -131,10 +137,22 @@ class EngineProcess:
                 # Ends a stopped process as well.
                 self._process.kill()
             await self.wait(KILL_SECONDS)
+            await self._reap()
         self._close_sockets()
         self._binding.remove()
         if self._process is not None and self._process.returncode is None:
             raise OSError(f"process {self.pid} did not end within {KILL_SECONDS:g} s of SIGKILL")
+
+    async def _reap(self) -> None:
+        """Waits for the ranks that the engine left behind, where they became children of this process.
+
+        That is so where it is the first of a container: there no other process would, and they stayed as zombies.
+        """
+        with contextlib.suppress(ChildProcessError, TimeoutError):
+            async with asyncio.timeout(REAP_SECONDS):
+                for pid in self._ranks:
+                    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+                        await asyncio.sleep(0.02)
 
     def _close_sockets(self) -> None:
         self._push.close(linger=0)

@@ -1,6 +1,7 @@
 """A model over several ranks: the same answers as on one, and a group that lives and dies together."""
 
 import asyncio
+import ctypes
 import os
 import signal
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from tests.support.checkpoints import make_checkpoint
 from tests.support.clients import SECONDS, answer, drain, request, until
 
 SIZE = 2
+PR_SET_CHILD_SUBREAPER = 36
+"""As <linux/prctl.h> has it."""
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +123,13 @@ def test_a_rank_that_dies_or_hangs_under_load_takes_the_group_with_it_and_it_com
 
 def test_the_others_end_with_rank_0(group: EngineClient, loop: asyncio.Runner) -> None:
     async def test() -> None:
+        # As the first process of a container does, this one inherits the children of a process that ends.
+        assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
         restarts, old = group.restarts, members(group)
         os.kill(old[0].pid, signal.SIGKILL)
         await until(lambda: group.restarts == restarts + 1)
-        await until(lambda: not any(one.is_running() and one.status() != "zombie" for one in old))
+        await until(lambda: not any(psutil.pid_exists(one.pid) for one in old))
+        assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0) == 0
         await group.available(SECONDS)
         assert await answer(group, request("after"))
 
@@ -157,3 +163,17 @@ def test_ranks_need_the_native_kernels(config: EngineConfig, monkeypatch: pytest
     monkeypatch.setattr(native_group, "native_library", missing)
     with pytest.raises(PlimsollError, match=r"tensor: ranks share memory .*there is no compiler .*Use 1"):
         LLM(config.model, tensor=2, kv_cache_bytes=1 << 20)
+
+
+def test_a_group_that_cannot_be_started_again_twice_is_given_up(
+    group: EngineClient, loop: asyncio.Runner, config: EngineConfig
+) -> None:
+    async def test() -> None:
+        os.rename(config.model, f"{config.model}.gone")
+        os.kill(members(group)[1].pid, signal.SIGKILL)
+        async with asyncio.timeout(SECONDS):
+            assert "could not be started again 2 times in a row" in await group.given_up()
+        assert group.restarts == before + 2
+
+    before = group.restarts
+    loop.run(test())
