@@ -69,12 +69,12 @@ class Page:
     """{download: {bytes, total, seconds}, load: {bytes, total, seconds}, warmup: {seconds}}; only steps that began."""
     observed: Mapping[str, int] = field(default_factory=dict)
     """{weights, kvCache, peak}, bytes as measured."""
-    ranks: tuple[Mapping[str, int], ...] = ()
-    """{rank, weights, kvCache, peak} of each rank, bytes as measured; empty where there is one."""
     running: int = 0
     waiting: int = 0
     cache_usage: float = 0.0
     """Share of the cache's blocks that requests hold."""
+    ranks: tuple[Mapping[str, int], ...] = ()
+    """{rank, weights, kvCache, peak} of each rank, bytes as measured; empty where there is one."""
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ class Metrics:
         waiting.add_metric([self.model, "capacity"], stats.waiting)
         waiting.add_metric([self.model, "deferred"], 0)
         yield waiting
-        if info is not None and info.ranks:
+        if info is not None:
             yield from self._of_ranks(info.ranks)
         for name, text, value in counters:
             counter = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
@@ -210,8 +210,10 @@ class Metrics:
         size = GaugeMetricFamily(
             f"{PREFIX}tensor_parallel_size", "Ranks that hold the model together.", labels=["model_name"]
         )
-        size.add_metric([self.model], len(ranks))
+        size.add_metric([self.model], max(1, len(ranks)))
         yield size
+        if not ranks:
+            return
         memory = GaugeMetricFamily(
             f"{PREFIX}rank_memory_bytes",
             "Bytes of each rank when it became ready: its weights, its cache, and all of its process.",

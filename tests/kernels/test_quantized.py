@@ -234,7 +234,7 @@ def test_codes_that_would_spill_into_their_neighbours_and_rows_of_another_width_
 
 OTHER_BUILD = """
 import torch
-from plimsoll.runtime.kernels.native import _library, native_kernels
+from plimsoll.runtime.kernels.native import native_kernels, native_library
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix, dequantize
 torch.manual_seed(0)
 ops = native_kernels("cpu", torch.bfloat16)
@@ -251,7 +251,7 @@ for bits, group in ((4, 32), (4, 136), (8, 72)):
             error = (found - x @ plain.T).abs().max() / (x.abs() @ plain.abs().T).max()
             assert error < 2e-6, (bits, group, scales, rows, error)
             assert torch.equal(ops.linear(x[-1:], weight, None)[0], found[-1])
-        assert torch.equal(weight.unpack_rows(_library(), 0, 45), plain.bfloat16())
+        assert torch.equal(weight.unpack_rows(native_library(), 0, 45), plain.bfloat16())
 print("agrees")
 """
 

@@ -269,7 +269,7 @@ class EngineClient:
             steady = running.ready_at is not None and time.monotonic() - running.ready_at > STEADY_SECONDS
             quick = 1 if steady else quick + 1
             failed = failed + 1 if running.ready_at is None else 0
-            if several and failed >= FAILED_STARTS:
+            if several and self.info is not None and failed >= FAILED_STARTS:
                 self._give_up(f"the ranks could not be started again {failed} times in a row, at last: {reason}")
                 return
             if quick >= QUICK_CRASHES:

@@ -10,7 +10,7 @@ from tests.support.miniature import Cluster, spec
 def test_status_shows_the_most_that_each_rank_was_measured_at_beside_its_budget() -> None:
     cluster = Cluster(spec=spec(replicas=2, accelerator={"resource": "cpu"}, parallelism={"tensor": 2}))
     cluster.settle()
-    page = Page(1.0, 1.0, "ready", {}, {"peak": 5}, ({"rank": 0, "peak": 5}, {"rank": 1, "peak": 3}))
+    page = Page(1.0, 1.0, "ready", {}, {"peak": 5}, ranks=({"rank": 0, "peak": 5}, {"rank": 1, "peak": 3}))
     other = replace(page, ranks=({"rank": 0, "peak": 4}, {"rank": 1, "peak": 8}))
     cluster.pods = [replace(cluster.pods[0], page=page), replace(cluster.pods[1], page=other)]
     cluster.act()
