@@ -18,7 +18,7 @@ BASE_IMAGE ?= python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19
 # Where torch for the image of model pods comes from; pip's own index mostly has CUDA builds, which that image refuses.
 TORCH_INDEX ?=
 
-.PHONY: requirements sbom audit help quickstart quantize-demo test sanitize lint format bench crds images chart e2e clean
+.PHONY: requirements sbom audit help quickstart quantize-demo test sanitize lint format bench crds images image-operator image-runtime chart e2e clean
 
 help:
 	@echo "make quickstart   install, fetch a small model, serve it and talk to it"
@@ -73,8 +73,12 @@ crds: $(VENV)/.dev
 	$(BIN)/plimsoll crds --reference --kind QuantizationJob > crds/new && mv crds/new docs/reference-jobs.md
 	cp crds/*.yaml charts/plimsoll/files/crds/
 
-images:
+images: image-operator image-runtime
+
+image-operator:
 	$(IMAGE_BUILD) -f Dockerfile.operator -t plimsoll.dev/operator:$(IMAGE_TAG) --build-arg BASE=$(BASE_IMAGE) .
+
+image-runtime:
 	$(IMAGE_BUILD) -f Dockerfile.runtime -t plimsoll.dev/runtime:$(IMAGE_TAG) --build-arg BASE=$(BASE_IMAGE) \
 	--build-arg TORCH_INDEX=$(TORCH_INDEX) .
 

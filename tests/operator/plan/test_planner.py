@@ -358,7 +358,7 @@ def test_timestamps_round_trip() -> None:
     assert shape.timestamp(timestamp(1_700_000_000.4)) == 1_700_000_000
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=45, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     moves=st.lists(
         st.sampled_from(["move", "move", "act", "a", "b", "bad", "scale0", "scale2", "refuse", "restart", "version"]),
