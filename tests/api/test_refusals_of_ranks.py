@@ -167,7 +167,7 @@ def test_the_sizes_that_a_refusal_names_are_those_that_work(shape: str, precisio
         listed = set(range(1, 65))
     except SpecError as error:
         if error.field == "spec.precision":
-            # Held on no number of devices: the precision is refused, whatever the size.
+            # Held on no number of devices: the precision is refused at every size.
             return
         first, _, last = str(error.fix).removeprefix("Sizes that work: ").partition(" to ")
         listed = set(range(int(first), int(last) + 1)) if last else {int(one) for one in first.split(", ")}
