@@ -58,8 +58,7 @@ def budget(
     """The budget of `load` on one `device` a rank.
 
     Args:
-        runs: precisions that `auto` may choose, on one device; None sizes them all, and tensor sizes up to
-            `MOST_AUTO_TENSOR`.
+        runs: precisions that `auto` may choose, on one GPU or on ranks of a CPU; None sizes them all, and several GPUs.
         cache_limit: most bytes of a device that become cache where `load` names no absolute size; one request still
             fits.
         names: what the user calls the fields that a refusal suggests to change.
@@ -142,18 +141,19 @@ class _Sizer:
         return None
 
     def options(self, load: Load) -> Iterator[tuple[Precision, int]]:
-        """(precision, tensor size) from the least degraded on; of one precision, the fewest devices first."""
+        """(precision, tensor size): the fewest devices first; on as many, from the least degraded precision on."""
         precisions = AUTO_PRECISIONS if load.precision == "auto" else (load.precision,)
         if load.precision == "auto" and self.facts.quantization is not None:
             # As it is stored: floats would take more and give nothing back.
             precisions = (PRECISION_OF_BITS[self.facts.quantization.bits],)
         elif load.precision == "auto" and self.runs is not None:
             precisions = tuple(name for name in precisions if name in self.runs) or ("float32",)
-        # On GPUs more than one is not run yet. On a CPU more ranks never take less memory in all.
-        most = 1 if self.runs is not None else min(MOST_AUTO_TENSOR, len(self.devices) or MOST_AUTO_TENSOR)
+        # On GPUs more than one is not run yet.
+        alone = self.runs is not None and self.device.kind == "cuda"
+        most = 1 if alone else min(MOST_AUTO_TENSOR, len(self.devices) or MOST_AUTO_TENSOR)
         tensors = range(1, most + 1) if load.tensor == "auto" else (load.tensor,)
-        for precision in precisions:
-            for tensor in tensors:
+        for tensor in tensors:
+            for precision in precisions:
                 yield precision, tensor
 
     def unsplit(self, load: Load, nearest: "_Sum") -> str:
@@ -258,10 +258,13 @@ class _Sum:
 
 def _ways(sizer: _Sizer, load: Load, nearest: _Sum, names: Names) -> list[str]:
     """What would fit, in the user's words, the fewest changes first."""
-    facts, runs = sizer.facts, sizer.runs
+    facts, runs, on_cpu = sizer.facts, sizer.runs, sizer.device.kind == "cpu"
 
     def closes(change: dict[str, Any]) -> Budget | None:
         fields = {key: value for key, value in change.items() if key != "total"}
+        if on_cpu and load.tensor == "auto" and "total" in change:
+            # Ranks of a CPU take more memory than one rank with a larger line.
+            fields["tensor"] = 1
         try:
             found = sizer.closed(replace(load, **fields), [], [], change.get("total"))
         except SpecError:
@@ -277,7 +280,7 @@ def _ways(sizer: _Sizer, load: Load, nearest: _Sum, names: Names) -> list[str]:
     if runs is None:
         # Sized, and refused by the engine of this version.
         at = len(ways) - 1 if ways and ways[-1].startswith(names.memory) else len(ways)
-        ways[at:at] = list(_unrun(load, closes, sizer.device.kind == "cuda"))
+        ways[at:at] = list(_unrun(load, closes, not on_cpu))
     return ways
 
 

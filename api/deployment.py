@@ -167,8 +167,8 @@ class Parallelism(Part):
         WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": "^auto$", "minimum": 1, "maximum": 64}),
     ] = "auto"
     """Ranks that one replica is spread over, 1 to 64. Each is a process with a device of its own; on a CPU, with a line
-    of its own (accelerator.memory). `auto` takes the fewest that hold it, among what this version runs: one. More than
-    one runs on a CPU; on GPUs it is sized and not run yet."""
+    of its own (accelerator.memory). `auto` takes the fewest that hold the model, 1 to 8 on a CPU with
+    accelerator.memory, else 1. More than one runs on a CPU; on GPUs it is sized and not run yet."""
 
     @field_validator("tensor", mode="before")
     @classmethod

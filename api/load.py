@@ -44,6 +44,14 @@ def stretched(wish: Load, facts: ModelFacts, rope_type: str | None, rope_factor:
     return replace(wish, trained_length=default_length(facts, rope))
 
 
+def sharing(load: Load) -> Load:
+    """`load` where no line is drawn on a CPU: ranks share the machine's memory, and more of them only take more.
+
+    `tensor: auto` is one rank then.
+    """
+    return replace(load, tensor=1) if load.tensor == "auto" else load
+
+
 @dataclass(frozen=True)
 class Fields:
     """What the user calls each wish, for errors: a manifest's fields, a command's options or a library's arguments."""

@@ -141,12 +141,15 @@ def described(change: dict[str, Any], found: Budget, wish: Load, names: Names, n
     Args:
         note: more to know of the precision.
     """
-    parts, notes = [], []
+    parts: list[str] = []
+    notes: list[str] = []
+    several = wish.tensor == "auto" and found.tensor > 1
     for field, value in change.items():
         if field == "total":
             parts.append(f"{names.memory} {value // MIB}Mi")
-            if wish.precision == "auto":
-                notes.append(f"auto takes {found.precision} there")
+            taken: list[str] = [found.precision] if wish.precision == "auto" else []
+            taken += [f"{found.tensor} devices"] if several else []
+            notes += [f"auto takes {' on '.join(taken)} there"] if taken else []
         elif field == "cache_bytes" and value is None:
             parts.append(f"{names.ratio} {wish.ratio:g} instead of an absolute size")
         elif field == "cache_bytes":
@@ -157,4 +160,6 @@ def described(change: dict[str, Any], found: Budget, wish: Load, names: Names, n
     if "precision" in change:
         notes += [f"{format_bytes(found.weights)} weights", f"{found.kv_tokens} tokens of cache"]
         notes += [note] if note else []
+    if several and "total" not in change:
+        notes.append(f"on {found.tensor} devices")
     return " and ".join(parts) + (f" ({', '.join(notes)})" if notes else "")

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
 from plimsoll.api.load import Fields, refuse_unrun
 from plimsoll.api.quantity import byte_option
+from plimsoll.api.shard import MOST_RANKS
 
 if TYPE_CHECKING:
     from plimsoll.checkpoint.checkpoint import Checkpoint
@@ -70,14 +71,15 @@ def serve(
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16, float32, w8a16 or w4a16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     tp: Annotated[
-        int,
+        str,
         typer.Option(
             "--tp",
             "--tensor-parallel-size",
-            min=1,
-            help="Tensor parallel size: ranks that hold the model together. More than 1 runs on CPUs only.",
+            metavar="N|auto",
+            help="Tensor parallel size: ranks that hold the model together. More than 1 runs on CPUs only. auto takes "
+            "the fewest that hold it, where --memory is given, and 1 else.",
         ),
-    ] = 1,
+    ] = "1",
     quant_policy: Annotated[int, typer.Option(help="KV cache: 0 as the model, 8 int8, 4 int4; 0 is what runs.")] = 0,
     model_format: Annotated[
         str | None, typer.Option(help="hf, awq, gptq, compressed-tensors or gguf; read from the files by default.")
@@ -119,7 +121,8 @@ def serve(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve a checkpoint as an OpenAI endpoint."""
-    _check_options(dtype, device, tp, quant_policy, model_format)
+    tensor = _tensor(tp)
+    _check_options(dtype, device, tensor, quant_policy, model_format)
     if not 0 < cache_max_entry_count < 1:
         raise SpecError(
             "must be between 0 and 1, both excluded", field="--cache-max-entry-count", value=cache_max_entry_count,
@@ -156,7 +159,7 @@ def serve(
     engine = EngineConfig(
         model=str(path),
         precision=dtype,
-        tensor=tp,
+        tensor=tensor,
         device=device,
         memory=None if memory is None else byte_option(memory, "--memory"),
         kv_ratio=cache_max_entry_count,
@@ -189,7 +192,16 @@ def serve(
     local.run([Service(engine, server, checkpoint)], screen)
 
 
-def _check_options(dtype: str, device: str, tp: int, quant_policy: int, model_format: str | None) -> None:
+def _tensor(value: str) -> int | Literal["auto"]:
+    """Raises SpecError for what is no size of a group."""
+    if value == "auto":
+        return "auto"
+    if not re.fullmatch(r"[0-9]{1,3}", value) or not 1 <= int(value) <= MOST_RANKS:
+        raise SpecError(f"must be auto or a whole number from 1 to {MOST_RANKS}", field="--tp", value=value)
+    return int(value)
+
+
+def _check_options(dtype: str, device: str, tensor: int | str, quant_policy: int, model_format: str | None) -> None:
     check_choice(dtype, ("auto", *sorted(RUNS)), "--dtype")
     check_choice(quant_policy, (0, 4, 8), "--quant-policy")
     if model_format is not None:
@@ -197,7 +209,7 @@ def _check_options(dtype: str, device: str, tp: int, quant_policy: int, model_fo
     fields = Fields(precision="--dtype", cache="--quant-policy", tensor="--tp")
     cache = {0: "auto", 4: "int4", 8: "int8"}[quant_policy]
     kind: DeviceKind | None = "cpu" if device == "cpu" else "cuda" if device.startswith("cuda") else None
-    refuse_unrun(dtype, cache, tp, kind, fields)
+    refuse_unrun(dtype, cache, tensor, kind, fields)
 
 
 def _body_bytes(value: str) -> int:

@@ -22,6 +22,8 @@ class Place:
     """Most of a device that becomes cache."""
     devices: tuple[int, ...] = ()
     """Bytes of each device of this machine, where the manifest draws no line and the machine says it."""
+    shared: bool = False
+    """Ranks share one memory, of which `card` is a rank's part."""
 
 
 def place_of(spec: "ModelDeploymentSpec", kind: "DeviceKind", line: int | None) -> Place:
@@ -37,11 +39,10 @@ def place_of(spec: "ModelDeploymentSpec", kind: "DeviceKind", line: int | None) 
     if total is not None:
         return Place(foreseen_device(kind, total, spec.serving.torch_rows))
     if kind == "cpu":
-        # Ranks share what this machine has; `auto` gains nothing by more of them.
         size = 1 if spec.parallelism.tensor == "auto" else spec.parallelism.tensor
         found, limit = host_line()
         card = foreseen_device(kind, found // size, spec.serving.torch_rows)
-        return Place(card, None if limit is None else limit // size, (card.total,) * size)
+        return Place(card, None if limit is None else limit // size, (card.total,) * size, True)
     cards = _cards()
     return Place(foreseen_device(kind, max(cards), spec.serving.torch_rows), devices=cards)
 
@@ -52,10 +53,10 @@ def sized(spec: "ModelDeploymentSpec", facts: "ModelFacts", place: Place) -> "Bu
     Raises DoesNotFitError with the sum and what would fit, and SpecError for a wish that is incoherent.
     """
     from plimsoll.api.budget import RUNS, budget
-    from plimsoll.api.load import load_of
+    from plimsoll.api.load import load_of, sharing
     from plimsoll.api.ways_out import MANIFEST_LINE
 
-    load = load_of(spec, facts)
+    load = sharing(load_of(spec, facts)) if place.shared else load_of(spec, facts)
     return budget(facts, place.card, load, RUNS, place.cache_limit, MANIFEST_LINE, place.devices)
 
 

@@ -11,7 +11,7 @@ from plimsoll.api.budget import BATCHED_TOKENS, Load
 from plimsoll.api.deployment import ModelDeployment
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
-from plimsoll.api.load import refuse_not_run_yet, stretched
+from plimsoll.api.load import refuse_not_run_yet, sharing, stretched
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import CachePrecision, Precision
 from plimsoll.api.ways_out import ARGUMENTS, MANIFEST_LINE, OPTIONS, Names
@@ -31,7 +31,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How keys and values are held; auto is as activations are. Others are refused: they are not run yet."""
     tensor: Count | Literal["auto"] = 1
     """Ranks that hold the model together, each a process of this machine; `LLM` also takes `tensor_parallel_size`.
-    More than 1 runs on CPUs only. auto is 1."""
+    More than 1 runs on CPUs only. auto takes the fewest that hold the model, 1 to 8 on a CPU with `memory`, else 1."""
     device: str = "auto"
     """cpu, cuda, cuda:0; auto takes CUDA where there is one."""
     memory: Count | None = None
@@ -139,7 +139,7 @@ def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind) -> Lo
     wish = Load(
         precision=cast(Precision, config.precision),
         cache_precision=cast(CachePrecision, config.cache_precision),
-        tensor=1 if config.tensor == "auto" else config.tensor,
+        tensor=config.tensor,
         ratio=config.kv_ratio,
         cache_bytes=config.kv_cache_bytes,
         block_size=config.block_size,
@@ -147,6 +147,7 @@ def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind) -> Lo
         max_batched_tokens=config.max_batched_tokens or BATCHED_TOKENS[kind],
         max_running=config.max_running,
     )
+    wish = sharing(wish) if config.memory is None else wish
     return stretched(wish, facts, config.rope_type, config.rope_factor, names.max_length, names.rope)
 
 

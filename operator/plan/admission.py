@@ -9,7 +9,7 @@ from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, native_table
 from plimsoll.api.errors import DoesNotFitError, NotRunYetError, PlimsollError, SpecError
 from plimsoll.api.inspection import Inspection
-from plimsoll.api.load import load_of, refuse_not_run_yet
+from plimsoll.api.load import load_of, refuse_not_run_yet, sharing
 from plimsoll.api.manifest import parse_spec
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization_job import QuantizationJobSpec
@@ -48,7 +48,7 @@ class Admission(Asked):
     """Whether a ModelDeployment is accepted, and what follows for its pods."""
 
     spec: ModelDeploymentSpec | None = None
-    """With `precision` and `accelerator.memory` resolved once there is a budget."""
+    """With `precision`, `parallelism.tensor` and `accelerator.memory` resolved once there is a budget."""
     budget: Budget | None = None
     output: Output | None = None
     """What is served in a source's place; `spec.model` has its address then."""
@@ -176,7 +176,8 @@ def _sized(
     try:
         if device.largest is not None:
             _refuse_line(spec, found, facts, device.largest)
-        fits = budget(found.facts, facts, load_of(spec, found.facts), RUNS)
+        load = load_of(spec, found.facts)
+        fits = budget(found.facts, facts, sharing(load) if on_cpu and spec.accelerator.memory is None else load, RUNS)
     except DoesNotFitError as error:
         accepted = replace(refused(error), message=f"{error} (memory from {device.where})")
         return Admission(accepted, ready, spec, found)
@@ -186,6 +187,7 @@ def _sized(
         update={
             "precision": fits.precision,
             "accelerator": spec.accelerator.model_copy(update={"memory": device.total}),
+            "parallelism": spec.parallelism.model_copy(update={"tensor": fits.tensor}),
         }
     )
     text = (
@@ -193,6 +195,8 @@ def _sized(
         f"{format_bytes(fits.kv_cache)} cache = {format_bytes(fits.in_use)} of {format_bytes(fits.total)} per device; "
         f"{fits.kv_tokens} tokens, {fits.concurrent_requests} requests of {fits.max_length} at once"
     )
+    if on_cpu and fits.tensor > 1:
+        text += f"; on {fits.tensor} ranks, which take {format_bytes(fits.ranks_bytes)} together"
     if device.where == KEPT:
         text += f"; the line is from {KEPT}"
     if again := rounded_again(found.facts, fits.precision):

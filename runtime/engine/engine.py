@@ -43,8 +43,8 @@ class Engine:
         self.config = config
         self._ranks: Ranks | None = None
         prepared = prepare(config)
-        if config.tensor != "auto" and config.tensor > 1:
-            self._ranks = Ranks(prepared.of_followers(), config.tensor, prepared.threads)
+        if prepared.plan.tensor > 1:
+            self._ranks = Ranks(prepared.of_followers(), prepared.plan.tensor, prepared.threads)
         try:
             self._load(prepared, on_progress)
         except BaseException:

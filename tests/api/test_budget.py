@@ -313,13 +313,19 @@ def test_auto_takes_the_least_degraded_and_says_what_it_passed_over() -> None:
     found = budget(FACTS, DeviceFacts("cuda", 9 * GIB), load)
     assert [item.option for item in found.rejected] == ["precision bfloat16", "precision w8a16"]
     assert all("GiB" in item.reason for item in found.rejected)
+    # The fewest devices come before the least degraded precision.
     spread = budget(FACTS, DeviceFacts("cuda", 10 * GIB), replace(load, tensor="auto"))
+    assert (spread.precision, spread.tensor) == ("w4a16", 1)
+    spread = budget(FACTS, DeviceFacts("cuda", 10 * GIB), replace(load, tensor="auto", precision="bfloat16"))
     assert (spread.precision, spread.tensor) == ("bfloat16", 2)
 
 
 def test_engines_that_run_are_offered_only_what_they_run() -> None:
     load = Load(max_length=8192, tensor="auto")
     assert budget(FACTS, DeviceFacts("cuda", 10 * GIB), load, RUNS).tensor == 1
+    with pytest.raises(DoesNotFitError):
+        budget(FACTS, DeviceFacts("cuda", 10 * GIB), replace(load, precision="bfloat16"), RUNS)
+    assert budget(FACTS, DeviceFacts("cpu", 10 * GIB), replace(load, precision="bfloat16"), RUNS).tensor == 2
     with pytest.raises(DoesNotFitError, match=r"14\.4 GiB weights"):
         budget(FACTS, DeviceFacts("cuda", 9 * GIB), load, RUNS - {"w8a16", "w4a16"})
     assert budget(FACTS, DeviceFacts("cuda", 64 * GIB), load, frozenset({"float32"})).precision == "float32"

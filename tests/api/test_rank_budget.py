@@ -233,9 +233,12 @@ def test_auto_tries_every_size_up_to_eight_and_lists_what_it_passed_over() -> No
             with pytest.raises(DoesNotFitError):
                 budget(facts, DeviceFacts("cuda", mib * MIB), replace(load, tensor=found.tensor - 1))
     assert {1, 2, 3} <= set(taken), sorted(taken)
-    # The least degraded precision comes first, on as many devices as it takes.
-    spread = budget(facts, DeviceFacts("cuda", 10 * GIB), replace(load, precision="auto"))
-    assert (spread.precision, spread.tensor > 1) == ("bfloat16", True)
+    # The fewest devices come first, in the least degraded precision that fits on as many.
+    for gib in (10, 6):
+        spread = budget(facts, DeviceFacts("cuda", gib * GIB), replace(load, precision="auto"))
+        sizes = [int(one.option.partition("tensor ")[2] or 1) for one in spread.rejected]
+        assert sizes == sorted(sizes)
+        assert all(size <= spread.tensor for size in sizes)
 
 
 def test_auto_says_which_sizes_do_not_split() -> None:
@@ -245,10 +248,11 @@ def test_auto_says_which_sizes_do_not_split() -> None:
     assert "on 4 devices" in str(caught.value)
     # A precision that no number of these devices holds: each size is listed, with its sum or why it does not split.
     found = budget(facts, DeviceFacts("cuda", 4 * GIB), Load("auto", tensor="auto", max_length=512))
-    assert (found.precision, found.tensor) == ("w8a16", 4)
-    reasons = {item.option: item.reason for item in found.rejected}
-    assert [option for option in reasons if "bfloat16" in option] == [
-        "precision bfloat16", *(f"precision bfloat16, tensor {size}" for size in range(2, 9))
-    ]  # fmt: skip
-    assert "needs" in reasons["precision bfloat16, tensor 4"]
-    assert reasons["precision bfloat16, tensor 5"] == "4 attention heads cannot be split over 5"
+    assert (found.precision, found.tensor) == ("w4a16", 3)
+    assert [item.option for item in found.rejected] == [
+        f"precision {precision}" + (f", tensor {size}" if size > 1 else "")
+        for size in (1, 2, 3) for precision in ("bfloat16", "w8a16", "w4a16")
+    ][:-1]  # fmt: skip
+    with pytest.raises(DoesNotFitError) as caught:
+        budget(facts, DeviceFacts("cuda", 2 * GIB), Load("auto", tensor="auto", max_length=512))
+    assert "4 attention heads cannot be split over 5" in str(caught.value)

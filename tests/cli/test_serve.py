@@ -43,7 +43,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (["--tp", "2", "--device", "cuda"], "--tp: a model spread over several GPUs"),
         (["--tp", "7"], "--tp: 4 attention heads cannot be split over 7 (found 7). Sizes that work: 1 to 4"),
-        (["--tensor-parallel-size", "0"], "--tensor-parallel-size"),
+        (["--tensor-parallel-size", "0"], "--tp: must be auto or a whole number from 1 to 64"),
+        (["--tp", "two"], "--tp: must be auto or a whole number from 1 to 64"),
         (["--quant-policy", "8"], "'int8'"),
         (["--quant-policy", "4"], "'int4'"),
         (["--quant-policy", "3"], "--quant-policy"),

@@ -252,7 +252,6 @@ class EngineClient:
 
     async def _supervise(self) -> None:
         quick = failed = 0
-        several = self.config.tensor != "auto" and self.config.tensor > 1
         while not self._closing:
             try:
                 running = EngineProcess(self.config)
@@ -269,7 +268,7 @@ class EngineClient:
             steady = running.ready_at is not None and time.monotonic() - running.ready_at > STEADY_SECONDS
             quick = 1 if steady else quick + 1
             failed = failed + 1 if running.ready_at is None else 0
-            if several and self.info is not None and failed >= FAILED_STARTS:
+            if self.info is not None and self.info.ranks and failed >= FAILED_STARTS:
                 self._give_up(f"the ranks could not be started again {failed} times in a row, at last: {reason}")
                 return
             if quick >= QUICK_CRASHES:

@@ -108,9 +108,8 @@ class Loaded:
         )
 
 
-def rank_threads(config: EngineConfig) -> int:
-    """CPU threads of one rank."""
-    size = 1 if config.tensor == "auto" else config.tensor
+def rank_threads(config: EngineConfig, size: int) -> int:
+    """CPU threads of one of `size` ranks."""
     return max(1, (config.threads or cpu_limit()) // size)
 
 
@@ -130,8 +129,9 @@ class Prepared:
         """What ranks that follow are given: all that this machine decided, so that none decides otherwise."""
         terms = self.plan.predicted
         return msgspec.structs.replace(
-            self.config, precision=self.plan.precision, memory=terms["total"], kv_cache_bytes=terms["kvCache"],
-            max_model_len=self.plan.model_len, max_batched_tokens=self.plan.max_batched_tokens,
+            self.config, precision=self.plan.precision, tensor=self.plan.tensor, memory=terms["total"],
+            kv_cache_bytes=terms["kvCache"], max_model_len=self.plan.model_len,
+            max_batched_tokens=self.plan.max_batched_tokens,
         )  # fmt: skip
 
 
@@ -143,7 +143,6 @@ def prepare(config: EngineConfig, *, follows: bool = False) -> Prepared:
 
     Raises PlimsollError for what cannot be read, run or fitted.
     """
-    threads = apply_threads(rank_threads(config))
     path = Path(config.model)
     refuse_changed(path, config.contents)
     checkpoint = open_checkpoint(path)
@@ -151,6 +150,7 @@ def prepare(config: EngineConfig, *, follows: bool = False) -> Prepared:
     dtype = find_dtype(config.precision, device)
     kernels = select(device, dtype, config.kernels, config.torch_rows)
     plan = plan_memory(config, checkpoint.facts, kernels, dtype, follows=follows)
+    threads = apply_threads(rank_threads(config, plan.tensor))
     if not follows:
         _log_notes(checkpoint, kernels, plan)
     return Prepared(config, checkpoint, kernels, dtype, plan, threads)

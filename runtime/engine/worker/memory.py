@@ -37,6 +37,8 @@ class MemoryPlan:
     """What to allocate. `predicted` holds the budget's bytes by term."""
 
     precision: Precision
+    tensor: int
+    """Ranks that hold the model together."""
     rope: RopeFacts
     model_len: int
     num_blocks: int
@@ -102,9 +104,9 @@ def plan_memory(
     step = load.max_batched_tokens
     assert step is not None
     total, cache_limit = memory_line(config, kernels.device)
-    size = cast(int, load.tensor)
-    if kind == "cpu" and config.memory is None and size > 1:
+    if kind == "cpu" and config.memory is None:
         # Ranks share what this machine has.
+        size = cast(int, load.tensor)
         total, cache_limit = total // size, None if cache_limit is None else cache_limit // size
     device = DeviceFacts(kind, total, kernels.facts, foreseen_libraries(kind))
     names = names_of(config)
@@ -121,7 +123,7 @@ def plan_memory(
         found.precision if found.precision in CODED else next(n for n, known in DTYPES.items() if known == dtype)
     )
     return MemoryPlan(
-        precision, rope, found.max_length, found.blocks, step, found.per_device(), found.rejected,
+        precision, found.tensor, rope, found.max_length, found.blocks, step, found.per_device(), found.rejected,
         short_context(found, load),
     )  # fmt: skip
 
