@@ -6,8 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Tools that only look at requirements, apart from what they look at.
 SUPPLY := .cache/supply
-# One worker a core, each with one thread: tests are many and small.
-WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -gt 8 ] && n=8; echo $$n)
+# Workers of one thread each, three for two cores: tests of servers wait nearly half of their time.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); n=$$((n + (n + 1) / 2)); [ $$n -gt 8 ] && n=8; echo $$n)
 QUESTION ?= What is the capital of France?
 
 # What builds an image: any command that takes -f FILE -t NAME FOLDER.
