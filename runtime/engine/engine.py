@@ -19,7 +19,7 @@ from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, Prepared,
 from plimsoll.runtime.engine.worker.logprobs import NotANumberError, prompt_logprobs
 from plimsoll.runtime.engine.worker.ranks import Ranks
 from plimsoll.runtime.engine.worker.runner import StepResult
-from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler
+from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, is_plain
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.messages import EngineReady, EngineRequest, EngineStats, FinishReason, RequestTimes, TokenOutput
 
@@ -178,7 +178,7 @@ class Engine:
             if item.seq.first_scheduled is None:
                 item.seq.first_scheduled = started
         try:
-            result = self.runner.step(chosen)
+            result = self.runner.step(chosen, best=self.runner.spread and _all_plain(chosen))
         except Exception as error:
             if self._ranks is not None:
                 # The others may have done more of this step, or less: the group starts again.
@@ -229,7 +229,7 @@ class Engine:
                 continue
             if not seq.max_tokens:
                 # The last token's logits are not used, but its keys and values may be no numbers.
-                sound = bool(result.logits[row].amax().isfinite())
+                sound = result.has_number(row)
                 if not sound:
                     self.scheduler.distrust(seq, 0)
                 freed = self._end(seq, self._output(seq), "length", outputs)
@@ -240,13 +240,16 @@ class Engine:
             rows.append(row)
         if not due:
             return
-        logits = result.logits if len(rows) == len(result.sampled) else result.logits[rows]
-        tokens = self._sample(logits, [seq.row for seq in due])
+        if result.best is not None:
+            tokens = self.sampler.take(result.best, rows)
+        else:
+            logits = result.logits if len(rows) == len(result.sampled) else result.logits[rows]
+            tokens = self._sample(logits, [seq.row for seq in due])
         now = time.monotonic()
-        for index, (seq, sampled) in enumerate(zip(due, tokens, strict=True)):
+        for row, seq, sampled in zip(rows, due, tokens, strict=True):
             if sampled.error is None:
                 self._append(seq, sampled, now, outputs)
-            elif torch.isfinite(logits[index]).all():
+            elif result.is_finite(row):
                 self._fail(seq, sampled.error, outputs)
             else:
                 # Not a number, and its blocks may hold such values too: no other sequence may reuse them.
@@ -348,6 +351,15 @@ def _extend_prompt_logprobs(seq: Sequence, result: StepResult, index: int) -> No
         next_ids = seq.token_ids[first + skip : min(first + len(logits), seq.prompt_len)]
         if next_ids:
             known += prompt_logprobs(logits[skip : skip + len(next_ids)], next_ids, count)
+
+
+def _all_plain(chosen: Items[Scheduled]) -> bool:
+    """Whether no row that gets a token in this step needs more than its largest logit."""
+    return all(
+        is_plain(item.seq.row)
+        for item in chosen
+        if item.seq.num_computed + item.num_new_tokens >= len(item.seq.token_ids)
+    )
 
 
 def _words(error: Exception) -> str:

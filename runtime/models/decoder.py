@@ -8,6 +8,7 @@ from torch import Tensor
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.shard import Shard, vocab_widths
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels, KVCaches
+from plimsoll.runtime.models.best import Best, best_of, best_of_packed, packed
 from plimsoll.runtime.models.group import Group
 from plimsoll.runtime.models.layer import norm, run_layer
 from plimsoll.runtime.models.weights import DecoderLayer, Norm, Weight
@@ -103,6 +104,18 @@ class Decoder:
         foreign = (token_ids < start) | (token_ids >= stop)
         rows = self.kernels.embedding(token_ids.clamp(start, stop - 1).sub_(start), self.embedding)
         return self.group.sum(rows.masked_fill_(foreign.unsqueeze(1), 0))
+
+    def best(self, hidden: Tensor) -> Best:
+        """What `best_of` finds in `logits`, to the bit: of a group, each rank gives its own best, not its logits.
+
+        Empty on ranks that follow.
+        """
+        if self.group is None:
+            return best_of(self.logits(hidden))
+        self.done += 1
+        own = finish_logits(self.facts, self.kernels.linear(hidden, self.head, None).to(torch.float32))
+        parts = self.group.gather(packed(best_of(own), self._vocab[0]), (2,) * self.group.size)
+        return best_of_packed(own.new_empty(0, 2) if parts is None else parts)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(hidden [L, hidden] as `forward` returns it) -> float32 [L, vocab].

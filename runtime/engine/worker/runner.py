@@ -15,6 +15,7 @@ from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.kernels.native_group import SharedGroup
 from plimsoll.runtime.kernels.table import AttentionBatch
+from plimsoll.runtime.models.best import Best
 from plimsoll.runtime.models.decoder import Decoder
 
 
@@ -51,9 +52,21 @@ class StepResult:
     sampled: list[int]
     """Indices into the scheduled sequences of those whose last known token was computed: they get a next token."""
     logits: Tensor
-    """float32 [len(sampled), vocab], in that order, on the decoder's device."""
+    """float32 [len(sampled), vocab], in that order, on the decoder's device; empty where there is `best`."""
+    best: Best | None
+    """The largest of each row alone, where the step was asked for no more."""
     query_start: list[int]
     runner: "Runner"
+
+    def has_number(self, row: int) -> bool:
+        """Whether the largest logit of `sampled`'s entry `row` is a finite number."""
+        if self.best is not None:
+            return bool(np.isfinite(self.best.values[row]))
+        return bool(self.logits[row].amax().isfinite())
+
+    def is_finite(self, row: int) -> bool:
+        """Whether all its logits are known to be finite numbers."""
+        return self.best is None and bool(torch.isfinite(self.logits[row]).all())
 
     def prompt_logits(self, index: int) -> Iterator[tuple[int, Tensor]]:
         """For scheduled sequence `index`: (row within its chunk, float32 [at most PROMPT_LOGIT_ROWS, vocab]).
@@ -73,6 +86,8 @@ class Forward(msgspec.Struct, frozen=True, tag=True):
     narrow: bytes
     count: int
     rows: list[int]
+    best: bool
+    """Whether the largest logit of each row is all that is wanted."""
 
 
 class Logits(msgspec.Struct, frozen=True, tag=True):
@@ -125,9 +140,18 @@ class Runner:
         self._number = 0
         self._hidden: Tensor | None = None
 
+    @property
+    def spread(self) -> bool:
+        """Whether other ranks hold a part of the model: logits then cost more than their largest."""
+        return self._group is not None
+
     @torch.inference_mode()
-    def step(self, scheduled: Sequence[ScheduledSequence]) -> StepResult:
-        """Computes the chosen tokens of each sequence, at least one each, and writes their keys and values."""
+    def step(self, scheduled: Sequence[ScheduledSequence], best: bool = False) -> StepResult:
+        """Computes the chosen tokens of each sequence, at least one each, and writes their keys and values.
+
+        Args:
+            best: the result has the largest logit of each row alone.
+        """
         inputs = self._inputs(scheduled)
         sampled = [
             index
@@ -137,15 +161,20 @@ class Runner:
         starts = inputs.narrow[: inputs.count + 1].tolist()
         rows = [starts[index + 1] - 1 for index in sampled]
         if self._group is not None:
-            self._announce(Forward(self._number, inputs.wide.tobytes(), inputs.narrow.tobytes(), inputs.count, rows))
-        return StepResult(sampled, self._forward(inputs, rows), starts, self)
+            wide, narrow = inputs.wide.tobytes(), inputs.narrow.tobytes()
+            self._announce(Forward(self._number, wide, narrow, inputs.count, rows, best))
+        self._forward(inputs)
+        hidden = self._rows(rows)
+        if best:
+            return StepResult(sampled, hidden.new_empty(0), self.decoder.best(hidden), starts, self)
+        return StepResult(sampled, self.decoder.logits(hidden), None, starts, self)
 
     @torch.inference_mode()
     def logits(self, rows: list[int]) -> Tensor:
         """float32 [len(rows), vocab] of rows of the last step."""
         if self._group is not None:
             self._announce(Logits(self._number, rows))
-        return self._logits(rows)
+        return self.decoder.logits(self._rows(rows))
 
     @torch.inference_mode()
     def clear_blocks(self, blocks: Sequence[int]) -> None:
@@ -173,9 +202,14 @@ class Runner:
         if isinstance(message, Forward):
             wide = np.frombuffer(bytearray(message.wide), dtype=np.int64).reshape(3, -1)
             narrow = np.frombuffer(bytearray(message.narrow), dtype=np.int32)
-            self._forward(_Inputs(wide, narrow, message.count), message.rows)
+            self._forward(_Inputs(wide, narrow, message.count))
+            hidden = self._rows(message.rows)
+            if message.best:
+                self.decoder.best(hidden)
+            else:
+                self.decoder.logits(hidden)
         elif isinstance(message, Logits):
-            self._logits(message.rows)
+            self.decoder.logits(self._rows(message.rows))
         elif isinstance(message, Clear):
             self.cache.clear(message.blocks)
         return not isinstance(message, Stop)
@@ -185,18 +219,17 @@ class Runner:
         self._group.send(_encode(message))
         self._number += 1
 
-    def _forward(self, inputs: _Inputs, rows: list[int]) -> Tensor:
+    def _forward(self, inputs: _Inputs) -> None:
         token_ids, positions, batch = self._batch(inputs)
         self._hidden = self.decoder.forward(token_ids, positions, self.cache.layers, batch)
-        return self._logits(rows)
 
-    def _logits(self, rows: list[int]) -> Tensor:
-        """Empty on ranks that follow."""
+    def _rows(self, rows: list[int]) -> Tensor:
+        """Hidden states of these rows of the last step."""
         hidden = self._hidden
         assert hidden is not None
         if rows != list(range(len(hidden))):
             hidden = hidden.index_select(0, torch.tensor(rows, dtype=torch.int64, device=self.device))
-        return self.decoder.logits(hidden)
+        return hidden
 
     def _inputs(self, scheduled: Sequence[ScheduledSequence]) -> _Inputs:
         count, size = len(scheduled), self.cache.block_size

@@ -11,6 +11,7 @@ from plimsoll.runtime.engine.worker.draw import draw, pick, uniforms
 from plimsoll.runtime.engine.worker.logprobs import NOT_A_NUMBER, token_logprobs
 from plimsoll.runtime.engine.worker.penalties import add_bias, forbid, has_penalties, penalise
 from plimsoll.runtime.messages import TokenLogprobs
+from plimsoll.runtime.models.best import Best, best_of
 
 SLICE_ROWS = 16
 """Rows whose filtered distributions exist at once: what sampling takes beside the logits is part of the budget."""
@@ -52,15 +53,14 @@ class Sampler:
         return sampled
 
     def _sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
-        best, tokens = _greedy(logits)
-        errors: dict[int, str] = {}
-        for row in np.flatnonzero(~np.isfinite(best)).tolist():
-            errors[row] = NOT_A_NUMBER
+        greedy = best_of(logits)
+        tokens = greedy.ids
+        errors: dict[int, str] = dict.fromkeys(np.flatnonzero(~np.isfinite(greedy.values)).tolist(), NOT_A_NUMBER)
         edited, touched = self._edit(logits, rows, errors)
         if touched:
-            best, again = _greedy(pick(edited, touched))
-            tokens[touched] = again
-            for row, finite in zip(touched, np.isfinite(best).tolist(), strict=True):
+            again = best_of(pick(edited, touched))
+            tokens[touched] = again.ids
+            for row, finite in zip(touched, np.isfinite(again.values).tolist(), strict=True):
                 if not finite:
                     errors.setdefault(row, "no token is left to choose: logit_bias and min_tokens forbid them all")
         random = [i for i, row in enumerate(rows) if i not in errors and row.params.temperature >= GREEDY_BELOW]
@@ -76,6 +76,13 @@ class Sampler:
         return [
             SampledToken(-1, error=errors[i]) if i in errors else SampledToken(token, found.get(i))
             for i, token in enumerate(tokens.tolist())
+        ]
+
+    def take(self, best: Best, rows: Sequence[int]) -> list[SampledToken]:
+        """What `sample` makes of logits whose largest are `best`, for those of its rows that `is_plain` holds for."""
+        return [
+            SampledToken(int(best.ids[row])) if np.isfinite(best.values[row]) else SampledToken(-1, error=NOT_A_NUMBER)
+            for row in rows
         ]
 
     def _edit(
@@ -117,18 +124,19 @@ class Sampler:
         return draw(logits, [p.top_k for p in params], [p.top_p for p in params], [p.min_p for p in params], uniform)
 
 
+def is_plain(row: SamplingRow) -> bool:
+    """Whether the row's token is its largest logit as the model has it, and nothing else of its logits is needed."""
+    params = row.params
+    return (
+        params.temperature < GREEDY_BELOW
+        and params.logprobs is None
+        and not params.logit_bias
+        and not row.forbidden
+        and not has_penalties(params)
+    )
+
+
 def _seen(row: SamplingRow) -> tuple[Sequence[int], Sequence[int]]:
     if row.counts is None:
         row.counts = TokenCounts(row.prompt_token_ids)
     return row.counts.seen(row.output_token_ids, with_prompt=row.params.repetition_penalty != 1.0)
-
-
-def _greedy(logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Largest logit and its first index, a row each: float32 [n] and int64 [n]. NaN counts as largest."""
-    if logits.device.type == "cpu":
-        # numpy's argmax is vectorised, torch's is not: a tenth of the time at 16 x 49,152.
-        array = logits.numpy()
-        ids = array.argmax(axis=-1)
-        return array[np.arange(len(ids)), ids], ids
-    values, indices = logits.max(dim=-1)
-    return values.cpu().numpy(), indices.cpu().numpy()

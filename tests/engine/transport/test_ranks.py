@@ -4,11 +4,12 @@ import asyncio
 import ctypes
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import psutil
 import pytest
+from torch import Tensor
 
 from plimsoll.api.errors import PlimsollError, SpecError
 from plimsoll.runtime.config import EngineConfig
@@ -99,6 +100,46 @@ def test_answers_are_those_of_one_rank(config: EngineConfig) -> None:
                 assert (known is None) == (found is None)
                 if known is not None and found is not None:
                     assert known.chosen.logprob == pytest.approx(found.chosen.logprob, abs=1e-4)
+
+
+def test_greedy_rows_send_their_best_alone_and_answer_as_if_all_logits_were_gathered(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: set[tuple[int, ...]] = set()
+    gather = native_group.SharedGroup.gather
+
+    def counted(self: native_group.SharedGroup, tensor: Tensor, each: Sequence[int]) -> Tensor | None:
+        widths.add(tuple(each))
+        return gather(self, tensor, each)
+
+    monkeypatch.setattr(native_group.SharedGroup, "gather", counted)
+    prompts = ["a story", "a longer story of the sea and of ships", "ships"]
+    greedy = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+    drawn = SamplingParams(max_tokens=24, temperature=1.5, seed=3, ignore_eos=True)
+    changed = {
+        "logprobs": 0, "logit_bias": {7: 0.5}, "min_tokens": 24, "presence_penalty": 0.5, "repetition_penalty": 1.1,
+    }  # fmt: skip
+    with LLM(config.model, tensor=2, kv_cache_bytes=1 << 20, precision="float32", block_size=16) as llm:
+
+        def tokens(params: SamplingParams | list[SamplingParams]) -> list[list[int]]:
+            widths.clear()
+            return [list(one.outputs[0].token_ids) for one in llm.generate(prompts, params)]
+
+        best = tokens(greedy)
+        assert widths == {(2, 2)}
+        whole = tokens(msgspec.structs.replace(greedy, logprobs=0))
+        assert best == whole
+        (full,) = widths
+        assert sum(full) == llm.engine.facts.vocab_size
+        alone = tokens(drawn)
+        assert widths == {full}
+        assert tokens([greedy, drawn, greedy]) == [best[0], alone[1], best[2]]
+        assert widths == {full}
+        for name, value in changed.items():
+            stops = {"ignore_eos": name != "min_tokens"}
+            tokens(msgspec.structs.replace(greedy, **{name: value}, **stops))
+            assert widths == {full}, name
+        llm.engine.check_integrity()
 
 
 @pytest.mark.parametrize(("rank", "how"), [(1, signal.SIGKILL), (1, signal.SIGSTOP)])
