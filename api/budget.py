@@ -29,6 +29,8 @@ from plimsoll.api.ways_out import MANIFEST, MIB, Names, described, ways_out
 #: What each rank's process takes before the first tensor. CUDA: driver context and library handles, as measured by
 #: peers at 0.5 to 0.6 GiB. CPU: interpreter, torch and compiled kernels of the process, by `benchmarks/memory.py`.
 CONTEXT_BYTES: Mapping[str, int] = {"cuda": 600 * MIB, "cpu": 288 * MIB}
+#: What a rank of a CPU that follows takes less: it has no requests, no scheduler and no sampler. By the same benchmark.
+FOLLOWER_SAVES = 24 * MIB
 #: What the endpoint takes beside the engine, in a process of its own: interpreter, tokenizer, requests. Not part of the
 #: line; a pod's memory limit is both. With a vocabulary of 151,643 tokens, 159 MiB were measured when idle, and 347 MiB
 #: under the worst requests.
@@ -178,7 +180,9 @@ class _Sizer:
             terms = workspace_terms(facts, precision, device, step, load.max_running, longest, shard)
             block = block_bytes(facts, load.block_size, precision, load.cache_precision, shard)
             total_bytes = line if total is None else total
-            ranks.append(RankBudget(part.shard, total_bytes, context_bytes(device), part.weights, terms, block))
+            ranks.append(
+                RankBudget(part.shard, total_bytes, context_bytes(device, part.shard.rank), part.weights, terms, block)
+            )
         shares = [_share(load, rank) for rank in ranks]
         blocks = min(share // rank.block_bytes for share, rank in zip(shares, ranks, strict=True))
         return _Sum(load, step, tuple(replace(rank, blocks=blocks) for rank in ranks), min(shares), trained)
@@ -321,9 +325,10 @@ def short_context(found: Budget, load: Load) -> str | None:
     )
 
 
-def context_bytes(device: DeviceFacts) -> int:
-    """What lies on it before the first tensor."""
-    return CONTEXT_BYTES[device.kind] + device.libraries
+def context_bytes(device: DeviceFacts, rank: int = 0) -> int:
+    """What lies on the device of `rank` before the first tensor."""
+    less = FOLLOWER_SAVES if rank and device.kind == "cpu" else 0
+    return CONTEXT_BYTES[device.kind] + device.libraries - less
 
 
 def _check(load: Load) -> None:

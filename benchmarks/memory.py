@@ -1,17 +1,21 @@
 """Predicted beside measured: the engine process's peak resident memory, over shapes, ratios, precisions and contexts.
 
-    python -m benchmarks.memory [--model FILE.gguf] [--output FILE.json]
+    python -m benchmarks.memory [--ranks] [--model FILE.gguf] [--output FILE.json]
 
 Each configuration starts an engine process of its own and gives it the worst that the budget allows for: prompts that
 fill the largest step, then as many running requests as it takes, all sampling with everything that sampling can cost.
 Measured is the process's high-water mark (VmHWM), loading included. Exits 1 if any lies above its prediction or more
 than 5 % below it.
+
+With `--ranks` models lie on several ranks, and each rank's process is held to its own line of the budget. The memory
+that ranks share is counted once, on rank 0.
 """
 
 import argparse
 import asyncio
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,13 +26,16 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
-from plimsoll.api.budget import BATCHED_TOKENS
+from plimsoll.api.budget import BATCHED_TOKENS, RUNS, budget
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.quantity import format_bytes
-from plimsoll.runtime.config import EngineConfig
+from plimsoll.checkpoint import open_checkpoint
+from plimsoll.runtime.config import EngineConfig, engine_load
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.transport.client import EngineClient
+from plimsoll.runtime.kernels.forecast import foreseen_device
+from plimsoll.runtime.kernels.native_group import SEGMENT_NAME
 from plimsoll.runtime.messages import EngineRequest
 
 GIB = 1 << 30
@@ -68,6 +75,24 @@ CONFIGURATIONS = [
 ]  # fmt: skip
 
 
+#: shape, precision, ranks, ratio, bytes of each rank's line, context, tokens of the largest step, running requests
+RANKED = [
+    ("smollm2", "bfloat16", 2, 0.8, 1 * GIB, 4096, None, 64),
+    ("smollm2", "bfloat16", 3, 0.5, 1 * GIB, 8192, None, 32),
+    ("smollm2", "w8a16", 4, 0.6, 1 * GIB, 4096, 1024, 64),
+    ("smollm2", "w4a16", 3, 0.8, 1 * GIB, 4096, None, 64),
+    ("smollm2-awq", "auto", 2, 0.4, 1 * GIB, 4096, None, 64),
+    ("smollm2-awq", "auto", 4, 0.8, 1 * GIB, 2048, None, 32),
+    ("deep", "w4a16", 2, 0.9, 1 * GIB, 2048, 1024, 16),
+    ("deep", "bfloat16", 4, 0.5, 1 * GIB, 4096, None, 64),
+    ("wide", "w8a16", 3, 0.3, 2 * GIB, 2048, 512, 8),
+    ("wide", "bfloat16", 2, 0.8, 1 * GIB, 1024, 512, 16),
+]  # fmt: skip
+RTN = ["--method", "rtn", "--w-group-size", "64", "--eval-samples", "0"]
+AWQ = "-awq"
+"""Ends the name of a shape that is quantized before it is served."""
+
+
 def make_checkpoint(folder: Path, shape: dict[str, int]) -> Path:
     """A random Llama-shaped checkpoint in bfloat16."""
     config = {
@@ -86,14 +111,31 @@ def make_checkpoint(folder: Path, shape: dict[str, int]) -> Path:
     return folder
 
 
+def quantized(source: str, folder: Path) -> Path:
+    """`source` in groups of 64, by AWQ's layout, rounded to nearest."""
+    command = [sys.executable, "-m", "plimsoll.cli.main", "quantize", source, "--work-dir", str(folder)]
+    subprocess.run([*command, *RTN], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def forecast(config: EngineConfig) -> list[int]:
+    """Bytes that each rank is to take."""
+    facts, total = open_checkpoint(Path(config.model)).facts, config.memory
+    assert total is not None
+    card = foreseen_device("cpu", total, None)
+    return [rank.in_use for rank in budget(facts, card, engine_load(config, facts, "cpu"), RUNS).ranks]
+
+
 async def measure(config: EngineConfig, vocab: int) -> dict[str, object]:
-    """Predicted bytes and the peak that one engine process reached under the heaviest load."""
+    """Predicted bytes and the peak that each process of an engine reached under the heaviest load, rank 0 first."""
+    predicted = forecast(config)
     client = EngineClient(config)
     await client.start()
     try:
         await client.wait_ready(300)
         assert client.info is not None
         (process,) = [child for child in psutil.Process().children() if "plimsoll" in " ".join(child.cmdline())]
+        pids = [rank.pid for rank in client.info.ranks] or [process.pid]
         draw = random.Random(0)
         # A prompt that fills a whole step; a longer one would take time and no more memory.
         longest = min(client.info.model_len - 40, (config.max_batched_tokens or BATCHED_TOKENS["cpu"]) + 64)
@@ -108,11 +150,11 @@ async def measure(config: EngineConfig, vocab: int) -> dict[str, object]:
         )
         info = client.info
         return {
-            "predicted": sum(v for k, v in info.predicted.items() if k not in ("total", "headroom")),
+            "predicted": predicted,
             "total": info.predicted["total"],
             "terms": info.predicted,
             "observed": info.observed,
-            "measured": _peak(process.pid),
+            "measured": [_peak(pid) - (_shared(pid) if rank else 0) for rank, pid in enumerate(pids)],
             "kernels": info.kernels,
         }
     finally:
@@ -137,38 +179,50 @@ def _peak(pid: int) -> int:
     raise RuntimeError("this system does not tell a process's peak memory")
 
 
+def _shared(pid: int) -> int:
+    """Bytes of the ranks' common memory that lie in this process too."""
+    found = Path(f"/proc/{pid}/smaps").read_text().split(SEGMENT_NAME)
+    return sum(int(part.split("Rss:")[1].split()[0]) * 1024 for part in found[1:])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=".cache/plimsoll/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--ranks", action="store_true", help="models over several ranks")
     parser.add_argument("--only", type=int, help="the number of one configuration")
     options = parser.parse_args()
     np.random.seed(0)
     torch.manual_seed(0)
     results: list[dict[str, object]] = []
     worst = 0
-    print(f"{'#':>2} {'shape':8} {'precision':9} ratio  context {'predicted':>11} {'measured':>11}  measured/predicted")
+    chosen = RANKED if options.ranks else [(shape, name, 1, *rest) for shape, name, *rest in CONFIGURATIONS]
+    print(" # shape       precision ranks ratio context   predicted    measured  measured/predicted")
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {name: make_checkpoint(Path(scratch) / name, shape) for name, shape in SHAPES.items()}
-        for index, (shape, precision, ratio, total, context, batched, running) in enumerate(CONFIGURATIONS):
+        folders = {name: str(make_checkpoint(Path(scratch) / name, shape)) for name, shape in SHAPES.items()}
+        folders["smollm2"] = options.model
+        for index, (shape, precision, ranks, ratio, total, context, batched, running) in enumerate(chosen):
             if options.only is not None and index != options.only:
                 continue
+            plain = shape.removesuffix(AWQ)
+            if shape not in folders:
+                folders[shape] = str(quantized(folders[plain], Path(scratch) / shape))
             config = EngineConfig(
-                model=str(folders.get(shape, options.model)), precision=precision, device="cpu", memory=total,
+                model=folders[shape], precision=precision, tensor=ranks, device="cpu", memory=total,
                 kv_ratio=ratio, max_model_len=context, max_running=running,
                 **({} if batched is None else {"max_batched_tokens": batched}),
             )  # fmt: skip
-            found = asyncio.run(measure(config, SHAPES.get(shape, {"vocab_size": 49152})["vocab_size"]))
-            share = found["measured"] / found["predicted"]  # type: ignore[operator]
-            bad = not 1 - TOLERANCE <= share <= 1
-            worst += bad
+            found = asyncio.run(measure(config, SHAPES.get(plain, {"vocab_size": 49152})["vocab_size"]))
+            pairs = list(zip(found["predicted"], found["measured"], strict=True))  # type: ignore[call-overload]
+            bad = [not 1 - TOLERANCE <= seen / wanted <= 1 for wanted, seen in pairs]
+            worst += any(bad)
             results.append({"shape": shape, "precision": precision, "ratio": ratio, "context": context, **found})
-            print(
-                f"{index:>2} {shape:8} {precision:9} {ratio:5.2f} {context or 'all':>8} "
-                f"{format_bytes(found['predicted']):>11} {format_bytes(found['measured']):>11}  {share:.3f}"  # type: ignore[arg-type]
-                + ("  <-- outside" if bad else ""),
-                flush=True,
-            )
+            for rank, (wanted, seen) in enumerate(pairs):
+                head = f"{index:>2} {shape:11} {precision:9} {ranks:5} {ratio:5.2f} {context or 'all':>7}"
+                print(
+                    f"{head if rank == 0 else '':41} {format_bytes(wanted):>11} {format_bytes(seen):>11}  "
+                    f"{seen / wanted:.3f}{'  <-- outside' if bad[rank] else ''}", flush=True,
+                )  # fmt: skip
     if options.output:
         options.output.write_text(json.dumps(results, indent=1))
     print(f"{len(results) - worst} of {len(results)} within {TOLERANCE:.0%} below their prediction")

@@ -17,6 +17,8 @@ from plimsoll.runtime.kernels.native_checks import check_floats
 _P, _L, _I, _D = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
 _BROKEN, _LATE = 1, 2
 
+SEGMENT_NAME = "plimsoll-group"
+"""What the memory of a group is called in /proc."""
 COLLECTIVE_SECONDS = 120.0
 """What a collective, or the reading of a message, may take. Ranks that are gone or stopped are noticed far sooner, by
 their signs of life: this bounds what neither shows."""
@@ -64,7 +66,7 @@ def make_segment(size: int) -> int:
     Raises NativeUnavailableError, OSError.
     """
     length = _library().group_bytes(size, SLOT_BYTES // 4, MESSAGE_BYTES)
-    descriptor = os.memfd_create("plimsoll-group", os.MFD_CLOEXEC)
+    descriptor = os.memfd_create(SEGMENT_NAME, os.MFD_CLOEXEC)
     os.ftruncate(descriptor, length)
     return descriptor
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from plimsoll.api.budget import CONTEXT_BYTES, Budget, Load, budget
+from plimsoll.api.budget import CONTEXT_BYTES, FOLLOWER_SAVES, Budget, Load, budget
 from plimsoll.api.collectives import NCCL_BYTES, segment_bytes
 from plimsoll.api.device import CUDA_BUILD_BYTES, DeviceFacts, DeviceKind, TableFacts, native_table
 from plimsoll.api.errors import DoesNotFitError, SpecError
@@ -70,7 +70,7 @@ def test_a_rank_holds_its_own_shard_and_nothing_else(tensor: int, precision: Any
     found = budget(UNEVEN, CPU, load)
     for rank, shard in zip(found.ranks, shards(UNEVEN, tensor, precision), strict=True):
         assert rank.shard == shard
-        assert rank.context == CONTEXT_BYTES["cpu"] + CUDA_BUILD_BYTES
+        assert rank.context == CONTEXT_BYTES["cpu"] + CUDA_BUILD_BYTES - (FOLLOWER_SAVES if rank.rank else 0)
         assert rank.weights == weight_bytes(UNEVEN, precision, CPU, shard)
         keys, queries = (stop - start for start, stop in (shard.keys, shard.queries))
         assert rank.block_bytes == block_bytes(UNEVEN, 64, precision, shard=shard) == 30 * 2 * keys * 64 * 64 * 2
