@@ -153,7 +153,8 @@ class _Sizer:
         # On GPUs more than one is not run yet.
         alone = self.runs is not None and self.device.kind == "cuda"
         most = 1 if alone else min(MOST_AUTO_TENSOR, len(self.devices) or MOST_AUTO_TENSOR)
-        tensors = range(1, most + 1) if load.tensor == "auto" else (load.tensor,)
+        each = range(load.nodes, max(most, load.nodes) + 1, load.nodes)
+        tensors = each if load.tensor == "auto" else (load.tensor,)
         for tensor in tensors:
             for precision in precisions:
                 yield precision, tensor
@@ -255,6 +256,7 @@ class _Sum:
             block_size=size,
             blocks=blocks,
             max_length=self.load.max_length or min(self.trained_length, blocks * size),
+            nodes=self.load.nodes,
             devices=devices,
             rejected=rejected,
         )
@@ -268,7 +270,7 @@ def _ways(sizer: _Sizer, load: Load, nearest: _Sum, names: Names) -> list[str]:
         fields = {key: value for key, value in change.items() if key != "total"}
         if on_cpu and load.tensor == "auto" and "total" in change:
             # Ranks of a CPU take more memory than one rank with a larger line.
-            fields["tensor"] = 1
+            fields["tensor"] = load.nodes
         try:
             found = sizer.closed(replace(load, **fields), [], [], change.get("total"))
         except SpecError:

@@ -150,6 +150,14 @@ def _marks(pairs: dict[str, str]) -> dict[str, str]:
     return pairs
 
 
+def _key(value: str) -> str:
+    _keys({value: ""})
+    return value
+
+
+_KEY_SCHEMA = {"type": "string", "minLength": 1, "maxLength": 317, "pattern": f"^{_LABEL_KEY.pattern}$"}
+LabelKey = Annotated[str, AfterValidator(_key), WithJsonSchema(_KEY_SCHEMA)]
+"""The name of a label."""
 LabelValue = Annotated[str, Field(pattern=_LABEL_VALUE, max_length=63)]
 NodeLabels = Annotated[dict[str, LabelValue], Field(max_length=32), AfterValidator(_keys)]
 """Labels that a node must have."""

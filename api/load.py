@@ -24,6 +24,7 @@ def load_of(spec: ModelDeploymentSpec, facts: ModelFacts) -> Load:
         block_size=spec.kv_cache.block_size,
         max_length=spec.context.max_length,
         tensor=spec.parallelism.tensor,
+        nodes=spec.parallelism.nodes,
         max_batched_tokens=spec.serving.max_batched_tokens,
         max_running=spec.serving.max_running_requests,
     )
@@ -47,9 +48,9 @@ def stretched(wish: Load, facts: ModelFacts, rope_type: str | None, rope_factor:
 def sharing(load: Load) -> Load:
     """`load` where no line is drawn on a CPU: ranks share the machine's memory, and more of them only take more.
 
-    `tensor: auto` is one rank then.
+    `tensor: auto` is one rank a pod then.
     """
-    return replace(load, tensor=1) if load.tensor == "auto" else load
+    return replace(load, tensor=load.nodes) if load.tensor == "auto" else load
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ class Fields:
 def refuse_not_run_yet(spec: ModelDeploymentSpec) -> None:
     """Raises NotRunYetError for what the budget sizes and this version's engine does not run."""
     kind: DeviceKind = "cpu" if spec.accelerator.resource == "cpu" else "cuda"
+    nodes = spec.parallelism.nodes
+    if nodes > 1 and kind == "cuda":
+        raise NotRunYetError(
+            "a model spread over GPUs of several pods can be planned for and is not run yet; over CPUs it is",
+            field="spec.parallelism.nodes", value=nodes, fix="Use 1",
+        )  # fmt: skip
     refuse_unrun(spec.precision, spec.kv_cache.precision, spec.parallelism.tensor, kind)
 
 

@@ -21,6 +21,8 @@ class Load:
     max_length: int | None = None
     """Longest prompt and answer together; None takes the trained length, or what the cache holds if that is less."""
     tensor: int | Literal["auto"] = 1
+    nodes: int = 1
+    """Pods that the ranks are spread over evenly; `tensor` is a multiple of it."""
     max_batched_tokens: int | None = None
     """Tokens of the largest step; None takes `BATCHED_TOKENS`."""
     max_running: int = 64
@@ -47,6 +49,8 @@ class Budget:
     blocks: int
     """Of cache, the same on each rank."""
     max_length: int
+    nodes: int = 1
+    """Pods that the ranks are spread over, as many on each."""
     devices: tuple[int, ...] = ()
     """Bytes of each rank's device, where `budget` was given them."""
     rejected: tuple[Rejection, ...] = ()
@@ -96,6 +100,17 @@ class Budget:
     def headroom(self) -> int:
         """Bytes left alone."""
         return self.fullest.headroom
+
+    @property
+    def pod_ranks(self) -> int:
+        """Ranks of one pod, which are its devices."""
+        return self.tensor // self.nodes
+
+    @property
+    def pod_bytes(self) -> int:
+        """Bytes that the ranks of one pod may take together, of the largest pod: all pods of a group are alike."""
+        each = self.pod_ranks
+        return max(sum(rank.total for rank in self.ranks[at : at + each]) for at in range(0, self.tensor, each))
 
     @property
     def ranks_bytes(self) -> int:

@@ -20,6 +20,11 @@ def refuse_on_one_machine(spec: ModelDeploymentSpec) -> None:
             fix="Put the QuantizationJob before it, with output: file://FOLDER; or write spec.model.source: file://FOLDER",
         )  # fmt: skip
     _refuse_source(spec.model.source)
+    if spec.parallelism.nodes > 1:
+        raise SpecError(
+            "is a number of pods in a cluster, and this is one machine", field="spec.parallelism.nodes",
+            value=spec.parallelism.nodes, fix="Remove it: all ranks of parallelism.tensor run on this machine",
+        )  # fmt: skip
     if spec.serving.api_keys_secret is not None:
         raise SpecError(
             "is a Secret of a cluster, and without it everybody who reaches the port might ask",

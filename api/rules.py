@@ -118,6 +118,20 @@ POD: list[Any] = [
     )
 ]
 
+DIVIDE_WORDS = "must be a multiple of nodes: each pod of a group has as many ranks. Write auto, nodes or 2 times nodes"
+SEVERAL_WORDS = "goes with nodes: 2 or more. Remove it"
+APART_KEY_WORDS = "keeps groups apart by topologyKey, which is missing: write one, or remove exclusiveTopology"
+PARALLELISM: list[Any] = [
+    rule("type(self.tensor) == string || self.tensor % self.nodes == 0", f"tensor {DIVIDE_WORDS}", ".tensor"),
+    rule("self.nodes > 1 || !has(self.topologyKey)", f"topologyKey {SEVERAL_WORDS}", ".topologyKey"),
+    rule("self.nodes > 1 || !self.exclusiveTopology", f"exclusiveTopology {SEVERAL_WORDS}", ".exclusiveTopology"),
+    rule(
+        "self.nodes == 1 || !self.exclusiveTopology || has(self.topologyKey)",
+        f"exclusiveTopology {APART_KEY_WORDS}",
+        ".exclusiveTopology",
+    ),
+]
+
 NOT_OURS: list[Any] = [
     rule(
         "self.all(k, !k.startsWith('plimsoll.dev/') && k != 'app.kubernetes.io/name' "

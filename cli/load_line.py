@@ -46,6 +46,8 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(_table(report))
     if report["tensor"] > 1:
         console.print(_ranks(report["ranks"]))
+    if report["pods"]["count"] > 1:
+        console.print(_pods(report["pods"]), highlight=False)
     console.print(
         f"cache: {report['kvTokens']} tokens in {report['blocks']} blocks of {report['blockSize']} "
         f"({format_bytes(report['blockBytes'])} each)\n"
@@ -59,6 +61,13 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(f"note: {note}", highlight=False)
     if report["notRunYet"]:
         console.print(f"sized, and not run yet: {report['notRunYet']}", style="yellow", highlight=False)
+
+
+def _pods(pods: Mapping[str, int]) -> str:
+    """What a replica over several pods takes of a cluster."""
+    ranks = f"{pods['ranksEach']} rank{'s' if pods['ranksEach'] > 1 else ''}"
+    memory = f" and {format_bytes(pods['memoryEach'])} of memory" if "memoryEach" in pods else ""
+    return f"replica: {pods['count']} pods, each with {ranks}{memory}"
 
 
 def bar(terms: Mapping[str, int], width: int) -> Text:

@@ -82,6 +82,7 @@ def plan(
         "precision": found.precision,
         "cachePrecision": found.cache_precision,
         "tensor": found.tensor,
+        "pods": _pods(found, card.kind),
         "perDevice": found.per_device(),
         "ranks": found.per_rank(),
         "inUse": found.in_use,
@@ -108,6 +109,14 @@ def plan(
     from plimsoll.cli.load_line import show
 
     show(report)
+
+
+def _pods(found: "Budget", kind: str) -> dict[str, int]:
+    """What one replica takes of a cluster: pods, and the devices and bytes of memory of each on a CPU."""
+    from plimsoll.api.budget import SERVER_BYTES
+
+    memory = {"memoryEach": found.pod_bytes + SERVER_BYTES} if kind == "cpu" else {}
+    return {"count": found.nodes, "ranksEach": found.pod_ranks, **memory}
 
 
 def _facts(deployment: "ModelDeployment", config: Path | None) -> "tuple[ModelFacts, Sequence[str]]":

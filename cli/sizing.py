@@ -39,10 +39,12 @@ def place_of(spec: "ModelDeploymentSpec", kind: "DeviceKind", line: int | None) 
     if total is not None:
         return Place(foreseen_device(kind, total, spec.serving.torch_rows))
     if kind == "cpu":
-        size = 1 if spec.parallelism.tensor == "auto" else spec.parallelism.tensor
+        nodes = spec.parallelism.nodes
+        # Of a group over nodes this machine is one node.
+        size = 1 if spec.parallelism.tensor == "auto" else spec.parallelism.tensor // nodes
         found, limit = host_line()
         card = foreseen_device(kind, found // size, spec.serving.torch_rows)
-        return Place(card, None if limit is None else limit // size, (card.total,) * size, True)
+        return Place(card, None if limit is None else limit // size, (card.total,) * (size * nodes), True)
     cards = _cards()
     return Place(foreseen_device(kind, max(cards), spec.serving.torch_rows), devices=cards)
 

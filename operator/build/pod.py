@@ -288,7 +288,8 @@ def _manifest(deployment: Deployment, spec: ModelDeploymentSpec, models: Models,
     if serving.pop("apiKeysSecret", None):
         serving["apiKeysFile"] = f"{KEYS}/keys"
     kept = wish | {"model": model, "precision": budget.precision}
-    kept["parallelism"] = {**wish.get("parallelism", {}), "tensor": budget.tensor}
+    # Where pods of a group run is the scheduler's; an engine of one pod knows no other.
+    kept["parallelism"] = {"tensor": budget.tensor, **({"nodes": budget.nodes} if budget.nodes > 1 else {})}
     kept["rollout"] = {"drainTimeout": spec.rollout.drain_timeout}
     if serving:
         kept["serving"] = serving
@@ -309,10 +310,10 @@ def resources(deployment: Deployment, spec: ModelDeploymentSpec, budget: Budget)
     requests: Object = {"cpu": str(processors(deployment.spec) or 1)}
     limits: Object = {} if spec.pod.cpu is None else {"cpu": str(spec.pod.cpu)}
     if spec.accelerator.resource == "cpu":
-        both = {"memory": quantity(budget.ranks_bytes + SERVER_BYTES)}
+        both = {"memory": quantity(budget.pod_bytes + SERVER_BYTES)}
     else:
-        memory = quantity(spec.pod.memory or HOST_BYTES_PER_DEVICE * budget.tensor)
-        both = {"memory": memory, spec.accelerator.resource: str(budget.tensor)}
+        memory = quantity(spec.pod.memory or HOST_BYTES_PER_DEVICE * budget.pod_ranks)
+        both = {"memory": memory, spec.accelerator.resource: str(budget.pod_ranks)}
     return limited({"requests": requests | both, "limits": limits | both}, spec)
 
 
@@ -344,8 +345,8 @@ def _spread(name: str, revision: str, wish: list[Spread]) -> list[Object]:
 
 
 def _volumes(spec: ModelDeploymentSpec, models: Models, budget: Budget) -> list[Object]:
-    alone = budget.tensor == 1 or spec.accelerator.resource == "cpu"
-    shared = SHARED_BYTES if alone else SHARED_BYTES_PER_RANK * budget.tensor
+    alone = budget.pod_ranks == 1 or spec.accelerator.resource == "cpu"
+    shared = SHARED_BYTES if alone else SHARED_BYTES_PER_RANK * budget.pod_ranks
     found = [
         models.volume,
         scratch(),

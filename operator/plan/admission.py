@@ -197,6 +197,8 @@ def _sized(
     )
     if on_cpu and fits.tensor > 1:
         text += f"; on {fits.tensor} ranks, which take {format_bytes(fits.ranks_bytes)} together"
+    if fits.nodes > 1:
+        text += f"; a replica is {fits.nodes} pods with {fits.pod_ranks} devices each"
     if device.where == KEPT:
         text += f"; the line is from {KEPT}"
     if again := rounded_again(found.facts, fits.precision):

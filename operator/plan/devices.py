@@ -48,10 +48,11 @@ def device_memory(
         return DeviceMemory(None, why=_nowhere(spec, seen))
     stays = taken or {}
     free = {node.name: max(0, node.allocatable.get("memory", 0) - stays.get(node.name, 0)) for node in able}
-    size = _largest(list(free.values()), max(1, spec.replicas))
+    size = _largest(list(free.values()), max(1, spec.replicas) * spec.parallelism.nodes)
     name = min((node for node in free if free[node] >= size), key=lambda node: free[node])
     # The ranks of a pod share its memory; `auto` gains nothing by more of them.
-    ranks = 1 if spec.parallelism.tensor == "auto" else spec.parallelism.tensor
+    tensor, nodes = spec.parallelism.tensor, spec.parallelism.nodes
+    ranks = 1 if tensor == "auto" else tensor // nodes
     return DeviceMemory(
         max(1, (size - SERVER_BYTES) // ranks),
         f"memory of node {name} that is free beside pods that stay there ({format_bytes(stays.get(name, 0))}), less "
