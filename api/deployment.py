@@ -177,8 +177,8 @@ class Parallelism(Part):
     """Pods that one replica is spread over, 1 to 64: a group, which counts as one replica. Each pod has tensor / nodes
     ranks with as many devices. A pod is scheduled as any other: pods of one group may share a node."""
     topology_key: LabelKey | None = None
-    """A label of nodes, such as topology.kubernetes.io/zone or a rack's: all pods of a group run on nodes with one value
-    of it."""
+    """A label of nodes, such as topology.kubernetes.io/zone or a rack's: all pods of a group run on nodes with one
+    value of it."""
     exclusive_topology: bool = False
     """Keeps groups apart: no two groups of this deployment run on one value of topologyKey."""
 
@@ -391,8 +391,8 @@ class ModelDeploymentSpec(Part):
     context: Context = Context()
     serving: Serving = Serving()
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
-    """Replicas that serve, each a whole copy of the model: a pod, or a group of parallelism.nodes pods. 0 stops them and keeps everything else; `kubectl scale` and
-    autoscalers write it."""
+    """Replicas that serve, each a whole copy of the model: a pod, or a group of parallelism.nodes pods. 0 stops them
+    and keeps everything else; `kubectl scale` and autoscalers write it."""
     rollout: Rollout = Rollout()
     pod: Pod = Pod()
 

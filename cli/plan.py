@@ -11,6 +11,7 @@ from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import CheckpointError, DoesNotFitError, NotRunYetError, SpecError
 
 if TYPE_CHECKING:
+    from plimsoll.api.budget import Budget
     from plimsoll.api.deployment import ModelDeployment
     from plimsoll.api.device import TableFacts
     from plimsoll.api.model import ModelFacts

@@ -16,7 +16,7 @@ class Apply:
 
     @property
     def makes_pods(self) -> bool:
-        return self.object["kind"] in ("ReplicaSet", "Pod", "Job")
+        return self.object["kind"] in ("ReplicaSet", "StatefulSet", "Pod", "Job")
 
     @property
     def guards(self) -> bool:
@@ -26,7 +26,7 @@ class Apply:
 
 @dataclass(frozen=True)
 class Scale:
-    """Sets a ReplicaSet's replicas and nothing else of it."""
+    """Sets a ReplicaSet's replicas, or the note of how many groups it should have, and nothing else of it."""
 
     name: str
     replicas: int
@@ -57,6 +57,21 @@ class Renumber:
 
 
 @dataclass(frozen=True)
+class MakeKey:
+    """Creates this Secret with a key in it, unless it is there: it is never read."""
+
+    object: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Label:
+    """Puts labels on a pod that was made without them."""
+
+    pod: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Delete:
     """kind is one of ReplicaSet, Pod, ConfigMap, ServiceMonitor …; a missing object is no error."""
 
@@ -72,7 +87,7 @@ class Record:
     key: str
 
 
-Action = Apply | Scale | MarkFailed | MarkProven | Renumber | Delete | Record
+Action = Apply | Scale | MarkFailed | MarkProven | Renumber | MakeKey | Label | Delete | Record
 
 
 def can_wait(action: Action) -> bool:

@@ -1,15 +1,19 @@
 """Carries out what the planner decided. Each write's answer goes into the cache, so that the next look sees it."""
 
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
 import structlog
 
+from plimsoll.api.group import KEY_BYTES, KEY_NAME
 from plimsoll.operator import build, kinds, names, parse
 from plimsoll.operator.actions import (
     Action,
     Apply,
     Delete,
+    Label,
+    MakeKey,
     MarkFailed,
     MarkProven,
     Record,
@@ -21,7 +25,7 @@ from plimsoll.operator.entries import Key
 from plimsoll.operator.kinds import BY_NAME, Kind
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.ownership import check_ours
-from plimsoll.operator.snapshot import Snapshot
+from plimsoll.operator.snapshot import ReplicaSet, Snapshot
 from plimsoll.operator.watch_cache import Cache
 
 log = structlog.get_logger("plimsoll.operator.apply")
@@ -52,6 +56,11 @@ class Applier:
                 return self._annotate(key, name, names.PROVEN, "true")
             case Renumber(name=name, number=number):
                 return self._annotate(key, name, names.NUMBER, str(number))
+            case MakeKey():
+                return self._make_key(key, action)
+            case Label(pod=name, labels=labels):
+                patch = {"metadata": {"labels": dict(labels)}}
+                return self._merge(key, kinds.POD, name, patch, "labelled", str(labels))
             case Delete():
                 return self._delete(key, BY_NAME[action.kind], action.name, action.why)
             case Record(key=source):
@@ -108,7 +117,7 @@ class Applier:
             return False
         before = live.resource_version
         try:
-            answer = self._cluster.scale(kinds.REPLICA_SET, key[0], live.name, live.uid, live.replicas, action.replicas)
+            answer = self._scaled(key, live, action.replicas, snapshot)
         except ConflictError:
             # Should the watch be dead, the next look would fail in the same way.
             fresh = self._cluster.get(kinds.REPLICA_SET, key[0], live.name)
@@ -118,20 +127,46 @@ class Applier:
             kinds.REPLICA_SET, before, answer, key, f"scaled {live.replicas} to {action.replicas}", action.why
         )
 
+    def _scaled(self, key: Key, live: ReplicaSet, replicas: int, snapshot: Snapshot) -> dict[str, Any]:
+        kind = kinds.REPLICA_SET
+        groups = parse.annotations(snapshot.children.get((kind.name, live.name), {})).get(names.GROUPS)
+        if groups is None:
+            return self._cluster.scale(kind, key[0], live.name, live.uid, live.replicas, replicas)
+        path = f"/metadata/annotations/{names.GROUPS.replace('/', '~1')}"
+        return self._cluster.swap(kind, key[0], live.name, live.uid, path, groups, str(replicas))
+
+    def _make_key(self, key: Key, action: MakeKey) -> bool:
+        """Neither the cache nor a log has what is in it."""
+        about = action.object["metadata"]
+        body = {**action.object, "stringData": {KEY_NAME: secrets.token_hex(KEY_BYTES)}}
+        if self._created(kinds.SECRET, body) is None:
+            return False
+        self._metrics.writes.labels(kinds.SECRET.name).inc()
+        log.info("made", kind=kinds.SECRET.name, namespace=key[0], name=about["name"], deployment=key[1])
+        return True
+
     def _annotate(self, key: Key, name: str, annotation: str, value: str | None) -> bool:
         patch = {"metadata": {"annotations": {annotation: value}}}
-        before = self._cache.version(kinds.REPLICA_SET, key[0], name)
+        return self._merge(key, kinds.REPLICA_SET, name, patch, f"marked {annotation}", value or "")
+
+    def _merge(self, key: Key, kind: Kind, name: str, patch: Mapping[str, Any], what: str, why: str) -> bool:
+        before = self._cache.version(kind, key[0], name)
         try:
-            answer = self._cluster.merge(kinds.REPLICA_SET, key[0], name, patch)
+            answer = self._cluster.merge(kind, key[0], name, patch)
         except NotFoundError:
             return False
-        return self._note(kinds.REPLICA_SET, before, answer, key, f"marked {annotation}", value or "")
+        return self._note(kind, before, answer, key, what, why)
 
     def _delete(self, key: Key, kind: Kind, name: str, why: str) -> bool:
         # Without a known uid nothing is deleted: it may be another object of that name by now.
         uid = self._cache.uid(kind, key[0], name)
         if uid is None or not self._cluster.delete(kind, key[0], name, uid):
             return False
+        if kind is kinds.STATEFUL_SET:
+            # Its pods are counted by it: another look must not take it for one that serves, and end a second one.
+            gone = {"namespace": key[0], "name": name, "uid": uid}
+            version = self._cache.version(kind, key[0], name)
+            self._cache.seen(kind, "DELETED", {"metadata": {**gone, "resourceVersion": version}}, ours=True)
         self._metrics.writes.labels(kind.name).inc()
         log.info("deleted", kind=kind.name, namespace=key[0], name=name, deployment=key[1], why=why)
         return True

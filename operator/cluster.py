@@ -277,18 +277,28 @@ class Cluster:
         Raises:
             ConflictError: somebody else has set it meanwhile.
         """
+        return self.swap(kind, namespace, name, uid, "/spec/replicas", before, replicas)
+
+    def swap(
+        self, kind: Kind, namespace: str, name: str, uid: str, path: str, before: Any, value: Any
+    ) -> dict[str, Any]:
+        """Sets the field at `path`, a JSON pointer, if this is still the object and the field still is `before`.
+
+        Raises:
+            ConflictError: somebody else has set it meanwhile.
+        """
         patch = [
             {"op": "test", "path": "/metadata/uid", "value": uid},
-            {"op": "test", "path": "/spec/replicas", "value": before},
-            {"op": "replace", "path": "/spec/replicas", "value": replicas},
+            {"op": "test", "path": path, "value": before},
+            {"op": "replace", "path": path, "value": value},
         ]
         query = {"fieldManager": FIELD_MANAGER}
-        path = kind.path(namespace, name)
+        where = kind.path(namespace, name)
         try:
-            return self.request("PATCH", path, query, patch, content="application/json-patch+json")
+            return self.request("PATCH", where, query, patch, content="application/json-patch+json")
         except InvalidError as error:
             if "test" in str(error) or "the server rejected our request" in str(error):
-                raise ConflictError(f"{kind.name} {namespace}/{name} was scaled by another") from None
+                raise ConflictError(f"{kind.name} {namespace}/{name} was changed by another") from None
             raise
 
     def create(self, kind: Kind, body: Mapping[str, Any], *, gated: bool = True) -> dict[str, Any]:

@@ -29,7 +29,7 @@ log = structlog.get_logger("plimsoll.operator.departures")
 
 Raw = Mapping[str, Any]
 #: Labels of ours that are put back together.
-_MARKS = (names.MANAGED_BY, names.DEPLOYMENT, names.JOB, names.SOURCE, names.COMPONENT, names.REVISION)
+_MARKS = (names.MANAGED_BY, names.DEPLOYMENT, names.JOB, names.SOURCE, names.COMPONENT, names.REVISION, names.OF_GROUP)
 #: Another look after an error, and the least and the most between two repairs of one object.
 RETRY_SECONDS, MOST_SECONDS = 2.0, 60.0
 #: Until an operator that does not lead looks again whether the leader has put a label back.

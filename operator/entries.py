@@ -26,7 +26,7 @@ Ref = tuple[str, str, str]
 
 #: What is read of the status of what we make; of other kinds all of it is kept.
 _STATUS: Mapping[Kind, tuple[str, ...]] = {
-    kinds.REPLICA_SET: ("conditions",), kinds.SERVICE: (), kinds.BUDGET: (), kinds.POLICY: (),
+    kinds.REPLICA_SET: ("conditions",), kinds.STATEFUL_SET: (), kinds.SERVICE: (), kinds.BUDGET: (), kinds.POLICY: (),
 }  # fmt: skip
 
 

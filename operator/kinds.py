@@ -39,6 +39,7 @@ QUANTIZATION = Kind("QuantizationJob", GROUP, VERSION, JOBS_PLURAL, selector=Non
 JOB = Kind("Job", "batch", "v1", "jobs")
 CLAIM = Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims")
 REPLICA_SET = Kind("ReplicaSet", "apps", "v1", "replicasets")
+STATEFUL_SET = Kind("StatefulSet", "apps", "v1", "statefulsets")
 POD = Kind("Pod", "", "v1", "pods")
 SERVICE = Kind("Service", "", "v1", "services")
 ENDPOINT_SLICE = Kind("EndpointSlice", "discovery.k8s.io", "v1", "endpointslices")
@@ -49,12 +50,14 @@ NODE = Kind("Node", "", "v1", "nodes", namespaced=False, selector=None)
 SERVICE_MONITOR = Kind("ServiceMonitor", "monitoring.coreos.com", "v1", "servicemonitors")
 POD_MONITOR = Kind("PodMonitor", "monitoring.coreos.com", "v1", "podmonitors")
 EVENT = Kind("Event", "", "v1", "events")
+#: Created and never read.
+SECRET = Kind("Secret", "", "v1", "secrets")
 LEASE = Kind("Lease", "coordination.k8s.io", "v1", "leases")
 
 #: Watched in every cluster, in the order they are listed at start.
-WATCHED = (DEPLOYMENT, REPLICA_SET, POD, SERVICE, ENDPOINT_SLICE, CONFIG_MAP, BUDGET, POLICY)
+WATCHED = (DEPLOYMENT, REPLICA_SET, STATEFUL_SET, POD, SERVICE, ENDPOINT_SLICE, CONFIG_MAP, BUDGET, POLICY)
 #: Watched where the cluster has them: other projects' kinds, and ours that an older chart did not bring.
 OPTIONAL = (SERVICE_MONITOR, POD_MONITOR, QUANTIZATION, JOB)
 #: What we make for a deployment or a job beside pods: the planner compares them with what should be there.
-CHILDREN = (REPLICA_SET, SERVICE, BUDGET, POLICY, SERVICE_MONITOR, POD_MONITOR, JOB)
-BY_NAME = {kind.name: kind for kind in (*WATCHED, NODE, *OPTIONAL, EVENT, LEASE)}
+CHILDREN = (REPLICA_SET, STATEFUL_SET, SERVICE, BUDGET, POLICY, SERVICE_MONITOR, POD_MONITOR, JOB)
+BY_NAME = {kind.name: kind for kind in (*WATCHED, NODE, *OPTIONAL, EVENT, SECRET, LEASE)}

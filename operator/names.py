@@ -19,6 +19,11 @@ MANAGER = "plimsoll"
 DEPLOYMENT = "plimsoll.dev/deployment"
 #: On ReplicaSets and their pods: what restarts a pod when it changes, hashed.
 REVISION = "plimsoll.dev/revision"
+#: On StatefulSets, their pods and their policies: which group of pods it is, by the StatefulSet's name.
+OF_GROUP = "plimsoll.dev/group"
+#: On pods of StatefulSets, by Kubernetes: the pod's number. On single pods, by us: 0, for they answer requests as well.
+INDEX = "apps.kubernetes.io/pod-index"
+LEADS = "0"
 #: On every object of a quantization job.
 JOB = "plimsoll.dev/quantization-job"
 #: `server`, `inspect` or `quantize`: which of our pods it is.
@@ -40,6 +45,8 @@ OUTPUT = "plimsoll.dev/quantized-output"
 """JSON {job, uri, digest}: the job's output that this revision serves, even if the job has changed since."""
 FAILED = "plimsoll.dev/failed"
 """JSON {reason, message, at}: this revision was given up; it is not tried again until the spec changes."""
+GROUPS = "plimsoll.dev/groups"
+"""How many groups of pods this revision should have; where replicas are single pods it is not there."""
 PROVEN = "plimsoll.dev/proven"
 """`true` once every wanted replica of this revision served."""
 
@@ -63,6 +70,10 @@ INSPECT_POLICY = "plimsoll-inspect"
 
 HTTP_PORT = 8000
 STATUS_PORT = 8001
+
+
+#: A StatefulSet's name, and with its pods' number a host name, goes into labels with a hash behind it.
+_MOST_NAME = 35
 
 
 def digest(value: Any, length: int = 10) -> str:
@@ -93,3 +104,14 @@ def job_selector(name: str) -> Mapping[str, str]:
 def selector(name: str) -> Mapping[str, str]:
     """Selects the server pods of deployment `name`, of every revision."""
     return {DEPLOYMENT: name, COMPONENT: "server"}
+
+
+def group(name: str, revision: str, index: int) -> str:
+    """Of a StatefulSet: NAME-REVISION-gINDEX, at most 52 characters. A longer NAME ends with a hash of itself."""
+    short = name if len(name) <= _MOST_NAME else f"{name[: _MOST_NAME - 7].rstrip('-')}-{digest(name, 6)}"
+    return f"{short}-{revision}-g{index}"
+
+
+def group_service(name: str) -> str:
+    """Of the headless Service of deployment `name`, by which pods of a group find their leader."""
+    return f"{name}-group"

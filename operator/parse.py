@@ -3,8 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,17 +18,25 @@ from plimsoll.api.shard import MOST_RANKS
 from plimsoll.api.status import ModelDeploymentStatus, checked
 from plimsoll.operator import names
 from plimsoll.operator.own_container import OURS, own_phase
-from plimsoll.operator.shape import decoded, mapping, mappings, moment, number, text, timestamp, whole
-from plimsoll.operator.snapshot import Container, Deployment, Failure, Node, Output, Page, Pod, ReplicaSet
+from plimsoll.operator.shape import decoded, mapping, mappings, moment, text, timestamp, whole
+from plimsoll.operator.snapshot import (
+    Container,
+    Deployment,
+    Failure,
+    Node,
+    Output,
+    Pod,
+    ReplicaSet,
+    Shape,
+)
 
 Raw = Mapping[str, Any]
 STATUSES: Mapping[str, type[BaseModel]] = {KIND: ModelDeploymentStatus, QUANTIZATION_KIND: QuantizationJobStatus}
-PHASES = ("downloading", "loading", "warming", "ready", "draining")
-#: What is read of each step of a status page.
-_OF_A_STEP: Mapping[str, Callable[[Any], float]] = {"bytes": whole, "total": whole, "seconds": number, "eta": number}
 #: A condition's reason, as the CRD has it, and the most of a failure's words that go into a message.
 _REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]{0,1000}[A-Za-z0-9_])?")
 _MOST_WORDS = 2000
+#: Replicas of a revision of groups whose note says no number: as many as there are.
+UNREADABLE = -1
 #: Seconds in which a kubelet first says of a new pod that it is not ready.
 _FIRST = 30.0
 
@@ -93,16 +100,19 @@ def deployment(raw: Raw) -> Deployment:
 def replica_set(raw: Raw) -> ReplicaSet:
     """A ReplicaSet as the planner takes it."""
     about, notes = meta(raw), annotations(raw)
+    # The API server writes 1 where nothing was said.
+    keeps = whole(mapping(raw.get("spec")).get("replicas"), 1)
+    spec = decoded(notes.get(names.SPEC))
     return ReplicaSet(
         name=text(about.get("name")),
         uid=text(about.get("uid")),
-        revision=labels(raw).get(names.REVISION) or _selected_revision(raw),
-        # The API server writes 1 where nothing was said.
-        replicas=whole(mapping(raw.get("spec")).get("replicas"), 1),
+        revision=labels(raw).get(names.REVISION) or selected_revision(raw),
+        replicas=whole(notes.get(names.GROUPS), UNREADABLE) if names.GROUPS in notes else keeps,
+        shape=shape(spec) if names.GROUPS in notes else None,
         number=whole(notes.get(names.NUMBER)),
         created=timestamp(about.get("creationTimestamp")),
         built_by=notes.get(names.BUILT_BY, ""),
-        spec=decoded(notes.get(names.SPEC)),
+        spec=spec,
         source=_source(notes.get(names.INSPECTED)),
         budget=_budget(notes.get(names.BUDGET)),
         failure=_failure(notes.get(names.FAILED)),
@@ -114,6 +124,15 @@ def replica_set(raw: Raw) -> ReplicaSet:
     )
 
 
+def shape(spec: Mapping[str, Any]) -> Shape | None:
+    """The groups that a deployment's spec asks for; None where replicas are single pods, or it cannot be read."""
+    parallelism = mapping(spec.get("parallelism"))
+    nodes = whole(parallelism.get("nodes"), 1)
+    if not 2 <= nodes <= MOST_RANKS:
+        return None
+    return Shape(nodes, text(parallelism.get("topologyKey")) or None, parallelism.get("exclusiveTopology") is True)
+
+
 def replica_sets(raws: Iterable[Raw], uid: str) -> tuple[ReplicaSet, ...]:
     """Those that the deployment `uid` controls, and those without a controller.
 
@@ -123,7 +142,7 @@ def replica_sets(raws: Iterable[Raw], uid: str) -> tuple[ReplicaSet, ...]:
     return tuple(replica_set(raw) for raw in raws if owner(raw) in ("", uid))
 
 
-def _selected_revision(raw: Raw) -> str:
+def selected_revision(raw: Raw) -> str:
     """Of a ReplicaSet that has lost its label: its selector cannot change."""
     selector = mapping(mapping(raw.get("spec")).get("selector"))
     return text(mapping(selector.get("matchLabels")).get(names.REVISION))
@@ -193,6 +212,8 @@ def pod(raw: Raw) -> Pod:
         uid=text(about.get("uid")),
         revision=sys.intern(labels(raw).get(names.REVISION, "")),
         owner=sys.intern(owner(raw)),
+        group=sys.intern(labels(raw).get(names.OF_GROUP, "")),
+        index=sys.intern(labels(raw).get(names.INDEX, "")),
         phase=sys.intern(phase),
         ready=(conditions.get("Ready") or {}).get("status") == "True",
         deleting=bool(about.get("deletionTimestamp")),
@@ -338,38 +359,3 @@ def last_words(found: Pod) -> str | None:
         if one.last_exit_code is not None:
             return one.last_message or one.last_reason
     return None
-
-
-def page(data: Any, now: float, before: Page | None) -> Page | None:
-    """A pod's status page; None when it is none."""
-    if not isinstance(data, dict) or data.get("phase") not in PHASES:
-        return None
-    startup = {
-        name: {key: value for key, read in _OF_A_STEP.items() if key in step and (value := read(step[key])) >= 0}
-        for name, step in mapping(data.get("startup")).items()
-        if isinstance(step, dict)
-    }
-    ranks = data.get("ranks")
-    read = Page(
-        read_at=now,
-        moved_at=now,
-        phase=data["phase"],
-        startup=startup,
-        observed=_amounts(data.get("observed")),
-        ranks=tuple(map(_amounts, ranks[:MOST_RANKS])) if isinstance(ranks, list) else (),
-        running=max(0, whole(data.get("running"))),
-        waiting=max(0, whole(data.get("waiting"))),
-        cache_usage=min(1.0, number(data.get("cacheUsage"))),
-    )
-    if before is not None and _progress(read) == _progress(before):
-        return replace(read, moved_at=before.moved_at)
-    return read
-
-
-def _amounts(data: Any) -> dict[str, int]:
-    return {key: amount for key, value in mapping(data).items() if (amount := whole(value, -1)) >= 0}
-
-
-def _progress(read: Page) -> tuple[Any, ...]:
-    steps = [(name, step.get("bytes")) for name, step in sorted(read.startup.items())]
-    return read.phase, *steps

@@ -12,10 +12,11 @@ import msgspec
 import structlog
 
 from plimsoll.api.job_progress import JobProgress
-from plimsoll.operator import parse, parse_jobs
+from plimsoll.operator import parse_jobs
 from plimsoll.operator.entries import Key, Target
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.names import STATUS_PORT
+from plimsoll.operator.parse_page import page_of
 from plimsoll.operator.snapshot import Page
 from plimsoll.operator.watch_cache import Cache
 
@@ -156,7 +157,7 @@ def _page(target: Target, data: Any, before: Said | None) -> Said | None:
     """A job's progress, or what a container says that fetches or serves."""
     if target.quantizes and (found := parse_jobs.progress(data)) is not None:
         return found
-    return parse.page(data, time.time(), before if isinstance(before, Page) else None)
+    return page_of(data, time.time(), before if isinstance(before, Page) else None)
 
 
 def _telling(page: Said) -> tuple[Any, ...]:
@@ -167,7 +168,7 @@ def _telling(page: Said) -> tuple[Any, ...]:
     startup = tuple(sorted((name, *sorted(step.items())) for name, step in page.startup.items()))
     usage = round(page.cache_usage * 20)
     measured = tuple(tuple(sorted(terms.items())) for terms in (page.observed, *page.ranks))
-    return page.phase, startup, measured, page.running, page.waiting, usage
+    return page.phase, page.waiting_for, startup, measured, page.running, page.waiting, usage
 
 
 def _over_http(session: aiohttp.ClientSession) -> Reader:

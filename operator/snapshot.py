@@ -4,9 +4,9 @@ Times are seconds since the epoch, sizes bytes, processors thousandths. Raw Kube
 in `children`, for comparing with what should be there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from plimsoll.api.deployment import KIND
 from plimsoll.api.inspection import Inspection
@@ -75,6 +75,8 @@ class Page:
     """Share of the cache's blocks that requests hold."""
     ranks: tuple[Mapping[str, int], ...] = ()
     """{rank, weights, kvCache, peak} of each rank, bytes as measured; empty where there is one."""
+    waiting_for: tuple[str, ...] = ()
+    """Of a group's leader: names of the pods that have not joined it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,11 @@ class Pod:
     uid: str = ""
     revision: str = ""
     owner: str = ""
-    """uid of its ReplicaSet."""
+    """uid of its ReplicaSet or StatefulSet."""
+    group: str = ""
+    """Name of its StatefulSet, of a pod that serves a replica together with others."""
+    index: str = ""
+    """Its number in its group, 0 of a pod that serves alone; empty of one that an earlier version made."""
     phase: str = "Pending"
     """Of a pod that runs once, as our own container ended, even if injected sidecars still run."""
     ready: bool = False
@@ -152,14 +158,44 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What a group is: the pods that serve one replica together."""
+
+    nodes: int
+    """Pods, two or more."""
+    topology_key: str | None = None
+    """A label of nodes that has one value on all nodes of a group."""
+    apart: bool = False
+    """No two groups of the deployment are on one value of it."""
+
+
+@dataclass(frozen=True)
+class StatefulSet:
+    """One group of pods."""
+
+    name: str
+    uid: str
+    revision: str
+    pods: int
+    """How many it keeps."""
+    created: float = 0.0
+    deleting: bool = False
+    last_event: str = ""
+    """Message of its last event where that is of a failure, while a pod of it is missing; empty where events were not
+    read."""
+
+
+@dataclass(frozen=True)
 class ReplicaSet:
-    """One revision of the pod template."""
+    """One revision of the pod template. Of groups of pods it is the record, and keeps no pods itself."""
 
     name: str
     uid: str
     revision: str
     replicas: int
-    """Pods that it keeps."""
+    """Pods that it keeps; of groups, groups."""
+    shape: Shape | None = None
+    """Of groups of pods: what one is."""
     number: int = 0
     """Counts revisions up, as `kubectl rollout history` does."""
     created: float = 0.0
@@ -258,6 +294,12 @@ class BatchJob:
     """Message of its last event where that is of a failure, while it has no pod; empty where events were not read."""
 
 
+class Room(Protocol):
+    """From a pod template to the pods of it that free devices would take now: of all nodes, or of nodes `among`."""
+
+    def __call__(self, template: Mapping[str, Any], /, among: Collection[str] | None = None) -> int: ...
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """All that the planner knows of one ModelDeployment at one time."""
@@ -272,9 +314,8 @@ class Snapshot:
     """(kind, name) to the raw object: what the deployment owns beside ReplicaSets and pods."""
     nodes: tuple[Node, ...] | None = None
     """None where the operator may not see nodes (one namespace only)."""
-    room: Callable[[Mapping[str, Any]], int] | None = None
-    """From a pod template to the pods of it that the free devices of all nodes would take now. None: what other pods
-    request has not been read."""
+    room: Room | None = None
+    """None: what other pods request has not been read."""
     taken: Mapping[str, int] | None = None
     """By node, bytes of memory that pods ask for which stay there: not this deployment's own, and none that ends by
     itself; None: not known."""
@@ -288,6 +329,10 @@ class Snapshot:
     """Of a quantization job: the Jobs that carry its name, those of earlier ones included."""
     rivals: tuple[str, ...] = ()
     """Of a quantization job: others that write, or wrote, to the same place and were there first."""
+    stateful_sets: tuple[StatefulSet, ...] = ()
+    """Groups of pods, oldest first."""
+    leaders: bool = False
+    """The Service is to choose by `names.INDEX`: there are groups, or will be, and every single pod has that label."""
     unreadable: tuple[Unreadable, ...] = ()
     """Notes of the deployment's objects, and of its source's record, for events on these objects."""
     claims: Mapping[str, int] | None = None

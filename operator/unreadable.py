@@ -37,6 +37,7 @@ def _of_replica_set(raw: Mapping[str, Any]) -> tuple[str, ...]:
         names.INSPECTED: (read.source, "JSON with uri, digest, revision and bytes"),
         names.OUTPUT: (read.output, "JSON with job, uri and digest"),
         names.FAILED: (failed and _is_time(failed.get("at")), "JSON with reason, message and at"),
+        names.GROUPS: (read.replicas >= 0, "a number of groups"),
         names.PROVEN: (notes.get(names.PROVEN) == "true", "true"),
     }
     return tuple(

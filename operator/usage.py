@@ -2,15 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
 
 from plimsoll.operator import kinds, parse
 from plimsoll.operator.cluster import Cluster, ForbiddenError, NotFoundError, read_again
 from plimsoll.operator.plan.capacity import need_of, room_for
 from plimsoll.operator.shape import mapping, text
-from plimsoll.operator.snapshot import Snapshot
+from plimsoll.operator.snapshot import Room, Snapshot
 
 Used = Mapping[str, Mapping[str, int]]
 #: Namespace and deployment that a pod belongs to; no name where it is none of ours.
@@ -31,7 +30,7 @@ class Usage:
         self._stays: Stays = {}
         self._read_at = -1e9
 
-    def read(self, snapshot: Snapshot) -> tuple[dict[str, int] | None, Callable[[Mapping[str, Any]], int] | None]:
+    def read(self, snapshot: Snapshot) -> tuple[dict[str, int] | None, Room | None]:
         """`Snapshot.taken` and `Snapshot.room`, from one listing; both None where nodes cannot be seen.
 
         Raises:

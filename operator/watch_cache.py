@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from plimsoll.api.job_progress import JobProgress
-from plimsoll.operator import kinds, names, parse, parse_jobs
+from plimsoll.operator import kinds, names, parse, parse_groups, parse_jobs
 from plimsoll.operator.build.source import output_key
 from plimsoll.operator.entries import (
     Entry,
@@ -270,6 +270,7 @@ class Cache:
             now=now,
             inspecting=inspecting_of(source, about_source, error) if source else None,
             replica_sets=parse.replica_sets((raw for i, raw in children.items() if i[0] == "ReplicaSet"), top.uid),
+            stateful_sets=parse_groups.stateful_sets(children, top.uid),
             pods=tuple(sorted(pods, key=lambda one: (one.created, one.name))),
             children=children,
             nodes=nodes,

@@ -1,6 +1,7 @@
 """Builders: from values to the objects that should be there, ready for server-side apply. Pure; one concern a file."""
 
 from plimsoll.operator.build.compare import differs
+from plimsoll.operator.build.groups import group_key, group_policy, group_service, stateful_set
 from plimsoll.operator.build.inspecting import (
     LEAST_PATIENCE,
     MOST_PATIENCE,
@@ -25,6 +26,9 @@ __all__ = [
     "described",
     "differs",
     "disruption_budget",
+    "group_key",
+    "group_policy",
+    "group_service",
     "inspect_name",
     "inspect_pod",
     "inspect_policy",
@@ -45,4 +49,5 @@ __all__ = [
     "served",
     "service",
     "source_key",
+    "stateful_set",
 ]

@@ -80,7 +80,8 @@ def pod_template(
     """
     pod = spec.pod
     models = models_of(spec, inspection, settings, image_volumes)
-    ours = {**names.labels(deployment.name, "server"), names.REVISION: revision}
+    # A pod that serves alone leads: the Service chooses leaders where a deployment has groups.
+    ours = {**names.labels(deployment.name, "server"), names.REVISION: revision, names.INDEX: names.LEADS}
     annotations = {
         "kubectl.kubernetes.io/default-container": "server",
         # Nothing in these outlives the pod, so they need not keep an autoscaler from emptying the node.

@@ -21,10 +21,12 @@ _ANYWHERE = (
 #: An address range means nothing outside some network plugins' cluster, so pods are named as well.
 _PODS: Object = {"namespaceSelector": {}}
 #: The cluster's, a node's cache of it, or what a pod's dnsConfig names: wherever it is, it is port 53.
-_DNS: Object = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
+DNS: Object = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
 
 
-def disruption_budget(deployment: Deployment, replicas: int, *, hold: bool = False, let_go: bool = False) -> Object:
+def disruption_budget(
+    deployment: Deployment, replicas: int, nodes: int = 1, *, hold: bool = False, let_go: bool = False
+) -> Object:
     """What `kubectl drain` may take of `replicas` that are wanted.
 
     Of several replicas, one at a time: the others serve, and the next goes when its successor is ready. Of one alone
@@ -34,15 +36,17 @@ def disruption_budget(deployment: Deployment, replicas: int, *, hold: bool = Fal
     than a pause. Hence `let_go` too: a successor that cannot serve is counted among the pods there should be, so that
     nothing would be left to take, and one may go all the same.
 
-    Pods that do not serve, crashing or still loading, are never held.
+    Pods that do not serve, crashing or still loading, are never held. So of a group of `nodes` pods the first may go
+    under these limits, and then the others, which no longer serve without it; pods of another group may not.
 
     The limit that is not wanted is written as null. That removes the value of any
     manager: the API server accepts only one of the two.
     """
     if let_go:
-        limit = {"minAvailable": max(0, replicas - 1)}
+        limit = {"minAvailable": max(0, replicas * nodes - 1)}
     else:
-        limit = {"minAvailable": 1} if replicas == 1 and hold else {"maxUnavailable": 1}
+        # None of one group's pods, and one where a second group is there.
+        limit = {"minAvailable": 2 * nodes - 1} if replicas == 1 and hold else {"maxUnavailable": 1}
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
@@ -67,7 +71,7 @@ def network_policy(deployment: Deployment, spec: ModelDeploymentSpec, settings: 
         {"from": watchers, "ports": _ports(names.STATUS_PORT)},
     ]
     meta = metadata(deployment, deployment.name)
-    return _policy(meta, names.selector(deployment.name), ingress, _egress(spec))
+    return policy(meta, names.selector(deployment.name), ingress, _egress(spec))
 
 
 def inspect_policy(namespace: str) -> Object:
@@ -78,7 +82,7 @@ def inspect_policy(namespace: str) -> Object:
     pods = {names.MANAGED_BY: names.MANAGER, names.COMPONENT: "inspect"}
     labels = {**names.OUR_LABELS, **pods}
     meta = {"name": names.INSPECT_POLICY, "namespace": namespace, "labels": labels}
-    return _policy(meta, pods, [], [_DNS, {"to": [_PODS, *_ANYWHERE]}])
+    return policy(meta, pods, [], [DNS, {"to": [_PODS, *_ANYWHERE]}])
 
 
 def job_policy(job: Deployment, spec: QuantizationJobSpec, settings: Settings) -> Object:
@@ -86,12 +90,13 @@ def job_policy(job: Deployment, spec: QuantizationJobSpec, settings: Settings) -
     rules = _egress(spec)
     texts = [name for name in (spec.calibration.dataset, spec.evaluation.dataset) if name]
     if any(parse_dataset(name).kind == "hf" for name in texts) and not rules:
-        rules = [_DNS, {"to": [_PODS, *_ANYWHERE], "ports": _ports(443)}]
+        rules = [DNS, {"to": [_PODS, *_ANYWHERE], "ports": _ports(443)}]
     ingress = [{"from": _namespaces((settings.operator_namespace,)), "ports": _ports(names.STATUS_PORT)}]
-    return _policy(metadata(job, f"{job.name}-quantize"), names.job_selector(job.name), ingress, rules)
+    return policy(metadata(job, f"{job.name}-quantize"), names.job_selector(job.name), ingress, rules)
 
 
-def _policy(meta: Object, pods: Mapping[str, str], ingress: list[Object], egress: list[Object]) -> Object:
+def policy(meta: Object, pods: Mapping[str, str], ingress: list[Object], egress: list[Object]) -> Object:
+    """A NetworkPolicy of the pods with these labels."""
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -112,7 +117,7 @@ def _egress(spec: ModelDeploymentSpec | QuantizationJobSpec) -> list[Object]:
     found = urlsplit(spec.model.endpoint or "https://")
     port = found.port or (80 if found.scheme == "http" else 443)
     # 443 always: hubs and stores send readers on to where the bytes are.
-    rules = [_DNS, {"to": [_PODS, *_ANYWHERE], "ports": _ports(*sorted({443, port}))}]
+    rules = [DNS, {"to": [_PODS, *_ANYWHERE], "ports": _ports(*sorted({443, port}))}]
     if found.hostname:
         # A Service's port is not its pods', and policies see the pods'.
         rules += [{"to": [peer]} for peer in _behind(found.hostname)]

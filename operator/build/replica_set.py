@@ -9,6 +9,7 @@ from plimsoll.api.deployment import CheckpointSource, ModelDeploymentSpec
 from plimsoll.api.inspection import Inspection
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, metadata
+from plimsoll.operator.build.groups import grouped
 from plimsoll.operator.build.placing import Placing
 from plimsoll.operator.build.pod import pod_template
 from plimsoll.operator.build.revision import restart_part
@@ -41,26 +42,22 @@ def replica_set(
     if output is not None:
         kept = {"job": output.job, "uri": output.uri, "digest": output.digest}
         annotations[names.OUTPUT] = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    name, template = f"{deployment.name}-{revision}", pod_template(
+        deployment, spec, inspection, budget, settings, revision=revision, image_volumes=image_volumes,
+        digest=output.digest if output else None, placing=placing,
+    )  # fmt: skip
+    if spec.parallelism.nodes > 1:
+        # The pods are kept by StatefulSets, one a group; this is the record of the revision.
+        annotations[names.GROUPS] = str(replicas)
+        replicas, template = 0, grouped(template, name)
     return {
         "apiVersion": "apps/v1",
         "kind": "ReplicaSet",
-        "metadata": metadata(
-            deployment, f"{deployment.name}-{revision}", labels={names.REVISION: revision}, annotations=annotations
-        ),
+        "metadata": metadata(deployment, name, labels={names.REVISION: revision}, annotations=annotations),
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": {**names.selector(deployment.name), names.REVISION: revision}},
-            "template": pod_template(
-                deployment,
-                spec,
-                inspection,
-                budget,
-                settings,
-                revision=revision,
-                image_volumes=image_volumes,
-                digest=output.digest if output else None,
-                placing=placing,
-            ),
+            "template": template,
         },
     }
 

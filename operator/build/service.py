@@ -5,15 +5,18 @@ from plimsoll.operator.build.common import Object, metadata
 from plimsoll.operator.snapshot import Deployment
 
 
-def service(deployment: Deployment) -> Object:
-    """`http://NAME.NAMESPACE:8000/v1`, for pods of every revision. The status port is not in it."""
+def service(deployment: Deployment, *, leaders: bool = False) -> Object:
+    """`http://NAME.NAMESPACE:8000/v1`, for pods of every revision. The status port is not in it.
+
+    `leaders`: of groups of pods only the leaders, and single pods that have the same label, answer requests.
+    """
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": metadata(deployment, deployment.name),
         "spec": {
             "type": "ClusterIP",
-            "selector": dict(names.selector(deployment.name)),
+            "selector": {**names.selector(deployment.name), **({names.INDEX: names.LEADS} if leaders else {})},
             "ports": [{"name": "http", "port": names.HTTP_PORT, "targetPort": "http", "protocol": "TCP"}],
         },
     }

@@ -2,8 +2,10 @@
 
 from plimsoll.api.quantization_job import QUANTIZATION_KIND
 from plimsoll.operator.actions import Plan
+from plimsoll.operator.plan import planner
+from plimsoll.operator.plan.group_sets import with_groups
+from plimsoll.operator.plan.groups import fold
 from plimsoll.operator.plan.jobs import plan_job
-from plimsoll.operator.plan.planner import plan
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Snapshot
 
@@ -15,3 +17,8 @@ def next_plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     if snapshot.deployment.kind == QUANTIZATION_KIND:
         return plan_job(snapshot, settings)
     return plan(snapshot, settings, version)
+
+
+def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
+    """Of a ModelDeployment: the planner sees each group of pods as one pod."""
+    return with_groups(snapshot, planner.plan(fold(snapshot), settings, version))

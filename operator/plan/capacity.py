@@ -3,7 +3,7 @@
 Amounts are whole numbers: processors in thousandths, memory and disk in bytes, pods and devices in ones.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from plimsoll.operator.parse import amount
@@ -40,8 +40,13 @@ def free_slots(
     )
 
 
-def room_for(nodes: Iterable[Node], used: Mapping[str, Amounts], template: Mapping[str, Any]) -> int:
-    """Pods of `template` that would find a place now. `used` is what `free_slots` takes."""
+def room_for(
+    nodes: Iterable[Node], used: Mapping[str, Amounts], template: Mapping[str, Any], /,
+    among: Collection[str] | None = None,
+) -> int:  # fmt: skip
+    """Pods of `template` that would find a place now, on all nodes or on those `among`. `used` is what `free_slots`
+    takes."""
+    nodes = nodes if among is None else [node for node in nodes if node.name in among]
     return free_slots(nodes, used, need_of(template), template["spec"])
 
 

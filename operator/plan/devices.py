@@ -51,8 +51,8 @@ def device_memory(
     size = _largest(list(free.values()), max(1, spec.replicas) * spec.parallelism.nodes)
     name = min((node for node in free if free[node] >= size), key=lambda node: free[node])
     # The ranks of a pod share its memory; `auto` gains nothing by more of them.
-    tensor, nodes = spec.parallelism.tensor, spec.parallelism.nodes
-    ranks = 1 if tensor == "auto" else tensor // nodes
+    tensor = spec.parallelism.tensor
+    ranks = 1 if tensor == "auto" else tensor // spec.parallelism.nodes
     return DeviceMemory(
         max(1, (size - SERVER_BYTES) // ranks),
         f"memory of node {name} that is free beside pods that stay there ({format_bytes(stays.get(name, 0))}), less "

@@ -25,7 +25,11 @@ def holding(snapshot: Snapshot, revisions: Sequence[Revision]) -> Iterator[Actio
         return
     desired = desired_replicas(snapshot, sum(one.set.replicas for one in serving))
     deployment = snapshot.deployment
-    for child in (build.service(deployment), build.disruption_budget(deployment, desired)):
+    nodes = max(one.set.shape.nodes if one.set.shape else 1 for one in serving)
+    for child in (
+        build.service(deployment, leaders=snapshot.leaders),
+        build.disruption_budget(deployment, desired, nodes),
+    ):
         live = snapshot.children.get((child["kind"], child["metadata"]["name"]))
         if live is None or build.differs(child, live):
             yield Apply(child, "missing" if live is None else "put back")

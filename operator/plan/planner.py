@@ -5,7 +5,7 @@ again leads on; a plan without actions means that what is wanted is there, or th
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from plimsoll.operator.plan.status import Rolling, status
 from plimsoll.operator.plan.transitions import transitions
 from plimsoll.operator.plan.trouble import ASK_AFTER, Trouble, creating, deadline_in, troubles, waits_unexplained
 from plimsoll.operator.settings import Settings
-from plimsoll.operator.snapshot import Failure, Pod, ReplicaSet, Snapshot
+from plimsoll.operator.snapshot import Failure, Pod, ReplicaSet, Room, Snapshot
 
 #: Revisions without pods that are kept to go back to.
 HISTORY = 10
@@ -192,7 +192,7 @@ class _Roll:
             return None
         return Failure(fatal.reason, f"pod {fatal.pod}: {fatal.message}", self.snapshot.now)
 
-    def _room(self, room: Callable[[Mapping[str, Any]], int]) -> int:
+    def _room(self, room: Room) -> int:
         """Pods of the new revision that would find a place now, beside its own that still wait for one."""
         live = self.snapshot.children.get(("ReplicaSet", self.new.set.name)) or self._rendered(1)
         unplaced = sum(pod.node is None and not pod.deleting for pod in self.new.pods)
@@ -234,10 +234,14 @@ class _Roll:
     def children(self) -> Iterator[Action]:
         deployment = self.snapshot.deployment
         wanted = [
-            build.service(deployment),
+            build.service(deployment, leaders=self.snapshot.leaders),
             # An only replica is kept where somebody sees to a second one.
             build.disruption_budget(
-                deployment, self.spec.replicas, hold=self.snapshot.nodes is not None, let_go=self.evacuation.let_go
+                deployment,
+                self.spec.replicas,
+                self.spec.parallelism.nodes,
+                hold=self.snapshot.nodes is not None,
+                let_go=self.evacuation.let_go,
             ),
             build.network_policy(deployment, self.spec, self.settings),
             *build.monitors(deployment, self.snapshot.apis, self.settings),

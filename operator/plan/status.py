@@ -45,7 +45,7 @@ def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision:
         "replicas": sum(sum(not pod.ended for pod in s.pods) for s in sets),
         "readyReplicas": sum(s.available for s in sets),
         "updatedReplicas": rolling.new.available if rolling.new else 0,
-        "selector": ",".join(f"{key}={value}" for key, value in names.selector(snapshot.deployment.name).items()),
+        "selector": ",".join(f"{key}={value}" for key, value in _chosen(snapshot).items()),
         "revision": revision,
         "source": _source(admission, rolling, before),
         "budget": admission.kept or (build.described(admission.budget) if admission.budget else None),
@@ -55,6 +55,12 @@ def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision:
         "conditions": written(conditions, before.get("conditions", ()), generation, snapshot.now),
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _chosen(snapshot: Snapshot) -> Mapping[str, str]:
+    """The labels that autoscalers count by: of a group its leader alone."""
+    chosen = names.selector(snapshot.deployment.name)
+    return {**chosen, names.INDEX: names.LEADS} if snapshot.leaders else chosen
 
 
 def _conditions(snapshot: Snapshot, admission: Admission, rolling: Rolling) -> list[Condition]:

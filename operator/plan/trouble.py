@@ -118,10 +118,10 @@ def _of(pod: Pod, deadline: float, now: float) -> Iterator[Trouble]:
     last = next((one for one in pod.containers if one.restarts and not one.init and ended(one)), None)
     how = f"{last.name} {ended(last)}" if last else ""
     how += f": {words(last.last_message)}" if last and last.last_message else ""
-    moved = _moved(pod)
-    if pod.node and now - moved > deadline:
+    since = moved(pod)
+    if pod.node and now - since > deadline:
         phase = pod.page.phase if pod.page and not pod.unready_at else "starting" if not pod.unready_at else "not ready"
-        text = f"{phase}, and nothing has moved for {now - moved:.0f} s (progressDeadline)"
+        text = f"{phase}, and nothing has moved for {now - since:.0f} s (progressDeadline)"
         yield Trouble(pod.name, "Stalled", f"{text}; {how}" if how else text, True)
     elif last is not None:
         yield Trouble(pod.name, "Restarted", how, False)
@@ -130,7 +130,7 @@ def _of(pod: Pod, deadline: float, now: float) -> Iterator[Trouble]:
         yield Trouble(pod.name, "Unready", f"{text}: {words(pod.unready)}" if pod.unready else text, False)
 
 
-def _moved(pod: Pod) -> float:
+def moved(pod: Pod) -> float:
     """When something of it last changed for the better or the worse. A page that is read no more says what was."""
     containers = max((one.moved_at for one in pod.containers), default=0.0)
     return max(pod.created, pod.seen_since, pod.unready_at, containers, pod.page.moved_at if pod.page else 0.0)
@@ -162,7 +162,7 @@ def _container(pod: Pod, container: Container, now: float) -> Trouble | None:
 def deadline_in(pods: Iterable[Pod], deadline: float, now: float) -> float | None:
     """Seconds until the first of `pods` that moves no more would be late; None when none is on its way."""
     left = [
-        _moved(pod) + deadline - now
+        moved(pod) + deadline - now
         for pod in pods
         if pod.node and not pod.ready and not pod.deleting and pod.phase not in ("Succeeded", "Failed")
     ]

@@ -63,7 +63,8 @@ def test_the_example_of_every_setting_has_every_setting(repository: Path) -> Non
         return found
 
     # Shown as comments: what stands in a source's place, goes with one machine alone, or with GPUs.
-    shown = ["model.quantizationJob", "serving.torchRows", "serving.apiKeysFile"]
+    shown = ["model.quantizationJob", "parallelism.topologyKey", "parallelism.exclusiveTopology"]
+    shown += ["serving.torchRows", "serving.apiKeysFile"]
     shown += ["pod.securityContext.assignedByCluster", "pod.memory"]
     assert missing(ModelDeployment.model_fields["spec"].annotation, spec, "") == shown
 

@@ -15,7 +15,7 @@ from plimsoll.api.budget import Budget, budget
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, native_table
 from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.facts import facts_from_config
-from plimsoll.api.load import load_of
+from plimsoll.api.load import load_of, refuse_not_run_yet
 from plimsoll.api.manifest import parse_manifest
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.rank_budget import uneven
@@ -188,12 +188,15 @@ def test_a_size_that_is_none_is_refused_by_the_manifest(tensor: Any) -> None:
         sized("9 heads on 3", "bfloat16", tensor, "cpu")
 
 
-def test_more_nodes_than_one_are_refused() -> None:
-    with pytest.raises(PlimsollError, match=r"spec.parallelism.nodes: "):
-        parse_manifest({
-            "apiVersion": "plimsoll.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "m"},
-            "spec": {"model": {"source": "hf://a/b"}, "accelerator": {"resource": "cpu"}, "parallelism": {"nodes": 2}},
-        })  # fmt: skip
+def test_more_nodes_than_one_are_refused_on_gpus() -> None:
+    spec = parse_manifest({
+        "apiVersion": "plimsoll.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "m"},
+        "spec": {
+            "model": {"source": "hf://a/b"}, "accelerator": {"resource": "nvidia.com/gpu"}, "parallelism": {"nodes": 2},
+        },
+    }).spec  # fmt: skip
+    with pytest.raises(PlimsollError, match=r"spec.parallelism.nodes: .*not run yet.*Use 1"):
+        refuse_not_run_yet(spec)
 
 
 @pytest.mark.parametrize("resource", DEVICES)

@@ -11,7 +11,18 @@ from plimsoll.api.inspection import Inspection
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import TensorFact
 from plimsoll.operator import names, parse
-from plimsoll.operator.actions import Apply, Delete, MarkFailed, MarkProven, Plan, Record, Renumber, Scale
+from plimsoll.operator.actions import (
+    Apply,
+    Delete,
+    Label,
+    MakeKey,
+    MarkFailed,
+    MarkProven,
+    Plan,
+    Record,
+    Renumber,
+    Scale,
+)
 from plimsoll.operator.plan import plan
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import (
@@ -24,6 +35,7 @@ from plimsoll.operator.snapshot import (
     Quantizing,
     ReplicaSet,
     Snapshot,
+    StatefulSet,
 )
 
 GIB = 1 << 30
@@ -67,6 +79,9 @@ class Cluster:
     generation: int = 1
     status: Mapping[str, Any] = field(default_factory=lambda: {"observedGeneration": 0})  # by the CRD
     sets: dict[str, ReplicaSet] = field(default_factory=dict)
+    groups: dict[str, StatefulSet] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    """Names of Secrets."""
     pods: list[Pod] = field(default_factory=list)
     children: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
     inspector: Pod | None = None
@@ -93,6 +108,7 @@ class Cluster:
         return Snapshot(
             deployment, self.now, Inspecting("key", found, error, self.inspector), tuple(self.sets.values()),
             tuple(self.pods), dict(self.children), self.nodes, room, quantizing=self.quantizing,
+            stateful_sets=tuple(self.groups.values()),
         )  # fmt: skip
 
     def look(self) -> Plan:
@@ -129,25 +145,60 @@ class Cluster:
             case Apply(object=one) if one["kind"] == "ReplicaSet":
                 name = one["metadata"]["name"]
                 notes = one["metadata"]["annotations"]
+                replicas = int(notes.get(names.GROUPS, one["spec"]["replicas"]))
                 self.children[("ReplicaSet", name)] = one
                 was = self.sets.get(name) or ReplicaSet(
                     name, f"uid-{name}", one["metadata"]["labels"][names.REVISION], 0
                 )
                 self.sets[name] = replace(
-                    was, replicas=one["spec"]["replicas"], number=int(notes[names.NUMBER]),
+                    was, replicas=replicas, shape=parse.replica_set(one).shape, number=int(notes[names.NUMBER]),
                     built_by=notes[names.BUILT_BY], source=json.loads(notes[names.INSPECTED]),
                     budget=json.loads(notes[names.BUDGET]),
                     output=Output(**json.loads(notes[names.OUTPUT])) if names.OUTPUT in notes else None,
                 )  # fmt: skip
             case Apply(object=one) if one["kind"] == "Pod":
                 self.inspector = replace(parse.pod(one), created=self.now, node="n1")
+            case Apply(object=one) if one["kind"] == "StatefulSet":
+                name = one["metadata"]["name"]
+                self.children[("StatefulSet", name)] = one
+                assert name not in self.groups, "a group never changes"
+                assert not any(pod.group == name for pod in self.pods), "its name is held by a pod"
+                assert one["spec"]["selector"]["matchLabels"].items() <= (
+                    one["spec"]["template"]["metadata"]["labels"].items()
+                )
+                secret = next(v["secret"] for v in one["spec"]["template"]["spec"]["volumes"] if v["name"] == "group")
+                assert secret["secretName"] in self.keys
+                self.count += 1
+                revision = one["metadata"]["labels"][names.REVISION]
+                self.groups[name] = StatefulSet(
+                    name, f"uid-{name}-{self.count}", revision, one["spec"]["replicas"], self.now
+                )
+            case MakeKey(object=one):
+                self.keys.add(one["metadata"]["name"])
+            case Label(pod=name, labels=labels):
+                self.pods = [replace(pod, index=labels[names.INDEX]) if pod.name == name else pod for pod in self.pods]
+            case Delete(kind="StatefulSet", name=name):
+                gone = self.groups.pop(name)
+                del self.children[("StatefulSet", name)]
+                # The garbage collector; what is on a node that is lost stays.
+                self.pods = [
+                    replace(pod, deleting=True, routable=False, ends_by=self.now + 30) if pod.owner == gone.uid else pod
+                    for pod in self.pods
+                ]
+            case Delete(kind="NetworkPolicy", name=name):
+                del self.children[("NetworkPolicy", name)]
             case Apply(object=one):
                 kept = {key: value for key, value in one["spec"].items() if value is not None}
                 self.children[(one["kind"], one["metadata"]["name"])] = {**one, "spec": kept}
             case Scale(name=name, replicas=replicas):
                 self.sets[name] = replace(self.sets[name], replicas=replicas)
                 live = dict(self.children[("ReplicaSet", name)])
-                self.children[("ReplicaSet", name)] = {**live, "spec": {**live["spec"], "replicas": replicas}}
+                if self.sets[name].shape is not None:
+                    notes = {**live["metadata"]["annotations"], names.GROUPS: str(replicas)}
+                    live["metadata"] = {**live["metadata"], "annotations": notes}
+                else:
+                    live["spec"] = {**live["spec"], "replicas": replicas}
+                self.children[("ReplicaSet", name)] = live
             case MarkFailed(name=name, failure=failure):
                 self.sets[name] = replace(self.sets[name], failure=failure)
             case MarkProven(name=name):
@@ -173,11 +224,17 @@ class Cluster:
     def others_move(self, choice: int = 0) -> None:
         """Controllers, scheduler and kubelet, one pod at a time."""
         self.now += 1
+        self.make_pods_of_groups()
+        self.broken()
         for name, one in self.sets.items():
+            if one.shape is not None:
+                continue
             mine = [pod for pod in self.pods if pod.owner == one.uid and not pod.deleting and not pod.ended]
             for _ in range(one.replicas - len(mine)):
                 self.count += 1
-                self.pods.append(Pod(f"{name}-{self.count}", revision=one.revision, owner=one.uid, created=self.now))
+                self.pods.append(
+                    Pod(f"{name}-{self.count}", revision=one.revision, owner=one.uid, created=self.now, index="0")
+                )
             spare = sorted(mine, key=lambda pod: (pod.ready, pod.node is not None))[: max(0, len(mine) - one.replicas)]
             self.pods = [replace(pod, deleting=True, routable=False) if pod in spare else pod for pod in self.pods]
         usable = ["n1"] if self.nodes is None else [node.name for node in self.nodes if node.usable]
@@ -200,11 +257,44 @@ class Cluster:
                 crash = Container("server", state="waiting", reason="CrashLoopBackOff", restarts=3, last_exit_code=1,
                                   last_message="the checkpoint is damaged")  # fmt: skip
                 self.pods[self.pods.index(pod)] = replace(pod, containers=(crash,))
-            else:
+            elif not pod.group:
                 self.pods[self.pods.index(pod)] = replace(pod, ready=True, routable=True)
+            else:
+                # Readiness of a group comes at once, when all of it is there.
+                own = [one for one in self.pods if one.owner == pod.owner and one.node and not one.deleting]
+                if len(own) == self.groups[pod.group].pods:
+                    for one in own:
+                        leads = one.index == "0"
+                        self.pods[self.pods.index(one)] = replace(one, ready=True, routable=leads)
         if self.inspector is not None and self.inspector.phase == "Pending":
             self.inspector = replace(self.inspector, phase="Succeeded" if self.found else "Failed",
                                      containers=(Container("inspect", message="no such claim"),))  # fmt: skip
+
+    def make_pods_of_groups(self) -> None:
+        """The StatefulSet controller: pods in parallel, each under its own name, which one that ends still holds."""
+        for name, one in self.groups.items():
+            there = {pod.name for pod in self.pods}
+            for at in range(one.pods):
+                if f"{name}-{at}" not in there:
+                    self.pods.append(
+                        Pod(
+                            f"{name}-{at}",
+                            revision=one.revision,
+                            owner=one.uid,
+                            created=self.now,
+                            group=name,
+                            index=str(at),
+                        )  # fmt: skip
+                    )
+
+    def broken(self) -> None:
+        """The engine: a group that lacks a pod serves no more."""
+        for one in self.groups.values():
+            own = [pod for pod in self.pods if pod.owner == one.uid and pod.ready and not pod.deleting]
+            if len(own) < one.pods:
+                self.pods = [
+                    replace(pod, ready=False, routable=False) if pod.owner == one.uid else pod for pod in self.pods
+                ]
 
     def settle(self, rounds: int = 120) -> Plan:
         for choice in range(rounds):

@@ -37,6 +37,7 @@ RELEASED: Spec = {
 FULL: Spec = {
     **RELEASED,
     "model": {**RELEASED["model"], "contentVersion": "v1"},
+    "parallelism": {"tensor": 4, "nodes": 2, "topologyKey": "rack", "exclusiveTopology": True},
     "pod": {
         **RELEASED["pod"],
         "architecture": "amd64",
@@ -133,6 +134,7 @@ def leaves(value: Any, *path: str) -> list[tuple[str, ...]]:
 #: Others to put in the place of each.
 OTHER: dict[str, Any] = {
     "source": "hf://org/name@v2", "endpoint": "https://other.example", "resource": "cpu", "precision": "auto",
+    "tensor": 2, "nodes": 4, "exclusiveTopology": False,
     "type": "linear", "prefixCaching": True, "tolerations": [], "imagePullSecrets": [], "requestTimeout": "6m",
     "restartTimeout": "6m", "hangTimeout": "6m",
     "memory": "25Gi", "ratio": 0.7, "blockSize": 64, "factor": 2.0, "maxLength": 1, "maxBatchedTokens": 64,

@@ -17,6 +17,7 @@ from plimsoll.operator.cluster import Cluster, decode
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.main import source_key
 from plimsoll.operator.metrics import Metrics
+from plimsoll.operator.parse_page import page_of
 from plimsoll.operator.plan import next_plan
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.verify import Verifier
@@ -149,7 +150,7 @@ OBJECT = st.fixed_dictionaries(
 PARSERS: list[Callable[[Json], Any]] = [
     parse.deployment, parse.replica_set, parse.pod, parse.node, parse.ready_endpoints, parse_jobs.batch_job,
     parse_jobs.quantizing, parse_jobs.output_place, parse_jobs.progress, parse.trimmed,
-    lambda raw: parse.page(raw, 1.0, None), lambda raw: parse.page({**raw, "phase": "loading"}, 1.0, None),
+    lambda raw: page_of(raw, 1.0, None), lambda raw: page_of({**raw, "phase": "loading"}, 1.0, None),
     lambda raw: parse.inspection(list(raw.values())), lambda raw: last_told([raw]), lambda raw: parse.owner(raw),
 ]  # fmt: skip
 

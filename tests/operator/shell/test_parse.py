@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from plimsoll.api.shard import MOST_RANKS
 from plimsoll.operator import names, parse
+from plimsoll.operator.parse_page import page_of
 from plimsoll.operator.snapshot import Failure, Page
 
 Real = Callable[[str], dict[str, Any]]
@@ -138,30 +139,30 @@ PAGE = {"phase": "loading", "startup": {"load": {"bytes": 5, "total": 9, "second
 
 
 def test_a_page_moves_when_its_bytes_or_its_phase_do() -> None:
-    first = parse.page(PAGE, 10.0, None)
+    first = page_of(PAGE, 10.0, None)
     assert first is not None
     assert (first.phase, first.moved_at, first.running) == ("loading", 10.0, 1)
-    same = parse.page({**PAGE, "running": 2}, 20.0, first)
+    same = page_of({**PAGE, "running": 2}, 20.0, first)
     assert same is not None
     assert (same.read_at, same.moved_at) == (20.0, 10.0)
-    further = parse.page({**PAGE, "startup": {"load": {"bytes": 6}}}, 30.0, same)
+    further = page_of({**PAGE, "startup": {"load": {"bytes": 6}}}, 30.0, same)
     assert further is not None
     assert further.moved_at == 30.0
 
 
 def test_a_page_shows_what_each_rank_holds() -> None:
     ranks = [{"rank": 0, "weights": 7, "peak": 9}, {"rank": 1, "weights": -1, "kvCache": "many"}, None]
-    read = parse.page({**PAGE, "ranks": ranks}, 1.0, None)
+    read = page_of({**PAGE, "ranks": ranks}, 1.0, None)
     assert read is not None
     assert read.ranks == ({"rank": 0, "weights": 7, "peak": 9}, {"rank": 1}, {})
-    many = parse.page({**PAGE, "ranks": [{}] * 1000}, 1.0, None)
+    many = page_of({**PAGE, "ranks": [{}] * 1000}, 1.0, None)
     assert many is not None
     assert len(many.ranks) == MOST_RANKS
 
 
 @pytest.mark.parametrize("odd", [None, [], "ready", {}, {"phase": "resting"}, {"phase": None}])
 def test_what_is_no_page_is_none(odd: Any) -> None:
-    assert parse.page(odd, 1.0, None) is None
+    assert page_of(odd, 1.0, None) is None
 
 
 @settings(deadline=None)
@@ -169,12 +170,12 @@ def test_what_is_no_page_is_none(odd: Any) -> None:
 def test_a_page_of_anything_is_a_page(startup: Any, observed: Any, running: Any, usage: Any, waiting: Any) -> None:
     data = {"phase": "ready", "startup": startup, "observed": observed, "running": running, "cacheUsage": usage}
     data["ranks"] = [observed, startup]
-    read = parse.page({**data, "waiting": waiting}, 1.0, None)
+    read = page_of({**data, "waiting": waiting}, 1.0, None)
     assert isinstance(read, Page)
     assert all(isinstance(amount, int) and amount >= 0 for rank in read.ranks for amount in rank.values())
     assert 0.0 <= read.cache_usage <= 1.0
     assert read.running >= 0
-    assert parse.page({**data, "waiting": waiting}, 2.0, read) == replace(read, read_at=2.0)
+    assert page_of({**data, "waiting": waiting}, 2.0, read) == replace(read, read_at=2.0)
 
 
 def test_objects_without_anything_in_them_are_read() -> None:

@@ -1,0 +1,54 @@
+"""A pod's status page to the snapshot's value. Pure; what is odd in a page becomes a default."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from plimsoll.api.shard import MOST_RANKS
+from plimsoll.operator.shape import mapping, number, whole
+from plimsoll.operator.snapshot import Page
+
+PHASES = ("downloading", "loading", "warming", "ready", "draining")
+#: What is read of each step of a status page.
+_OF_A_STEP: Mapping[str, Callable[[Any], float]] = {"bytes": whole, "total": whole, "seconds": number, "eta": number}
+
+
+def page_of(data: Any, now: float, before: Page | None) -> Page | None:
+    """A pod's status page; None when it is none."""
+    if not isinstance(data, dict) or data.get("phase") not in PHASES:
+        return None
+    startup = {
+        name: {key: value for key, read in _OF_A_STEP.items() if key in step and (value := read(step[key])) >= 0}
+        for name, step in mapping(data.get("startup")).items()
+        if isinstance(step, dict)
+    }
+    ranks = data.get("ranks")
+    read = Page(
+        read_at=now,
+        moved_at=now,
+        phase=data["phase"],
+        startup=startup,
+        observed=_amounts(data.get("observed")),
+        ranks=tuple(map(_amounts, ranks[:MOST_RANKS])) if isinstance(ranks, list) else (),
+        waiting_for=_pod_names(data.get("waitingFor")),
+        running=max(0, whole(data.get("running"))),
+        waiting=max(0, whole(data.get("waiting"))),
+        cache_usage=min(1.0, number(data.get("cacheUsage"))),
+    )
+    if before is not None and _progress(read) == _progress(before):
+        return replace(read, moved_at=before.moved_at)
+    return read
+
+
+def _pod_names(value: Any) -> tuple[str, ...]:
+    found = value[:MOST_RANKS] if isinstance(value, list) else []
+    return tuple(one for one in found if isinstance(one, str) and 0 < len(one) <= 63)
+
+
+def _amounts(data: Any) -> dict[str, int]:
+    return {key: amount for key, value in mapping(data).items() if (amount := whole(value, -1)) >= 0}
+
+
+def _progress(read: Page) -> tuple[Any, ...]:
+    steps = [(name, step.get("bytes")) for name, step in sorted(read.startup.items())]
+    return read.phase, *steps
