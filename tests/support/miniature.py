@@ -276,16 +276,8 @@ class Cluster:
             there = {pod.name for pod in self.pods}
             for at in range(one.pods):
                 if f"{name}-{at}" not in there:
-                    self.pods.append(
-                        Pod(
-                            f"{name}-{at}",
-                            revision=one.revision,
-                            owner=one.uid,
-                            created=self.now,
-                            group=name,
-                            index=str(at),
-                        )  # fmt: skip
-                    )
+                    pod = Pod(f"{name}-{at}", revision=one.revision, owner=one.uid, created=self.now, group=name)
+                    self.pods.append(replace(pod, index=str(at)))
 
     def broken(self) -> None:
         """The engine: a group that lacks a pod serves no more."""

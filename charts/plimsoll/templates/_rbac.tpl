@@ -1,4 +1,4 @@
-{{- /* What the operator does in a namespace that it serves. Each verb is one that it uses; none is on secrets. */ -}}
+{{- /* What the operator does in a namespace that it serves. Each verb is one that it uses; of secrets it may create some and read none. */ -}}
 {{- define "plimsoll.rules" -}}
 - apiGroups: [plimsoll.dev]
   resources: [modeldeployments, quantizationjobs]
@@ -15,6 +15,15 @@
 - apiGroups: [apps]
   resources: [replicasets]
   verbs: [get, list, watch, create, patch, delete]
+# One for each group of pods; deleted where a group is too many, or has lost a pod with its node.
+- apiGroups: [apps]
+  resources: [statefulsets]
+  verbs: [get, list, watch, create, patch, delete]
+# A key for the groups of each revision, which it makes and never reads: RBAC knows no names of what is not there yet. The
+# admission policy allows no other Secret.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
 # One for each quantization job; deleted where its spec was corrected before it started.
 - apiGroups: [batch]
   resources: [jobs]

@@ -7,9 +7,8 @@ from tests.support.miniature import Cluster, spec
 
 
 def groups(nodes: int = 2, **changes: Any) -> dict[str, Any]:
-    return spec(
-        parallelism={"nodes": nodes, "tensor": nodes}, accelerator={"resource": "cpu", "memory": "1Gi"}, **changes
-    )
+    wish = {"parallelism": {"nodes": nodes, "tensor": nodes}, "accelerator": {"resource": "cpu", "memory": "1Gi"}}
+    return spec(**wish, **changes)
 
 
 def test_a_group_is_one_replica_from_nothing_to_ready() -> None:
