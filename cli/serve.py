@@ -13,6 +13,7 @@ from plimsoll.api.errors import SpecError
 from plimsoll.api.load import Fields, refuse_unrun
 from plimsoll.api.quantity import byte_option
 from plimsoll.api.shard import MOST_RANKS
+from plimsoll.cli.machines import follow, membership_of
 
 if TYPE_CHECKING:
     from plimsoll.checkpoint.checkpoint import Checkpoint
@@ -80,6 +81,20 @@ def serve(
             "the fewest that hold it, where --memory is given, and 1 else.",
         ),
     ] = "1",
+    nnodes: Annotated[
+        int,
+        typer.Option(min=1, max=MOST_RANKS, help="Machines that the ranks are spread over; each runs this command."),
+    ] = 1,
+    node_rank: Annotated[
+        int, typer.Option(min=0, help="This machine's number among them. 0 leads, and serves the endpoint.")
+    ] = 0,
+    dist_init_addr: Annotated[
+        str | None, typer.Option("--dist-init-addr", help="HOST:PORT on which machine 0 listens for the others.")
+    ] = None,
+    group_key_file: Annotated[
+        Path | None,
+        typer.Option(help="A FILE with the secret that the machines share: at least 64 hexadecimal digits."),
+    ] = None,
     quant_policy: Annotated[int, typer.Option(help="KV cache: 0 as the model, 8 int8, 4 int4; 0 is what runs.")] = 0,
     model_format: Annotated[
         str | None, typer.Option(help="hf, awq, gptq, compressed-tensors or gguf; read from the files by default.")
@@ -123,6 +138,7 @@ def serve(
     """Serve a checkpoint as an OpenAI endpoint."""
     tensor = _tensor(tp)
     _check_options(dtype, device, tensor, quant_policy, model_format)
+    membership = membership_of(tensor, nnodes, node_rank, dist_init_addr, group_key_file)
     if not 0 < cache_max_entry_count < 1:
         raise SpecError(
             "must be between 0 and 1, both excluded", field="--cache-max-entry-count", value=cache_max_entry_count,
@@ -160,6 +176,7 @@ def serve(
         model=str(path),
         precision=dtype,
         tensor=tensor,
+        nodes=nnodes,
         device=device,
         memory=None if memory is None else byte_option(memory, "--memory"),
         kv_ratio=cache_max_entry_count,
@@ -189,7 +206,10 @@ def serve(
         drain_timeout=drain_timeout,
         chat_template=None if chat_template is None else str(chat_template),
     )
-    local.run([Service(engine, server, checkpoint)], screen)
+    if membership is not None and membership.ordinal > 0:
+        follow(engine, membership, checkpoint, drain_timeout)
+    else:
+        local.run([Service(engine, server, checkpoint, membership=membership)], screen)
 
 
 def _tensor(value: str) -> int | Literal["auto"]:

@@ -32,6 +32,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tensor: Count | Literal["auto"] = 1
     """Ranks that hold the model together, each a process of this machine; `LLM` also takes `tensor_parallel_size`.
     More than 1 runs on CPUs only. auto takes the fewest that hold the model, 1 to 8 on a CPU with `memory`, else 1."""
+    nodes: Count = 1
+    """Machines, or pods, that the ranks are spread over evenly. On one machine all ranks are processes of it."""
     device: str = "auto"
     """cpu, cuda, cuda:0; auto takes CUDA where there is one."""
     memory: Count | None = None

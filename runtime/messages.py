@@ -108,6 +108,8 @@ class EngineStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     device_peak: int = 0
     """Most bytes of the card that were ever reserved, as of when the engine was last idle. 0 on a CPU: there the kernel
     keeps the process's own."""
+    peaks: dict[int, int] = {}
+    """Most resident bytes by rank, of ranks on other machines."""
 
 
 class StepOutputs(msgspec.Struct, kw_only=True, tag="step"):
@@ -163,6 +165,7 @@ class RankReady(msgspec.Struct, frozen=True, kw_only=True, tag="rank"):
 
     rank: int
     pid: int
+    """0 for a rank of another machine."""
     num_blocks: int
     """As its own budget has it: the same on every rank."""
     weights: int
@@ -175,10 +178,27 @@ class RankReady(msgspec.Struct, frozen=True, kw_only=True, tag="rank"):
     """Seconds."""
 
 
+class RankBeat(msgspec.Struct, frozen=True, tag="alive"):
+    """A rank lives; several times a second."""
+
+
+class GroupWaiting(msgspec.Struct, frozen=True, kw_only=True, tag="waiting"):
+    """The group cannot begin yet. Sent again every second, so that waiting counts as moving."""
+
+    pods: list[str]
+    """Names of those that have not joined; empty once all have."""
+
+
+class PodLeaving(msgspec.Struct, frozen=True, kw_only=True, tag="leaving"):
+    """A pod of the group is about to stop: finish what runs, then end the group."""
+
+    pod: str
+
+
 class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     """The engine cannot start; it exits after sending this."""
 
     error: str
 
 
-FromEngine = StepOutputs | Heartbeat | LoadProgress | EngineReady | EngineFailed
+FromEngine = StepOutputs | Heartbeat | LoadProgress | GroupWaiting | EngineReady | PodLeaving | EngineFailed

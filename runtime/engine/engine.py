@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
+import msgspec
 import torch
 
 from plimsoll.api.errors import PlimsollError
@@ -15,6 +16,8 @@ from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow
 from plimsoll.runtime.engine.core.scheduler import QueueFullError, Scheduled, Scheduler
 from plimsoll.runtime.engine.core.sequence import Sequence
+from plimsoll.runtime.engine.group.leader import NodeRanks, OnWaiting
+from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, Prepared, load, prepare
 from plimsoll.runtime.engine.worker.logprobs import NotANumberError, prompt_logprobs
 from plimsoll.runtime.engine.worker.ranks import Ranks
@@ -35,16 +38,28 @@ class Engine:
     Args:
         config: what to load, and how much of the machine it may take.
         on_progress: called with how far loading is.
+        membership: this machine's place in a group over several; it leads. None runs all ranks here.
+        on_waiting: called with the names of machines that have not joined, again every second while there are any.
 
     Raises PlimsollError where the checkpoint, the budget or the options forbid a start.
     """
 
-    def __init__(self, config: EngineConfig, on_progress: OnProgress | None = None) -> None:
-        self.config = config
-        self._ranks: Ranks | None = None
+    def __init__(
+        self,
+        config: EngineConfig,
+        on_progress: OnProgress | None = None,
+        membership: Membership | None = None,
+        on_waiting: OnWaiting | None = None,
+    ) -> None:
+        self.config = config = config if membership is not None else msgspec.structs.replace(config, nodes=1)
+        self._ranks: Ranks | NodeRanks | None = None
         prepared = prepare(config)
-        if prepared.plan.tensor > 1:
-            self._ranks = Ranks(prepared.of_followers(), prepared.plan.tensor, prepared.threads)
+        size = prepared.plan.tensor
+        if membership is not None:
+            digest = prepared.checkpoint.digest()
+            self._ranks = NodeRanks(prepared.of_followers(), size, membership, digest, on_waiting)
+        elif size > 1:
+            self._ranks = Ranks(prepared.of_followers(), size, prepared.threads)
         try:
             self._load(prepared, on_progress)
         except BaseException:
@@ -54,7 +69,7 @@ class Engine:
     def _load(self, prepared: Prepared, on_progress: OnProgress | None) -> None:
         ranks = self._ranks
         try:
-            loaded = load(prepared, on_progress, None if ranks is None else ranks.group)
+            loaded = load(prepared, on_progress, None if ranks is None else ranks.form())
         except GroupError:
             if ranks is not None:
                 ranks.wait_ready()
@@ -70,6 +85,8 @@ class Engine:
         with loaded.clock.phase("warmup"):
             self._warm_up()
         self.ready: EngineReady = loaded.ready(others)
+        if isinstance(ranks, NodeRanks):
+            ranks.serves()
         self._build(loaded)
 
     def _build(self, loaded: Loaded) -> None:
@@ -108,6 +125,11 @@ class Engine:
         if self._ranks is not None:
             self._ranks.check()
 
+    @property
+    def leaving(self) -> list[str]:
+        """Names of other machines of the group that are about to stop, and wait for the group's end."""
+        return self._ranks.leaving if isinstance(self._ranks, NodeRanks) else []
+
     def close(self) -> None:
         """Ends the other ranks, where there are any."""
         if self._ranks is not None:
@@ -135,6 +157,8 @@ class Engine:
         stats.prefix_queries = scheduler.prefix_queries
         stats.prefix_hits = scheduler.prefix_hits
         stats.preemptions = scheduler.preemptions
+        if isinstance(self._ranks, NodeRanks):
+            stats.peaks = self._ranks.peaks()
         # Asking takes a while: not between two steps.
         if not self.has_work and self.runner.device.type == "cuda":
             stats.device_peak = torch.cuda.max_memory_reserved(self.runner.device)

@@ -31,3 +31,13 @@ class Group(Protocol):
 
     def gather(self, tensor: Tensor, widths: Sequence[int]) -> Tensor | None:
         """([L, widths[rank]]) -> [L, sum of widths] on rank 0, None on the others."""
+
+
+class RankGroup(Group, Protocol):
+    """The same with what a runner needs: announcements of rank 0."""
+
+    def send(self, message: bytes) -> None:
+        """From rank 0 to all others, each of which calls `receive`."""
+
+    def receive(self) -> bytes:
+        """The next message of rank 0, however long it takes until there is one."""

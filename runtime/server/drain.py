@@ -69,6 +69,10 @@ class Gate:
             self.draining = True
             self._began = time.monotonic()
 
+    def reopen(self) -> None:
+        """Ends draining: what drained for another's sake takes requests again."""
+        self.draining = self.drained = False
+
     def close(self) -> None:
         """Mark the server as closed: it takes no further requests."""
         self.closed = True

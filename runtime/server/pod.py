@@ -22,6 +22,7 @@ from plimsoll.runtime.server.loop import run
 from plimsoll.runtime.server.status_port import QUIET_SECONDS, StatusPort
 
 if TYPE_CHECKING:
+    from plimsoll.runtime.server.following import Following
     from plimsoll.runtime.server.service import Service
 
 MANIFEST = "PLIMSOLL_DEPLOYMENT"
@@ -74,33 +75,42 @@ async def _live(host: str, port: int, status_port: int) -> None:
     listening = asyncio.create_task(http.serve([listener]))
     log.info("listening", status=listener.getsockname()[1])
     try:
-        service = await _made(host, port, stopped)
-        if service is not None:
-            page.service = service
-            log.info("loading", url=service.url, model=service.config.served_name)
-            await service.serve(stopped, QUIET_SECONDS)
+        made = await _made(host, port, stopped)
+        if made is not None:
+            service, following = made
+            page.service, page.following = service, following
+            if service is not None:
+                log.info("loading", url=service.url, model=service.config.served_name)
+                await service.serve(stopped, QUIET_SECONDS)
+            if following is not None:
+                log.info("following", ordinal=following.membership.ordinal, leader=following.membership.host)
+                await following.serve(stopped)
     finally:
         http.should_exit = True
         await listening
 
 
-async def _made(host: str, port: int, stopped: asyncio.Event) -> "Service | None":
-    """The service, made in a thread; None when SIGTERM comes first: then nothing waits for the thread."""
-    made: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
+Work = tuple["Service | None", "Following | None"]
+"""What a pod does: one of the two."""
 
-    def settle(service: "Service | None", error: BaseException | None) -> None:
+
+async def _made(host: str, port: int, stopped: asyncio.Event) -> Work | None:
+    """The pod's work, made in a thread; None when SIGTERM comes first: then nothing waits for the thread."""
+    made: asyncio.Future[Work] = asyncio.get_running_loop().create_future()
+
+    def settle(found: Work | None, error: BaseException | None) -> None:
         if not made.done():
-            made.set_result(service) if service is not None else made.set_exception(error or RuntimeError())
+            made.set_result(found) if found is not None else made.set_exception(error or RuntimeError())
 
     def work() -> None:
-        service, error = None, None
+        found, error = None, None
         try:
-            service = make_service(host, port)
+            found = make_work(host, port)
         except BaseException as caught:
             error = caught
         # The loop is gone when the pod was stopped meanwhile.
         with contextlib.suppress(RuntimeError):
-            made.get_loop().call_soon_threadsafe(settle, service, error)
+            made.get_loop().call_soon_threadsafe(settle, found, error)
 
     threading.Thread(target=work, name="plimsoll-make", daemon=True).start()
     stopping = asyncio.create_task(stopped.wait())
@@ -112,15 +122,22 @@ async def _made(host: str, port: int, stopped: asyncio.Event) -> "Service | None
     return None
 
 
-def make_service(host: str, port: int) -> "Service":
-    """Reads the manifest and the checkpoint's headers. Raises PlimsollError where they cannot be served."""
+def make_work(host: str, port: int) -> Work:
+    """Reads the manifest and the checkpoint's headers. A pod of a group whose ordinal is above 0 follows.
+
+    Raises PlimsollError where they cannot be served.
+    """
     from msgspec.structs import replace
 
+    from plimsoll.api.group import GROUP_KEY
     from plimsoll.api.manifest import parse_manifest
     from plimsoll.checkpoint.contents import ENVIRONMENT, refuse_changed
     from plimsoll.checkpoint.open import open_checkpoint
     from plimsoll.checkpoint.sources import resolve
     from plimsoll.runtime.config import from_deployment
+    from plimsoll.runtime.engine.group.curve import read_secret
+    from plimsoll.runtime.engine.group.membership import from_environment
+    from plimsoll.runtime.server.following import Following
     from plimsoll.runtime.server.service import Service
 
     text = os.environ.get(MANIFEST)
@@ -138,7 +155,14 @@ def make_service(host: str, port: int) -> "Service":
         _refuse_another(path, wanted)
     engine, server = from_deployment(deployment, path, host=host, port=port)
     engine = replace(engine, contents=contents)
-    return Service(engine, server, open_checkpoint(path), patient=False)
+    checkpoint = open_checkpoint(path)
+    if engine.nodes == 1:
+        return Service(engine, server, checkpoint, patient=False), None
+    membership = from_environment(engine.nodes)
+    secret = read_secret(membership.key_file, GROUP_KEY)
+    if membership.ordinal == 0:
+        return Service(engine, server, checkpoint, patient=False, membership=membership), None
+    return None, Following(engine, membership, secret, checkpoint.digest(), server.drain_timeout)
 
 
 def _refuse_another(folder: Path, digest: str) -> None:

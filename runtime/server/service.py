@@ -15,6 +15,7 @@ from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.contents import contents_of
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
+from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.engine.transport.client import EngineClient
 from plimsoll.runtime.machine.heap import return_freed_memory, steady_heap
 from plimsoll.runtime.messages import EngineReady, LoadProgress
@@ -40,6 +41,7 @@ class Service:
         server: the endpoint.
         checkpoint: opened from `engine.model`.
         patient: whether an engine that dies before it was ever ready is started again.
+        membership: this machine's place in a group over several, which it leads.
 
     Attributes:
         ready_at: time.monotonic() of when a token was first generated, None before.
@@ -50,7 +52,13 @@ class Service:
     """
 
     def __init__(
-        self, engine: EngineConfig, server: ServerConfig, checkpoint: Checkpoint, *, patient: bool = True
+        self,
+        engine: EngineConfig,
+        server: ServerConfig,
+        checkpoint: Checkpoint,
+        *,
+        patient: bool = True,
+        membership: Membership | None = None,
     ) -> None:
         self.config = server
         # Bodies go back to the system when they have been read. So does what loading a large vocabulary took, before
@@ -62,7 +70,8 @@ class Service:
         contents = engine.contents or contents_of(checkpoint.path)
         ends = {*engine.end_token_ids, *self.tokenizer.eos_token_ids}
         engine = replace(engine, contents=contents, end_token_ids=tuple(sorted(ends)))
-        self.engine = EngineClient(engine, patient=patient)
+        self.engine = EngineClient(engine, patient=patient, membership=membership)
+        self.engine.on_leaving = self._pod_leaves
         metrics = Metrics(
             server.served_name, lambda: self.engine.stats, lambda: self.engine.info, lambda: self.engine.restarts
         )
@@ -93,6 +102,9 @@ class Service:
         self.error: BaseException | None = None
         self._stop = threading.Event()
         self._wake: Any = None
+        self._stopping = False
+        self._quiet = 0.0
+        self._letting_go: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._work, name=f"plimsoll-{server.served_name}")
 
     @property
@@ -157,6 +169,7 @@ class Service:
 
         Raises PlimsollError when the engine could not start, or died too often.
         """
+        self._quiet = quiet or 0.0
         # Each request that may wait has a connection, and so have some that only look.
         http = http_server(self.app, max(self.config.max_connections, 2 * self.engine.config.most_sequences))
         listening = asyncio.create_task(http.serve([self.socket]))
@@ -166,7 +179,7 @@ class Service:
             await self._until(stopping)
             if quiet is None:
                 self.serving.gate.close()
-            if not await self.drain(0.0 if quiet is None else quiet):
+            if not await self.leave(0.0 if quiet is None else quiet):
                 self.serving.gate.close()
         finally:
             stopping.cancel()
@@ -178,6 +191,11 @@ class Service:
             http.should_exit = True
             await listening
             self.serving.preparing.close()
+
+    async def leave(self, quiet: float) -> bool:
+        """`drain`, for good: this pod is about to stop."""
+        self._stopping = True
+        return await self.drain(quiet)
 
     async def drain(self, quiet: float) -> bool:
         """Lets go: nothing is inside and nothing has come for `quiet` seconds, or the time for it is up.
@@ -193,6 +211,20 @@ class Service:
         if not done and gate.inside:
             self._log.warning("drain timed out", requests=gate.inside)
         return not gate.inside
+
+    def _pod_leaves(self, pod: str) -> None:
+        """Another pod of the group is about to stop: drains, and has the group begin again without it."""
+        if self._letting_go is None or self._letting_go.done():
+            self._letting_go = asyncio.create_task(self._let_go(pod))
+
+    async def _let_go(self, pod: str) -> None:
+        self._log.info("a pod of the group leaves", pod=pod)
+        await self.drain(self._quiet)
+        if self._stopping:
+            # This pod leaves too: all others wait for its end.
+            return
+        self.serving.gate.reopen()
+        await self.engine.renew()
 
     async def _until(self, stopping: asyncio.Task[Any]) -> None:
         """Serves until `stopping` is done. Raises PlimsollError when no engine will run any more."""

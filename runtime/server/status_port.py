@@ -6,16 +6,17 @@ is imported, so that a pod which has only begun says so instead of refusing conn
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import plimsoll
+from plimsoll.runtime.machine.peak import peak_bytes
 from plimsoll.runtime.server.asgi import Receive, Scope, Send
 from plimsoll.runtime.server.visitors import Visitors
 
 if TYPE_CHECKING:
     from plimsoll.runtime.messages import EngineReady
+    from plimsoll.runtime.server.following import Following
     from plimsoll.runtime.server.service import Service
 
 QUIET_SECONDS = 5.0
@@ -38,6 +39,7 @@ class StatusPort:
 
     Attributes:
         service: what is served; None until it has been made.
+        following: what a pod does that follows in a group, in the place of a service.
         started: time.monotonic() of the process's beginning.
         draining: asked to drain before there was a service.
         visitors: no web page may use it, nor a link lead here, as a GET drains.
@@ -46,6 +48,7 @@ class StatusPort:
     def __init__(self, started: float, *, local: bool = False) -> None:
         self.visitors = Visitors(hosts=() if local else None, links=False)
         self.service: Service | None = None
+        self.following: Following | None = None
         self.started = started
         self.draining = False
 
@@ -84,6 +87,8 @@ class StatusPort:
     @property
     def alive(self) -> bool:
         """Whether loading moves or the engine's loop turns. An engine that is being started again moves."""
+        if self.following is not None:
+            return self.following.alive
         if self.service is None or not self.service.engine.begun:
             return time.monotonic() - self.started < STARTING_SECONDS
         return self.service.engine.alive
@@ -93,6 +98,8 @@ class StatusPort:
         """Why no request should be sent here, empty when one should."""
         if self.draining or (self.service is not None and self.service.serving.gate.leaving):
             return "draining"
+        if self.following is not None:
+            return self.following.unready
         if self.service is None:
             return self.phase
         engine = self.service.engine
@@ -103,6 +110,8 @@ class StatusPort:
         """`loading`, `warming`, `ready` or `draining`."""
         if self.draining or (self.service is not None and self.service.serving.gate.leaving):
             return "draining"
+        if self.following is not None:
+            return self.following.phase
         if self.service is None:
             return "loading"
         engine = self.service.engine
@@ -112,23 +121,29 @@ class StatusPort:
 
     def status(self) -> dict[str, Any]:
         """What this pod knows of itself. Bytes and seconds; what is not known yet is left out."""
+        if self.following is not None:
+            return self.following.status(self.started)
         found: dict[str, Any] = {"phase": self.phase, "version": plimsoll.__version__, "startup": self._startup()}
         service = self.service
         if service is None:
             return found | {"observed": {}, "predicted": {}, "running": 0, "waiting": 0, "cacheUsage": 0.0}
         engine, stats = service.engine, service.engine.stats
         used = stats.blocks_total - stats.blocks_free - stats.blocks_cached
-        return found | {
-            "model": service.config.served_name,
-            "observed": self._observed(engine.info),
-            "ranks": _ranks(engine.info) if engine.ready else [],
-            "predicted": dict(engine.info.predicted) if engine.info else {},
-            "running": stats.running,
-            "waiting": stats.waiting,
-            "inFlight": service.serving.gate.inside,
-            "cacheUsage": round(used / (stats.blocks_total or 1), 4),
-            "restarts": engine.restarts,
-        }
+        return (
+            found
+            | {
+                "model": service.config.served_name,
+                "observed": self._observed(engine.info),
+                "ranks": _ranks(engine.info, stats.peaks) if engine.ready else [],
+                "predicted": dict(engine.info.predicted) if engine.info else {},
+                "running": stats.running,
+                "waiting": stats.waiting,
+                "inFlight": service.serving.gate.inside,
+                "cacheUsage": round(used / (stats.blocks_total or 1), 4),
+                "restarts": engine.restarts,
+            }
+            | ({} if engine.membership is None else {"ordinal": 0, "waitingFor": engine.waiting_for})
+        )
 
     def _observed(self, info: "EngineReady | None") -> dict[str, int]:
         assert self.service is not None
@@ -162,12 +177,14 @@ class StatusPort:
             quiet = -1.0
         if not 0 <= quiet <= 3600:
             return _words(400, "quiet is a number of seconds, from 0 to 3600.")
+        if self.following is not None:
+            return 200, JSON, await self.following.answer_drain()
         began = time.monotonic()
         if self.service is None:
             self.draining = True
             done, left = True, 0
         else:
-            done = await self.service.drain(quiet)
+            done = await self.service.leave(quiet)
             left = self.service.serving.gate.inside
         seconds = round(time.monotonic() - began, 3)
         return 200, JSON, json.dumps({"drained": done, "inFlight": left, "seconds": seconds}).encode()
@@ -177,20 +194,11 @@ def _words(status: int, text: str) -> Answer:
     return status, TEXT, text.encode() + b"\n"
 
 
-def _ranks(info: "EngineReady | None") -> list[dict[str, int]]:
+def _ranks(info: "EngineReady | None", peaks: dict[int, int]) -> list[dict[str, int]]:
     """What each rank holds, where there are several. Bytes."""
     found = []
     for one in [] if info is None else info.ranks:
         known = {"rank": one.rank, "weights": one.weights, "kvCache": one.kv_cache}
-        peak = peak_bytes(one.pid)
+        peak = peak_bytes(one.pid) if one.pid else peaks.get(one.rank)
         found.append(known if peak is None else known | {"peak": peak})
     return found
-
-
-def peak_bytes(pid: int) -> int | None:
-    """Most resident memory that the process ever had, as the kernel keeps it; None once the process is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -11,7 +11,7 @@ from plimsoll.api.errors import SourceChangedError
 from plimsoll.checkpoint.contents import ENVIRONMENT, contents_of, refuse_changed
 from plimsoll.checkpoint.inspecting import inspect_source
 from plimsoll.operator.build.pod import CHECKPOINT_CONTENTS
-from plimsoll.runtime.server.pod import MANIFEST, make_service
+from plimsoll.runtime.server.pod import MANIFEST, make_work
 from tests.support.checkpoints import make_checkpoint
 
 
@@ -106,4 +106,4 @@ def test_a_pod_refuses_what_was_not_inspected(folder: Path, monkeypatch: pytest.
     monkeypatch.setenv(ENVIRONMENT, contents_of(folder))
     rewritten(weights(folder), -1)
     with pytest.raises(SourceChangedError, match=r"^SourceChanged: "):
-        make_service("127.0.0.1", 0)
+        make_work("127.0.0.1", 0)

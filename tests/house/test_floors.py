@@ -17,11 +17,12 @@ FLOORS = {
     "kernels": ("machine", "models.weights"),
     "models": ("machine", "kernels"),
     "engine.core": ("messages",),
-    "engine.worker": ("messages", "config", "machine", "kernels", "models", "engine.core"),
-    "engine.engine": ("messages", "config", "kernels.group_error", "engine.core", "engine.worker"),
-    "engine.transport": ("messages", "config", "machine", "engine.engine"),
+    "engine.group": ("messages", "config", "machine", "kernels"),
+    "engine.worker": ("messages", "config", "machine", "kernels", "models", "engine.core", "engine.group"),
+    "engine.engine": ("messages", "config", "kernels.group_error", "engine.core", "engine.worker", "engine.group"),
+    "engine.transport": ("messages", "config", "machine", "engine.engine", "engine.group.membership"),
     "server": ("messages", "config", "machine", "output", "sampling_defaults", "engine.core.sampling_params",
-               "engine.transport"),
+               "engine.transport", "engine.group"),
 }  # fmt: skip
 CORE = "plimsoll.runtime.engine.core"
 #: All that the core, and what it imports, may take from outside.

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.engine.transport.spawn import EngineProcess
 from plimsoll.runtime.messages import (
     AbortRequests,
@@ -16,7 +17,9 @@ from plimsoll.runtime.messages import (
     EngineRequest,
     EngineStats,
     FromEngine,
+    GroupWaiting,
     LoadProgress,
+    PodLeaving,
     RequestTimes,
     Shutdown,
     StepOutputs,
@@ -101,6 +104,7 @@ class EngineClient:
         config: settings of the engine.
         patient: whether a process that dies before one was ever ready is started again. A container need not be: who
             runs it starts it again, and shows why.
+        membership: the place of this machine in a group over several, which the engine leads.
 
     Attributes:
         info: what the engine said when it last became ready, None before it first did.
@@ -109,11 +113,17 @@ class EngineClient:
         stats: the engine's last word on itself; its counters start again when the engine does.
         restarts: how many times the engine died and was started again.
         failure: why no engine is running or will be, None while there is hope.
+        waiting_for: names of machines of the group that have not joined.
+        on_leaving: called with the name of a machine of the group that is about to stop; `renew` lets it go.
         on_step: called with statistics and clocks of ended requests after each engine step.
     """
 
-    def __init__(self, config: EngineConfig, *, patient: bool = True) -> None:
+    def __init__(self, config: EngineConfig, *, patient: bool = True, membership: Membership | None = None) -> None:
         self.config = config
+        self.membership = membership
+        self.waiting_for: list[str] = []
+        self.on_leaving: Callable[[str], None] | None = None
+        self._renewing = False
         self.info: EngineReady | None = None
         self.progress: LoadProgress | None = None
         self.phases: dict[str, LoadProgress] = {}
@@ -222,6 +232,15 @@ class EngineClient:
         if known:
             self._send(AbortRequests(known))
 
+    async def renew(self) -> None:
+        """Ends the engine as it should, and has it started again. Requests still running end with EngineDead."""
+        running = self._running
+        if running is not None:
+            self._renewing = True
+            self._send(Shutdown())
+            self._flush()
+            await running.wait(CLOSE_SECONDS)
+
     async def close(self) -> None:
         """Stops the engine. Requests still running end with EngineDead."""
         obeys = self.ready
@@ -254,20 +273,26 @@ class EngineClient:
         quick = failed = 0
         while not self._closing:
             try:
-                running = EngineProcess(self.config)
+                running = EngineProcess(self.config, self.membership)
                 reason = await self._live(running)
             except OSError as error:
                 self._give_up(f"the engine process cannot be started or ended: {error}")
                 return
+            if self._renewing:
+                self._renewing, quick, failed = False, 0, 0
+                self.restarts += 1
+                self.stats = EngineStats()
+                continue
             if running.refused is not None and self.info is None:
                 self._give_up(running.refused)
                 return
-            if self.info is None and not self._patient:
+            failed = failed + 1 if running.ready_at is None else 0
+            lone = self.membership is None or failed >= FAILED_STARTS
+            if self.info is None and not self._patient and lone:
                 self._give_up(f"the engine died while it loaded: {reason}")
                 return
             steady = running.ready_at is not None and time.monotonic() - running.ready_at > STEADY_SECONDS
             quick = 1 if steady else quick + 1
-            failed = failed + 1 if running.ready_at is None else 0
             if self.info is not None and self.info.ranks and failed >= FAILED_STARTS:
                 self._give_up(f"the ranks could not be started again {failed} times in a row, at last: {reason}")
                 return
@@ -335,6 +360,11 @@ class EngineClient:
                     logger.exception("a listener to the engine's steps failed")
         elif isinstance(message, LoadProgress):
             self.progress = self.phases[message.phase] = message
+        elif isinstance(message, GroupWaiting):
+            self.waiting_for = message.pods
+        elif isinstance(message, PodLeaving):
+            if self.on_leaving is not None:
+                self.on_leaving(message.pod)
         elif isinstance(message, EngineReady):
             self.info = message
             self._settled.set()

@@ -25,8 +25,10 @@ from plimsoll.runtime.messages import (
     EngineFailed,
     EngineRequest,
     FromEngine,
+    GroupWaiting,
     Heartbeat,
     LoadProgress,
+    PodLeaving,
     Shutdown,
     StepOutputs,
 )
@@ -95,8 +97,13 @@ class Link:
 
 def run(engine: "Engine", link: Link) -> None:
     """Runs steps until a message to shut down. An exception of `step` means that the engine itself is broken."""
+    leaving: list[str] = []
     while True:
         engine.check()
+        for pod in engine.leaving:
+            if pod not in leaving:
+                leaving.append(pod)
+                link.send(PodLeaving(pod=pod))
         for message in link.receive(0 if engine.has_work else IDLE_MS):
             if isinstance(message, EngineRequest):
                 engine.add(message)
@@ -150,6 +157,13 @@ def main() -> int:
     return 0
 
 
+def end() -> None:
+    """Runs the process and ends it at once: a collective that waits for a lost machine must not hold up its end."""
+    status = main()
+    logging.shutdown()
+    os._exit(status)
+
+
 def _load(handover: Handover, link: Link) -> "Engine":
     # Torch takes seconds to import; a user who starts this by hand gets an answer before that.
     # `threads` before anything that imports torch: it says how OpenMP waits.
@@ -162,7 +176,10 @@ def _load(handover: Handover, link: Link) -> "Engine":
     def report(progress: LoadProgress) -> None:
         link.send(progress)
 
-    return Engine(handover.config, report)
+    def waiting(pods: list[str]) -> None:
+        link.send(GroupWaiting(pods=pods))
+
+    return Engine(handover.config, report, handover.membership, waiting)
 
 
 def _follow_parent(folder: str | None) -> None:
@@ -177,4 +194,4 @@ def _follow_parent(folder: str | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end()

@@ -11,6 +11,7 @@ import zmq
 import zmq.asyncio
 
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.engine.transport.watch import Watch
 from plimsoll.runtime.engine.transport.wire import Binding, decode_message, encode_batch, frame
 from plimsoll.runtime.messages import EngineReady, FromEngine, Heartbeat, ToEngine
@@ -35,7 +36,7 @@ class EngineProcess:
     watch: whether it hangs.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, membership: Membership | None = None) -> None:
         """Raises OSError where the sockets cannot be made."""
         self.ready_at: float | None = None
         self.refused: str | None = None
@@ -49,7 +50,7 @@ class EngineProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._ranks: list[int] = []
         try:
-            self._binding = Binding(config, self._push, self._pull)
+            self._binding = Binding(config, self._push, self._pull, membership)
         except zmq.ZMQError as error:
             self._close_sockets()
             raise OSError(error.errno, str(error)) from None
@@ -92,7 +93,7 @@ class EngineProcess:
         self.watch.hear(message)
         if isinstance(message, EngineReady):
             self.ready_at = time.monotonic()
-            self._ranks = [rank.pid for rank in message.ranks[1:]]
+            self._ranks = [rank.pid for rank in message.ranks[1:] if rank.pid]
             self.watch.serves()
         elif isinstance(message, Heartbeat):
             # The socket of heartbeats was connected last, so all of them are: no other process needs the folder,

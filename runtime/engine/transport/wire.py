@@ -10,6 +10,7 @@ import msgspec
 import zmq
 
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.messages import FromEngine, ToEngine
 
 LENGTH_BYTES = 4
@@ -26,6 +27,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     config: EngineConfig
+    membership: Membership | None = None
+    """The machine's place in a group over several, which it leads."""
     parent: int
     """Process id of the client."""
     requests: str
@@ -69,7 +72,13 @@ class Binding:
     process without this binding's public key.
     """
 
-    def __init__(self, config: EngineConfig, requests: zmq.Socket[Any], outputs: zmq.Socket[Any]) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        requests: zmq.Socket[Any],
+        outputs: zmq.Socket[Any],
+        membership: Membership | None = None,
+    ) -> None:
         self._folder: str | None = None
         key: str | None = None
         with contextlib.suppress(OSError):
@@ -92,8 +101,9 @@ class Binding:
             socket.bind(address)
             bound.append(socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())  # type: ignore[union-attr]
         self.handover = Handover(
-            config=config, parent=os.getpid(), requests=bound[0], outputs=bound[1], folder=self._folder, key=key
-        )
+            config=config, membership=membership, parent=os.getpid(), requests=bound[0], outputs=bound[1],
+            folder=self._folder, key=key,
+        )  # fmt: skip
 
     def remove(self) -> None:
         """Takes the folder away. Sockets that are connected stay so, and nothing else can connect any more."""

@@ -24,11 +24,11 @@ from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.engine.worker.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
 from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.kernels.forecast import foreseen_libraries, libraries_note
-from plimsoll.runtime.kernels.native_group import SharedGroup
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.machine.threads import apply_threads, cpu_limit
 from plimsoll.runtime.messages import EngineReady, LoadProgress, RankReady
+from plimsoll.runtime.models.group import RankGroup
 from plimsoll.runtime.models.loader import load_decoder
 
 log = logging.getLogger(__name__)
@@ -108,9 +108,9 @@ class Loaded:
         )
 
 
-def rank_threads(config: EngineConfig, size: int) -> int:
-    """CPU threads of one of `size` ranks."""
-    return max(1, (config.threads or cpu_limit()) // size)
+def rank_threads(config: EngineConfig, local: int) -> int:
+    """CPU threads of one of `local` ranks on this machine."""
+    return max(1, (config.threads or cpu_limit()) // local)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def prepare(config: EngineConfig, *, follows: bool = False) -> Prepared:
     dtype = find_dtype(config.precision, device)
     kernels = select(device, dtype, config.kernels, config.torch_rows)
     plan = plan_memory(config, checkpoint.facts, kernels, dtype, follows=follows)
-    threads = apply_threads(rank_threads(config, plan.tensor))
+    threads = apply_threads(rank_threads(config, plan.tensor // config.nodes))
     if not follows:
         _log_notes(checkpoint, kernels, plan)
     return Prepared(config, checkpoint, kernels, dtype, plan, threads)
@@ -168,7 +168,7 @@ def _log_notes(checkpoint: Checkpoint, kernels: Kernels, plan: MemoryPlan) -> No
             log.warning(note)
 
 
-def load(prepared: Prepared, on_progress: OnProgress | None = None, group: SharedGroup | None = None) -> Loaded:
+def load(prepared: Prepared, on_progress: OnProgress | None = None, group: RankGroup | None = None) -> Loaded:
     """Takes the memory: weights first, the cache after them.
 
     Args:

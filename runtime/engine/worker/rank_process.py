@@ -1,6 +1,6 @@
 """A rank that follows: `python -m plimsoll.runtime.engine.worker.rank_process`. Its task comes through standard input.
 
-It computes what rank 0 announces, and outlives neither rank 0 nor a fault of its own.
+It computes what rank 0 announces, and outlives neither the process that started it nor a fault of its own.
 """
 
 import logging
@@ -8,15 +8,12 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.machine.json_lines import log_json_lines
 from plimsoll.runtime.machine.parent import die_with_parent
-from plimsoll.runtime.messages import EngineFailed, LoadProgress, RankReady
-
-if TYPE_CHECKING:
-    from plimsoll.runtime.kernels.native_group import SharedGroup
+from plimsoll.runtime.messages import EngineFailed, LoadProgress, RankBeat, RankReady
 
 logger = logging.getLogger("plimsoll.rank")
 
@@ -30,7 +27,7 @@ def main() -> int:
     log_json_lines()
     # Torch takes seconds to import; `threads` before anything that does: it says how OpenMP waits.
     import plimsoll.runtime.machine.threads  # noqa: F401
-    from plimsoll.runtime.engine.worker.ranks import RankHandover, frame, read_framed
+    from plimsoll.runtime.engine.group.crew import RankHandover, frame, read_framed
     from plimsoll.runtime.machine.heap import steady_heap
 
     given = read_framed(sys.stdin.buffer, RankHandover)
@@ -43,17 +40,30 @@ def main() -> int:
     from plimsoll.runtime.engine.worker.loading import load, prepare
     from plimsoll.runtime.kernels.group_error import GroupError
     from plimsoll.runtime.kernels.native_group import SharedGroup
+    from plimsoll.runtime.models.group import RankGroup
 
-    def say(message: LoadProgress | RankReady | EngineFailed) -> None:
-        os.write(given.words, frame(message))
+    pipe = threading.Lock()
+
+    def say(message: LoadProgress | RankReady | RankBeat | EngineFailed) -> None:
+        with pipe:
+            os.write(given.words, frame(message))
 
     try:
-        group = SharedGroup(given.segment, given.rank, given.size, given.spins)
-        threading.Thread(target=_beat, args=(group,), name="heart", daemon=True).start()
+        group: RankGroup
+        if given.seat is None:
+            assert given.segment is not None
+            shared = group = SharedGroup(given.segment, given.rank, given.size, given.spins)
+            _beat(shared.beat)
+        else:
+            from plimsoll.runtime.engine.group.seated import take_seat
+
+            _beat(lambda: say(RankBeat()))
+            group = take_seat(given.seat, given.rank, given.size)
         loaded = load(prepare(given.config, follows=True), say, group)
         say(loaded.rank_ready())
-    except GroupError:
+    except GroupError as error:
         # Another rank has said why.
+        logger.info("rank %d ends: %s", given.rank, error)
         return 1
     except PlimsollError as error:
         say(EngineFailed(error=str(error)))
@@ -75,14 +85,19 @@ def main() -> int:
     return 0
 
 
-def _beat(group: "SharedGroup") -> None:
-    while True:
-        group.beat()
-        threading.Event().wait(BEAT_SECONDS)
+def _beat(beat: Callable[[], None]) -> None:
+    """Gives signs of life from now on, in a thread."""
+
+    def work() -> None:
+        while True:
+            beat()
+            threading.Event().wait(BEAT_SECONDS)
+
+    threading.Thread(target=work, name="heart", daemon=True).start()
 
 
 def _follow_parent() -> None:
-    """Ends this process, even in the middle of a step, when rank 0's end of standard input closes."""
+    """Ends this process, even in the middle of a step, when the other end of standard input closes."""
     while os.read(0, 4096):
         pass
     os._exit(0)

@@ -13,10 +13,10 @@ from torch import Tensor
 from plimsoll.api.sizes import PROMPT_LOGIT_ROWS
 from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.kernels.group_error import GroupError
-from plimsoll.runtime.kernels.native_group import SharedGroup
 from plimsoll.runtime.kernels.table import AttentionBatch
 from plimsoll.runtime.models.best import Best
 from plimsoll.runtime.models.decoder import Decoder
+from plimsoll.runtime.models.group import RankGroup
 
 
 class SequenceState(Protocol):
@@ -132,7 +132,7 @@ class Runner:
     Every announcement has a number: a rank that meets another than it expects has missed a step, and ends.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, group: SharedGroup | None = None) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, group: RankGroup | None = None) -> None:
         self.decoder = decoder
         self.cache = cache
         self.device = decoder.kernels.device
