@@ -2,14 +2,16 @@
 
 from pydantic import BaseModel
 
-from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.deployment import ModelDeployment, ModelDeploymentSpec
 from plimsoll.api.errors import SpecError
 from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import parse_source
 
 #: Where fields are that say how a cluster runs pods, and what of these one machine obeys all the same.
-_OF_PODS = ("model", "rollout", "pod")
-_OBEYED = ("model.source", "model.servedName", "rollout.drainTimeout", "pod.cpu")
+_OF_PODS = ("model", "parallelism", "rollout", "pod")
+_OBEYED = (
+    "model.source", "model.servedName", "parallelism.tensor", "parallelism.nodes", "rollout.drainTimeout", "pod.cpu",
+)  # fmt: skip
 
 
 def refuse_on_one_machine(spec: ModelDeploymentSpec) -> None:
@@ -20,17 +22,19 @@ def refuse_on_one_machine(spec: ModelDeploymentSpec) -> None:
             fix="Put the QuantizationJob before it, with output: file://FOLDER; or write spec.model.source: file://FOLDER",
         )  # fmt: skip
     _refuse_source(spec.model.source)
-    if spec.parallelism.nodes > 1:
-        raise SpecError(
-            "is a number of pods in a cluster, and this is one machine", field="spec.parallelism.nodes",
-            value=spec.parallelism.nodes, fix="Remove it: all ranks of parallelism.tensor run on this machine",
-        )  # fmt: skip
     if spec.serving.api_keys_secret is not None:
         raise SpecError(
             "is a Secret of a cluster, and without it everybody who reaches the port might ask",
             field="spec.serving.apiKeysSecret", value=spec.serving.api_keys_secret,
             fix="Write spec.serving.apiKeysFile in its place",
         )  # fmt: skip
+
+
+def on_one_machine(deployment: ModelDeployment) -> ModelDeployment:
+    """The same with all ranks on one node: `parallelism.nodes` is a number of a cluster's pods."""
+    parallelism = deployment.spec.parallelism.model_copy(update={"nodes": 1})
+    spec = deployment.spec.model_copy(update={"parallelism": parallelism})
+    return deployment.model_copy(update={"spec": spec})
 
 
 def refuse_job_on_one_machine(spec: QuantizationJobSpec) -> None:

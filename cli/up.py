@@ -33,7 +33,7 @@ def up(
 
     from plimsoll.api.deployment import ModelDeployment
     from plimsoll.api.manifest import parse_objects
-    from plimsoll.api.one_machine import of_a_cluster, refuse_on_one_machine
+    from plimsoll.api.one_machine import of_a_cluster, on_one_machine, refuse_on_one_machine
     from plimsoll.api.quantization_job import QuantizationJob
     from plimsoll.checkpoint.open import open_checkpoint
     from plimsoll.cli import conversation, local
@@ -54,6 +54,10 @@ def up(
         if unused := of_a_cluster(deployment.spec):
             words = f"{deployment.metadata.name}: only a cluster obeys {', '.join(unused)}"
             screen.print(words, style="dim", highlight=False, soft_wrap=True)
+        if (nodes := deployment.spec.parallelism.nodes) > 1:
+            words = f"{deployment.metadata.name}: on one machine all ranks are processes here, not in {nodes} pods"
+            screen.print(words, style="dim", highlight=False, soft_wrap=True)
+    deployments = [on_one_machine(deployment) for deployment in deployments]
     run_jobs(jobs)
     if not deployments:
         return

@@ -109,10 +109,14 @@ def test_fields_that_only_a_cluster_obeys_are_named(
     file = tmp_path / "one.yaml"
     pod = "{cpu: 1, nodeSelector: {disk: ssd}}"
     line = "{resource: cpu, memory: 100Mi}"  # Does not fit, so that nothing starts.
-    file.write_text(manifest("tiny", checkpoint, replicas="3", pod=pod, accelerator=line, rollout="{drainTimeout: 9s}"))
+    spread = "{tensor: 2, nodes: 2, topologyKey: rack}"
+    changes = {"replicas": "3", "pod": pod, "accelerator": line, "rollout": "{drainTimeout: 9s}", "parallelism": spread}
+    file.write_text(manifest("tiny", checkpoint, **changes))
     with pytest.raises(SystemExit):
         main(["up", "--port", "0", "-f", str(file)])
-    assert "tiny: only a cluster obeys replicas, pod.nodeSelector\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "tiny: only a cluster obeys replicas, parallelism.topologyKey, pod.nodeSelector\n" in said
+    assert "tiny: on one machine all ranks are processes here, not in 2 pods\n" in said
 
 
 def test_deployments_that_fit_alone_and_not_together_are_refused_with_the_sum(

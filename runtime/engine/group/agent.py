@@ -39,6 +39,8 @@ ANSWER_SECONDS = 3.0
 """The leader answers an agent within so long, or the agent tries again."""
 AGAIN_SECONDS = 0.5
 """Between two attempts to join."""
+REFUSED_SECONDS = 3.0
+"""The same where the leader has said why it does not take this machine."""
 BEAT_SECONDS = 0.25
 TURN_MS = 50
 SILENT_SECONDS = 3.0
@@ -72,6 +74,7 @@ class Agent:
         self.failure: str | None = None
         self.released = threading.Event()
         self._config, self._place, self._secret, self._digest = config, membership, secret, digest
+        self._refused = False
         self._leaving = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
@@ -100,7 +103,8 @@ class Agent:
                 if ended != self.failure:
                     log.warning("%s", ended)
                 self.failure = ended
-                self._closing.wait(AGAIN_SECONDS)
+                # What the leader refuses now it will not take in half a second.
+                self._closing.wait(REFUSED_SECONDS if self._refused else AGAIN_SECONDS)
         finally:
             self.released.set()
 
@@ -122,6 +126,7 @@ class Agent:
 
     def _live(self, session: "_Session") -> str:
         place, said = self._place, _Reported()
+        self._refused = False
         session.send(
             Join(ordinal=place.ordinal, name=place.name, nodes=place.nodes, version=plimsoll.__version__,
                  digest=self._digest)
@@ -133,7 +138,10 @@ class Agent:
                 return f"the leader at {session.address} {gone}"
             while (message := session.receive()) is not None:
                 silent = 0.0
-                if isinstance(message, Ended | Refused):
+                if isinstance(message, Refused):
+                    self._refused = self.epoch is None
+                    return f"the leader refuses this machine: {message.words}"
+                if isinstance(message, Ended):
                     return f"the leader has ended this epoch: {message.words}"
                 if isinstance(message, Joined):
                     self.epoch, self.failure = message.epoch, None

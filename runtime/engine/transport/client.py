@@ -280,7 +280,6 @@ class EngineClient:
                 return
             if self._renewing:
                 self._renewing, quick, failed = False, 0, 0
-                self.restarts += 1
                 self.stats = EngineStats()
                 continue
             if running.refused is not None and self.info is None:
