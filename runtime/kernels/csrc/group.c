@@ -9,6 +9,7 @@
 #include "group.h"
 #include <errno.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -69,6 +70,11 @@ static int await(const group *g, _Atomic uint32_t *word, uint32_t to, double sec
 #if defined(__x86_64__)
         __builtin_ia32_pause();
 #endif
+    }
+    /* Should the rank that is waited for want this CPU, it gets it now, and not when this one is stopped. */
+    for (long yield = 0; yield < g->yields; yield++) {
+        sched_yield();
+        if ((int32_t)(atomic_load_explicit(word, memory_order_acquire) - to) >= 0) return GROUP_DONE;
     }
     double end = now() + seconds;
     for (;;) {

@@ -10,8 +10,9 @@ enum { GROUP_DONE = 0, GROUP_BROKEN = 1, GROUP_LATE = 2 };
 typedef struct {
     char *base;
     long rank, size, slot_floats, message_bytes;
-    /* Looks at a word before this process sleeps on it, and seconds that a collective may take. */
-    long spins;
+    /* Looks at a word before this process sleeps on it, at first one after the other and then letting others run in
+     * between; and seconds that a collective may take. */
+    long spins, yields;
     double seconds;
     uint32_t turn, message;
 } group;
