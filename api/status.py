@@ -133,6 +133,13 @@ class Download(Step):
     """Seconds that are left at the present pace."""
 
 
+class RankStep(Step):
+    """One rank's part of a step."""
+
+    rank: Replicas | None = None
+    """From 0; the one of budget.ranks."""
+
+
 class Taken(StatusPart):
     """A step that only takes time."""
 
@@ -148,6 +155,8 @@ class Startup(StatusPart):
     """The process itself: imports, the checkpoint's headers."""
     load: Step | None = None
     """Reading weights into memory."""
+    ranks: list[RankStep] | None = None
+    """Each rank's part of `load`, where there are several; the bytes of `load` are theirs together."""
     warmup: Taken | None = None
     """From loaded weights to the first token."""
 

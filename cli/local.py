@@ -153,7 +153,7 @@ def wait_ready(services: Sequence["Service"], screen: Console) -> None:
                 name = service.config.served_name
                 key = (name, seen.phase)
                 if key not in tasks:
-                    words = f"{PHASES.get(seen.phase, seen.phase)}{_on_ranks(service.engine.config.tensor)} ({name})"
+                    words = f"{PHASES.get(seen.phase, seen.phase)}{_on_ranks(len(seen.ranks))} ({name})"
                     tasks[key] = progress.add_task(words, total=None)
                 progress.update(tasks[key], completed=seen.done_bytes, total=seen.total_bytes or None)
             next(s for s in services if not s.settled.is_set()).settled.wait(0.1)
@@ -180,8 +180,8 @@ def announce(service: "Service", screen: Console) -> None:
     )
 
 
-def _on_ranks(size: int | str) -> str:
-    return f" of {size} ranks" if isinstance(size, int) and size > 1 else ""
+def _on_ranks(size: int) -> str:
+    return f" of {size} ranks" if size > 1 else ""
 
 
 def memory_table(predicted: dict[str, int], observed: dict[str, int]) -> Table:

@@ -17,17 +17,16 @@ def page_of(data: Any, now: float, before: Page | None) -> Page | None:
     """A pod's status page; None when it is none."""
     if not isinstance(data, dict) or data.get("phase") not in PHASES:
         return None
-    startup = {
-        name: {key: value for key, read in _OF_A_STEP.items() if key in step and (value := read(step[key])) >= 0}
-        for name, step in mapping(data.get("startup")).items()
-        if isinstance(step, dict)
-    }
+    steps = mapping(data.get("startup"))
+    startup = {name: _step(step) for name, step in steps.items() if isinstance(step, dict)}
+    loads = steps.get("ranks")
     ranks = data.get("ranks")
     read = Page(
         read_at=now,
         moved_at=now,
         phase=data["phase"],
         startup=startup,
+        rank_loads=tuple(map(_rank_load, loads[:MOST_RANKS])) if isinstance(loads, list) else (),
         observed=_amounts(data.get("observed")),
         ranks=tuple(map(_amounts, ranks[:MOST_RANKS])) if isinstance(ranks, list) else (),
         waiting_for=_pod_names(data.get("waitingFor")),
@@ -43,6 +42,15 @@ def page_of(data: Any, now: float, before: Page | None) -> Page | None:
 def _pod_names(value: Any) -> tuple[str, ...]:
     found = value[:MOST_RANKS] if isinstance(value, list) else []
     return tuple(one for one in found if isinstance(one, str) and 0 < len(one) <= 63)
+
+
+def _step(step: Any) -> dict[str, Any]:
+    found = mapping(step)
+    return {key: value for key, read in _OF_A_STEP.items() if key in found and (value := read(found[key])) >= 0}
+
+
+def _rank_load(data: Any) -> dict[str, Any]:
+    return _step(data) | {key: value for key, value in _amounts(data).items() if key == "rank"}
 
 
 def _amounts(data: Any) -> dict[str, int]:

@@ -168,7 +168,8 @@ def _telling(page: Said) -> tuple[Any, ...]:
     startup = tuple(sorted((name, *sorted(step.items())) for name, step in page.startup.items()))
     usage = round(page.cache_usage * 20)
     measured = tuple(tuple(sorted(terms.items())) for terms in (page.observed, *page.ranks))
-    return page.phase, page.waiting_for, startup, measured, page.running, page.waiting, usage
+    loads = tuple(tuple(sorted(one.items())) for one in page.rank_loads)
+    return page.phase, page.waiting_for, startup, loads, measured, page.running, page.waiting, usage
 
 
 def _over_http(session: aiohttp.ClientSession) -> Reader:

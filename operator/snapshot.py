@@ -73,6 +73,8 @@ class Page:
     waiting: int = 0
     cache_usage: float = 0.0
     """Share of the cache's blocks that requests hold."""
+    rank_loads: tuple[Mapping[str, float], ...] = ()
+    """{rank, bytes, total, seconds} of each rank's part of `load`; empty where there is one."""
     ranks: tuple[Mapping[str, int], ...] = ()
     """{rank, weights, kvCache, peak} of each rank, bytes as measured; empty where there is one."""
     waiting_for: tuple[str, ...] = ()

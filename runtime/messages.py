@@ -127,6 +127,15 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
     """Layers, heads and turns of the loop done so far: unchanged where the loop stands still."""
 
 
+class RankLoad(msgspec.Struct, frozen=True, array_like=True):
+    """How far one rank has loaded its share of the weights."""
+
+    rank: int
+    done_bytes: int
+    total_bytes: int
+    seconds: float
+
+
 class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     """Loading, as it goes: `phase` is one of `weights`, `cache`, `warmup`."""
 
@@ -134,6 +143,8 @@ class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     done_bytes: int
     total_bytes: int
     seconds: float
+    ranks: list[RankLoad] = []
+    """Of `weights`, where there are several ranks; the bytes above are theirs together."""
 
 
 class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
@@ -176,6 +187,11 @@ class RankReady(msgspec.Struct, frozen=True, kw_only=True, tag="rank"):
     """Bytes of the process."""
     load: float
     """Seconds."""
+
+    @property
+    def loaded(self) -> LoadProgress:
+        """The last report of its weights."""
+        return LoadProgress(phase="weights", done_bytes=self.weights, total_bytes=self.weights, seconds=self.load)
 
 
 class RankBeat(msgspec.Struct, frozen=True, tag="alive"):

@@ -11,7 +11,7 @@ from plimsoll.operator.plan.quantized import FAILED, WAITING
 from plimsoll.operator.plan.quota import with_help
 from plimsoll.operator.plan.rollout import Revision, Stage
 from plimsoll.operator.plan.trouble import Trouble, words
-from plimsoll.operator.snapshot import Pod, Snapshot
+from plimsoll.operator.snapshot import Page, Pod, Snapshot
 
 
 @dataclass(frozen=True)
@@ -256,11 +256,15 @@ def _startup(pods: Sequence[Pod], before: Mapping[str, Any]) -> Mapping[str, Any
     starting = [pod.page for pod in pods if pod.page and not pod.ready and pod.page.startup]
     done = [pod.page for pod in pods if pod.page and pod.ready and pod.page.startup]
     if starting:
-        return min(starting, key=lambda page: page.moved_at).startup
+        return _steps(min(starting, key=lambda page: page.moved_at))
     if done and not _unread(pods):
-        return max(done, key=lambda page: sum(step.get("seconds", 0.0) for step in page.startup.values())).startup
+        return _steps(max(done, key=lambda page: sum(step.get("seconds", 0.0) for step in page.startup.values())))
     kept: Mapping[str, Any] | None = before.get("startup")
     return kept
+
+
+def _steps(page: Page) -> Mapping[str, Any]:
+    return {**page.startup, "ranks": list(page.rank_loads)} if page.rank_loads else page.startup
 
 
 def _load(sets: Iterable[Revision], before: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -1,5 +1,6 @@
 """One model, many requests: the loop body that turns waiting prompts into tokens, one step at a time."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from plimsoll.runtime.engine.group.leader import NodeRanks, OnWaiting
 from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, Prepared, load, prepare
 from plimsoll.runtime.engine.worker.logprobs import NotANumberError, prompt_logprobs
+from plimsoll.runtime.engine.worker.rank_progress import RankProgress
 from plimsoll.runtime.engine.worker.ranks import Ranks
 from plimsoll.runtime.engine.worker.runner import StepResult
 from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, is_plain
@@ -67,14 +69,17 @@ class Engine:
             raise
 
     def _load(self, prepared: Prepared, on_progress: OnProgress | None) -> None:
-        ranks = self._ranks
-        try:
-            loaded = load(prepared, on_progress, None if ranks is None else ranks.form())
-        except GroupError:
-            if ranks is not None:
-                ranks.wait_ready()
-            raise
-        others = [] if ranks is None else ranks.wait_ready()
+        ranks, progress = self._ranks, None
+        if ranks is not None and on_progress is not None:
+            on_progress = progress = RankProgress(on_progress, ranks.loads)
+        with progress or contextlib.nullcontext():
+            try:
+                loaded = load(prepared, on_progress, None if ranks is None else ranks.form())
+            except GroupError:
+                if ranks is not None:
+                    ranks.wait_ready()
+                raise
+            others = [] if ranks is None else ranks.wait_ready()
         for one in others:
             if one.num_blocks != loaded.plan.num_blocks:
                 raise GroupError(f"rank {one.rank} has {one.num_blocks} blocks of cache, not {loaded.plan.num_blocks}")

@@ -15,7 +15,7 @@ from plimsoll.runtime.server.asgi import Receive, Scope, Send
 from plimsoll.runtime.server.visitors import Visitors
 
 if TYPE_CHECKING:
-    from plimsoll.runtime.messages import EngineReady
+    from plimsoll.runtime.messages import EngineReady, RankLoad
     from plimsoll.runtime.server.following import Following
     from plimsoll.runtime.server.service import Service
 
@@ -165,6 +165,8 @@ class StatusPort:
             found["load"] = {
                 "bytes": weights.done_bytes, "total": weights.total_bytes, "seconds": round(seconds, 3),
             }  # fmt: skip
+        if weights and weights.ranks:
+            found["ranks"] = [_rank_load(one) for one in weights.ranks]
         if "warmup" in taken:
             found["warmup"] = {"seconds": round(taken["warmup"], 3)}
         return found
@@ -192,6 +194,12 @@ class StatusPort:
 
 def _words(status: int, text: str) -> Answer:
     return status, TEXT, text.encode() + b"\n"
+
+
+def _rank_load(one: "RankLoad") -> dict[str, float]:
+    """How far a rank has loaded its share of the weights."""
+    seconds = round(one.seconds, 3)
+    return {"rank": one.rank, "bytes": one.done_bytes, "total": one.total_bytes, "seconds": seconds}
 
 
 def _ranks(info: "EngineReady | None", peaks: dict[int, int]) -> list[dict[str, int]]:

@@ -243,7 +243,7 @@ def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(engine, monk
     engine.add(make_request("known", PROMPT * 8))
     engine.step()
 
-    def out_of_memory(_scheduled: object) -> None:
+    def out_of_memory(*_arguments: object, **_options: object) -> None:
         raise MemoryError("no room")
 
     with monkeypatch.context() as patch:

@@ -147,6 +147,14 @@ class Hub:
         """What ranks of other machines observed, those that have loaded."""
         return [one for member in list(self.members.values()) for one in list(member.ready.values())]
 
+    def loads(self) -> dict[int, LoadProgress | None]:
+        """How far ranks of other machines have loaded their weights, by rank."""
+        found: dict[int, LoadProgress | None] = {}
+        for member in list(self.members.values()):
+            found |= {rank: one for rank, one in list(member.progress.items()) if one.phase == "weights"}
+            found |= {rank: one.loaded for rank, one in list(member.ready.items())}
+        return found
+
     def peaks(self) -> dict[int, int]:
         """Most resident bytes by rank, of ranks of other machines."""
         return {rank: peak for member in list(self.members.values()) for rank, peak in member.peaks.items()}

@@ -17,7 +17,7 @@ from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.engine.group.seated import LeadingGroup, MeetingStore, StepsOut
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.kernels.torch_group import gloo
-from plimsoll.runtime.messages import RankReady
+from plimsoll.runtime.messages import LoadProgress, RankReady
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,12 @@ class NodeRanks:
         """Raises GroupError where the group is not whole any more."""
         if self.failure is not None:
             raise GroupError(self.failure)
+
+    def loads(self) -> list[LoadProgress | None]:
+        """How far each of the others has loaded its weights, rank 1 first; None where nothing is known."""
+        assert self._crew is not None
+        known = {one.rank: one.weights for one in self._crew.processes} | self._hub.loads()
+        return [known.get(rank) for rank in range(1, self.size)]
 
     def wait_ready(self) -> list[RankReady]:
         """Until every rank has loaded; what each observed. Raises PlimsollError or GroupError in the words of the one

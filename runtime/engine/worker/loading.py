@@ -101,7 +101,11 @@ class Loaded:
                 "kvCache": runner.cache.nbytes,
                 "resident": resident_bytes(runner.device),
             },
-            startup={"load": seconds["weights"], "cache": seconds["cache"], "warmup": seconds["warmup"]},
+            startup={
+                "load": max([seconds["weights"], *(one.load for one in others)]),
+                "cache": seconds["cache"],
+                "warmup": seconds["warmup"],
+            },
             kernels=runner.decoder.kernels.name,
             threads=self.threads,
             ranks=[self.rank_ready(), *others] if others else [],
@@ -179,7 +183,7 @@ def load(prepared: Prepared, on_progress: OnProgress | None = None, group: RankG
     config, plan, facts = prepared.config, prepared.plan, prepared.checkpoint.facts
     shard = None if group is None else shards(facts, group.size, plan.precision)[group.rank]
     clock = Clock(on_progress)
-    with clock.phase("weights", plan.predicted["weights"]):
+    with clock.phase("weights", plan.rank_weights[0 if group is None else group.rank]):
         decoder = load_decoder(
             prepared.checkpoint,
             facts,

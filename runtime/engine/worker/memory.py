@@ -44,6 +44,8 @@ class MemoryPlan:
     num_blocks: int
     max_batched_tokens: int
     predicted: Mapping[str, int]
+    rank_weights: tuple[int, ...]
+    """Bytes of each rank's weights."""
     rejected: tuple[Rejection, ...] = ()
     """What `auto` passed over, and why."""
     note: str | None = None
@@ -123,8 +125,8 @@ def plan_memory(
         found.precision if found.precision in CODED else next(n for n, known in DTYPES.items() if known == dtype)
     )
     return MemoryPlan(
-        precision, found.tensor, rope, found.max_length, found.blocks, step, found.per_device(), found.rejected,
-        short_context(found, load),
+        precision, found.tensor, rope, found.max_length, found.blocks, step, found.per_device(),
+        tuple(rank.weights for rank in found.ranks), found.rejected, short_context(found, load),
     )  # fmt: skip
 
 

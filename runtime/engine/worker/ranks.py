@@ -14,7 +14,7 @@ from plimsoll.runtime.kernels.build import NativeUnavailableError
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.kernels.native_group import SPINS, SharedGroup, make_segment
 from plimsoll.runtime.machine.threads import cpu_limit
-from plimsoll.runtime.messages import RankReady
+from plimsoll.runtime.messages import LoadProgress, RankReady
 
 
 class Ranks:
@@ -57,6 +57,10 @@ class Ranks:
         """Raises GroupError where the group is not whole any more."""
         if self.failure is not None:
             raise GroupError(self.failure)
+
+    def loads(self) -> list[LoadProgress | None]:
+        """How far each of the others has loaded its weights, rank 1 first."""
+        return [one.weights for one in self._crew.processes]
 
     def wait_ready(self) -> list[RankReady]:
         """Until every rank has loaded; what each observed. Raises PlimsollError or GroupError in the words of the one

@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import msgspec
 import psutil
@@ -21,6 +22,7 @@ from plimsoll.runtime.kernels import native_group
 from plimsoll.runtime.kernels.build import NativeUnavailableError
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.llm import LLM, RequestOutput
+from plimsoll.runtime.server.status_port import StatusPort
 from tests.support.checkpoints import make_checkpoint
 from tests.support.clients import SECONDS, answer, drain, request, until
 
@@ -140,6 +142,23 @@ def test_greedy_rows_send_their_best_alone_and_answer_as_if_all_logits_were_gath
             tokens(msgspec.structs.replace(greedy, **{name: value}, **stops))
             assert widths == {full}, name
         llm.engine.check_integrity()
+
+
+def test_startup_counts_the_bytes_of_all_ranks_and_of_each(group: EngineClient) -> None:
+    info, weights = group.info, group.phases["weights"]
+    assert info is not None
+    assert [one.rank for one in weights.ranks] == [one.rank for one in info.ranks] == list(range(SIZE))
+    assert [one.done_bytes for one in weights.ranks] == [one.weights for one in info.ranks]
+    assert weights.done_bytes == weights.total_bytes == sum(one.weights for one in info.ranks)
+    assert info.startup["load"] == max(one.load for one in info.ranks)
+    page = StatusPort(0.0, local=True)
+    page.service = SimpleNamespace(engine=group, ready_at=None)  # type: ignore[assignment]
+    startup = page._startup()
+    assert startup["load"]["bytes"] == startup["load"]["total"] == weights.total_bytes
+    assert [(one["rank"], one["bytes"], one["total"]) for one in startup["ranks"]] == [
+        (one.rank, one.weights, one.weights) for one in info.ranks
+    ]
+    assert all(one["seconds"] > 0 for one in startup["ranks"])
 
 
 @pytest.mark.parametrize(("rank", "how"), [(1, signal.SIGKILL), (1, signal.SIGSTOP)])

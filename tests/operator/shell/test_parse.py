@@ -160,6 +160,14 @@ def test_a_page_shows_what_each_rank_holds() -> None:
     assert len(many.ranks) == MOST_RANKS
 
 
+def test_a_page_shows_how_far_each_rank_has_loaded() -> None:
+    ranks = [{"rank": 0, "bytes": 7, "total": 9, "seconds": 1.5, "more": 1}, {"rank": 1, "bytes": -1}, None]
+    read = page_of({**PAGE, "startup": {"load": {"bytes": 7}, "ranks": ranks}}, 1.0, None)
+    assert read is not None
+    assert read.startup == {"load": {"bytes": 7}}
+    assert read.rank_loads == ({"rank": 0, "bytes": 7, "total": 9, "seconds": 1.5}, {"rank": 1}, {})
+
+
 @pytest.mark.parametrize("odd", [None, [], "ready", {}, {"phase": "resting"}, {"phase": None}])
 def test_what_is_no_page_is_none(odd: Any) -> None:
     assert page_of(odd, 1.0, None) is None
