@@ -1,4 +1,5 @@
 """Why a pod's containers are not created yet: a claim, a Secret or a ConfigMap that is not there, an image on its way.
+And why a pod of a group is not created at all.
 
 The kubelet says it in events alone. They are read of those pods only, when they have waited for a while; no right on
 Secrets is needed.
@@ -14,10 +15,11 @@ from typing import Any
 
 from plimsoll.operator import kinds
 from plimsoll.operator.cluster import Cluster, ForbiddenError
+from plimsoll.operator.plan.group_sets import lacks_pods
 from plimsoll.operator.plan.job_run import podless
 from plimsoll.operator.plan.trouble import waits_unexplained
 from plimsoll.operator.shape import mapping, text
-from plimsoll.operator.snapshot import BatchJob, Pod, Snapshot
+from plimsoll.operator.snapshot import BatchJob, Pod, Snapshot, StatefulSet
 
 #: One reading of a pod's events serves for so long.
 _FRESH_SECONDS = 5.0
@@ -50,11 +52,18 @@ class Waiting:
         jobs = tuple(
             self._job(namespace, one) if podless(one, list(snapshot.pods), now) else one for one in snapshot.batch_jobs
         )
-        return replace(snapshot, pods=pods, inspecting=looking, batch_jobs=jobs)
+        groups = tuple(
+            self._group(namespace, one) if lacks_pods(one, snapshot) else one for one in snapshot.stateful_sets
+        )
+        return replace(snapshot, pods=pods, inspecting=looking, batch_jobs=jobs, stateful_sets=groups)
 
     def _job(self, namespace: str, job: BatchJob) -> BatchJob:
         event, stuck = self._last(namespace, job.uid)
         return replace(job, last_event=event if stuck else "")
+
+    def _group(self, namespace: str, group: StatefulSet) -> StatefulSet:
+        event, stuck = self._last(namespace, group.uid)
+        return replace(group, last_event=event if stuck else "")
 
     def _explained(self, namespace: str, pod: Pod) -> Pod:
         event, stuck = self._last(namespace, pod.uid)

@@ -120,7 +120,11 @@ class Cluster:
             assert not found.needs_usage
         return found
 
-    def room(self, template: Mapping[str, Any]) -> int:
+    def placed(self, group: str) -> int:
+        """Pods of a group that have a node."""
+        return sum(pod.group == group and pod.node is not None and not pod.deleting for pod in self.pods)
+
+    def room(self, template: Mapping[str, Any], among: Any = None) -> int:
         """Pods of `template` that the free devices take. Its own that wait for one are the planner's to count."""
         revision = template["metadata"]["labels"][names.REVISION]
         held = sum(pod.node is not None and not pod.ended for pod in self.pods)
