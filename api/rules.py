@@ -121,12 +121,19 @@ POD: list[Any] = [
 DIVIDE_WORDS = "must be a multiple of nodes: each pod of a group has as many ranks. Write auto, nodes or 2 times nodes"
 SEVERAL_WORDS = "goes with nodes: 2 or more. Remove it"
 APART_KEY_WORDS = "keeps groups apart by topologyKey, which is missing: write one, or remove exclusiveTopology"
+_SEVERAL = "has(self.nodes) && self.nodes > 1"
+_APART = "(has(self.exclusiveTopology) && self.exclusiveTopology)"
 PARALLELISM: list[Any] = [
-    rule("type(self.tensor) == string || self.tensor % self.nodes == 0", f"tensor {DIVIDE_WORDS}", ".tensor"),
-    rule("self.nodes > 1 || !has(self.topologyKey)", f"topologyKey {SEVERAL_WORDS}", ".topologyKey"),
-    rule("self.nodes > 1 || !self.exclusiveTopology", f"exclusiveTopology {SEVERAL_WORDS}", ".exclusiveTopology"),
+    # The API server evaluates them on the default `{}` too, whose own fields have no defaults yet.
     rule(
-        "self.nodes == 1 || !self.exclusiveTopology || has(self.topologyKey)",
+        "!has(self.tensor) || !has(self.nodes) || type(self.tensor) == string || self.tensor % self.nodes == 0",
+        f"tensor {DIVIDE_WORDS}",
+        ".tensor",
+    ),
+    rule(f"{_SEVERAL} || !has(self.topologyKey)", f"topologyKey {SEVERAL_WORDS}", ".topologyKey"),
+    rule(f"{_SEVERAL} || !{_APART}", f"exclusiveTopology {SEVERAL_WORDS}", ".exclusiveTopology"),
+    rule(
+        f"!({_SEVERAL}) || !{_APART} || has(self.topologyKey)",
         f"exclusiveTopology {APART_KEY_WORDS}",
         ".exclusiveTopology",
     ),

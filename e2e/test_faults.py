@@ -161,6 +161,8 @@ def settle(cluster: Cluster, namespace: str) -> dict[str, Any]:
         time.sleep(4.0)
         after = picture(cluster, namespace)
         assert before == after, "things still move"
+        leaving = [key for key, items in after.items() if any(item.get("deleting") for item in items)]
+        assert not leaving, f"what was deleted has not gone: {leaving}"
         return after
 
     return eventually(quiet, PATIENCE, "everything has settled")
