@@ -31,6 +31,12 @@ LOGIT_ROWS = 128
 LOGITS_AT_ONCE = 4
 #: Pieces of a head that are float32 at once, one a thread.
 HEAD_PIECES_BYTES = 64 * MIB
+#: Rows that candidates of a search are judged on, at most, and candidates.
+JUDGED_ROWS, CANDIDATES = 2048, 41
+#: Rows that get their codes together.
+CODED_ROWS = 512
+#: Workers of a job, at most.
+MOST_WORKERS = 64
 #: Beside weights: configuration, tokenizer, report, manifest.
 PAPERS_BYTES = 32 * MIB
 _ROUND = 64 * MIB
@@ -60,6 +66,8 @@ class JobLoad:
     """Samples that are measured on."""
     libraries: int = 0
     """Bytes, as in `DeviceFacts`."""
+    workers: int = 1
+    """Processes that share the searches, the job's own among them; 1 by default."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,8 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
     whole = 4 if facts.dtype == "F32" else 2
     layer = layer_bytes(facts)
     batch = batch_bytes(facts, load)
-    walk = base + _walk(facts, load)
+    others = load.workers - 1
+    walk = base + _walk(facts, load) + others * worker_bytes(facts, load)
     # Of the model as it was and of the output, side by side.
     head = facts.vocab_size * facts.hidden_size * (_held_bytes(facts) + 2)
     logits = LOGITS_AT_ONCE * LOGIT_ROWS * facts.vocab_size * FLOAT + HEAD_PIECES_BYTES
@@ -129,6 +138,23 @@ def _walk(facts: ModelFacts, load: JobLoad) -> int:
     held = max(attention, 2 * down + max(down, inner * min(inner, GRAM_COLUMNS)))
     row = 2 * (inner + hidden) + _scores(facts, load)
     return HEAP_BYTES + codes + FLOAT * (held + load.batch * load.length * row)
+
+
+def worker_bytes(facts: ModelFacts, load: JobLoad) -> int:
+    """Of each process that shares the searches, beside the job's own: itself, and its share of the largest grouping."""
+
+    def share(targets: tuple[str, ...]) -> int:
+        shapes = [role_shape(facts, role) for role in targets]
+        rows, columns = sum(rows for rows, _ in shapes), shapes[0][1]
+        block = min(columns, GRAM_COLUMNS)
+        judged = (min(rows, JUDGED_ROWS) + CANDIDATES) * columns * FLOAT
+        mine = min(rows, -(-rows // load.workers) + CODED_ROWS)
+        # Rows and their codes; an order of columns while it is found; what one run needs on the way.
+        coded = mine * columns * (FLOAT + 1) + FLOAT * block * (2 * block + 5 * min(mine, CODED_ROWS))
+        return FLOAT * columns * block + max(judged, coded)
+
+    found = find_family(facts.architecture).groupings
+    return process_bytes(load) + HEAP_BYTES + max((share(one.targets) for one in found), default=0)
 
 
 def _largest_linear(facts: ModelFacts) -> int:

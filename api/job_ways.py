@@ -22,9 +22,10 @@ class JobNames:
     length: str = "calibration.sequenceLength"
     samples: str = "calibration.samples"
     held_out: str = "evaluation.samples"
+    workers: str = "parallelism.workers"
 
 
-OPTIONS = JobNames("--batch-size", "--calib-seqlen", "--calib-samples", "--eval-samples")
+OPTIONS = JobNames("--batch-size", "--calib-seqlen", "--calib-samples", "--eval-samples", "--workers")
 
 
 def memory_ways(facts: ModelFacts, load: JobLoad, line: int, names: JobNames = JobNames()) -> Iterator[str]:
@@ -35,15 +36,20 @@ def memory_ways(facts: ModelFacts, load: JobLoad, line: int, names: JobNames = J
 
     if load.sampled and fits(sampled=False):
         yield "calibration.dataset or calibration.configMap in place of self, so that no engine runs"
+    workers = next((count for count in range(load.workers - 1, 0, -1) if fits(workers=count)), None)
+    if workers is not None:
+        yield f"{names.workers} {workers}"
     if load.batch > 1 and fits(batch=1):
         yield f"{names.batch} 1"
     length = _halved(load.length, LEAST_LENGTH, lambda value: fits(length=value))
     if length is not None:
         yield f"{names.length} {length}"
-    elif load.batch > 1:
-        length = _halved(load.length, LEAST_LENGTH, lambda value: fits(length=value, batch=1))
+    elif load.batch > 1 or load.workers > 1:
+        length = _halved(load.length, LEAST_LENGTH, lambda value: fits(length=value, batch=1, workers=1))
         if length is not None:
-            yield f"{names.batch} 1 and {names.length} {length}"
+            batch = f"{names.batch} 1 and " if load.batch > 1 else ""
+            workers_too = f"{names.workers} 1 and " if load.workers > 1 else ""
+            yield f"{workers_too}{batch}{names.length} {length}"
 
 
 def disk_ways(facts: ModelFacts, load: JobLoad, free: int, names: JobNames = JobNames()) -> Iterator[str]:

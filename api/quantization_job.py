@@ -14,6 +14,7 @@ from plimsoll.api.dataset import parse_dataset
 from plimsoll.api.deployment import CheckpointSource, Metadata, PodPlacement, SourceAddress
 from plimsoll.api.errors import SpecError
 from plimsoll.api.fields import Memory, ObjectName, Part, Processors, fault_at
+from plimsoll.api.job_budget import MOST_WORKERS
 from plimsoll.api.rules import RULES
 
 QUANTIZATION_KIND = "QuantizationJob"
@@ -147,6 +148,14 @@ class JobAccelerator(Part):
     sum that the operator computes at admission."""
 
 
+class JobParallelism(Part):
+    """How a job is spread over processes."""
+
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
+    """Processes that share the search of method awq, at most as many as pod.cpu. Each takes memory. The bytes of the
+    output do not depend on their number."""
+
+
 class JobPod(PodPlacement):
     """The few things of the job's pod that are the cluster's business."""
 
@@ -176,6 +185,7 @@ class QuantizationJobSpec(Part):
     """Folder of the quantized checkpoint: `pvc://CLAIM/PATH`. No other job may have it. The output appears there whole
     or not at all. Files stay when the job is deleted; the same job, created again, resumes there."""
     accelerator: JobAccelerator = JobAccelerator()
+    parallelism: JobParallelism = JobParallelism()
     pod: JobPod = JobPod()
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 6
     """Crashes that are retried before the job is Failed; each retry resumes at the last saved layer. Evictions, drains
@@ -196,6 +206,12 @@ class QuantizationJobSpec(Part):
         for name, value in searched.items():
             if self.method != "awq" and value is not None:
                 raise fault_at(("weights", name), rules.SEARCH_WORDS, value)
+        workers, processors = self.parallelism.workers, self.pod.cpu
+        if not self.searches and workers > 1:
+            raise fault_at(("parallelism", "workers"), rules.SEARCH_WORDS, workers)
+        if processors is not None and workers > processors:
+            words = f"must be at most {processors}, the processors of pod.cpu. Lower it, or raise pod.cpu"
+            raise fault_at(("parallelism", "workers"), words, workers)
         if eight and self.format == "awq":
             raise fault_at(("format",), rules.FORMAT_WORDS, self.format)
         source = self.model.source.rstrip("/")
@@ -216,6 +232,12 @@ class QuantizationJobSpec(Part):
     def samples_itself(self) -> bool:
         """Whether text that calibrates is drawn from the model."""
         return self.calibration.config_map is None and self.calibration.dataset in (None, "self")
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is anything that workers share."""
+        parts = (self.weights.search_scale, self.weights.clip, self.weights.compensate)
+        return self.method == "awq" and any(part is not False for part in parts)
 
     @property
     def written_format(self) -> str:

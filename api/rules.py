@@ -209,6 +209,12 @@ QUANTIZATION: list[Any] = [
         )
         for field in ("searchScale", "clip", "compensate")
     ),
+    rule(
+        "self.method == 'awq' || !has(self.parallelism) || !has(self.parallelism.workers) "
+        "|| self.parallelism.workers == 1",
+        f"parallelism.workers {SEARCH_WORDS}",
+        ".parallelism.workers",
+    ),
     rule("self.method != 'int8' || !has(self.format) || self.format != 'awq'", f"format {FORMAT_WORDS}", ".format"),
     rule(
         "!(self.output + '/').startsWith(self.model.source + (self.model.source.endsWith('/') ? '' : '/')) "

@@ -67,6 +67,8 @@ def _run(job: QuantizationJob) -> None:
         max_kl_divergence=None if divergence is None else f"{divergence:g}",
         memory=None if spec.accelerator.memory is None else str(spec.accelerator.memory),
         threads=spec.pod.cpu,
+        workers=spec.parallelism.workers,
+        device="cpu",
         shard_size="5G",
         seed=spec.seed,
     )

@@ -66,6 +66,11 @@ def quantize(
         str | None, typer.Option(help="Most that the process may take, as 8Gi. Default: what there is.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: one for each processor.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="awq: processes that share the search and --threads. Default: 1; all devices for cuda."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="awq: cpu, or cuda to search on all or --workers devices.")] = "cpu",
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of text, and of sampling it.")] = 0,
     status_port: Annotated[int | None, typer.Option(help="Serve /status, /live and /ready there meanwhile.")] = None,
 ) -> None:
@@ -82,7 +87,7 @@ def quantize(
     from plimsoll.cli import local
     from plimsoll.cli.progress_lines import shown
     from plimsoll.cli.status_page import serve_status
-    from plimsoll.quantjob.failures import BusyError, reason_of
+    from plimsoll.quantjob.failures import BusyError, WorkersLostError, reason_of
     from plimsoll.quantjob.job import QuantizeJob
     from plimsoll.quantjob.job_options import JobOptions
     from plimsoll.quantjob.progress import Tracker
@@ -107,12 +112,12 @@ def quantize(
             given = {"group_size": w_group_size, "length": calib_seqlen}
             options = JobOptions(
                 path, local.own_name(source, path), work_dir, recipe, plan, limits, line, batch_size, threads, shards,
-                frozenset(name for name, value in given.items() if value is None),
+                frozenset(name for name, value in given.items() if value is None), workers, device,
             )  # fmt: skip
             outcome = QuantizeJob(options, tracker, lambda note: screen.print(note, highlight=False)).run()
         except PlimsollError as error:
             tracker.move("Failed", 0.0, reason=reason_of(error), message=str(error))
-            if isinstance(error, BusyError):
+            if isinstance(error, BusyError | WorkersLostError):
                 typer.secho(printable(f"error: {error}"), fg=typer.colors.RED, err=True)
                 raise typer.Exit(TRY_AGAIN) from None
             raise

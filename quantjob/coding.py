@@ -7,14 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from plimsoll.api.job_budget import CODED_ROWS as ROWS
 from plimsoll.quantjob.clip import narrowed
 from plimsoll.quantjob.compensate import Order, compensated, order_of
 from plimsoll.quantjob.gram import Block, Gram
 from plimsoll.quantjob.rounding import Grid, Rounding, fit
 from plimsoll.quantjob.workers import Workers
 
-#: Rows that one unit of work codes.
-ROWS = 512
 #: Elements whose ranges one unit of work looks for: it holds several copies of them.
 _ELEMENTS = 1 << 18
 
@@ -44,65 +43,81 @@ def nearest(weight: Tensor, rounding: Rounding, workers: Workers) -> Coded:
         grid = fit(rows, rounding)
         return Coded(grid, grid.codes(rows).to(torch.int8 if rounding.bits == 8 else torch.uint8))
 
-    return _stacked(workers.map(some, weight.split(ROWS)))
+    return stacked(workers.map(some, weight.split(ROWS)))
+
+
+@dataclass(frozen=True)
+class CodedRun:
+    """A run of rows: its codes, and the squared errors of the outputs, summed over the tokens seen, with them and with
+    rounding to nearest."""
+
+    coded: Coded
+    loss: float
+    nearest_loss: float
 
 
 @dataclass(frozen=True)
 class Coder:
-    """4-bit codes of linears that see the same inputs.
+    """4-bit codes of rows of linears that see the same inputs: a task of `crew.py`.
 
     Attributes:
         gram: of those inputs, unscaled.
+        scale: float32 [K]: the inputs are divided by it, so the rows that get codes are multiplied by it.
         clip: look for narrower ranges.
         compensate: let each column make up for those before it.
     """
 
     gram: Gram
+    scale: Tensor
     group_size: int
     clip: bool
     compensate: bool
-    workers: Workers
 
-    def code(self, weight: Tensor, scale: Tensor) -> Coded:
-        """Codes of `weight` float32 [N, K] times `scale` float32 [K], the linear behind inputs divided by it."""
-        runs = weight.split(ROWS)
-        moments = self.gram.of_groups(self.group_size) / _outer(scale.view(-1, self.group_size))
-        grids = [self._grids(rows, scale, moments) for rows in runs]
-        codes = [torch.empty(rows.shape, dtype=torch.uint8) for rows in runs]
+    def __call__(self, runs: Sequence[Tensor], workers: Workers) -> list[CodedRun]:
+        """Args: runs: float32 [R, K] each, as `runs_of` cuts them: their cut decides the bits."""
+        moments = self.gram.of_groups(self.group_size) / _outer(self.scale.view(-1, self.group_size))
+        grids = [self._grids(rows, moments, workers) for rows in runs]
+        codes = [torch.empty(rows.shape, dtype=torch.uint8, device=rows.device) for rows in runs]
+        units = list(zip(runs, grids, codes, strict=True))
         for block in self.gram.blocks:
-            part = slice(block.start, block.stop)
-            order = order_of(block.gram, scale[part], self.gram.tokens) if self.compensate else None
-            units = list(zip(runs, grids, codes, strict=True))
-            self.workers.map(partial(self._code_block, block, scale[part], order), units)
-        return _stacked([Coded(grid, code) for grid, code in zip(grids, codes, strict=True)])
+            scale = self.scale[block.start : block.stop]
+            order = order_of(block.gram, scale, self.gram.tokens) if self.compensate else None
+            workers.map(partial(self._code_block, block, order), units)
+        return workers.map(self._judged, [(rows, Coded(grid, found)) for rows, grid, found in units])
 
-    def loss(self, weight: Tensor, scale: Tensor, coded: Coded) -> float:
-        """Squared error of the outputs, summed over the tokens seen."""
-
-        def some(start: int) -> Tensor:
-            rows = slice(start, start + step)
-            return self.gram.loss(coded.values(rows).div_(scale).sub_(weight[rows]))
-
-        step = max(1, _ELEMENTS // weight.shape[1])
-        return sum(float(part) for part in self.workers.map(some, range(0, len(weight), step)))
-
-    def _grids(self, rows: Tensor, scale: Tensor, moments: Tensor) -> Grid:
+    def _grids(self, rows: Tensor, moments: Tensor, workers: Workers) -> Grid:
         def some(part: Tensor) -> Grid:
-            scaled = part * scale
+            scaled = part * self.scale
             if self.clip:
                 return narrowed(scaled, self.group_size, moments)
             return fit(scaled, Rounding(4, self.group_size))
 
-        return joined(self.workers.map(some, rows.split(max(1, _ELEMENTS // rows.shape[1]))))
+        return joined(workers.map(some, rows.split(max(1, _ELEMENTS // rows.shape[1]))))
 
-    def _code_block(self, block: Block, scale: Tensor, order: Order | None, unit: tuple[Tensor, Grid, Tensor]) -> None:
+    def _code_block(self, block: Block, order: Order | None, unit: tuple[Tensor, Grid, Tensor]) -> None:
         rows, grid, codes = unit
         assert grid.zeros is not None
         first, last = block.start // self.group_size, block.stop // self.group_size
-        part = Grid(4, grid.scales[:, first:last], grid.zeros[:, first:last])
-        scaled = (rows[:, block.start : block.stop] * scale).contiguous()
+        part, columns = Grid(4, grid.scales[:, first:last], grid.zeros[:, first:last]), slice(block.start, block.stop)
+        scaled = (rows[:, columns] * self.scale[columns]).contiguous()
         found = part.codes(scaled) if order is None else compensated(scaled, part, order)
-        codes[:, block.start : block.stop] = found.to(torch.uint8)
+        codes[:, columns] = found.to(torch.uint8)
+
+    def _judged(self, unit: tuple[Tensor, Coded]) -> CodedRun:
+        rows, coded = unit
+        step = max(1, _ELEMENTS // rows.shape[1])
+        loss = before = 0.0
+        for start in range(0, len(rows), step):
+            some = slice(start, start + step)
+            weight = rows[some]
+            loss += float(self.gram.loss(coded.values(some).div_(self.scale).sub_(weight)))
+            before += float(self.gram.loss(fit(weight, Rounding(4, self.group_size)).nearest(weight).sub_(weight)))
+        return CodedRun(coded, loss, before)
+
+
+def runs_of(matrix: Tensor) -> list[Tensor]:
+    """Rows of [N, K] in runs as long as each other, of at most `ROWS`."""
+    return list(matrix.tensor_split(max(1, -(-len(matrix) // ROWS))))
 
 
 def _outer(scale: Tensor) -> Tensor:
@@ -116,5 +131,6 @@ def joined(grids: Sequence[Grid]) -> Grid:
     return Grid(grids[0].bits, torch.cat([grid.scales for grid in grids]), torch.cat(zeros) if zeros else None)
 
 
-def _stacked(parts: Sequence[Coded]) -> Coded:
+def stacked(parts: Sequence[Coded]) -> Coded:
+    """The same of whole linears."""
     return Coded(joined([part.grid for part in parts]), torch.cat([part.codes for part in parts]))

@@ -54,7 +54,7 @@ def order_of(gram: Tensor, scale: Tensor, tokens: int) -> Order | None:
     del scaled, diagonal
     # Each step takes the place of the one before: this matrix is the largest thing that a layer needs besides its
     # weights. LAPACK works on columns, so a row-major matrix would be copied.
-    matrix, failed = moments.mT, torch.empty((), dtype=torch.int32)
+    matrix, failed = moments.mT, torch.empty((), dtype=torch.int32, device=moments.device)
     torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
     if failed:
         return None
@@ -76,7 +76,7 @@ def compensated(weight: Tensor, grid: Grid, order: Order) -> Tensor:
     pivots = order.factor.diagonal().tolist()
     for start in range(0, len(work), _LAZY):
         stop = min(start + _LAZY, len(work))
-        errors = torch.empty(stop - start, work.shape[1])
+        errors = work.new_empty(stop - start, work.shape[1])
         for index in range(start, stop):
             column, zero, scale = work[index], zeros[groups[index]], scales[groups[index]]
             code = torch.div(column, scale).round_().add_(zero).clamp_(0, 15)

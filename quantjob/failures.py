@@ -24,11 +24,16 @@ class BusyError(PlimsollError):
     """Another process works in the output folder: worth trying again."""
 
 
+class WorkersLostError(PlimsollError):
+    """No process that computes is left: worth trying again, from the layer that was reached."""
+
+
 def reason_of(error: PlimsollError) -> str:
     """CamelCase, one word."""
     for kind, reason in (
         (DiskFullError, "DiskFull"), (OutputError, "OutputNotWritable"), (OutputTakenError, "OutputTaken"),
-        (BusyError, "OutputBusy"), (DoesNotFitError, "DoesNotFit"), (SpecError, "InvalidOption"),
+        (BusyError, "OutputBusy"), (WorkersLostError, "Crashed"), (DoesNotFitError, "DoesNotFit"),
+        (SpecError, "InvalidOption"),
         (SourceChangedError, SourceChangedError.REASON), (CheckpointError, "SourceUnreadable"),
     ):  # fmt: skip
         if isinstance(error, kind):

@@ -16,7 +16,8 @@ import torch
 from plimsoll.api.layer_tensors import FUSED, fused_roles, role_shape
 from plimsoll.api.model import ModelFacts
 from plimsoll.quantjob.coding import ROWS as CODED_ROWS
-from plimsoll.quantjob.coding import Coder
+from plimsoll.quantjob.coding import Coder, runs_of
+from plimsoll.quantjob.crew import Crew
 from plimsoll.quantjob.evaluation import ROWS as COMPARED_ROWS
 from plimsoll.quantjob.evaluation import divergences, losses
 from plimsoll.quantjob.gram import WIDEST, Gram
@@ -24,7 +25,7 @@ from plimsoll.quantjob.groups import groupings_of
 from plimsoll.quantjob.layer import LayerWeights
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.rounding import Rounding, fit
-from plimsoll.quantjob.search import JUDGED_ROWS, STEPS, rounding_loss
+from plimsoll.quantjob.search import JUDGED_ROWS, STEPS, Judge
 from plimsoll.quantjob.search import ROWS as SEARCHED_ROWS
 from plimsoll.quantjob.steps import ComparedSteps
 from plimsoll.quantjob.streamed import StreamedModel
@@ -39,7 +40,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds on all threads together.
+    """Seconds on all threads together, of all processes for what they share.
 
     Attributes:
         read: of a weight, from the file to float32.
@@ -50,7 +51,6 @@ class Rates:
         rounded: of a weight that is rounded to nearest.
         compared: of the predictions of one position by two models.
         written: of a byte that reaches the disk.
-        threads: that share the work.
     """
 
     read: float
@@ -61,14 +61,14 @@ class Rates:
     rounded: float
     compared: float
     written: float
-    threads: int
 
 
-def measure(model: StreamedModel, recipe: Recipe, length: int, folder: Path | None) -> Rates:
+def measure(model: StreamedModel, recipe: Recipe, length: int, folder: Path | None, crew: Crew | None = None) -> Rates:
     """Time each kind of work on the first layer of `model`, with windows of `length` tokens.
 
     Args:
         folder: where states are going to be written; None for nowhere.
+        crew: what is going to share the searches; this process alone if None.
 
     Raises:
         CheckpointError: the layer cannot be read.
@@ -84,7 +84,7 @@ def measure(model: StreamedModel, recipe: Recipe, length: int, folder: Path | No
         _, passing = _timed(lambda: workers.map(lambda one: math.finish(weights, one), inputs))
         moment, judged, coded = 0.0, (0.0, 0.0), (0.0, 0.0)
         if recipe.calibrates:
-            moment, judged, coded = _searching(model, recipe, weights, tokens)
+            moment, judged, coded = _searching(model, recipe, weights, tokens, crew or Crew(1, workers))
         rows = weights["up"][:CODED_ROWS]
         rounding = Rounding(recipe.bits, recipe.group_size)
         _, nearest = _timed(lambda: fit(rows, rounding).nearest(rows))
@@ -94,7 +94,7 @@ def measure(model: StreamedModel, recipe: Recipe, length: int, folder: Path | No
     return Rates(
         read=reading / (3 * size), product=passing / (len(inputs) * tokens * 3 * size), moment=moment, judged=judged,
         coded=coded, rounded=nearest / rows.numel(), compared=compared / len(logits),
-        written=0.0 if folder is None else _writing(folder), threads=workers.count,
+        written=0.0 if folder is None else _writing(folder),
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def _mlp(model: StreamedModel) -> LayerWeights:
 
 
 def _searching(
-    model: StreamedModel, recipe: Recipe, weights: LayerWeights, tokens: int
+    model: StreamedModel, recipe: Recipe, weights: LayerWeights, tokens: int, crew: Crew
 ) -> tuple[float, tuple[float, float], tuple[float, float]]:
     """(seconds of a multiply-add in moments, (hidden, intermediate) of a judged row, the same of a coded one)."""
     workers, moment = model.workers, 0.0
@@ -120,18 +120,17 @@ def _searching(
         seen = [torch.rand(tokens, columns) for _ in range(workers.count)]
         _, counting = _timed(lambda gram=gram, seen=seen: gram.add(seen, workers))  # type: ignore[misc]
         moment = counting / (len(seen) * tokens * _moments(columns))
-        ones = torch.ones(columns)
+        ones = [torch.ones(columns)] * crew.threads
         few = matrix[:SEARCHED_ROWS]
-
-        def loss(_: int, few: torch.Tensor = few, ones: torch.Tensor = ones, gram: Gram = gram) -> float:
-            return rounding_loss([few], ones, rounding, gram)
-
-        _, judging = _timed(lambda loss=loss: workers.map(loss, range(workers.count)))  # type: ignore[misc]
-        judged.append(judging / (len(few) * workers.count))
-        some = matrix[: CODED_ROWS * workers.count]
-        coder = Coder(gram, recipe.group_size, recipe.clip, recipe.compensate, workers)
-        _, coding = _timed(lambda coder=coder, some=some, ones=ones: coder.code(some, ones))  # type: ignore[misc]
-        coded.append(coding / len(some))
+        judge = Judge([few], rounding, gram)
+        coder = Coder(gram, ones[0], recipe.group_size, recipe.clip, recipe.compensate)
+        some = runs_of(matrix[: CODED_ROWS * crew.threads])
+        # The others are still starting: what they do first says nothing of their pace.
+        crew.share(judge, ones)
+        _, judging = _timed(lambda judge=judge, ones=ones: crew.share(judge, ones))  # type: ignore[misc]
+        judged.append(judging / (len(few) * crew.threads))
+        _, coding = _timed(lambda coder=coder, some=some: crew.share(coder, some))  # type: ignore[misc]
+        coded.append(coding / sum(map(len, some)))
     return moment, (judged[0], judged[1]), (coded[0], coded[1])
 
 
@@ -195,9 +194,7 @@ def layer_steps(facts: ModelFacts, recipe: Recipe, rates: Rates, samples: int, l
         steps.append(tokens * (passes.get(first, 0.0) * rates.product + _moments(columns) * rates.moment))
         rows = [shape.rows[role] for role in grouping.targets]
         judged = sum(rows) // max(1, sum(rows) // JUDGED_ROWS) * (2 * STEPS + 1 if recipe.search_scale else 0)
-        # What rounding alone costs is found for each matrix by one thread; what the codes cost, by all.
-        losses_of = max(rows) * min(rates.threads, len(rows)) + sum(rows)
-        steps.append((judged + losses_of) * rates.judged[wide] + sum(rows) * rates.coded[wide])
+        steps.append(judged * rates.judged[wide] + sum(rows) * rates.coded[wide])
     last = tokens * shape.weights("gate up down") * rates.product
     written = (4 * tokens * facts.hidden_size + whole * recipe.bits // 8) * rates.written
     return (*steps, last + written)

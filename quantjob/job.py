@@ -18,23 +18,23 @@ from typing import Any
 
 import plimsoll
 from plimsoll.api.errors import SpecError
-from plimsoll.api.gate import Limits, gate
 from plimsoll.api.job_budget import largest_group, undivided
-from plimsoll.api.job_progress import Evaluation, Output
+from plimsoll.api.job_progress import Output
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.complete import sync_folder
 from plimsoll.checkpoint.lock import FolderLock
 from plimsoll.checkpoint.quantized.manifest import (
     MANIFEST_NAME,
-    Gate,
     Manifest,
     hash_files,
     read_manifest,
     write_manifest,
 )
 from plimsoll.checkpoint.tokenizer import load_tokenizer
+from plimsoll.quantjob.crew import Crew
 from plimsoll.quantjob.data import Tokens
+from plimsoll.quantjob.devices import devices_of
 from plimsoll.quantjob.evaluation import Comparison, compare
 from plimsoll.quantjob.failures import BusyError, OutputTakenError, damaged, writing
 from plimsoll.quantjob.generation_config import valid_generation_config
@@ -51,6 +51,7 @@ from plimsoll.quantjob.rounding import Rounding
 from plimsoll.quantjob.state import METHOD_VERSION, State, layers_done, weights_digest
 from plimsoll.quantjob.streamed import StreamedModel
 from plimsoll.quantjob.tokens import Pair, token_sets
+from plimsoll.quantjob.verdict import evaluation_of, reasons_of, verdict_of
 from plimsoll.quantjob.walk import Walk
 from plimsoll.quantjob.workers import Workers
 
@@ -83,6 +84,8 @@ class QuantizeJob:
         self._tracker = tracker
         self._say = say
         self._workers = Workers(options.threads)
+        self._crew = Crew(1, self._workers)
+        self._devices: tuple[str, ...] = ()
         self._outlook: Outlook | None = None
 
     def run(self) -> Outcome:
@@ -91,6 +94,7 @@ class QuantizeJob:
             with self._tracker.beating():
                 return self._run()
         finally:
+            self._crew.rest()
             self._workers.close()
 
     def _run(self) -> Outcome:
@@ -104,9 +108,11 @@ class QuantizeJob:
         self._fit(checkpoint)
         options = self.options
         options.plan.check(checkpoint.facts)
+        self._devices = devices_of(options)
         ready = preflight(
             checkpoint.facts, options.recipe, options.plan.samples, options.plan.length, options.plan.held_out,
-            memory=options.memory, batch=options.batch, threads=self._workers.count,
+            memory=options.memory, batch=options.batch, threads=self._workers.count, workers=options.workers or 1,
+            devices=self._devices,
         )  # fmt: skip
         changed = valid_generation_config(checkpoint.generation_config)[1]
         for note in (*checkpoint.notices, *ready.notes, *options.plan.notes(), *changed):
@@ -157,20 +163,22 @@ class QuantizeJob:
             if lock.lost.is_set():
                 raise _busy(self.partial)
 
-        calibration, held_out = self._tokens(checkpoint, request)
+        self._crew = crew = Crew(ready.workers, self._workers, self._say, self._devices)
+        self._tracker.others = lambda: crew.peak_bytes
+        calibration, held_out = self._tokens(checkpoint, crew, request)
         outlook = self._outlook
         walk = Walk(
             checkpoint, options.recipe, calibration, self.partial, ready.plan, self._workers, request["weights"],
-            () if outlook is None else outlook.layer_steps, options.shard_bytes,
+            () if outlook is None else outlook.layer_steps, options.shard_bytes, crew,
         )  # fmt: skip
 
         def on_layer(done: int, of: int, seconds: float) -> None:
             self._tracker.move("Quantizing", done / of, layer=done, of=of)
 
-        def on_share(share: float, upto: float) -> None:
-            self._tracker.move("Quantizing", share, upto=upto)
-
-        state = walk.run(on_layer, proceed, on_share)
+        state = walk.run(
+            on_layer, proceed, lambda share, upto: self._tracker.move("Quantizing", share, upto=upto)
+        )  # fmt: skip
+        crew.rest()
         output = self.partial / "output"
         names = write_papers(output, checkpoint, options.recipe, state.shards)
         files = hash_files(output, names)
@@ -183,9 +191,9 @@ class QuantizeJob:
             key = {"walk": state.fingerprint, "output": [file.sha256 for file in files], "held out": held_out.digest}
             compared = self._evaluate(checkpoint, held_out, ready, json.dumps(key, sort_keys=True), proceed)
         evaluation = None if compared is None else compared.evaluation(OUTPUT, self._nearest(compared))
-        reasons = _reasons(evaluation, options.limits)
+        reasons = reasons_of(evaluation, options.limits)
         manifest = Manifest(
-            files=files, gate=_verdict(reasons, options.limits),
+            files=files, gate=verdict_of(reasons, options.limits),
             gate_message="; ".join(reasons) or None, recipe=options.recipe.described(),
             tokens=None if calibration is None else calibration.digest,
             source={"name": options.name, "request": dict(request)},
@@ -197,7 +205,7 @@ class QuantizeJob:
         write_manifest(self.partial, manifest)
         return manifest
 
-    def _tokens(self, checkpoint: Checkpoint, request: Mapping[str, Any]) -> Pair:
+    def _tokens(self, checkpoint: Checkpoint, crew: Crew, request: Mapping[str, Any]) -> Pair:
         """Texts are read each time, to see whether they have changed; drawn windows are kept for a later run."""
 
         def ready() -> None:
@@ -206,11 +214,16 @@ class QuantizeJob:
                 # All of it is read once: a weight that is no number is found now, and not after hours.
                 check_weights(checkpoint, self.options.recipe, self._workers, partial(self._prepared, 0.4, 0.8))
             self._prepared(0.8, 1.0, 0.0, 1.0)
+            # A walk that is over shares nothing any more.
+            left = done is None or done < checkpoint.facts.num_layers
             self._outlook = Outlook(
                 StreamedModel(checkpoint, workers=self._workers), self.options.recipe, self.options.plan, self.partial,
-                self._tracker, self._say,
+                self._tracker, self._say, crew if left else None,
             )  # fmt: skip
-            if done is None or done < checkpoint.facts.num_layers:
+            if self.options.plan.sampled:
+                # The engine needs the memory.
+                crew.rest()
+            if left:
                 self._outlook.announce(done or 0)
 
         def drawn(done: int, of: int) -> None:
@@ -289,8 +302,8 @@ class QuantizeJob:
         if manifest.source.get("request") != request:
             raise self._taken("another output")
         self._clear()
-        reasons = _reasons(_evaluation(manifest), self.options.limits)
-        verdict = _verdict(reasons, self.options.limits)
+        reasons = reasons_of(evaluation_of(manifest), self.options.limits)
+        verdict = verdict_of(reasons, self.options.limits)
         message = "; ".join(reasons) or None
         if (verdict, message) != (manifest.gate, manifest.gate_message):
             fields = {name: getattr(manifest, name) for name in ("files", "recipe", "tokens", "source", "evaluation")}
@@ -300,8 +313,8 @@ class QuantizeJob:
 
     def _outcome(self, manifest: Manifest) -> Outcome:
         self._clear()
-        evaluation = _evaluation(manifest)
-        reasons = tuple(_reasons(evaluation, self.options.limits))
+        evaluation = evaluation_of(manifest)
+        reasons = tuple(reasons_of(evaluation, self.options.limits))
         ended: dict[str, Any] = {"reason": "GateFailed", "message": "; ".join(reasons)} if reasons else {}
         self._tracker.move(
             "Failed" if reasons else "Complete", 1.0, layer=self._tracker.now.of, evaluation=evaluation,
@@ -315,10 +328,11 @@ class QuantizeJob:
 
     def _request(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """What tells this job from another that would write other bytes or measure other text."""
+        kind = "/cuda" if self._devices else ""
         return {
             "checkpoint": checkpoint.digest(), "weights": weights_digest(checkpoint, self._workers),
             "recipe": self.options.recipe.described(), "text": asdict(self.options.plan),
-            "shards": self.options.shard_bytes, "version": f"{plimsoll.__version__}/{METHOD_VERSION}",
+            "shards": self.options.shard_bytes, "version": f"{plimsoll.__version__}/{METHOD_VERSION}{kind}",
         }  # fmt: skip
 
     def _check_folder(self) -> None:
@@ -373,18 +387,3 @@ class QuantizeJob:
 
 def _busy(folder: Path) -> BusyError:
     return BusyError("another process works here", field=str(folder), fix="Let it finish, or stop it")
-
-
-def _reasons(evaluation: Evaluation | None, limits: Limits) -> list[str]:
-    if evaluation is None:
-        return []
-    after = evaluation.after
-    return gate(evaluation.before, after.perplexity, after.kl_mean, limits)
-
-
-def _evaluation(manifest: Manifest) -> Evaluation | None:
-    return Evaluation.model_validate(dict(manifest.evaluation)) if manifest.evaluation else None
-
-
-def _verdict(reasons: list[str], limits: Limits) -> Gate:
-    return "failed" if reasons else "passed" if limits.any else "none"

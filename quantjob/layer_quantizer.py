@@ -11,12 +11,13 @@ from torch import Tensor
 from plimsoll.api.families.family import Grouping
 from plimsoll.api.layer_tensors import FUSED, LINEARS, fused_roles, role_shape
 from plimsoll.quantjob import groups
-from plimsoll.quantjob.coding import Coded, Coder, nearest
+from plimsoll.quantjob.coding import Coded, Coder, nearest, runs_of, stacked
+from plimsoll.quantjob.crew import Crew
 from plimsoll.quantjob.gram import Gram
 from plimsoll.quantjob.layer import LayerMath, LayerWeights
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.rounding import Grid, Rounding, stored_scale
-from plimsoll.quantjob.search import Candidate, candidates, identity, rounding_loss, sampled, search, weight_magnitude
+from plimsoll.quantjob.search import Candidate, Judge, best, candidates, identity, sampled, weight_magnitude
 from plimsoll.quantjob.states import HiddenStates
 from plimsoll.quantjob.steps import OnShare, Steps, silent
 from plimsoll.quantjob.workers import Workers
@@ -81,6 +82,7 @@ class LayerQuantizer:
 
     Attributes:
         groupings: of the architecture.
+        workers, crew: what passes run on, and what searches and codes do.
         norm_dtype: precision that norms are written in; scales are chosen so that folding into them is exact.
         batch: sequences computed at once. No bit depends on it.
         lengths: seconds of the steps of a layer, as `forecast.layer_steps` has them; for the progress alone.
@@ -91,6 +93,7 @@ class LayerQuantizer:
     groupings: Sequence[Grouping]
     norm_dtype: torch.dtype
     workers: Workers
+    crew: Crew
     batch: int
     lengths: Sequence[float] = ()
 
@@ -120,17 +123,19 @@ class LayerQuantizer:
         steps.begin(step + 1)
         weights.drop(PASSED.get(grouping.targets[0], ()))
         matrices = [weights[role] for role in grouping.targets]
-        coder = Coder(gram, self.recipe.group_size, self.recipe.clip, self.recipe.compensate, self.workers)
         channels = groups.gather(grouping, gram.mean_magnitude, self.math.facts)
         chosen = identity(len(channels))
         if self.recipe.search_scale:
             chosen = self._search(grouping, weights, gram, channels)
         columns = self._columns(grouping, chosen.scale, weights)
-        found = [coder.code(matrix, columns) for matrix in matrices]
-        loss = sum(coder.loss(matrix, columns, coded) for matrix, coded in zip(matrices, found, strict=True))
-        ones = torch.ones_like(columns)
-        before = sum(self.workers.map(lambda matrix: rounding_loss([matrix], ones, self._rounding, gram), matrices))
-        if not loss < before:
+        coder = Coder(gram, columns, self.recipe.group_size, self.recipe.clip, self.recipe.compensate)
+        cut = [runs_of(matrix) for matrix in matrices]
+        runs = self.crew.share(coder, [run for some in cut for run in some])
+        loss, before = sum(run.loss for run in runs), sum(run.nearest_loss for run in runs)
+        if loss < before:
+            left = iter(runs)
+            found = [stacked([next(left).coded for _ in some]) for some in cut]
+        else:
             chosen = Candidate("fallback", 0.0, torch.ones_like(channels))
             found, loss = [nearest(matrix, self._rounding, self.workers) for matrix in matrices], before
         self._fold(grouping, chosen.scale, layer)
@@ -149,13 +154,9 @@ class LayerQuantizer:
     def _search(self, grouping: Grouping, weights: LayerWeights, gram: Gram, channels: Tensor) -> Candidate:
         matrices = [weights[role] for role in grouping.targets]
         magnitude = weight_magnitude(matrices, self.recipe.group_size)
-
-        judged = sampled(matrices)
-
-        def loss(scale: Tensor) -> float:
-            return rounding_loss(judged, self._columns(grouping, scale, weights), self._rounding, gram)
-
-        return search(candidates(channels, groups.gather(grouping, magnitude, self.math.facts)), loss, self.workers)
+        found = candidates(channels, groups.gather(grouping, magnitude, self.math.facts))
+        scales = [self._columns(grouping, one.scale, weights) for one in found]
+        return best(found, self.crew.share(Judge(sampled(matrices), self._rounding, gram), scales))
 
     @property
     def _rounding(self) -> Rounding:

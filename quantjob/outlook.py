@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from plimsoll.quantjob.crew import Crew
 from plimsoll.quantjob.forecast import compared_steps, layer_steps, measure
 from plimsoll.quantjob.groups import groupings_of
 from plimsoll.quantjob.progress import Tracker
@@ -25,14 +26,14 @@ class Outlook:
 
     def __init__(
         self, model: StreamedModel, recipe: Recipe, plan: TokenPlan, folder: Path, tracker: Tracker,
-        say: Callable[[str], None],
+        say: Callable[[str], None], crew: Crew | None,
     ) -> None:  # fmt: skip
         """Measures the first layer of `model`. Raises CheckpointError where it cannot be read."""
         facts = model.facts
         self._tracker, self._say, self._plan = tracker, say, plan
         self._layers = facts.num_layers
         searched = recipe.calibrates and bool(groupings_of(facts))
-        rates = measure(model, recipe, plan.length, folder)
+        rates = measure(model, recipe, plan.length, folder, crew)
         self.layer_steps: Sequence[float] = layer_steps(
             facts, recipe, rates, plan.samples if searched else 0, plan.length
         )

@@ -6,13 +6,21 @@ from pathlib import Path
 
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.families.registry import find_family
-from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs, least_disk, process_bytes
+from plimsoll.api.job_budget import (
+    JobLoad,
+    JobNeeds,
+    job_needs,
+    least_disk,
+    process_bytes,
+    worker_bytes,
+)
 from plimsoll.api.job_ways import OPTIONS, least_line, memory_ways
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.second_rounding import stored_blocks
 from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.quantjob.devices import check_devices
 from plimsoll.quantjob.groups import groupings_of
 from plimsoll.quantjob.recipe import GROUP_SIZES, Recipe
 from plimsoll.quantjob.rounding import MOST_SCALE
@@ -38,20 +46,30 @@ class Preflight:
         needs: bytes of memory and disk.
         least_disk: bytes that lie on the disk at once however it goes.
         plan: how much is computed and held at once in the memory that there is.
+        workers: processes that share the searches.
         notes: what a person should know and nothing fails for.
     """
 
     needs: JobNeeds
     least_disk: int
     plan: WalkPlan
+    workers: int
     notes: tuple[str, ...]
 
 
 def preflight(
     facts: ModelFacts, recipe: Recipe, samples: int, length: int, held_out: int = 0, *, memory: int,
-    batch: int | None, threads: int,
+    batch: int | None, threads: int, workers: int = 1, devices: tuple[str, ...] = (),
 ) -> Preflight:  # fmt: skip
-    """Raises SpecError where the recipe cannot be for this model, DoesNotFitError where `memory` bytes are too few."""
+    """What a job of this recipe takes and does.
+
+    Args:
+        batch: what was asked for; None for as many as are of use and fit.
+        workers: processes that share the searches.
+        devices: what searches run on, beside this process; none for the CPU.
+
+    Raises SpecError where the recipe cannot be for this model, DoesNotFitError where `memory` bytes are too few.
+    """
     if facts.quantization is not None:
         raise SpecError(
             "is quantized already", field="SOURCE", value=facts.quantization.format,
@@ -60,10 +78,28 @@ def preflight(
     check_shapes(facts, recipe)
     # What looks at no text holds no hidden states of it.
     samples = samples if recipe.calibrates and groupings_of(facts) else 0
+    if not samples:
+        if workers > 1 and not recipe.calibrates:
+            raise SpecError(
+                "goes with method awq, and this recipe searches nothing", field="--workers", value=workers,
+                fix="Leave it out, or use --method awq",
+            )  # fmt: skip
+        workers = 1
     libraries = foreseen_libraries("cpu")
     load = JobLoad(
-        recipe.method, recipe.bits, recipe.group_size, samples, length, held_out=held_out, libraries=libraries
+        recipe.method,
+        recipe.bits,
+        recipe.group_size,
+        samples,
+        length,
+        held_out=held_out,
+        libraries=libraries,
+        workers=workers,
     )
+    if devices:
+        # Processes of their own, whose tensors lie on the devices.
+        load = replace(load, workers=1 + len(devices))
+        check_devices(devices, worker_bytes(facts, load) - process_bytes(load))
     needs, plan = _plan(facts, load, memory, batch, threads)
     notes = [*_parallel_notes(facts, recipe), *filter(None, [libraries_note(libraries)])]
     if blocks := stored_blocks(facts):
@@ -73,7 +109,7 @@ def preflight(
         )
     if recipe.calibrates and not groupings_of(facts):
         notes.append(f"no groupings are known for {facts.architecture}: its linears are rounded to nearest")
-    return Preflight(needs, least_disk(facts, load), plan, tuple(notes))
+    return Preflight(needs, least_disk(facts, load), plan, load.workers, tuple(notes))
 
 
 def check_room(found: Preflight, folder: Path, free: int, done: int) -> str | None:

@@ -32,6 +32,7 @@ class Tracker:
 
     Attributes:
         now: the last look at the job.
+        others: bytes that other processes of the job were resident with at most, together.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Tracker:
         self._pace = Pace(0.0, self._began, None)
         self._slower = 1.0
         self.now = JobProgress(phase="Preparing")
+        self.others: Callable[[], int] = lambda: 0
 
     def keep_in(self, folder: Path) -> None:
         """From here on every look is in a file of `folder` too; seconds go on from those it holds."""
@@ -160,7 +162,7 @@ class Tracker:
             kept["message"] = self.now.message
         self.now = JobProgress.model_validate({
             **kept, "phase": phase, "percent": percent, "seconds": self._before + clock - self._began,
-            "peak_memory": peak_memory(), "eta_seconds": left, **values,
+            "peak_memory": peak_memory() + self.others(), "eta_seconds": left, **values,
         })  # fmt: skip
 
     def _left(self, phase: JobPhase, clock: float) -> float | None:

@@ -6,20 +6,21 @@ matrix. (Judging the best few by whole attention or the whole MLP was measured: 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from plimsoll.api.job_budget import JUDGED_ROWS as MOST_JUDGED
 from plimsoll.quantjob.gram import Gram
 from plimsoll.quantjob.rounding import Rounding, fit, grouped
 from plimsoll.quantjob.workers import Workers
 
 #: Exponents tried in each grid.
 STEPS = 20
-#: Rows, spread evenly over all that share a scale, that candidates are judged on.
-JUDGED_ROWS = 1024
+#: Rows, spread evenly over all that share a scale, that candidates are judged on: about as many.
+JUDGED_ROWS = MOST_JUDGED // 2
 #: Rows rounded at a time.
 ROWS = 128
 
@@ -72,19 +73,35 @@ def sampled(matrices: Sequence[Tensor]) -> list[Tensor]:
     return [matrix[::step] for matrix in matrices]
 
 
-def rounding_loss(matrices: Sequence[Tensor], scale: Tensor, rounding: Rounding, gram: Gram) -> float:
-    """Squared error of the outputs of all matrices when they are rounded under `scale` float32 [K]."""
-    total = 0.0
-    for matrix in matrices:
-        for rows in matrix.split(ROWS):
-            scaled = rows * scale
-            total += float(gram.loss(fit(scaled, rounding).nearest(scaled).div_(scale).sub_(rows)))
-    return total
+@dataclass(frozen=True)
+class Judge:
+    """What rounding costs under a scale: a task of `crew.py`.
+
+    Attributes:
+        matrices: float32 [R, K] each, rows that are judged.
+        gram: of their inputs.
+    """
+
+    matrices: Sequence[Tensor]
+    rounding: Rounding
+    gram: Gram
+
+    def __call__(self, scales: Sequence[Tensor], workers: Workers) -> list[float]:
+        """Squared error of the outputs of all matrices when they are rounded under each scale, float32 [K]."""
+        return workers.map(self.loss, scales)
+
+    def loss(self, scale: Tensor) -> float:
+        """The same under one."""
+        total = 0.0
+        for matrix in self.matrices:
+            for rows in matrix.split(ROWS):
+                scaled = rows * scale
+                total += float(self.gram.loss(fit(scaled, self.rounding).nearest(scaled).div_(scale).sub_(rows)))
+        return total
 
 
-def search(found: Sequence[Candidate], loss: Callable[[Tensor], float], workers: Workers) -> Candidate:
-    """The candidate whose scale has the smallest finite `loss`, the earlier of equals: the identity, which is first,
-    where nothing is better."""
-    losses = workers.map(lambda candidate: loss(candidate.scale), found)
+def best(found: Sequence[Candidate], losses: Sequence[float]) -> Candidate:
+    """The candidate with the smallest finite loss, the earlier of equals: the identity, which is first, where nothing
+    is better."""
     order = sorted((value, index) for index, value in enumerate(losses) if math.isfinite(value))
     return found[order[0][1]] if order else found[0]

@@ -21,23 +21,27 @@ from plimsoll.quantjob.shards import Shard
 from plimsoll.quantjob.workers import Workers
 
 #: Raised with every change that gives other bytes for the same recipe.
-METHOD_VERSION = 2
+METHOD_VERSION = 3
 STATE_NAME = "state.json"
 
 
-def fingerprint(checkpoint: Checkpoint, weights: str, recipe: Recipe, tokens: str | None) -> dict[str, str]:
+def fingerprint(
+    checkpoint: Checkpoint, weights: str, recipe: Recipe, tokens: str | None, kind: str = "cpu"
+) -> dict[str, str]:
     """What decides the bytes of the output, by what a person would call it.
 
     Args:
         weights: `weights_digest` of the checkpoint.
         tokens: digest of the token ids that calibrate.
+        kind: of the devices that search: another one may sum in another order.
     """
+    where = "" if kind == "cpu" else f" on {kind}"
     return {
         "checkpoint": checkpoint.digest(),
         "weights": weights,
         "recipe": recipe.encoded(),
         "calibration tokens": tokens or "none",
-        "version of plimsoll": f"{plimsoll.__version__} (method {METHOD_VERSION}, torch {torch.__version__})",
+        "version of plimsoll": f"{plimsoll.__version__} (method {METHOD_VERSION}, torch {torch.__version__}{where})",
     }
 
 

@@ -3,7 +3,7 @@
 In `folder`: `output/` with a shard for what lies outside the layers and one for each layer, `hidden-*.f32`, and
 `state.json`. After each layer its shard, then the hidden states, then the state reach the disk: the state never counts
 on what is not there. After the last layer the shards are merged into files of the usual size. The bytes depend on
-neither the interruptions, the threads, the memory nor the size of a batch.
+neither the interruptions, the threads, the processes, the memory nor the size of a batch.
 """
 
 import time
@@ -16,6 +16,7 @@ import torch
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.checkpoint import Checkpoint
+from plimsoll.quantjob.crew import Crew
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.failures import writing
 from plimsoll.quantjob.groups import groupings_of
@@ -60,6 +61,7 @@ class Walk:
         weights: `weights_digest` of the checkpoint, where it is known already.
         lengths: seconds of the steps of a layer, as `forecast.layer_steps` has them; for the progress alone.
         shard_bytes: most bytes of tensors in a file of the output.
+        crew: what shares the searches; this process alone if None.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or `folder` holds other work.
@@ -76,8 +78,10 @@ class Walk:
         weights: str | None = None,
         lengths: Sequence[float] = (),
         shard_bytes: int = SHARD_BYTES,
+        crew: Crew | None = None,
     ) -> None:
         self.model = StreamedModel(checkpoint, workers=workers)
+        self.crew = crew or Crew(1, workers)
         self.recipe = recipe
         self.folder = folder
         self.plan = plan
@@ -90,6 +94,7 @@ class Walk:
             weights or weights_digest(checkpoint, workers),
             recipe,
             self.tokens.digest if self.tokens else None,
+            self.crew.kind,
         )
         (folder / "output").mkdir(parents=True, exist_ok=True)
         self.state = load_state(folder, identity) or State(identity)
@@ -172,7 +177,7 @@ class Walk:
                 states.begin(index)
                 layer = LayerQuantizer(
                     self.model.math(states.shape[1]), self.recipe, groupings_of(self.model.facts),
-                    self._tensors.norm_dtype(index), self.model.workers, self.plan.batch, self._lengths,
+                    self._tensors.norm_dtype(index), self.model.workers, self.crew, self.plan.batch, self._lengths,
                 ).quantize(weights, states, progress)  # fmt: skip
         for role, coded in layer.linears.items():
             if not bool((coded.grid.scales <= MOST_SCALE).all()):

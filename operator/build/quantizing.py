@@ -136,6 +136,8 @@ def _arguments(
         "--format", spec.written_format, "--memory", str(memory_line(spec, needs)), "--seed", str(spec.seed),
         "--status-port", str(names.STATUS_PORT),
     ]  # fmt: skip
+    if spec.parallelism.workers > 1:
+        found += ["--workers", str(spec.parallelism.workers)]
     if spec.group_size:
         found += ["--w-group-size", str(spec.group_size)]
     if spec.calibration.samples is not None:

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from plimsoll.api.dataset import parse_dataset
 from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.inspection import Inspection
-from plimsoll.api.job_budget import DEFAULT_LENGTH, JobLoad, JobNeeds, default_samples, job_needs, largest_group
+from plimsoll.api.job_budget import (
+    DEFAULT_LENGTH,
+    JobLoad,
+    JobNeeds,
+    default_samples,
+    job_needs,
+    largest_group,
+)
 from plimsoll.api.job_ways import check_disk, check_memory, memory_ways
 from plimsoll.api.manifest import parse_job_spec
 from plimsoll.api.model import ModelFacts
@@ -101,8 +108,9 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
     except PlimsollError as error:
         return JobAdmission(refused(error), ready, spec, found)
     of = f" of {format_bytes(known)}" if known is not None else ""
+    by = f" with {load.workers} workers" if load.workers > 1 else ""
     text = (
-        f"memory: the walk {format_bytes(needs.walk)}, evaluation {format_bytes(needs.evaluation)}"
+        f"memory: the walk {format_bytes(needs.walk)}{by}, evaluation {format_bytes(needs.evaluation)}"
         + (f", sampling {format_bytes(needs.sampling)}" if needs.sampling else "")
         + f"; the line is {format_bytes(line or needs.memory)}. Disk: {format_bytes(needs.output)} output + "
         f"{format_bytes(needs.scratch)} hidden states = {format_bytes(needs.disk)}{of} on claim {claim}"
@@ -126,6 +134,7 @@ def _load(spec: QuantizationJobSpec, facts: ModelFacts) -> JobLoad:
         batch=calibration.batch_size or 1,
         sampled=spec.samples_itself or spec.evaluation.dataset == "self",
         held_out=spec.evaluation.samples,
+        workers=spec.parallelism.workers,
     )
 
 

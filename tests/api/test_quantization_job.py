@@ -46,6 +46,18 @@ def test_the_words_name_the_fix() -> None:
     assert "pvc://CLAIM/PATH" in words["an output at 'pvc://models'"]
 
 
+def test_workers_without_processors_or_a_search_are_refused_with_the_way_out() -> None:
+    two = {"parallelism": {"workers": 2}}
+    assert parse_job_spec(LEAST | two).parallelism.workers == 2
+    with pytest.raises(SpecError, match=r"spec\.parallelism\.workers: must be at most 1, the processors of pod\.cpu"):
+        parse_job_spec(LEAST | two | {"pod": {"cpu": "1"}})
+    nothing = dict.fromkeys(("searchScale", "clip", "compensate"), False)
+    with pytest.raises(SpecError, match=r"spec\.parallelism\.workers: goes with method awq.*found 2"):
+        parse_job_spec(LEAST | two | {"weights": nothing})
+    # One is what there is without the field.
+    assert not parse_job_spec(LEAST | {"method": "rtn", "parallelism": {"workers": 1}}).searches
+
+
 def test_every_field_of_the_crd_is_set_in_one_manifest() -> None:
     def missing(schema: dict[str, Any], value: Any, path: str) -> list[str]:
         found = []

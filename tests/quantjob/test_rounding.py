@@ -15,7 +15,7 @@ from plimsoll.quantjob.coding import Coder, nearest
 from plimsoll.quantjob.compensate import DAMPING, believed, compensated, order_of
 from plimsoll.quantjob.gram import Gram
 from plimsoll.quantjob.rounding import LEAST_SCALE, MOST_SCALE, Rounding, fit
-from plimsoll.quantjob.search import candidates, search
+from plimsoll.quantjob.search import best, candidates
 from plimsoll.quantjob.workers import Workers
 from plimsoll.runtime.models.rounding import round_to_nearest
 
@@ -158,13 +158,13 @@ def test_the_order_of_columns_has_the_factor_of_what_their_inputs_have_in_common
 
 def test_inputs_that_are_all_zero_are_coded_as_the_nearest() -> None:
     gram, weight = seen(torch.zeros(1, 4, 64)), random(8, 64)
-    coded = Coder(gram, 32, False, True, WORKERS).code(weight, torch.ones(64))
-    assert torch.equal(coded.values(), nearest(weight, Rounding(4, 32), WORKERS).values())
+    (run,) = Coder(gram, torch.ones(64), 32, clip=False, compensate=True)([weight], WORKERS)
+    assert torch.equal(run.coded.values(), nearest(weight, Rounding(4, 32), WORKERS).values())
+    assert run.loss == run.nearest_loss == 0
 
 
 def test_a_search_stays_with_the_identity_where_nothing_finite_is_better() -> None:
     found = candidates(random(16).abs(), random(16, seed=1).abs())
     for losses in ([1.0] * len(found), [float("nan")] * len(found), [1.0, *[float("inf")] * (len(found) - 1)]):
-        told = dict(zip((id(candidate.scale) for candidate in found), losses, strict=True))
-        assert search(found, lambda scale, told=told: told[id(scale)], WORKERS) is found[0]
+        assert best(found, losses) is found[0]
     assert all(bool(torch.isfinite(candidate.scale).all()) for candidate in candidates(torch.zeros(8), torch.zeros(8)))

@@ -29,6 +29,7 @@ FULL: Manifest = {
     },
     "output": "pvc://models/qwen/awq",
     "accelerator": {"resource": "cpu", "memory": "4Gi"},
+    "parallelism": {"workers": 2},
     "pod": {
         **{name: part for name, part in ON_CPU["pod"].items() if name != "topologySpreadConstraints"},
         "priorityClassName": "low",
@@ -67,6 +68,10 @@ _TOGETHER: tuple[tuple[str, Manifest, str], ...] = (
     ("four bits of int8", {"method": "int8", "weights": {"bits": 4}}, "spec.weights.bits"),
     ("groups of int8", {"method": "int8", "weights": {"groupSize": 64}}, "spec.weights.groupSize"),
     ("a search of rtn", {"method": "rtn", "weights": {"searchScale": True}}, "spec.weights.searchScale"),
+    ("workers of int8", {"method": "int8", "parallelism": {"workers": 2}}, "spec.parallelism.workers"),
+    ("no worker", {"parallelism": {"workers": 0}}, "spec.parallelism.workers"),
+    ("workers without end", {"parallelism": {"workers": 65}}, "spec.parallelism.workers"),
+    ("workers by the word", {"parallelism": {"workers": "auto"}}, "spec.parallelism.workers"),
     ("compensation of rtn", {"method": "rtn", "weights": {"compensate": True}}, "spec.weights.compensate"),
     ("a clip of int8", {"method": "int8", "weights": {"clip": False}}, "spec.weights.clip"),
     ("eight bits in awq's layout", {"method": "int8", "format": "awq"}, "spec.format"),

@@ -75,6 +75,7 @@ def test_the_fullest_is_told_all_of_it() -> None:
     assert option(args, "--max-perplexity-increase") == "2.5%"
     assert option(args, "--max-kl-divergence") == "0.2"
     assert option(args, "--batch-size") == "4"
+    assert option(args, "--workers") == "2"
     assert option(args, "--memory") == str(4 * GIB)
     assert option(args, "--calib-dataset") == "self"
     assert option(args, "--eval-dataset") == "/texts/evaluation"

@@ -1,0 +1,46 @@
+"""The devices of this machine that a job's searches run on."""
+
+import torch
+
+from plimsoll.api.budget import CONTEXT_BYTES
+from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.quantity import format_bytes
+from plimsoll.quantjob.job_options import JobOptions
+
+
+def devices_of(options: JobOptions) -> tuple[str, ...]:
+    """As torch calls them, `--workers` of them or all; empty for the CPU.
+
+    Raises SpecError where there are too few, or nothing is searched.
+    """
+    if options.device == "cpu":
+        return ()
+    if not options.recipe.calibrates:
+        raise SpecError(
+            "goes with method awq: this recipe searches nothing", field="--device", value=options.device,
+            fix="Leave it out",
+        )  # fmt: skip
+    count = torch.cuda.device_count()
+    if not count:
+        raise SpecError(
+            "finds no CUDA device on this machine", field="--device", value=options.device, fix="Use --device cpu"
+        )
+    wanted = options.workers or count
+    if wanted > count:
+        raise SpecError(
+            f"must be at most {count}, the CUDA devices of this machine", field="--workers", value=wanted,
+            fix=f"Use --workers {count}",
+        )  # fmt: skip
+    return tuple(f"cuda:{index}" for index in range(wanted))
+
+
+def check_devices(devices: tuple[str, ...], share: int) -> None:
+    """Args: share: bytes of tensors that a device holds. Raises DoesNotFitError where one has less."""
+    needed = share + CONTEXT_BYTES["cuda"]
+    for device in devices:
+        total = int(torch.cuda.get_device_properties(device).total_memory)
+        if total < needed:
+            raise DoesNotFitError(
+                f"needs {format_bytes(needed)} on each device, and {device} has {format_bytes(total)}",
+                field="--device", ways=("--device cpu",),
+            )  # fmt: skip
