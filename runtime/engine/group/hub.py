@@ -51,6 +51,8 @@ SILENT_SECONDS = 3.0
 """An agent gives a sign of life four times a second; after so long without, its machine counts as lost."""
 PART_SECONDS = 0.5
 """For the last words of an epoch to leave."""
+STUCK_SECONDS = 3.0
+"""Rank 0 notices an end between two collectives; where it has not by then, it waits for a machine that is gone."""
 
 
 @dataclass
@@ -75,13 +77,20 @@ class Hub:
     """
 
     def __init__(
-        self, membership: Membership, secret: bytes, epoch: str, digest: str, watch: Callable[[], str | None]
+        self,
+        membership: Membership,
+        secret: bytes,
+        epoch: str,
+        digest: str,
+        watch: Callable[[], str | None] = lambda: None,
+        stuck: Callable[[], None] = lambda: None,
     ) -> None:
         """Listens from now on.
 
         Args:
             digest: of the checkpoint, which all machines must have.
             watch: why ranks of this machine are not whole, None while they are; asked at every turn.
+            stuck: called where the group has failed and the hub is not closed for `STUCK_SECONDS`.
 
         Raises SpecError where it cannot listen.
         """
@@ -91,7 +100,7 @@ class Hub:
         self.leaving: list[str] = []
         self.serving = False
         self.members: dict[int, Member] = {}
-        self._place, self._digest, self._watch = membership, digest, watch
+        self._place, self._digest, self._watch, self._stuck = membership, digest, watch, stuck
         self._begun = False
         self._closing = threading.Event()
         self._outgoing: deque[tuple[bytes, FromLeader]] = deque()
@@ -186,6 +195,8 @@ class Hub:
             self._send(member.identity, Ended(epoch=self.epoch, words=words))
         self._socket.close(linger=int(PART_SECONDS * 1000))
         self._context.term()
+        if self.failure is not None and not self._closing.wait(STUCK_SECONDS):
+            self._stuck()
 
     def _judge(self, passed: float) -> None:
         for member in list(self.members.values()):

@@ -1,6 +1,7 @@
 """The group of an engine whose ranks are on several machines, as its rank 0 sees it."""
 
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -54,7 +55,7 @@ class NodeRanks:
         self._epoch = secrets.token_hex(8)
         self._crew: Crew | None = None
         self._steps: StepsOut | None = None
-        self._hub = Hub(membership, self._secret, self._epoch, digest, self._own_failure)
+        self._hub = Hub(membership, self._secret, self._epoch, digest, self._own_failure, _give_up)
         try:
             self._wait(on_waiting)
             self._begin(config)
@@ -149,3 +150,9 @@ class NodeRanks:
 
     def _own_failure(self) -> str | None:
         return None if self._crew is None else self._crew.failure
+
+
+def _give_up() -> None:
+    """Ends rank 0's process: it is in the middle of a call that does not notice the end of the group."""
+    log.error("rank 0 does not notice the end of the group, and is ended")
+    os._exit(1)

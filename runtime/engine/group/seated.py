@@ -107,6 +107,19 @@ class StepsOut:
         self._context.term()
 
 
+class Lost:
+    """Whether the connection to rank 0 has ended: libzmq notices a process or a node that is gone, in `LOST_MS`."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
+        self._seen = False
+
+    def words(self) -> str | None:
+        """Why the group has ended, None while it lives."""
+        self._seen = self._seen or bool(self.monitor.poll(0))
+        return "the connection to rank 0 has ended" if self._seen else None
+
+
 class LeadingGroup(TorchGroup):
     """Rank 0's end: collectives, and steps to announce."""
 
@@ -124,18 +137,26 @@ class LeadingGroup(TorchGroup):
 
 
 class FollowingGroup(TorchGroup):
-    """Another rank's end: collectives, and steps to hear of. Its parent ends it with the group."""
+    """Another rank's end: collectives, and steps to hear of. It ends when rank 0 is gone."""
 
-    def __init__(self, work: dist.ProcessGroup, rank: int, size: int, steps: "zmq.Socket[bytes]", epoch: str) -> None:
-        super().__init__(work, rank, size, lambda: None)
-        self._steps, self._epoch = steps, epoch.encode()
+    def __init__(
+        self, work: dist.ProcessGroup, rank: int, size: int, steps: "zmq.Socket[bytes]", lost: Lost, epoch: str
+    ) -> None:
+        super().__init__(work, rank, size, lost.words)
+        self._steps, self._lost, self._epoch = steps, lost, epoch.encode()
+        self._poller = zmq.Poller()
+        self._poller.register(steps, zmq.POLLIN)
+        self._poller.register(lost.monitor, zmq.POLLIN)
 
     def send(self, message: bytes) -> None:
         """Never called on other ranks."""
         raise NotImplementedError("rank 0 alone announces")
 
     def receive(self) -> bytes:
-        """The next message of rank 0. Raises GroupError for one of another epoch."""
+        """The next message of rank 0. Raises GroupError for one of another epoch, and where rank 0 is gone."""
+        ready = dict(self._poller.poll())
+        if self._steps not in ready:
+            raise GroupError(self._lost.words() or "rank 0 is gone")
         epoch, *message = self._steps.recv_multipart()
         if epoch != self._epoch or len(message) != 1:
             raise GroupError(f"rank {self.rank} met a step of epoch {epoch[:64]!r}")
@@ -147,10 +168,12 @@ def take_seat(seat: Seat, rank: int, size: int) -> FollowingGroup:
     secret = read_secret(seat.key_file, GROUP_KEY)
     context = zmq.Context()
     hub, steps = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
-    for socket, address in ((hub, seat.leader), (steps, seat.steps)):
+    for socket in (hub, steps):
         socket.setsockopt(zmq.RCVHWM, 0)
         as_follower(socket, secret)
-        socket.connect(address)
+    lost = Lost(steps)
+    hub.connect(seat.leader)
+    steps.connect(seat.steps)
     steps.send(encode(Hello(epoch=seat.epoch, rank=rank)))
     known: dict[str, bytes] = {}
 
@@ -161,6 +184,9 @@ def take_seat(seat: Seat, rank: int, size: int) -> FollowingGroup:
         if key not in known:
             hub.send(encode(Want(epoch=seat.epoch, key=key)))
         while key not in known:
+            while not hub.poll(100):
+                if (why := lost.words()) is not None:
+                    raise GroupError(why)
             message = decode_from_leader(hub.recv())
             if isinstance(message, Value) and message.epoch == seat.epoch:
                 known[message.key] = message.value
@@ -173,4 +199,4 @@ def take_seat(seat: Seat, rank: int, size: int) -> FollowingGroup:
     except RuntimeError as error:
         raise GroupError(f"rank {rank} cannot reach another rank: {error}") from None
     hub.close()
-    return FollowingGroup(work, rank, size, steps, seat.epoch)
+    return FollowingGroup(work, rank, size, steps, lost, seat.epoch)

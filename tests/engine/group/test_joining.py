@@ -44,7 +44,7 @@ def seats(tmp_path: Path) -> list[Membership]:
 
 @contextlib.contextmanager
 def leading(seats: list[Membership], epoch: str = "one") -> Iterator[Hub]:
-    made = Hub(seats[0], read_secret(seats[0].key_file, "key"), epoch, "digest", lambda: None)
+    made = Hub(seats[0], read_secret(seats[0].key_file, "key"), epoch, "digest")
     try:
         yield made
     finally:
