@@ -76,7 +76,7 @@ def _dump(item: pytest.Item) -> str:
         return ""
     parts = []
     for command in (
-        "get mdep,qjob,replicasets,jobs,pods,services,endpointslices,pdb,pvc -o wide",
+        "get mdep,qjob,replicasets,statefulsets,jobs,pods,services,endpointslices,pdb,pvc -o wide",
         "get mdep,qjob -o yaml",
         "describe pods",
         "get events --sort-by=.lastTimestamp",
@@ -175,7 +175,7 @@ def namespaces(
     for name in made:
         attic[name] = volumes.bound(cluster, name)
         # What makes pods, then pods without their drain, then the rest: a namespace that ends with pods in it is slow.
-        makers = "modeldeployments,quantizationjobs,replicasets,jobs"
+        makers = "modeldeployments,quantizationjobs,statefulsets,replicasets,jobs"
         cluster.kubectl("delete", makers, "--all", "-n", name, "--timeout=60s")
         cluster.kubectl("delete", "pods", "--all", "-n", name, "--grace-period=1", "--timeout=60s")
         cluster.kubectl("delete", "namespace", name, "--wait=false")
