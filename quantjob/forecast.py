@@ -120,18 +120,24 @@ def _searching(
         seen = [torch.rand(tokens, columns) for _ in range(workers.count)]
         _, counting = _timed(lambda gram=gram, seen=seen: gram.add(seen, workers))  # type: ignore[misc]
         moment = counting / (len(seen) * tokens * _moments(columns))
-        ones = [torch.ones(columns)] * crew.threads
+        one = torch.ones(columns)
         few = matrix[:SEARCHED_ROWS]
         judge = Judge([few], rounding, gram)
-        coder = Coder(gram, ones[0], recipe.group_size, recipe.clip, recipe.compensate)
+        coder = Coder(gram, one, recipe.group_size, recipe.clip, recipe.compensate)
         some = runs_of(matrix[: CODED_ROWS * crew.threads])
         # The others are still starting: what they do first says nothing of their pace.
-        crew.share(judge, ones)
-        _, judging = _timed(lambda judge=judge, ones=ones: crew.share(judge, ones))  # type: ignore[misc]
-        judged.append(judging / (len(few) * crew.threads))
+        crew.share(judge, [one] * crew.threads)
+        judged.append(_judging(judge, one, crew) / len(few))
         _, coding = _timed(lambda coder=coder, some=some: crew.share(coder, some))  # type: ignore[misc]
         coded.append(coding / sum(map(len, some)))
     return moment, (judged[0], judged[1]), (coded[0], coded[1])
+
+
+def _judging(judge: Judge, scale: torch.Tensor, crew: Crew) -> float:
+    """Seconds of a candidate, without what handing out takes: a search has many more candidates than these."""
+    _, once = _timed(lambda: crew.share(judge, [scale] * crew.threads))
+    _, whole = _timed(lambda: crew.share(judge, [scale] * 4 * crew.threads))
+    return ((whole - once) / 3 if whole > once else whole / 4) / crew.threads
 
 
 def _writing(folder: Path) -> float:

@@ -59,7 +59,8 @@ def test_a_job_stopped_in_the_middle_goes_on_and_a_gate_has_a_status_of_its_own(
     assert 2 <= reached < 32
     assert last.layer <= reached
 
-    again = start(deep, out, words, "--max-kl-divergence", "1e-6")
+    # Another number of processes goes on with the same work.
+    again = start(deep, out, words, "--max-kl-divergence", "1e-6", "--workers", "2", "--threads", "2")
     told, errors = again.communicate(timeout=240)
     assert again.returncode == 3, errors
     assert f"quantizing: layer {reached} of 32" in errors
