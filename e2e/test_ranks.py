@@ -7,6 +7,10 @@ from e2e.cluster import SERVING, eventually
 from e2e.scene import Scene
 
 RANKS = 3
+PROMPTS = (
+    "The capital of France is", "Once upon a time, in a small village by the sea,", "def fibonacci(n):",
+    "Explain how a bicycle stays upright:", "1, 2, 3, 5, 8, 13,",
+)  # fmt: skip
 #: Ends the last rank that follows, as the kernel does where memory runs out.
 _KILL = """
 import os, signal
@@ -36,6 +40,19 @@ def test_ranks_of_a_pod_answer_as_one_and_start_again_together(scene: Scene) -> 
 
     said = answer()
     assert "Paris" in said
+    alone = scene.deploy("alone", accelerator={"resource": "cpu", "memory": "1Gi"}, pod={"cpu": None},
+                         precision="float32")  # fmt: skip
+    alone.ready()
+    one = openai.OpenAI(base_url=f"{scene.url(alone)}/v1", api_key="none", max_retries=0)
+    eventually(lambda: alone.routable() == 1, 30, "the pod of one rank is behind its Service")
+    assert alone.status["budget"]["tensor"] == 1
+    for prompt in PROMPTS:
+        texts = [
+            peer.completions.create(model=name, prompt=prompt, max_tokens=48, temperature=0).choices[0].text
+            for peer, name in ((client, deployment.name), (one, alone.name))
+        ]
+        assert texts[0] == texts[1], prompt
+    scene.cluster.kubectl("delete", "modeldeployment", alone.name, "-n", scene.namespace)
 
     def measured() -> list[dict[str, int]] | None:
         ranks = (deployment.status.get("observed") or {}).get("ranks") or []

@@ -52,8 +52,12 @@ def test_the_quickstart_manifest_answers_and_shows_predicted_beside_measured(
 
 
 def test_two_deployments_serve_side_by_side_and_drain_together(checkpoint: Path, tmp_path: Path) -> None:
+    """One on a single rank, one on three."""
     file = tmp_path / "two.yaml"
-    other = manifest("second", checkpoint, model=f"{{source: 'file://{checkpoint}', servedName: '[/second]:x:'}}")
+    other = manifest(
+        "second", checkpoint, model=f"{{source: 'file://{checkpoint}', servedName: '[/second]:x:'}}",
+        parallelism="{tensor: 3}", accelerator="{resource: cpu, memory: 500Mi}",
+    )  # fmt: skip
     file.write_text(manifest("first", checkpoint) + "---\n" + other)
     with subprocess.Popen([*UP, str(file)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         said: list[str] = []
@@ -61,10 +65,17 @@ def test_two_deployments_serve_side_by_side_and_drain_together(checkpoint: Path,
         reader.start()
         try:
             eventually(lambda: sum("http://" in line for line in said) == 2, 120)
+            answers = []
             for name in ("first", "[/second]:x:"):
                 url = next(re.search(r"http://[\d.:]+/v1", line)[0] for line in said if f"Ready {name} " in line)
-                body = {"model": name, "prompt": "hi", "max_tokens": 3, "temperature": 0}
-                assert httpx.post(f"{url}/completions", json=body, timeout=60).status_code == 200
+                body = {"model": name, "prompt": "hi", "max_tokens": 12, "temperature": 0}
+                found = httpx.post(f"{url}/completions", json=body, timeout=60)
+                assert found.status_code == 200
+                answers.append(found.json()["choices"][0]["text"])
+            # The second one lies on three ranks, and answers as the first one does on one.
+            assert answers[0] == answers[1] != ""
+            assert "of 3 ranks on" in " ".join("".join(said).split())
+            assert [rank for rank in range(3) if any(line.startswith(f"rank {rank}: ") for line in said)] == [1, 2]
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 0
         finally:
