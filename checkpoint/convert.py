@@ -1,10 +1,6 @@
 """A GGUF file as a Hugging Face folder that transformers and everything built on it loads."""
 
-import errno
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
@@ -14,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from plimsoll.api.choice import check_choice
-from plimsoll.api.errors import CheckpointError, SpecError
+from plimsoll.api.errors import SpecError
 from plimsoll.api.model import DTYPE_BYTES
 from plimsoll.checkpoint.end_tokens import with_ends
 from plimsoll.checkpoint.gguf_checkpoint import GgufCheckpoint
+from plimsoll.checkpoint.new_folder import new_folder, refuse_existing
 from plimsoll.checkpoint.safetensors_writer import write_shards
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 
@@ -55,8 +52,7 @@ def convert_gguf(
     check_choice(dtype, DTYPES, "--dtype")
     if max_shard_bytes < 1:
         raise SpecError("must be at least one byte", field="--max-shard-size", value=max_shard_bytes)
-    if os.path.lexists(out):
-        raise CheckpointError("exists already", field=str(out), fix="Name a folder that does not exist yet")
+    refuse_existing(out)
     checkpoint = GgufCheckpoint(path)
     tokenizer = load_tokenizer(checkpoint)
     stored = DTYPES[dtype]
@@ -69,31 +65,13 @@ def convert_gguf(
         done += nbytes
         progress(done, total)
 
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-        if free < total:
-            raise CheckpointError(
-                f"takes {total} bytes in {dtype}, the disk has {free} free", field=str(out), fix="Free space there"
-            )
-        # Beside the target, so that the last step is one rename on one file system.
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.partial-") as scratch:
-            folder = Path(scratch) / "model"
-            folder.mkdir()
-            write_shards(folder, shapes, stored, max_shard_bytes, lambda name: _pieces(checkpoint, name), wrote)
-            _write_json(folder / "config.json", {**checkpoint.config, "torch_dtype": dtype})
-            ends = with_ends(checkpoint.generation_config, tokenizer.eos_token_ids)
-            _write_json(folder / "generation_config.json", ends)
-            tokenizer.save(folder)
-            _name_tokenizer_class(folder / "tokenizer_config.json")
-            folder.rename(out)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise CheckpointError(
-            f"cannot be written: {'the disk is full' if full else error.strerror or error}",
-            field=str(out),
-            fix="Free space there, or name another place; nothing was left behind",
-        ) from error
+    with new_folder(out, total, f" in {dtype}") as folder:
+        write_shards(folder, shapes, stored, max_shard_bytes, lambda name: _pieces(checkpoint, name), wrote)
+        _write_json(folder / "config.json", {**checkpoint.config, "torch_dtype": dtype})
+        ends = with_ends(checkpoint.generation_config, tokenizer.eos_token_ids)
+        _write_json(folder / "generation_config.json", ends)
+        tokenizer.save(folder)
+        _name_tokenizer_class(folder / "tokenizer_config.json")
     return out
 
 

@@ -1,10 +1,8 @@
 """Cut a checkpoint for the ranks of a tensor-parallel group."""
 
-import errno
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from plimsoll.api.quantization import PRECISION_OF_BITS
 from plimsoll.api.shard import Shard, shards
 from plimsoll.checkpoint.complete import write_durably
 from plimsoll.checkpoint.huggingface import INDEX_NAME, HuggingFaceCheckpoint
+from plimsoll.checkpoint.new_folder import new_folder, refuse_existing
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.checkpoint.plain_files import READ, TEMPLATES
 from plimsoll.checkpoint.quantized.manifest import MANIFEST_NAME
@@ -50,8 +49,7 @@ def shard_checkpoint(
         SpecError: the model does not split so.
         CheckpointError: the checkpoint cannot be read or cut, `out` exists, or the disk cannot hold it.
     """
-    if os.path.lexists(out):
-        raise CheckpointError("exists already", field=str(out), fix="Name a folder that does not exist yet")
+    refuse_existing(out)
     checkpoint = open_checkpoint(path)
     if not isinstance(checkpoint, HuggingFaceCheckpoint):
         raise CheckpointError(
@@ -76,32 +74,14 @@ def shard_checkpoint(
         done += nbytes
         progress(done, total)
 
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-        if free < total:
-            raise CheckpointError(
-                f"takes {total} bytes, the disk has {free} free", field=str(out), fix="Free space there"
-            )
-        # Beside the target, so that the last step is one rename on one file system.
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.partial-") as scratch:
-            folder = Path(scratch) / "model"
-            folder.mkdir()
-            for part in parts:
-                _write(checkpoint, part, folder / rank_file(part.rank, tensor), wrote)
-            _copy(checkpoint.path, folder)
-            # With the head called its own where it is.
-            (folder / "config.json").write_text(json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n")
-            content["bytes"] = [(folder / rank_file(part.rank, tensor)).stat().st_size for part in parts]
-            write_durably(folder / SHARDS_NAME, content)
-            folder.rename(out)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise CheckpointError(
-            f"cannot be written: {'the disk is full' if full else error.strerror or error}",
-            field=str(out),
-            fix="Free space there, or name another place; nothing was left behind",
-        ) from error
+    with new_folder(out, total) as folder:
+        for part in parts:
+            _write(checkpoint, part, folder / rank_file(part.rank, tensor), wrote)
+        _copy(checkpoint.path, folder)
+        # With the head called its own where it is.
+        (folder / "config.json").write_text(json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n")
+        content["bytes"] = [(folder / rank_file(part.rank, tensor)).stat().st_size for part in parts]
+        write_durably(folder / SHARDS_NAME, content)
     return out
 
 

@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import msgspec
@@ -44,19 +44,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
     return EngineConfig(
         model=str(folder), precision="float32", device="cpu", kv_cache_bytes=1 << 20, block_size=16, tensor=SIZE
     )
-
-
-@pytest.fixture(scope="module")
-def group(config: EngineConfig, loop: asyncio.Runner) -> Iterator[EngineClient]:
-    client = EngineClient(config)
-
-    async def begin() -> None:
-        await client.start()
-        await client.wait_ready(SECONDS)
-
-    loop.run(begin())
-    yield client
-    loop.run(client.close())
 
 
 def members(client: EngineClient) -> list[psutil.Process]:
@@ -144,15 +131,15 @@ def test_greedy_rows_send_their_best_alone_and_answer_as_if_all_logits_were_gath
         llm.engine.check_integrity()
 
 
-def test_startup_counts_the_bytes_of_all_ranks_and_of_each(group: EngineClient) -> None:
-    info, weights = group.info, group.phases["weights"]
+def test_startup_counts_the_bytes_of_all_ranks_and_of_each(shared: EngineClient) -> None:
+    info, weights = shared.info, shared.phases["weights"]
     assert info is not None
     assert [one.rank for one in weights.ranks] == [one.rank for one in info.ranks] == list(range(SIZE))
     assert [one.done_bytes for one in weights.ranks] == [one.weights for one in info.ranks]
     assert weights.done_bytes == weights.total_bytes == sum(one.weights for one in info.ranks)
     assert info.startup["load"] == max(one.load for one in info.ranks)
     page = StatusPort(0.0, local=True)
-    page.service = SimpleNamespace(engine=group, ready_at=None)  # type: ignore[assignment]
+    page.service = SimpleNamespace(engine=shared, ready_at=None)  # type: ignore[assignment]
     startup = page._startup()
     assert startup["load"]["bytes"] == startup["load"]["total"] == weights.total_bytes
     assert [(one["rank"], one["bytes"], one["total"]) for one in startup["ranks"]] == [
@@ -163,35 +150,35 @@ def test_startup_counts_the_bytes_of_all_ranks_and_of_each(group: EngineClient) 
 
 @pytest.mark.parametrize(("rank", "how"), [(1, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_a_rank_that_dies_or_hangs_under_load_takes_the_group_with_it_and_it_comes_back(
-    group: EngineClient, loop: asyncio.Runner, rank: int, how: signal.Signals
+    shared: EngineClient, loop: asyncio.Runner, rank: int, how: signal.Signals
 ) -> None:
     async def test() -> None:
-        before, restarts, old = await answer(group, request("before")), group.restarts, members(group)
-        stream = group.generate(request("long", 200))
+        before, restarts, old = await answer(shared, request("before")), shared.restarts, members(shared)
+        stream = shared.generate(request("long", 200))
         await anext(stream)
         os.kill(old[rank].pid, how)
         async with asyncio.timeout(SECONDS):
             with pytest.raises(EngineDead):
                 await drain(stream)
         await until(lambda: not any(one.is_running() and one.status() != "zombie" for one in old))
-        await group.available(SECONDS)
-        assert group.restarts == restarts + 1
-        assert await answer(group, request("after")) == before
+        await shared.available(SECONDS)
+        assert shared.restarts == restarts + 1
+        assert await answer(shared, request("after")) == before
 
     loop.run(test())
 
 
-def test_the_others_end_with_rank_0(group: EngineClient, loop: asyncio.Runner) -> None:
+def test_the_others_end_with_rank_0(shared: EngineClient, loop: asyncio.Runner) -> None:
     async def test() -> None:
         # As the first process of a container does, this one inherits the children of a process that ends.
         assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
-        restarts, old = group.restarts, members(group)
+        restarts, old = shared.restarts, members(shared)
         os.kill(old[0].pid, signal.SIGKILL)
-        await until(lambda: group.restarts == restarts + 1)
+        await until(lambda: shared.restarts == restarts + 1)
         await until(lambda: not any(psutil.pid_exists(one.pid) for one in old))
         assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0) == 0
-        await group.available(SECONDS)
-        assert await answer(group, request("after"))
+        await shared.available(SECONDS)
+        assert await answer(shared, request("after"))
 
     loop.run(test())
 
@@ -226,14 +213,14 @@ def test_ranks_need_the_native_kernels(config: EngineConfig, monkeypatch: pytest
 
 
 def test_a_group_that_cannot_be_started_again_twice_is_given_up(
-    group: EngineClient, loop: asyncio.Runner, config: EngineConfig
+    shared: EngineClient, loop: asyncio.Runner, config: EngineConfig
 ) -> None:
     async def test() -> None:
         os.rename(config.model, f"{config.model}.gone")
-        os.kill(members(group)[1].pid, signal.SIGKILL)
+        os.kill(members(shared)[1].pid, signal.SIGKILL)
         async with asyncio.timeout(SECONDS):
-            assert "could not be started again 2 times in a row" in await group.given_up()
-        assert group.restarts == before + 2
+            assert "could not be started again 2 times in a row" in await shared.given_up()
+        assert shared.restarts == before + 2
 
-    before = group.restarts
+    before = shared.restarts
     loop.run(test())
