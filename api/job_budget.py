@@ -23,6 +23,8 @@ DEFAULT_LENGTH, DEFAULT_SELF, DEFAULT_SAMPLES = 512, 32, 128
 GRAM_COLUMNS = 2048
 #: What the heaps of a job's threads keep, and its tokenizer's code, beside what any process starts with.
 HEAP_BYTES = 48 * MIB
+#: The same of another worker, with what it receives and answers: tensors of two tasks lie there for a moment.
+WORKER_HEAP_BYTES = 96 * MIB
 #: Sequences that the engine samples `self` text in at once.
 SAMPLED_AT_ONCE = 32
 #: Rows of logits that an evaluation holds at once, of each model that it compares.
@@ -154,7 +156,7 @@ def worker_bytes(facts: ModelFacts, load: JobLoad) -> int:
         return FLOAT * columns * block + max(judged, coded)
 
     found = find_family(facts.architecture).groupings
-    return process_bytes(load) + HEAP_BYTES + max((share(one.targets) for one in found), default=0)
+    return process_bytes(load) + WORKER_HEAP_BYTES + max((share(one.targets) for one in found), default=0)
 
 
 def _largest_linear(facts: ModelFacts) -> int:

@@ -4,7 +4,7 @@
 
 Makes the checkpoint (2,048 wide and 1.6 B parameters as it stands) in a folder of its own, then `plimsoll quantize`
 quantizes it in a fresh process, with the hidden states in memory and with memory for them lacking. After each layer it
-prints the seconds of that layer and the most that the process was resident with, beside one layer in float32 + a
+prints the seconds of that layer and the most that its processes were resident with, beside one layer in float32 + a
 micro-batch + the hidden states that memory holds: with what a process starts with, and above it. Exits 1 if one lies
 above its prediction. Options that it does not know are for `plimsoll quantize`, as --no-search-scale.
 """
@@ -98,6 +98,8 @@ def quantize(source: Path, facts: ModelFacts, load: JobLoad, asked: argparse.Nam
             # Half of the hidden states is too little for them.
             "--memory", str(needs.walk + (states if in_memory else states // 2)), *more,
         ]  # fmt: skip
+        if load.workers > 1:
+            command += ["--workers", str(load.workers)]
         if load.group_size:
             command += ["--w-group-size", str(load.group_size)]
         peak, last, began = 0, -1, (0.0, 0.0)
@@ -139,7 +141,8 @@ def _bytes_in(folder: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"hidden": 2048, "intermediate": 5632, "layers": 32, "heads": 32, "kv-heads": 4,
-                        "vocab": 32000, "samples": 8, "length": 512, "batch": 4, "threads": 2}.items():  # fmt: skip
+                        "vocab": 32000, "samples": 8, "length": 512, "batch": 4, "threads": 2,
+                        "workers": 1}.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--mode", choices=("memory", "disk", "both"), default="both", help="where hidden states lie")
     parser.add_argument("--method", choices=("awq", "rtn", "int8"), default="awq")
@@ -158,7 +161,8 @@ def main() -> int:
         (source.parent / "text.txt").write_bytes(letters.tobytes())
         eight = asked.method == "int8"
         load = JobLoad(asked.method, 8 if eight else 4, 0 if eight else 128,
-                       asked.samples if asked.method == "awq" else 0, asked.length, asked.batch)  # fmt: skip
+                       asked.samples if asked.method == "awq" else 0, asked.length, asked.batch,
+                       workers=asked.workers)  # fmt: skip
         modes = {"memory": [True], "disk": [False], "both": [True, False]}[asked.mode if load.samples else "disk"]
         passed = [quantize(source, facts, load, asked, more, mode) for mode in modes]
         return 0 if all(passed) else 1
