@@ -147,16 +147,18 @@ def test_another_version_alone_leaves_the_operators_pods(
     assert cluster.api("GET", path)["spec"]["template"] == before
 
 
-def test_the_operator_has_the_rights_it_needs_and_none_on_secrets(
+def test_the_operator_has_the_rights_it_needs_and_reads_no_secrets(
     cluster: Cluster, release: str, values: dict[str, Any]
 ) -> None:
     install(release, values)
     needs = (
         ("watch", "plimsoll.dev/modeldeployments"), ("patch", "plimsoll.dev/modeldeployments/status"),
-        ("create", "apps/replicasets"), ("delete", "/pods"), ("update", "coordination.k8s.io/leases", OPERATOR),
+        ("create", "apps/replicasets"), ("create", "apps/statefulsets"), ("create", "/secrets"), ("delete", "/pods"),
+        ("update", "coordination.k8s.io/leases", OPERATOR),
     )  # fmt: skip
     must_not = (
-        ("get", "/secrets"), ("list", "/secrets"), ("patch", "plimsoll.dev/modeldeployments"), ("create", "/pods/exec"),
+        ("get", "/secrets"), ("list", "/secrets"), ("watch", "/secrets"), ("patch", "/secrets"), ("delete", "/secrets"),
+        ("patch", "plimsoll.dev/modeldeployments"), ("create", "/pods/exec"),
         ("delete", "/persistentvolumeclaims"), ("create", "rbac.authorization.k8s.io/roles"), ("list", "/nodes"),
         ("update", "coordination.k8s.io/leases", "another"), ("delete", "/services"),
     )  # fmt: skip

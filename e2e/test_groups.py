@@ -2,17 +2,19 @@
 
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event, Thread
 
 import openai
 import pytest
 
 from e2e.bare import Start
-from e2e.cluster import SERVING, SOON, Cluster, Object, eventually
+from e2e.cluster import SERVING, SOON, Cluster, Object, eventually, is_true
 from e2e.deployments import COMPONENT, DEPLOYMENT, ModelDeployment, settled
-from e2e.played import TAINT, claim, manifest, needs_played_nodes, record, unclaim
+from e2e.played import claim, manifest, record, unclaim
 from e2e.results import Result
 from e2e.scene import Scene
 from e2e.test_rollouts import watched
@@ -27,61 +29,92 @@ SMALL = {"accelerator": {"resource": "cpu", "memory": "700Mi"}, "precision": "fl
 
 
 class Pool:
-    """Played nodes of the test's own, each of which takes one pod."""
+    """Nodes of the test's own, each of which takes one pod. The test plays their kubelets, and the engine: pods of a
+    group are ready while all of it is on nodes that live."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
-        self.cluster, self.namespace, self.names = cluster, namespace, list[str]()
+        self.cluster, self.namespace, self.alive = cluster, namespace, list[str]()
+        self.lost: list[str] = []
+        self._stop = Event()
+        self._thread = Thread(target=self._run, daemon=True)
 
-    def add(self) -> str:
-        name = f"{self.namespace[-4:]}-{len(self.names)}"
+    def start(self, count: int) -> None:
+        self._thread.start()
+        for _ in range(count):
+            self.add()
+
+    def add(self) -> None:
+        name = f"{self.namespace[-4:]}-{len(self.alive) + len(self.lost)}"
         amounts = {"cpu": "1", "memory": "64Gi", "pods": "10"}
-        labels = {"type": "kwok", "kubernetes.io/hostname": name, POOL: self.namespace, "kubernetes.io/arch": "amd64"}
-        taint = {key: TAINT[key] for key in ("key", "value", "effect")}
-        node = {
-            "metadata": {"name": name, "labels": labels},
-            "spec": {"taints": [taint]},
-            "status": {"capacity": amounts, "allocatable": amounts},
-        }
-        self.cluster.api("POST", "/api/v1/nodes", node)
-        self.names.append(name)
-        eventually(lambda: self._ready(name), SOON, f"{name} takes pods")
-        return name
+        meta = {"name": name, "labels": {"kubernetes.io/hostname": name, POOL: self.namespace}}
+        body = {"metadata": meta, "status": {"capacity": amounts, "allocatable": amounts}}
+        self.cluster.api("POST", "/api/v1/nodes", body)
+        self.alive.append(name)
 
-    def _ready(self, name: str) -> bool:
-        node = self.cluster.get("nodes", "", name) or {}
-        kept = [taint for taint in node.get("spec", {}).get("taints", []) if taint["key"] != TAINT["key"]]
-        return not kept and any(
-            one["type"] == "Ready" and one["status"] == "True" for one in node["status"].get("conditions", [])
-        )
+        def usable() -> bool:
+            node = self.cluster.get("nodes", "", name)
+            return node is not None and not node["spec"].get("taints")
+
+        eventually(usable, SOON, f"{name} takes pods")
 
     def lose(self, name: str) -> None:
-        """Nothing plays it any more, and the control plane notices."""
-        self.cluster.patch("nodes", "", name, {"metadata": {"labels": {"type": None}}})
+        """Its kubelet says nothing more: the control plane notices."""
+        self.alive.remove(name)
+        self.lost.append(name)
+
+    def _run(self) -> None:
+        while not self._stop.wait(1.0):
+            try:
+                self.beat()
+                self.play()
+            except Exception:
+                continue  # what changes while it is looked at is looked at again
+
+    def beat(self) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        words = "Kubelet stopped posting node status."
-        gone = {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": words}
-        times = {"lastHeartbeatTime": now, "lastTransitionTime": now}
-        status = {"status": {"conditions": [gone | times]}}
-        self.cluster.api("PATCH", f"/api/v1/nodes/{name}/status", status, kind="strategic-merge-patch")
+        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now}
+        for name in list(self.alive):
+            path = f"/api/v1/nodes/{name}/status"
+            self.cluster.api("PATCH", path, {"status": {"conditions": [ready]}}, kind="strategic-merge-patch")
+
+    def play(self) -> None:
+        pods = self.cluster.find("pods", self.namespace, labelSelector=f"{COMPONENT}=server")
+        whole = Counter(pod["metadata"]["labels"][GROUP] for pod in pods if pod["spec"].get("nodeName") in self.alive)
+        for at, pod in enumerate(pods):
+            path = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}"
+            if pod["spec"].get("nodeName") not in self.alive:
+                continue
+            if "deletionTimestamp" in pod["metadata"]:
+                self.cluster.api("DELETE", path, {"gracePeriodSeconds": 0})
+                continue
+            serves = whole[pod["metadata"]["labels"][GROUP]] == TWO["nodes"]
+            if serves == is_true(pod["status"].get("conditions", []), "Ready"):
+                continue
+            address = pod["status"].get("podIP") or f"198.18.126.{at + 1}"
+            status = {
+                "phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
+                "conditions": [{"type": "Ready", "status": str(serves)}],
+            }  # fmt: skip
+            self.cluster.api("PATCH", f"{path}/status", {"status": status}, kind="strategic-merge-patch")
 
     def remove(self) -> None:
+        self._stop.set()
+        self._thread.join(SOON)
         here = ("-n", self.namespace, "--all")
         self.cluster.kubectl("delete", "modeldeployments,statefulsets,replicasets", *here)
         self.cluster.kubectl("delete", "pods", *here, "--grace-period=0", "--force")
-        for name in self.names:
+        for name in (*self.alive, *self.lost):
             self.cluster.delete("nodes", "", name)
 
 
 @pytest.fixture
 def pool(cluster: Cluster, namespace: str, model_file: Path) -> Iterator[Pool]:
     """Three nodes, the demo model's record and a claim."""
-    needs_played_nodes(cluster)
     record(cluster, namespace, inspect_source(f"file://{model_file}"))
     claim(cluster, namespace)
     made = Pool(cluster, namespace)
     try:
-        for _ in range(3):
-            made.add()
+        made.start(3)
         yield made
     finally:
         made.remove()
@@ -115,7 +148,7 @@ def test_groups_are_placed_whole_and_a_lost_node_s_group_is_made_anew_elsewhere(
     assert "of group spread-" in waits["message"], waits
     assert sorted(map(placed, by_group(deployment).values())) == [1, 2]
     assert deployment.routable() == 1, "only the leader is behind the Service"
-    fourth = pool.add()
+    pool.add()
     deployment.ready(SOON)
     assert [placed(pods) for pods in by_group(deployment).values()] == [2, 2]
     sets = cluster.find("statefulsets", namespace)
@@ -126,12 +159,9 @@ def test_groups_are_placed_whole_and_a_lost_node_s_group_is_made_anew_elsewhere(
 
     # The node of the follower is lost; the leader says at once that its group is not whole.
     [(old, pods)] = by_group(deployment).items()
-    leader, follower = sorted(pods, key=lambda pod: pod["metadata"]["labels"][INDEX])
+    follower = next(pod for pod in pods if pod["metadata"]["labels"][INDEX] == "1")
     began = time.monotonic()
     pool.lose(follower["spec"]["nodeName"])
-    unready = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
-    path = f"/api/v1/namespaces/{namespace}/pods/{leader['metadata']['name']}/status"
-    cluster.api("PATCH", path, unready, kind="strategic-merge-patch")
 
     def elsewhere() -> bool:
         found = by_group(deployment)
@@ -143,7 +173,7 @@ def test_groups_are_placed_whole_and_a_lost_node_s_group_is_made_anew_elsewhere(
     events = cluster.kubectl("get", "events", "-n", namespace, "-o", "jsonpath={.items[*].message}")
     assert f"pod {follower['metadata']['name']} of group {old}: its node" in events
     held = [pod for pod in deployment.pods(ending=True) if pod["metadata"]["labels"][GROUP] == old]
-    result.note(seconds=round(seconds, 1), held=[pod["metadata"]["name"] for pod in held], fourth=fourth)
+    result.note(seconds=round(seconds, 1), held=[pod["metadata"]["name"] for pod in held])
     assert deployment.status["replicas"] >= 1
     assert cluster.get("statefulsets", namespace, old) is None
 

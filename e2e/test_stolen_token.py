@@ -59,6 +59,30 @@ SERVICES = {
 }  # fmt: skip
 
 
+#: Laid over the key of a group: each makes another Secret of it.
+SECRETS: tuple[dict[str, Any], ...] = (
+    {"name": "another"}, {"name": "x-0123456789a"}, {"labels": {**MARKS, "plimsoll.dev/revision": "abc"}},
+    {"labels": {"plimsoll.dev/revision": "0123456789"}}, {"kind": "ModelDeployment"}, {"owner": "y-0123456789"},
+    {"type": "kubernetes.io/service-account-token"}, {"type": "kubernetes.io/dockerconfigjson"},
+    {"data": {"token": "YQ=="}}, {"data": {"key": "YQ==", "more": "YQ=="}},
+    {"annotations": {"kubernetes.io/service-account.name": "default"}},
+)  # fmt: skip
+
+
+def secret(**change: Any) -> Object:
+    """The key of a group, or what a stolen token would make of it."""
+    name = change.get("name", "x-0123456789")
+    labels = change.get("labels", {**MARKS, "plimsoll.dev/revision": "0123456789"})
+    kind = change.get("kind", "ReplicaSet")
+    group = "apps/v1" if kind == "ReplicaSet" else OWNER["apiVersion"]
+    owner = {**OWNER, "apiVersion": group, "kind": kind, "name": change.get("owner", name)}
+    about = {"name": name, "namespace": "default", "labels": labels, "ownerReferences": [owner]}
+    if "annotations" in change:
+        about["annotations"] = change["annotations"]
+    found = {"apiVersion": "v1", "kind": "Secret", "metadata": about, "data": change.get("data", {"key": "YQ=="})}
+    return {**found, "type": change.get("type", "Opaque")}
+
+
 def template(kind: str, change: Mapping[str, Any]) -> Object:
     where = {"security": SECURITY, "container": CONTAINER, "pod": POD}
     container: Object = {"name": "a", "image": "a", "securityContext": dict(RESTRICTED)}
@@ -127,10 +151,13 @@ def test_a_stolen_token_makes_only_restricted_pods_and_takes_over_nothing(
     eventually(
         lambda: created(account, [at("default")]) and not created(account, [at("kube-system")]), SOON, "a policy"
     )
-    kinds = ("Pod", "ReplicaSet", "Job")
+    kinds = ("Pod", "ReplicaSet", "StatefulSet", "Job")
     plain = template("pod", {})
     good = [made(kind, "good", plain, "default") for kind in kinds]
-    assert created(account, good) == ["pod/plimsoll-good", "replicaset.apps/plimsoll-good", "job.batch/plimsoll-good"]
+    assert created(account, good) == [
+        "pod/plimsoll-good", "replicaset.apps/plimsoll-good", "statefulset.apps/plimsoll-good",
+        "job.batch/plimsoll-good",
+    ]  # fmt: skip
 
     bad = [made(kind, "system", plain, where) for where in ("kube-system", "kube-public") for kind in kinds]
     tables = (("security", SECURITY), ("container", CONTAINER), ("pod", POD))
@@ -145,6 +172,13 @@ def test_a_stolen_token_makes_only_restricted_pods_and_takes_over_nothing(
     others.append(owned("NetworkPolicy", "networking.k8s.io/v1", "all", every, "default"))
     others.append(owned("PodDisruptionBudget", "policy/v1", "all", {"maxUnavailable": 0, "selector": {}}, "default"))
     assert created(account, others) == []
+
+    claims = made("StatefulSet", "claims", plain, "default")
+    template_of_claim = {"metadata": {"name": "c"}, "spec": {"resources": {"requests": {"storage": "1Gi"}}}}
+    claims["spec"]["volumeClaimTemplates"] = [{**template_of_claim["metadata"], **template_of_claim}]
+    assert created(account, [claims]) == []
+    assert created(account, [secret()]) == ["secret/x-0123456789"]
+    assert created(account, [secret(**change) for change in SECRETS]) == []
 
     # The settings of the operator, and what other controllers made: neither with our marks on it nor without.
     for what in (f"configmap/{OPERATOR}", "configmap/kube-root-ca.crt"):
