@@ -110,6 +110,10 @@ PIECES = {
     "podMemory": [None, None, None, "1Gi"],
     "resource": ["cpu", "nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "nvidia.com/gpu.shared", "amd.com/gpu", "gpu"],
     "timeout": ["1s", "1m30s", "24h", "24h1s", "0.001s", "0.0001s", "1.5m", "90m", "1h1h", "1s ", "1ms", "86400.5s"],
+    "tensor": [None, "auto", 1, 2, 3, 4],
+    "nodes": [None, None, 1, 2, 65],
+    "topologyKey": [None, None, None, "rack", "example.com/rack", "a b"],
+    "exclusiveTopology": [None, None, False, True],
     "label": [None, None, "a", "a.b_c-d", "-a", "a" * 63, "a" * 64, "é", ""],
 }
 
@@ -126,6 +130,7 @@ def test_the_api_server_and_the_types_give_the_same_verdict(cluster: Cluster, pi
         "model": model,
         "accelerator": some(resource=piece["resource"], memory=piece["memory"]),
         "serving": {"requestTimeout": piece["timeout"]},
+        "parallelism": some(**{name: piece[name] for name in ("tensor", "nodes", "topologyKey", "exclusiveTopology")}),
         "pod": some(memory=piece["podMemory"], labels=labels),
     }
     verdicts = {}

@@ -189,14 +189,14 @@ def answer(client: openai.OpenAI, name: str) -> str:
 
 
 def test_a_group_of_three_pods_answers_as_one_pod_does(scene: Scene) -> None:
-    single = scene.deploy("one", **SMALL, pod={"cpu": None})
+    single = scene.deploy("one", **SMALL, pod={"cpu": "100m"})
     single.ready()
     one = openai.OpenAI(base_url=f"{scene.url(single)}/v1", api_key="none", max_retries=0)
     said = answer(one, "one")
     assert "Paris" in said
     single.delete()
     spread = {"tensor": 3, "nodes": 3}
-    group = scene.deploy("three", **SMALL, parallelism=spread, pod={"cpu": None})
+    group = scene.deploy("three", **SMALL, parallelism=spread, pod={"cpu": "100m"})
     group.ready()
     three = openai.OpenAI(base_url=f"{scene.url(group, selector=leaders(group))}/v1", api_key="none", max_retries=0)
     assert answer(three, "three") == said

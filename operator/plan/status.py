@@ -133,7 +133,7 @@ def _doing(rolling: Rolling) -> str:
         since = next((one for one in rolling.troubles if one.pod == pod.name and one.reason in _SINCE), None)
         if since is not None:
             return f"pod {pod.name}: {since.message}"
-        if pod.page is not None:
+        if pod.page is not None and pod.node:
             return f"pod {pod.name} is {pod.page.phase}"
         waits = next((c for c in pod.containers if c.state == "waiting" and c.reason), None)
         if waits:
