@@ -178,7 +178,7 @@ class _Sizer:
         ranks = []
         for part in self.parts(precision, tensor):
             shard = None if tensor == 1 else part.shard
-            terms = workspace_terms(facts, precision, device, step, load.max_running, longest, shard)
+            terms = workspace_terms(facts, precision, device, step, load.max_running, longest, shard, load.nodes)
             block = block_bytes(facts, load.block_size, precision, load.cache_precision, shard)
             total_bytes = line if total is None else total
             ranks.append(

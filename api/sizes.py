@@ -144,7 +144,7 @@ def block_bytes(
 
 def workspace_terms(
     facts: ModelFacts, precision: Precision, device: DeviceFacts, max_batched_tokens: int, max_running: int,
-    max_length: int, shard: Shard | None = None,
+    max_length: int, shard: Shard | None = None, nodes: int = 1,
 ) -> Mapping[str, int]:  # fmt: skip
     """Bytes that come and go while a step of one rank runs, by name.
 
@@ -155,7 +155,7 @@ def workspace_terms(
       vocabulary; rank 0 gathers the whole beside its part, and samples.
     - `positions`: float32 cosines and sines up to the longest sequence, of each rotary embedding.
     - `kernels`: what the table of kernels keeps for itself.
-    - `collectives`: what ranks take to talk to each other; 0 where there is one.
+    - `collectives`: what ranks take to talk to each other, on one of `nodes`; 0 where there is one rank.
     """
     activation = device.table.activation_bytes or element_bytes(precision)
     own = facts if shard is None else shard.facts(facts)
@@ -173,7 +173,7 @@ def workspace_terms(
         "logits": _logits(facts.vocab_size, max(max_running, PROMPT_LOGIT_ROWS), shard) * 4,
         "positions": max_length * sum(rope.rotated(facts.head_dim) for rope in facts.ropes) * 4,
         "kernels": device.table.scratch_bytes,
-        "collectives": 0 if shard is None else collective_bytes(device.kind, shard.tensor, shard.rank),
+        "collectives": 0 if shard is None else collective_bytes(device.kind, shard.tensor, shard.rank, nodes),
     }
 
 

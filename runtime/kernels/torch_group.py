@@ -9,12 +9,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from plimsoll.api.collectives import PIECE_BYTES
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.kernels.native_group import COLLECTIVE_SECONDS
 
@@ -49,34 +51,30 @@ class TorchGroup:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Floats of any shape: become their sum over ranks, to the same bits on each, in place."""
-        parts = self._gathered(tensor)
-        total = parts[0]
-        for part in parts[1:]:
-            total += part
-        tensor.copy_(total.view_as(tensor))
-        return tensor
+        return self._combine(tensor, lambda total, part: total.add_(part))
 
     def largest(self, tensor: Tensor) -> Tensor:
         """The same with the largest of each element; NaN is above all."""
-        parts = self._gathered(tensor)
-        total = parts[0]
-        for part in parts[1:]:
-            torch.maximum(total, part, out=total)
-        tensor.copy_(total.view_as(tensor))
-        return tensor
+        return self._combine(tensor, lambda total, part: torch.maximum(total, part, out=total))
 
     def gather(self, tensor: Tensor, widths: Sequence[int]) -> Tensor | None:
         """[L, widths[rank]] of each rank -> [L, sum of widths] on rank 0, None elsewhere."""
         if tensor.shape[1] != widths[self.rank]:
             raise ValueError(f"rank {self.rank} gives {tuple(tensor.shape)}, and has {widths[self.rank]} columns")
-        # Backends gather equal shapes.
-        even = tensor.new_zeros(len(tensor), max(widths))
-        even[:, : widths[self.rank]] = tensor
-        parts = [torch.empty_like(even) for _ in widths] if self.rank == 0 else []
-        options = dist.GatherOptions()
-        options.rootRank = 0
-        self._wait(lambda: self._work.gather([parts] if parts else [], [even], options))
-        return torch.cat([part[:, :width] for part, width in zip(parts, widths, strict=True)], 1) if parts else None
+        out = tensor.new_empty(len(tensor), sum(widths)) if self.rank == 0 else None
+        width = max(widths)
+        rows = max(1, PIECE_BYTES // (width * tensor.element_size()))
+        for start in range(0, len(tensor), rows):
+            piece = tensor[start : start + rows]
+            # Backends gather equal shapes.
+            even = piece.new_zeros(len(piece), width)
+            even[:, : piece.shape[1]] = piece
+            parts = [torch.empty_like(even) for _ in widths] if out is not None else []
+            self._wait(partial(self._work.gather, [parts] if parts else [], [even], _to_rank_0()))
+            if out is not None:
+                found = [part[:, :wide] for part, wide in zip(parts, widths, strict=True)]
+                torch.cat(found, 1, out=out[start : start + rows])
+        return out
 
     @property
     def adder(self) -> tuple[int, int] | None:
@@ -96,12 +94,17 @@ class TorchGroup:
             return _FAILED
         return 0
 
-    def _gathered(self, tensor: Tensor) -> Tensor:
-        """[size, elements]: what each rank gives."""
-        flat = tensor.reshape(-1)
-        parts = flat.new_empty(self.size, len(flat))
-        self._wait(lambda: self._work._allgather_base(parts.view(-1), flat))
-        return parts
+    def _combine(self, tensor: Tensor, into: Callable[[Tensor, Tensor], object]) -> Tensor:
+        """In the order of ranks, a piece after the other, so that what is gathered takes little memory."""
+        flat = tensor.view(-1)
+        for piece in flat.split(PIECE_BYTES // tensor.element_size()) if len(flat) else ():
+            parts = piece.new_empty(self.size, len(piece))
+            self._wait(partial(self._work._allgather_base, parts.view(-1), piece))
+            total = parts[0]
+            for part in parts[1:]:
+                into(total, part)
+            piece.copy_(total)
+        return tensor
 
     def _wait(self, begin: Callable[[], dist.Work]) -> None:
         deadline = time.monotonic() + COLLECTIVE_SECONDS
@@ -123,6 +126,12 @@ class TorchGroup:
                     why = f"rank {self.rank} waited {COLLECTIVE_SECONDS:g} s for another rank"
                 if why is not None:
                     raise GroupError(why) from None
+
+
+def _to_rank_0() -> dist.GatherOptions:
+    options = dist.GatherOptions()
+    options.rootRank = 0
+    return options
 
 
 def _first(error: Exception) -> str:

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.budget import CONTEXT_BYTES, FOLLOWER_SAVES, Budget, Load, budget
-from plimsoll.api.collectives import NCCL_BYTES, segment_bytes
+from plimsoll.api.collectives import GLOO_BYTES, GLOO_RANK_BYTES, NCCL_BYTES, collective_bytes, segment_bytes
 from plimsoll.api.device import CUDA_BUILD_BYTES, DeviceFacts, DeviceKind, TableFacts, native_table
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import facts_from_config
@@ -256,3 +256,10 @@ def test_auto_says_which_sizes_do_not_split() -> None:
     with pytest.raises(DoesNotFitError) as caught:
         budget(facts, DeviceFacts("cuda", 2 * GIB), Load("auto", tensor="auto", max_length=512))
     assert "4 attention heads cannot be split over 5" in str(caught.value)
+
+
+def test_ranks_of_several_nodes_each_take_what_gloo_does() -> None:
+    on_one = [collective_bytes("cpu", 4, rank) for rank in range(4)]
+    on_two = [collective_bytes("cpu", 4, rank, 2) for rank in range(4)]
+    assert on_one == [segment_bytes(4), 0, 0, 0]
+    assert on_two == [GLOO_BYTES + 4 * GLOO_RANK_BYTES] * 4

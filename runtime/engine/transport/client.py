@@ -308,6 +308,9 @@ class EngineClient:
         reason = "the server stopped it"
         try:
             self.phases = {}
+            place = self.membership
+            # Until the engine has looked, none has joined.
+            self.waiting_for = [] if place is None else [place.name_of(one) for one in range(1, place.nodes)]
             await running.start()
             self._running = running
             reason = await self._follow(running)

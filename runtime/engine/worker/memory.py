@@ -107,14 +107,15 @@ def plan_memory(
     assert step is not None
     total, cache_limit = memory_line(config, kernels.device)
     if kind == "cpu" and config.memory is None:
-        # Ranks share what this machine has.
-        size = cast(int, load.tensor)
+        # The ranks of this machine share what it has.
+        size = cast(int, load.tensor) // load.nodes
         total, cache_limit = total // size, None if cache_limit is None else cache_limit // size
     device = DeviceFacts(kind, total, kernels.facts, foreseen_libraries(kind))
     names = names_of(config)
     found = budget(facts, device, load, RUNS, cache_limit, names)
     available = available_bytes(kernels.device)
-    wanted = found.ranks_in_use if kind == "cpu" else found.in_use
+    here = sum(rank.in_use for rank in found.ranks[: found.pod_ranks])
+    wanted = here if kind == "cpu" else found.in_use
     if wanted > available and not follows:
         raise DoesNotFitError(
             f"takes {format_bytes(wanted)}, and others leave {format_bytes(available)} of this machine's memory",

@@ -187,7 +187,7 @@ def test_a_leader_that_starts_again_ends_the_old_epoch_and_is_joined_again(seats
 def test_an_agent_that_falls_silent_is_missed_and_ends_a_group_that_has_begun(
     seats: list[Membership], stranger: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_module, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(hub_module, "SILENT_SECONDS", 1.5)
     with leading(seats) as hub, agents([seats[0], seats[2]]):
         stranger.say(join(seats[1]))
         eventually(lambda: not hub.missing())

@@ -1,0 +1,98 @@
+"""Collectives through torch.distributed: to the bit those of shared memory, and they end with the group."""
+
+import ctypes
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from plimsoll.api.collectives import PIECE_BYTES
+from plimsoll.runtime.kernels.group_error import GroupError
+from plimsoll.runtime.kernels.native_group import SharedGroup
+from plimsoll.runtime.kernels.torch_group import TorchGroup, gloo
+from tests.kernels.test_group import together as through_memory
+
+SIZE = 3
+
+
+def together(work: Callable[[TorchGroup], Any], ended: Callable[[], str | None] = lambda: None) -> list[Any]:
+    """What `work` gives on each rank, each in a thread and on a loopback address of its own."""
+    store, found = dist.HashStore(), [None] * SIZE
+
+    def rank(number: int) -> None:
+        try:
+            made = gloo(store, number, SIZE, f"127.0.0.{number + 1}")
+            found[number] = work(TorchGroup(made, number, SIZE, ended))
+        except Exception as error:
+            found[number] = error  # type: ignore[call-overload]
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(SIZE)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(60)
+    return found
+
+
+def part(rank: int, rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rank * 1000 + rows))
+
+
+def test_sums_are_those_of_shared_memory_to_the_bit_and_do_not_depend_on_the_batch() -> None:
+    wide = PIECE_BYTES // 4 // 3 + 5  # Four rows are more than a piece.
+
+    def work(group: TorchGroup | SharedGroup) -> tuple[torch.Tensor, torch.Tensor]:
+        return group.sum(part(group.rank, 4, wide)), group.sum(part(group.rank, 4, wide)[2:3].clone())
+
+    ours, theirs = together(work), through_memory(SIZE, work)
+    for whole, row in ours:
+        assert torch.equal(whole, theirs[0][0])
+        assert torch.equal(row[0], whole[2])
+
+
+def test_the_largest_and_what_is_gathered_are_those_of_shared_memory() -> None:
+    widths = [5, 3, 4]
+
+    def work(group: TorchGroup | SharedGroup) -> tuple[torch.Tensor, torch.Tensor | None]:
+        most = part(group.rank, 1, 7)[0].clone()
+        most[3] = float("nan") if group.rank == 1 else 1.0
+        rows = part(group.rank, PIECE_BYTES // 4 // 5 + 7, widths[group.rank])
+        return group.largest(most), group.gather(rows, widths)
+
+    ours, theirs = together(work), through_memory(SIZE, work)
+    for mine, known in zip(ours, theirs, strict=True):
+        assert torch.equal(mine[0].nan_to_num(9.0), known[0].nan_to_num(9.0))
+    assert torch.equal(ours[0][1], theirs[0][1])
+    assert ours[1][1] is ours[2][1] is None
+
+
+def test_c_code_adds_through_the_address_that_it_is_given() -> None:
+    add = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long)
+
+    def work(group: TorchGroup) -> torch.Tensor:
+        found = group.adder
+        assert found is not None
+        data = part(group.rank, 2, 8)
+        assert add(found[0])(found[1], data.data_ptr(), data.numel()) == 0
+        return data
+
+    expected = part(0, 2, 8) + part(1, 2, 8) + part(2, 2, 8)
+    assert all(torch.equal(one, expected) for one in together(work))
+
+
+def test_a_rank_that_waits_hears_of_the_groups_end() -> None:
+    ended = threading.Event()
+
+    def work(group: TorchGroup) -> str:
+        if group.rank:
+            ended.wait(60)
+            return "left out"
+        threading.Timer(0.1, ended.set).start()
+        with pytest.raises(GroupError, match="pod x is gone"):
+            group.sum(torch.ones(4))
+        return "heard"
+
+    assert together(work, lambda: "pod x is gone" if ended.is_set() else None) == ["heard", "left out", "left out"]
