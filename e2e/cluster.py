@@ -32,6 +32,7 @@ PATHS = {
     "events": "/api/v1/namespaces/{}/events",
     "persistentvolumeclaims": "/api/v1/namespaces/{}/persistentvolumeclaims",
     "replicasets": "/apis/apps/v1/namespaces/{}/replicasets",
+    "statefulsets": "/apis/apps/v1/namespaces/{}/statefulsets",
     "poddisruptionbudgets": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
     "networkpolicies": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
     "endpointslices": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",

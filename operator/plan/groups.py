@@ -91,8 +91,12 @@ def placed(own: StatefulSet, pods: Sequence[Pod]) -> bool:
 
 
 def is_lost(pod: Pod, snapshot: Snapshot) -> bool:
-    """Whether its kubelet is gone, so that it neither serves nor ends."""
-    dead = any(node.name == pod.node and node.not_ready for node in snapshot.nodes or ())
+    """Whether its kubelet is gone, so that it neither serves nor ends.
+
+    A node that was not ready before the pod was made, or never, is ready by now: the scheduler has chosen it.
+    """
+    nodes = (node for node in snapshot.nodes or () if node.name == pod.node and node.not_ready)
+    dead = any(node.not_ready_at > pod.created for node in nodes)
     return not pod.ended and (dead or 0.0 < pod.ends_by < snapshot.now - LOST)
 
 

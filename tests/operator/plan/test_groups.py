@@ -109,6 +109,20 @@ def test_a_group_that_loses_a_pod_with_its_node_is_named_and_replaced_at_once() 
     assert cluster.status["readyReplicas"] == 1
 
 
+def test_a_group_that_starts_on_a_node_that_just_came_up_is_not_taken_for_lost() -> None:
+    cluster = serving()
+    [name] = cluster.groups
+    lose(cluster, "n1")
+    assert cluster.nodes is not None
+    before = min(pod.created for pod in cluster.pods) - 1
+    known = cluster.nodes
+    for since in (0.0, before):
+        # The watch of nodes lags behind that of pods.
+        cluster.nodes = tuple(replace(one, not_ready_at=since) if one.not_ready else one for one in known)
+        cluster.act()
+        assert list(cluster.groups) == [name]
+
+
 def test_a_group_whose_leader_s_node_is_lost_goes_where_others_take_it_whole_and_else_waits() -> None:
     cluster = serving()
     [old] = cluster.groups
