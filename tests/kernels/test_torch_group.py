@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -81,6 +82,15 @@ def test_c_code_adds_through_the_address_that_it_is_given() -> None:
 
     expected = part(0, 2, 8) + part(1, 2, 8) + part(2, 2, 8)
     assert all(torch.equal(one, expected) for one in together(work))
+
+
+def test_gloo_listens_on_the_address_of_its_machine_alone() -> None:
+    def listening() -> set[str]:
+        mine = psutil.Process().net_connections("tcp")
+        return {one.laddr.ip for one in mine if one.status == psutil.CONN_LISTEN}
+
+    before = listening()
+    assert all(found - before <= {"127.0.0.1", "127.0.0.2", "127.0.0.3"} for found in together(lambda _: listening()))
 
 
 def test_a_rank_that_waits_hears_of_the_groups_end() -> None:

@@ -124,9 +124,12 @@ class NodeRanks:
             self._crew.close()
 
     def _wait(self, on_waiting: OnWaiting | None) -> None:
-        due = 0.0
+        due, known = 0.0, list[str]()
         while missing := self._hub.missing():
             self.check()
+            if missing != known:
+                known = missing
+                log.info("waiting for %s to join epoch %s", ", ".join(missing), self._epoch)
             if time.monotonic() >= due:
                 due = time.monotonic() + WAITING_SECONDS
                 if on_waiting is not None:
