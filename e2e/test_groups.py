@@ -25,7 +25,8 @@ GROUP, INDEX = "plimsoll.dev/group", "apps.kubernetes.io/pod-index"
 POOL = "plimsoll.dev/e2e-pool"
 TWO = {"tensor": 2, "nodes": 2}
 #: Small enough that the pods of two groups and a spare one run on two cores.
-SMALL = {"accelerator": {"resource": "cpu", "memory": "700Mi"}, "precision": "float32"}
+SMALL = {"accelerator": {"resource": "cpu", "memory": "700Mi"}}
+EXACT = {"accelerator": {"resource": "cpu", "memory": "1Gi"}, "precision": "float32"}
 
 
 class Pool:
@@ -189,14 +190,14 @@ def answer(client: openai.OpenAI, name: str) -> str:
 
 
 def test_a_group_of_three_pods_answers_as_one_pod_does(scene: Scene) -> None:
-    single = scene.deploy("one", **SMALL, pod={"cpu": "100m"})
+    single = scene.deploy("one", **EXACT, pod={"cpu": "100m"})
     single.ready()
     one = openai.OpenAI(base_url=f"{scene.url(single)}/v1", api_key="none", max_retries=0)
     said = answer(one, "one")
     assert "Paris" in said
     single.delete()
     spread = {"tensor": 3, "nodes": 3}
-    group = scene.deploy("three", **SMALL, parallelism=spread, pod={"cpu": "100m"})
+    group = scene.deploy("three", **EXACT, parallelism=spread, pod={"cpu": "100m"})
     group.ready()
     three = openai.OpenAI(base_url=f"{scene.url(group, selector=leaders(group))}/v1", api_key="none", max_retries=0)
     assert answer(three, "three") == said
