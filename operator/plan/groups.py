@@ -163,6 +163,8 @@ def _missing(own: StatefulSet | None, pods: Sequence[Pod]) -> list[Pod]:
 def _worst(pods: Sequence[Pod], leader: Pod | None, snapshot: Snapshot) -> Pod:
     """The pod that the others wait for: the one in the worst trouble, else one that is missing or has not joined."""
     by_name = {pod.name: pod for pod in pods}
+    if (lost := next((pod for pod in pods if is_lost(pod, snapshot)), None)) is not None:
+        return lost
     found = [one for one in troubles(pods, inf, snapshot.now, snapshot.nodes) if one.reason in _CAUSES]
     if found:
         return by_name[min(found, key=lambda one: (not one.fatal, _CAUSES.index(one.reason))).pod]
