@@ -100,6 +100,7 @@ def test_a_group_that_loses_a_pod_with_its_node_is_named_and_replaced_at_once() 
     cluster.pods = [replace(pod, deleting=pod.index == "1") for pod in cluster.pods]
     cluster.act()
     assert f"pod {old}-1 of group {old}: its node n1" in cluster.condition("Degraded")["message"]
+    cluster.pods = [replace(pod, deleting=True) for pod in cluster.pods]
     # The pod on the dead node stays, and holds its name: nothing waits for it.
     held = next(pod for pod in cluster.pods if pod.name == f"{old}-1")
     for choice in range(40):
