@@ -13,6 +13,7 @@ from e2e.deployments import CLAIM, MODEL_FILE
 from e2e.jobs import QuantizationJob, job_manifest
 from e2e.operators import ChartOperator
 from e2e.scene import Scene
+from e2e.test_groups import SMALL, TWO, leaders
 from e2e.traffic import traffic
 
 JOB = {
@@ -41,12 +42,13 @@ def test_models_of_two_namespaces_outlive_the_charts_operator(
     for scene in scenes:
         volumes.claim(scene.cluster, scene.namespace, CLAIM)
         volumes.put(scene.cluster, scene.namespace, CLAIM, [(model_file, MODEL_FILE)], runtime_image)
-    deployments = [scene.deploy() for scene in scenes]
+    # The second is a group of two pods: more kinds of objects, and the key that they share.
+    deployments = [scenes[0].deploy(), scenes[1].deploy(**SMALL, parallelism=TWO, pod={"cpu": "50m"})]
     for deployment in deployments:
         deployment.ready()
         # Its status page was read, from a pod to a pod.
         eventually(lambda: deployment.status.get("observed"), SOON, f"{deployment.name} is observed")  # noqa: B023
-    first, second = (scene.url(one) for scene, one in zip(scenes, deployments, strict=True))
+    first, second = scenes[0].url(deployments[0]), scenes[1].url(deployments[1], selector=leaders(deployments[1]))
 
     job = QuantizationJob(bare.cluster, scenes[1].namespace, "rtn")
     bare.cluster.apply(job_manifest(job.namespace, job.name, JOB))
