@@ -1,8 +1,10 @@
 """`plimsoll inspect SOURCE`: what a checkpoint is, from its headers alone. In the cluster a short pod runs it."""
 
+import contextlib
 import json
 import os
 import signal
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,11 +35,11 @@ def inspect(
     # As the first process of a container, whose signals are ignored unless asked for.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     guard.install()
-    _limit_processor_time(source)
     try:
-        trust.install()
-        found = inspect_source(source)
-        packed = found.encode() if report else b""
+        with _limited_processor_time(source):
+            trust.install()
+            found = inspect_source(source)
+            packed = found.encode() if report else b""
     except (PlimsollError, OSError, MemoryError) as error:
         _write(report, _words(error))
         raise
@@ -50,7 +52,8 @@ def inspect(
     _show(found, output)
 
 
-def _limit_processor_time(source: str) -> None:
+@contextlib.contextmanager
+def _limited_processor_time(source: str) -> Iterator[None]:
     """A checkpoint that is made to be slow ends with an error. The deadline of an inspect pod would not name it."""
 
     def late(*_: object) -> None:
@@ -59,6 +62,10 @@ def _limit_processor_time(source: str) -> None:
     signal.signal(signal.SIGPROF, late)
     # Again every second: code that catches all exceptions must not go on for ever.
     signal.setitimer(signal.ITIMER_PROF, PROCESSOR_SECONDS, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _words(error: BaseException) -> bytes:

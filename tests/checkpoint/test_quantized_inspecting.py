@@ -1,6 +1,7 @@
 """A quantized checkpoint inspected from far away: the same facts from headers alone, the same refusals."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def test_the_command_says_how_it_is_quantized(tmp_path: Path, capsys: pytest.Cap
     shown = json.loads(capsys.readouterr().out)
     assert shown["quantization"] == {"format": "compressed-tensors", "bits": 4, "groupSize": 32, "symmetric": False}
     assert shown["storedAs"] == ["F32", "W4"]
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0), "its limit of time outlives it"
     with pytest.raises(SystemExit):
         main(["inspect", str(folder)])
     assert "compressed-tensors, 4 bits, groups of 32" in capsys.readouterr().out

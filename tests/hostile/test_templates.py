@@ -86,7 +86,7 @@ def refused(answer: Prepared | ApiError, name: str) -> ApiError:
 
 
 def test_a_template_that_takes_for_ever_is_ended_and_the_next_request_runs(tokenizer_folder: Path) -> None:
-    with preparing(tokenizer_folder, 0.15, {"default": BENIGN} | ENDLESS) as prepare:
+    with preparing(tokenizer_folder, 0.3, {"default": BENIGN} | ENDLESS) as prepare:
         for name in ENDLESS:
             # However busy the machine is, one of these begins to render before it is ended.
             answers = (prepare.chat(chat_template=name) for _ in range(50))
