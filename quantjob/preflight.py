@@ -190,7 +190,7 @@ def _linears(facts: ModelFacts) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _parallel_notes(facts: ModelFacts, recipe: Recipe) -> Iterator[str]:
-    """Tensor-parallel sizes that the model takes and its groups do not."""
+    """Tensor-parallel sizes that the model takes and its groups do not, where an engine cuts evenly."""
     if not recipe.group_size:
         return
     names = find_family(facts.architecture).names
@@ -203,7 +203,10 @@ def _parallel_notes(facts: ModelFacts, recipe: Recipe) -> Iterator[str]:
         broken = [name for name in cut if linears[name][1] % (size * recipe.group_size)]
         if broken:
             shares = ", ".join(f"{linears[name][1]} / {size} columns of {name}" for name in broken)
-            yield f"groups of {recipe.group_size} do not divide {shares}: tensor parallel size {size} cannot serve it"
+            yield (
+                f"groups of {recipe.group_size} do not divide {shares}: engines that cut evenly cannot serve it at "
+                f"tensor parallel size {size}; plimsoll cuts between groups and can"
+            )
 
 
 def _plan(facts: ModelFacts, load: JobLoad, memory: int, batch: int | None, threads: int) -> tuple[JobNeeds, WalkPlan]:

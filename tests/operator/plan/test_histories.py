@@ -13,13 +13,13 @@ MOVES = st.lists(
 STRATEGIES = st.sampled_from(["Auto", "Replace"])
 
 
-@settings(max_examples=45, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(moves=MOVES, strategy=STRATEGIES, devices=st.integers(1, 4))
 def test_any_history_ends_where_a_calm_one_would(moves: list[str], strategy: str, devices: int) -> None:
     _any_history(Cluster(spec=spec(rollout={"strategy": strategy}), devices=devices), moves, min(2, devices))
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(moves=MOVES, strategy=STRATEGIES, devices=st.integers(2, 7))
 def test_any_history_of_groups_ends_where_a_calm_one_would(moves: list[str], strategy: str, devices: int) -> None:
     wish = {"parallelism": {"nodes": 2, "tensor": 2}, "accelerator": {"resource": "cpu", "memory": "1Gi"}}
