@@ -94,6 +94,10 @@ def tiny_config(architecture: str, **overrides: Any) -> dict[str, Any]:
     return config | overrides
 
 
+#: Heads and a width that two or more ranks share unevenly.
+UNEVEN = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 96, "intermediate_size": 160}
+
+
 def make_checkpoint(
     folder: Path,
     architecture: str = "LlamaForCausalLM",

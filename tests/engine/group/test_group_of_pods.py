@@ -14,7 +14,7 @@ from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.group.agent import Agent
 from plimsoll.runtime.engine.transport.client import EngineClient, EngineDead
 from plimsoll.runtime.llm import LLM
-from tests.support.checkpoints import make_checkpoint
+from tests.support.checkpoints import UNEVEN, make_checkpoint
 from tests.support.clients import SECONDS, answer, drain, request, until
 from tests.support.pods import followers, places, write_key
 
@@ -30,13 +30,7 @@ def loop() -> Iterator[asyncio.Runner]:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
     """Heads and a width that ranks share unevenly."""
-    folder = make_checkpoint(
-        tmp_path_factory.mktemp("model") / "tiny",
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        hidden_size=96,
-        intermediate_size=160,
-    )
+    folder = make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", **UNEVEN)
     return EngineConfig(
         model=str(folder), precision="float32", device="cpu", kv_cache_bytes=1 << 20, block_size=16, tensor=NODES,
         nodes=NODES, threads=1, memory=1 << 30,
@@ -79,7 +73,8 @@ def test_answers_are_those_of_one_rank(
     assert loop.run(answer(client, request("one", 24))) == expected
     assert client.info is not None
     assert [rank.rank for rank in client.info.ranks] == list(range(NODES))
-    assert all(agent.serving for agent in agents)
+    # They hear of it by the next pulse.
+    loop.run(until(lambda: all(agent.serving for agent in agents)))
 
 
 @pytest.mark.parametrize(("rank", "how"), [(1, signal.SIGKILL)])

@@ -23,7 +23,7 @@ from plimsoll.runtime.kernels.build import NativeUnavailableError
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.llm import LLM, RequestOutput
 from plimsoll.runtime.server.status_port import StatusPort
-from tests.support.checkpoints import make_checkpoint
+from tests.support.checkpoints import UNEVEN, make_checkpoint
 from tests.support.clients import SECONDS, answer, drain, request, until
 
 SIZE = 2
@@ -34,13 +34,7 @@ PR_SET_CHILD_SUBREAPER = 36
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
     """Heads and a width that ranks share unevenly."""
-    folder = make_checkpoint(
-        tmp_path_factory.mktemp("model") / "tiny",
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        hidden_size=96,
-        intermediate_size=160,
-    )
+    folder = make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", **UNEVEN)
     return EngineConfig(
         model=str(folder), precision="float32", device="cpu", kv_cache_bytes=1 << 20, block_size=16, tensor=SIZE
     )
