@@ -61,8 +61,8 @@ SERVICES = {
 
 #: Laid over the key of a group: each makes another Secret of it.
 SECRETS: tuple[dict[str, Any], ...] = (
-    {"name": "another"}, {"name": "x-0123456789a"}, {"labels": {**MARKS, "plimsoll.dev/revision": "abc"}},
-    {"labels": {"plimsoll.dev/revision": "0123456789"}}, {"kind": "ModelDeployment"}, {"owner": "y-0123456789"},
+    {"name": "another"}, {"name": "x-01234567aba"}, {"labels": {**MARKS, "plimsoll.dev/revision": "abc"}},
+    {"labels": {"plimsoll.dev/revision": "01234567ab"}}, {"kind": "ModelDeployment"}, {"owner": "y-01234567ab"},
     {"type": "kubernetes.io/service-account-token"}, {"type": "kubernetes.io/dockerconfigjson"},
     {"data": {"token": "YQ=="}}, {"data": {"key": "YQ==", "more": "YQ=="}},
     {"annotations": {"kubernetes.io/service-account.name": "default"}},
@@ -71,8 +71,8 @@ SECRETS: tuple[dict[str, Any], ...] = (
 
 def secret(**change: Any) -> Object:
     """The key of a group, or what a stolen token would make of it."""
-    name = change.get("name", "x-0123456789")
-    labels = change.get("labels", {**MARKS, "plimsoll.dev/revision": "0123456789"})
+    name = change.get("name", "x-01234567ab")
+    labels = change.get("labels", {**MARKS, "plimsoll.dev/revision": "01234567ab"})
     kind = change.get("kind", "ReplicaSet")
     group = "apps/v1" if kind == "ReplicaSet" else OWNER["apiVersion"]
     owner = {**OWNER, "apiVersion": group, "kind": kind, "name": change.get("owner", name)}
@@ -177,7 +177,7 @@ def test_a_stolen_token_makes_only_restricted_pods_and_takes_over_nothing(
     template_of_claim = {"metadata": {"name": "c"}, "spec": {"resources": {"requests": {"storage": "1Gi"}}}}
     claims["spec"]["volumeClaimTemplates"] = [{**template_of_claim["metadata"], **template_of_claim}]
     assert created(account, [claims]) == []
-    assert created(account, [secret()]) == ["secret/x-0123456789"]
+    assert created(account, [secret()]) == ["secret/x-01234567ab"]
     assert created(account, [secret(**change) for change in SECRETS]) == []
 
     # The settings of the operator, and what other controllers made: neither with our marks on it nor without.
