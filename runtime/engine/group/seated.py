@@ -132,8 +132,8 @@ class LeadingGroup(TorchGroup):
         self._steps.send(message)
 
     def receive(self) -> bytes:
-        """Never called on rank 0."""
-        raise NotImplementedError("rank 0 announces")
+        """Raises GroupError: rank 0 announces steps itself."""
+        raise GroupError("rank 0 announces steps, and receives none")
 
 
 class FollowingGroup(TorchGroup):
@@ -149,8 +149,8 @@ class FollowingGroup(TorchGroup):
         self._poller.register(lost.monitor, zmq.POLLIN)
 
     def send(self, message: bytes) -> None:
-        """Never called on other ranks."""
-        raise NotImplementedError("rank 0 alone announces")
+        """Raises GroupError: this rank follows."""
+        raise GroupError(f"rank {self.rank} follows, and announces no steps")
 
     def receive(self) -> bytes:
         """The next message of rank 0. Raises GroupError for one of another epoch, and where rank 0 is gone."""
