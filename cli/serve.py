@@ -1,6 +1,7 @@
 """`plimsoll serve MODEL`: one checkpoint behind an OpenAI endpoint, with LMDeploy's option names."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -37,8 +38,10 @@ def serve(
     allowed_origins: Annotated[
         list[str] | None,
         typer.Option(
-            help="Origin whose web pages may use the server, as https://app.example; repeat it, or * for all. "
-            "Default: pages of this machine, and all where there are keys."
+            "--allowed-origins",
+            "--allow-origins",
+            help="Origin whose web pages may use the server, as https://app.example. Repeat it, separate several by "
+            "commas, or give * for all. Default: pages of this machine, and all where there are keys.",
         ),
     ] = None,
     allowed_hosts: Annotated[
@@ -123,6 +126,9 @@ def serve(
         str | None,
         typer.Option(help="The most that a request's body may have, as 4Mi. Default: 1Mi to 16Mi, by the context."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse requests for more tokens than the context leaves.")
+    ] = False,
     request_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a request may take.")] = 600.0,
     restart_timeout: Annotated[
         float, typer.Option(min=0.0, help="Seconds that requests wait for an engine that is being started again.")
@@ -198,8 +204,9 @@ def serve(
         host=server_name,
         port=server_port,
         api_keys_file=api_keys,
-        allowed_origins=tuple(map(_origin, allowed_origins or ())),
+        allowed_origins=origins(allowed_origins or ()),
         allowed_hosts=tuple(map(_host, allowed_hosts or ())),
+        strict=strict,
         max_body_bytes=None if max_body_bytes is None else _body_bytes(max_body_bytes),
         request_timeout=request_timeout,
         restart_timeout=restart_timeout,
@@ -240,10 +247,21 @@ def _body_bytes(value: str) -> int:
     return found
 
 
+def origins(values: Sequence[str]) -> tuple[str, ...]:
+    """One origin an option, several with commas between, or a JSON list as vLLM takes it. Raises SpecError."""
+    found: list[str] = []
+    for value in values:
+        written = value.strip()
+        given = re.fullmatch(r'\[\s*("[^"]*"\s*(?:,\s*"[^"]*"\s*)*)\]', written)
+        parts = re.findall(r'"([^"]*)"', given[1]) if given else written.split(",")
+        found += map(_origin, parts)
+    return tuple(found)
+
+
 def _origin(value: str) -> str:
     """An origin as browsers write it. Raises SpecError for anything more or less."""
     found = value.strip().removesuffix("/").lower()
-    if found != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\\s]+", found):
+    if found not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", found):
         raise SpecError(
             "must be *, or a scheme and a host, with a port where there is one", field="--allowed-origins", value=value,
             fix="Write https://app.example or http://localhost:3000",

@@ -175,6 +175,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_prompts: int = 64
     """Prompts in one /v1/completions request."""
     max_logprobs: int = 20
+    strict: bool = False
+    """Refuse a request for more tokens than the context leaves; else its answer is cut to that."""
     allowed_origins: tuple[str, ...] = ()
     """Origins whose web pages may use the server, `*` for all. Empty: pages of this machine, or all where keys are."""
     allowed_hosts: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ class Chat:
     def __init__(self, serving: Serving, request: ChatCompletionRequest, ids: list[int], request_id: str) -> None:
         self.serving, self.request, self.request_id = serving, request, request_id
         info = serving.known_engine()
-        max_tokens = answer_length(request, len(ids), info.model_len)
+        max_tokens = answer_length(request, len(ids), info.model_len, strict=serving.config.strict)
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         work = [
             (ids, sampling_params(request, max_tokens, index, logprobs=logprobs, defaults=serving.defaults))

@@ -38,7 +38,7 @@ class Completions:
             logprobs = 0
         work = []
         for _, ids in self.prompts:
-            max_tokens = answer_length(request, len(ids), info.model_len)
+            max_tokens = answer_length(request, len(ids), info.model_len, strict=serving.config.strict)
             work += [
                 (ids, sampling_params(request, max_tokens, index, logprobs=logprobs, defaults=serving.defaults))
                 for index in range(self.samples)

@@ -85,8 +85,13 @@ def _above(name: str, value: int, most: int) -> ApiError:
     return invalid_value(f"Invalid value for {name}: this server allows up to {most} (found {value}).", name)
 
 
-def answer_length(request: ChatCompletionRequest | CompletionRequest, prompt_tokens: int, model_len: int) -> int:
-    """Tokens the answer may have; a chat without a limit gets the rest of the context.
+def answer_length(
+    request: ChatCompletionRequest | CompletionRequest, prompt_tokens: int, model_len: int, *, strict: bool = False
+) -> int:
+    """Tokens the answer may have: what the request allows, cut to what the context leaves.
+
+    Args:
+        strict: refuse an answer that would be cut.
 
     Raises:
         ApiError: 400 `context_length_exceeded`, with OpenAI's sentence.
@@ -96,18 +101,26 @@ def answer_length(request: ChatCompletionRequest | CompletionRequest, prompt_tok
     if isinstance(request, ChatCompletionRequest) and request.max_completion_tokens is not None:
         # The newer name counts where a client sends both.
         limit_name, limit = "max_completion_tokens", request.max_completion_tokens
+    room = model_len - prompt_tokens
     # Even a prompt that is only scored leaves room for a token: the engine counts so.
-    least = limit or 1
-    if prompt_tokens + least > model_len:
+    if room < 1 or (strict and limit is not None and limit > room):
         prompt_name = "messages" if chat else "prompt"
         wanted = f" and {limit} for the answer ({limit_name})" if limit is not None else ""
         raise bad_request(
             f"This model's maximum context length is {model_len} tokens. However, you requested "
             f"{prompt_tokens} tokens in the {prompt_name}{wanted}. Please shorten one of them.",
-            prompt_name if prompt_tokens >= model_len or limit is None else limit_name,
+            prompt_name if room < 1 or limit is None else limit_name,
             "context_length_exceeded",
         )
-    return model_len - prompt_tokens if limit is None else limit
+    if limit is not None and request.min_tokens > limit:
+        raise _too_many(limit)
+    if strict and request.min_tokens > room:
+        raise _too_many(room)
+    return room if limit is None else min(limit, room)
+
+
+def _too_many(limit: int) -> ApiError:
+    return invalid_value(f"Invalid value for min_tokens: more than the answer may have ({limit}).", "min_tokens")
 
 
 def sampling_params(
@@ -126,14 +139,7 @@ def sampling_params(
         index: which sample.
         logprobs: alternatives to return for each token; None for no log-probabilities.
         defaults: `sampling_defaults`, for fields the request left out.
-
-    Raises:
-        ApiError: 400 when `min_tokens` is more than `max_tokens`.
     """
-    if request.min_tokens > max_tokens:
-        raise invalid_value(
-            f"Invalid value for min_tokens: more than the answer may have ({max_tokens}).", "min_tokens"
-        )
     chosen = {name: defaults.get(name, getattr(request, name)) for name in DEFAULTED}
     chosen |= {name: getattr(request, name) for name in DEFAULTED if name in request.model_fields_set}
     prompt_logprobs = request.prompt_logprobs
@@ -142,7 +148,7 @@ def sampling_params(
     return SamplingParams(
         # Without prompt log-probabilities an echo alone still takes one step; its token is dropped.
         max_tokens=max_tokens if prompt_logprobs is not None else max(1, max_tokens),
-        min_tokens=request.min_tokens,
+        min_tokens=min(request.min_tokens, max_tokens),
         temperature=chosen["temperature"],
         top_k=max(0, int(chosen["top_k"])),
         top_p=chosen["top_p"],

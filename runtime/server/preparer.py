@@ -40,7 +40,7 @@ class Preparer:
         self, tokenizer: Tokenizer, engine: EngineConfig, server: ServerConfig, vocab_size: int, longest_token: int
     ) -> None:
         self.config, self.vocab_size = server, vocab_size
-        self.reader = Reader(tokenizer, vocab_size, longest_token)
+        self.reader = Reader(tokenizer, vocab_size, longest_token, strict=server.strict)
         self.queued_tokens = engine.max_queued_tokens
 
     def __call__(

@@ -25,10 +25,12 @@ class Reader:
         vocab_size: rows of the model's embedding.
         longest_token: bytes of the longest token in the vocabulary. A token stands for at most so many bytes: too
             many characters are too long however they are split.
+        strict: refuse a request whose answer would be cut to what the context leaves.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, longest_token: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, longest_token: int, *, strict: bool = False) -> None:
         self.tokenizer, self.vocab_size, self.longest_token = tokenizer, vocab_size, longest_token
+        self.strict = strict
 
     def chat(self, request: ChatCompletionRequest, model_len: int, note: Note) -> list[int]:
         """The conversation as the model's template writes it, tokenized.
@@ -88,7 +90,7 @@ class Reader:
                 text = self.tokenizer.decode(ids, skip_special_tokens=False) if echoed else ""
             if not ids:
                 raise invalid_value("prompt must not be empty: there is nothing to continue.", "prompt")
-            answer_length(request, len(ids), model_len)
+            answer_length(request, len(ids), model_len, strict=self.strict)
             found.append((text, ids))
             tokens += len(ids)
             if len(found) > 1 and tokens > queued_tokens:

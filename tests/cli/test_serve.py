@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from plimsoll.cli.main import main
+from plimsoll.cli.serve import origins
 from tests.support import quantized
 from tests.support.checkpoints import make_checkpoint
 from tests.support.endpoint import eventually
@@ -27,6 +28,20 @@ SMALL += ["--cache-block-seq-len", "16", "--dtype", "float32"]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("serve") / "tiny", max_position_embeddings=2048)
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        (["https://App.example/", "http://localhost:3000"], ("https://app.example", "http://localhost:3000")),
+        (["https://a.example,https://b.example"], ("https://a.example", "https://b.example")),
+        (['["https://a.example", "*"]'], ("https://a.example", "*")),
+        (["*"], ("*",)),
+        (["null"], ("null",)),
+    ],
+)
+def test_origins_are_repeated_or_listed(options: list[str], allowed: tuple[str, ...]) -> None:
+    assert origins(options) == allowed
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -60,6 +75,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--session-len", "9999999"], "--session-len: the positions"),
         (["--log-level", "loud"], "--log-level"),
         (["--server-port", "70000"], "--server-port"),
+        (["--allow-origins", "https://app.example,app.example"], "--allowed-origins: must be *, or a scheme"),
         (["--no-such-option"], "--no-such-option"),
     ],
 )
@@ -104,7 +120,7 @@ def test_a_missing_model_and_a_taken_port_are_said_plainly(
 
 def test_two_ranks_serve_drain_on_sigterm_while_streaming_and_leave_no_process(checkpoint: Path) -> None:
     command = [*SERVE, str(checkpoint), "--server-port", "0", "--model-name", "named", "--tensor-parallel-size", "2"]
-    command += SMALL
+    command += [*SMALL, "--strict", "--allow-origins", "https://app.example, https://b.example:8443/"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         said: list[str] = []
@@ -122,6 +138,10 @@ def test_two_ranks_serve_drain_on_sigterm_while_streaming_and_leave_no_process(c
                 ranks = [one for one in processes if any("rank_process" in word for word in one.cmdline())]
                 assert len(ranks) == 1
                 page = httpx.get(url.replace("/v1", "/metrics")).text
+                for origin, status in (("https://b.example:8443", 204), ("https://c.example", 403)):
+                    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+                    assert httpx.options(f"{url}/chat/completions", headers=asked).status_code == status
+                assert httpx.post(f"{url}/chat/completions", json=body | {"max_tokens": 4000}).status_code == 400
                 assert 'plimsoll:tensor_parallel_size{model_name="named"} 2.0' in page
                 assert re.search(r'rank_memory_bytes{model_name="named",part="weights",rank="1"} \d', page)
                 server.send_signal(signal.SIGTERM)

@@ -128,14 +128,10 @@ def test_what_could_only_mean_what_happens_anyway_is_accepted(tiny: Endpoint, ex
 
 
 def test_context_overflow_says_what_fits(tiny: Endpoint) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
-        tiny.openai.completions.create(model="tiny", prompt=[5] * 250, max_tokens=10)
-    assert caught.value.code == "context_length_exceeded"
-    assert caught.value.param == "max_tokens"
-    assert "256 tokens" in caught.value.message
     for prompt in ([5] * 256, "word " * 2000, "x" * 1_000_000):
         error = refused(tiny, "/v1/completions", TEXT | {"prompt": prompt})
         assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+        assert "256 tokens" in error["message"]
     error = refused(tiny, "/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": "long " * 900}]})
     assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
 

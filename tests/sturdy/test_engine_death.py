@@ -84,7 +84,7 @@ def test_killed_under_load_it_comes_back_and_what_had_sent_nothing_is_answered(
             eventually(lambda: bool(engines(server.process.pid)))
             os.kill(server.engine.pid, signal.SIGKILL)
             # A request that comes now waits, and one that is wrong does not.
-            status, refused = server.post("/v1/completions", request(0) | {"max_tokens": 10_000})
+            status, refused = server.post("/v1/completions", request(0) | {"prompt": [5] * 10_000})
             assert (status, refused["error"]["code"]) == (400, "context_length_exceeded")
             assert ready(server) == 503
 
