@@ -107,14 +107,14 @@ def _generation(app: FastAPI, serving: Serving) -> None:
     @app.post("/v1/chat/completions", tags=["OpenAI"], **openapi.reads(ChatCompletionRequest, ChatCompletion))
     async def chat_completions(request: Request) -> Response:
         """Answers a conversation."""
-        parsed, [(_, ids)] = await serving.prepare("chat", await json_body(request))
-        assert isinstance(parsed, ChatCompletionRequest)
-        return await run(request, Chat(serving, parsed, ids, request.scope["request_id"]), parsed.stream)
+        _, [(_, ids)], chat = await serving.prepare("chat", await json_body(request))
+        assert chat is not None
+        return await run(request, Chat(serving, chat, ids, request.scope["request_id"]), chat.stream)
 
     @app.post("/v1/completions", tags=["OpenAI"], **openapi.reads(CompletionRequest, Completion))
     async def completions(request: Request) -> Response:
         """Continues a prompt, or several."""
-        parsed, prompts = await serving.prepare("text", await json_body(request))
+        parsed, prompts, _ = await serving.prepare("text", await json_body(request))
         assert isinstance(parsed, CompletionRequest)
         return await run(request, Completions(serving, parsed, prompts, request.scope["request_id"]), parsed.stream)
 

@@ -25,7 +25,11 @@ class Prepared(NamedTuple):
     """A request without its prompts, and its prompts: text, where it will be echoed, and token ids."""
 
     request: ChatCompletionRequest | CompletionRequest
+    """As the client's route has it."""
     prompts: list[tuple[str, list[int]]]
+    """One for a chat, whose text is empty; none before the engine has said what it takes."""
+    chat: ChatCompletionRequest | None = None
+    """The chat to run, for routes that speak of a conversation; without its messages."""
 
 
 class Preparer:
@@ -79,22 +83,37 @@ class Preparer:
     ) -> Prepared:
         note(None)
         check_counts(body, {"prompt": self._most_tokens(model_len), "messages": MESSAGES})
-        request: ChatCompletionRequest | CompletionRequest
-        request = parse(body, ChatCompletionRequest) if route == "chat" else parse(body, CompletionRequest)
+        if route == "text":
+            return self._text(parse(body, CompletionRequest), model_len, note)
+        request = parse(body, ChatCompletionRequest)
+        return self._chat(request, request, model_len, note)
+
+    def _text(self, request: CompletionRequest, model_len: int | None, note: Callable[[str | None], None]) -> Prepared:
         check_model(request.model, self.config.served_name)
         prompts: list[tuple[str, list[int]]] = []
         if model_len is not None:
             check_limits(request, self.config, self.vocab_size)
-            if isinstance(request, ChatCompletionRequest):
-                prompts = [("", self.reader.chat(request, model_len, note))]
-            else:
-                prompts = self.reader.completions(request, model_len, note, self.queued_tokens)
+            prompts = self.reader.completions(request, model_len, note, self.queued_tokens)
         # The rest of a request is small.
-        if isinstance(request, ChatCompletionRequest):
-            request.messages, request.chat_template_kwargs = [], {}
-        else:
-            request.prompt = []
+        request.prompt = []
         return Prepared(request, prompts)
+
+    def _chat(
+        self,
+        request: ChatCompletionRequest,
+        chat: ChatCompletionRequest,
+        model_len: int | None,
+        note: Callable[[str | None], None],
+    ) -> Prepared:
+        """Args: request: as the client sent it. chat: what it means as a chat completion."""
+        check_model(chat.model, self.config.served_name)
+        prompts: list[tuple[str, list[int]]] = []
+        if model_len is not None:
+            check_limits(chat, self.config, self.vocab_size)
+            prompts = [("", self.reader.chat(chat, model_len, note))]
+        # The rest of a request is small.
+        chat.messages, chat.chat_template_kwargs = [], {}
+        return Prepared(request, prompts, chat)
 
     def _most_tokens(self, model_len: int | None) -> Most:
         """Values of a prompt: what the queue takes, and some more, so that a prompt that is too long is called that."""

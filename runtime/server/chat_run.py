@@ -1,0 +1,101 @@
+"""A chat at work in the engine: what chat completions, and every route that speaks of a conversation, run through."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from plimsoll.runtime.output import TextDelta
+from plimsoll.runtime.server.generation import Answer, Generation
+from plimsoll.runtime.server.params import answer_length, check_queue, sampling_params
+from plimsoll.runtime.server.parts import Called, Part, PartReader, PlainReader, Said, Thought, merged
+from plimsoll.runtime.server.protocol import ChatCompletionRequest
+from plimsoll.runtime.server.responses import Usage
+from plimsoll.runtime.server.serving import Serving
+
+
+@dataclass
+class Reply:
+    """One whole answer."""
+
+    answer: Answer
+    parts: list[Part] = field(default_factory=list)
+    """In order, neighbours of one kind merged."""
+
+    @property
+    def content(self) -> str:
+        """What the model says."""
+        return "".join(part.text for part in self.parts if isinstance(part, Said))
+
+    @property
+    def thought(self) -> str:
+        """What the model thought."""
+        return "".join(part.text for part in self.parts if isinstance(part, Thought))
+
+    @property
+    def calls(self) -> list[Called]:
+        """The functions that the model calls, with whole arguments."""
+        return [part for part in self.parts if isinstance(part, Called)]
+
+
+class ChatRun:
+    """Runs one chat: either `finish` or `parts`.
+
+    Args:
+        request: what to run. Its messages are gone; `ids` are what the model's template made of them.
+        ids: token ids of the conversation.
+
+    Attributes:
+        generation: the sequences; set its `sent` once the client has got a part of an answer.
+
+    Raises:
+        ApiError: something that can be refused before the engine is asked.
+    """
+
+    def __init__(self, serving: Serving, request: ChatCompletionRequest, ids: list[int], request_id: str) -> None:
+        self.request = request
+        self.info = serving.known_engine()
+        max_tokens = answer_length(request, len(ids), self.info.model_len, strict=serving.config.strict)
+        logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        work = [
+            (ids, sampling_params(request, max_tokens, index, logprobs=logprobs, defaults=serving.defaults))
+            for index in range(request.n)
+        ]
+        check_queue(work, request.n, "n", serving.engine.config)
+        self.generation = Generation(serving, request_id, work, samples=request.n, n=request.n)
+        self._readers: dict[int, tuple[Answer, PartReader]] = {}
+
+    async def parts(self) -> AsyncGenerator[tuple[Answer, list[Part], TextDelta]]:
+        """What each answer gained, in parts and as text. Raises ApiError as `Generation.deltas` does."""
+        async with contextlib.aclosing(self.generation.deltas()) as deltas:
+            async for answer, delta in deltas:
+                yield answer, self._read(answer, delta), delta
+
+    async def finish(self) -> list[Reply]:
+        """The whole answers, by index. Raises ApiError as `Generation.deltas` does."""
+        found: dict[int, Reply] = {}
+        async with contextlib.aclosing(self.parts()) as pieces:
+            async for answer, parts, delta in pieces:
+                reply = found.get(answer.index)
+                if reply is None or reply.answer is not answer:
+                    # An engine that was started again begins again.
+                    reply = found[answer.index] = Reply(answer)
+                reply.parts += parts
+                if delta.logprobs:
+                    answer.logprobs.extend(delta.logprobs)
+        for reply in found.values():
+            reply.parts = merged(reply.parts)
+        return [found[answer.index] for answer in self.generation.answers]
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return self.generation.usage()
+
+    def _read(self, answer: Answer, delta: TextDelta) -> list[Part]:
+        known = self._readers.get(answer.index)
+        if known is None or known[0] is not answer:
+            known = self._readers[answer.index] = answer, self._reader()
+        parts = known[1].read(delta.text)
+        return parts + known[1].end() if delta.finish_reason is not None else parts
+
+    def _reader(self) -> PartReader:
+        return PlainReader()
