@@ -114,7 +114,7 @@ class ContentForms:
                 rendered = render(_in_forms(marked, marks, forms))
             except Exception:  # The template refuses this form. If it refuses all, the conversation itself shows why.
                 continue
-            seen = [_role(message) for message, mark in zip(messages, marks, strict=True) if _shows(rendered, mark)]
+            seen = [_role(message) for message, mark in zip(messages, marks, strict=True) if shows(rendered, mark)]
             if best is None or len(seen) > len(shown):
                 best, shown = forms, seen
             if len(shown) == len(marks) - marks.count(None):
@@ -133,7 +133,7 @@ def _role(message: Mapping[str, Any]) -> str:
     return str(message.get("role"))
 
 
-def _shows(rendered: str, mark: str | None) -> bool:
+def shows(rendered: str, mark: str | None) -> bool:
     """Whether the text was printed as text: a list that is printed whole shows how Python or JSON writes it."""
     if mark is None:
         return False

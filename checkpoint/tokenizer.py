@@ -1,5 +1,6 @@
 """Text to token ids and back, and chat messages to a prompt, as the checkpoint's own tokenizer does it."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.end_tokens import end_token_ids
 from plimsoll.checkpoint.tokenizer_limits import check_files, check_processor, failures_named
 from plimsoll.checkpoint.tokenizer_parts import check_parts
+from plimsoll.checkpoint.turns import SystemTurns, merged
 
 MAX_TEMPLATE_BYTES = 4 * 1024 * 1024
 
@@ -45,6 +47,7 @@ class Tokenizer:
         if template is not None:
             self._default = chosen_name(self.chat_templates, "", template, with_tools=False)
         self._forms = {name: ContentForms() for name in self.chat_templates}
+        self._turns = {name: SystemTurns() for name in self.chat_templates}
         self._backend = fast.backend_tokenizer
         # Threads share the backend: it must never be set to pad or cut for one caller and not the next.
         self._backend.no_truncation()
@@ -116,7 +119,7 @@ class Tokenizer:
 
         Args:
             messages: each with `role` and `content`, oldest first. A content is text or a list of text parts; the
-                template gets the form that it takes.
+                template gets the form that it takes. Turns that it would refuse or drop are moved or merged.
             chat_template: which of `chat_templates`, by name; None for the model's default, or `tool_use` with `tools`.
             variables: more for the template, such as `tools` or `enable_thinking`.
 
@@ -144,18 +147,35 @@ class Tokenizer:
                 "this model has no chat template", field="messages", fix="Use /v1/completions, or give a template file"
             )
         name = chosen_name(self.chat_templates, self._default, chat_template, bool(variables.get("tools")))
-        source = self.chat_templates[name]
+        source, forms = self.chat_templates[name], self._forms[name]
 
-        def render(conversation: list[dict[str, Any]], **chosen: Any) -> str:
-            options = {**variables, **chosen}
+        def written(conversation: list[dict[str, Any]], **options: Any) -> str:
             return str(self._fast.apply_chat_template(conversation, chat_template=source, tokenize=False, **options))
 
         def probe(conversation: list[dict[str, Any]]) -> str:
-            return render(conversation, add_generation_prompt=False, continue_final_message=False)
+            options = {**variables, "add_generation_prompt": False, "continue_final_message": False}
+            return written(conversation, **options)
+
+        def render(conversation: Sequence[Mapping[str, Any]]) -> str:
+            shaped = forms.shaped(conversation, probe)
+            return written(shaped, **variables, add_generation_prompt=add_generation_prompt)
 
         try:
-            shaped = self._forms[name].shaped(messages, probe)
-            return render(shaped, add_generation_prompt=add_generation_prompt)
+            turns = self._turns[name].arranged(
+                messages,
+                lambda given: probe(forms.shaped(given, probe)),
+                lambda given: written(forms.shaped(given, written)),
+            )
+            try:
+                return render(turns)
+            except Exception as refusal:
+                together = merged(turns)
+                if len(together) == len(turns) or isinstance(refusal, MemoryError):
+                    raise
+                with contextlib.suppress(Exception):
+                    return render(together)
+                # The template's words for what was sent.
+                raise
         except ChatTemplateError:
             raise
         except Exception as error:  # A template is a program of the checkpoint's author: anything may come out of it.
