@@ -184,13 +184,13 @@ def _operations(app: FastAPI, serving: Serving) -> None:
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
-        return error_response(error)
+        return error_response(error, request.scope)
 
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:
         said = {404: f"Unknown path: {request.url.path[:200]}", 405: f"{request.method} is not allowed here"}
         message = said.get(error.status_code, str(error.detail))
-        return error_response(ApiError(error.status_code, message, headers=error.headers))
+        return error_response(ApiError(error.status_code, message, headers=error.headers), request.scope)
 
     @app.exception_handler(ClientGoneError)
     async def gone(request: Request, error: ClientGoneError) -> Response:

@@ -1,4 +1,4 @@
-"""The outermost layer: every request gets an id, a line in the log, and, after any failure, OpenAI's error body."""
+"""The outermost layer: every request gets an id, a line in the log, and, after any failure, an error body."""
 
 import secrets
 import time
@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from plimsoll.runtime.server.drain import Gate
 from plimsoll.runtime.server.errors import ApiError
+from plimsoll.runtime.server.messages_api import errors as messages_api
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -24,9 +25,11 @@ class ClientGoneError(Exception):
     """The client hung up, so no answer is needed."""
 
 
-def error_response(error: ApiError) -> Response:
-    """The response for an error, in OpenAI's shape."""
-    return Response(error.encoded(), error.status, error.headers, "application/json")
+def error_response(error: ApiError, scope: Scope) -> Response:
+    """The response for an error, in the shape of the API that the request is for."""
+    ours = scope["path"].startswith(messages_api.PATH)
+    body = messages_api.encoded(error, scope.get("request_id", "")) if ours else error.encoded()
+    return Response(body, error.status, error.headers, "application/json")
 
 
 class Headless:
@@ -75,7 +78,11 @@ class Boundary:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                named = [(b"x-request-id", request_id.encode())]
+                if scope["path"].startswith(messages_api.PATH):
+                    # Anthropic's name for it, which its client shows.
+                    named.append((b"request-id", request_id.encode()))
+                message["headers"] = [*message.get("headers", ()), *named]
                 if self.gate.draining:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
@@ -86,12 +93,12 @@ class Boundary:
             pass
         except ApiError as error:
             if not status:
-                await error_response(error)(scope, receive, marked)
+                await error_response(error, scope)(scope, receive, marked)
         except Exception:
             self.log.exception("request failed", request_id=request_id, path=scope["path"])
             if not status:
                 failure = ApiError(500, "The server failed on this request.", code="internal_error")
-                await error_response(failure)(scope, receive, marked)
+                await error_response(failure, scope)(scope, receive, marked)
         # A 503 is a probe's answer, not a failure of the probe.
         if not quiet or status not in (200, 503):
             seconds = round(time.monotonic() - start, 4)

@@ -76,15 +76,23 @@ class RequireKey:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._allowed(scope):
             raise ApiError(
                 401,
-                "Missing or wrong API key: send it as `Authorization: Bearer KEY`.",
+                "Missing or wrong API key: send it as `Authorization: Bearer KEY`, or as `x-api-key: KEY`.",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         await self.app(scope, receive, send)
 
     def _allowed(self, scope: Scope) -> bool:
-        values = [value for name, value in scope["headers"] if name == b"authorization"]
-        if len(values) != 1:
+        """Whether a request brings a key: as OpenAI's clients do, as Anthropic's do, or as both."""
+        given: dict[bytes, list[str]] = {b"authorization": [], b"x-api-key": []}
+        for name, value in scope["headers"]:
+            if name in given:
+                given[name].append(value.decode("latin-1"))
+        if max(map(len, given.values())) > 1:
             return False
-        scheme, _, key = values[0].decode("latin-1").partition(" ")
-        return scheme.lower() == "bearer" and self.keys.allows(key.strip())
+        keys = [key.strip() for key in given[b"x-api-key"]]
+        for value in given[b"authorization"]:
+            scheme, _, key = value.partition(" ")
+            if scheme.lower() == "bearer":
+                keys.append(key.strip())
+        return any(map(self.keys.allows, keys))

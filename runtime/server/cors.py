@@ -46,7 +46,7 @@ class Cors:
     def _preflight(self, scope: Scope, origin: str, allowed: bool, asked: MutableMapping[bytes, str]) -> Response:
         refusal = self.visitors.refusal(scope) or (None if allowed else origin_refused(origin))
         if refusal is not None:
-            return error_response(refusal)
+            return error_response(refusal, scope)
         headers = {
             "Access-Control-Allow-Origin": origin,
             "Access-Control-Allow-Methods": "GET, HEAD, POST, OPTIONS",

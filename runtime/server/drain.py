@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from plimsoll.runtime.server.errors import shutting_down
 
 #: Only these take a turn of the engine; the rest is answered until the end.
-GUARDED = frozenset({"/v1/chat/completions", "/v1/completions"})
+GUARDED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"})
 
 
 class Gate:

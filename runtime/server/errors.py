@@ -1,5 +1,6 @@
 """OpenAI's error bodies: `{"error": {"message", "type", "param", "code"}}`, one exception for all of them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,23 @@ class ApiError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self.status, self.message, self.param, self.code, self.headers)
+
+    def renamed(self, names: Mapping[str, str]) -> "ApiError":
+        """The same error for a request whose fields have other names.
+
+        Args:
+            names: of fields, as the error has them, and as the request has them.
+        """
+        if self.param is None:
+            return self
+        head = re.match(r"[^.\[]*", self.param)
+        assert head is not None
+        old = head[0]
+        if old not in names:
+            return self
+        message = re.sub(rf"\b{re.escape(old)}\b", lambda found: names[old], self.message)
+        param = names[old] + self.param.removeprefix(old)
+        return ApiError(self.status, message, param=param, code=self.code, headers=self.headers)
 
     def body(self) -> dict[str, Any]:
         """The body in OpenAI's shape, as plain data."""

@@ -135,3 +135,9 @@ NEUTRAL: dict[str, Neutral] = {
     "typical_p": Neutral((1,)),
     "xtc_probability": Neutral((0,)),
 }
+
+
+def note(ignored: set[str] | None, name: str) -> None:
+    """Adds `name` to the names for the response header, where there is one."""
+    if ignored is not None:
+        ignored.add(name)

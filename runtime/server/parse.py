@@ -30,6 +30,14 @@ def parse(body: bytes | bytearray, kind: type[Parsed]) -> Parsed:
         raise _refusal(error, kind) from None
 
 
+def checked(data: dict[str, Any], kind: type[Parsed]) -> Parsed:
+    """`data`, which another kind of request became, as a `kind`. Raises ApiError as `parse` does."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise _refusal(error, kind) from None
+
+
 def _path(location: Sequence[Any]) -> str | None:
     path = ""
     for part in location:

@@ -6,7 +6,7 @@ one encoded string: all that stays the same in a stream is encoded once.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -43,6 +43,11 @@ def encode(payload: Any) -> bytes:
 def event(payload: Any) -> bytes:
     """A server-sent event with `payload` as JSON."""
     return b"data: " + encode(payload) + b"\n\n"
+
+
+def named(kind: str, payload: Any) -> bytes:
+    """A server-sent event with a name of its own."""
+    return b"event: " + kind.encode() + b"\n" + event(payload)
 
 
 #: Stands for the text in a `Frame`. A field before it could only hold it if someone served a model by this name.
@@ -86,22 +91,30 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
+def openai_failed(error: ApiError) -> bytes:
+    """The last events of a chat or a completion that goes wrong."""
+    return event(error.body()) + DONE
+
+
 class EventStream(Response):
     """Sends what `events` yields, each as it comes.
 
     The status line goes out with the first event, so a request that is refused before (a full queue, a prompt
-    that is too long) has a status of its own. What goes wrong later becomes an event with OpenAI's error body.
+    that is too long) has a status of its own. What goes wrong later becomes an event.
 
     Args:
         events: yields whole events; it is closed when the client hangs up.
         seconds: the stream may take, until its last byte is sent.
+        failed: the last events of a stream that goes wrong.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes], seconds: float) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes], seconds: float, failed: Callable[[ApiError], bytes] = openai_failed
+    ) -> None:
         super().__init__()
-        self.events, self.seconds = events, seconds
+        self.events, self.seconds, self.failed = events, seconds, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Who hung up needs neither the rest nor an error.
@@ -126,5 +139,5 @@ class EventStream(Response):
             if not isinstance(error, ApiError):
                 log.exception("stream failed")
                 error = ApiError(500, "The server failed on this request.", code="internal_error")
-            await send({"type": "http.response.body", "body": event(error.body()) + DONE, "more_body": True})
+            await send({"type": "http.response.body", "body": self.failed(error), "more_body": True})
         await send({"type": "http.response.body", "body": b""})

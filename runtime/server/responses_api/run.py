@@ -1,0 +1,84 @@
+"""POST /v1/responses."""
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Sequence
+
+from plimsoll.runtime.messages import TokenLogprobs
+from plimsoll.runtime.server.chat_run import ChatRun
+from plimsoll.runtime.server.errors import ApiError
+from plimsoll.runtime.server.protocol import ChatCompletionRequest
+from plimsoll.runtime.server.responses import TokenLogprob
+from plimsoll.runtime.server.responses_api.encoder import Encoder
+from plimsoll.runtime.server.responses_api.objects import InputDetails, OutputDetails, ResponseObject, ResponseUsage
+from plimsoll.runtime.server.responses_api.request import ENCRYPTED, ResponsesRequest
+from plimsoll.runtime.server.serving import Serving
+
+#: Fields of a chat completion, and of the response that it stands for.
+NAMES = {"max_completion_tokens": "max_output_tokens", "messages": "input", "response_format": "text.format"}
+
+
+class ResponseRun:
+    """One response: either `complete` or `events`.
+
+    Args:
+        request: as the client sent it.
+        chat: the chat completion that runs.
+        ids: the conversation as the model's template writes it.
+
+    Raises:
+        ApiError: something that can be refused before the engine is asked.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        request: ResponsesRequest,
+        chat: ChatCompletionRequest,
+        ids: list[int],
+        request_id: str,
+    ) -> None:
+        self.serving, self.chat = serving, chat
+        self.run = ChatRun(serving, chat, ids, request_id)
+        sampled = {
+            name: getattr(chat, name) if name in chat.model_fields_set else serving.defaults.get(name, 1.0)
+            for name in ("temperature", "top_p")
+        }
+        head = {"created_at": int(time.time()), "model": serving.config.served_name} | request.repeated() | sampled
+        self.encoder = Encoder(head, request_id, encrypted=ENCRYPTED in request.include)
+
+    async def complete(self) -> ResponseObject:
+        """The whole response."""
+        [reply] = await self.run.finish()
+        self.encoder.add(reply.parts, self._logprobs(reply.answer.logprobs))
+        self.encoder.end(cut=reply.answer.finish_reason == "length", usage=self._usage())
+        return self.encoder.response
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """Server-sent events: each item as it comes, and the whole response at the end."""
+        async with contextlib.aclosing(self.run.parts()) as pieces:
+            async for answer, parts, delta in pieces:
+                data = b"" if self.encoder.begun else self.encoder.begin()
+                data += self.encoder.add(parts, self._logprobs(delta.logprobs))
+                if delta.finish_reason is not None:
+                    data += self.encoder.end(cut=answer.finish_reason == "length", usage=self._usage())
+                if data:
+                    self.run.generation.sent = True
+                    yield data
+
+    def failed(self, error: ApiError) -> bytes:
+        """The last event of a stream that fails."""
+        return self.encoder.fail(error.renamed(NAMES))
+
+    def _logprobs(self, entries: Sequence[TokenLogprobs] | None) -> list[TokenLogprob]:
+        return self.serving.texts.chat(entries).content if self.chat.logprobs and entries else []
+
+    def _usage(self) -> ResponseUsage:
+        used = self.run.usage()
+        return ResponseUsage(
+            used.prompt_tokens,
+            InputDetails(used.prompt_tokens_details.cached_tokens),
+            used.completion_tokens,
+            OutputDetails(0),
+            used.total_tokens,
+        )
