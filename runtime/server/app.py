@@ -23,11 +23,13 @@ from plimsoll.runtime.server.cors import Cors
 from plimsoll.runtime.server.drain import Admit, Gate
 from plimsoll.runtime.server.errors import ApiError, not_ready, timed_out
 from plimsoll.runtime.server.limits import LimitBody
+from plimsoll.runtime.server.messages_api import routes as messages_routes
 from plimsoll.runtime.server.params import check_model
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
 from plimsoll.runtime.server.responses import ChatCompletion, Completion, Health, Model, ModelList, Version
+from plimsoll.runtime.server.responses_api import routes as responses_routes
 from plimsoll.runtime.server.serving import Serving
-from plimsoll.runtime.server.streaming import EventStream, while_connected
+from plimsoll.runtime.server.streaming import EventStream, Work, openai_failed, while_connected
 from plimsoll.runtime.server.visitors import Door, Visitors
 
 DESCRIPTION = "OpenAI's API for one model, served by Plimsoll. A field that is not listed here is refused, not ignored."
@@ -72,7 +74,7 @@ def around(app: App, config: ServerConfig, gate: Gate, size: Callable[[], BodySi
 
 
 def routes(serving: Serving) -> FastAPI:
-    """The application with every route of the OpenAI API."""
+    """The application with every route."""
     app = FastAPI(
         title="Plimsoll", description=DESCRIPTION, version=plimsoll.__version__, docs_url=None, redoc_url=None
     )
@@ -94,10 +96,12 @@ def reply(payload: Any, status: int = 200) -> Response:
 def _generation(app: FastAPI, serving: Serving) -> None:
     seconds = serving.config.request_timeout
 
-    async def run(request: Request, work: Chat | Completions, stream: bool) -> Response:
+    async def run(
+        request: Request, work: Work, stream: bool, failed: Callable[[ApiError], bytes] = openai_failed
+    ) -> Response:
         """The answer whole, or as events. What can be refused was refused before."""
         if stream:
-            return EventStream(work.events(), seconds)
+            return EventStream(work.events(), seconds, failed)
         try:
             async with asyncio.timeout(seconds):
                 return reply(await while_connected(request.receive, work.complete()))
@@ -117,6 +121,9 @@ def _generation(app: FastAPI, serving: Serving) -> None:
         parsed, prompts, _ = await serving.prepare("text", await json_body(request))
         assert isinstance(parsed, CompletionRequest)
         return await run(request, Completions(serving, parsed, prompts, request.scope["request_id"]), parsed.stream)
+
+    responses_routes.add(app, serving, run)
+    messages_routes.add(app, serving, run)
 
 
 def _models(app: FastAPI, serving: Serving) -> None:

@@ -9,13 +9,27 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from plimsoll.runtime.server import responses
+from plimsoll.runtime.server.messages_api.objects import MessageObject, MessagesError, TokenCount
+from plimsoll.runtime.server.messages_api.request import CountRequest, MessagesRequest
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
+from plimsoll.runtime.server.responses_api.objects import ResponseObject
+from plimsoll.runtime.server.responses_api.request import ResponsesRequest
 
 REF = "#/components/schemas/{}"
-REQUESTS: tuple[type[BaseModel], ...] = (ChatCompletionRequest, CompletionRequest)
+REQUESTS: tuple[type[BaseModel], ...] = (
+    ChatCompletionRequest,
+    CompletionRequest,
+    ResponsesRequest,
+    MessagesRequest,
+    CountRequest,
+)
 RESPONSES = (
     responses.ChatCompletion,
     responses.Completion,
+    ResponseObject,
+    MessageObject,
+    TokenCount,
+    MessagesError,
     responses.Model,
     responses.ModelList,
     responses.Health,
@@ -40,14 +54,16 @@ def _json(name: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": REF.format(name)}}}
 
 
-def reads(request: type[BaseModel], response: type[msgspec.Struct]) -> dict[str, Any]:
+def reads(
+    request: type[BaseModel], response: type[msgspec.Struct], error: type[msgspec.Struct] = responses.Error
+) -> dict[str, Any]:
     """Arguments of a FastAPI route that reads `request` itself and answers `response`, whole or as events."""
     events = {"text/event-stream": {"schema": {"type": "string"}}}
     return {
         "openapi_extra": {"requestBody": {"content": _json(request.__name__), "required": True}},
         "responses": {
             200: {"description": "The answer", "content": {**_json(response.__name__), **events}},
-            **failures(*MEANINGS),
+            **failures(*MEANINGS, error=error),
         },
     }
 
@@ -59,9 +75,9 @@ def gives(response: type[msgspec.Struct], *statuses: str) -> dict[str, Any]:
     }
 
 
-def failures(*statuses: str) -> dict[int | str, dict[str, Any]]:
+def failures(*statuses: str, error: type[msgspec.Struct] = responses.Error) -> dict[int | str, dict[str, Any]]:
     """The entries of these error statuses for the OpenAPI document."""
-    return {int(status): {"description": MEANINGS[status], "content": _json("Error")} for status in statuses}
+    return {int(status): {"description": MEANINGS[status], "content": _json(error.__name__)} for status in statuses}
 
 
 def document(app: FastAPI, keys: bool) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Templates and normalizers are programs of the checkpoint's author, and what they are applied to is a stranger's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from plimsoll.api.errors import CheckpointError
@@ -11,12 +11,21 @@ from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.server.counts import MESSAGES, Most, check_counts
 from plimsoll.runtime.server.errors import ApiError, invalid_value
+from plimsoll.runtime.server.messages_api.request import CountRequest, MessagesRequest
 from plimsoll.runtime.server.params import check_limits, check_model
 from plimsoll.runtime.server.parse import parse
 from plimsoll.runtime.server.prompts import Reader
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
+from plimsoll.runtime.server.responses_api.request import ResponsesRequest
 
-Route = Literal["chat", "text"]
+Route = Literal["chat", "text", "responses", "messages", "count"]
+#: Bodies that mean a chat completion.
+CHATS: Mapping[Route, type[ResponsesRequest] | type[CountRequest]] = {
+    "responses": ResponsesRequest,
+    "messages": MessagesRequest,
+    "count": CountRequest,
+}
+Request = ChatCompletionRequest | CompletionRequest | ResponsesRequest | CountRequest
 #: What a job does, so that it can be blamed if it does not finish: the field, or None for the whole body.
 STEPS: tuple[str | None, ...] = (None, "chat_template", "messages", "prompt")
 
@@ -24,7 +33,7 @@ STEPS: tuple[str | None, ...] = (None, "chat_template", "messages", "prompt")
 class Prepared(NamedTuple):
     """A request without its prompts, and its prompts: text, where it will be echoed, and token ids."""
 
-    request: ChatCompletionRequest | CompletionRequest
+    request: Request
     """As the client's route has it."""
     prompts: list[tuple[str, list[int]]]
     """One for a chat, whose text is empty; none before the engine has said what it takes."""
@@ -82,11 +91,16 @@ class Preparer:
         self, body: bytearray, route: Route, model_len: int | None, note: Callable[[str | None], None]
     ) -> Prepared:
         note(None)
-        check_counts(body, {"prompt": self._most_tokens(model_len), "messages": MESSAGES})
+        check_counts(body, {"prompt": self._most_tokens(model_len), "messages": MESSAGES, "input": MESSAGES})
         if route == "text":
             return self._text(parse(body, CompletionRequest), model_len, note)
-        request = parse(body, ChatCompletionRequest)
-        return self._chat(request, request, model_len, note)
+        if route == "chat":
+            request = parse(body, ChatCompletionRequest)
+            return self._chat(request, request, model_len, note)
+        meant = parse(body, CHATS[route])
+        prepared = self._chat(meant, meant.chat(), model_len, note)
+        meant.spend()
+        return prepared
 
     def _text(self, request: CompletionRequest, model_len: int | None, note: Callable[[str | None], None]) -> Prepared:
         check_model(request.model, self.config.served_name)
@@ -100,7 +114,7 @@ class Preparer:
 
     def _chat(
         self,
-        request: ChatCompletionRequest,
+        request: Request,
         chat: ChatCompletionRequest,
         model_len: int | None,
         note: Callable[[str | None], None],

@@ -7,7 +7,7 @@ one encoded string: all that stays the same in a stream is encoded once.
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -89,6 +89,16 @@ async def while_connected(receive: Receive, work: Awaitable[Result]) -> Result:
 async def _hung_up(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+class Work(Protocol):
+    """One request at work; either of the two is called."""
+
+    async def complete(self) -> Any:
+        """The whole answer, as what msgspec encodes."""
+
+    def events(self) -> AsyncGenerator[bytes]:
+        """The answer as whole server-sent events."""
 
 
 def openai_failed(error: ApiError) -> bytes:

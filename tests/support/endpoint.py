@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.server.service import Service
+from tests.support.dialects import events_of
 
 #: What tiny test models get: small enough to fill, large enough to serve.
 SMALL: dict[str, Any] = {
@@ -35,6 +37,7 @@ class Endpoint:
         self.root = service.url.removesuffix("/v1")
         self.model = service.config.served_name
         self.openai = openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=60)
+        self.anthropic = anthropic.Anthropic(base_url=self.root, api_key=key, max_retries=0, timeout=60)
         self.http = httpx.Client(base_url=self.root, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
     def metric(self, name: str, **labels: str) -> float:
@@ -57,6 +60,13 @@ class Endpoint:
         content = body if isinstance(body, bytes) else json.dumps(body)
         answer = self.http.post(path, content=content, headers={"Content-Type": "application/json"})
         return answer.status_code, answer.json()
+
+    def events(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """The events of a streamed answer whose events have names."""
+        answer = self.http.post(path, json={"model": self.model, "stream": True} | body)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        return events_of(answer.content)
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:

@@ -2,13 +2,15 @@
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
+from functools import partial
 
-from plimsoll.runtime.messages import TokenLogprobs
+from plimsoll.runtime.output import TextDelta
 from plimsoll.runtime.server.chat_run import ChatRun
 from plimsoll.runtime.server.errors import ApiError
+from plimsoll.runtime.server.generation import Answer
+from plimsoll.runtime.server.parts import Part
 from plimsoll.runtime.server.protocol import ChatCompletionRequest
-from plimsoll.runtime.server.responses import TokenLogprob
 from plimsoll.runtime.server.responses_api.encoder import Encoder
 from plimsoll.runtime.server.responses_api.objects import InputDetails, OutputDetails, ResponseObject, ResponseUsage
 from plimsoll.runtime.server.responses_api.request import ENCRYPTED, ResponsesRequest
@@ -38,20 +40,25 @@ class ResponseRun:
         ids: list[int],
         request_id: str,
     ) -> None:
-        self.serving, self.chat = serving, chat
+        self.serving = serving
         self.run = ChatRun(serving, chat, ids, request_id)
         sampled = {
             name: getattr(chat, name) if name in chat.model_fields_set else serving.defaults.get(name, 1.0)
             for name in ("temperature", "top_p")
         }
         head = {"created_at": int(time.time()), "model": serving.config.served_name} | request.repeated() | sampled
-        self.encoder = Encoder(head, request_id, encrypted=ENCRYPTED in request.include)
+        self._encoder = partial(Encoder, head, request_id, encrypted=ENCRYPTED in request.include)
+        self.encoder = self._encoder()
 
     async def complete(self) -> ResponseObject:
         """The whole response."""
-        [reply] = await self.run.finish()
-        self.encoder.add(reply.parts, self._logprobs(reply.answer.logprobs))
-        self.encoder.end(cut=reply.answer.finish_reason == "length", usage=self._usage())
+        current: Answer | None = None
+        async with contextlib.aclosing(self.run.parts()) as pieces:
+            async for answer, parts, delta in pieces:
+                if answer is not current:
+                    # An engine that was started again begins again.
+                    current, self.encoder = answer, self._encoder()
+                self._add(answer, parts, delta)
         return self.encoder.response
 
     async def events(self) -> AsyncGenerator[bytes]:
@@ -59,9 +66,7 @@ class ResponseRun:
         async with contextlib.aclosing(self.run.parts()) as pieces:
             async for answer, parts, delta in pieces:
                 data = b"" if self.encoder.begun else self.encoder.begin()
-                data += self.encoder.add(parts, self._logprobs(delta.logprobs))
-                if delta.finish_reason is not None:
-                    data += self.encoder.end(cut=answer.finish_reason == "length", usage=self._usage())
+                data += self._add(answer, parts, delta)
                 if data:
                     self.run.generation.sent = True
                     yield data
@@ -70,8 +75,12 @@ class ResponseRun:
         """The last event of a stream that fails."""
         return self.encoder.fail(error.renamed(NAMES))
 
-    def _logprobs(self, entries: Sequence[TokenLogprobs] | None) -> list[TokenLogprob]:
-        return self.serving.texts.chat(entries).content if self.chat.logprobs and entries else []
+    def _add(self, answer: Answer, parts: list[Part], delta: TextDelta) -> bytes:
+        logprobs = self.serving.texts.chat(delta.logprobs).content if delta.logprobs else []
+        data = self.encoder.add(parts, logprobs)
+        if delta.finish_reason is None:
+            return data
+        return data + self.encoder.end(cut=answer.finish_reason == "length", usage=self._usage())
 
     def _usage(self) -> ResponseUsage:
         used = self.run.usage()
