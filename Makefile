@@ -47,8 +47,10 @@ quantize-demo: $(VENV)/.runtime
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/plimsoll up -f examples/quantized.yaml --chat; \
 	else $(BIN)/plimsoll up -f examples/quantized.yaml --ask "$(QUESTION)"; fi
 
+# Bytecode is kept even where the environment says otherwise: hundreds of processes would compile the same modules.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	--no-loadscope-reorder $(ARGS)
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python -m tests.hostile.sanitize $(ARGS)

@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from plimsoll.cli import demo_model
+from tests.support.longest import longest_first
 from tests.support.quiet import own_logging
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("plimsoll", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("plimsoll")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers take files in this order; `--no-loadscope-reorder` keeps xdist from an order of its own."""
+    items[:] = longest_first(ROOT / "tests", items)
 
 
 @pytest.fixture(autouse=True)
