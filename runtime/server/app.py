@@ -15,7 +15,6 @@ from plimsoll.runtime.config import ServerConfig
 from plimsoll.runtime.server import metrics, openapi, pages
 from plimsoll.runtime.server.asgi import App, Boundary, ClientGoneError, Headless, error_response
 from plimsoll.runtime.server.auth import KeyFile, RequireKey
-from plimsoll.runtime.server.body import json_body
 from plimsoll.runtime.server.body_size import BodySize, body_size
 from plimsoll.runtime.server.chat import Chat
 from plimsoll.runtime.server.completions import Completions
@@ -32,7 +31,10 @@ from plimsoll.runtime.server.serving import Serving
 from plimsoll.runtime.server.streaming import EventStream, Work, openai_failed, while_connected
 from plimsoll.runtime.server.visitors import Door, Visitors
 
-DESCRIPTION = "OpenAI's API for one model, served by Plimsoll. A field that is not listed here is refused, not ignored."
+DESCRIPTION = (
+    "OpenAI's API for one model, served by Plimsoll. A field that is not listed here is refused. Where it cannot "
+    "change an answer, it is accepted, and the header `x-plimsoll-ignored` names it."
+)
 
 
 def build_app(serving: Serving, *, local: bool) -> App:
@@ -111,14 +113,16 @@ def _generation(app: FastAPI, serving: Serving) -> None:
     @app.post("/v1/chat/completions", tags=["OpenAI"], **openapi.reads(ChatCompletionRequest, ChatCompletion))
     async def chat_completions(request: Request) -> Response:
         """Answers a conversation."""
-        _, [(_, ids)], chat = await serving.prepare("chat", await json_body(request))
+        prepared = await serving.prepare("chat", request)
+        [(_, ids)], chat = prepared.prompts, prepared.chat
         assert chat is not None
         return await run(request, Chat(serving, chat, ids, request.scope["request_id"]), chat.stream)
 
     @app.post("/v1/completions", tags=["OpenAI"], **openapi.reads(CompletionRequest, Completion))
     async def completions(request: Request) -> Response:
         """Continues a prompt, or several."""
-        parsed, prompts, _ = await serving.prepare("text", await json_body(request))
+        prepared = await serving.prepare("text", request)
+        parsed, prompts = prepared.request, prepared.prompts
         assert isinstance(parsed, CompletionRequest)
         return await run(request, Completions(serving, parsed, prompts, request.scope["request_id"]), parsed.stream)
 

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import structlog
@@ -19,6 +19,11 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: Probes and scrapes come every few seconds; their lines would bury the others.
 QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
+#: Key of a scope: names of the request's fields that were accepted and have no effect, for `IGNORED_HEADER`.
+IGNORED = "plimsoll.ignored"
+IGNORED_HEADER = b"x-plimsoll-ignored"
+#: Bytes of that header: a client can send many names.
+IGNORED_BYTES = 1024
 
 
 class ClientGoneError(Exception):
@@ -30,6 +35,12 @@ def error_response(error: ApiError, scope: Scope) -> Response:
     ours = scope["path"].startswith(messages_api.PATH)
     body = messages_api.encoded(error, scope.get("request_id", "")) if ours else error.encoded()
     return Response(body, error.status, error.headers, "application/json")
+
+
+def listed(names: Sequence[str]) -> bytes:
+    """The value of `IGNORED_HEADER`. A name may be a client's own text: what is not printable ASCII becomes `?`."""
+    text = ", ".join("".join(one if " " < one <= "~" and one != "," else "?" for one in name) for name in names)
+    return text.encode() if len(text) <= IGNORED_BYTES else text[:IGNORED_BYTES].rpartition(",")[0].encode() + b", ..."
 
 
 class Headless:
@@ -83,6 +94,8 @@ class Boundary:
                     # Anthropic's name for it, which its client shows.
                     named.append((b"request-id", request_id.encode()))
                 message["headers"] = [*message.get("headers", ()), *named]
+                if ignored := scope.get(IGNORED):
+                    message["headers"].append((IGNORED_HEADER, listed(ignored)))
                 if self.gate.draining:
                     message["headers"].append((b"connection", b"close"))
             await send(message)

@@ -14,7 +14,7 @@ from plimsoll.runtime.server.visitors import Visitors, origin_refused
 
 #: Seconds a browser may keep the answer to a preflight.
 MAX_AGE = 600
-EXPOSED = "X-Request-Id, Retry-After"
+EXPOSED = "X-Request-Id, Retry-After, X-Plimsoll-Ignored"
 
 
 class Cors:

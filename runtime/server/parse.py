@@ -18,14 +18,17 @@ Parsed = TypeVar("Parsed", bound=Strict)
 QUOTED = 80
 
 
-def parse(body: bytes | bytearray, kind: type[Parsed]) -> Parsed:
+def parse(body: bytes | bytearray, kind: type[Parsed], ignored: set[str] | None = None) -> Parsed:
     """Reads `body` (JSON, UTF-8) as a `kind`.
+
+    Args:
+        ignored: gets the names of fields that are accepted and have no effect here.
 
     Raises:
         ApiError: 400, for bytes that are not JSON, JSON that nests too deep, and fields that are wrong.
     """
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate_json(body, context=ignored)
     except ValidationError as error:
         raise _refusal(error, kind) from None
 
@@ -77,7 +80,8 @@ def _refusal(error: ValidationError, kind: type[Strict]) -> ApiError:
 
 def _unsupported(name: str, value: Any) -> str:
     known = NEUTRAL[name]
-    allowed = ", ".join(pydantic_core.to_json(given).decode() for given in known.values)
+    values = [pydantic_core.to_json(given).decode() for given in known.values]
+    allowed = ", ".join(values + ([] if known.also is None else [known.also.words]))
     may = f"; it may be {allowed}" if allowed else ""
     # These fields hold settings: a short word of one is no prompt of anybody's.
     word = isinstance(value, str) and len(value) <= QUOTED // 2 and value.isprintable() and " " not in value

@@ -3,7 +3,7 @@
 Templates and normalizers are programs of the checkpoint's author, and what they are applied to is a stranger's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from plimsoll.api.errors import CheckpointError
@@ -39,6 +39,8 @@ class Prepared(NamedTuple):
     """One for a chat, whose text is empty; none before the engine has said what it takes."""
     chat: ChatCompletionRequest | None = None
     """The chat to run, for routes that speak of a conversation; without its messages."""
+    ignored: Sequence[str] = ()
+    """Names of the request's fields that were accepted and have no effect here, in order."""
 
 
 class Preparer:
@@ -92,15 +94,17 @@ class Preparer:
     ) -> Prepared:
         note(None)
         check_counts(body, {"prompt": self._most_tokens(model_len), "messages": MESSAGES, "input": MESSAGES})
+        ignored: set[str] = set()
         if route == "text":
-            return self._text(parse(body, CompletionRequest), model_len, note)
-        if route == "chat":
-            request = parse(body, ChatCompletionRequest)
-            return self._chat(request, request, model_len, note)
-        meant = parse(body, CHATS[route])
-        prepared = self._chat(meant, meant.chat(), model_len, note)
-        meant.spend()
-        return prepared
+            prepared = self._text(parse(body, CompletionRequest, ignored), model_len, note)
+        elif route == "chat":
+            request = parse(body, ChatCompletionRequest, ignored)
+            prepared = self._chat(request, request, model_len, note)
+        else:
+            meant = parse(body, CHATS[route], ignored)
+            prepared = self._chat(meant, meant.chat(ignored), model_len, note)
+            meant.spend()
+        return prepared._replace(ignored=sorted(ignored))
 
     def _text(self, request: CompletionRequest, model_len: int | None, note: Callable[[str | None], None]) -> Prepared:
         check_model(request.model, self.config.served_name)

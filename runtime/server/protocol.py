@@ -1,15 +1,15 @@
 """What a request may say: OpenAI's fields, the sampling fields vLLM adds, and nothing else.
 
-A field that is unknown, or known and not run here, is refused by name; a field that could only mean what happens
-anyway (`tools: []`, `store: false`) is accepted. docs/serving.md lists them all.
+A field that is unknown, or known and not run here, is refused by name; a value that cannot change an answer here
+(`user: "me"`, `store: true`) is accepted (see `neutral`). docs/serving.md and docs/request-fields.md list them all.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from plimsoll.runtime.server.neutral import LABELS, MESSAGE_LABELS, NEUTRAL
+from plimsoll.runtime.server.neutral import MESSAGE_LABELS, MESSAGES, note, without_ignored
 from plimsoll.runtime.server.values import Bias, Content, Flag, Prompts, Real, Stops, Whole
 
 INT31 = 2**31 - 1
@@ -36,7 +36,17 @@ class StreamOptions(Strict):
         return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
-class Sampling(Strict):
+class Body(Strict):
+    """A whole request. The validation context is a set that gets the names of fields without effect, or None."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _neutral(cls, data: Any, info: ValidationInfo) -> Any:
+        """Null is the same as absent, and what cannot change an answer is dropped."""
+        return without_ignored(data, cls.model_fields, info.context) if isinstance(data, dict) else data
+
+
+class Sampling(Body):
     """Fields both routes share. Ranges are OpenAI's where it has the field, vLLM's where it has not."""
 
     model: str
@@ -59,21 +69,6 @@ class Sampling(Strict):
     include_stop_str_in_output: Flag = False
     skip_special_tokens: Flag = True
     prompt_logprobs: Whole | None = Field(None, ge=0, le=INT31)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _neutral(cls, data: Any) -> Any:
-        """Null is the same as absent, and what could only mean what happens anyway is dropped."""
-        if not isinstance(data, dict):
-            return data
-        kept = {}
-        for name, value in data.items():
-            if value is None or name in LABELS:
-                continue
-            if name in NEUTRAL and name not in cls.model_fields and NEUTRAL[name].holds(value):
-                continue
-            kept[name] = value
-        return kept
 
     @model_validator(mode="after")
     def _together(self) -> "Sampling":
@@ -101,14 +96,16 @@ class Message(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _absent(cls, data: Any) -> Any:
+    def _absent(cls, data: Any, info: ValidationInfo) -> Any:
         if not isinstance(data, dict):
             return data
-        return {
-            name: value
-            for name, value in data.items()
-            if name == "content" or (name not in MESSAGE_LABELS and value not in (None, [], {}))
-        }
+        kept = {}
+        for name, value in data.items():
+            if name == "content" or (name not in MESSAGE_LABELS and value not in (None, [], {})):
+                kept[name] = value
+            elif value not in (None, [], {}):
+                note(info.context, f"{MESSAGES}.{name}")
+        return kept
 
     @model_validator(mode="after")
     def _said(self) -> "Message":

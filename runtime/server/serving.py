@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastapi import Request
+
 import plimsoll
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import ServerConfig
 from plimsoll.runtime.engine.transport.client import EngineClient, EngineDead
 from plimsoll.runtime.messages import EngineReady
+from plimsoll.runtime.server.asgi import IGNORED
+from plimsoll.runtime.server.body import json_body
 from plimsoll.runtime.server.drain import Gate
 from plimsoll.runtime.server.errors import ApiError, not_ready, shutting_down
 from plimsoll.runtime.server.metrics import Metrics
@@ -49,8 +53,16 @@ class Serving:
         preparer = Preparer(self.tokenizer, self.engine.config, self.config, self.vocab_size, self.longest_token)
         self.preparing = Preparing(preparer, self.config.request_timeout)
 
-    async def prepare(self, route: Route, body: bytearray) -> Prepared:
-        """The request that a body holds, and its prompts. Raises ApiError."""
+    async def prepare(self, route: Route, request: Request) -> Prepared:
+        """What the body of a request asks for, and its prompts. Raises ApiError.
+
+        The response will name the fields that have no effect.
+        """
+        found = await self._prepared(route, await json_body(request))
+        request.scope[IGNORED] = found.ignored
+        return found
+
+    async def _prepared(self, route: Route, body: bytearray) -> Prepared:
         known = self.engine.info if self.engine.failure is None else None
         found = await self.preparing.run(route, body, None if known is None else known.model_len)
         if known is None:

@@ -4,10 +4,10 @@ import json
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from plimsoll.runtime.server.neutral import MESSAGE_LABELS
+from plimsoll.runtime.server.neutral import MESSAGE_LABELS, PARTS, note
 
 #: Longest stop string, and most of them; each is searched for in every piece of text.
 MAX_STOP_CHARS, MAX_STOPS = 256, 16
@@ -62,16 +62,16 @@ def _bias(value: Any) -> Any:
     return found
 
 
-def _text(value: Any) -> Any:
+def _text(value: Any, info: ValidationInfo) -> Any:
     """A message's content: a string, or text parts, which stay apart for templates that loop over them."""
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise PydanticCustomError("content", "must be a string or a list of text parts")
-    return [{"type": "text", "text": _part(part)} for part in value]
+    return [{"type": "text", "text": _part(part, info.context)} for part in value]
 
 
-def _part(part: Any) -> str:
+def _part(part: Any, ignored: set[str] | None) -> str:
     if not isinstance(part, dict):
         raise PydanticCustomError(
             "content", "a part must be an object with a type and a text (found {kind})", {"kind": kind_of(part)}
@@ -87,10 +87,13 @@ def _part(part: Any) -> str:
             "content", "a text part's text must be a string (found {kind})", {"kind": kind_of(part.get("text"))}
         )
     for name, given in part.items():
-        if name not in ("type", "text") and name not in MESSAGE_LABELS and given not in (None, [], {}):
+        if name in ("type", "text") or given in (None, [], {}):
+            continue
+        if name not in MESSAGE_LABELS:
             raise PydanticCustomError(
                 "content", "a text part holds `type` and `text`; {name} is not supported", {"name": repr(name[:32])}
             )
+        note(ignored, f"{PARTS}.{name}")
     return part["text"]
 
 

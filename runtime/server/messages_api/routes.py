@@ -6,7 +6,6 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 
 from plimsoll.runtime.server import openapi
-from plimsoll.runtime.server.body import json_body
 from plimsoll.runtime.server.errors import ApiError
 from plimsoll.runtime.server.messages_api.objects import MessageObject, MessagesError, TokenCount
 from plimsoll.runtime.server.messages_api.request import CountRequest, MessagesRequest
@@ -21,7 +20,8 @@ def add(app: FastAPI, serving: Serving, run: Callable[..., Awaitable[Response]])
     async def messages(request: Request) -> Response:
         """Answers a conversation, in Anthropic's shapes."""
         try:
-            parsed, [(_, ids)], chat = await serving.prepare("messages", await json_body(request))
+            prepared = await serving.prepare("messages", request)
+            parsed, [(_, ids)], chat = prepared.request, prepared.prompts, prepared.chat
             assert isinstance(parsed, MessagesRequest)
             assert chat is not None
             work = MessageRun(serving, parsed, chat, ids, request.scope["request_id"])
@@ -33,7 +33,7 @@ def add(app: FastAPI, serving: Serving, run: Callable[..., Awaitable[Response]])
     async def count_tokens(request: Request) -> Response:
         """Counts the tokens of a conversation."""
         try:
-            _, [(_, ids)], _ = await serving.prepare("count", await json_body(request))
+            [(_, ids)] = (await serving.prepare("count", request)).prompts
         except ApiError as error:
             raise error.renamed(NAMES) from None
         return Response(msgspec.json.encode(TokenCount(len(ids))), media_type="application/json")

@@ -82,7 +82,8 @@ class ResponsesRequest(Sampling):
         if data.get("truncation") not in (None, "auto", "disabled"):
             raise invalid_value("Invalid value for truncation: must be auto or disabled.", "truncation")
         for name in WITHOUT_EFFECT & data.keys():
-            note(info.context, name)
+            if data[name] is not None:
+                note(info.context, name)
         return {name: value for name, value in data.items() if name not in WITHOUT_EFFECT and name not in STATELESS}
 
     def chat(self, ignored: set[str] | None = None) -> ChatCompletionRequest:

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Request, Response
 
 from plimsoll.runtime.server import openapi
-from plimsoll.runtime.server.body import json_body
 from plimsoll.runtime.server.errors import ApiError
 from plimsoll.runtime.server.responses_api.objects import ResponseObject
 from plimsoll.runtime.server.responses_api.request import ResponsesRequest
@@ -20,7 +19,8 @@ def add(app: FastAPI, serving: Serving, run: Callable[..., Awaitable[Response]])
     async def responses(request: Request) -> Response:
         """Answers a conversation, in items. Nothing is stored."""
         try:
-            parsed, [(_, ids)], chat = await serving.prepare("responses", await json_body(request))
+            prepared = await serving.prepare("responses", request)
+            parsed, [(_, ids)], chat = prepared.request, prepared.prompts, prepared.chat
             assert isinstance(parsed, ResponsesRequest)
             assert chat is not None
             work = ResponseRun(serving, parsed, chat, ids, request.scope["request_id"])
