@@ -16,7 +16,7 @@ from plimsoll.runtime.server.values import STRING, Stops, Whole
 #: Fields of a message that a chat completion has by the same name.
 SHARED = Sampling.model_fields.keys() - {
     "model", "stream", "stream_options", "n", "logit_bias", "prompt_logprobs", "stop",
-} | {"chat_template_kwargs"}  # fmt: skip
+}  # fmt: skip
 
 Object = Annotated[Any, WithJsonSchema({"type": "object"})]
 Objects = Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "object"}})]
@@ -80,36 +80,37 @@ class CountRequest(Sampling):
                 asked["parallel_tool_calls"] = False
         if messages and messages[-1]["role"] == "assistant":
             asked |= _continued(messages[-1])
-        asked |= self._answer() | self._thinking(asked.get("chat_template_kwargs", {})) | self._output()
+        settings = self._thinking() | self._effort() | self.chat_template_kwargs
+        asked |= self._answer() | self._format() | ({"chat_template_kwargs": settings} if settings else {})
         return checked({"model": self.model} | asked, ChatCompletionRequest)
 
     def _answer(self) -> dict[str, Any]:
         """How the answer ends: nothing for a request that only counts."""
         return {}
 
-    def _thinking(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def _thinking(self) -> dict[str, Any]:
+        """What the model's template gets: those that know no thoughts do not read it."""
         if self.thinking is None:
             return {}
         thinking = Given(self.thinking, "thinking")
         kind = thinking.one_of("type", "enabled", "disabled", "adaptive", "between_tools")
-        if kind in ("adaptive", "between_tools"):
-            # The model's template says how it thinks.
-            return {}
-        return {"chat_template_kwargs": {"enable_thinking": kind == "enabled"} | settings}
+        # Where the model may choose, its template says how it thinks.
+        return {"enable_thinking": kind == "enabled"} if kind in ("enabled", "disabled") else {}
 
-    def _output(self) -> dict[str, Any]:
-        if self.output_config is None:
+    def _effort(self) -> dict[str, Any]:
+        config = Given(self.output_config or {}, "output_config")
+        if "effort" not in config:
             return {}
-        config = Given(self.output_config, "output_config")
-        found: dict[str, Any] = {}
-        if "effort" in config:
-            found["reasoning_effort"] = config.one_of("effort", "low", "medium", "high", "xhigh", "max")
-        if "format" in config:
-            given = config.object("format")
-            given.one_of("type", "json_schema")
-            schema = {"name": "answer", "schema": given.object("schema").fields, "strict": True}
-            found["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return found
+        return {"reasoning_effort": config.one_of("effort", "low", "medium", "high", "xhigh", "max")}
+
+    def _format(self) -> dict[str, Any]:
+        config = Given(self.output_config or {}, "output_config")
+        if "format" not in config:
+            return {}
+        given = config.object("format")
+        given.one_of("type", "json_schema")
+        schema = {"name": "answer", "schema": given.object("schema").fields, "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
     def spend(self) -> None:
         """Lets go of all that was only of use for the prompt."""

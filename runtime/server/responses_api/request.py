@@ -33,9 +33,7 @@ STATELESS = {
 #: Fields that change no answer here.
 WITHOUT_EFFECT = frozenset({"client_metadata", "context_management", "max_tool_calls", "stream_options", "truncation"})
 #: Fields of a response that a chat completion has by the same name.
-SHARED = Sampling.model_fields.keys() - {"model", "stream", "stream_options", "n", "logit_bias", "prompt_logprobs"} | {
-    "chat_template_kwargs"
-}
+SHARED = Sampling.model_fields.keys() - {"model", "stream", "stream_options", "n", "logit_bias", "prompt_logprobs"}
 
 Items = Annotated[Any, WithJsonSchema({"anyOf": [STRING, {"type": "array", "items": {"type": "object"}}]})]
 Object = Annotated[Any, WithJsonSchema({"type": "object"})]
@@ -114,7 +112,8 @@ class ResponsesRequest(Sampling):
             asked["max_completion_tokens"] = self.max_output_tokens
         if self._includes(ignored, LOGPROBS) or self.top_logprobs:
             asked |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
-        asked |= self._format(ignored) | self._effort(ignored)
+        settings = self._effort(ignored) | self.chat_template_kwargs
+        asked |= self._format(ignored) | ({"chat_template_kwargs": settings} if settings else {})
         return checked({"model": self.model} | asked, ChatCompletionRequest)
 
     def _includes(self, ignored: set[str] | None, name: str) -> bool:
@@ -147,6 +146,7 @@ class ResponsesRequest(Sampling):
         return {"response_format": {"type": kind, "json_schema": schema}}
 
     def _effort(self, ignored: set[str] | None) -> dict[str, Any]:
+        """What the model's template gets: those that know no effort do not read it."""
         if self.reasoning is None:
             return {}
         reasoning = Given(self.reasoning, "reasoning")
