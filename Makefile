@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Tools that only look at requirements, apart from what they look at.
 SUPPLY := .cache/supply
+# Real clients, apart from the server that they talk to: their packages are many, and some do not agree with its own.
+CLIENTS := .cache/clients
 # Workers of one thread each, three for two cores: tests of servers wait nearly half of their time.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); n=$$((n + (n + 1) / 2)); [ $$n -gt 8 ] && n=8; echo $$n)
 QUESTION ?= What is the capital of France?
@@ -18,12 +20,13 @@ BASE_IMAGE ?= python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19
 # Where torch for the image of model pods comes from; pip's own index mostly has CUDA builds, which that image refuses.
 TORCH_INDEX ?=
 
-.PHONY: requirements sbom audit help quickstart quantize-demo test sanitize lint format bench crds images image-operator image-runtime chart e2e clean
+.PHONY: requirements sbom audit help quickstart quantize-demo test clients sanitize lint format bench crds images image-operator image-runtime chart e2e clean
 
 help:
 	@echo "make quickstart   install, fetch a small model, serve it and talk to it"
 	@echo "make quantize-demo  the small model in 4 bits, what that cost, and a chat with it; minutes"
 	@echo "make test         every test; no GPU, cluster or hub needed"
+	@echo "make clients      LangChain, LlamaIndex, LiteLLM, the AI SDK and others against a served model"
 	@echo "make sanitize     the C kernels under AddressSanitizer and UBSan, with hostile weights; ten minutes"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        speed beside other engines on this processor"
@@ -51,6 +54,10 @@ quantize-demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 	--no-loadscope-reorder $(ARGS)
+
+clients: $(VENV)/.runtime $(CLIENTS)/.installed
+	@model=$$($(BIN)/python -m plimsoll.cli.demo_model) && PLIMSOLL_CLIENTS_COMMAND="$(BIN)/plimsoll serve $$model" \
+	PLIMSOLL_CLIENTS_NODE=$(CLIENTS) $(CLIENTS)/bin/python -m pytest -rs --confcutdir tests/clients tests/clients $(ARGS)
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python -m tests.hostile.sanitize $(ARGS)
@@ -131,6 +138,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 $(SUPPLY)/.installed: | $(BIN)/python
 	@$(BIN)/python -m venv $(SUPPLY)
 	@$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check pip-tools pip-audit cyclonedx-bom
+	@touch $@
+
+$(CLIENTS)/.installed: $(addprefix tests/clients/,requirements.txt constraints.txt package.json package-lock.json) | $(BIN)/python
+	@echo "Installing the clients into $(CLIENTS) (minutes the first time) …"
+	@$(BIN)/python -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/clients/constraints.txt -r tests/clients/requirements.txt
+	@cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS)
+	@if command -v npm >/dev/null; then npm ci --prefix $(CLIENTS) --silent --no-audit --no-fund --ignore-scripts; else \
+	echo "clients: npm is not on PATH, so the tests of the AI SDK skip" >&2; fi
 	@touch $@
 
 $(BIN)/python:
