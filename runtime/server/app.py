@@ -114,9 +114,9 @@ def _generation(app: FastAPI, serving: Serving) -> None:
     async def chat_completions(request: Request) -> Response:
         """Answers a conversation."""
         prepared = await serving.prepare("chat", request)
-        [(_, ids)], chat = prepared.prompts, prepared.chat
+        [(echo, ids)], chat = prepared.prompts, prepared.chat
         assert chat is not None
-        return await run(request, Chat(serving, chat, ids, request.scope["request_id"]), chat.stream)
+        return await run(request, Chat(serving, chat, ids, request.scope["request_id"], echo), chat.stream)
 
     @app.post("/v1/completions", tags=["OpenAI"], **openapi.reads(CompletionRequest, Completion))
     async def completions(request: Request) -> Response:

@@ -21,6 +21,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 #: Key of a scope: names of the request's fields that were accepted and have no effect, for `IGNORED_HEADER`.
 IGNORED = "plimsoll.ignored"
+#: Key of a scope: names the caller's part of the prefix cache. Absent where requests need no key.
+PARTITION = "plimsoll.partition"
 IGNORED_HEADER = b"x-plimsoll-ignored"
 #: Bytes of that header: a client can send many names.
 IGNORED_BYTES = 1024

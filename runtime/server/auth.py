@@ -3,13 +3,14 @@
 import hashlib
 import hmac
 import os
+import secrets
 from pathlib import Path
 
 import structlog
 
 from plimsoll.api.errors import SpecError
 from plimsoll.api.keys import read_keys
-from plimsoll.runtime.server.asgi import App, Receive, Scope, Send
+from plimsoll.runtime.server.asgi import PARTITION, App, Receive, Scope, Send
 from plimsoll.runtime.server.errors import ApiError
 
 #: Probes carry no key; everything else does, so a path added later is closed until someone opens it.
@@ -71,28 +72,33 @@ class RequireKey:
     def __init__(self, app: App, keys: KeyFile) -> None:
         self.app = app
         self.keys = keys
+        self.secret = secrets.token_bytes(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._allowed(scope):
-            raise ApiError(
-                401,
-                "Missing or wrong API key: send it as `Authorization: Bearer KEY`, or as `x-api-key: KEY`.",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            key = self._allowed(scope)
+            if key is None:
+                raise ApiError(
+                    401,
+                    "Missing or wrong API key: send it as `Authorization: Bearer KEY`, or as `x-api-key: KEY`.",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+            # By a secret of this process: what names a part of the cache says nothing of the key.
+            scope[PARTITION] = hmac.digest(self.secret, key.encode("latin-1"), "sha256").hex()
         await self.app(scope, receive, send)
 
-    def _allowed(self, scope: Scope) -> bool:
-        """Whether a request brings a key: as OpenAI's clients do, as Anthropic's do, or as both."""
+    def _allowed(self, scope: Scope) -> str | None:
+        """The right key that a request brings as OpenAI's clients do, as Anthropic's do, or as both; None without."""
         given: dict[bytes, list[str]] = {b"authorization": [], b"x-api-key": []}
         for name, value in scope["headers"]:
             if name in given:
                 given[name].append(value.decode("latin-1"))
         if max(map(len, given.values())) > 1:
-            return False
+            return None
         keys = [key.strip() for key in given[b"x-api-key"]]
         for value in given[b"authorization"]:
             scheme, _, key = value.partition(" ")
             if scheme.lower() == "bearer":
                 keys.append(key.strip())
-        return any(map(self.keys.allows, keys))
+        return next(filter(self.keys.allows, keys), None)

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import msgspec
+
 from plimsoll.runtime.output import TextDelta
 from plimsoll.runtime.server.chat_run import ChatRun, Reply
 from plimsoll.runtime.server.generation import Answer
@@ -12,6 +14,7 @@ from plimsoll.runtime.server.protocol import ChatCompletionRequest
 from plimsoll.runtime.server.responses import ChatChoice, ChatCompletion, ChatLogprobs, ChatMessage
 from plimsoll.runtime.server.serving import Serving
 from plimsoll.runtime.server.streaming import DONE, MARKER, Frame, event
+from plimsoll.runtime.server.token_ids import TokenIds
 
 
 class Chat:
@@ -19,24 +22,32 @@ class Chat:
 
     Args:
         ids: the conversation as the model's template writes it.
+        echo: what the answer's text begins with.
 
     Raises:
         ApiError: something that can be refused before the engine is asked.
     """
 
-    def __init__(self, serving: Serving, request: ChatCompletionRequest, ids: list[int], request_id: str) -> None:
+    def __init__(
+        self, serving: Serving, request: ChatCompletionRequest, ids: list[int], request_id: str, echo: str = ""
+    ) -> None:
         self.serving, self.request = serving, request
         self.run = ChatRun(serving, request, ids, request_id)
         self.head = serving.head(f"chatcmpl-{request_id}", self.run.info)
+        self.echo = [Said(echo)] if echo else []
+        self.texts = serving.texts.by_id if request.return_tokens_as_token_ids else serving.texts
 
     async def complete(self) -> ChatCompletion:
         """The whole answer, once every choice is complete."""
         replies = await self.run.finish()
+        for reply in replies:
+            reply.parts = [*self.echo, *reply.parts]
         return ChatCompletion(
             **self.head,
             choices=[self._choice(reply) for reply in replies],
             usage=self.run.usage(),
             prompt_logprobs=self.serving.texts.prompt(replies[0].answer.prompt_logprobs),
+            **TokenIds(self.request.return_token_ids).prompt(replies[0].answer),
         )
 
     def _choice(self, reply: Reply) -> ChatChoice:
@@ -44,23 +55,29 @@ class Chat:
         return ChatChoice(
             index=answer.index,
             message=ChatMessage(reply.content),
-            logprobs=self.serving.texts.chat(answer.logprobs) if self.request.logprobs else None,
+            logprobs=self.texts.chat(answer.logprobs) if self.request.logprobs else None,
             finish_reason=answer.finish_reason,  # type: ignore[arg-type]
             stop_reason=answer.stop_reason,
+            token_ids=answer.token_ids if self.request.return_token_ids else msgspec.UNSET,
         )
 
     async def events(self) -> AsyncGenerator[bytes]:
         """Server-sent events: the role, the text as it comes, the reason it ended, the usage if asked for."""
         options = self.request.stream_options
         usage = options is not None and options.include_usage
-        running = options is not None and usage and options.continuous_usage_stats
+        counted = options is not None and usage and options.continuous_usage_stats
+        token_ids = TokenIds(self.request.return_token_ids)
+        running = counted or token_ids.wanted
         # With usage, OpenAI has the field in every chunk, null in all but the last.
         head = {**self.head, "object": "chat.completion.chunk"} | ({"usage": None} if usage else {})
         frames: dict[int, Frame] = {}
 
         def chunk(answer: Answer, delta: dict[str, Any], logprobs: ChatLogprobs | None = None) -> dict[str, Any]:
             choice = {"index": answer.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-            used = {"usage": self.run.usage()} if running else {}
+            used = {"usage": self.run.usage()} if counted else {}
+            if token_ids.wanted and delta.get("content") is not MARKER:
+                choice |= token_ids.more(answer)
+                used |= token_ids.prompt(answer)
             return {**head, **used, "choices": [choice]}
 
         def encoded(answer: Answer, parts: list[Part], delta: TextDelta) -> bytes:
@@ -71,7 +88,7 @@ class Chat:
                 frame = frames[answer.index] = Frame(chunk(answer, {"content": MARKER}))
             if delta.logprobs:
                 text = "".join(part.text for part in parts if isinstance(part, Said))
-                data += event(chunk(answer, {"content": text}, self.serving.texts.chat(delta.logprobs)))
+                data += event(chunk(answer, {"content": text}, self.texts.chat(delta.logprobs)))
             else:
                 for part in parts:
                     assert isinstance(part, Said)
@@ -84,6 +101,8 @@ class Chat:
 
         async with contextlib.aclosing(self.run.parts()) as pieces:
             async for answer, parts, delta in pieces:
+                if answer.index not in frames:
+                    parts = [*self.echo, *parts]
                 if data := encoded(answer, parts, delta):
                     self.run.generation.sent = True
                     yield data

@@ -13,6 +13,7 @@ from plimsoll.runtime.server.protocol import CompletionRequest
 from plimsoll.runtime.server.responses import Completion, CompletionChoice, CompletionLogprobs
 from plimsoll.runtime.server.serving import Serving
 from plimsoll.runtime.server.streaming import DONE, MARKER, Frame, event
+from plimsoll.runtime.server.token_ids import TokenIds
 
 
 class Completions:
@@ -30,6 +31,7 @@ class Completions:
     ) -> None:
         self.serving, self.request, self.request_id = serving, request, request_id
         self.prompts = prompts
+        self.texts = serving.texts.by_id if request.return_tokens_as_token_ids else serving.texts
         info = serving.known_engine()
         self.samples = request.best_of or request.n
         logprobs = request.logprobs
@@ -68,6 +70,7 @@ class Completions:
                         prompt_logprobs=self.serving.texts.prompt(answer.prompt_logprobs)
                         if request.prompt_logprobs is not None
                         else None,
+                        **TokenIds(request.return_token_ids).whole(answer),
                     )
                 )
         return Completion(**self.head, choices=choices, usage=self._usage())
@@ -81,7 +84,7 @@ class Completions:
     def _prompt_logprobs(self, answer: Answer) -> CompletionLogprobs:
         text, ids = self._prompt_of(answer)
         entries = answer.prompt_logprobs or [None] * len(ids)
-        return self.serving.texts.completion(entries, ids, prompt_offsets(text, ids, self.serving.tokenizer))
+        return self.texts.completion(entries, ids, prompt_offsets(text, ids, self.serving.tokenizer))
 
     def _prompt_of(self, answer: Answer) -> tuple[str, list[int]]:
         return self.prompts[answer.index // self.samples]
@@ -105,21 +108,25 @@ class Completions:
         hidden = tokenizer.special_ids if self.request.skip_special_tokens else frozenset[int]()
         ids = [entry.chosen.token_id for entry in entries]
         offsets = [counted.add(b"" if token in hidden else tokenizer.token_bytes(token)) for token in ids]
-        return self.serving.texts.completion(entries, ids, offsets)
+        return self.texts.completion(entries, ids, offsets)
 
     async def events(self) -> AsyncGenerator[bytes]:
         """Server-sent events: the prompt where it is echoed, the text as it comes, the reason it ended, the usage."""
         request = self.request
         options = request.stream_options
         usage = options is not None and options.include_usage
-        running = options is not None and usage and options.continuous_usage_stats
+        counted = options is not None and usage and options.continuous_usage_stats
+        token_ids = TokenIds(request.return_token_ids)
+        running = counted or token_ids.wanted
         head = {**self.head, "object": "text_completion"} | ({"usage": None} if usage else {})
         frames: dict[int, Frame] = {}
         written: dict[int, Offsets] = {}
 
         def chunk(answer: Answer, text: str, logprobs: CompletionLogprobs | None = None) -> dict[str, Any]:
             choice = {"index": answer.index, "text": text, "logprobs": logprobs, "finish_reason": None}
-            used = {"usage": self._usage()} if running else {}
+            if token_ids.wanted and text is not MARKER:
+                choice |= token_ids.prompt(answer) | token_ids.more(answer)
+            used = {"usage": self._usage()} if counted else {}
             return {**head, **used, "choices": [choice]}
 
         def encoded(answer: Answer, delta: TextDelta) -> bytes:

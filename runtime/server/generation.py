@@ -24,6 +24,8 @@ class Answer:
     text: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    token_ids: list[int] = field(default_factory=list)
+    """Of the answer, without the end token."""
     generated: int = 0
     """Tokens the engine generated, the one that ended the answer included."""
     cached: int = 0
@@ -166,6 +168,7 @@ class Generation:
                     last = now
                     delta = processor.add(output)
                     answer.generated += delta.num_tokens
+                    answer.token_ids += delta.token_ids
                     if delta.finish_reason is not None:
                         reason = answer.finish_reason = delta.finish_reason
                         # The model's own end is no stop of the request's.

@@ -14,7 +14,7 @@ from plimsoll.runtime.server.errors import ApiError, invalid_value
 from plimsoll.runtime.server.messages_api.request import CountRequest, MessagesRequest
 from plimsoll.runtime.server.params import check_limits, check_model
 from plimsoll.runtime.server.parse import parse
-from plimsoll.runtime.server.prompts import Reader
+from plimsoll.runtime.server.prompts import Reader, echoed
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
 from plimsoll.runtime.server.responses_api.request import ResponsesRequest
 
@@ -36,7 +36,7 @@ class Prepared(NamedTuple):
     request: Request
     """As the client's route has it."""
     prompts: list[tuple[str, list[int]]]
-    """One for a chat, whose text is empty; none before the engine has said what it takes."""
+    """One for a chat, with the text that its answer begins with; none before the engine has said what it takes."""
     chat: ChatCompletionRequest | None = None
     """The chat to run, for routes that speak of a conversation; without its messages."""
     ignored: Sequence[str] = ()
@@ -128,7 +128,8 @@ class Preparer:
         prompts: list[tuple[str, list[int]]] = []
         if model_len is not None:
             check_limits(chat, self.config, self.vocab_size)
-            prompts = [("", self.reader.chat(chat, model_len, note))]
+            ids = self.reader.chat(chat, model_len, note)
+            prompts = [(echoed(chat), ids)]
         # The rest of a request is small.
         chat.messages, chat.chat_template_kwargs = [], {}
         return Prepared(request, prompts, chat)

@@ -7,7 +7,7 @@ from plimsoll.checkpoint.chat_template import ChatTemplateError
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.server.errors import bad_request, invalid_value
 from plimsoll.runtime.server.params import answer_length, check_vocabulary
-from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
+from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest, Sampling
 
 #: What transformers' `apply_chat_template` takes by name: ours to set, or nothing a template could use.
 RESERVED = frozenset(
@@ -41,8 +41,11 @@ class Reader:
         if taken := RESERVED & request.chat_template_kwargs.keys():
             name = sorted(taken)[0]
             raise invalid_value(f"chat_template_kwargs may not set {name}.", f"chat_template_kwargs.{name}")
+        request.bad_tokens = self._bad_tokens(request)
         messages = _messages(request)
-        self._check_length("messages", sum(map(_characters, messages)), model_len)
+        whole = request.truncate_prompt_tokens is None
+        if whole:
+            self._check_length("messages", sum(map(_characters, messages)), model_len)
         self._check_length("chat_template_kwargs", _characters(request.chat_template_kwargs), model_len)
         note("chat_template")
         try:
@@ -59,9 +62,11 @@ class Reader:
             message = error.message[:1].upper() + error.message[1:] + (f". {error.fix}" if error.fix else "")
             param = error.field if error.field == "chat_template" else "messages"
             raise invalid_value(message, param) from None
-        self._check_length("messages", len(rendered), model_len)
+        if whole:
+            self._check_length("messages", len(rendered), model_len)
         note("messages")
-        return self.tokenizer.encode(rendered, add_special_tokens=False)
+        ids = self.tokenizer.encode(rendered, add_special_tokens=request.add_special_tokens)
+        return _truncated(request, ids, model_len)
 
     def completions(
         self, request: CompletionRequest, model_len: int, note: Note, queued_tokens: int
@@ -75,19 +80,24 @@ class Reader:
             ApiError: 400 for a prompt that is empty, cannot fit, or names a token that the vocabulary has not, and for
                 prompts that are too many tokens together. The first such prompt ends the work.
         """
+        request.bad_tokens = self._bad_tokens(request)
         note("prompt")
         found: list[tuple[str, list[int]]] = []
         tokens = 0
         for prompt in request.prompt:
             if isinstance(prompt, str):
-                self._check_length("prompt", len(prompt), model_len)
-                text = prompt if request.echo else ""
-                ids = self.tokenizer.encode(prompt, add_special_tokens=request.add_special_tokens)
+                if request.truncate_prompt_tokens is None:
+                    self._check_length("prompt", len(prompt), model_len)
+                given = self.tokenizer.encode(prompt, add_special_tokens=request.add_special_tokens)
             else:
                 check_vocabulary("prompt", prompt, self.vocab_size)
-                ids = prompt
-                echoed = request.echo and len(ids) <= model_len
-                text = self.tokenizer.decode(ids, skip_special_tokens=False) if echoed else ""
+                given = prompt
+            ids = _truncated(request, given, model_len)
+            text = ""
+            if request.echo and isinstance(prompt, str) and len(ids) == len(given):
+                text = prompt
+            elif request.echo and len(ids) <= model_len:
+                text = self.tokenizer.decode(ids, skip_special_tokens=False)
             if not ids:
                 raise invalid_value("prompt must not be empty: there is nothing to continue.", "prompt")
             answer_length(request, len(ids), model_len, strict=self.strict)
@@ -101,6 +111,16 @@ class Reader:
                 )
         return found
 
+    def _bad_tokens(self, request: Sampling) -> list[list[int]]:
+        """Token ids of `bad_words`, as they are written at the beginning of a text and, as in vLLM, after a space."""
+        found: dict[tuple[int, ...], None] = {}
+        for word in request.bad_words:
+            for text in (word.lstrip(), " " + word.lstrip()):
+                ids = self.tokenizer.encode(text, add_special_tokens=False)
+                if ids:
+                    found[tuple(ids)] = None
+        return [list(ids) for ids in found]
+
     def _check_length(self, param: str, characters: int, model_len: int) -> None:
         if characters > model_len * self.longest_token:
             raise bad_request(
@@ -109,6 +129,26 @@ class Reader:
                 param,
                 "context_length_exceeded",
             )
+
+
+def _truncated(request: Sampling, ids: list[int], model_len: int) -> list[int]:
+    """The last `truncate_prompt_tokens` of a prompt, or the first.
+
+    -1 is as many as the context holds beside the answer. Raises ApiError 400 for more than the context.
+    """
+    most = request.truncate_prompt_tokens
+    if most is None:
+        return ids
+    if most > model_len:
+        raise invalid_value(
+            f"Invalid value for truncate_prompt_tokens: above this model's context of {model_len} tokens "
+            f"(found {most}).",
+            "truncate_prompt_tokens",
+        )
+    if most == -1:
+        answer = getattr(request, "max_completion_tokens", None) or getattr(request, "max_tokens", None) or 1
+        most = max(1, model_len - answer)
+    return ids[-most:] if request.truncation_side == "left" else ids[:most]
 
 
 def _messages(request: ChatCompletionRequest) -> list[dict[str, Any]]:
@@ -123,6 +163,14 @@ def _messages(request: ChatCompletionRequest) -> list[dict[str, Any]]:
             "continue_final_message needs an assistant's message with text at the end.", "continue_final_message"
         )
     return messages
+
+
+def echoed(request: ChatCompletionRequest) -> str:
+    """What a chat's answer begins with: the last message, where the request wants it and it is an assistant's."""
+    content = request.messages[-1].content
+    if not request.echo or request.messages[-1].role != "assistant" or not content:
+        return ""
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 def _characters(value: Any) -> int:

@@ -6,13 +6,14 @@ A field that is unknown, or known and not run here, is refused by name; a value 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from plimsoll.runtime.server.neutral import MESSAGE_LABELS, MESSAGES, note, without_ignored
-from plimsoll.runtime.server.values import Bias, Content, Flag, Prompts, Real, Stops, Whole
+from plimsoll.runtime.server.values import BadWords, Bias, Content, Flag, Prompts, Real, Stops, Whole
 
 INT31 = 2**31 - 1
+Token = Annotated[Whole, Field(ge=0, le=INT31)]
 
 
 class Strict(BaseModel):
@@ -64,20 +65,59 @@ class Sampling(Body):
     min_p: Real = Field(0.0, ge=0, le=1)
     repetition_penalty: Real = Field(1.0, ge=0.01, le=100)
     min_tokens: Whole = Field(0, ge=0, le=INT31)
-    stop_token_ids: list[Annotated[Whole, Field(ge=0, le=INT31)]] = Field(default_factory=list, max_length=64)
+    stop_token_ids: list[Token] = Field(default_factory=list, max_length=64)
+    allowed_token_ids: list[Token] | None = Field(None, min_length=1)
+    bad_words: BadWords = Field(default_factory=list)
     ignore_eos: Flag = False
     include_stop_str_in_output: Flag = False
     skip_special_tokens: Flag = True
     prompt_logprobs: Whole | None = Field(None, ge=0, le=INT31)
+    truncate_prompt_tokens: Whole | None = Field(None, ge=-1, le=INT31)
+    truncation_side: Literal["left", "right"] = "left"
+    cache_salt: str | None = Field(None, min_length=1, max_length=1024)
+
+    _bad_tokens: list[list[int]] = PrivateAttr(default_factory=list)
+    _partition: str = PrivateAttr("")
+
+    @property
+    def bad_tokens(self) -> list[list[int]]:
+        """Token ids of `bad_words`, once they are tokenized."""
+        return self._bad_tokens
+
+    @bad_tokens.setter
+    def bad_tokens(self, ids: list[list[int]]) -> None:
+        """Set by what tokenizes the request."""
+        self._bad_tokens = ids
+
+    @property
+    def partition(self) -> str:
+        """Of the prefix cache; empty for the one of requests without a key and a salt."""
+        return self._partition
+
+    @partition.setter
+    def partition(self, name: str) -> None:
+        """Set by what knows the request's key."""
+        self._partition = name
 
     @model_validator(mode="after")
     def _together(self) -> "Sampling":
         options = self.stream_options
         if options is not None and (options.include_usage or options.continuous_usage_stats) and not self.stream:
             raise PydanticCustomError("stream_options", "stream_options: is only allowed with stream: true")
+        if self.truncate_prompt_tokens == 0:
+            raise PydanticCustomError(
+                "truncate_prompt_tokens", "truncate_prompt_tokens: must be at least 1, or -1 for what the context holds"
+            )
         if self.prompt_logprobs is not None and self.stream:
             raise PydanticCustomError("prompt_logprobs", "prompt_logprobs: is not available with stream: true")
         return self
+
+
+class Returned(Sampling):
+    """vLLM's additions to what an answer shows of its tokens."""
+
+    return_token_ids: Flag = False
+    return_tokens_as_token_ids: Flag = False
 
 
 class Message(Strict):
@@ -117,7 +157,7 @@ class Message(Strict):
         return self
 
 
-class ChatCompletionRequest(Sampling):
+class ChatCompletionRequest(Returned):
     """Body of `POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096)
@@ -127,6 +167,8 @@ class ChatCompletionRequest(Sampling):
     max_completion_tokens: Whole | None = Field(None, ge=1, le=INT31)
     add_generation_prompt: Flag = True
     continue_final_message: Flag = False
+    echo: Flag = False
+    add_special_tokens: Flag = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
 
@@ -145,7 +187,7 @@ class ChatCompletionRequest(Sampling):
         return self
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(Returned):
     """Body of `POST /v1/completions`."""
 
     prompt: Prompts

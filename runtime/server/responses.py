@@ -72,6 +72,8 @@ class ChatChoice(msgspec.Struct):
     finish_reason: FinishedBy
     stop_reason: int | str | None
     """vLLM's addition: the stop string or the token id that ended the answer, if one of the request's own did."""
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """With vLLM's `return_token_ids`."""
 
 
 class Head(msgspec.Struct):
@@ -89,6 +91,8 @@ class ChatCompletion(Head):
     choices: list[ChatChoice]
     usage: Usage
     prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """With vLLM's `return_token_ids`."""
     object: Literal["chat.completion"] = "chat.completion"
 
 
@@ -118,6 +122,9 @@ class CompletionChoice(msgspec.Struct):
     finish_reason: FinishedBy
     stop_reason: int | str | None
     prompt_logprobs: PromptLogprobs | None = None
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """With vLLM's `return_token_ids`."""
 
 
 class Completion(Head):

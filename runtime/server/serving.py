@@ -13,7 +13,7 @@ from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import ServerConfig
 from plimsoll.runtime.engine.transport.client import EngineClient, EngineDead
 from plimsoll.runtime.messages import EngineReady
-from plimsoll.runtime.server.asgi import IGNORED
+from plimsoll.runtime.server.asgi import IGNORED, PARTITION
 from plimsoll.runtime.server.body import json_body
 from plimsoll.runtime.server.drain import Gate
 from plimsoll.runtime.server.errors import ApiError, not_ready, shutting_down
@@ -21,6 +21,11 @@ from plimsoll.runtime.server.metrics import Metrics
 from plimsoll.runtime.server.preparer import Prepared, Preparer, Route
 from plimsoll.runtime.server.preparing import Preparing
 from plimsoll.runtime.server.tokens import TokenTexts
+
+
+def partition(key: str, salt: str) -> str:
+    """Names the part of the prefix cache for requests of one key and one `cache_salt`; empty where there is neither."""
+    return hashlib.sha256(f"{key}:{salt}".encode()).hexdigest() if key or salt else ""
 
 
 @dataclass
@@ -60,6 +65,8 @@ class Serving:
         """
         found = await self._prepared(route, await json_body(request))
         request.scope[IGNORED] = found.ignored
+        run = found.request if found.chat is None else found.chat
+        run.partition = partition(request.scope.get(PARTITION, ""), run.cache_salt or "")
         return found
 
     async def _prepared(self, route: Route, body: bytearray) -> Prepared:

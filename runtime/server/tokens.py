@@ -31,6 +31,11 @@ class TokenTexts:
             known = self._known[token_id] = (raw.decode("utf-8", "replace"), list(raw))
         return known
 
+    @property
+    def by_id(self) -> "TokenTexts":
+        """The same with `token_id:5` for the text of token 5: vLLM's `return_tokens_as_token_ids`."""
+        return _TokenIds(self.tokenizer)
+
     def chat(self, entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
         """Log-probabilities of a chat answer."""
         content = []
@@ -80,6 +85,11 @@ class TokenTexts:
             }
             for entry in entries
         ]
+
+
+class _TokenIds(TokenTexts):
+    def __getitem__(self, token_id: int) -> tuple[str, list[int]]:
+        return f"token_id:{token_id}", super().__getitem__(token_id)[1]
 
 
 def _finite(value: float) -> float:

@@ -11,6 +11,8 @@ from plimsoll.runtime.server.neutral import MESSAGE_LABELS, PARTS, note
 
 #: Longest stop string, and most of them; each is searched for in every piece of text.
 MAX_STOP_CHARS, MAX_STOPS = 256, 16
+#: Most bad words; each is compared with the end of the answer at every token.
+MAX_WORDS = 64
 
 #: A number as JSON writes it; some clients send it as a string.
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,30})(?:\.[0-9]{1,30})?(?:[eE][+-]?[0-9]{1,3})?")
@@ -46,6 +48,16 @@ def _stops(value: Any) -> Any:
     if len(stops) > MAX_STOPS or any(not 0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
         raise PydanticCustomError("stop", f"takes up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters")
     return stops
+
+
+def _words(value: Any) -> Any:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise PydanticCustomError("bad_words", "must be a list of strings")
+    if len(value) > MAX_WORDS or any(not 0 < len(word.strip()) <= MAX_STOP_CHARS for word in value):
+        raise PydanticCustomError(
+            "bad_words", f"takes up to {MAX_WORDS} words of 1 to {MAX_STOP_CHARS} characters, besides spaces"
+        )
+    return value
 
 
 def _bias(value: Any) -> Any:
@@ -148,6 +160,12 @@ Stops = Annotated[
         }
     ),
 ]
+BadWords = Annotated[
+    list[str],
+    BeforeValidator(_words),
+    WithJsonSchema({"type": "array", "items": {**STRING, "minLength": 1, "maxLength": MAX_STOP_CHARS},
+                    "maxItems": MAX_WORDS}),
+]  # fmt: skip
 Bias = Annotated[
     dict[int, float],
     BeforeValidator(_bias),

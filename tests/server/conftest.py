@@ -22,6 +22,15 @@ def tiny(tiny_checkpoint: Path) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="session")
+def keyed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """The same, strict and with the keys `secret` and `other`."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text("secret\nother\n")
+    with serving(tiny_checkpoint, api_keys_file=str(keys), strict=True) as endpoint:
+        yield Endpoint(endpoint.service, "secret")
+
+
+@pytest.fixture(scope="session")
 def smol(smollm2_gguf: Path) -> Iterator[Endpoint]:
     """The real model in bfloat16."""
     settings = {"precision": "bfloat16", "kv_cache_bytes": 64 << 20, "block_size": 64, "max_model_len": 2048}

@@ -1,26 +1,16 @@
 """What browsers and probes ask that no OpenAI client does: preflights, HEAD, pages, and bodies of other kinds."""
 
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 
 import httpx
 import pytest
 
 from plimsoll.runtime.server.pages import LINKS
-from tests.support.endpoint import Endpoint, serving
+from tests.support.endpoint import Endpoint
 
 HERE, THERE = "http://localhost:3000", "https://app.example"
 BODY = b'{"model":"tiny","prompt":"hi","max_tokens":1}'
-
-
-@pytest.fixture(scope="module")
-def keyed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text("secret\n")
-    with serving(tiny_checkpoint, api_keys_file=str(keys), allowed_origins=()) as endpoint:
-        yield endpoint
 
 
 def preflight(endpoint: Endpoint, origin: str, path: str = "/v1/chat/completions") -> httpx.Response:

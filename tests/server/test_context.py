@@ -1,24 +1,16 @@
 """An answer is cut to what the context leaves, or refused where the server is strict."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.support.endpoint import Endpoint, serving
+from tests.support.endpoint import Endpoint
 
 LEN = 256
 HELLO = [{"role": "user", "content": "hi"}]
 TEXT: dict[str, Any] = {"model": "tiny", "prompt": [5] * 250, "temperature": 0, "ignore_eos": True}
 CHAT: dict[str, Any] = {"model": "tiny", "messages": HELLO, "temperature": 0, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def strict(tiny_checkpoint: Path) -> Iterator[Endpoint]:
-    with serving(tiny_checkpoint, strict=True) as endpoint:
-        yield endpoint
 
 
 @pytest.mark.parametrize("extra", [{}, {"min_tokens": 300}, {"n": 2}, {"max_tokens": 2**31 - 1}])
@@ -44,22 +36,22 @@ def test_a_chat_that_is_cut_ends_by_its_length_streamed_or_not(tiny: Endpoint, l
     assert streamed == whole["choices"][0]["message"]["content"]
 
 
-def test_a_prompt_that_leaves_no_room_is_refused_strict_or_not(tiny: Endpoint, strict: Endpoint) -> None:
-    for endpoint in (tiny, strict):
+def test_a_prompt_that_leaves_no_room_is_refused_strict_or_not(tiny: Endpoint, keyed: Endpoint) -> None:
+    for endpoint in (tiny, keyed):
         status, answer = endpoint.post("/v1/completions", TEXT | {"prompt": [5] * LEN, "max_tokens": 1})
         assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, "context_length_exceeded", "prompt")
 
 
-def test_a_strict_server_refuses_what_it_would_cut(strict: Endpoint) -> None:
+def test_a_strict_server_refuses_what_it_would_cut(keyed: Endpoint) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        strict.openai.completions.create(model="tiny", prompt=[5] * 250, max_tokens=7)
+        keyed.openai.completions.create(model="tiny", prompt=[5] * 250, max_tokens=7)
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "max_tokens")
     assert "256 tokens" in caught.value.message
-    status, answer = strict.post("/v1/chat/completions", CHAT | {"max_tokens": 1, "max_completion_tokens": 300})
+    status, answer = keyed.post("/v1/chat/completions", CHAT | {"max_tokens": 1, "max_completion_tokens": 300})
     assert (status, answer["error"]["param"]) == (400, "max_completion_tokens")
-    status, answer = strict.post("/v1/chat/completions", CHAT | {"min_tokens": 300})
+    status, answer = keyed.post("/v1/chat/completions", CHAT | {"min_tokens": 300})
     assert (status, answer["error"]["param"]) == (400, "min_tokens")
-    assert strict.post("/v1/completions", TEXT | {"max_tokens": 6})[1]["usage"]["completion_tokens"] == 6
+    assert keyed.post("/v1/completions", TEXT | {"max_tokens": 6})[1]["usage"]["completion_tokens"] == 6
 
 
 def test_fewer_tokens_than_the_least_is_refused_by_what_was_sent(tiny: Endpoint) -> None:

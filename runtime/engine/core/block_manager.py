@@ -25,6 +25,11 @@ def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
 
 
+def salted_root(salt: str) -> bytes:
+    """Parent of the first block of a sequence whose cached blocks only those of the same `salt` may use."""
+    return hashlib.sha256(ROOT + salt.encode()).digest() if salt else ROOT
+
+
 class OutOfBlocksError(PlimsollError):
     """More blocks were asked for than are free or cached; the scheduler checks first, so this is a bug."""
 

@@ -90,6 +90,13 @@ class RequestReader:
             value = getattr(params, name)
             if value is not None:
                 _within(name, value, 0, MAX_LOGPROBS)
+        for token in params.allowed_token_ids:
+            _within("allowed_token_ids", token, 0, self.vocab_size - 1)
+        for word in params.bad_words:
+            if not word:
+                raise RequestError("holds a word without tokens", field="bad_words")
+            for token in word:
+                _within("bad_words", token, 0, self.vocab_size - 1)
         for token in params.stop_token_ids:
             _within("stop_token_ids", token, 0, self.vocab_size - 1)
         for token, bias in params.logit_bias.items():

@@ -30,3 +30,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    allowed_token_ids: tuple[int, ...] = ()
+    """The only tokens that may be chosen; empty is all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token ids of each: where the answer ends with all but the last, the last may not follow."""
+    cache_salt: str = ""
+    """The prompt shares cached blocks with prompts of the same salt alone."""

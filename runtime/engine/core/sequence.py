@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence as Tokens
 
-from plimsoll.runtime.engine.core.block_manager import ROOT, chain_hash
+from plimsoll.runtime.engine.core.block_manager import chain_hash, salted_root
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow
 from plimsoll.runtime.messages import TokenLogprobs
@@ -25,6 +25,7 @@ class Sequence:
         "arrival",
         "block_hashes",
         "block_table",
+        "cache_root",
         "eos_token_ids",
         "first_scheduled",
         "first_token",
@@ -65,18 +66,18 @@ class Sequence:
         self.num_cached = -1
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []
+        self.cache_root = salted_root(params.cache_salt)
         self.arrival = arrival
         self.first_scheduled: float | None = None
         self.first_token: float | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
-        forbidden = tuple(sorted(self.eos_token_ids | self.stop_token_ids)) if params.min_tokens else ()
         self.row = SamplingRow(
             params=params,
             seed=seed,
             prompt_token_ids=prompt_token_ids,
             output_token_ids=self.output_token_ids,
-            forbidden=forbidden,
         )
+        self._forbid()
 
     @property
     def num_tokens(self) -> int:
@@ -103,13 +104,24 @@ class Sequence:
         """Chained hashes of the first `count` blocks, which must be full. Computed once, also across preemptions."""
         known = self.block_hashes
         for index in range(len(known), count):
-            parent = known[-1] if known else ROOT
+            parent = known[-1] if known else self.cache_root
             known.append(chain_hash(parent, self.token_ids[index * block_size : (index + 1) * block_size]))
         return known[:count]
 
     def append(self, token_id: int) -> None:
-        """Add a generated token; end the ban on end tokens once there are `min_tokens`."""
+        """Add a generated token."""
         self.token_ids.append(token_id)
         self.output_token_ids.append(token_id)
-        if len(self.output_token_ids) >= self.params.min_tokens:
-            self.row.forbidden = ()
+        if self.row.forbidden or self.params.bad_words:
+            self._forbid()
+
+    def _forbid(self) -> None:
+        """Ban end tokens until there are `min_tokens`, and what would complete a bad word."""
+        output, params = self.output_token_ids, self.params
+        forbidden: set[int] = set()
+        if len(output) < params.min_tokens:
+            forbidden |= self.eos_token_ids | self.stop_token_ids
+        for *begun, last in params.bad_words:
+            if not begun or output[-len(begun) :] == begun:
+                forbidden.add(last)
+        self.row.forbidden = tuple(sorted(forbidden))

@@ -29,6 +29,15 @@ def forbid(logits: torch.Tensor, rows: Sequence[int], token_ids: Sequence[Sequen
     logits[at, ids] = values
 
 
+def allow(logits: torch.Tensor, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
+    """Takes all other tokens out of the choice, in place."""
+    for row, ids in zip(rows, token_ids, strict=True):
+        at = torch.tensor(ids, dtype=torch.long, device=logits.device)
+        kept = logits[row, at]
+        logits[row].fill_(-torch.inf)
+        logits[row, at] = kept
+
+
 def penalise(
     logits: torch.Tensor,
     rows: Sequence[int],

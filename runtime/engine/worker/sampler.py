@@ -9,7 +9,7 @@ import torch
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow, TokenCounts
 from plimsoll.runtime.engine.worker.draw import draw, pick, uniforms
 from plimsoll.runtime.engine.worker.logprobs import NOT_A_NUMBER, token_logprobs
-from plimsoll.runtime.engine.worker.penalties import add_bias, forbid, has_penalties, penalise
+from plimsoll.runtime.engine.worker.penalties import add_bias, allow, forbid, has_penalties, penalise
 from plimsoll.runtime.messages import TokenLogprobs
 from plimsoll.runtime.models.best import Best, best_of
 
@@ -18,6 +18,10 @@ SLICE_ROWS = 16
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by less would only overflow."""
+
+NOTHING_LEFT = (
+    "no token is left to choose: logit_bias, allowed_token_ids, bad_words and min_tokens forbid them all together"
+)
 
 
 @dataclass(slots=True)
@@ -32,8 +36,8 @@ class SampledToken:
 class Sampler:
     """Chooses one token a row.
 
-    Order, as in vLLM: logit bias, forbidden tokens, penalties (repetition, frequency, presence), temperature, min_p,
-    top_k, top_p. Log-probabilities are of the raw logits. A row's token depends on that row alone.
+    Order, as in vLLM: logit bias, allowed tokens, forbidden tokens, penalties (repetition, frequency, presence),
+    temperature, min_p, top_k, top_p. Log-probabilities are of the raw logits. A row's token depends on that row alone.
     """
 
     def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
@@ -62,7 +66,7 @@ class Sampler:
             tokens[touched] = again.ids
             for row, finite in zip(touched, np.isfinite(again.values).tolist(), strict=True):
                 if not finite:
-                    errors.setdefault(row, "no token is left to choose: logit_bias and min_tokens forbid them all")
+                    errors.setdefault(row, NOTHING_LEFT)
         random = [i for i, row in enumerate(rows) if i not in errors and row.params.temperature >= GREEDY_BELOW]
         if random:
             tokens[random] = self._draw(pick(edited, random), [rows[i] for i in random])
@@ -95,14 +99,17 @@ class Sampler:
                 errors.setdefault(i, f"token id {foreign[0]} is outside the vocabulary of {self.vocab_size}")
         usable = [i for i in range(len(rows)) if i not in errors]
         biased = [i for i in usable if rows[i].params.logit_bias]
+        limited = [i for i in usable if rows[i].params.allowed_token_ids]
         banned = [i for i in usable if rows[i].forbidden]
         penalised = [i for i in usable if has_penalties(rows[i].params)]
-        touched = sorted({*biased, *banned, *penalised})
+        touched = sorted({*biased, *limited, *banned, *penalised})
         if not touched:
             return logits, []
         logits = logits.clone()
         if biased:
             add_bias(logits, biased, [rows[i].params.logit_bias for i in biased])
+        if limited:
+            allow(logits, limited, [rows[i].params.allowed_token_ids for i in limited])
         if banned:
             forbid(logits, banned, [rows[i].forbidden for i in banned])
         if penalised:
@@ -131,6 +138,7 @@ def is_plain(row: SamplingRow) -> bool:
         params.temperature < GREEDY_BELOW
         and params.logprobs is None
         and not params.logit_bias
+        and not params.allowed_token_ids
         and not row.forbidden
         and not has_penalties(params)
     )

@@ -1,0 +1,81 @@
+"""vLLM's additions that show tokens: their ids beside the text, and in place of it."""
+
+import json
+from itertools import chain
+from typing import Any
+
+import pytest
+
+from tests.support.endpoint import Endpoint
+
+HELLO = [{"role": "user", "content": "hi"}]
+CHAT: dict[str, Any] = {"model": "tiny", "messages": HELLO, "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+TEXT: dict[str, Any] = {"model": "tiny", "prompt": [7, 9, 11], "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+
+
+def streamed(tiny: Endpoint, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    with tiny.http.stream("POST", path, json=body | {"stream": True}) as answer:
+        assert answer.status_code == 200
+        lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+@pytest.mark.parametrize("extra", [{}, {"logprobs": True}, {"stream_options": {"include_usage": True}}, {"n": 2}])
+def test_ids_of_a_chat_come_whole_and_in_pieces(tiny: Endpoint, extra: dict[str, Any]) -> None:
+    whole = tiny.post("/v1/chat/completions", CHAT | {"return_token_ids": True, "n": extra.get("n", 1)})[1]
+    plain = tiny.post("/v1/chat/completions", CHAT | {"n": extra.get("n", 1)})[1]
+    assert "prompt_token_ids" not in plain
+    assert "token_ids" not in plain["choices"][0]
+    assert len(whole["prompt_token_ids"]) == whole["usage"]["prompt_tokens"]
+    chunks = streamed(tiny, "/v1/chat/completions", CHAT | {"return_token_ids": True} | extra)
+    for choice, before in zip(whole["choices"], plain["choices"], strict=True):
+        assert len(choice["token_ids"]) == 6
+        assert choice["message"] == before["message"]
+        mine = [chunk for chunk in chunks if chunk["choices"] and chunk["choices"][0]["index"] == choice["index"]]
+        assert mine[0]["prompt_token_ids"] == whole["prompt_token_ids"]
+        assert not any("prompt_token_ids" in chunk for chunk in mine[1:])
+        assert list(chain(*(chunk["choices"][0].get("token_ids", []) for chunk in mine))) == choice["token_ids"]
+        text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in mine)
+        assert text == choice["message"]["content"]
+
+
+@pytest.mark.parametrize("extra", [{}, {"logprobs": 1}, {"echo": True}, {"prompt": [[7, 9, 11], [5]]}])
+def test_ids_of_a_completion_come_whole_and_in_pieces(tiny: Endpoint, extra: dict[str, Any]) -> None:
+    whole = tiny.post("/v1/completions", TEXT | {"return_token_ids": True} | extra)[1]
+    assert "token_ids" not in tiny.post("/v1/completions", TEXT | extra)[1]["choices"][0]
+    prompts = extra.get("prompt", [TEXT["prompt"]])
+    chunks = streamed(tiny, "/v1/completions", TEXT | {"return_token_ids": True} | extra)
+    for choice, prompt in zip(whole["choices"], prompts, strict=True):
+        assert (choice["prompt_token_ids"], len(choice["token_ids"])) == (prompt, 6)
+        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
+        assert mine[0]["prompt_token_ids"] == prompt
+        assert not any("prompt_token_ids" in one for one in mine[1:])
+        assert list(chain(*(one["token_ids"] for one in mine))) == choice["token_ids"]
+        assert "".join(one["text"] for one in mine) == choice["text"]
+
+
+def test_tokens_are_spelled_by_their_ids(tiny: Endpoint) -> None:
+    extra = {"return_tokens_as_token_ids": True, "return_token_ids": True}
+    chat = tiny.post("/v1/chat/completions", CHAT | extra | {"logprobs": True, "top_logprobs": 2})[1]["choices"][0]
+    spelled = [f"token_id:{token}" for token in chat["token_ids"]]
+    assert [entry["token"] for entry in chat["logprobs"]["content"]] == spelled
+    assert all(
+        top["token"].startswith("token_id:") for entry in chat["logprobs"]["content"] for top in entry["top_logprobs"]
+    )
+    text = tiny.post("/v1/completions", TEXT | extra | {"logprobs": 2, "echo": True})[1]["choices"][0]
+    assert text["logprobs"]["tokens"] == [f"token_id:{token}" for token in [*TEXT["prompt"], *text["token_ids"]]]
+    assert len(text["logprobs"]["top_logprobs"][-1]) in (2, 3)
+
+
+def test_a_chat_may_begin_with_what_it_continues(tiny: Endpoint) -> None:
+    talk = [*HELLO, {"role": "assistant", "content": "The sky"}]
+    settings = {"messages": talk, "add_generation_prompt": False, "continue_final_message": True}
+    plain = tiny.post("/v1/chat/completions", CHAT | settings)[1]["choices"][0]["message"]["content"]
+    echoed = tiny.post("/v1/chat/completions", CHAT | settings | {"echo": True})[1]["choices"][0]["message"]["content"]
+    assert echoed == "The sky" + plain
+    chunks = streamed(tiny, "/v1/chat/completions", CHAT | settings | {"echo": True})
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == echoed
+    # A user's words are none of the answer.
+    asked = tiny.post("/v1/chat/completions", CHAT | {"echo": True})[1]["choices"][0]["message"]
+    assert asked == tiny.post("/v1/chat/completions", CHAT)[1]["choices"][0]["message"]
