@@ -114,14 +114,17 @@ class TorchGroup:
             work = begin()
         except RuntimeError as error:
             raise GroupError(self._ended() or f"rank {self.rank} has lost another rank: {_first(error)}") from None
+        over = False
         while True:
             try:
                 work.wait(timedelta(seconds=LOOK_SECONDS))
                 return
             except RuntimeError as error:
                 why = self._ended()
-                if why is None and work.is_completed():
+                if why is None and over:
                     why = f"rank {self.rank} has lost another rank: {_first(error)}"
+                # A wait that was too short raises, too, and the work may have ended well since: the next wait says.
+                over = work.is_completed()
                 if why is None and time.monotonic() > deadline:
                     why = f"rank {self.rank} waited {COLLECTIVE_SECONDS:g} s for another rank"
                 if why is not None:

@@ -2,7 +2,9 @@
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import psutil
@@ -91,6 +93,42 @@ def test_gloo_listens_on_the_address_of_its_machine_alone() -> None:
 
     before = listening()
     assert all(found - before <= {"127.0.0.1", "127.0.0.2", "127.0.0.3"} for found in together(lambda _: listening()))
+
+
+class Overtaken:
+    """A work whose first wait is too short, and which has ended before anyone asks whether it has."""
+
+    def __init__(self, work: dist.Work) -> None:
+        self._work, self.waits = work, 0
+
+    def wait(self, timeout: timedelta) -> None:
+        self.waits += 1
+        try:
+            self._work.wait(timedelta(microseconds=1) if self.waits == 1 else timeout)
+        finally:
+            while not self._work.is_completed():
+                time.sleep(0.001)
+        if self.waits == 1:
+            raise RuntimeError("Operation timed out!")
+
+    def is_completed(self) -> bool:
+        return self._work.is_completed()
+
+
+def test_a_collective_that_ends_just_after_a_look_has_not_failed() -> None:
+    def work(group: TorchGroup) -> float:
+        begun: list[Overtaken] = []
+        own = group._wait
+
+        def late(begin: Callable[[], dist.Work]) -> None:
+            own(lambda: begun.append(Overtaken(begin())) or begun[-1])  # type: ignore[func-returns-value,arg-type,return-value]
+
+        group._wait = late  # type: ignore[method-assign]
+        found = float(group.sum(torch.ones(4))[0])
+        assert [one.waits for one in begun] == [2]
+        return found
+
+    assert together(work) == [3.0, 3.0, 3.0]
 
 
 def test_a_rank_that_waits_hears_of_the_groups_end() -> None:
