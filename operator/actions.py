@@ -26,11 +26,13 @@ class Apply:
 
 @dataclass(frozen=True)
 class Scale:
-    """Sets a ReplicaSet's replicas, or the note of how many groups it should have, and nothing else of it."""
+    """Sets the replicas of a ReplicaSet or a StatefulSet, or a ReplicaSet's note of how many groups it should have, and
+    nothing else of it."""
 
     name: str
     replicas: int
     why: str = ""
+    kind: str = "ReplicaSet"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from plimsoll.operator.entries import Key
 from plimsoll.operator.kinds import BY_NAME, Kind
 from plimsoll.operator.metrics import Metrics
 from plimsoll.operator.ownership import check_ours
-from plimsoll.operator.snapshot import ReplicaSet, Snapshot
+from plimsoll.operator.snapshot import ReplicaSet, Snapshot, StatefulSet
 from plimsoll.operator.watch_cache import Cache
 
 log = structlog.get_logger("plimsoll.operator.apply")
@@ -112,20 +112,29 @@ class Applier:
             raise
 
     def _scale(self, key: Key, action: Scale, snapshot: Snapshot) -> bool:
-        live = next((one for one in snapshot.replica_sets if one.name == action.name), None)
-        if live is None or live.replicas == action.replicas:
+        kind = BY_NAME[action.kind]
+        group = kind is kinds.STATEFUL_SET
+        live: ReplicaSet | StatefulSet | None = next(
+            (one for one in (snapshot.stateful_sets if group else snapshot.replica_sets) if one.name == action.name),
+            None,
+        )
+        if live is None:
             return False
-        before = live.resource_version
+        has = live.pods if isinstance(live, StatefulSet) else live.replicas
+        if has == action.replicas:
+            return False
+        before = self._cache.version(kind, key[0], live.name)
         try:
-            answer = self._scaled(key, live, action.replicas, snapshot)
+            if isinstance(live, StatefulSet):
+                answer = self._cluster.scale(kind, key[0], live.name, live.uid, has, action.replicas)
+            else:
+                answer = self._scaled(key, live, action.replicas, snapshot)
         except ConflictError:
             # Should the watch be dead, the next look would fail in the same way.
-            fresh = self._cluster.get(kinds.REPLICA_SET, key[0], live.name)
-            self._cache.seen(kinds.REPLICA_SET, None, fresh, ours=True, quiet=True)
+            fresh = self._cluster.get(kind, key[0], live.name)
+            self._cache.seen(kind, None, fresh, ours=True, quiet=True)
             raise
-        return self._note(
-            kinds.REPLICA_SET, before, answer, key, f"scaled {live.replicas} to {action.replicas}", action.why
-        )
+        return self._note(kind, before, answer, key, f"scaled {has} to {action.replicas}", action.why)
 
     def _scaled(self, key: Key, live: ReplicaSet, replicas: int, snapshot: Snapshot) -> dict[str, Any]:
         kind = kinds.REPLICA_SET

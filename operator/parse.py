@@ -119,7 +119,6 @@ def replica_set(raw: Raw) -> ReplicaSet:
         output=_output(notes.get(names.OUTPUT)),
         proven=notes.get(names.PROVEN) == "true",
         blocked=_blocked(raw),
-        resource_version=text(about.get("resourceVersion")),
         deleting=bool(about.get("deletionTimestamp")),
     )
 

@@ -214,7 +214,6 @@ class ReplicaSet:
     """It once served every replica that was wanted: what a failed rollout goes back to."""
     blocked: str | None = None
     """Why no pod can be created for it: a quota, a policy; the API server's words."""
-    resource_version: str = ""
     deleting: bool = False
 
 

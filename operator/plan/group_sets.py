@@ -5,6 +5,7 @@ made, those that are too many are deleted, the least useful first. In addition,
 
 - a group is made only once the one before has a node for each of its pods, or where there is room for all that are
   missing: two groups that are half placed would wait for each other's devices for ever;
+- a group that somebody has scaled gets as many pods as its revision says;
 - a group that has lost a pod with its node is deleted at once, and another is made under another name: the API server
   holds the lost pod, and with it its name, until somebody deletes the node.
 """
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from plimsoll.operator import build, names, parse
-from plimsoll.operator.actions import Action, Apply, Delete, Label, MakeKey, Plan
+from plimsoll.operator.actions import Action, Apply, Delete, Label, MakeKey, Plan, Scale
 from plimsoll.operator.plan.groups import (
     domains,
     is_broken,
@@ -102,6 +103,7 @@ class _Groups:
             if revision.shape is None or revision.replicas < 0 or revision.deleting:
                 continue
             yield from self._too_many(own, revision)
+            yield from self._scaled(revision)
             missing = revision.replicas - len(own)
             if missing > 0 and self._may_begin():
                 # An older revision's group that has no devices yet gives way.
@@ -167,6 +169,14 @@ class _Groups:
         for one in sorted(own, key=use)[: max(0, len(own) - revision.replicas)]:
             yield Delete("StatefulSet", one.set.name, f"{revision.replicas} groups are wanted")
             self.groups.remove(one)
+
+    def _scaled(self, revision: ReplicaSet) -> Iterator[Action]:
+        """Groups with another number of pods than all of this revision have: no engine of that size was planned for."""
+        assert revision.shape is not None
+        for one in self.groups:
+            nodes = revision.shape.nodes
+            if one.set.revision == revision.revision and one.set.pods != nodes:
+                yield Scale(one.set.name, nodes, f"a group has {nodes} pods", "StatefulSet")
 
     def _may_begin(self) -> bool:
         """Whether no follower would be sent a request."""

@@ -194,6 +194,8 @@ class Cluster:
             case Apply(object=one):
                 kept = {key: value for key, value in one["spec"].items() if value is not None}
                 self.children[(one["kind"], one["metadata"]["name"])] = {**one, "spec": kept}
+            case Scale(name=name, replicas=replicas, kind="StatefulSet"):
+                self.groups[name] = replace(self.groups[name], pods=replicas)
             case Scale(name=name, replicas=replicas):
                 self.sets[name] = replace(self.sets[name], replicas=replicas)
                 live = dict(self.children[("ReplicaSet", name)])

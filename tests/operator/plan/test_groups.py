@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from plimsoll.operator import build, names
 from plimsoll.operator.plan.groups import domains
 from plimsoll.operator.snapshot import Container, Node, Page, Pod, Shape
@@ -264,6 +266,17 @@ def test_a_deleted_secret_is_made_again_when_a_pod_waits_for_it() -> None:
     cluster.pods[0] = replace(cluster.pods[0], ready=False, routable=False, stuck=True, last_event=waits)
     cluster.act()
     assert cluster.keys == {revision.name}
+
+
+@pytest.mark.parametrize("pods", [0, 1, 5])
+def test_a_group_that_somebody_has_scaled_gets_its_pods_back(pods: int) -> None:
+    cluster = Cluster(spec=groups(2))
+    cluster.settle()
+    [name] = cluster.groups
+    cluster.groups[name] = replace(cluster.groups[name], pods=pods)
+    cluster.settle(10)
+    assert cluster.groups[name].pods == 2
+    assert cluster.status["ready"] == "1/1"
 
 
 def test_a_revision_s_record_that_somebody_deletes_takes_no_group_along() -> None:

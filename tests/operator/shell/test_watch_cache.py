@@ -125,7 +125,7 @@ def test_what_controllers_count_in_a_status_wakes_nobody(cache: Cache, make: Mak
     cache.seen(kinds.REPLICA_SET, "MODIFIED", make(kinds.REPLICA_SET, "a", 4, metadata=labelled(), status=said))
     filled(cache, make)
     (found,) = cache.snapshot(KEY, 1.0).replica_sets  # type: ignore[union-attr]
-    assert (found.blocked, found.resource_version) == ("quota", "4")
+    assert (found.blocked, cache.version(kinds.REPLICA_SET, "ns", "a")) == ("quota", "4")
 
 
 def test_a_new_slice_without_an_address_wakes_nobody_and_one_that_loses_it_does(
