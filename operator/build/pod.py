@@ -49,6 +49,8 @@ KEYS = "/etc/plimsoll/keys"
 #: What the kubelet waits for after the drain before it kills: the requests cut off at the timeout are still answered,
 #: and the engine lets go of its device.
 GRACE_SECONDS = 30
+#: The same where a probe has found that the server hangs.
+HUNG_GRACE_SECONDS = 10
 #: Host memory of a GPU pod that names none. Weights pass through the host one tensor at a time, so it is the
 #: processes that count: Python, torch and CUDA's host side.
 HOST_BYTES_PER_DEVICE = 4 * GIB
@@ -320,7 +322,11 @@ def resources(deployment: Deployment, spec: ModelDeploymentSpec, budget: Budget)
 
 def probes() -> Object:
     """/live answers 200 while loading moves, so a probe that fails means a process that is not there or has stopped."""
-    live = {"httpGet": {"path": "/live", "port": "status", "scheme": "HTTP"}, "timeoutSeconds": 5}
+    live = {
+        "httpGet": {"path": "/live", "port": "status", "scheme": "HTTP"}, "timeoutSeconds": 5,
+        # What these probes end has said nothing for a minute and will not drain: the kubelet must not wait for that.
+        "terminationGracePeriodSeconds": HUNG_GRACE_SECONDS,
+    }  # fmt: skip
     return {
         # Until the status port first answers: imports alone take half a minute on a busy node. Five minutes of silence
         # are a process that will never speak; loading itself, however long, is past this probe and counts as alive.

@@ -209,6 +209,13 @@ def test_no_probe_kills_before_a_minute_of_silence() -> None:
         assert probe["periodSeconds"] * probe["failureThreshold"] >= 60
 
 
+def test_a_server_that_hangs_is_not_given_the_time_of_a_drain() -> None:
+    found = server({**MINIMAL, "rollout": {"drainTimeout": "1h"}})
+    assert found["livenessProbe"]["terminationGracePeriodSeconds"] == 10
+    assert found["startupProbe"]["terminationGracePeriodSeconds"] == 10
+    assert "terminationGracePeriodSeconds" not in found["readinessProbe"], "the API server refuses it there"
+
+
 @pytest.mark.parametrize(
     ("spec", "uri"),
     [
