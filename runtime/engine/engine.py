@@ -59,7 +59,7 @@ class Engine:
         size = prepared.plan.tensor
         if membership is not None:
             digest = prepared.checkpoint.digest()
-            self._ranks = NodeRanks(prepared.of_followers(), size, membership, digest, on_waiting)
+            self._ranks = NodeRanks(prepared.of_followers(), prepared.plan.rank_bytes, membership, digest, on_waiting)
         elif size > 1:
             self._ranks = Ranks(prepared.of_followers(), size, prepared.threads)
         try:

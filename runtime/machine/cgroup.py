@@ -67,6 +67,12 @@ def host_line() -> tuple[int, int | None]:
     return (limit, None) if limit else (psutil.virtual_memory().available // 2, UNASKED_CACHE_BYTES)
 
 
+def free_bytes() -> int:
+    """Bytes that others leave of this machine's memory, at most what the container may take in all."""
+    available = psutil.virtual_memory().available
+    return min(available, memory_limit() or available)
+
+
 def _quota(group: Path) -> float | None:
     """`cpu.max` is "quota period" or "max period", in microseconds."""
     try:

@@ -11,6 +11,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 import plimsoll
+from plimsoll.api.quantity import format_bytes
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.group.crew import Crew, RankProcess, Seat
 from plimsoll.runtime.engine.group.curve import as_follower, endpoint
@@ -30,6 +31,7 @@ from plimsoll.runtime.engine.group.words import (
     decode_from_leader,
     encode,
 )
+from plimsoll.runtime.machine.cgroup import free_bytes
 from plimsoll.runtime.machine.peak import peak_bytes
 from plimsoll.runtime.messages import LoadProgress, RankReady
 
@@ -147,7 +149,11 @@ class Agent:
                     self.epoch, self.failure = message.epoch, None
                     log.info("joined epoch %s of the leader at %s", message.epoch, session.address)
                 elif isinstance(message, Begin):
-                    self.crew = self._begin(message, session.address)
+                    short = self._short(message)
+                    if short is None:
+                        self.crew = self._begin(message, session.address)
+                    else:
+                        session.send(Lost(epoch=message.epoch, words=short, refused=True))
                 elif isinstance(message, Pulse):
                     self.serving = message.serving
             now = time.monotonic()
@@ -171,16 +177,25 @@ class Agent:
         return "this machine stops"
 
     def _begin(self, message: Begin, leader: str) -> Crew:
-        place, size = self._place, message.size
+        place, size, ranks = self._place, len(message.takes), self._ranks(message)
         own = self._config
         config = msgspec.structs.replace(message.config, model=own.model, contents=own.contents, threads=own.threads)
         seat = Seat(
             epoch=message.epoch, leader=leader, steps=message.steps, address=place.address, key_file=place.key_file
         )
-        each = size // place.nodes
-        ranks = range(place.ordinal * each, (place.ordinal + 1) * each)
         log.info("starting ranks %d to %d of %d", ranks[0], ranks[-1], size)
         return Crew(lambda rank: RankProcess(config, rank, size, 0, None, seat), ranks)
+
+    def _ranks(self, message: Begin) -> range:
+        each = len(message.takes) // self._place.nodes
+        return range(self._place.ordinal * each, (self._place.ordinal + 1) * each)
+
+    def _short(self, message: Begin) -> str | None:
+        """Why this machine has too little memory for its ranks: the leader has seen its own only."""
+        wanted, left = sum(message.takes[rank] for rank in self._ranks(message)), free_bytes()
+        if wanted <= left:
+            return None
+        return f"its ranks take {format_bytes(wanted)}, and others leave {format_bytes(left)} of this machine's memory"
 
     def _peaks(self) -> dict[int, int]:
         return {} if self.crew is None else {one.rank: peak_bytes(one.process.pid) or 0 for one in self.crew.processes}

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -127,11 +127,12 @@ class Hub:
         there = set(self.members)
         return [self._place.name_of(one) for one in range(1, self._place.nodes) if one not in there]
 
-    def begin(self, config: EngineConfig, size: int, steps: str) -> None:
-        """Has all agents start their ranks. All must have joined."""
+    def begin(self, config: EngineConfig, takes: Sequence[int], steps: str) -> None:
+        """Has all agents start their ranks, each of which takes its bytes of `takes`. All must have joined."""
         self._begun = True
+        begin = Begin(epoch=self.epoch, config=config, takes=list(takes), steps=steps)
         for member in list(self.members.values()):
-            self._outgoing.append((member.identity, Begin(epoch=self.epoch, config=config, size=size, steps=steps)))
+            self._outgoing.append((member.identity, begin))
 
     def put(self, key: str, value: bytes) -> None:
         """Leaves a value for ranks. Raises GroupError where there are too many."""

@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import zmq
 
@@ -34,22 +34,26 @@ class NodeRanks:
     def __init__(
         self,
         config: EngineConfig,
-        size: int,
+        takes: Sequence[int],
         membership: Membership,
         digest: str,
         on_waiting: OnWaiting | None = None,
     ) -> None:
         """Waits for all machines, however long that takes, and has each start its ranks.
 
+        Args:
+            takes: bytes of each rank, all of them in order.
+
         Raises SpecError for what this machine cannot do, GroupError where a machine is lost meanwhile, OSError.
         """
-        nodes = membership.nodes
+        nodes, size = membership.nodes, len(takes)
         if size % nodes or size == 1:
             raise SpecError(
                 f"must be a multiple of the {nodes} nodes", field="spec.parallelism.tensor", value=size,
                 fix=f"Use {nodes * max(1, size // nodes)} or {nodes * (size // nodes + 1)}",
             )  # fmt: skip
         self.size = size
+        self._takes = takes
         self._place = membership
         self._secret = read_secret(membership.key_file, GROUP_KEY)
         self._epoch = secrets.token_hex(8)
@@ -148,7 +152,7 @@ class NodeRanks:
             epoch=self._epoch, leader=endpoint(place.address, place.port), steps=steps.address, address=place.address,
             key_file=place.key_file,
         )  # fmt: skip
-        self._hub.begin(config, size, steps.address)
+        self._hub.begin(config, self._takes, steps.address)
         self._crew = Crew(lambda rank: RankProcess(config, rank, size, 0, None, seat), range(1, size // place.nodes))
 
     def _own_failure(self) -> str | None:

@@ -93,7 +93,8 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
     epoch: str
     config: EngineConfig
     """But for paths and threads, which are each machine's own."""
-    size: int
+    takes: list[int]
+    """Bytes of each rank of the group."""
     steps: str
     """Address at which ranks hear of steps."""
 

@@ -19,7 +19,7 @@ from plimsoll.api.ways_out import MIB, Names
 from plimsoll.runtime.config import EngineConfig, engine_load, names_of
 from plimsoll.runtime.kernels.forecast import foreseen_libraries
 from plimsoll.runtime.kernels.table import Kernels
-from plimsoll.runtime.machine.cgroup import host_line
+from plimsoll.runtime.machine.cgroup import free_bytes, host_line
 
 DTYPES: Mapping[Precision, torch.dtype] = {
     "float32": torch.float32,
@@ -46,6 +46,8 @@ class MemoryPlan:
     predicted: Mapping[str, int]
     rank_weights: tuple[int, ...]
     """Bytes of each rank's weights."""
+    rank_bytes: tuple[int, ...]
+    """Bytes that each rank takes in all."""
     rejected: tuple[Rejection, ...] = ()
     """What `auto` passed over, and why."""
     note: str | None = None
@@ -127,7 +129,8 @@ def plan_memory(
     )
     return MemoryPlan(
         precision, found.tensor, rope, found.max_length, found.blocks, step, found.per_device(),
-        tuple(rank.weights for rank in found.ranks), found.rejected, short_context(found, load),
+        tuple(rank.weights for rank in found.ranks), tuple(rank.in_use for rank in found.ranks), found.rejected,
+        short_context(found, load),
     )  # fmt: skip
 
 
@@ -158,7 +161,7 @@ def available_bytes(device: torch.device) -> int:
         free, _total = torch.cuda.mem_get_info(device)
         # Asking has made the driver's context, which the budget counts as ours.
         return int(free) + CONTEXT_BYTES["cuda"]
-    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
+    return free_bytes() + int(psutil.Process().memory_info().rss)
 
 
 def resident_bytes(device: torch.device) -> int:

@@ -195,7 +195,7 @@ def test_an_agent_that_falls_silent_is_missed_and_ends_a_group_that_has_begun(
         assert hub.failure is None
         stranger.say(join(seats[1]))
         eventually(lambda: not hub.missing())
-        hub.begin(CONFIG, 3, "tcp://127.0.0.1:1")
+        hub.begin(CONFIG, [0, 0, 0], "tcp://127.0.0.1:1")
         eventually(lambda: hub.failure is not None)
         assert "tiny-g0-1 gave no sign of life" in str(hub.failure)
 
@@ -206,11 +206,21 @@ def test_a_pod_that_was_started_again_ends_the_group_that_counted_on_it(
     with leading(seats[:1]) as hub:
         stranger.say(join(seats[1]))
         assert isinstance(stranger.hear(), Joined)
-        hub.begin(CONFIG, 3, "tcp://127.0.0.1:1")
+        hub.begin(CONFIG, [0, 0, 0], "tcp://127.0.0.1:1")
         again = Stranger(seats[0])
         again.say(join(seats[1]))
         eventually(lambda: hub.failure == "pod tiny-g0-1 was started again")
         again.close()
+
+
+def test_a_machine_without_memory_for_its_ranks_says_so_before_it_starts_any(seats: list[Membership]) -> None:
+    with leading(seats) as hub, agents(seats) as followers:
+        eventually(lambda: not hub.missing())
+        hub.begin(CONFIG, [1, 1 << 60, 1 << 60], "tcp://127.0.0.1:1")
+        eventually(lambda: hub.failure is not None)
+        assert re.match(r"pod tiny-g0-[12]: its ranks take 1048576\.0 TiB, and others leave ", hub.failure or "")
+        assert hub.refused
+        assert [one.crew for one in followers] == [None, None]
 
 
 def test_ranks_leave_values_for_each_other_within_bounds(
