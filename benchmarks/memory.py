@@ -1,6 +1,6 @@
 """Predicted beside measured: the engine process's peak resident memory, over shapes, ratios, precisions and contexts.
 
-    python -m benchmarks.memory [--ranks] [--model FILE.gguf] [--output FILE.json]
+    python -m benchmarks.memory [--ranks | --nodes] [--model FILE.gguf] [--output FILE.json]
 
 Each configuration starts an engine process of its own and gives it the worst that the budget allows for: prompts that
 fill the largest step, then as many running requests as it takes, all sampling with everything that sampling can cost.
@@ -8,24 +8,28 @@ Measured is the process's high-water mark (VmHWM), loading included. Exits 1 if 
 than 5 % below it.
 
 With `--ranks` models lie on several ranks, and each rank's process is held to its own line of the budget. The memory
-that ranks share is counted once, on rank 0.
+that ranks share is counted once, on rank 0. With `--nodes` each rank is on a machine of its own, as far as its
+processes know: they meet at loopback addresses, and sums go through gloo.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
+import secrets
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.group_kills import free_port
 from plimsoll.api.budget import BATCHED_TOKENS, RUNS, budget
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.layer_tensors import expected_tensors
@@ -33,6 +37,9 @@ from plimsoll.api.quantity import format_bytes
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.config import EngineConfig, engine_load
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
+from plimsoll.runtime.engine.group.agent import Agent
+from plimsoll.runtime.engine.group.curve import read_secret
+from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.engine.transport.client import EngineClient
 from plimsoll.runtime.kernels.forecast import foreseen_device
 from plimsoll.runtime.kernels.native_group import SEGMENT_NAME
@@ -88,6 +95,13 @@ RANKED = [
     ("wide", "w8a16", 3, 0.3, 2 * GIB, 2048, 512, 8),
     ("wide", "bfloat16", 2, 0.8, 1 * GIB, 1024, 512, 16),
 ]  # fmt: skip
+#: The same where each rank has a machine of its own.
+GROUPED = [
+    ("smollm2", "bfloat16", 2, 0.8, 1 * GIB, 4096, None, 64),
+    ("smollm2", "w4a16", 4, 0.5, 1 * GIB, 4096, 1024, 32),
+    ("deep", "bfloat16", 4, 0.5, 1 * GIB, 4096, None, 64),
+    ("wide", "w8a16", 3, 0.3, 2 * GIB, 2048, 512, 8),
+]  # fmt: skip
 RTN = ["--method", "rtn", "--w-group-size", "64", "--eval-samples", "0"]
 AWQ = "-awq"
 """Ends the name of a shape that is quantized before it is served."""
@@ -126,16 +140,45 @@ def forecast(config: EngineConfig) -> list[int]:
     return [rank.in_use for rank in budget(facts, card, engine_load(config, facts, "cpu"), RUNS).ranks]
 
 
-async def measure(config: EngineConfig, vocab: int) -> dict[str, object]:
+@contextlib.contextmanager
+def machines(config: EngineConfig) -> Iterator[tuple[Membership | None, list[Agent]]]:
+    """The leader's place in a group of `config.nodes`, and agents at all others; no place for one machine."""
+    if config.nodes == 1:
+        yield None, []
+        return
+    with tempfile.NamedTemporaryFile("w") as key:
+        key.write(secrets.token_hex(32))
+        key.flush()
+        port = free_port()
+        places = [
+            Membership(
+                nodes=config.nodes, ordinal=one, name=f"memory-{one}", address=f"127.0.0.{one + 1}", host="127.0.0.1",
+                port=port, key_file=key.name,
+            )
+            for one in range(config.nodes)
+        ]  # fmt: skip
+        digest, secret = open_checkpoint(Path(config.model)).digest(), read_secret(key.name, "key")
+        agents = [Agent(config, place, secret, digest) for place in places[1:]]
+        try:
+            yield places[0], agents
+        finally:
+            for agent in agents:
+                agent.close()
+
+
+async def measure(
+    config: EngineConfig, vocab: int, membership: Membership | None = None, agents: Sequence[Agent] = ()
+) -> dict[str, object]:
     """Predicted bytes and the peak that each process of an engine reached under the heaviest load, rank 0 first."""
     predicted = forecast(config)
-    client = EngineClient(config)
+    client = EngineClient(config, membership=membership)
     await client.start()
     try:
         await client.wait_ready(300)
         assert client.info is not None
-        (process,) = [child for child in psutil.Process().children() if "plimsoll" in " ".join(child.cmdline())]
-        pids = [rank.pid for rank in client.info.ranks] or [process.pid]
+        assert client.pid is not None
+        others = [one.process.pid for agent in agents if agent.crew for one in agent.crew.processes]
+        pids = [client.pid, *(others or [rank.pid for rank in client.info.ranks[1:]])]
         draw = random.Random(0)
         # A prompt that fills a whole step; a longer one would take time and no more memory.
         longest = min(client.info.model_len - 40, (config.max_batched_tokens or BATCHED_TOKENS["cpu"]) + 64)
@@ -191,12 +234,14 @@ def main() -> int:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--ranks", action="store_true", help="models over several ranks")
     parser.add_argument("--only", type=int, help="the number of one configuration")
+    parser.add_argument("--nodes", action="store_true", help="models over several ranks, each on a machine of its own")
     options = parser.parse_args()
     np.random.seed(0)
     torch.manual_seed(0)
     results: list[dict[str, object]] = []
     worst = 0
-    chosen = RANKED if options.ranks else [(shape, name, 1, *rest) for shape, name, *rest in CONFIGURATIONS]
+    alone = [(shape, name, 1, *rest) for shape, name, *rest in CONFIGURATIONS]
+    chosen = GROUPED if options.nodes else RANKED if options.ranks else alone
     print(" # shape       precision ranks ratio context   predicted    measured  measured/predicted")
     with tempfile.TemporaryDirectory() as scratch:
         folders = {name: str(make_checkpoint(Path(scratch) / name, shape)) for name, shape in SHAPES.items()}
@@ -208,11 +253,14 @@ def main() -> int:
             if shape not in folders:
                 folders[shape] = str(quantized(folders[plain], Path(scratch) / shape))
             config = EngineConfig(
-                model=folders[shape], precision=precision, tensor=ranks, device="cpu", memory=total,
+                model=folders[shape], precision=precision, tensor=ranks, nodes=ranks if options.nodes else 1,
+                device="cpu", memory=total,
                 kv_ratio=ratio, max_model_len=context, max_running=running,
                 **({} if batched is None else {"max_batched_tokens": batched}),
             )  # fmt: skip
-            found = asyncio.run(measure(config, SHAPES.get(plain, {"vocab_size": 49152})["vocab_size"]))
+            vocab = SHAPES.get(plain, {"vocab_size": 49152})["vocab_size"]
+            with machines(config) as (place, agents):
+                found = asyncio.run(measure(config, vocab, place, agents))
             pairs = list(zip(found["predicted"], found["measured"], strict=True))  # type: ignore[call-overload]
             bad = [not 1 - TOLERANCE <= seen / wanted <= 1 for wanted, seen in pairs]
             worst += any(bad)
