@@ -53,6 +53,10 @@ def sharing(load: Load) -> Load:
     return replace(load, tensor=load.nodes) if load.tensor == "auto" else load
 
 
+#: The variable of the environment that lets an engine run what was written without a GPU to run it on.
+UNTESTED = "PLIMSOLL_UNTESTED_GPU_RANKS"
+
+
 @dataclass(frozen=True)
 class Fields:
     """What the user calls each wish, for errors: a manifest's fields, a command's options or a library's arguments."""
@@ -75,9 +79,15 @@ def refuse_not_run_yet(spec: ModelDeploymentSpec) -> None:
 
 
 def refuse_unrun(
-    precision: str, cache: str, tensor: int | str, kind: DeviceKind | None, fields: Fields = Fields()
-) -> None:
-    """The same for wishes that are in no manifest; `kind` is None where the device is not known yet."""
+    precision: str, cache: str, tensor: int | str, kind: DeviceKind | None, fields: Fields = Fields(), *,
+    untested: bool = False,
+) -> None:  # fmt: skip
+    """The same for wishes that are in no manifest.
+
+    Args:
+        kind: None where the device is not known yet.
+        untested: whether the user has asked for what no GPU has run (`UNTESTED`).
+    """
     if precision == "float16" and kind == "cpu":
         raise NotRunYetError(
             "float16 is run on GPUs only", field=fields.precision, value="float16", fix="Use bfloat16 or float32"
@@ -87,8 +97,8 @@ def refuse_unrun(
             "a quantized cache can be planned for and is not run yet", field=fields.cache, value=cache,
             fix="Leave it out",
         )  # fmt: skip
-    if tensor not in ("auto", 1) and kind == "cuda":
+    if tensor not in ("auto", 1) and kind == "cuda" and not untested:
         raise NotRunYetError(
             "a model spread over several GPUs can be planned for and is not run yet; over ranks of a CPU it is",
-            field=fields.tensor, value=tensor, fix="Use 1",
+            field=fields.tensor, value=tensor, fix=f"Use 1, or try what no GPU has run with {UNTESTED}=1",
         )  # fmt: skip

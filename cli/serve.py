@@ -1,5 +1,6 @@
 """`plimsoll serve MODEL`: one checkpoint behind an OpenAI endpoint, with LMDeploy's option names."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from plimsoll.api.budget import RUNS
 from plimsoll.api.choice import check_choice
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
-from plimsoll.api.load import Fields, refuse_unrun
+from plimsoll.api.load import UNTESTED, Fields, refuse_unrun
 from plimsoll.api.quantity import byte_option
 from plimsoll.api.shard import MOST_RANKS
 from plimsoll.cli.machines import follow, membership_of
@@ -236,7 +237,7 @@ def _check_options(dtype: str, device: str, tensor: int | str, quant_policy: int
     fields = Fields(precision="--dtype", cache="--quant-policy", tensor="--tp")
     cache = {0: "auto", 4: "int4", 8: "int8"}[quant_policy]
     kind: DeviceKind | None = "cpu" if device == "cpu" else "cuda" if device.startswith("cuda") else None
-    refuse_unrun(dtype, cache, tensor, kind, fields)
+    refuse_unrun(dtype, cache, tensor, kind, fields, untested=os.environ.get(UNTESTED) == "1")
 
 
 def _body_bytes(value: str) -> int:

@@ -61,7 +61,7 @@ class Engine:
             digest = prepared.checkpoint.digest()
             self._ranks = NodeRanks(prepared.of_followers(), prepared.plan.rank_bytes, membership, digest, on_waiting)
         elif size > 1:
-            self._ranks = Ranks(prepared.of_followers(), size, prepared.threads)
+            self._ranks = Ranks(prepared.of_followers(), size, prepared.threads, prepared.kernels.device)
         try:
             self._load(prepared, on_progress)
         except BaseException:

@@ -16,6 +16,7 @@ from plimsoll.runtime.kernels.native_checks import check_floats
 
 _P, _L, _I, _D = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
 _BROKEN, _LATE = 1, 2
+_ENDED = "the group of ranks has ended"
 
 SEGMENT_NAME = "plimsoll-group"
 """What the memory of a group is called in /proc."""
@@ -96,6 +97,7 @@ class SharedGroup:
             COLLECTIVE_SECONDS,
         )  # fmt: skip
         self._message = ctypes.create_string_buffer(MESSAGE_BYTES)
+        self._over = False
 
     def sum(self, tensor: Tensor) -> Tensor:
         """float32 of any shape: becomes its sum over ranks, to the same bits on each, in place."""
@@ -154,10 +156,15 @@ class SharedGroup:
 
     def end(self) -> None:
         """Ends every wait in every rank, with GroupError."""
+        self._over = True
         self._library.group_break(self.state)
+
+    def ended(self) -> str | None:
+        """Why the group is not whole any more, None where nobody has called `end` on this object."""
+        return _ENDED if self._over else None
 
     def _done(self, failed: int) -> None:
         if failed == _BROKEN:
-            raise GroupError("the group of ranks has ended")
+            raise GroupError(_ENDED)
         if failed == _LATE:
             raise GroupError(f"rank {self.rank} waited {COLLECTIVE_SECONDS:g} s for another rank")

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from plimsoll.api.collectives import PIECE_BYTES
+from plimsoll.runtime.kernels.device_group import DeviceGroup
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.kernels.native_group import SharedGroup
 from plimsoll.runtime.kernels.torch_group import TorchGroup, gloo
@@ -144,3 +145,38 @@ def test_a_rank_that_waits_hears_of_the_groups_end() -> None:
         return "heard"
 
     assert together(work, lambda: "pod x is gone" if ended.is_set() else None) == ["heard", "left out", "left out"]
+
+
+def test_a_group_of_devices_adds_through_its_backend_and_announces_through_shared_memory() -> None:
+    """On CPUs, where gloo stands in the place of NCCL: all else of the class is the same."""
+
+    def work(shared: SharedGroup) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, bytes]:
+        group = DeviceGroup(shared, torch.device("cpu"))
+        if group.rank == 0:
+            group.send(b"step")
+        heard = b"step" if group.rank == 0 else group.receive()
+        rows = part(group.rank, 3, 5)
+        return group.sum(rows.clone()), group.largest(rows[0].clone()), group.gather(rows, [5] * SIZE), heard
+
+    parts = [part(rank, 3, 5) for rank in range(SIZE)]
+    for rank, (total, most, gathered, heard) in enumerate(through_memory(SIZE, work)):
+        assert torch.equal(total, parts[0] + parts[1] + parts[2])
+        assert torch.equal(most, torch.stack([one[0] for one in parts]).amax(0))
+        assert heard == b"step"
+        assert gathered is None if rank else torch.equal(gathered, torch.cat(parts, 1))  # type: ignore[arg-type]
+
+
+def test_a_group_of_devices_ends_with_the_memory_that_it_shares() -> None:
+    made: dict[int, DeviceGroup] = {}
+
+    def work(shared: SharedGroup) -> None:
+        group = made[shared.rank] = DeviceGroup(shared, torch.device("cpu"))
+        if group.rank == 0:
+            threading.Timer(0.1, shared.end).start()
+        with pytest.raises(GroupError, match="has ended"):
+            group.receive() if group.rank else group.sum(torch.ones(4))
+
+    through_memory(SIZE, work)
+    # A gloo that goes waits for its sum while it keeps Python's lock: those that close the connections go first.
+    for rank in reversed(range(SIZE)):
+        del made[rank]

@@ -1,5 +1,6 @@
 """How much of the machine the engine may take, and what the one budget function makes of it."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast, get_args
@@ -10,7 +11,7 @@ import torch
 from plimsoll.api.budget import CONTEXT_BYTES, RUNS, Load, Rejection, budget, short_context
 from plimsoll.api.device import DeviceFacts, DeviceKind
 from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
-from plimsoll.api.load import Fields, refuse_unrun
+from plimsoll.api.load import UNTESTED, Fields, refuse_unrun
 from plimsoll.api.model import ModelFacts, RopeFacts
 from plimsoll.api.precision import Precision
 from plimsoll.api.quantity import format_bytes
@@ -103,7 +104,8 @@ def plan_memory(
         DoesNotFitError: the sum is larger than what there is.
     """
     kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
-    refuse_unrun(config.precision, config.cache_precision, config.tensor, kind, FIELDS)
+    untested = os.environ.get(UNTESTED) == "1"
+    refuse_unrun(config.precision, config.cache_precision, config.tensor, kind, FIELDS, untested=untested)
     rope, load = override_rope(facts, config.rope_type, config.rope_factor), engine_load(config, facts, kind)
     step = load.max_batched_tokens
     assert step is not None

@@ -38,6 +38,8 @@ def main() -> int:
     threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
     steady_heap()
     from plimsoll.runtime.engine.worker.loading import load, prepare
+    from plimsoll.runtime.engine.worker.memory import find_device
+    from plimsoll.runtime.kernels.device_group import DeviceGroup
     from plimsoll.runtime.kernels.group_error import GroupError
     from plimsoll.runtime.kernels.native_group import SharedGroup
     from plimsoll.runtime.models.group import RankGroup
@@ -54,6 +56,9 @@ def main() -> int:
             assert given.segment is not None
             shared = group = SharedGroup(given.segment, given.rank, given.size, given.spins)
             _beat(shared.beat)
+            device = find_device(given.config.device)
+            if device.type != "cpu":
+                group = DeviceGroup(shared, device)
         else:
             from plimsoll.runtime.engine.group.seated import take_seat
 

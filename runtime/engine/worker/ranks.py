@@ -7,25 +7,34 @@ announces. Rank 0 is this process. They live and die together (`Crew`), and shar
 import os
 import time
 
+import msgspec
+import torch
+
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.group.crew import Crew, RankProcess
 from plimsoll.runtime.kernels.build import NativeUnavailableError
+from plimsoll.runtime.kernels.device_group import DeviceGroup
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.kernels.native_group import SPINS, SharedGroup, make_segment
 from plimsoll.runtime.machine.threads import cpu_limit
 from plimsoll.runtime.messages import LoadProgress, RankReady
+from plimsoll.runtime.models.group import RankGroup
 
 
 class Ranks:
     """The group of this engine. `close` ends it; so does the end of this process, however it comes."""
 
-    def __init__(self, config: EngineConfig, size: int, threads: int) -> None:
+    def __init__(self, config: EngineConfig, size: int, threads: int, device: torch.device) -> None:
         """Starts ranks 1 to `size` - 1 with `config`, `threads` each.
+
+        Args:
+            device: of rank 0; on GPUs each rank has the one of its number.
 
         Raises PlimsollError where this machine cannot run ranks, OSError where memory or a process cannot be had.
         """
         self.size = size
+        self._device = device
         spins = SPINS if size * threads <= cpu_limit() else 0
         try:
             segment = make_segment(size)
@@ -40,7 +49,7 @@ class Ranks:
             os.close(segment)
 
         self._crew = Crew(
-            lambda rank: RankProcess(config, rank, size, spins, segment), range(1, size),
+            lambda rank: RankProcess(_on_its_device(config, rank, device), rank, size, spins, segment), range(1, size),
             lambda one: group.beats(one.rank), ending,
         )  # fmt: skip
 
@@ -49,9 +58,9 @@ class Ranks:
         """Why the group is not whole any more, None while it is."""
         return self._crew.failure
 
-    def form(self) -> SharedGroup:
-        """Rank 0's end of the collectives."""
-        return self._group
+    def form(self) -> RankGroup:
+        """Rank 0's end of the collectives. On GPUs it waits for the other ranks, and raises GroupError."""
+        return self._group if self._device.type == "cpu" else DeviceGroup(self._group, self._device)
 
     def check(self) -> None:
         """Raises GroupError where the group is not whole any more."""
@@ -78,3 +87,7 @@ class Ranks:
     def close(self) -> None:
         """Ends all of them. Safe to call twice."""
         self._crew.close()
+
+
+def _on_its_device(config: EngineConfig, rank: int, device: torch.device) -> EngineConfig:
+    return config if device.type == "cpu" else msgspec.structs.replace(config, device=f"{device.type}:{rank}")
