@@ -65,7 +65,7 @@ def words(process: psutil.Process) -> list[str]:
 
 
 def processes(pods: Iterable[Object]) -> list[PodProcesses]:
-    """Of each pod, in the order of `pods`. Dead ones that nobody has waited for are left out."""
+    """Of each pod, in the order of `pods`. Zombies are left out."""
     known = {pod["metadata"]["uid"]: list[psutil.Process]() for pod in pods}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:

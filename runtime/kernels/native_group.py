@@ -160,7 +160,7 @@ class SharedGroup:
         self._library.group_break(self.state)
 
     def ended(self) -> str | None:
-        """Why the group is not whole any more, None where nobody has called `end` on this object."""
+        """Why the group is not whole any more, None until `end` is called on this object."""
         return _ENDED if self._over else None
 
     def _done(self, failed: int) -> None:
