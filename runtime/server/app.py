@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse
 
 import plimsoll
 from plimsoll.runtime.config import ServerConfig
-from plimsoll.runtime.server import metrics, openapi, pages
+from plimsoll.runtime.server import metrics, openapi, pages, tokenize_routes
 from plimsoll.runtime.server.asgi import App, Boundary, ClientGoneError, Headless, error_response
 from plimsoll.runtime.server.auth import KeyFile, RequireKey
 from plimsoll.runtime.server.body_size import BodySize, body_size
@@ -128,6 +128,7 @@ def _generation(app: FastAPI, serving: Serving) -> None:
 
     responses_routes.add(app, serving, run)
     messages_routes.add(app, serving, run)
+    tokenize_routes.add(app, serving)
 
 
 def _models(app: FastAPI, serving: Serving) -> None:

@@ -14,6 +14,7 @@ from plimsoll.runtime.server.messages_api.request import CountRequest, MessagesR
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
 from plimsoll.runtime.server.responses_api.objects import ResponseObject
 from plimsoll.runtime.server.responses_api.request import ResponsesRequest
+from plimsoll.runtime.server.tokenizing import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 REF = "#/components/schemas/{}"
 REQUESTS: tuple[type[BaseModel], ...] = (
@@ -22,6 +23,8 @@ REQUESTS: tuple[type[BaseModel], ...] = (
     ResponsesRequest,
     MessagesRequest,
     CountRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
 )
 RESPONSES = (
     responses.ChatCompletion,
@@ -30,6 +33,8 @@ RESPONSES = (
     MessageObject,
     TokenCount,
     MessagesError,
+    Tokenized,
+    Detokenized,
     responses.Model,
     responses.ModelList,
     responses.Health,

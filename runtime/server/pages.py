@@ -25,7 +25,8 @@ HEADERS = {
 }
 LINKS = {
     "documentation": "/docs", "openapi": "/openapi.json", "models": "/v1/models", "chat": "/v1/chat/completions",
-    "completions": "/v1/completions", "responses": "/v1/responses", "messages": "/v1/messages", "health": "/health",
+    "completions": "/v1/completions", "responses": "/v1/responses", "messages": "/v1/messages", "tokenize": "/tokenize",
+    "detokenize": "/detokenize", "health": "/health",
     "ready": "/ready", "metrics": "/metrics", "version": "/version",
 }  # fmt: skip
 

@@ -17,17 +17,20 @@ from plimsoll.runtime.server.parse import parse
 from plimsoll.runtime.server.prompts import Reader, echoed
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
 from plimsoll.runtime.server.responses_api.request import ResponsesRequest
+from plimsoll.runtime.server.tokenizing import DetokenizeRequest, TokenizeRequest
 
-Route = Literal["chat", "text", "responses", "messages", "count"]
+Route = Literal["chat", "text", "responses", "messages", "count", "tokenize", "detokenize"]
 #: Bodies that mean a chat completion.
 CHATS: Mapping[Route, type[ResponsesRequest] | type[CountRequest]] = {
     "responses": ResponsesRequest,
     "messages": MessagesRequest,
     "count": CountRequest,
 }
-Request = ChatCompletionRequest | CompletionRequest | ResponsesRequest | CountRequest
+Request = (
+    ChatCompletionRequest | CompletionRequest | ResponsesRequest | CountRequest | TokenizeRequest | DetokenizeRequest
+)
 #: What a job does, so that it can be blamed if it does not finish: the field, or None for the whole body.
-STEPS: tuple[str | None, ...] = (None, "chat_template", "messages", "prompt")
+STEPS: tuple[str | None, ...] = (None, "chat_template", "messages", "prompt", "tokens")
 
 
 class Prepared(NamedTuple):
@@ -93,13 +96,18 @@ class Preparer:
         self, body: bytearray, route: Route, model_len: int | None, note: Callable[[str | None], None]
     ) -> Prepared:
         note(None)
-        check_counts(body, {"prompt": self._most_tokens(model_len), "messages": MESSAGES, "input": MESSAGES})
+        most = self._most_tokens(model_len)
+        check_counts(body, {"prompt": most, "tokens": most, "messages": MESSAGES, "input": MESSAGES})
         ignored: set[str] = set()
         if route == "text":
             prepared = self._text(parse(body, CompletionRequest, ignored), model_len, note)
         elif route == "chat":
             request = parse(body, ChatCompletionRequest, ignored)
             prepared = self._chat(request, request, model_len, note)
+        elif route == "tokenize":
+            prepared = self._tokenized(parse(body, TokenizeRequest, ignored), model_len, note)
+        elif route == "detokenize":
+            prepared = self._detokenized(parse(body, DetokenizeRequest, ignored), note)
         else:
             meant = parse(body, CHATS[route], ignored)
             prepared = self._chat(meant, meant.chat(ignored), model_len, note)
@@ -133,6 +141,26 @@ class Preparer:
         # The rest of a request is small.
         chat.messages, chat.chat_template_kwargs = [], {}
         return Prepared(request, prompts, chat)
+
+    def _tokenized(
+        self, request: TokenizeRequest, model_len: int | None, note: Callable[[str | None], None]
+    ) -> Prepared:
+        check_model(request.model or self.config.served_name, self.config.served_name)
+        ids: list[int] = []
+        if request.messages is not None:
+            chat = request.chat(self.config.served_name)
+            ids = [] if model_len is None else self.reader.chat(chat, model_len, note)
+        elif model_len is not None:
+            ids = self.reader.text(request.prompt or "", request.add_special_tokens, model_len, note)
+        request.spend()
+        return Prepared(request, [("", ids)])
+
+    def _detokenized(self, request: DetokenizeRequest, note: Callable[[str | None], None]) -> Prepared:
+        check_model(request.model or self.config.served_name, self.config.served_name)
+        note("tokens")
+        text = self.reader.decoded(request.tokens)
+        request.tokens = []
+        return Prepared(request, [(text, [])])
 
     def _most_tokens(self, model_len: int | None) -> Most:
         """Values of a prompt: what the queue takes, and some more, so that a prompt that is too long is called that."""

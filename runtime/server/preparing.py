@@ -22,6 +22,7 @@ _FIXES = {
     "chat_template": "Shorten messages, or what chat_template_kwargs asks for. If all conversations end like this, the "
     "fault is in the model's chat template: serve with another, by --chat-template FILE.",
     "messages": "Shorten messages. If all conversations end like this, the fault is in the model's tokenizer.",
+    "tokens": "Send fewer tokens.",
     "prompt": "Shorten prompt. If all prompts end like this, the fault is in the model's tokenizer.",
 }
 _WORK = {
@@ -29,6 +30,7 @@ _WORK = {
     "chat_template": "Rendering the messages by the model's chat_template",
     "messages": "Tokenizing the messages",
     "prompt": "Tokenizing the prompt",
+    "tokens": "Decoding the tokens",
 }
 
 

@@ -68,6 +68,17 @@ class Reader:
         ids = self.tokenizer.encode(rendered, add_special_tokens=request.add_special_tokens)
         return _truncated(request, ids, model_len)
 
+    def text(self, prompt: str, add_special_tokens: bool, model_len: int, note: Note) -> list[int]:
+        """Token ids of a text. Raises ApiError 400 where it could not fit however it is split."""
+        self._check_length("prompt", len(prompt), model_len)
+        note("prompt")
+        return self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+
+    def decoded(self, ids: list[int]) -> str:
+        """Text of token ids, special tokens included. Raises ApiError 400 for one that the vocabulary has not."""
+        check_vocabulary("tokens", ids, self.vocab_size)
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
     def completions(
         self, request: CompletionRequest, model_len: int, note: Note, queued_tokens: int
     ) -> list[tuple[str, list[int]]]:

@@ -150,6 +150,8 @@ class ModelList(msgspec.Struct):
     """Answer of `GET /v1/models`."""
 
     data: list[Model]
+    models: list[None] = []
+    """Codex reads what it knows of a model from here, and logs an error where the field is missing."""
     object: Literal["list"] = "list"
 
 

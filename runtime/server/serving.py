@@ -20,6 +20,7 @@ from plimsoll.runtime.server.errors import ApiError, not_ready, shutting_down
 from plimsoll.runtime.server.metrics import Metrics
 from plimsoll.runtime.server.preparer import Prepared, Preparer, Route
 from plimsoll.runtime.server.preparing import Preparing
+from plimsoll.runtime.server.protocol import Sampling
 from plimsoll.runtime.server.tokens import TokenTexts
 
 
@@ -66,7 +67,8 @@ class Serving:
         found = await self._prepared(route, await json_body(request))
         request.scope[IGNORED] = found.ignored
         run = found.request if found.chat is None else found.chat
-        run.partition = partition(request.scope.get(PARTITION, ""), run.cache_salt or "")
+        if isinstance(run, Sampling):
+            run.partition = partition(request.scope.get(PARTITION, ""), run.cache_salt or "")
         return found
 
     async def _prepared(self, route: Route, body: bytearray) -> Prepared:

@@ -1,10 +1,13 @@
 """What cannot change an answer is accepted in every spelling that clients use; what could is refused with a way out."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from plimsoll.runtime.server import openapi
 from tests.support.endpoint import Endpoint
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -115,6 +118,26 @@ def test_numbers_mean_the_same_however_they_are_written(tiny: Endpoint) -> None:
         assert tiny.post("/v1/chat/completions", CHAT | spelled)[1]["choices"] == plain
     ids = said(tiny, "/v1/completions", TEXT | {"prompt": [5, 6, 7]})
     assert said(tiny, "/v1/completions", TEXT | {"prompt": [5.0, 6.0, 7.0]}) == ids
+
+
+def whole_numbers(kind: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    """Fields that take whole numbers, alone or in lists, and a value for each that is written with a point."""
+    for name, schema in kind.model_json_schema()["properties"].items():
+        for form in (schema, *schema.get("anyOf", ())):
+            least = float(max(form.get("minimum", 1), 1))
+            if form.get("type") == "integer":
+                yield name, least
+            elif form.get("type") == "array" and form.get("items", {}).get("type") == "integer":
+                yield name, [least]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in openapi.REQUESTS if dict(whole_numbers(kind))])
+def test_a_whole_number_may_be_written_with_a_point_in_every_field(kind: type[BaseModel]) -> None:
+    for name, value in whole_numbers(kind):
+        with pytest.raises(ValidationError) as caught:
+            # The other fields are missing.
+            kind.model_validate_json(json.dumps({name: value, "no_such_field": 1}))
+        assert not [error for error in caught.value.errors() if error["loc"][0] == name], (name, value)
 
 
 def test_the_newer_of_two_limits_counts(tiny: Endpoint) -> None:

@@ -1,0 +1,70 @@
+"""`/tokenize` and `/detokenize`, in vLLM's shapes."""
+
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from plimsoll.runtime.server.parse import checked
+from plimsoll.runtime.server.protocol import Body, ChatCompletionRequest, Token
+from plimsoll.runtime.server.values import Flag
+
+Objects = Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "object"}})]
+#: What a conversation needs to become text.
+OF_CHATS = frozenset({"tools", "add_generation_prompt", "continue_final_message", "chat_template",
+                      "chat_template_kwargs", "add_special_tokens"})  # fmt: skip
+
+
+class TokenizeRequest(Body):
+    """Body of `POST /tokenize`: a `prompt`, or `messages`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Objects = None
+    tools: Objects = None
+    add_special_tokens: Flag = True
+    """By default special tokens are added to a prompt, and none to what a template writes."""
+    add_generation_prompt: Flag = True
+    continue_final_message: Flag = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
+    return_token_strs: Flag = False
+
+    @model_validator(mode="after")
+    def _either(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise PydanticCustomError("prompt", "prompt: send either prompt or messages")
+        return self
+
+    def chat(self, served_name: str) -> ChatCompletionRequest:
+        """The conversation as a chat. Raises ApiError 400 that names the field."""
+        asked = {name: getattr(self, name) for name in OF_CHATS & self.model_fields_set}
+        return checked({"model": self.model or served_name, "messages": self.messages, **asked}, ChatCompletionRequest)
+
+    def spend(self) -> None:
+        """Lets go of all that is large, once it is tokenized."""
+        self.prompt, self.messages, self.tools, self.chat_template_kwargs = "", [], None, {}
+
+
+class DetokenizeRequest(Body):
+    """Body of `POST /detokenize`."""
+
+    model: str | None = None
+    tokens: list[Token]
+
+
+class Tokenized(msgspec.Struct):
+    """Answer of `POST /tokenize`."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+    """Each token as the vocabulary spells it, with `return_token_strs`."""
+
+
+class Detokenized(msgspec.Struct):
+    """Answer of `POST /detokenize`."""
+
+    prompt: str
