@@ -90,8 +90,10 @@ class RequestReader:
             value = getattr(params, name)
             if value is not None:
                 _within(name, value, 0, MAX_LOGPROBS)
-        for token in params.allowed_token_ids:
-            _within("allowed_token_ids", token, 0, self.vocab_size - 1)
+        if params.allowed_token_ids:
+            # There may be thousands.
+            for token in (min(params.allowed_token_ids), max(params.allowed_token_ids)):
+                _within("allowed_token_ids", token, 0, self.vocab_size - 1)
         for word in params.bad_words:
             if not word:
                 raise RequestError("holds a word without tokens", field="bad_words")
