@@ -133,16 +133,17 @@ def test_a_collective_that_ends_just_after_a_look_has_not_failed() -> None:
 
 
 def test_a_rank_that_waits_hears_of_the_groups_end() -> None:
-    ended = threading.Event()
+    ended, heard = threading.Event(), threading.Event()
 
     def work(group: TorchGroup) -> str:
         if group.rank:
-            ended.wait(60)
+            heard.wait(60)
             make_up(group)
             return "left out"
         threading.Timer(0.1, ended.set).start()
         with pytest.raises(GroupError, match="pod x is gone"):
             group.sum(torch.ones(4))
+        heard.set()
         return "heard"
 
     assert together(work, lambda: "pod x is gone" if ended.is_set() else None) == ["heard", "left out", "left out"]
@@ -168,6 +169,8 @@ def test_a_group_of_devices_adds_through_its_backend_and_announces_through_share
 
 
 def test_a_group_of_devices_ends_with_the_memory_that_it_shares() -> None:
+    heard = threading.Event()
+
     def work(shared: SharedGroup) -> None:
         group = DeviceGroup(shared, torch.device("cpu"))
         if group.rank == 0:
@@ -175,7 +178,9 @@ def test_a_group_of_devices_ends_with_the_memory_that_it_shares() -> None:
         with pytest.raises(GroupError, match="has ended"):
             group.receive() if group.rank else group.sum(torch.ones(4))
         if group.rank:
+            heard.wait(60)
             make_up(group)
+        heard.set()
 
     through_memory(SIZE, work)
 
