@@ -9,9 +9,9 @@ from plimsoll.runtime.server.errors import ApiError, bad_request, invalid_value
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest, Sampling
 
 
-def check_model(name: str, served_name: str) -> None:
+def check_model(name: str | None, served_name: str) -> None:
     """Raises ApiError 404 when a request names another model than the one that is served."""
-    if name != served_name:
+    if name is not None and name != served_name:
         raise ApiError(
             404,
             f"The model `{name[:80]}` does not exist; this server has `{served_name}`.",
@@ -98,7 +98,7 @@ def answer_length(
     """
     chat = isinstance(request, ChatCompletionRequest)
     limit_name, limit = "max_tokens", request.max_tokens
-    if isinstance(request, ChatCompletionRequest) and request.max_completion_tokens is not None:
+    if request.max_completion_tokens is not None:
         # The newer name counts where a client sends both.
         limit_name, limit = "max_completion_tokens", request.max_completion_tokens
     room = model_len - prompt_tokens

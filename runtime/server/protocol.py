@@ -50,7 +50,8 @@ class Body(Strict):
 class Sampling(Body):
     """Fields both routes share. Ranges are OpenAI's where it has the field, vLLM's where it has not."""
 
-    model: str
+    model: str | None = None
+    """None is the model that is served: there is no other."""
     stream: Flag = False
     stream_options: StreamOptions | None = None
     n: Whole = Field(1, ge=1, le=INT31)
@@ -192,6 +193,8 @@ class CompletionRequest(Returned):
 
     prompt: Prompts
     max_tokens: Whole = Field(16, ge=0, le=INT31)
+    max_completion_tokens: Whole | None = Field(None, ge=1, le=INT31)
+    """The same under a chat's name, as LMDeploy's client sends it beside the other."""
     best_of: Whole | None = Field(None, ge=1, le=INT31)
     echo: Flag = False
     logprobs: Whole | None = Field(None, ge=0, le=INT31)
@@ -199,6 +202,8 @@ class CompletionRequest(Returned):
 
     @model_validator(mode="after")
     def _coherent(self) -> "CompletionRequest":
+        if self.max_completion_tokens is not None:
+            self.max_tokens = self.max_completion_tokens
         if self.max_tokens == 0 and not self.echo:
             raise PydanticCustomError("max_tokens", "max_tokens: 0 is only of use with echo: true")
         if self.best_of is not None and self.best_of < self.n:

@@ -24,8 +24,9 @@ LMDEPLOY_CHAT = {
     "include_stop_str_in_output": False, "kwargs": {},
 }  # fmt: skip
 LMDEPLOY_TEXT = {
-    "model": "tiny", "prompt": "hi", "suffix": None, "temperature": 0.7, "n": 1, "max_tokens": 4, "stream": False,
-    "stop": None, "top_p": 1.0, "top_k": 40, "user": None, "repetition_penalty": 1.0, "session_id": -1,
+    "model": "tiny", "prompt": "hi", "suffix": None, "temperature": 0.7, "n": 1, "max_completion_tokens": 4,
+    "max_tokens": 4, "stream": False, "stop": None, "top_p": 1.0, "top_k": 40, "user": None,
+    "repetition_penalty": 1.0, "session_id": -1,
     "ignore_eos": False, "skip_special_tokens": True, "spaces_between_special_tokens": True, "kwargs": {},
 }  # fmt: skip
 
@@ -147,6 +148,30 @@ def test_the_newer_of_two_limits_counts(tiny: Endpoint) -> None:
     assert answer.usage.completion_tokens == 3
     status, refused = tiny.post("/v1/chat/completions", CHAT | {"max_tokens": 1, "max_completion_tokens": 0})
     assert (status, refused["error"]["param"]) == (400, "max_completion_tokens")
+
+
+def test_completions_take_their_limit_under_a_chats_name(tiny: Endpoint) -> None:
+    for limits, spent in (({"max_completion_tokens": 3}, 3), ({"max_tokens": 2, "max_completion_tokens": 5}, 5)):
+        status, answer = tiny.post("/v1/completions", {"prompt": "hi", "ignore_eos": True} | limits)
+        assert (status, answer["usage"]["completion_tokens"]) == (200, spent)
+    status, refused = tiny.post("/v1/completions", {"prompt": "hi", "max_completion_tokens": 0})
+    assert (status, refused["error"]["param"]) == (400, "max_completion_tokens")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 1}),
+        ("/v1/completions", {"prompt": "hi", "max_tokens": 1}),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 1}),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 1}),
+    ],
+)
+def test_a_request_that_names_no_model_gets_the_served_one(tiny: Endpoint, path: str, body: dict[str, Any]) -> None:
+    status, answer = tiny.post(path, body)
+    assert (status, answer["model"]) == (200, "tiny"), answer
+    assert tiny.post(path, body | {"model": None})[0] == 200
+    assert tiny.post(path, body | {"model": ""})[0] == 404
 
 
 def test_an_agents_history_is_taken_as_it_is_sent_back(tiny: Endpoint) -> None:
