@@ -4,7 +4,9 @@ Some templates print `message.content`, others loop over a list of parts and pri
 error for the wrong one: the text is missing from the prompt. So a template is rendered on marks first, in both forms.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import product
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ Form = Literal["string", "parts"]
 #: Templates that serve one purpose; a plain conversation takes another one if the checkpoint has it.
 _SPECIAL_PURPOSE = ("tool_use", "tool", "tools", "rag")
 
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 #: Roles whose form is found at once: each doubles the renderings.
 _MOST_ROLES = 5
 
@@ -66,6 +69,22 @@ def chosen_name(templates: Mapping[str, str], default: str, wanted: str | None, 
             fix=f"Use one of {', '.join(templates)}",
         )  # fmt: skip
     return wanted or ("tool_use" if with_tools and "tool_use" in templates else default)
+
+
+@lru_cache(maxsize=32)
+def variables_of(source: str) -> frozenset[str]:
+    """Names that a template reads and does not set itself; none of a template that Jinja cannot parse."""
+    from jinja2 import TemplateError, meta
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(extensions=[loopcontrols])
+    try:
+        # `generation` is a block of transformers' own.
+        parsed = environment.parse(_GENERATION.sub("", source))
+    except (TemplateError, RecursionError):
+        return frozenset()
+    return frozenset(meta.find_undeclared_variables(parsed))
 
 
 class ContentForms:

@@ -33,6 +33,8 @@ class Tokenizer:
         vocab_size: entries, added tokens included; the model's logits may have more columns.
         eos_token_ids: every id that ends an answer (`end_token_ids`), in ascending order.
         special_ids: ids that `skip_special_tokens` hides.
+        special_tokens: these tokens' texts, by id.
+        added_tokens: texts of all tokens that stand beside the vocabulary.
         chat_templates: Jinja sources by name; `default` for a single template without a name.
     """
 
@@ -59,6 +61,8 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self._added: dict[int, str] = {index: token.content for index, token in added.items()}
+        self.special_tokens = {index: self._added[index] for index in self.special_ids}
+        self.added_tokens = frozenset(self._added.values())
         self._byte_level = "ByteLevel" in _kinds(self._backend.decoder)
         self._bytes_of = {spelled: byte for byte, spelled in _byte_alphabet().items()}
 
@@ -66,6 +70,12 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The template of a conversation that chooses none."""
         return None if self._default is None else self.chat_templates[self._default]
+
+    def template_source(self, name: str | None = None, with_tools: bool = False) -> str | None:
+        """The template of a conversation that asks for `name`, or for none. Raises ChatTemplateError."""
+        if self._default is None:
+            return None
+        return self.chat_templates[chosen_name(self.chat_templates, self._default, name, with_tools)]
 
     @property
     def has_chat_template(self) -> bool:

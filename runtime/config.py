@@ -182,6 +182,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     allowed_hosts: tuple[str, ...] = ()
     """Names in Host, in lower case and without a port, that a server without keys answers to besides `localhost`, `*`
     for all. Empty: no other where it listens on loopback, and any where it listens on a network."""
+    tool_parser: str = "auto"
+    """How the model writes the functions that it calls (`api.parsers`); none leaves calls in the text."""
+    reasoning_parser: str = "auto"
+    """How the model marks its thoughts; none leaves them in the text."""
     chat_template: str | None = None
     """Path of a Jinja file that replaces the checkpoint's."""
 

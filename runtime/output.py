@@ -89,10 +89,11 @@ class OutputProcessor:
     as they do when the whole answer is decoded.
     """
 
-    def __init__(self, tokenizer: TokenBytes, params: SamplingParams) -> None:
+    def __init__(self, tokenizer: TokenBytes, params: SamplingParams, shown: frozenset[int] = frozenset()) -> None:
+        """Args: shown: special tokens that are text all the same."""
         self._tokenizer = tokenizer
         self._params = params
-        self._hidden = tokenizer.special_ids if params.skip_special_tokens else frozenset[int]()
+        self._hidden = tokenizer.special_ids - shown if params.skip_special_tokens else frozenset[int]()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = StopStrings(params.stop)
         self._held = ""

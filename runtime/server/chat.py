@@ -9,9 +9,16 @@ import msgspec
 from plimsoll.runtime.output import TextDelta
 from plimsoll.runtime.server.chat_run import ChatRun, Reply
 from plimsoll.runtime.server.generation import Answer
-from plimsoll.runtime.server.parts import Part, Said
+from plimsoll.runtime.server.parts import Called, Part, Said, Thought
 from plimsoll.runtime.server.protocol import ChatCompletionRequest
-from plimsoll.runtime.server.responses import ChatChoice, ChatCompletion, ChatLogprobs, ChatMessage
+from plimsoll.runtime.server.responses import (
+    ChatChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatMessage,
+    FunctionCall,
+    ToolCall,
+)
 from plimsoll.runtime.server.serving import Serving
 from plimsoll.runtime.server.streaming import DONE, MARKER, Frame, event
 from plimsoll.runtime.server.token_ids import TokenIds
@@ -54,9 +61,9 @@ class Chat:
         answer = reply.answer
         return ChatChoice(
             index=answer.index,
-            message=ChatMessage(reply.content),
+            message=_message(reply),
             logprobs=self.texts.chat(answer.logprobs) if self.request.logprobs else None,
-            finish_reason=answer.finish_reason,  # type: ignore[arg-type]
+            finish_reason=_ended(answer, bool(reply.calls)),  # type: ignore[arg-type]
             stop_reason=answer.stop_reason,
             token_ids=answer.token_ids if self.request.return_token_ids else msgspec.UNSET,
         )
@@ -71,6 +78,7 @@ class Chat:
         # With usage, OpenAI has the field in every chunk, null in all but the last.
         head = {**self.head, "object": "chat.completion.chunk"} | ({"usage": None} if usage else {})
         frames: dict[int, Frame] = {}
+        called: set[int] = set()
 
         def chunk(answer: Answer, delta: dict[str, Any], logprobs: ChatLogprobs | None = None) -> dict[str, Any]:
             choice = {"index": answer.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
@@ -86,16 +94,20 @@ class Chat:
             if frame is None:
                 data = event(chunk(answer, {"role": "assistant", "content": ""}))
                 frame = frames[answer.index] = Frame(chunk(answer, {"content": MARKER}))
+            called.update(answer.index for part in parts if isinstance(part, Called))
             if delta.logprobs:
-                text = "".join(part.text for part in parts if isinstance(part, Said))
-                data += event(chunk(answer, {"content": text}, self.texts.chat(delta.logprobs)))
-            else:
-                for part in parts:
-                    assert isinstance(part, Said)
-                    data += event(chunk(answer, {"content": part.text})) if running else frame.event(part.text)
+                first = parts[0] if parts else Said("")
+                data += event(chunk(answer, _delta(first), self.texts.chat(delta.logprobs)))
+                parts = parts[1:]
+            for part in parts:
+                if isinstance(part, Said) and not running:
+                    data += frame.event(part.text)
+                    continue
+                data += event(chunk(answer, _delta(part)))
             if delta.finish_reason is not None:
                 last = chunk(answer, {})
-                last["choices"][0] |= {"finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason}
+                ended = _ended(answer, answer.index in called)
+                last["choices"][0] |= {"finish_reason": ended, "stop_reason": answer.stop_reason}
                 data += event(last)
             return data
 
@@ -108,3 +120,31 @@ class Chat:
                     yield data
         tail = event({**head, "choices": [], "usage": self.run.usage()}) if usage else b""
         yield tail + DONE
+
+
+def _ended(answer: Answer, called: bool) -> str | None:
+    return "tool_calls" if called and answer.finish_reason == "stop" else answer.finish_reason
+
+
+def _message(reply: Reply) -> ChatMessage:
+    message = ChatMessage(reply.content)
+    if reply.calls:
+        calls = [ToolCall(call.id, FunctionCall(call.name, call.arguments)) for call in reply.calls]
+        message.content, message.tool_calls = reply.content or None, calls
+    if reply.thought:
+        message.reasoning_content = message.reasoning = reply.thought
+    return message
+
+
+def _delta(part: Part) -> dict[str, Any]:
+    """What one part adds, as a chunk has it."""
+    if isinstance(part, Said):
+        return {"content": part.text}
+    if isinstance(part, Thought):
+        # Clients read one name or the other.
+        return {"reasoning_content": part.text, "reasoning": part.text}
+    call: dict[str, Any] = {"index": part.index}
+    if part.name:
+        call |= {"id": part.id, "type": "function"}
+    function = {"name": part.name} if part.name else {}
+    return {"tool_calls": [{**call, "function": {**function, "arguments": part.arguments}}]}

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from plimsoll.runtime.output import TextDelta
 from plimsoll.runtime.server.generation import Answer, Generation
 from plimsoll.runtime.server.params import answer_length, check_queue, sampling_params
-from plimsoll.runtime.server.parts import Called, Part, PartReader, PlainReader, Said, Thought, merged
+from plimsoll.runtime.server.parsing.reader import AnswerReader
+from plimsoll.runtime.server.parts import Called, Part, PartReader, Said, Thought, merged
 from plimsoll.runtime.server.protocol import ChatCompletionRequest
-from plimsoll.runtime.server.responses import Usage
+from plimsoll.runtime.server.reading import reader_of, shown
+from plimsoll.runtime.server.responses import CompletionDetails, Usage
 from plimsoll.runtime.server.serving import Serving
 
 
@@ -61,7 +63,9 @@ class ChatRun:
             for index in range(request.n)
         ]
         check_queue(work, request.n, "n", serving.engine.config)
-        self.generation = Generation(serving, request_id, work, samples=request.n, n=request.n)
+        self._thoughts = request.reading is not None and request.reading.reasoning_parser is not None
+        special = shown(request.reading, serving.tokenizer)
+        self.generation = Generation(serving, request_id, work, samples=request.n, n=request.n, shown=special)
         self._readers: dict[int, tuple[Answer, PartReader]] = {}
 
     async def parts(self) -> AsyncGenerator[tuple[Answer, list[Part], TextDelta]]:
@@ -88,14 +92,28 @@ class ChatRun:
 
     def usage(self) -> Usage:
         """Tokens so far."""
-        return self.generation.usage()
+        used = self.generation.usage()
+        if self._thoughts:
+            thought = sum(answer.thought for answer in self.generation.answers)
+            used.completion_tokens_details = CompletionDetails(thought)
+        return used
 
     def _read(self, answer: Answer, delta: TextDelta) -> list[Part]:
         known = self._readers.get(answer.index)
         if known is None or known[0] is not answer:
-            known = self._readers[answer.index] = answer, self._reader()
-        parts = known[1].read(delta.text)
-        return parts + known[1].end() if delta.finish_reason is not None else parts
+            known = self._readers[answer.index] = answer, reader_of(self.request.reading, whole=not self.request.stream)
+        reader = known[1]
+        if not isinstance(reader, AnswerReader):
+            return reader.read(delta.text)
+        thinking = reader.thinking
+        parts = reader.read(delta.text)
+        if thinking or reader.thinking or any(isinstance(part, Thought) for part in parts):
+            answer.thought += delta.num_tokens
+        if delta.finish_reason is not None:
+            parts = parts + reader.end()
+        return [part for part in parts if self._wanted(part)]
 
-    def _reader(self) -> PartReader:
-        return PlainReader()
+    def _wanted(self, part: Part) -> bool:
+        if isinstance(part, Thought):
+            return self.request.include_reasoning
+        return not isinstance(part, Called) or self.request.parallel_tool_calls or not part.index

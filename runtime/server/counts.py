@@ -24,6 +24,8 @@ class Most(NamedTuple):
 MOST = Most()
 #: A message is an object of two or more fields; its content may be a list of parts. There may be 4096 messages.
 MESSAGES = Most(values=64 * 1024, parts=128 * 1024)
+#: A function has a schema of tens or hundreds of values; agents send a hundred functions.
+TOOLS = Most(values=32 * 1024, parts=64 * 1024)
 #: Fields of a body, of any name.
 FIELDS = 256
 #: Lists and objects inside of each other; the parser itself stops at 200.

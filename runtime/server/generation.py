@@ -28,6 +28,8 @@ class Answer:
     """Of the answer, without the end token."""
     generated: int = 0
     """Tokens the engine generated, the one that ended the answer included."""
+    thought: int = 0
+    """Of these, tokens of thoughts."""
     cached: int = 0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
@@ -49,6 +51,7 @@ class Generation:
         work: the samples of each prompt side by side.
         samples: how many each prompt has.
         n: how many of them were asked for.
+        shown: special tokens that stay in the text.
     """
 
     def __init__(
@@ -59,9 +62,11 @@ class Generation:
         *,
         samples: int,
         n: int,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
         now = time.monotonic()
         self.serving, self.samples, self.n = serving, samples, n
+        self._shown = shown
         self._spare = True
         """Whether the sequences may be given to an engine once more."""
         self.sent = False
@@ -149,7 +154,7 @@ class Generation:
 
     async def _one(self, answer: Answer) -> AsyncGenerator[TextDelta]:
         request, metrics, engine = answer.request, self.serving.metrics, self.serving.engine
-        processor = OutputProcessor(self.serving.tokenizer, request.params)
+        processor = OutputProcessor(self.serving.tokenizer, request.params, self._shown)
         last, reason = request.arrival, "abort"
         try:
             async with contextlib.aclosing(engine.generate(request)) as outputs:

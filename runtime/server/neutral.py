@@ -53,25 +53,21 @@ _BEAMS = Neutral((False,), "Leave it out: there is no beam search. /v1/completio
 NEUTRAL: dict[str, Neutral] = {
     # OpenAI
     "audio": Neutral(),
-    "function_call": Neutral(("none", "auto")),
-    "functions": _NONE,
+    "function_call": Neutral(("none", "auto"), "Use tool_choice"),
+    "functions": Neutral(([],), "Use tools"),
     "metadata": _LABEL,
     "modalities": Neutral((["text"],)),
     "moderation": Neutral(also=_UNBLOCKED, fix="Leave it out: answers are not moderated"),
-    "parallel_tool_calls": _EITHER,
     # A prediction only makes an answer faster.
     "prediction": _LABEL,
     "prompt_cache_key": _LABEL,
     "prompt_cache_options": _LABEL,
     "prompt_cache_retention": _LABEL,
-    "reasoning_effort": _TEMPLATE,
     "response_format": Neutral(({"type": "text"},), _SPEC.fix),
     "safety_identifier": _LABEL,
     "service_tier": Neutral(("auto", "default", "flex", "scale", "priority")),
     "store": _EITHER,
     "suffix": Neutral(("",)),
-    "tool_choice": Neutral(("none", "auto")),
-    "tools": _NONE,
     "user": _LABEL,
     # Open models have no such setting: well-known clients send it to all.
     "verbosity": Neutral(("low", "medium", "high")),
@@ -88,7 +84,6 @@ NEUTRAL: dict[str, Neutral] = {
     "guided_json": _SPEC,
     "guided_regex": _SPEC,
     "guided_whitespace_pattern": _SPEC,
-    "include_reasoning": Neutral((True,)),
     "kv_transfer_params": _EMPTY,
     # It weighs beams, and there are none.
     "length_penalty": Neutral(also=_NUMBER),
@@ -142,7 +137,6 @@ NEUTRAL: dict[str, Neutral] = {
     "return_prompt_token_ids": Neutral((False,), "Use return_token_ids"),
     "rid": _LABEL,
     "routed_dp_rank": _LABEL,
-    "separate_reasoning": Neutral((True,)),
     "session_params": _EMPTY,
     "stream_reasoning": Neutral((True,)),
     "use_audio_in_video": _EITHER,

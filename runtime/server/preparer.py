@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
-from plimsoll.runtime.server.counts import MESSAGES, Most, check_counts
+from plimsoll.runtime.server.counts import MESSAGES, TOOLS, Most, check_counts
 from plimsoll.runtime.server.errors import ApiError, invalid_value
 from plimsoll.runtime.server.messages_api.request import CountRequest, MessagesRequest
 from plimsoll.runtime.server.params import check_limits, check_model
@@ -58,7 +58,7 @@ class Preparer:
         self, tokenizer: Tokenizer, engine: EngineConfig, server: ServerConfig, vocab_size: int, longest_token: int
     ) -> None:
         self.config, self.vocab_size = server, vocab_size
-        self.reader = Reader(tokenizer, vocab_size, longest_token, strict=server.strict)
+        self.reader = Reader(tokenizer, vocab_size, longest_token, server)
         self.queued_tokens = engine.max_queued_tokens
 
     def __call__(
@@ -97,7 +97,8 @@ class Preparer:
     ) -> Prepared:
         note(None)
         most = self._most_tokens(model_len)
-        check_counts(body, {"prompt": most, "tokens": most, "messages": MESSAGES, "input": MESSAGES})
+        limits = {"prompt": most, "tokens": most, "messages": MESSAGES, "input": MESSAGES, "tools": TOOLS}
+        check_counts(body, limits)
         ignored: set[str] = set()
         if route == "text":
             prepared = self._text(parse(body, CompletionRequest, ignored), model_len, note)
@@ -112,6 +113,8 @@ class Preparer:
             meant = parse(body, CHATS[route], ignored)
             prepared = self._chat(meant, meant.chat(ignored), model_len, note)
             meant.spend()
+        if prepared.chat is not None:
+            ignored |= prepared.chat.unheard
         return prepared._replace(ignored=sorted(ignored))
 
     def _text(self, request: CompletionRequest, model_len: int | None, note: Callable[[str | None], None]) -> Prepared:
@@ -139,7 +142,7 @@ class Preparer:
             ids = self.reader.chat(chat, model_len, note)
             prompts = [(echoed(chat), ids)]
         # The rest of a request is small.
-        chat.messages, chat.chat_template_kwargs = [], {}
+        chat.spend()
         return Prepared(request, prompts, chat)
 
     def _tokenized(

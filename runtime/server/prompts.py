@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from plimsoll.checkpoint import tool_turns
 from plimsoll.checkpoint.chat_template import ChatTemplateError
 from plimsoll.checkpoint.tokenizer import Tokenizer
+from plimsoll.runtime.config import ServerConfig
 from plimsoll.runtime.server.errors import bad_request, invalid_value
 from plimsoll.runtime.server.params import answer_length, check_vocabulary
 from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest, Sampling
+from plimsoll.runtime.server.reading import reading_of, template_variables
 
 #: What transformers' `apply_chat_template` takes by name: ours to set, or nothing a template could use.
 RESERVED = frozenset(
@@ -25,15 +28,15 @@ class Reader:
         vocab_size: rows of the model's embedding.
         longest_token: bytes of the longest token in the vocabulary. A token stands for at most so many bytes: too
             many characters are too long however they are split.
-        strict: refuse a request whose answer would be cut to what the context leaves.
+        config: of the server.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, longest_token: int, *, strict: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, longest_token: int, config: ServerConfig) -> None:
         self.tokenizer, self.vocab_size, self.longest_token = tokenizer, vocab_size, longest_token
-        self.strict = strict
+        self.config, self.strict = config, config.strict
 
     def chat(self, request: ChatCompletionRequest, model_len: int, note: Note) -> list[int]:
-        """The conversation as the model's template writes it, tokenized.
+        """The conversation as the model's template writes it, tokenized; the request's `reading` is set.
 
         Raises:
             ApiError: 400 when the template refuses the conversation, or it cannot fit.
@@ -47,15 +50,25 @@ class Reader:
         if whole:
             self._check_length("messages", sum(map(_characters, messages)), model_len)
         self._check_length("chat_template_kwargs", _characters(request.chat_template_kwargs), model_len)
+        tools = [] if request.tool_choice == "none" else [tool.model_dump(exclude_unset=True) for tool in request.tools]
+        self._check_length("tools", _characters(tools), model_len)
         note("chat_template")
-        try:
-            rendered = self.tokenizer.render_chat_template(
-                messages,
+
+        def render(turns: list[dict[str, Any]], offered: list[dict[str, Any]] | None) -> str:
+            return self.tokenizer.render_chat_template(
+                turns,
                 add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
                 continue_final_message=request.continue_final_message,
                 chat_template=request.chat_template,
-                **request.chat_template_kwargs,
+                **variables,
+                **({"tools": offered} if offered else {}),
             )
+
+        try:
+            source = self.tokenizer.template_source(request.chat_template, bool(tools))
+            variables = template_variables(request, source)
+            rendered, own_words = tool_turns.rendered(messages, tools, render)
+            request.read_by(reading_of(request, self.tokenizer, self.config, rendered, own_words=own_words))
         except ChatTemplateError as error:
             if isinstance(error.__cause__, MemoryError):
                 raise error.__cause__ from None
@@ -164,11 +177,19 @@ def _truncated(request: Sampling, ids: list[int], model_len: int) -> list[int]:
 
 def _messages(request: ChatCompletionRequest) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
+    called: dict[str, str] = {}
     for turn in request.messages:
         # OpenAI renamed the role; templates of open models know the old name.
         role = "system" if turn.role == "developer" else turn.role
-        extras = {"name": turn.name, "reasoning_content": turn.reasoning_content or turn.reasoning}
-        messages.append({"role": role, "content": turn.content} | {key: text for key, text in extras.items() if text})
+        extras: dict[str, Any] = {"name": turn.name, "reasoning_content": turn.reasoning_content or turn.reasoning}
+        if turn.role == "tool":
+            extras |= {"tool_call_id": turn.tool_call_id, "name": turn.name or called.get(turn.tool_call_id or "")}
+        for call in turn.tool_calls or ():
+            called[call.id or ""] = call.function.name
+        extras["tool_calls"] = [call.for_template() for call in turn.tool_calls or ()]
+        messages.append(
+            {"role": role, "content": turn.content} | {key: given for key, given in extras.items() if given}
+        )
     if request.continue_final_message and (messages[-1]["role"] != "assistant" or not messages[-1]["content"]):
         raise invalid_value(
             "continue_final_message needs an assistant's message with text at the end.", "continue_final_message"

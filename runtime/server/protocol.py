@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from plimsoll.runtime.server.functions import MOST, AllowedTools, Call, Choice, NamedTool, Reading, Tool
 from plimsoll.runtime.server.neutral import MESSAGE_LABELS, MESSAGES, note, without_ignored
 from plimsoll.runtime.server.values import BadWords, Bias, Content, Flag, Prompts, Real, Stops, Whole
 
@@ -127,9 +128,13 @@ class Message(Strict):
     # `content` has a default so that its absence gets the same words as a null; only an assistant's may be null.
     model_config = ConfigDict(json_schema_extra={"required": ["role", "content"]})
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = None
     name: str | None = None
+    tool_calls: list[Call] | None = Field(None, max_length=256)
+    """Functions that an assistant called."""
+    tool_call_id: str | None = None
+    """Of the call whose result a message of role `tool` is."""
     reasoning_content: str | None = None
     """What an assistant thought before it answered, replayed; templates that show thoughts of earlier turns read it."""
     reasoning: str | None = None
@@ -150,11 +155,15 @@ class Message(Strict):
 
     @model_validator(mode="after")
     def _said(self) -> "Message":
-        if self.content is None and self.role == "assistant":
-            # An answer that was all thought, or none at all.
+        if self.content is None and self.role in ("assistant", "tool"):
+            # An answer that was all thought or calls, or none at all; a function that gave nothing back.
             self.content = ""
         if self.content is None:
             raise PydanticCustomError("content", "content: must be a string or a list of text parts")
+        if self.tool_calls and self.role != "assistant":
+            raise PydanticCustomError("tool_calls", "tool_calls: are an assistant's")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise PydanticCustomError("tool_call_id", "tool_call_id: is missing; it names the call of this result")
         return self
 
 
@@ -172,6 +181,73 @@ class ChatCompletionRequest(Returned):
     add_special_tokens: Flag = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
+    tools: list[Tool] = Field(default_factory=list, max_length=MOST)
+    tool_choice: Choice | None = None
+    parallel_tool_calls: Flag = True
+    reasoning_effort: str | None = Field(None, max_length=32)
+    include_reasoning: Flag = True
+    separate_reasoning: Flag = True
+    thinking_token_budget: Whole | None = Field(None, ge=0, le=INT31)
+    _reading: Reading | None = PrivateAttr(None)
+    _unheard: set[str] = PrivateAttr(default_factory=set)
+
+    @property
+    def unheard(self) -> set[str]:
+        """Fields that have no effect with the served model, whose template does not know them."""
+        return self._unheard
+
+    @property
+    def reading(self) -> Reading | None:
+        """How answers are taken apart; None where all of their text is said."""
+        return self._reading
+
+    def read_by(self, reading: Reading | None) -> None:
+        """Sets `reading`."""
+        self._reading = reading
+
+    def spend(self) -> None:
+        """Lets go of all that was only of use for the prompt."""
+        self.messages, self.tools, self.chat_template_kwargs = [], [], {}
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The functions that the model may call."""
+        choice = self.tool_choice
+        if choice == "none":
+            return []
+        if isinstance(choice, NamedTool):
+            names = {choice.function.name}
+        elif isinstance(choice, AllowedTools):
+            names = {tool.function.name for tool in choice.allowed_tools.tools}
+        else:
+            return self.tools
+        return [tool for tool in self.tools if tool.function.name in names]
+
+    @property
+    def must_call(self) -> bool:
+        """An answer has to be a call."""
+        choice = self.tool_choice
+        if isinstance(choice, AllowedTools):
+            return choice.allowed_tools.mode == "required"
+        return choice == "required" or isinstance(choice, NamedTool)
+
+    @model_validator(mode="after")
+    def _tools(self) -> "ChatCompletionRequest":
+        names = [tool.function.name for tool in self.tools]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise PydanticCustomError("tools", "tools: two functions have the name {name}", {"name": repr(doubled[0])})
+        if self.must_call and not self.tools:
+            raise PydanticCustomError("tool_choice", "tool_choice: asks for a call, and tools is empty")
+        choice = self.tool_choice
+        wanted = [choice] if isinstance(choice, NamedTool) else []
+        wanted += choice.allowed_tools.tools if isinstance(choice, AllowedTools) else []
+        if unknown := [tool.function.name for tool in wanted if tool.function.name not in names]:
+            raise PydanticCustomError(
+                "tool_choice",
+                "tool_choice: names {name}, which is no function of tools",
+                {"name": repr(unknown[0][:64])},
+            )
+        return self
 
     @model_validator(mode="after")
     def _coherent(self) -> "ChatCompletionRequest":

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-FinishedBy = Literal["stop", "length"]
+FinishedBy = Literal["stop", "length", "tool_calls"]
 
 
 class PromptDetails(msgspec.Struct):
@@ -14,6 +14,13 @@ class PromptDetails(msgspec.Struct):
     """Prompt tokens that came from the prefix cache."""
 
 
+class CompletionDetails(msgspec.Struct):
+    """Details of the answer's tokens."""
+
+    reasoning_tokens: int
+    """Tokens of thoughts."""
+
+
 class Usage(msgspec.Struct):
     """Tokens that a request used."""
 
@@ -21,6 +28,8 @@ class Usage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails | msgspec.UnsetType = msgspec.UNSET
+    """With models that think."""
 
 
 class TopLogprob(msgspec.Struct):
@@ -55,12 +64,34 @@ class PromptLogprob(msgspec.Struct):
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
+class FunctionCall(msgspec.Struct):
+    """The name of a function, and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    """A call of a function."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
 class ChatMessage(msgspec.Struct):
     """The message that the model answers."""
 
-    content: str
+    content: str | None
+    """Null where the model only calls functions."""
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    """What the model thought first."""
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    """The same under its other name."""
+    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
+    """The functions that the model calls."""
 
 
 class ChatChoice(msgspec.Struct):

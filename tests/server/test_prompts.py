@@ -8,6 +8,7 @@ import pytest
 
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.tokenizer import load_tokenizer
+from plimsoll.runtime.config import ServerConfig
 from plimsoll.runtime.server.errors import ApiError
 from plimsoll.runtime.server.parse import parse
 from plimsoll.runtime.server.prompts import Reader
@@ -24,7 +25,7 @@ def prompt_of(folder: Path, template: str, messages: list[dict[str, Any]], **fie
     path.write_text(template)
     tokenizer = load_tokenizer(open_checkpoint(folder), path)
     body = json.dumps({"model": "tiny", "messages": messages, **fields}).encode()
-    reader = Reader(tokenizer, vocab_size=320, longest_token=16)
+    reader = Reader(tokenizer, 320, 16, ServerConfig(served_name="tiny"))
     ids = reader.chat(parse(body, ChatCompletionRequest), 256, lambda field: None)
     return tokenizer.decode(ids, skip_special_tokens=False)
 
@@ -52,7 +53,7 @@ def test_thoughts_that_are_replayed_reach_templates_that_show_them(tiny_checkpoi
 
 
 def test_the_prompt_that_is_too_much_for_the_queue_ends_the_work_on_all(tiny_checkpoint: Path) -> None:
-    reader = Reader(load_tokenizer(open_checkpoint(tiny_checkpoint)), vocab_size=320, longest_token=16)
+    reader = Reader(load_tokenizer(open_checkpoint(tiny_checkpoint)), 320, 16, ServerConfig(served_name="tiny"))
     # The last prompt would be refused for a token that the vocabulary has not, if it were looked at.
     body = json.dumps({"model": "tiny", "prompt": [*[[5] * 100] * 4, [9999]]}).encode()
     with pytest.raises(ApiError, match="first 3 prompts have 300, and this server queues at most 250") as caught:

@@ -5,6 +5,8 @@ import time
 from collections.abc import AsyncGenerator
 from functools import partial
 
+import msgspec
+
 from plimsoll.runtime.output import TextDelta
 from plimsoll.runtime.server.chat_run import ChatRun
 from plimsoll.runtime.server.errors import ApiError
@@ -84,10 +86,11 @@ class ResponseRun:
 
     def _usage(self) -> ResponseUsage:
         used = self.run.usage()
+        thought = used.completion_tokens_details
         return ResponseUsage(
             used.prompt_tokens,
             InputDetails(used.prompt_tokens_details.cached_tokens),
             used.completion_tokens,
-            OutputDetails(0),
+            OutputDetails(0 if isinstance(thought, msgspec.UnsetType) else thought.reasoning_tokens),
             used.total_tokens,
         )
