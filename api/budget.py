@@ -9,7 +9,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, cast
 
 from plimsoll.api.device import DeviceFacts
@@ -18,7 +18,7 @@ from plimsoll.api.loaded_line import Budget as Budget
 from plimsoll.api.loaded_line import Load as Load
 from plimsoll.api.loaded_line import Rejection as Rejection
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import CODE_BITS, Precision
+from plimsoll.api.precision import CODE_BITS, CachePrecision, Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization import PRECISION_OF_BITS
 from plimsoll.api.rank_budget import Part, RankBudget, parts
@@ -105,6 +105,7 @@ class _Sizer:
         self.parts: Callable[[Precision, int], tuple[Part, ...]] = cache(
             lambda precision, tensor: parts(facts, precision, device, tensor)
         )
+        self.ranks = cache(self._ranks)
 
     def closed(
         self, load: Load, rejected: list[Rejection], tried: list["_Sum"], total: int | None = None
@@ -172,26 +173,34 @@ class _Sizer:
         """One concrete option, added up, on devices of `total` bytes where that is given."""
         facts, device = self.facts, self.device
         precision, tensor = cast(Precision, load.precision), cast(int, load.tensor)
-        line = min(device.total, *self.devices[:tensor]) if self.devices else device.total
+        if total is None:
+            total = min(device.total, *self.devices[:tensor]) if self.devices else device.total
         trained = load.trained_length or facts.max_position
         step, longest = load.max_batched_tokens or BATCHED_TOKENS[device.kind], load.max_length or trained
-        ranks = []
+        size, held = load.block_size, load.cache_precision
+        ranks = self.ranks(precision, tensor, step, load.max_running, longest, load.nodes, size, held)
+        shares = [_share(load, total - rank.fixed) for rank in ranks]
+        blocks = min(share // rank.block_bytes for share, rank in zip(shares, ranks, strict=True))
+        return _Sum(load, step, ranks, total, blocks, min(shares), trained)
+
+    def _ranks(
+        self, precision: Precision, tensor: int, step: int, running: int, longest: int, nodes: int, size: int,
+        held: CachePrecision,
+    ) -> tuple[RankBudget, ...]:  # fmt: skip
+        """What does not depend on the device's size, of each rank: a refusal looks at dozens of sizes."""
+        facts, device, found = self.facts, self.device, []
         for part in self.parts(precision, tensor):
             shard = None if tensor == 1 else part.shard
-            terms = workspace_terms(facts, precision, device, step, load.max_running, longest, shard, load.nodes)
-            block = block_bytes(facts, load.block_size, precision, load.cache_precision, shard)
-            total_bytes = line if total is None else total
-            ranks.append(
-                RankBudget(part.shard, total_bytes, context_bytes(device, part.shard.rank), part.weights, terms, block)
-            )
-        shares = [_share(load, rank) for rank in ranks]
-        blocks = min(share // rank.block_bytes for share, rank in zip(shares, ranks, strict=True))
-        return _Sum(load, step, tuple(replace(rank, blocks=blocks) for rank in ranks), min(shares), trained)
+            terms = workspace_terms(facts, precision, device, step, running, longest, shard, nodes)
+            block = block_bytes(facts, size, precision, held, shard)
+            context = context_bytes(device, part.shard.rank)
+            found.append(RankBudget(part.shard, 0, context, part.weights, terms, block))
+        return tuple(found)
 
 
-def _share(load: Load, rank: RankBudget) -> int:
-    """Bytes of a rank's device that may become cache."""
-    return int(load.ratio * max(0, rank.total - rank.fixed)) if load.cache_bytes is None else load.cache_bytes
+def _share(load: Load, free: int) -> int:
+    """Bytes of a rank's device that may become cache, `free` being what nothing else takes."""
+    return int(load.ratio * max(0, free)) if load.cache_bytes is None else load.cache_bytes
 
 
 @dataclass(frozen=True)
@@ -201,10 +210,18 @@ class _Sum:
     load: Load
     step: int
     """Tokens of the largest step."""
-    ranks: tuple[RankBudget, ...]
+    sizes: tuple[RankBudget, ...]
+    """What each rank takes beside its cache."""
+    total: int
+    """Bytes of each device."""
+    blocks: int
     kv_cache: int
     """Bytes of cache of the rank that has the least room for it."""
     trained_length: int
+
+    @cached_property
+    def ranks(self) -> tuple[RankBudget, ...]:
+        return tuple(replace(rank, total=self.total, blocks=self.blocks) for rank in self.sizes)
 
     @property
     def fullest(self) -> RankBudget:
@@ -222,13 +239,14 @@ class _Sum:
     @property
     def least(self) -> int:
         """Bytes of a device that it takes with a cache for one request."""
-        return max(rank.fixed + self.needed_blocks * rank.block_bytes for rank in self.ranks)
+        return max(rank.fixed + self.needed_blocks * rank.block_bytes for rank in self.sizes)
 
     @property
     def fits(self) -> bool:
         """Whether each rank stays below its line, with the whole share that was given to the cache."""
-        enough = self.ranks[0].blocks >= self.needed_blocks
-        return enough and all(rank.fixed + self.kv_cache <= rank.total for rank in self.ranks)
+        return self.blocks >= self.needed_blocks and all(
+            rank.fixed + self.kv_cache <= self.total for rank in self.sizes
+        )
 
     @property
     def shortage(self) -> str:
@@ -248,7 +266,7 @@ class _Sum:
         return f"{text}; {cache}"
 
     def budget(self, rejected: tuple[Rejection, ...], devices: tuple[int, ...]) -> Budget:
-        blocks, size = self.ranks[0].blocks, self.load.block_size
+        blocks, size = self.blocks, self.load.block_size
         return Budget(
             precision=cast(Precision, self.load.precision),
             cache_precision=self.load.cache_precision,

@@ -4,6 +4,7 @@ Field names follow Hugging Face `config.json`. Everything here is plain data: th
 the budget sizes it, the runtime builds modules from it.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -149,6 +150,15 @@ class ModelFacts:
             else:
                 found[place] = (found[place][0], found[place][1] + 1)
         return tuple(found)
+
+    @cached_property
+    def matrix_values(self) -> Mapping[str, int]:
+        """Values of all stored matrices, by the type that they are stored in."""
+        found: Counter[str] = Counter()
+        for fact in (self.tensors or {}).values():
+            if len(fact.shape) == 2:
+                found[fact.dtype] += fact.shape[0] * fact.shape[1]
+        return found
 
     @property
     def ropes(self) -> list[RopeFacts]:

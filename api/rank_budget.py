@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from plimsoll.api.device import DeviceFacts
 from plimsoll.api.model import ModelFacts
@@ -28,7 +29,7 @@ class RankBudget:
     def rank(self) -> int:
         return self.shard.rank
 
-    @property
+    @cached_property
     def workspace(self) -> int:
         return sum(self.workspace_terms.values())
 

@@ -1,7 +1,5 @@
 """Weights that are stored in codes of few bits and would be rounded to other codes: what that costs."""
 
-from collections import Counter
-
 from plimsoll.api.model import DTYPE_BYTES, ModelFacts
 from plimsoll.api.precision import CODE_BITS, Precision
 
@@ -17,18 +15,14 @@ def stored_blocks(facts: ModelFacts) -> str | None:
     if facts.quantization is not None:
         return None
     # A vector is never in codes, and an embedding that is does not change what the layers lose.
-    held: Counter[str] = Counter()
-    for fact in (facts.tensors or {}).values():
-        if len(fact.shape) == 2:
-            held[fact.dtype] += fact.shape[0] * fact.shape[1]
-    coded = [(count, name) for name, count in held.items() if name not in DTYPE_BYTES]
+    coded = [(count, name) for name, count in facts.matrix_values.items() if name not in DTYPE_BYTES]
     return max(coded)[1] if coded else None
 
 
 def rounded_again(facts: ModelFacts, precision: Precision) -> str | None:
     """What to know where `precision` rounds weights that are rounded already; None where it does not."""
-    blocks = stored_blocks(facts)
-    if blocks is None or precision not in CODE_BITS:
+    blocks = stored_blocks(facts) if precision in CODE_BITS else None
+    if blocks is None:
         return None
     return (
         f"{precision} rounds the file's {blocks} blocks a second time, without calibration: perplexity "
@@ -39,7 +33,7 @@ def rounded_again(facts: ModelFacts, precision: Precision) -> str | None:
 
 def refused_under_auto(facts: ModelFacts, precision: Precision) -> str | None:
     """Why `auto` passes `precision` over; None where it may be chosen. 8 bits are finer than what most files hold."""
-    blocks = stored_blocks(facts)
-    if blocks is None or CODE_BITS.get(precision) != 4:
+    blocks = stored_blocks(facts) if CODE_BITS.get(precision) == 4 else None
+    if blocks is None:
         return None
     return f"would round the file's {blocks} blocks a second time; name {precision} to accept that"

@@ -43,9 +43,15 @@ class Shard:
     vocab: Run
     """Rows of embedding and head."""
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Its own query heads, key-value heads and width of the feed-forward."""
+        queries, keys, inner = self.queries, self.keys, self.inner
+        return queries[1] - queries[0], keys[1] - keys[0], inner[1] - inner[0]
+
     def facts(self, whole: ModelFacts) -> ModelFacts:
         """The model as this rank computes it: `whole` with its own heads and width. The vocabulary stays."""
-        heads, keys, inner = (stop - start for start, stop in (self.queries, self.keys, self.inner))
+        heads, keys, inner = self.counts
         return replace(whole, num_heads=heads, num_kv_heads=keys, intermediate_size=inner)
 
     def rows(self, whole: ModelFacts, role: str) -> Run:

@@ -133,7 +133,7 @@ def block_bytes(
     shard: Shard | None = None,
 ) -> int:
     """Bytes of one block of `block_size` tokens over all layers of one rank, keys and values, with their scales."""
-    heads = facts.num_kv_heads if shard is None else shard.facts(facts).num_kv_heads
+    heads = facts.num_kv_heads if shard is None else shard.counts[1]
     if cache == "auto":
         vector = facts.head_dim * element_bytes(precision)
     else:
@@ -158,8 +158,8 @@ def workspace_terms(
     - `collectives`: what ranks take to talk to each other, on one of `nodes`; 0 where there is one rank.
     """
     activation = device.table.activation_bytes or element_bytes(precision)
-    own = facts if shard is None else shard.facts(facts)
-    heads, kv_heads, inner = own.num_heads, own.num_kv_heads, own.intermediate_size
+    whole = facts.num_heads, facts.num_kv_heads, facts.intermediate_size
+    heads, kv_heads, inner = whole if shard is None else shard.counts
     rows = []
     for spec, _ in facts.kinds:
         row = 3 * facts.hidden_size + (2 * heads + 2 * kv_heads) * facts.head_dim + (3 if spec.gated else 2) * inner
