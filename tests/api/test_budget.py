@@ -258,7 +258,7 @@ def test_a_block_is_the_bytes_of_its_tokens(facts: ModelFacts, size: int) -> Non
     assert block_bytes(facts, size, "float32") == vectors * 4 * facts.head_dim
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(configs(), DEVICES | ROOMY, LOADS)
 def test_what_fits_stays_below_the_line_and_holds_a_request(facts: ModelFacts, device: DeviceFacts, load: Load) -> None:
     found = attempt(facts, device, load)
@@ -275,7 +275,7 @@ def test_what_fits_stays_below_the_line_and_holds_a_request(facts: ModelFacts, d
     assert sum(found.workspace_terms.values()) == found.workspace
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(configs(), DEVICES | ROOMY, LOADS, st.floats(0.01, 1), st.integers(0, 50 * GIB))
 def test_more_memory_or_a_larger_share_never_holds_less(
     facts: ModelFacts, device: DeviceFacts, load: Load, ratio: float, more: int

@@ -260,14 +260,14 @@ JUNK = (
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SPECS)
 def test_what_the_types_take_the_schema_takes(spec: dict[str, Any]) -> None:
     assert types_take(spec)
     assert schema_takes(spec)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(SPECS, st.data())
 def test_a_spec_bent_anywhere_is_refused_by_the_types_where_the_schema_refuses_it(
     spec: dict[str, Any], data: st.DataObject

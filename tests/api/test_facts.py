@@ -111,7 +111,7 @@ FIELDS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(FIELDS), SCALAR | SCALING | st.lists(SCALAR, max_size=3), max_size=4),
     st.sampled_from(ARCHITECTURES),

@@ -217,7 +217,7 @@ def full(repository: Path) -> dict[str, Any]:
     return found
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damaged_manifest_gets_more_than_a_refusal(full: dict[str, Any], data: st.DataObject) -> None:
     manifest = copy.deepcopy(full)
@@ -234,7 +234,7 @@ def test_no_damaged_manifest_gets_more_than_a_refusal(full: dict[str, Any], data
     parse_or_refuse(manifest)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_no_damaged_text_gets_more_than_a_refusal(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(SMALLEST)))

@@ -17,7 +17,7 @@ BLOCK_BYTES_A_TOKEN = 2 * 2 * 2 * 16 * 4
 """Layers x (key, value) x heads x dim x float32."""
 
 EXAMPLES = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
@@ -119,7 +119,7 @@ def make_longer(request: EngineRequest) -> EngineRequest:
     return make_request(request.request_id, request.prompt_token_ids[:24], 40, **params)
 
 
-@settings(EXAMPLES, max_examples=25)
+@settings(EXAMPLES, max_examples=12)
 @given(
     data=st.data(),
     requests=request_lists(least=2),

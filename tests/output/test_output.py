@@ -69,7 +69,7 @@ def random_ids(vocabulary: int) -> st.SearchStrategy[list[int]]:
     return st.lists(st.integers(0, vocabulary - 1), max_size=60)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), hide=st.booleans())
 def test_pieces_of_the_real_tokenizer_make_the_whole(smollm2: Tokenizer, data: st.DataObject, hide: bool) -> None:
     ids = data.draw(random_ids(smollm2.vocab_size))
@@ -78,7 +78,7 @@ def test_pieces_of_the_real_tokenizer_make_the_whole(smollm2: Tokenizer, data: s
     assert [token for delta in deltas for token in delta.token_ids] == ids
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), hide=st.booleans())
 def test_broken_characters_become_what_decoding_makes_of_them(tiny: Tokenizer, data: st.DataObject, hide: bool) -> None:
     """Four in five of this vocabulary's tokens are single bytes: nearly nothing it says at random is UTF-8."""
@@ -86,7 +86,7 @@ def test_broken_characters_become_what_decoding_makes_of_them(tiny: Tokenizer, d
     assert joined(process(tiny, ids, SamplingParams(skip_special_tokens=hide))) == tiny.decode(ids, hide)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(text=st.text(alphabet=st.characters(codec="utf-8"), max_size=40), sizes=st.tuples(st.integers(1, 4)))
 def test_any_text_comes_out_as_it_went_in(text: str, sizes: tuple[int, ...]) -> None:
     tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(tokenizer_json())), [0])
@@ -123,7 +123,7 @@ def stopped(text: str, stops: list[str], *, include: bool) -> tuple[str, str | N
     return text, None
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     text=st.text("ab¢", max_size=30),
     stops=st.lists(st.text("ab¢", min_size=1, max_size=5), min_size=1, max_size=4),
@@ -149,7 +149,7 @@ def test_stop_strings_cut_where_they_are_first_complete(
         assert len(tokenizer.decode(used[:-1]).rstrip("�")) < end <= len(said)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(text=st.text("ab", max_size=20), stops=st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3))
 def test_only_what_may_become_a_stop_string_is_held_back(text: str, stops: list[str]) -> None:
     automaton, read = StopStrings(stops), ""

@@ -25,7 +25,7 @@ CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content"
 TEXT: dict[str, Any] = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
 ROUTES = (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT))
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-GENERATED = 100
+GENERATED = 50
 """Requests that schemathesis makes up for each route, half of them after the schema and half against it."""
 
 #: JSON texts, so that what JSON cannot say, or Python cannot hold, is among them.

@@ -100,7 +100,7 @@ def test_damaged_books_are_noticed(damage):
         blocks.check_integrity([table])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data(), num_blocks=st.integers(1, 12), caching=st.booleans())
 def test_any_trace_keeps_the_books_straight(data, num_blocks, caching):
     """Few distinct hashes, so that sharing, duplicates and eviction all happen."""

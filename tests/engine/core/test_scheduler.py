@@ -135,7 +135,7 @@ def test_the_queue_is_bounded_in_tokens_but_takes_one_request_of_any_size():
 lengths = st.tuples(st.integers(1, 20), st.integers(1, 12))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     data=st.data(),
     requests=st.lists(lengths, min_size=1, max_size=10),

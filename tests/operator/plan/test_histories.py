@@ -13,7 +13,7 @@ MOVES = st.lists(
 STRATEGIES = st.sampled_from(["Auto", "Replace"])
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(moves=MOVES, strategy=STRATEGIES, devices=st.integers(1, 4))
 def test_any_history_ends_where_a_calm_one_would(moves: list[str], strategy: str, devices: int) -> None:
     _any_history(Cluster(spec=spec(rollout={"strategy": strategy}), devices=devices), moves, min(2, devices))

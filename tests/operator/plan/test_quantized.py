@@ -179,7 +179,7 @@ def test_what_is_kept_is_the_newest_that_was_not_given_up() -> None:
 JOBS = st.sampled_from([None, RUNS, FAILED, done(FIRST), done(SECOND)])
 
 
-@settings(max_examples=45, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(JOBS, st.integers(1, 25)), min_size=1, max_size=6))
 def test_whatever_becomes_of_jobs_what_has_served_goes_on(history: list[tuple[Quantizing | None, int]]) -> None:
     cluster = Cluster(spec=spec(**OF_A_JOB))

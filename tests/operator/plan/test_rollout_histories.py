@@ -19,7 +19,7 @@ moves = st.lists(
 )
 
 
-@settings(max_examples=220, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     devices=st.integers(1, 7), wanted=st.integers(1, 5), strategy=st.sampled_from(["Auto", "Surge", "Replace"]),
     sees_nodes=st.booleans(), bad=st.sets(st.sampled_from("bc"), max_size=2), moves=moves,
