@@ -7,6 +7,7 @@ collects none of them: it sets no PLIMSOLL_CLIENTS_COMMAND.
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -44,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     options = ["--server-port", "0", "--model-name", MODEL, "--api-keys", str(keys), "--kv-cache-bytes", "128Mi"]
     process = subprocess.Popen(
         [*shlex.split(COMMAND), *options, "--drain-timeout", "1"], stderr=subprocess.STDOUT, stdout=subprocess.PIPE,
-        text=True,
+        text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout
     try:
@@ -53,7 +54,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         threading.Thread(target=sys.stderr.writelines, args=[process.stdout], daemon=True).start()
         yield Server(url, url.removesuffix("/v1"), MODEL, KEY)
     finally:
-        process.terminate()
+        # The command may have started the server as a child of its own.
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
 
 

@@ -48,14 +48,8 @@ def test_calls_a_tool_and_answers_with_its_result(llm: BaseChatModel, stream: bo
     assert last.usage_metadata["output_tokens"] > 0
 
 
-@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_fills_in_a_schema(llm: BaseChatModel, method: str) -> None:
-    if method == "json_mode":
-        if isinstance(llm, ChatAnthropic):
-            pytest.skip("langchain-anthropic has no JSON mode")
-        # The model chooses the keys: what comes is JSON, no more.
-        assert isinstance(llm.with_structured_output(None, method=method).invoke(f"{PASSAGE} Answer in JSON."), dict)
-        return
     model = llm.with_structured_output(Person, method=method)
     assert_extracted(model.invoke(PASSAGE))
     assert_extracted(list(model.stream(PASSAGE))[-1])
