@@ -66,3 +66,8 @@ class DoesNotFitError(PlimsollError):
 
 class NotRunYetError(PlimsollError):
     """A coherent wish that the budget can size and this version cannot run."""
+
+
+def message_of(error: BaseException) -> str:
+    """The message for a user: a PlimsollError as it is, any other error with its class."""
+    return str(error) if isinstance(error, PlimsollError) else f"{type(error).__name__}: {error}"

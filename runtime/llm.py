@@ -19,9 +19,10 @@ from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.runtime.config import engine_config, field_of, spelled
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.engine import Engine
-from plimsoll.runtime.messages import EngineRequest, FinishReason, TokenLogprobs, TokenOutput
+from plimsoll.runtime.messages import EngineRequest, FinishReason, TokenLogprobs, TokenOutput, Vocabulary
 from plimsoll.runtime.output import OutputProcessor
 from plimsoll.runtime.sampling_defaults import sampling_defaults
+from plimsoll.runtime.vocabulary import vocabulary_of
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class LLM:
             error.field = spelled(field_of(config, error.field), options)
             raise
         self._requests = 0
+        self._known: Vocabulary | None = None
 
     @property
     def engine(self) -> Engine:
@@ -144,6 +146,8 @@ class LLM:
             )
             for prompt, ids, p in zip(wanted, tokenised, chosen, strict=True)
         ]
+        if any(params.grammar is not None for params in chosen):
+            self.engine.learn(self._vocabulary())
         _Run(self, results, chosen, self._new_ids(len(results))).finish(progress)
         return results
 
@@ -190,6 +194,11 @@ class LLM:
     def default_params(self, max_tokens: int | None = 16) -> SamplingParams:
         """The sampling the checkpoint's generation config recommends."""
         return SamplingParams(max_tokens=max_tokens, **self._defaults)  # type: ignore[arg-type]
+
+    def _vocabulary(self) -> Vocabulary:
+        if self._known is None:
+            self._known = vocabulary_of(self.tokenizer)
+        return self._known
 
     def _each(
         self, params: SamplingParams | Sequence[SamplingParams] | None, count: int, max_tokens: int | None

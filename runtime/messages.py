@@ -47,7 +47,18 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Stop at once; the front end has drained already."""
 
 
-ToEngine = EngineRequest | AbortRequests | Shutdown
+class Vocabulary(msgspec.Struct, frozen=True, kw_only=True, tag="vocabulary"):
+    """The tokenizer's tokens, which grammars are about. An engine gets it before its first request with a grammar."""
+
+    tokens: bytes
+    """The bytes of all tokens, one after the other, in the order of their ids."""
+    sizes: list[int]
+    """Bytes of each."""
+    special_ids: list[int]
+    """Control tokens: no text of a grammar matches them."""
+
+
+ToEngine = EngineRequest | AbortRequests | Vocabulary | Shutdown
 
 
 class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True):

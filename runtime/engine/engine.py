@@ -5,28 +5,39 @@ import logging
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
 
-from plimsoll.api.errors import PlimsollError
+from plimsoll.api.errors import PlimsollError, message_of
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.core.block_manager import BlockManager
 from plimsoll.runtime.engine.core.requests import RequestReader
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
-from plimsoll.runtime.engine.core.sampling_row import SamplingRow
-from plimsoll.runtime.engine.core.scheduler import QueueFullError, Scheduled, Scheduler
+from plimsoll.runtime.engine.core.scheduler import Scheduled, Scheduler, rejection
 from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.engine.group.leader import NodeRanks, OnWaiting
 from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, Prepared, load, prepare
-from plimsoll.runtime.engine.worker.logprobs import NotANumberError, prompt_logprobs
+from plimsoll.runtime.engine.worker.logprobs import NotANumberError, extend_prompt_logprobs
 from plimsoll.runtime.engine.worker.rank_progress import RankProgress
 from plimsoll.runtime.engine.worker.ranks import Ranks
 from plimsoll.runtime.engine.worker.runner import StepResult
 from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, is_plain
 from plimsoll.runtime.kernels.group_error import GroupError
-from plimsoll.runtime.messages import EngineReady, EngineRequest, EngineStats, FinishReason, RequestTimes, TokenOutput
+from plimsoll.runtime.messages import (
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    RequestTimes,
+    TokenOutput,
+    Vocabulary,
+)
+
+if TYPE_CHECKING:
+    from plimsoll.runtime.engine.worker.grammars import Grammars
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +66,7 @@ class Engine:
     ) -> None:
         self.config = config = config if membership is not None else msgspec.structs.replace(config, nodes=1)
         self._ranks: Ranks | NodeRanks | None = None
+        self._grammars: Grammars | None = None
         prepared = prepare(config)
         size = prepared.plan.tensor
         if membership is not None:
@@ -135,8 +147,17 @@ class Engine:
         """Names of other machines of the group that are about to stop, and wait for the group's end."""
         return self._ranks.leaving if isinstance(self._ranks, NodeRanks) else []
 
+    def learn(self, vocabulary: Vocabulary) -> None:
+        """Takes the tokenizer's vocabulary, which requests with a grammar need. A second one is ignored."""
+        if self._grammars is None:
+            from plimsoll.runtime.engine.worker.grammars import Grammars
+
+            self._grammars = Grammars(vocabulary, self.facts.vocab_size, self._reader.eos_token_ids)
+
     def close(self) -> None:
         """Ends the other ranks, where there are any."""
+        if self._grammars is not None:
+            self._grammars.close()
         if self._ranks is not None:
             self._ranks.close()
 
@@ -155,7 +176,7 @@ class Engine:
         """Counters and gauges of now; the same object until the engine starts again."""
         stats, scheduler = self._stats, self.scheduler
         stats.running = len(scheduler.running)
-        stats.waiting = len(scheduler.waiting)
+        stats.waiting = len(scheduler.waiting) + (len(self._grammars.compiling) if self._grammars else 0)
         stats.waiting_tokens = scheduler.waiting_tokens
         stats.blocks_free = scheduler.blocks.num_free
         stats.blocks_cached = scheduler.blocks.num_cached
@@ -175,9 +196,14 @@ class Engine:
             if request.request_id in self._sequences:
                 raise PlimsollError("a request of this id is running", field="request_id", value=request.request_id)
             seq = self._reader.read(request)
-            self.scheduler.add(seq)
+            if seq.params.grammar is None:
+                self.scheduler.add(seq)
+            elif self._grammars is None:
+                raise PlimsollError("this engine was given no vocabulary", field="grammar")
+            else:
+                self._grammars.compile(seq, self.config.max_queued_requests)
         except Exception as error:
-            self._reject(request.request_id, _words(error), busy=isinstance(error, QueueFullError))
+            self._ready_outputs.append(rejection(request.request_id, error))
             return
         self._sequences[seq.request_id] = seq
 
@@ -196,6 +222,8 @@ class Engine:
         """Runs one step, if there is anything to run; returns what is new for each request."""
         outputs, self._ready_outputs = self._ready_outputs, []
         self._stats.tick += 1
+        if self._grammars is not None and self._grammars.compiling:
+            self._queue_compiled(self._grammars, outputs)
         chosen = self.scheduler.schedule()
         self._stats.last_step_tokens = sum(item.num_new_tokens for item in chosen)
         self._stats.last_step_counted = 0
@@ -206,13 +234,15 @@ class Engine:
         for item in chosen:
             if item.seq.first_scheduled is None:
                 item.seq.first_scheduled = started
+        if self._grammars is not None:
+            self._grammars.begin_masks([item.seq.row.constraint for item in chosen if item.due])
         try:
             result = self.runner.step(chosen, best=self.runner.spread and _all_plain(chosen))
         except Exception as error:
             if self._ranks is not None:
                 # The others may have done more of this step, or less: the group starts again.
                 self.check()
-                raise GroupError(f"a step failed: {_words(error)}") from error
+                raise GroupError(f"a step failed: {message_of(error)}") from error
             self._fail_step(chosen, error, outputs)
         else:
             self._advance(chosen, result, outputs)
@@ -226,10 +256,24 @@ class Engine:
     def check_integrity(self) -> None:
         """Raises AssertionError where the books of engine, scheduler and block manager differ."""
         self.scheduler.check_integrity()
-        assert {seq.request_id: seq for seq in self.scheduler} == self._sequences, "a request is lost or left behind"
+        compiling = () if self._grammars is None else self._grammars.compiling
+        known = {seq.request_id: seq for seq in (*self.scheduler, *compiling)}
+        assert known == self._sequences, "a request is lost or left behind"
         if not self._sequences:
             blocks = self.scheduler.blocks
             assert blocks.num_available == blocks.num_blocks, "idle, and a block is neither free nor cached"
+
+    def _queue_compiled(self, grammars: "Grammars", outputs: list[TokenOutput]) -> None:
+        """Queues the requests whose grammars are compiled. With nothing else to do it waits for them a little."""
+        idle = not self.scheduler.running and not self.scheduler.waiting and not outputs
+        for seq, error in grammars.ready(wait=idle):
+            try:
+                if error is not None:
+                    raise error
+                self.scheduler.add(seq)
+            except Exception as refused:
+                del self._sequences[seq.request_id]
+                outputs.append(rejection(seq.request_id, refused))
 
     def _advance(self, chosen: list[Scheduled], result: StepResult, outputs: list[TokenOutput]) -> None:
         """Books what the step computed: prompt log-probabilities, then one token for each row that is due one."""
@@ -240,14 +284,14 @@ class Engine:
             logprobs = seq.prompt_logprobs
             if logprobs is not None and len(logprobs) < seq.prompt_len:
                 try:
-                    _extend_prompt_logprobs(seq, result, index)
+                    extend_prompt_logprobs(seq, result.prompt_logits(index))
                 except NotANumberError as error:
                     failed[seq] = error.message
                     self.scheduler.distrust(seq, 0)
                     wiped.add(seq)
                 except Exception as error:
                     logger.exception("prompt log-probabilities of request %s failed", seq.request_id)
-                    failed[seq] = _words(error)
+                    failed[seq] = message_of(error)
             seq.num_computed += item.num_new_tokens
         for seq, reason in failed.items():
             self._fail(seq, reason, outputs, wipe=seq in wiped)
@@ -269,11 +313,13 @@ class Engine:
             rows.append(row)
         if not due:
             return
+        if self._grammars is not None:
+            self._grammars.finish_masks()
         if result.best is not None:
             tokens = self.sampler.take(result.best, rows)
         else:
             logits = result.logits if len(rows) == len(result.sampled) else result.logits[rows]
-            tokens = self._sample(logits, [seq.row for seq in due])
+            tokens = self.sampler.sample_apart(logits, [seq.row for seq in due])
         now = time.monotonic()
         for row, seq, sampled in zip(rows, due, tokens, strict=True):
             if sampled.error is None:
@@ -285,26 +331,15 @@ class Engine:
                 self.scheduler.distrust(seq, 0)
                 self._fail(seq, sampled.error, outputs, wipe=True)
 
-    def _sample(self, logits: torch.Tensor, rows: list[SamplingRow]) -> list[SampledToken]:
-        """One token a row. Should the batch fail as a whole, each row is tried alone: only the culprit fails."""
-        try:
-            return self.sampler.sample(logits, rows)
-        except Exception:
-            logger.exception("sampling %d rows together failed; trying each alone", len(rows))
-        tokens = []
-        for index, row in enumerate(rows):
-            try:
-                tokens += self.sampler.sample(logits[index : index + 1], [row])
-            except Exception as error:
-                tokens.append(SampledToken(-1, error=_words(error)))
-        return tokens
-
     def _append(self, seq: Sequence, sampled: SampledToken, now: float, outputs: list[TokenOutput]) -> None:
-        output, token = self._output(seq), sampled.token_id
+        output, token, constraint = self._output(seq), sampled.token_id, seq.row.constraint
         if seq.first_token is None:
             seq.first_token = now
             self._stats.prompt_tokens += seq.prompt_len
             self._stats.last_step_counted += seq.prompt_len - max(0, seq.num_cached)
+        if sampled.ended:
+            self._end(seq, output, "stop", outputs)
+            return
         self._stats.generation_tokens += 1
         self._stats.last_step_counted += 1
         if token in seq.eos_token_ids:
@@ -312,11 +347,16 @@ class Engine:
             self._end(seq, output, "stop", outputs)
             return
         seq.append(token)
+        if constraint is not None and not constraint.take(token):
+            self._fail(seq, f"the grammar cannot go on: {constraint.error}", outputs)
+            return
         output.token_ids = [token]
         if sampled.logprobs is not None:
             output.logprobs = [sampled.logprobs]
         if token in seq.stop_token_ids:
             output.stop_token_id = token
+            self._end(seq, output, "stop", outputs)
+        elif constraint is not None and constraint.stopped:
             self._end(seq, output, "stop", outputs)
         elif len(seq.output_token_ids) >= seq.max_tokens:
             self._end(seq, output, "length", outputs)
@@ -336,61 +376,24 @@ class Engine:
         logger.error("a step of %d requests failed", len(chosen), exc_info=error)
         for item in chosen:
             self.scheduler.distrust(item.seq, item.seq.num_computed)
-            self._fail(item.seq, f"the step failed: {_words(error)}", outputs, wipe=True)
+            self._fail(item.seq, f"the step failed: {message_of(error)}", outputs, wipe=True)
 
     def _fail(self, seq: Sequence, reason: str, outputs: list[TokenOutput], *, wipe: bool = False) -> None:
         freed = self._end(seq, TokenOutput(request_id=seq.request_id, error=reason), "error", outputs)
         if wipe and freed:
             self.runner.clear_blocks(freed)
 
-    def _reject(self, request_id: str, reason: str, *, busy: bool) -> None:
-        self._ready_outputs.append(
-            TokenOutput(request_id=request_id, finish_reason="rejected", error=reason, busy=busy)
-        )
-
     def _end(self, seq: Sequence, output: TokenOutput, reason: FinishReason, outputs: list[TokenOutput]) -> list[int]:
         """The request's last output; its blocks go back. Returns those that hold nothing any more."""
         del self._sequences[seq.request_id]
-        freed = self.scheduler.finish(seq)
-        now = time.monotonic()
-        scheduled = now if seq.first_scheduled is None else seq.first_scheduled
-        token = now if seq.first_token is None else seq.first_token
-        self._times.append(
-            RequestTimes(
-                request_id=seq.request_id,
-                queue=max(0.0, scheduled - seq.arrival),
-                prefill=token - scheduled,
-                decode=now - token,
-            )
-        )
+        compiling = self._grammars is not None and self._grammars.drop(seq)
+        freed = [] if compiling else self.scheduler.finish(seq)
+        self._times.append(seq.times(time.monotonic()))
         output.finish_reason = reason
         outputs.append(output)
         return freed
 
 
-def _extend_prompt_logprobs(seq: Sequence, result: StepResult, index: int) -> None:
-    """Adds what this step's rows say about prompt tokens. Rows reported before a preemption are left out."""
-    known, count = seq.prompt_logprobs, seq.params.prompt_logprobs
-    assert known is not None
-    assert count is not None
-    for row, logits in result.prompt_logits(index):
-        # Row r of the chunk is about token num_computed + r + 1; the next one missing is len(known).
-        first = seq.num_computed + row + 1
-        skip = max(0, len(known) - first)
-        next_ids = seq.token_ids[first + skip : min(first + len(logits), seq.prompt_len)]
-        if next_ids:
-            known += prompt_logprobs(logits[skip : skip + len(next_ids)], next_ids, count)
-
-
 def _all_plain(chosen: Items[Scheduled]) -> bool:
     """Whether no row that gets a token in this step needs more than its largest logit."""
-    return all(
-        is_plain(item.seq.row)
-        for item in chosen
-        if item.seq.num_computed + item.num_new_tokens >= len(item.seq.token_ids)
-    )
-
-
-def _words(error: Exception) -> str:
-    """The message for the client: a PlimsollError as it is, any other error with its class."""
-    return str(error) if isinstance(error, PlimsollError) else f"{type(error).__name__}: {error}"
+    return all(is_plain(item.seq.row) for item in chosen if item.due)

@@ -46,7 +46,6 @@ _UNBLOCKED = Kind("no policy of mode `block`", _never_blocks, {"model": "omni-mo
 #: Names and wishes for accounts, caches and queues.
 _LABEL = Neutral(also=Kind("any value", lambda value: True, "a label"))
 _OFF, _NONE, _EMPTY, _EITHER = Neutral((False,)), Neutral(([],)), Neutral(({},)), Neutral((True, False))
-_SPEC = Neutral(fix="Leave it out: answers cannot be constrained yet")
 _TEMPLATE = Neutral(fix="Set it in chat_template_kwargs, where the model's template reads it")
 _BEAMS = Neutral((False,), "Leave it out: there is no beam search. /v1/completions has best_of")
 
@@ -63,7 +62,6 @@ NEUTRAL: dict[str, Neutral] = {
     "prompt_cache_key": _LABEL,
     "prompt_cache_options": _LABEL,
     "prompt_cache_retention": _LABEL,
-    "response_format": Neutral(({"type": "text"},), _SPEC.fix),
     "safety_identifier": _LABEL,
     "service_tier": Neutral(("auto", "default", "flex", "scale", "priority")),
     "store": _EITHER,
@@ -78,12 +76,8 @@ NEUTRAL: dict[str, Neutral] = {
     "documents": _NONE,
     "early_stopping": _BEAMS,
     "ec_transfer_params": _EMPTY,
-    "guided_choice": _SPEC,
-    "guided_decoding_backend": _SPEC,
-    "guided_grammar": _SPEC,
-    "guided_json": _SPEC,
-    "guided_regex": _SPEC,
-    "guided_whitespace_pattern": _SPEC,
+    # The answer matches whichever it is.
+    "guided_decoding_backend": _LABEL,
     "kv_transfer_params": _EMPTY,
     # It weighs beams, and there are none.
     "length_penalty": Neutral(also=_NUMBER),
@@ -106,8 +100,7 @@ NEUTRAL: dict[str, Neutral] = {
     # Fast tokenizers put no spaces there, whichever it is.
     "spaces_between_special_tokens": _EITHER,
     "stream_interval": Neutral(also=_NUMBER),
-    "structural_tag": _SPEC,
-    "structured_outputs": _SPEC,
+    "structural_tag": Neutral(fix="Use response_format or tools"),
     "use_beam_search": _BEAMS,
     "vllm_xargs": _EMPTY,
     "watermarking": _OFF,
@@ -123,14 +116,12 @@ NEUTRAL: dict[str, Neutral] = {
     # SGLang
     "custom_params": _EMPTY,
     "data_parallel_rank": _LABEL,
-    "ebnf": _SPEC,
     "extra_key": Neutral(fix="Use cache_salt"),
     "images_config": _LABEL,
     "lora_path": Neutral(("",)),
     "max_dynamic_patch": _LABEL,
     "min_dynamic_patch": _LABEL,
     "no_stop_trim": Neutral((False,), "Use include_stop_str_in_output"),
-    "regex": _SPEC,
     "return_cached_tokens_details": _OFF,
     "return_hidden_states": _OFF,
     "return_meta_info": _OFF,
@@ -159,9 +150,7 @@ NEUTRAL: dict[str, Neutral] = {
     "dry_sequence_breakers": _LABEL,
     "dynatemp_exponent": Neutral(also=_NUMBER),
     "dynatemp_range": Neutral((0,)),
-    "grammar": Neutral(("",), _SPEC.fix),
     "id_slot": _LABEL,
-    "json_schema": _SPEC,
     "lora": _NONE,
     "min_keep": Neutral((0,)),
     "mirostat": Neutral((0,)),

@@ -168,4 +168,5 @@ def sampling_params(
         allowed_token_ids=tuple(request.allowed_token_ids or ()),
         bad_words=tuple(map(tuple, request.bad_tokens)),
         cache_salt=request.partition,
+        grammar=request.constraint,
     )

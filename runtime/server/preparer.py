@@ -9,13 +9,14 @@ from typing import Literal, NamedTuple
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
+from plimsoll.runtime.server.constraints import constraint_of
 from plimsoll.runtime.server.counts import MESSAGES, TOOLS, Most, check_counts
 from plimsoll.runtime.server.errors import ApiError, invalid_value
 from plimsoll.runtime.server.messages_api.request import CountRequest, MessagesRequest
 from plimsoll.runtime.server.params import check_limits, check_model
 from plimsoll.runtime.server.parse import parse
 from plimsoll.runtime.server.prompts import Reader, echoed
-from plimsoll.runtime.server.protocol import ChatCompletionRequest, CompletionRequest
+from plimsoll.runtime.server.protocol import CONSTRAINTS, ChatCompletionRequest, CompletionRequest
 from plimsoll.runtime.server.responses_api.request import ResponsesRequest
 from plimsoll.runtime.server.tokenizing import DetokenizeRequest, TokenizeRequest
 
@@ -30,7 +31,7 @@ Request = (
     ChatCompletionRequest | CompletionRequest | ResponsesRequest | CountRequest | TokenizeRequest | DetokenizeRequest
 )
 #: What a job does, so that it can be blamed if it does not finish: the field, or None for the whole body.
-STEPS: tuple[str | None, ...] = (None, "chat_template", "messages", "prompt", "tokens")
+STEPS: tuple[str | None, ...] = (None, "chat_template", "messages", "prompt", "tokens", *CONSTRAINTS)
 
 
 class Prepared(NamedTuple):
@@ -123,6 +124,7 @@ class Preparer:
         if model_len is not None:
             check_limits(request, self.config, self.vocab_size)
             prompts = self.reader.completions(request, model_len, note, self.queued_tokens)
+            request.constrain(constraint_of(request, note))
         # The rest of a request is small.
         request.prompt = []
         return Prepared(request, prompts)
@@ -141,6 +143,7 @@ class Preparer:
             check_limits(chat, self.config, self.vocab_size)
             ids = self.reader.chat(chat, model_len, note)
             prompts = [(echoed(chat), ids)]
+            chat.constrain(constraint_of(chat, note))
         # The rest of a request is small.
         chat.spend()
         return Prepared(request, prompts, chat)

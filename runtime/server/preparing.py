@@ -80,4 +80,5 @@ def _unfinished(error: UnfinishedError) -> ApiError:
         "memory": "took more memory than this server allows",
         "end": "ended the process that did it, most likely because memory ran out",
     }[error.reason]
-    return bad_request(f"{_WORK[step]} {limit}. {_FIXES[step]}", step, "too_expensive")
+    work, fix = _WORK.get(step, f"Compiling {step}"), _FIXES.get(step, "Send a simpler one.")
+    return bad_request(f"{work} {limit}. {fix}", step, "too_expensive")

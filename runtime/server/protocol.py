@@ -16,6 +16,12 @@ from plimsoll.runtime.server.values import BadWords, Bias, Content, Flag, Prompt
 INT31 = 2**31 - 1
 Token = Annotated[Whole, Field(ge=0, le=INT31)]
 
+#: Fields of a request that constrain its answer. At most one of them may.
+CONSTRAINTS = (
+    "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "json_schema", "regex", "ebnf", "grammar",
+)  # fmt: skip
+
 
 class Strict(BaseModel):
     """Nothing unknown, no NaN, and nothing coerced but numbers that are written in another way (16.0, "0.5")."""
@@ -48,7 +54,69 @@ class Body(Strict):
         return without_ignored(data, cls.model_fields, info.context) if isinstance(data, dict) else data
 
 
-class Sampling(Body):
+class JsonSchema(Strict):
+    """`response_format.json_schema`. The answer matches the schema whether or not it is `strict`."""
+
+    name: str = Field("", max_length=256)
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """`response_format`. `schema` is llama.cpp's."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+
+
+class StructuredOutputs(Strict):
+    """vLLM's `structured_outputs`."""
+
+    # `json` is a method of pydantic's own, which it deprecates.
+    model_config = ConfigDict(protected_namespaces=())
+
+    json_: dict[str, Any] | bool | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = Field(None, min_length=1)
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None
+
+
+class Constrained(Body):
+    """What an answer must match: one of these fields, but for the pattern, which goes with `guided_json`."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = Field(None, min_length=1)
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+    json_schema: dict[str, Any] | bool | str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    grammar: str | None = None
+
+    _constraint: str | None = PrivateAttr(None)
+
+    @property
+    def constraint(self) -> str | None:
+        """The llguidance grammar that each answer matches: what the fields above come to."""
+        return self._constraint
+
+    def constrain(self, grammar: str | None) -> None:
+        """Sets `constraint`, and lets go of what it was made of."""
+        self._constraint = grammar
+        for name in CONSTRAINTS:
+            setattr(self, name, None)
+
+
+class Sampling(Constrained):
     """Fields both routes share. Ranges are OpenAI's where it has the field, vLLM's where it has not."""
 
     model: str | None = None

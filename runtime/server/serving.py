@@ -22,6 +22,7 @@ from plimsoll.runtime.server.preparer import Prepared, Preparer, Route
 from plimsoll.runtime.server.preparing import Preparing
 from plimsoll.runtime.server.protocol import Sampling
 from plimsoll.runtime.server.tokens import TokenTexts
+from plimsoll.runtime.vocabulary import vocabulary_of
 
 
 def partition(key: str, salt: str) -> str:
@@ -54,8 +55,9 @@ class Serving:
 
     def __post_init__(self) -> None:
         self.texts = TokenTexts(self.tokenizer)
-        ids = range(self.tokenizer.vocab_size)
-        self.longest_token = max(len(self.tokenizer.token_bytes(token)) for token in ids)
+        vocabulary = vocabulary_of(self.tokenizer)
+        self.longest_token = max(vocabulary.sizes)
+        self.engine.vocabulary = vocabulary
         preparer = Preparer(self.tokenizer, self.engine.config, self.config, self.vocab_size, self.longest_token)
         self.preparing = Preparing(preparer, self.config.request_timeout)
 

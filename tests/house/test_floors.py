@@ -14,15 +14,16 @@ FLOORS = {
     "machine": (),
     "messages": ("engine.core.sampling_params",),
     "config": (),
+    "grammar": (),
     "kernels": ("machine", "models.weights"),
     "models": ("machine", "kernels"),
     "engine.core": ("messages",),
     "engine.group": ("messages", "config", "machine", "kernels"),
-    "engine.worker": ("messages", "config", "machine", "kernels", "models", "engine.core", "engine.group"),
+    "engine.worker": ("messages", "config", "grammar", "machine", "kernels", "models", "engine.core", "engine.group"),
     "engine.engine": ("messages", "config", "kernels.group_error", "engine.core", "engine.worker", "engine.group"),
     "engine.transport": ("messages", "config", "machine", "engine.engine", "engine.group.membership"),
-    "server": ("messages", "config", "machine", "output", "sampling_defaults", "engine.core.sampling_params",
-               "engine.transport", "engine.group"),
+    "server": ("messages", "config", "grammar", "vocabulary", "machine", "output", "sampling_defaults",
+               "engine.core.sampling_params", "engine.transport", "engine.group"),
 }  # fmt: skip
 CORE = "plimsoll.runtime.engine.core"
 #: All that the core, and what it imports, may take from outside.

@@ -28,12 +28,11 @@ def refused(endpoint: Endpoint, path: str, body: Any, status: int = 400) -> dict
     [
         ("functions", [{"name": "f"}]),
         ("function_call", {"name": "f"}),
-        ("response_format", {"type": "json_object"}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "alloy"}),
         ("web_search_options", {}),
         ("verbosity", "loud"),
-        ("guided_json", {}),
+        ("structural_tag", {}),
         ("use_beam_search", True),
         ("no_such_field", 1),
     ],

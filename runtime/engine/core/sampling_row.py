@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 
@@ -36,6 +37,31 @@ class TokenCounts:
         return self._ids, self._counts
 
 
+class Constraint(Protocol):
+    """What a request's grammar allows next."""
+
+    @property
+    def error(self) -> str:
+        """Why the grammar cannot go on, empty while it can."""
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the answer may end here."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing can follow."""
+
+    def compute(self) -> None:
+        """Finds out what may follow now. May run in another thread, while no other method is called."""
+
+    def mask(self) -> bytes:
+        """One bit a token, the lowest of each byte first: set where the token may follow. As of the last `compute`."""
+
+    def take(self, token_id: int) -> bool:
+        """Goes on by a token; False where it may not follow."""
+
+
 @dataclass(slots=True, kw_only=True)
 class SamplingRow:
     """What the sampler must know of one sequence. Keep one a sequence for its lifetime: counts are carried along."""
@@ -47,5 +73,7 @@ class SamplingRow:
     """The sequence's own list, growing as it generates; its length is the index of the token drawn now."""
     forbidden: Sequence[int] = ()
     """Ids that may not be chosen now: end-of-text and stop ids until `min_tokens` are there."""
+    constraint: Constraint | None = None
+    """Computed for the token drawn now."""
     counts: TokenCounts | None = field(default=None, repr=False)
     """Filled and used by the sampler."""

@@ -15,13 +15,20 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from plimsoll.api.errors import PlimsollError
+from plimsoll.api.errors import PlimsollError, message_of
 from plimsoll.runtime.engine.core.block_manager import BlockManager
 from plimsoll.runtime.engine.core.sequence import Sequence
+from plimsoll.runtime.messages import TokenOutput
 
 
 class QueueFullError(PlimsollError):
     """The queue's bound in requests or tokens is reached."""
+
+
+def rejection(request_id: str, error: BaseException) -> TokenOutput:
+    """The only output of a request that is not run because of `error`."""
+    busy = isinstance(error, QueueFullError)
+    return TokenOutput(request_id=request_id, finish_reason="rejected", error=message_of(error), busy=busy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,11 @@ class Scheduled:
 
     seq: Sequence
     num_new_tokens: int
+
+    @property
+    def due(self) -> bool:
+        """Whether the sequence gets a token in this step."""
+        return self.seq.num_computed + self.num_new_tokens >= len(self.seq.token_ids)
 
 
 class Scheduler:

@@ -5,7 +5,7 @@ from collections.abc import Sequence as Tokens
 from plimsoll.runtime.engine.core.block_manager import chain_hash, salted_root
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow
-from plimsoll.runtime.messages import TokenLogprobs
+from plimsoll.runtime.messages import RequestTimes, TokenLogprobs
 
 
 class Sequence:
@@ -125,3 +125,10 @@ class Sequence:
             if not begun or output[-len(begun) :] == begun:
                 forbidden.add(last)
         self.row.forbidden = tuple(sorted(forbidden))
+
+    def times(self, now: float) -> RequestTimes:
+        """The clock of a sequence that ends `now`."""
+        scheduled = now if self.first_scheduled is None else self.first_scheduled
+        token = now if self.first_token is None else self.first_token
+        queue = max(0.0, scheduled - self.arrival)
+        return RequestTimes(request_id=self.request_id, queue=queue, prefill=token - scheduled, decode=now - token)

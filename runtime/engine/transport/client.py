@@ -25,6 +25,7 @@ from plimsoll.runtime.messages import (
     StepOutputs,
     ToEngine,
     TokenOutput,
+    Vocabulary,
 )
 
 logger = logging.getLogger("plimsoll.engine.client")
@@ -115,6 +116,7 @@ class EngineClient:
         failure: why no engine is running or will be, None while there is hope.
         waiting_for: names of machines of the group that have not joined.
         on_leaving: called with the name of a machine of the group that is about to stop; `renew` lets it go.
+        vocabulary: the tokenizer's; each process gets it before its first request with a grammar.
         on_step: called with statistics and clocks of ended requests after each engine step.
     """
 
@@ -123,6 +125,7 @@ class EngineClient:
         self.membership = membership
         self.waiting_for: list[str] = []
         self.on_leaving: Callable[[str], None] | None = None
+        self.vocabulary: Vocabulary | None = None
         self._renewing = False
         self.info: EngineReady | None = None
         self.progress: LoadProgress | None = None
@@ -213,6 +216,8 @@ class EngineClient:
             raise ValueError(f"a request {request.request_id!r} is running")
         stream = self._streams[request.request_id] = _Stream()
         finished = False
+        if request.params.grammar is not None:
+            self._teach()
         self._send(request)
         try:
             while not finished:
@@ -256,6 +261,13 @@ class EngineClient:
                 await self._supervisor
         self.failure = self.failure or "the engine is shut down"
         self._settled.set()
+
+    def _teach(self) -> None:
+        """Gives the vocabulary to a process that does not have it."""
+        running = self._running
+        if running is not None and not running.taught and self.vocabulary is not None:
+            running.taught = True
+            self._send(self.vocabulary)
 
     def _send(self, message: ToEngine) -> None:
         """Queues a message; all of one turn of the event loop go out together."""

@@ -29,8 +29,9 @@ from plimsoll.runtime.messages import (
     Heartbeat,
     LoadProgress,
     PodLeaving,
-    Shutdown,
     StepOutputs,
+    ToEngine,
+    Vocabulary,
 )
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ class Link:
         """Queue a message for the client."""
         self._outbox.send(encode_message(message))
 
-    def receive(self, wait_ms: int) -> list[EngineRequest | AbortRequests | Shutdown]:
+    def receive(self, wait_ms: int) -> list[ToEngine]:
         """All that has arrived, after waiting at most `wait_ms` for the first of it."""
-        messages: list[EngineRequest | AbortRequests | Shutdown] = []
+        messages: list[ToEngine] = []
         if wait_ms and not self._inbox.poll(wait_ms):
             return messages
         while True:
@@ -109,6 +110,8 @@ def run(engine: "Engine", link: Link) -> None:
                 engine.add(message)
             elif isinstance(message, AbortRequests):
                 engine.abort(message.request_ids)
+            elif isinstance(message, Vocabulary):
+                engine.learn(message)
             else:
                 return
         if engine.has_work:

@@ -34,6 +34,7 @@ class EngineProcess:
     ready_at: time.monotonic() of its EngineReady, None while it loads.
     refused: why it will not start, when it said so.
     watch: whether it hangs.
+    taught: whether it has been sent the vocabulary.
     """
 
     def __init__(self, config: EngineConfig, membership: Membership | None = None) -> None:
@@ -41,6 +42,7 @@ class EngineProcess:
         self.ready_at: float | None = None
         self.refused: str | None = None
         self.watch = Watch(config.hang_timeout)
+        self.taught = False
         self._hang_seconds = config.hang_timeout
         self._heard = 0
         self._context = zmq.asyncio.Context()

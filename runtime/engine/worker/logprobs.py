@@ -1,11 +1,12 @@
 """Log-probabilities of the raw model distribution, with ranks and the likeliest alternatives."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.engine.core.sequence import Sequence as EngineSequence
 from plimsoll.runtime.engine.worker.draw import likeliest
 from plimsoll.runtime.messages import Logprob, TokenLogprobs
 
@@ -82,3 +83,24 @@ def prompt_logprobs(logits: torch.Tensor, next_ids: Sequence[int], count: int) -
             raise NotANumberError
         result += token_logprobs(rows, ids, [count] * len(ids))
     return result
+
+
+def extend_prompt_logprobs(seq: EngineSequence, parts: Iterable[tuple[int, torch.Tensor]]) -> None:
+    """Adds what this step's rows say about prompt tokens. Rows reported before a preemption are left out.
+
+    Args:
+        parts: (row within the step's chunk, logits from there on), as `StepResult.prompt_logits`.
+
+    Raises:
+        NotANumberError: a row of the logits is no distribution.
+    """
+    known, count = seq.prompt_logprobs, seq.params.prompt_logprobs
+    assert known is not None
+    assert count is not None
+    for row, logits in parts:
+        # Row r of the chunk is about token num_computed + r + 1; the next one missing is len(known).
+        first = seq.num_computed + row + 1
+        skip = max(0, len(known) - first)
+        next_ids = seq.token_ids[first + skip : min(first + len(logits), seq.prompt_len)]
+        if next_ids:
+            known += prompt_logprobs(logits[skip : skip + len(next_ids)], next_ids, count)

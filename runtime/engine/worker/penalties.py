@@ -38,6 +38,14 @@ def allow(logits: torch.Tensor, rows: Sequence[int], token_ids: Sequence[Sequenc
         logits[row, at] = kept
 
 
+def keep(logits: torch.Tensor, rows: Sequence[int], masks: Sequence[bytes]) -> None:
+    """Takes all tokens out of the choice whose bit in the row's mask is 0, in place."""
+    vocabulary = logits.shape[-1]
+    for row, mask in zip(rows, masks, strict=True):
+        bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), count=vocabulary, bitorder="little")
+        logits[row].masked_fill_(torch.from_numpy(bits == 0).to(logits.device), -torch.inf)
+
+
 def penalise(
     logits: torch.Tensor,
     rows: Sequence[int],

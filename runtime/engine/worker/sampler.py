@@ -1,17 +1,21 @@
 """Sampling in one pass for the batch; rows that ask for little cost little."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from plimsoll.api.errors import message_of
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow, TokenCounts
 from plimsoll.runtime.engine.worker.draw import draw, pick, uniforms
 from plimsoll.runtime.engine.worker.logprobs import NOT_A_NUMBER, token_logprobs
-from plimsoll.runtime.engine.worker.penalties import add_bias, allow, forbid, has_penalties, penalise
+from plimsoll.runtime.engine.worker.penalties import add_bias, allow, forbid, has_penalties, keep, penalise
 from plimsoll.runtime.messages import TokenLogprobs
 from plimsoll.runtime.models.best import Best, best_of
+
+logger = logging.getLogger(__name__)
 
 SLICE_ROWS = 16
 """Rows whose filtered distributions exist at once: what sampling takes beside the logits is part of the budget."""
@@ -26,18 +30,21 @@ NOTHING_LEFT = (
 
 @dataclass(slots=True)
 class SampledToken:
-    """The token chosen, or in `error` the reason why this row alone has none (`token_id` is -1 then)."""
+    """The token chosen; or -1, and in `error` the reason why this row alone has none."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    ended: bool = False
+    """There is no token because the row's grammar accepts and no token may follow."""
 
 
 class Sampler:
     """Chooses one token a row.
 
-    Order, as in vLLM: logit bias, allowed tokens, forbidden tokens, penalties (repetition, frequency, presence),
-    temperature, min_p, top_k, top_p. Log-probabilities are of the raw logits. A row's token depends on that row alone.
+    Order, as in vLLM: logit bias, allowed tokens, forbidden tokens, grammars, penalties (repetition, frequency,
+    presence), temperature, min_p, top_k, top_p. Log-probabilities are of the raw logits. A row's token depends on that
+    row alone.
     """
 
     def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
@@ -56,6 +63,20 @@ class Sampler:
             sampled += self._sample(logits[start : start + SLICE_ROWS], rows[start : start + SLICE_ROWS])
         return sampled
 
+    def sample_apart(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+        """As `sample`. Should the batch fail as a whole, each row is tried alone: only the culprit gets an error."""
+        try:
+            return self.sample(logits, rows)
+        except Exception:
+            logger.exception("sampling %d rows together failed; trying each alone", len(rows))
+        tokens = []
+        for index, row in enumerate(rows):
+            try:
+                tokens += self.sample(logits[index : index + 1], [row])
+            except Exception as error:
+                tokens.append(SampledToken(-1, error=message_of(error)))
+        return tokens
+
     def _sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         greedy = best_of(logits)
         tokens = greedy.ids
@@ -66,7 +87,7 @@ class Sampler:
             tokens[touched] = again.ids
             for row, finite in zip(touched, np.isfinite(again.values).tolist(), strict=True):
                 if not finite:
-                    errors.setdefault(row, NOTHING_LEFT)
+                    errors.setdefault(row, _nothing_left(rows[row]))
         random = [i for i, row in enumerate(rows) if i not in errors and row.params.temperature >= GREEDY_BELOW]
         if random:
             tokens[random] = self._draw(pick(edited, random), [rows[i] for i in random])
@@ -78,7 +99,9 @@ class Sampler:
                 zip(wanted, token_logprobs(pick(logits, wanted), tokens[wanted].tolist(), counts), strict=True)
             )
         return [
-            SampledToken(-1, error=errors[i]) if i in errors else SampledToken(token, found.get(i))
+            SampledToken(token, found.get(i))
+            if (error := errors.get(i)) is None
+            else SampledToken(-1, error=error or None, ended=not error)
             for i, token in enumerate(tokens.tolist())
         ]
 
@@ -97,12 +120,15 @@ class Sampler:
             foreign = [t for t in (*row.params.logit_bias, *row.forbidden) if not 0 <= t < self.vocab_size]
             if foreign:
                 errors.setdefault(i, f"token id {foreign[0]} is outside the vocabulary of {self.vocab_size}")
+            elif row.constraint is not None and (reason := row.constraint.error):
+                errors.setdefault(i, f"the grammar cannot go on: {reason}")
         usable = [i for i in range(len(rows)) if i not in errors]
         biased = [i for i in usable if rows[i].params.logit_bias]
         limited = [i for i in usable if rows[i].params.allowed_token_ids]
         banned = [i for i in usable if rows[i].forbidden]
+        masks = {i: row.constraint.mask() for i in usable if (row := rows[i]).constraint is not None}
         penalised = [i for i in usable if has_penalties(rows[i].params)]
-        touched = sorted({*biased, *limited, *banned, *penalised})
+        touched = sorted({*biased, *limited, *banned, *masks, *penalised})
         if not touched:
             return logits, []
         logits = logits.clone()
@@ -112,6 +138,8 @@ class Sampler:
             allow(logits, limited, [rows[i].params.allowed_token_ids for i in limited])
         if banned:
             forbid(logits, banned, [rows[i].forbidden for i in banned])
+        if masks:
+            keep(logits, list(masks), list(masks.values()))
         if penalised:
             penalise(logits, penalised, [rows[i].params for i in penalised], [_seen(rows[i]) for i in penalised])
         return logits, touched
@@ -140,6 +168,7 @@ def is_plain(row: SamplingRow) -> bool:
         and not params.logit_bias
         and not params.allowed_token_ids
         and not row.forbidden
+        and row.constraint is None
         and not has_penalties(params)
     )
 
@@ -148,3 +177,10 @@ def _seen(row: SamplingRow) -> tuple[Sequence[int], Sequence[int]]:
     if row.counts is None:
         row.counts = TokenCounts(row.prompt_token_ids)
     return row.counts.seen(row.output_token_ids, with_prompt=row.params.repetition_penalty != 1.0)
+
+
+def _nothing_left(row: SamplingRow) -> str:
+    """Why no token can be chosen; empty where that is the end of the row's answer."""
+    if row.constraint is None:
+        return NOTHING_LEFT
+    return "" if row.constraint.accepting else f"{NOTHING_LEFT} with the grammar"
