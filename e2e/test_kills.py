@@ -135,12 +135,12 @@ def test_a_replica_comes_back_from_any_blow(scene: Scene, kinds: Any, parallelis
             scene.result.note(blows=struck.rows, summary=summary(struck.rows))
     finally:
         clients.close()
-    bad = [row for row in struck.rows if _went_wrong(row)]
-    assert not bad, bad
     deployment.delete()
     eventually(lambda: not any(map(lives, struck.seen)), SERVING, "all processes are gone")
     eventually(lambda: not mounts(struck.uids), SOON, "and all their mounts")
     scene.result.note(processes=len(struck.seen), requests=dict(clients.ends))
+    bad = [row for row in struck.rows if _went_wrong(row)]
+    assert not bad, bad
 
 
 def _went_wrong(row: dict[str, Any]) -> bool:
