@@ -30,6 +30,7 @@ from plimsoll.api.fields import (
     parse_processors,
 )
 from plimsoll.api.parallelism import Parallelism
+from plimsoll.api.parsers import ReasoningParser, ToolParser
 from plimsoll.api.pod import CaBundle, Limits, Proxy, SecurityContext, Spread
 from plimsoll.api.rules import RULES
 from plimsoll.api.source import endpoint_host, parse_source
@@ -214,6 +215,12 @@ class Serving(Part):
     """Rows of a step from which products go through torch's bfloat16. Prompts are quicker on CPUs with AMX or
     AVX512-BF16, and greedy and seeded answers then depend on the other requests of that moment. CPU only. Default:
     never."""
+    tool_parser: ToolParser = "auto"
+    """How the model writes the functions that it calls. auto: the model's chat template decides; none: calls stay
+    in the text."""
+    reasoning_parser: ReasoningParser = "auto"
+    """How the model marks what it thinks before it answers. auto: the model's chat template decides; none: thoughts
+    stay in the text."""
     api_keys_secret: ObjectName | None = None
     """A Secret of this namespace whose key `keys` holds one API key a line. Without it everybody who reaches the port
     may ask. A change takes effect without a restart."""

@@ -1,17 +1,22 @@
 """Names of the parsers that take an answer apart, and what other servers call them."""
 
+from typing import Literal, get_args
+
 from plimsoll.api.errors import SpecError
 
-#: How a family of models writes the functions that it calls.
-TOOL_PARSERS = (
-    "cohere", "deepseek_v3", "deepseek_v31", "deepseek_v32", "gemma", "glm45", "granite", "hermes", "hunyuan",
-    "internlm", "kimi_k2", "lfm2", "llama3_json", "minimax_m2", "mistral", "olmo3", "phi4_mini", "pythonic",
+#: How a family of models writes the functions that it calls. auto: the model's chat template decides.
+ToolParser = Literal[
+    "auto", "none", "cohere", "deepseek_v3", "deepseek_v31", "deepseek_v32", "gemma", "glm45", "granite", "hermes",
+    "hunyuan", "internlm", "kimi_k2", "lfm2", "llama3_json", "minimax_m2", "mistral", "olmo3", "phi4_mini", "pythonic",
     "qwen3_coder",
-)  # fmt: skip
+]  # fmt: skip
 #: How a family marks what it thinks before it answers.
-REASONING_PARSERS = ("cohere", "gemma4", "granite", "hunyuan", "mistral", "seed_oss", "think")
-#: Chosen by the model's chat template, and switched off.
+ReasoningParser = Literal[
+    "auto", "none", "cohere", "gemma4", "granite", "hunyuan", "mistral", "seed_oss", "think",
+]  # fmt: skip
 AUTO, NONE = "auto", "none"
+TOOL_PARSERS: tuple[str, ...] = get_args(ToolParser)[2:]
+REASONING_PARSERS: tuple[str, ...] = get_args(ReasoningParser)[2:]
 
 #: vLLM's, SGLang's and LMDeploy's names.
 _TOOL_NAMES = {

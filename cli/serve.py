@@ -13,6 +13,7 @@ from plimsoll.api.choice import check_choice
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
 from plimsoll.api.load import UNTESTED, Fields, refuse_unrun
+from plimsoll.api.parsers import AUTO, REASONING_PARSERS, TOOL_PARSERS, reasoning_parser_name, tool_parser_name
 from plimsoll.api.quantity import byte_option
 from plimsoll.api.shard import MOST_RANKS
 from plimsoll.cli.machines import follow, membership_of
@@ -137,6 +138,22 @@ def serve(
     hang_timeout: Annotated[
         float, typer.Option(min=1.0, help="Seconds of silence after which the engine is killed and started again.")
     ] = 20.0,
+    tool_call_parser: Annotated[
+        str,
+        typer.Option(
+            "--tool-call-parser",
+            help=f"How the model writes calls of functions: auto, none, {', '.join(TOOL_PARSERS)}, or what vLLM, "
+            "SGLang and LMDeploy call these.",
+        ),
+    ] = AUTO,
+    reasoning_parser: Annotated[
+        str,
+        typer.Option(
+            "--reasoning-parser",
+            help=f"How the model marks its thoughts: auto, none, {', '.join(REASONING_PARSERS)}, or what vLLM, SGLang "
+            "and LMDeploy call these.",
+        ),
+    ] = AUTO,
     drain_timeout: Annotated[
         float, typer.Option(min=0.0, help="Seconds that running requests get on SIGTERM.")
     ] = 120.0,
@@ -213,6 +230,8 @@ def serve(
         restart_timeout=restart_timeout,
         drain_timeout=drain_timeout,
         chat_template=None if chat_template is None else str(chat_template),
+        tool_parser=tool_parser_name(tool_call_parser, "--tool-call-parser"),
+        reasoning_parser=reasoning_parser_name(reasoning_parser, "--reasoning-parser"),
     )
     if membership is not None and membership.ordinal > 0:
         follow(engine, membership, checkpoint, drain_timeout)

@@ -237,6 +237,8 @@ def from_deployment(
         api_keys_file=spec.serving.api_keys_file,
         request_timeout=spec.serving.request_timeout,
         restart_timeout=spec.serving.restart_timeout,
+        tool_parser=spec.serving.tool_parser,
+        reasoning_parser=spec.serving.reasoning_parser,
         drain_timeout=spec.rollout.drain_timeout,
     )
     return engine, server

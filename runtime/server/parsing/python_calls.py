@@ -5,7 +5,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 from plimsoll.runtime.server.parsing.json_calls import MOST_NAME, is_name
-from plimsoll.runtime.server.parsing.python_value import python_value
+from plimsoll.runtime.server.parsing.python_value import literal
 from plimsoll.runtime.server.parsing.source import Source, Wait
 
 _OPENS = {"(": ")", "[": "]", "{": "}"}
@@ -67,8 +67,8 @@ class PythonCalls:
                 return False
             text = yield from _literal(src)
             try:
-                value = json.dumps(python_value(text), ensure_ascii=False, allow_nan=False)
-            except (ValueError, RecursionError):
+                value = literal(text)
+            except ValueError:
                 return False
             src.argue(("" if first else ", ") + json.dumps(key, ensure_ascii=False) + ": " + value)
             first = False

@@ -1,6 +1,7 @@
 """Values as Python writes them, in a model's answer."""
 
 import ast
+import json
 import warnings
 from typing import Any
 
@@ -42,3 +43,19 @@ def _value(node: ast.expr) -> Any:
             pairs = zip(keys, values, strict=True)
             return {str(key.value): _value(value) for key, value in pairs if isinstance(key, ast.Constant)}
     raise ValueError
+
+
+def literal(text: str) -> str:
+    """A value of JSON as it is written, or one of Python as JSON. Raises ValueError where it is neither."""
+    try:
+        json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        try:
+            return json.dumps(python_value(text), ensure_ascii=False, allow_nan=False)
+        except (RecursionError, TypeError):
+            raise ValueError from None
+    return text.strip()
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(text)

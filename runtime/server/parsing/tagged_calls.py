@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plimsoll.runtime.server.parsing.json_calls import MOST_NAME, is_name
-from plimsoll.runtime.server.parsing.python_value import python_value
+from plimsoll.runtime.server.parsing.python_value import literal
 from plimsoll.runtime.server.parsing.source import Source, Wait
 
 _LONGEST_KEY = 256
@@ -83,7 +83,7 @@ class TaggedCalls:
                     return False
             src.argue(("" if first else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
             first = False
-            if not (yield from self._value(src, _wanted(fields.get(key)))):
+            if not (yield from self._value(src, wanted(fields.get(key)))):
                 return False
 
     def _value(self, src: Source, wanted: str) -> Wait[bool]:
@@ -124,17 +124,12 @@ class _Lines:
 def as_value(text: str, wanted: str = "any") -> str:
     """What a model wrote between tags, as JSON: a value of JSON or of Python where it is one, else a string."""
     try:
-        value = json.loads(text)
-        json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
-        try:
-            return json.dumps(python_value(text), ensure_ascii=False, allow_nan=False)
-        except (ValueError, RecursionError, TypeError):
-            return json.dumps(text, ensure_ascii=False)
-    return text
+        return literal(text)
+    except ValueError:
+        return json.dumps(text, ensure_ascii=False)
 
 
-def _wanted(schema: Any) -> str:
+def wanted(schema: Any) -> str:
     """`text` where the schema takes strings alone, else `any`."""
     if not isinstance(schema, Mapping):
         return "any"
