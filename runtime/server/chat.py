@@ -4,8 +4,6 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import msgspec
-
 from plimsoll.runtime.output import TextDelta
 from plimsoll.runtime.server.chat_run import ChatRun, Reply
 from plimsoll.runtime.server.generation import Answer
@@ -65,7 +63,7 @@ class Chat:
             logprobs=self.texts.chat(answer.logprobs) if self.request.logprobs else None,
             finish_reason=_ended(answer, bool(reply.calls)),  # type: ignore[arg-type]
             stop_reason=answer.stop_reason,
-            token_ids=answer.token_ids if self.request.return_token_ids else msgspec.UNSET,
+            token_ids=answer.token_ids if self.request.return_token_ids else None,
         )
 
     async def events(self) -> AsyncGenerator[bytes]:

@@ -25,7 +25,7 @@ class Answer:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     token_ids: list[int] = field(default_factory=list)
-    """Of the answer, without the end token."""
+    """Of the answer, the token that ended it included."""
     generated: int = 0
     """Tokens the engine generated, the one that ended the answer included."""
     thought: int = 0
@@ -175,6 +175,8 @@ class Generation:
                     answer.generated += delta.num_tokens
                     answer.token_ids += delta.token_ids
                     if delta.finish_reason is not None:
+                        if isinstance(delta.stop_reason, int) and delta.num_tokens > len(delta.token_ids):
+                            answer.token_ids.append(delta.stop_reason)
                         reason = answer.finish_reason = delta.finish_reason
                         # The model's own end is no stop of the request's.
                         if isinstance(delta.stop_reason, str) or delta.stop_reason in request.params.stop_token_ids:

@@ -103,7 +103,7 @@ class ChatChoice(msgspec.Struct):
     finish_reason: FinishedBy
     stop_reason: int | str | None
     """vLLM's addition: the stop string or the token id that ended the answer, if one of the request's own did."""
-    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    token_ids: list[int] | None = None
     """With vLLM's `return_token_ids`."""
 
 
@@ -122,7 +122,7 @@ class ChatCompletion(Head):
     choices: list[ChatChoice]
     usage: Usage
     prompt_logprobs: PromptLogprobs | None = None
-    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | None = None
     """With vLLM's `return_token_ids`."""
     object: Literal["chat.completion"] = "chat.completion"
 
@@ -153,8 +153,8 @@ class CompletionChoice(msgspec.Struct):
     finish_reason: FinishedBy
     stop_reason: int | str | None
     prompt_logprobs: PromptLogprobs | None = None
-    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
-    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
     """With vLLM's `return_token_ids`."""
 
 

@@ -25,8 +25,8 @@ def streamed(tiny: Endpoint, path: str, body: dict[str, Any]) -> list[dict[str, 
 def test_ids_of_a_chat_come_whole_and_in_pieces(tiny: Endpoint, extra: dict[str, Any]) -> None:
     whole = tiny.post("/v1/chat/completions", CHAT | {"return_token_ids": True, "n": extra.get("n", 1)})[1]
     plain = tiny.post("/v1/chat/completions", CHAT | {"n": extra.get("n", 1)})[1]
-    assert "prompt_token_ids" not in plain
-    assert "token_ids" not in plain["choices"][0]
+    # vLLM's clients read the fields without asking whether they are there.
+    assert (plain["prompt_token_ids"], plain["choices"][0]["token_ids"]) == (None, None)
     assert len(whole["prompt_token_ids"]) == whole["usage"]["prompt_tokens"]
     chunks = streamed(tiny, "/v1/chat/completions", CHAT | {"return_token_ids": True} | extra)
     for choice, before in zip(whole["choices"], plain["choices"], strict=True):
@@ -43,7 +43,8 @@ def test_ids_of_a_chat_come_whole_and_in_pieces(tiny: Endpoint, extra: dict[str,
 @pytest.mark.parametrize("extra", [{}, {"logprobs": 1}, {"echo": True}, {"prompt": [[7, 9, 11], [5]]}])
 def test_ids_of_a_completion_come_whole_and_in_pieces(tiny: Endpoint, extra: dict[str, Any]) -> None:
     whole = tiny.post("/v1/completions", TEXT | {"return_token_ids": True} | extra)[1]
-    assert "token_ids" not in tiny.post("/v1/completions", TEXT | extra)[1]["choices"][0]
+    plain = tiny.post("/v1/completions", TEXT | extra)[1]["choices"][0]
+    assert (plain["prompt_token_ids"], plain["token_ids"]) == (None, None)
     prompts = extra.get("prompt", [TEXT["prompt"]])
     chunks = streamed(tiny, "/v1/completions", TEXT | {"return_token_ids": True} | extra)
     for choice, prompt in zip(whole["choices"], prompts, strict=True):
@@ -53,6 +54,17 @@ def test_ids_of_a_completion_come_whole_and_in_pieces(tiny: Endpoint, extra: dic
         assert not any("prompt_token_ids" in one for one in mine[1:])
         assert list(chain(*(one["token_ids"] for one in mine))) == choice["token_ids"]
         assert "".join(one["text"] for one in mine) == choice["text"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_token_that_ended_an_answer_is_among_its_ids(tiny: Endpoint, stream: bool) -> None:
+    ids = tiny.post("/v1/completions", TEXT | {"return_token_ids": True})[1]["choices"][0]["token_ids"]
+    end = next(token for token in ids if token != ids[0])
+    expected = ids[: ids.index(end) + 1]
+    body = TEXT | {"return_token_ids": True, "stop_token_ids": [end]}
+    chunks = streamed(tiny, "/v1/completions", body) if stream else [tiny.post("/v1/completions", body)[1]]
+    assert list(chain(*(chunk["choices"][0]["token_ids"] for chunk in chunks))) == expected
+    assert chunks[-1]["choices"][0]["stop_reason"] == end
 
 
 def test_tokens_are_spelled_by_their_ids(tiny: Endpoint) -> None:
