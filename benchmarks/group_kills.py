@@ -13,6 +13,7 @@ or a port is left.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -191,6 +192,8 @@ def _run(asked: argparse.Namespace, pods: list[Pod]) -> bool:
     finally:
         clients.close()
     statuses = [pod.stop() for pod in reversed(pods)]
+    with contextlib.suppress(SystemExit):
+        wait(lambda: not any(map(lives, seen)), GONE_SECONDS)
     left = [one.pid for one in seen if lives(one)]
     print("requests:", ", ".join(f"{count} {end}" for end, count in clients.ends.most_common()))
     print(f"left: {len(left)} of {len(seen)} processes; exit statuses {statuses}")
