@@ -53,18 +53,17 @@ class ApiError(Exception):
         """The same error for a request whose fields have other names.
 
         Args:
-            names: of fields, as the error has them, and as the request has them.
+            names: from patterns that a field's path begins with to what replaces them.
         """
-        if self.param is None:
-            return self
-        head = re.match(r"[^.\[]*", self.param)
-        assert head is not None
-        old = head[0]
-        if old not in names:
-            return self
-        message = re.sub(rf"\b{re.escape(old)}\b", lambda found: names[old], self.message)
-        param = names[old] + self.param.removeprefix(old)
-        return ApiError(self.status, message, param=param, code=self.code, headers=self.headers)
+        for pattern, name in names.items():
+            found = re.match(rf"{pattern}(?=$|[.\[])", self.param or "")
+            if found is None:
+                continue
+            new = found.expand(name)
+            param = new + found.string[found.end() :]
+            message = re.sub(rf"(?<![\w.]){re.escape(found[0])}(?!\w)", new.replace("\\", r"\\"), self.message)
+            return ApiError(self.status, message, param=param, code=self.code, headers=self.headers)
+        return self
 
     def body(self) -> dict[str, Any]:
         """The body in OpenAI's shape, as plain data."""

@@ -15,8 +15,16 @@ from plimsoll.runtime.server.values import STRING, Stops, Whole
 
 #: Fields of a message that a chat completion has by the same name.
 SHARED = Sampling.model_fields.keys() - {
-    "model", "stream", "stream_options", "n", "logit_bias", "prompt_logprobs", "stop",
+    "model", "stream_options", "n", "logit_bias", "prompt_logprobs", "stop",
 }  # fmt: skip
+#: What a chat completion calls its fields, as patterns, and what they are called here.
+NAMES = {
+    "reasoning_effort": "output_config.effort",
+    r"response_format(?:\.json_schema)?": "output_config.format",
+    "stop": "stop_sequences",
+    r"(tools\[\d+\])\.function\.parameters": r"\1.input_schema",
+    r"(tools\[\d+\])\.function": r"\1",
+}
 
 Object = Annotated[Any, WithJsonSchema({"type": "object"})]
 Objects = Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "object"}})]
@@ -98,13 +106,14 @@ class CountRequest(Sampling):
         return {"enable_thinking": kind == "enabled"} if kind in ("enabled", "disabled") else {}
 
     def _effort(self) -> dict[str, Any]:
-        config = Given(self.output_config or {}, "output_config")
+        """What the model's template gets: those that know no effort do not read it."""
+        config = Given({} if self.output_config is None else self.output_config, "output_config")
         if "effort" not in config:
             return {}
         return {"reasoning_effort": config.one_of("effort", "low", "medium", "high", "xhigh", "max")}
 
     def _format(self) -> dict[str, Any]:
-        config = Given(self.output_config or {}, "output_config")
+        config = Given({} if self.output_config is None else self.output_config, "output_config")
         if "format" not in config:
             return {}
         given = config.object("format")
@@ -113,7 +122,8 @@ class CountRequest(Sampling):
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
     def spend(self) -> None:
-        """Lets go of all that was only of use for the prompt."""
+        """Lets go of all that was only of use for the prompt and the constraint."""
+        self.constrain(None)
         self.messages, self.tools, self.chat_template_kwargs = [], [], {}
         self.system = self.output_config = None
 

@@ -8,8 +8,8 @@ from fastapi import FastAPI, Request, Response
 from plimsoll.runtime.server import openapi
 from plimsoll.runtime.server.errors import ApiError
 from plimsoll.runtime.server.messages_api.objects import MessageObject, MessagesError, TokenCount
-from plimsoll.runtime.server.messages_api.request import CountRequest, MessagesRequest
-from plimsoll.runtime.server.messages_api.run import NAMES, MessageRun
+from plimsoll.runtime.server.messages_api.request import NAMES, CountRequest, MessagesRequest
+from plimsoll.runtime.server.messages_api.run import MessageRun
 from plimsoll.runtime.server.serving import Serving
 
 

@@ -9,12 +9,9 @@ from plimsoll.runtime.server.generation import Answer
 from plimsoll.runtime.server.messages_api.encoder import Encoder
 from plimsoll.runtime.server.messages_api.errors import encoded
 from plimsoll.runtime.server.messages_api.objects import MessageObject, MessageUsage
-from plimsoll.runtime.server.messages_api.request import MessagesRequest
+from plimsoll.runtime.server.messages_api.request import NAMES, MessagesRequest
 from plimsoll.runtime.server.protocol import ChatCompletionRequest
 from plimsoll.runtime.server.serving import Serving
-
-#: Fields of a chat completion, and of the message that it stands for.
-NAMES = {"stop": "stop_sequences", "response_format": "output_config.format", "reasoning_effort": "output_config"}
 
 
 class MessageRun:

@@ -33,7 +33,15 @@ STATELESS = {
 #: Fields that change no answer here.
 WITHOUT_EFFECT = frozenset({"client_metadata", "context_management", "max_tool_calls", "stream_options", "truncation"})
 #: Fields of a response that a chat completion has by the same name.
-SHARED = Sampling.model_fields.keys() - {"model", "stream", "stream_options", "n", "logit_bias", "prompt_logprobs"}
+SHARED = Sampling.model_fields.keys() - {"model", "stream_options", "n", "logit_bias", "prompt_logprobs"}
+#: What a chat completion calls its fields, as patterns, and what they are called here.
+NAMES = {
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    r"response_format(?:\.json_schema)?": "text.format",
+    r"(tools\[\d+\])\.function": r"\1",
+}
 
 Items = Annotated[Any, WithJsonSchema({"anyOf": [STRING, {"type": "array", "items": {"type": "object"}}]})]
 Object = Annotated[Any, WithJsonSchema({"type": "object"})]
@@ -106,8 +114,7 @@ class ResponsesRequest(Sampling):
             asked["logit_bias"] = {str(token): bias for token, bias in self.logit_bias.items()}
         if found.tools:
             asked |= {"tools": found.tools, "tool_choice": found.choice}
-            if not self.parallel_tool_calls:
-                asked["parallel_tool_calls"] = False
+            asked["parallel_tool_calls"] = self.parallel_tool_calls
         if self.max_output_tokens is not None:
             asked["max_completion_tokens"] = self.max_output_tokens
         if self._includes(ignored, LOGPROBS) or self.top_logprobs:
@@ -158,7 +165,8 @@ class ResponsesRequest(Sampling):
         return {"reasoning_effort": reasoning.word("effort")} if "effort" in reasoning else {}
 
     def spend(self) -> None:
-        """Lets go of all that was only of use for the prompt. What an answer repeats stays, where it is short."""
+        """Lets go of what was only of use for the prompt. What an answer repeats stays, where it is short."""
+        self.constrain(None)
         self.input, self.chat_template_kwargs = [], {}
         if len(msgspec.json.encode((self.instructions, self.tools, self.text, self.metadata))) > ECHOED:
             self.instructions, self.tools, self.text, self.metadata = None, [], None, None

@@ -7,8 +7,8 @@ from fastapi import FastAPI, Request, Response
 from plimsoll.runtime.server import openapi
 from plimsoll.runtime.server.errors import ApiError
 from plimsoll.runtime.server.responses_api.objects import ResponseObject
-from plimsoll.runtime.server.responses_api.request import ResponsesRequest
-from plimsoll.runtime.server.responses_api.run import NAMES, ResponseRun
+from plimsoll.runtime.server.responses_api.request import NAMES, ResponsesRequest
+from plimsoll.runtime.server.responses_api.run import ResponseRun
 from plimsoll.runtime.server.serving import Serving
 
 

@@ -15,11 +15,8 @@ from plimsoll.runtime.server.parts import Part
 from plimsoll.runtime.server.protocol import ChatCompletionRequest
 from plimsoll.runtime.server.responses_api.encoder import Encoder
 from plimsoll.runtime.server.responses_api.objects import InputDetails, OutputDetails, ResponseObject, ResponseUsage
-from plimsoll.runtime.server.responses_api.request import ENCRYPTED, ResponsesRequest
+from plimsoll.runtime.server.responses_api.request import ENCRYPTED, NAMES, ResponsesRequest
 from plimsoll.runtime.server.serving import Serving
-
-#: Fields of a chat completion, and of the response that it stands for.
-NAMES = {"max_completion_tokens": "max_output_tokens", "messages": "input", "response_format": "text.format"}
 
 
 class ResponseRun:

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from plimsoll.runtime.server.errors import bad_request, invalid_value
+from plimsoll.runtime.server.errors import ApiError, bad_request, invalid_value
 from plimsoll.runtime.server.given import Given, must_be, objects, quoted
 
 
@@ -40,7 +40,7 @@ def tools(given: Any, choice: Any) -> Tools:
                 "tool_choice",
             )
     elif isinstance(choice, dict):
-        found, choice = _chosen(found, Given(choice, "tool_choice"))
+        choice = _chosen(found, Given(choice, "tool_choice"))
     else:
         raise must_be("tool_choice", "a string or an object", choice)
     if not found and choice not in ("none", "auto"):
@@ -62,26 +62,36 @@ def _function(tool: Given) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _chosen(found: list[dict[str, Any]], choice: Given) -> tuple[list[dict[str, Any]], Any]:
-    """The functions that `choice` leaves, and the choice among them."""
+def _chosen(found: list[dict[str, Any]], choice: Given) -> dict[str, Any]:
+    """A choice among the functions, as a chat completion has it."""
     names = {tool["function"]["name"] for tool in found}
     kind = choice.word("type")
     if kind == "function":
         at = choice.object("function") if "function" in choice else choice
-        name = at.word("name")
-        if name not in names:
-            raise invalid_value(f"tool_choice names {quoted(name)}, which is no function in tools.", at.at("name"))
-        return found, {"type": "function", "function": {"name": name}}
-    if kind == "allowed_tools":
-        mode = choice.one_of("mode", "auto", "required")
-        allowed = {one.word("name") for one in choice.objects("tools") if one.word("type") == "function"}
-        if unknown := sorted(allowed - names):
-            raise invalid_value(
-                f"tool_choice allows {quoted(unknown[0])}, which is no function in tools.", choice.at("tools")
-            )
-        return [tool for tool in found if tool["function"]["name"] in allowed], mode
-    raise bad_request(
-        f"tool_choice of type {quoted(kind)} is not supported: this server runs no such tool. Choose a function.",
-        "tool_choice",
-        "unsupported_parameter",
+        if at.word("name") not in names:
+            raise _unknown(at)
+        return _named(at)
+    if kind != "allowed_tools":
+        raise bad_request(
+            f"tool_choice of type {quoted(kind)} is not supported: this server runs no such tool. Choose a function.",
+            "tool_choice",
+            "unsupported_parameter",
+        )
+    mode = choice.one_of("mode", "auto", "required")
+    allowed = [tool for tool in choice.objects("tools") if tool.word("type") == "function"]
+    for tool in allowed:
+        if tool.word("name") not in names:
+            raise _unknown(tool)
+    if not allowed:
+        raise bad_request("tool_choice allows no function.", choice.at("tools"), "invalid_value")
+    return {"type": kind, kind: {"mode": mode, "tools": [_named(tool) for tool in allowed]}}
+
+
+def _named(tool: Given) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": tool.word("name")}}
+
+
+def _unknown(tool: Given) -> ApiError:
+    return invalid_value(
+        f"tool_choice names {quoted(tool.word('name'))}, which is no function in tools.", tool.at("name")
     )
