@@ -12,11 +12,13 @@ from plimsoll.runtime.config import EngineConfig, ServerConfig
 from plimsoll.runtime.server.constraints import constraint_of
 from plimsoll.runtime.server.counts import MESSAGES, TOOLS, Most, check_counts
 from plimsoll.runtime.server.errors import ApiError, invalid_value
+from plimsoll.runtime.server.messages_api import request as messages_api
 from plimsoll.runtime.server.messages_api.request import CountRequest, MessagesRequest
 from plimsoll.runtime.server.params import check_limits, check_model
 from plimsoll.runtime.server.parse import parse
 from plimsoll.runtime.server.prompts import Reader, echoed
 from plimsoll.runtime.server.protocol import CONSTRAINTS, ChatCompletionRequest, CompletionRequest
+from plimsoll.runtime.server.responses_api import request as responses_api
 from plimsoll.runtime.server.responses_api.request import ResponsesRequest
 from plimsoll.runtime.server.tokenizing import DetokenizeRequest, TokenizeRequest
 
@@ -26,6 +28,12 @@ CHATS: Mapping[Route, type[ResponsesRequest] | type[CountRequest]] = {
     "responses": ResponsesRequest,
     "messages": MessagesRequest,
     "count": CountRequest,
+}
+#: What their fields are called, where a chat completion has other names.
+NAMES: Mapping[Route, Mapping[str, str]] = {
+    "responses": responses_api.NAMES,
+    "messages": messages_api.NAMES,
+    "count": messages_api.NAMES,
 }
 Request = (
     ChatCompletionRequest | CompletionRequest | ResponsesRequest | CountRequest | TokenizeRequest | DetokenizeRequest
@@ -115,7 +123,7 @@ class Preparer:
             prepared = self._chat(meant, meant.chat(ignored), model_len, note)
             meant.spend()
         if prepared.chat is not None:
-            ignored |= prepared.chat.unheard
+            ignored |= {NAMES.get(route, {}).get(name, name) for name in prepared.chat.unheard}
         return prepared._replace(ignored=sorted(ignored))
 
     def _text(self, request: CompletionRequest, model_len: int | None, note: Callable[[str | None], None]) -> Prepared:

@@ -88,8 +88,10 @@ class CountRequest(Sampling):
                 asked["parallel_tool_calls"] = False
         if messages and messages[-1]["role"] == "assistant":
             asked |= _continued(messages[-1])
-        settings = self._thinking() | self._effort() | self.chat_template_kwargs
-        asked |= self._answer() | self._format() | ({"chat_template_kwargs": settings} if settings else {})
+        settings = self._thinking() | self.chat_template_kwargs
+        asked |= (
+            self._answer() | self._effort() | self._format() | ({"chat_template_kwargs": settings} if settings else {})
+        )
         return checked({"model": self.model} | asked, ChatCompletionRequest)
 
     def _answer(self) -> dict[str, Any]:
@@ -106,7 +108,6 @@ class CountRequest(Sampling):
         return {"enable_thinking": kind == "enabled"} if kind in ("enabled", "disabled") else {}
 
     def _effort(self) -> dict[str, Any]:
-        """What the model's template gets: those that know no effort do not read it."""
         config = Given({} if self.output_config is None else self.output_config, "output_config")
         if "effort" not in config:
             return {}

@@ -119,8 +119,9 @@ class ResponsesRequest(Sampling):
             asked["max_completion_tokens"] = self.max_output_tokens
         if self._includes(ignored, LOGPROBS) or self.top_logprobs:
             asked |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
-        settings = self._effort(ignored) | self.chat_template_kwargs
-        asked |= self._format(ignored) | ({"chat_template_kwargs": settings} if settings else {})
+        if self.chat_template_kwargs:
+            asked["chat_template_kwargs"] = self.chat_template_kwargs
+        asked |= self._format(ignored) | self._effort(ignored)
         return checked({"model": self.model} | asked, ChatCompletionRequest)
 
     def _includes(self, ignored: set[str] | None, name: str) -> bool:
@@ -153,7 +154,6 @@ class ResponsesRequest(Sampling):
         return {"response_format": {"type": kind, "json_schema": schema}}
 
     def _effort(self, ignored: set[str] | None) -> dict[str, Any]:
-        """What the model's template gets: those that know no effort do not read it."""
         if self.reasoning is None:
             return {}
         reasoning = Given(self.reasoning, "reasoning")
