@@ -129,21 +129,21 @@ def test_two_ranks_serve_drain_on_sigterm_while_streaming_and_leave_no_process(c
         try:
             eventually(lambda: any("http://" in line for line in said), 60)
             url = next(found[0] for line in said if (found := re.search(r"http://[\d.:]+/v1", line)))
+            processes = psutil.Process(server.pid).children(recursive=True)
+            assert sum(any("rank_process" in word for word in one.cmdline()) for one in processes) == 1
+            for origin, status in (("https://b.example:8443", 204), ("https://c.example", 403)):
+                asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+                assert httpx.options(f"{url}/chat/completions", headers=asked).status_code == status
+            # Long enough that it runs on while the server is asked what it thinks of others.
             body = {"model": "named", "messages": [{"role": "user", "content": "secret words"}], "stream": True,
-                    "max_tokens": 400, "ignore_eos": True}  # fmt: skip
+                    "max_tokens": 1500, "ignore_eos": True}  # fmt: skip
+            assert httpx.post(f"{url}/chat/completions", json=body | {"max_tokens": 4000}).status_code == 400
+            page = httpx.get(url.replace("/v1", "/metrics")).text
+            assert 'plimsoll:tensor_parallel_size{model_name="named"} 2.0' in page
+            assert re.search(r'rank_memory_bytes{model_name="named",part="weights",rank="1"} \d', page)
             with httpx.stream("POST", f"{url}/chat/completions", json=body, timeout=60) as answer:
                 lines = answer.iter_lines()
                 next(lines)
-                processes = psutil.Process(server.pid).children(recursive=True)
-                ranks = [one for one in processes if any("rank_process" in word for word in one.cmdline())]
-                assert len(ranks) == 1
-                page = httpx.get(url.replace("/v1", "/metrics")).text
-                for origin, status in (("https://b.example:8443", 204), ("https://c.example", 403)):
-                    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-                    assert httpx.options(f"{url}/chat/completions", headers=asked).status_code == status
-                assert httpx.post(f"{url}/chat/completions", json=body | {"max_tokens": 4000}).status_code == 400
-                assert 'plimsoll:tensor_parallel_size{model_name="named"} 2.0' in page
-                assert re.search(r'rank_memory_bytes{model_name="named",part="weights",rank="1"} \d', page)
                 server.send_signal(signal.SIGTERM)
                 eventually(lambda: httpx.get(url.replace("/v1", "/ready")).status_code == 503)
                 assert httpx.post(f"{url}/chat/completions", json=body | {"stream": False}).status_code == 503
