@@ -7,40 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from plimsoll.api.errors import CheckpointError, SpecError
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.convert import convert_gguf
 from plimsoll.checkpoint.safetensors_writer import encode, plan_shards
-from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.cli.main import main
 from tests.support.checkpoints import make_gguf, make_model
-
-QUESTION = [{"role": "user", "content": "What is the capital of France? Name 12 others."}]
 
 
 def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-
-
-def test_real_model_equals_transformers_own_reading_of_the_file(
-    smollm2_gguf: Path, smollm2_transformers: Any, tmp_path: Path
-) -> None:
-    out = convert_gguf(smollm2_gguf, tmp_path / "out", "float32", max_shard_bytes=200 * 1024**2)
-    assert len(list(out.glob("model-*-of-*.safetensors"))) == 3
-    ours = load(out)
-    theirs = smollm2_transformers
-    for name, tensor in theirs.state_dict().items():
-        assert torch.equal(ours.state_dict()[name], tensor), name
-    before, after = load_tokenizer(open_checkpoint(smollm2_gguf)), load_tokenizer(open_checkpoint(out))
-    ids = after.apply_chat_template(QUESTION)
-    assert ids == before.apply_chat_template(QUESTION)
-    assert (
-        ids == AutoTokenizer.from_pretrained(out).apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]
-    )
-    with torch.no_grad():
-        assert torch.equal(ours(torch.tensor([ids])).logits, theirs(torch.tensor([ids])).logits)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from its GGUF, against transformers reading the same file."""
+"""SmolLM2-135M-Instruct from its GGUF, against transformers reading the same file: one file, for loading it is slow."""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +6,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from plimsoll.checkpoint import open_checkpoint
+from plimsoll.checkpoint.convert import convert_gguf
 from plimsoll.checkpoint.tokenizer import load_tokenizer
+from plimsoll.quantjob.streamed import StreamedModel
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.models.loader import load_decoder
+from tests.checkpoint.test_convert import load
+from tests.quantjob.test_streamed import streamed_logits
 from tests.support.paging import greedy, make_runner, prompt_logprobs
 from tests.support.tables import bfloat16_tables, float32_tables, table_name
 
 STEPS = 32
+QUESTION = [{"role": "user", "content": "What is the capital of France? Name 12 others."}]
 TEXT = """A ship's Plimsoll line shows how far she may be loaded before she founders. Samuel Plimsoll, a member of
 Parliament, fought for years to have it painted on every hull; the owners of coffin ships, over-insured and
 under-manned, fought back. In 1876 the law was passed.
@@ -81,3 +87,30 @@ def transformers_greedy(model: Any, prompt: list[int], steps: int) -> tuple[list
         tokens.append(int(logits[-1].argmax()))
         rows = torch.tensor([tokens[-1:]])
     return tokens, logits
+
+
+def test_real_model_equals_transformers_own_reading_of_the_file(
+    smollm2_gguf: Path, smollm2_transformers: Any, tmp_path: Path
+) -> None:
+    out = convert_gguf(smollm2_gguf, tmp_path / "out", "float32", max_shard_bytes=200 * 1024**2)
+    assert len(list(out.glob("model-*-of-*.safetensors"))) == 3
+    ours = load(out)
+    theirs = smollm2_transformers
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+    before, after = load_tokenizer(open_checkpoint(smollm2_gguf)), load_tokenizer(open_checkpoint(out))
+    ids = after.apply_chat_template(QUESTION)
+    assert ids == before.apply_chat_template(QUESTION)
+    assert (
+        ids == AutoTokenizer.from_pretrained(out).apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]
+    )
+    with torch.no_grad():
+        assert torch.equal(ours(torch.tensor([ids])).logits, theirs(torch.tensor([ids])).logits)
+
+
+def test_the_real_model_says_what_transformers_says(smollm2_gguf: Path, smollm2_transformers: Any) -> None:
+    ids = torch.randint(0, 49152, (2, 60), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        wanted = smollm2_transformers(ids).logits.log_softmax(-1)
+    found = streamed_logits(StreamedModel(open_checkpoint(smollm2_gguf)), ids).log_softmax(-1)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
