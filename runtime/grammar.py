@@ -1,5 +1,6 @@
 """Grammars as llguidance has them, in Lark or as JSON: compiled under one set of limits wherever that happens."""
 
+import functools
 import json
 import re
 from typing import Any
@@ -26,9 +27,18 @@ def limits() -> LLParserLimits:
 
 
 def check(grammar: str) -> None:
-    """Compiles a grammar without a tokenizer. Raises GrammarError with the compiler's words."""
-    if words := LLMatcher.validate_grammar(_unforced(grammar), limits=limits()):
+    """Compiles a grammar for texts of single bytes, so that no vocabulary is needed, and takes a first step.
+
+    Raises GrammarError with the compiler's words. Control tokens that the grammar names are not looked up.
+    """
+    unforced = _unforced(grammar)
+    if words := LLMatcher.validate_grammar(unforced, limits=limits()):
         raise GrammarError(words_of(words), field="grammar")
+    matcher = LLMatcher(_bytes(), unforced, log_level=0, limits=limits())
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if (words := failure(matcher)) and not re.search("[Uu]nknown special token|Token range", words):
+        raise GrammarError(words, field="grammar")
 
 
 def compiled(grammar: str, tokenizer: LLTokenizer) -> LLMatcher:
@@ -37,6 +47,22 @@ def compiled(grammar: str, tokenizer: LLTokenizer) -> LLMatcher:
     if matcher.is_error():
         raise GrammarError(words_of(matcher.get_error()), field="grammar")
     return matcher
+
+
+def failure(matcher: LLMatcher) -> str:
+    """Why a matcher cannot go on, empty while it can and where it is at a right end."""
+    if "NoExtensionBias" in f"{matcher.stop_reason()} {matcher.get_error()}":
+        return "no token can follow, and the text is not complete"
+    if matcher.is_error():
+        return words_of(matcher.get_error())
+    if not matcher.is_stopped() or matcher.is_accepting():
+        return ""
+    return f"it stopped: {matcher.stop_reason()}"
+
+
+@functools.cache
+def _bytes() -> LLTokenizer:
+    return LLTokenizer("byte")
 
 
 def words_of(error: str) -> str:

@@ -26,18 +26,11 @@ from plimsoll.runtime.engine.worker.ranks import Ranks
 from plimsoll.runtime.engine.worker.runner import StepResult
 from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, is_plain
 from plimsoll.runtime.kernels.group_error import GroupError
-from plimsoll.runtime.messages import (
-    EngineReady,
-    EngineRequest,
-    EngineStats,
-    FinishReason,
-    RequestTimes,
-    TokenOutput,
-    Vocabulary,
-)
+from plimsoll.runtime.messages import EngineReady, EngineRequest, EngineStats, FinishReason, RequestTimes, TokenOutput
 
 if TYPE_CHECKING:
     from plimsoll.runtime.engine.worker.grammars import Grammars
+    from plimsoll.runtime.messages import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +140,7 @@ class Engine:
         """Names of other machines of the group that are about to stop, and wait for the group's end."""
         return self._ranks.leaving if isinstance(self._ranks, NodeRanks) else []
 
-    def learn(self, vocabulary: Vocabulary) -> None:
+    def learn(self, vocabulary: "Vocabulary") -> None:
         """Takes the tokenizer's vocabulary, which requests with a grammar need. A second one is ignored."""
         if self._grammars is None:
             from plimsoll.runtime.engine.worker.grammars import Grammars
@@ -256,8 +249,9 @@ class Engine:
     def check_integrity(self) -> None:
         """Raises AssertionError where the books of engine, scheduler and block manager differ."""
         self.scheduler.check_integrity()
-        compiling = () if self._grammars is None else self._grammars.compiling
-        known = {seq.request_id: seq for seq in (*self.scheduler, *compiling)}
+        known = {
+            seq.request_id: seq for seq in (*self.scheduler, *(self._grammars.compiling if self._grammars else ()))
+        }
         assert known == self._sequences, "a request is lost or left behind"
         if not self._sequences:
             blocks = self.scheduler.blocks
@@ -378,8 +372,9 @@ class Engine:
             self.scheduler.distrust(item.seq, item.seq.num_computed)
             self._fail(item.seq, f"the step failed: {message_of(error)}", outputs, wipe=True)
 
-    def _fail(self, seq: Sequence, reason: str, outputs: list[TokenOutput], *, wipe: bool = False) -> None:
-        freed = self._end(seq, TokenOutput(request_id=seq.request_id, error=reason), "error", outputs)
+    def _fail(self, seq: Sequence, why: str, outputs: list[TokenOutput], *, wipe: bool = False) -> None:
+        reason: FinishReason = "error" if wipe or seq.row.constraint is None else "rejected"
+        freed = self._end(seq, TokenOutput(request_id=seq.request_id, error=why), reason, outputs)
         if wipe and freed:
             self.runner.clear_blocks(freed)
 

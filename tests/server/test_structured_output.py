@@ -1,12 +1,16 @@
 """Answers that match a schema, a regular expression, a choice or a grammar, over HTTP."""
 
 import json
+import os
+import re
+import signal
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from tests.support.endpoint import Endpoint
+from tests.support.endpoint import Endpoint, eventually, serving
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 120}
 TEXT = {"model": "tiny", "prompt": "hi", "max_tokens": 120}
@@ -78,8 +82,6 @@ def test_every_spelling_of_a_schema_holds_for_each_sample(
 def test_an_answer_is_what_a_regex_a_choice_or_a_grammar_allows(
     tiny: Endpoint, extra: dict[str, Any], allowed: str
 ) -> None:
-    import re
-
     ((text, reason),) = said(tiny, "/v1/completions", {**TEXT, **extra, "seed": 2})
     assert re.fullmatch(allowed, text) or (reason == "length" and re.match(allowed, text)), text
 
@@ -117,6 +119,36 @@ def test_what_cannot_be_compiled_is_refused_in_the_compilers_words(
     assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, field, "invalid_value")
     assert field in answer["error"]["message"]
     assert words in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"enum": [f"value {index}" for index in range(8000)]}, {"$ref": "#"},
+        {"allOf": [{"anyOf": [{"required": [f"p{i}"]}, {"required": [f"q{i}"]}]} for i in range(15)]},
+        {"type": "array", "maxItems": 10**6, "items": {"type": "array", "maxItems": 10**6}},
+        {"type": "string", "pattern": "^(.*a.{200}|.*b.{200}|.*c.{199})$"},
+        {"type": "integer", "minimum": 1, "maximum": 10**30, "multipleOf": 9999991},
+        {"anyOf": [{"$ref": "#"}, {"type": "array", "items": {"$ref": "#"}}]},
+        {"properties": {f"k{index}": {"type": "string"} for index in range(2000)}},
+        {"type": "string", "pattern": "((a{1,100}){1,100}){1,100}", "minLength": 10**6},
+    ],
+)  # fmt: skip
+def test_a_hostile_schema_is_refused_or_runs_and_the_server_goes_on(tiny: Endpoint, schema: dict[str, Any]) -> None:
+    restarts = tiny.service.engine.restarts
+    status, answer = tiny.post("/v1/completions", {**TEXT, "max_tokens": 16, "guided_json": schema, "seed": 1})
+    assert status in (200, 400), answer
+    assert said(tiny, "/v1/completions", {**TEXT, "regex": "ab"}) == [("ab", "stop")]
+    assert tiny.service.engine.restarts == restarts
+
+
+def test_an_engine_that_was_started_again_learns_the_vocabulary_again(tiny_checkpoint: Path) -> None:
+    with serving(tiny_checkpoint) as endpoint:
+        for attempt in range(2):
+            assert said(endpoint, "/v1/completions", {**TEXT, "regex": "ab"}) == [("ab", "stop")]
+            if not attempt:
+                os.kill(endpoint.service.engine.pid or 0, signal.SIGKILL)
+                eventually(lambda: endpoint.service.engine.restarts == 1 and endpoint.service.engine.ready)
 
 
 def test_two_constraints_are_refused_by_both_names(tiny: Endpoint) -> None:

@@ -13,7 +13,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from plimsoll.runtime.engine.core.sampling_row import Constraint
 from plimsoll.runtime.engine.core.scheduler import QueueFullError
 from plimsoll.runtime.engine.core.sequence import Sequence
-from plimsoll.runtime.grammar import compiled, words_of
+from plimsoll.runtime.grammar import compiled, failure
 from plimsoll.runtime.messages import Vocabulary
 
 CACHED, CACHED_CHARACTERS = 32, 1 << 20
@@ -37,9 +37,7 @@ class Matcher(Constraint):
 
     @property
     def error(self) -> str:
-        if self._matcher.is_error():
-            return words_of(self._matcher.get_error())
-        return "" if not self.stopped or self.accepting else self._matcher.stop_reason()
+        return failure(self._matcher)
 
     @property
     def accepting(self) -> bool:
