@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from plimsoll.api.errors import CheckpointError
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig
+from plimsoll.runtime.server.answer_grammar import answer_grammar
 from plimsoll.runtime.server.constraints import constraint_of
 from plimsoll.runtime.server.counts import MESSAGES, TOOLS, Most, check_counts
 from plimsoll.runtime.server.errors import ApiError, invalid_value
@@ -39,7 +40,7 @@ Request = (
     ChatCompletionRequest | CompletionRequest | ResponsesRequest | CountRequest | TokenizeRequest | DetokenizeRequest
 )
 #: What a job does, so that it can be blamed if it does not finish: the field, or None for the whole body.
-STEPS: tuple[str | None, ...] = (None, "chat_template", "messages", "prompt", "tokens", *CONSTRAINTS)
+STEPS: tuple[str | None, ...] = (None, "chat_template", "messages", "prompt", "tools", "tokens", *CONSTRAINTS)
 
 
 class Prepared(NamedTuple):
@@ -151,7 +152,7 @@ class Preparer:
             check_limits(chat, self.config, self.vocab_size)
             ids = self.reader.chat(chat, model_len, note)
             prompts = [(echoed(chat), ids)]
-            chat.constrain(constraint_of(chat, note))
+            chat.constrain(answer_grammar(chat, constraint_of(chat, note), self.reader.tokenizer, note))
         # The rest of a request is small.
         chat.spend()
         return Prepared(request, prompts, chat)

@@ -255,7 +255,6 @@ class ChatCompletionRequest(Returned):
     reasoning_effort: str | None = Field(None, max_length=32)
     include_reasoning: Flag = True
     separate_reasoning: Flag = True
-    thinking_token_budget: Whole | None = Field(None, ge=0, le=INT31)
     _reading: Reading | None = PrivateAttr(None)
     _unheard: set[str] = PrivateAttr(default_factory=set)
 

@@ -1,0 +1,219 @@
+"""Grammars that make a model call functions, in the way its family writes calls, so that the parser reads them back.
+
+They are Lark, as llguidance has it. The schema of a function's parameters decides what its arguments may be.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from plimsoll.runtime.server.parsing.formats import FAMILIES, Family
+from plimsoll.runtime.server.parsing.gemma_calls import GemmaCalls
+from plimsoll.runtime.server.parsing.json_calls import JsonCalls, NamedCalls
+from plimsoll.runtime.server.parsing.python_calls import PythonCalls
+from plimsoll.runtime.server.parsing.tagged_calls import TaggedCalls, wanted
+from plimsoll.runtime.server.parsing.thoughts import Thoughts
+
+#: A sign of the family as Lark: a special token by its id, or a string.
+Sign = Callable[[str], str]
+#: Spaces between the parts of arguments: a model that likes them must not fill the answer with them.
+_SPACES = r"\x20?"
+_KEYWORDS = ("$defs", "definitions")
+
+
+class Offer(NamedTuple):
+    """A function that may be called."""
+
+    name: str
+    parameters: Mapping[str, Any]
+
+
+class _Spelling(NamedTuple):
+    """How calls are written one after the other."""
+
+    before: str
+    between: str
+    after: str
+    each: tuple[str, str] = ("", "")
+    """Around each call."""
+
+
+def call_rules(parser: str, offers: Sequence[Offer], sign: Sign, *, several: bool) -> str:
+    """Rules of Lark: `calls` is one call of a function, or more where there may be `several`."""
+    family = FAMILIES[parser]
+    spelling = _spelling(parser, family)
+    lines = [_calls(spelling, sign, several), f"call: {' | '.join(f'call_{i}' for i in range(len(offers)))}"]
+    for index, offer in enumerate(offers):
+        lines += _call(parser, family, index, offer, sign)
+    return "\n".join(lines)
+
+
+def must_call(parser: str, offers: Sequence[Offer], sign: Sign, *, several: bool) -> str:
+    """A grammar of calls alone."""
+    return f"start: calls\n{call_rules(parser, offers, sign, several=several)}\n"
+
+
+def after_thought(thoughts: Thoughts, sign: Sign, *, thinking: bool) -> str:
+    """Rules that begin with a thought and go on with `rest`.
+
+    Args:
+        thinking: the prompt has begun the thought. Else the answer may begin with one.
+    """
+    end = sign(thoughts.end)
+    body = "thought: TEXT " + end if end.startswith("<") else f"thought[lazy]: /(.|\\n)*{_regex(thoughts.end)}/"
+    said = "".join(f" {sign(text)}?" for text in thoughts.said[:1])
+    begin = f"thought {_BREAK}{said}" if thinking else f"({sign(thoughts.begin)} thought {_BREAK}{said})?"
+    return f"start: {begin} rest\n{body}\nTEXT: /(.|\\n)*/\n"
+
+
+_BREAK = r"/\n{0,2}/"
+
+
+def _regex(text: str) -> str:
+    """A text as a regular expression of Lark."""
+    escaped = "".join(f"\\{character}" if character in "\\^$.|?*+()[]{}/" else character for character in text)
+    return escaped.replace("\n", "\\n")
+
+
+def _spelling(parser: str, family: Family) -> _Spelling:
+    begin = family.calls.begins[0]
+    ends: tuple[str, ...] = getattr(family.calls, "ends", ())
+    end = ends[0] if ends else ""
+    if parser == "hermes":
+        return _Spelling("", "\n", "", (f"{begin}\n", f"\n{end}"))
+    if parser == "llama3_json":
+        return _Spelling("", "; ", "")
+    if parser == "internlm":
+        return _Spelling("", "", "", (f"{begin}\n", end))
+    if parser == "mistral":
+        return _Spelling(f"{begin}[", ", ", "]")
+    if parser == "granite":
+        return _Spelling(f"{begin}[", ", ", "]")
+    if isinstance(family.calls, JsonCalls):
+        return _Spelling(f"{begin}[", ", ", f"]{end}")
+    if isinstance(family.calls, PythonCalls):
+        bare = parser == "pythonic"
+        return _Spelling("[" if bare else f"{begin}[", ", ", "]" if bare else f"]{end}")
+    if isinstance(family.calls, GemmaCalls):
+        return _Spelling("", "", "", (begin, end))
+    if isinstance(family.calls, NamedCalls):
+        return _Spelling(begin, "", ends[-1], (family.calls.begins[-1], ends[0]))
+    assert isinstance(family.calls, TaggedCalls)
+    if parser == "glm45":
+        return _Spelling("", "\n", "", (begin, ""))
+    if parser == "qwen3_coder":
+        return _Spelling("", "\n", "", (f"{begin}\n", f"\n{end}"))
+    return _Spelling(f"{begin}\n", "\n", f"\n{end}")
+
+
+def _calls(spelling: _Spelling, sign: Sign, several: bool) -> str:
+    one = f"{_written(spelling.each[0], sign)} call {_written(spelling.each[1], sign)}"
+    more = f"({_written(spelling.between, sign)} {one})*" if several else ""
+    return f"calls: {_written(spelling.before, sign)} {one} {more} {_written(spelling.after, sign)}"
+
+
+def _written(text: str, sign: Sign) -> str:
+    """A text with signs in it as Lark."""
+    return sign(text) if text else ""
+
+
+def _call(parser: str, family: Family, index: int, offer: Offer, sign: Sign) -> list[str]:
+    rule, calls = f"call_{index}", family.calls
+    schema = _object(offer.parameters)
+    if isinstance(calls, JsonCalls) or parser == "mistral":
+        keys = calls if isinstance(calls, JsonCalls) else JsonCalls(("",))
+        key = "parameters" if parser in ("llama3_json", "internlm", "cohere") else keys.argument_keys[0]
+        head = f"{{{json.dumps(keys.name_keys[0])}: {json.dumps(offer.name)}, {json.dumps(key)}: "
+        return [f"{rule}: {json.dumps(head)} {_json(schema)} {json.dumps('}')}"]
+    if isinstance(calls, NamedCalls):
+        lead, fence = ("", "")
+        if parser == "deepseek_v3":
+            return [
+                f'{rule}: "function" {sign("<｜tool▁sep｜>")} {json.dumps(offer.name + chr(10) + "```json" + chr(10))} '
+                f'{_json(schema)} "\\n```"'
+            ]
+        name = f"functions.{offer.name}:{index}" if parser == "kimi_k2" else offer.name
+        return [f"{rule}: {lead}{json.dumps(name)} {sign(calls.seps[0])} {_json(schema)}{fence}"]
+    fields = list(_fields(schema))
+    if isinstance(calls, TaggedCalls):
+        return _tagged(rule, calls, offer.name, fields, sign)
+    begin, equals, close = ("call:", ":", "}") if isinstance(calls, GemmaCalls) else ("", "=", ")")
+    opening = "{" if isinstance(calls, GemmaCalls) else "("
+    body = _pairs([(f"{name}{equals}", value, needed) for name, value, needed in fields])
+    return [f"{rule}: {json.dumps(f'{begin}{offer.name}{opening}')} {body} {json.dumps(close)}"]
+
+
+def _pairs(fields: Sequence[tuple[str, Any, bool]]) -> str:
+    """Values with commas between them, in order; those that are not needed may be left out after the others."""
+    needed = [f"{json.dumps(key)} {_json(value)}" for key, value, need in fields if need]
+    spare = [f"{json.dumps(key)} {_json(value)}" for key, value, need in fields if not need]
+    if needed:
+        return ' ", " '.join(needed) + "".join(f' (", " {one})?' for one in spare)
+    if not spare:
+        return ""
+    # Without any that is needed, one of the others begins.
+    ways = [" ".join([one, *(f'(", " {more})?' for more in spare[at + 1 :])]) for at, one in enumerate(spare)]
+    return f"({' | '.join(ways)})?"
+
+
+def _tagged(rule: str, calls: TaggedCalls, name: str, fields: Sequence[tuple[str, Any, bool]], sign: Sign) -> list[str]:
+    quoted = '"' if '"' in "".join(calls.name_begins) or calls.name_ends[0] == '">' else ""
+    named = calls.name_begins[0] if calls.name_begins else ""
+    end = calls.name_ends[0] if calls.name_begins else ""
+    if named.endswith("name="):
+        quoted = '"'
+        named += '"'
+        end = '"' + end
+    lines, parts = [], []
+    glm = not calls.name_begins
+    for at, (key, value, needed) in enumerate(fields):
+        begin = calls.key_begins[0] + ('"' if calls.key_begins[0].endswith("name=") else "") + key
+        if quoted:
+            begin += '"'
+            if "DSML" in calls.key_begins[0]:
+                begin += f' string="{"true" if _is_text(value) else "false"}"'
+        begin += calls.key_end + ("\n" + calls.value_begin if glm else "")
+        edge = "\n" if calls.name_begins == ("<function=",) else ""
+        inner = f"{rule}_{at}"
+        if _is_text(value) and (only := value.get("enum") or ([value["const"]] if "const" in value else [])):
+            texts = " | ".join(json.dumps(str(text), ensure_ascii=False) for text in only)
+            part = f"{json.dumps(begin + edge, ensure_ascii=False)} ({texts}) {sign(edge + calls.value_ends[0])}"
+        elif _is_text(value):
+            lines.append(f"{inner}[lazy]: /(.|\\n)*{_regex(calls.value_ends[0])}/")
+            part = f"{json.dumps(begin + edge, ensure_ascii=False)} {inner}"
+        else:
+            part = f"{json.dumps(begin + edge, ensure_ascii=False)} {_json(value)} {sign(edge + calls.value_ends[0])}"
+        part += ' "\\n"'
+        parts.append(part if needed else f"({part})?")
+    head = json.dumps(named + name + end + "\n", ensure_ascii=False)
+    return [f"{rule}: {head} {' '.join(parts)} {sign(calls.call_ends[0])}", *lines]
+
+
+def _is_text(schema: Any) -> bool:
+    return wanted(schema) == "text"
+
+
+def _object(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the arguments, which are an object."""
+    if not parameters:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    return {"type": "object", **parameters}
+
+
+def _fields(schema: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
+    """Name, schema and need of each property, those that are needed first."""
+    shared = {name: schema[name] for name in _KEYWORDS if name in schema}
+    needed = schema.get("required")
+    needed = needed if isinstance(needed, list) else []
+    given = schema.get("properties")
+    given = given if isinstance(given, Mapping) else {}
+    found = [
+        (name, {**shared, **value} if isinstance(value, Mapping) else {}, name in needed)
+        for name, value in given.items()
+    ]
+    return sorted(found, key=lambda field: not field[2])
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    options = {"whitespace_pattern": _SPACES, **(schema.get("x-guidance") or {})}
+    return f"%json {json.dumps({**schema, 'x-guidance': options}, ensure_ascii=False)}"
