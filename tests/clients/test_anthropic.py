@@ -25,10 +25,14 @@ def test_calls_a_tool_and_answers_with_its_result(
     settings = {"model": server.model, "temperature": 0, "max_tokens": 100, "tools": TOOLS}
     turns = [{"role": "user", "content": QUESTION}]
     if stream:
-        with client.messages.stream(**settings, messages=turns, tool_choice=choice) as events:
+        with client.messages.stream(
+            **settings, messages=turns, tool_choice=choice | {"disable_parallel_tool_use": True}
+        ) as events:
             answer = events.get_final_message()
     else:
-        answer = client.messages.create(**settings, messages=turns, tool_choice=choice)
+        answer = client.messages.create(
+            **settings, messages=turns, tool_choice=choice | {"disable_parallel_tool_use": True}
+        )
     assert answer.stop_reason == "tool_use"
     call = next(block for block in answer.content if block.type == "tool_use")
     assert_called(call.name, call.input)

@@ -38,7 +38,7 @@ def answer(model: Any, turns: list[Any], stream: bool) -> AIMessage:
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_a_tool_and_answers_with_its_result(llm: BaseChatModel, stream: bool) -> None:
     turns: list[Any] = [HumanMessage(QUESTION)]
-    called = answer(llm.bind_tools([get_temperature], tool_choice="any"), turns, stream)
+    called = answer(llm.bind_tools([get_temperature], tool_choice="any", parallel_tool_calls=False), turns, stream)
     call = called.tool_calls[0]
     assert_called(call["name"], call["args"])
     turns += [called, ToolMessage(get_temperature(**call["args"]), tool_call_id=call["id"])]

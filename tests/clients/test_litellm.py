@@ -29,7 +29,7 @@ def answer(settings: dict[str, Any], stream: bool, messages: list[Any], **more: 
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_a_tool_and_answers_with_its_result(settings: dict[str, Any], stream: bool) -> None:
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
-    called = answer(settings, stream, messages, tools=[TOOL], tool_choice="required")
+    called = answer(settings, stream, messages, tools=[TOOL], tool_choice="required", parallel_tool_calls=False)
     assert called.finish_reason == "tool_calls"
     call = called.message.tool_calls[0]
     arguments = json.loads(call.function.arguments)

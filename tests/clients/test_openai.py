@@ -22,10 +22,14 @@ def test_calls_a_tool_and_answers_with_its_result(
     messages = [{"role": "user", "content": QUESTION}]
     settings = {"model": server.model, "temperature": 0, "max_completion_tokens": 100, "tools": [TOOL]}
     if stream:
-        with client.chat.completions.stream(**settings, messages=messages, tool_choice=choice) as events:
+        with client.chat.completions.stream(
+            **settings, messages=messages, tool_choice=choice, parallel_tool_calls=False
+        ) as events:
             answer = events.get_final_completion().choices[0]
     else:
-        answer = client.chat.completions.create(**settings, messages=messages, tool_choice=choice).choices[0]
+        answer = client.chat.completions.create(
+            **settings, messages=messages, tool_choice=choice, parallel_tool_calls=False
+        ).choices[0]
     assert answer.finish_reason == "tool_calls"
     call = answer.message.tool_calls[0]
     arguments = json.loads(call.function.arguments)
@@ -60,10 +64,14 @@ def test_responses_call_a_tool_and_answer_with_its_result(client: openai.OpenAI,
     tools = [{"type": "function", "strict": True, **TOOL["function"]}]
     turns = [{"role": "user", "content": QUESTION}]
     if stream:
-        with client.responses.stream(**settings, input=turns, tools=tools, tool_choice="required") as events:
+        with client.responses.stream(
+            **settings, input=turns, tools=tools, tool_choice="required", parallel_tool_calls=False
+        ) as events:
             answer = events.get_final_response()
     else:
-        answer = client.responses.create(**settings, input=turns, tools=tools, tool_choice="required")
+        answer = client.responses.create(
+            **settings, input=turns, tools=tools, tool_choice="required", parallel_tool_calls=False
+        )
     call = next(item for item in answer.output if item.type == "function_call")
     arguments = json.loads(call.arguments)
     assert_called(call.name, arguments)
