@@ -8,7 +8,7 @@ import { z } from "zod";
 
 const [baseURL, model, apiKey] = process.argv.slice(2);
 const models = {
-  chat: createOpenAICompatible({ name: "plimsoll", baseURL, apiKey, supportsStructuredOutputs: true })(model),
+  chat: createOpenAICompatible({ name: "plimsoll", baseURL, apiKey, supportsStructuredOutputs: true, includeUsage: true })(model),
   responses: createOpenAI({ baseURL, apiKey }).responses(model),
   messages: createAnthropic({ baseURL, apiKey })(model),
 };

@@ -22,7 +22,7 @@ def client(server: Server) -> anthropic.Anthropic:
 def test_calls_a_tool_and_answers_with_its_result(
     client: anthropic.Anthropic, server: Server, choice: dict[str, str], stream: bool
 ) -> None:
-    settings = {"model": server.model, "temperature": 0, "max_tokens": 100, "tools": TOOLS}
+    settings = {"model": server.model, "max_tokens": 100, "tools": TOOLS, "extra_body": {"temperature": 0}}
     turns = [{"role": "user", "content": QUESTION}]
     if stream:
         with client.messages.stream(
