@@ -1,4 +1,4 @@
-"""Processes that work on what strangers send: limited in memory, and killed when they take too long.
+"""Processes that work on what strangers send: limited in memory and processor time, and killed when they take too long.
 
 They are forked from one process that does nothing else and was forked itself before the server had threads,
 connections or keys. So a new one takes milliseconds, and shares the tokenizer's memory until it writes to it.
@@ -29,8 +29,8 @@ Call = Callable[[bytearray, Any, Callable[[int], None]], Any]
 
 #: Number of a process, the bytes that it may allocate, and how nice it is; 0 bytes ends the process.
 COMMAND = struct.Struct(">QQB")
-#: Bytes of the pickled arguments and of the payload.
-JOB = struct.Struct(">QQ")
+#: Bytes of the pickled arguments and of the payload, and seconds of processor time that the job may take.
+JOB = struct.Struct(">QQd")
 #: Bytes of the pickled answer, its kind, and whether the process ends after it.
 ANSWER = struct.Struct(">QB?")
 RESULT, OUT_OF_MEMORY, FAULT = range(3)
@@ -178,15 +178,19 @@ def _work(link: socket.socket, steps: mmap.mmap, place: int, call: Call) -> NoRe
         steps[place] = step
 
     while head := _read(link, JOB.size):
-        described, size = JOB.unpack(head)
+        described, size, seconds = JOB.unpack(head)
         kind, found = RESULT, b""
         try:
-            arguments = pickle.loads(_read(link, described))
-            found = pickle.dumps(call(_read(link, size), arguments, note), pickle.HIGHEST_PROTOCOL)
+            arguments, payload = pickle.loads(_read(link, described)), _read(link, size)
+            # Its signal ends this process, wherever it is: in C as well, where no handler of Python's would run.
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            found = pickle.dumps(call(payload, arguments, note), pickle.HIGHEST_PROTOCOL)
+            del payload
         except MemoryError:
             kind = OUT_OF_MEMORY
         except Exception:
             kind, found = FAULT, traceback.format_exc().encode("utf-8", "replace")
+        signal.setitimer(signal.ITIMER_PROF, 0)
         last = kind != RESULT or (_peak() - began) * scale > GROWN_BYTES
         link.sendall(ANSWER.pack(len(found), kind, last) + found)
         if last:

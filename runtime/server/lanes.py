@@ -1,4 +1,7 @@
-"""Jobs for forked processes: short ones and long ones apart, each one bounded in time and memory."""
+"""Jobs for forked processes: short ones and long ones apart, each one bounded in processor time and memory.
+
+Time on the clock says little on a busy machine: there a job that takes 50 ms of a processor may last for seconds.
+"""
 
 import asyncio
 import contextlib
@@ -10,27 +13,30 @@ from typing import Any, Literal
 
 from plimsoll.runtime.server.forked import ANSWER, FAULT, JOB, OUT_OF_MEMORY, Forker
 
-#: Bytes of a payload up to which a job may be a short one, and the seconds that a short job may take. One that takes
-#: longer starts again among the long ones.
+#: Bytes of a payload up to which a job may be a short one, and the seconds of a processor that a short job may take.
+#: One that takes longer starts again among the long ones.
 SHORT_BYTES, SHORT_SECONDS = 64 * 1024, 0.3
 #: Bytes that a process may allocate for a short job.
 SHORT_MEMORY = 48 << 20
+#: On the clock, a job may take so many times its seconds of a processor: a long one beside a busy engine takes four.
+BUSY = 10
 
 #: A long job leaves the processor to the engine and to answers that run.
-LONG_NICE = 10
+LONG_NICE = 5
 #: Bytes of an answer that are read at once.
 READ_BYTES = 256 * 1024
 
-Reason = Literal["time", "memory", "end"]
+Reason = Literal["time", "memory", "end", "busy"]
 
 
 class UnfinishedError(Exception):
     """A job took too long or too much memory.
 
     Attributes:
-        reason: time, memory, or end where the process ended without saying why.
+        reason: time, memory, busy where the machine gave the job too little of a processor, or end where the process
+            ended without saying why.
         step: what the job last noted.
-        seconds: the time that it had.
+        seconds: of a processor that it had.
     """
 
     def __init__(self, reason: Reason, step: int, seconds: float) -> None:
@@ -56,10 +62,10 @@ class _Worker:
     def step(self) -> int:
         return self._forker.step(self._number)
 
-    async def ask(self, payload: bytes | bytearray, arguments: bytes) -> tuple[int, bytearray]:
-        """Kind and bytes of the answer. Raises OSError where the process ends first."""
+    async def ask(self, payload: bytes | bytearray, arguments: bytes, seconds: float) -> tuple[int, bytearray]:
+        """Kind and bytes of the answer, in `seconds` of a processor. Raises OSError where the process ends first."""
         loop = asyncio.get_running_loop()
-        head = JOB.pack(len(arguments), len(payload)) + arguments
+        head = JOB.pack(len(arguments), len(payload), seconds) + arguments
         if len(payload) <= SHORT_BYTES:
             await loop.sock_sendall(self._link, head + payload)
         else:
@@ -125,10 +131,10 @@ class _Turn:
 
 
 class _Lane:
-    """One process, and jobs that take turns."""
+    """One process, and jobs that take turns. `patience` is seconds on the clock, which no job may pass."""
 
-    def __init__(self, forker: Forker, nice: int) -> None:
-        self._forker, self._nice = forker, nice
+    def __init__(self, forker: Forker, nice: int, patience: float) -> None:
+        self._forker, self._nice, self._patience = forker, nice, patience
         self._turn = _Turn()
         self._worker: _Worker | None = None
 
@@ -149,10 +155,11 @@ class _Lane:
             return await self._ask(_Worker(self._forker, memory, self._nice), payload, arguments, seconds)
 
     async def _ask(self, worker: _Worker, payload: bytes | bytearray, arguments: bytes, seconds: float) -> Any:
-        kept = False
+        kept, clock = False, asyncio.get_running_loop().time
+        began = clock()
         try:
-            async with asyncio.timeout(seconds):
-                kind, found = await worker.ask(payload, arguments)
+            async with asyncio.timeout(min(self._patience, BUSY * seconds)):
+                kind, found = await worker.ask(payload, arguments, seconds)
             if kind == OUT_OF_MEMORY:
                 raise UnfinishedError("memory", worker.step, seconds)
             if kind == FAULT:
@@ -160,9 +167,11 @@ class _Lane:
             kept = not worker.last
             return pickle.loads(found)
         except TimeoutError:
-            raise UnfinishedError("time", worker.step, seconds) from None
+            raise UnfinishedError("busy", worker.step, seconds) from None
         except OSError:
-            raise UnfinishedError("end", worker.step, seconds) from None
+            # A process that has used up its time ends without a word. The kernel counts in ticks.
+            reason: Reason = "time" if clock() - began >= 0.9 * seconds else "end"
+            raise UnfinishedError(reason, worker.step, seconds) from None
         finally:
             if kept:
                 self._worker = worker
@@ -179,12 +188,13 @@ class Lanes:
     """Two processes: a long job never holds up a short one.
 
     Args:
-        seconds: the most that one job may take.
+        seconds: the most of a processor's time that one job may take.
+        patience: the most that it may take on the clock.
     """
 
-    def __init__(self, forker: Forker, seconds: float) -> None:
+    def __init__(self, forker: Forker, seconds: float, patience: float) -> None:
         self._forker, self._seconds = forker, seconds
-        self._short, self._long = _Lane(forker, 0), _Lane(forker, LONG_NICE)
+        self._short, self._long = _Lane(forker, 0, patience), _Lane(forker, LONG_NICE, patience)
 
     async def run(self, payload: bytes | bytearray, arguments: Any, memory: int) -> Any:
         """The result of one job.
@@ -206,7 +216,7 @@ class Lanes:
         return await self._long.run(payload, described, self._limit(len(payload)), memory)
 
     def _limit(self, size: int) -> float:
-        """Seconds for a payload of `size` bytes: a small one that takes long is hostile, and others wait."""
+        """Seconds of a processor for a payload of `size` bytes: a small one that takes long is hostile."""
         return min(self._seconds, 3 + size / (128 * 1024))
 
     async def lost(self) -> None:

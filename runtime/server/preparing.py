@@ -7,7 +7,7 @@ from plimsoll.runtime.server.forked import Forker
 from plimsoll.runtime.server.lanes import FaultError, Lanes, UnfinishedError
 from plimsoll.runtime.server.preparer import STEPS, Prepared, Preparer, Route
 
-#: The most that preparing one request may take.
+#: The most of a processor's time that preparing one request may take.
 SECONDS = 10.0
 #: Bytes that preparing a long request may take: a part for all, and one for each token of the model's length. English
 #: takes 600 bytes a token while it is tokenized.
@@ -39,10 +39,11 @@ class Preparing:
 
     Args:
         request_timeout: seconds that a request may take in all.
+        seconds: of a processor that preparing one may take.
     """
 
-    def __init__(self, preparer: Preparer, request_timeout: float) -> None:
-        self._lanes = Lanes(Forker(preparer), min(SECONDS, request_timeout))
+    def __init__(self, preparer: Preparer, request_timeout: float, seconds: float = SECONDS) -> None:
+        self._lanes = Lanes(Forker(preparer), min(seconds, request_timeout), request_timeout)
 
     async def run(self, route: Route, body: bytearray, model_len: int | None) -> Prepared:
         """See `Preparer`. Raises ApiError."""
@@ -74,9 +75,11 @@ class Preparing:
 
 
 def _unfinished(error: UnfinishedError) -> ApiError:
+    if error.reason == "busy":
+        return not_ready("This machine is too busy to prepare the request; try again shortly.")
     step = STEPS[error.step]
     limit = {
-        "time": f"took longer than this server allows ({error.seconds:g} s)",
+        "time": f"took more of a processor's time than this server allows ({error.seconds:g} s)",
         "memory": "took more memory than this server allows",
         "end": "ended the process that did it, most likely because memory ran out",
     }[error.reason]

@@ -111,7 +111,7 @@ def job(payload: bytearray, arguments: object, note: object) -> int:
 
 def test_bodies_that_wait_for_a_worker_count_until_it_has_read_them() -> None:
     forker = Forker(job)
-    lanes = Lanes(forker, 60.0)
+    lanes = Lanes(forker, 60.0, 60.0)
     waiting: list[int] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

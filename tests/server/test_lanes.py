@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from plimsoll.runtime.server.forked import Forker
-from plimsoll.runtime.server.lanes import SHORT_BYTES, FaultError, Lanes, UnfinishedError, _Turn
+from plimsoll.runtime.server.lanes import SHORT_BYTES, SHORT_SECONDS, FaultError, Lanes, UnfinishedError, _Turn
 
 MIB = 1 << 20
 LONG = b" " * (SHORT_BYTES + 1)
@@ -27,6 +28,8 @@ def work(payload: bytearray, arguments: Any, note: Callable[[int], None]) -> Any
     if what == b"hang":
         while True:
             pass
+    if what == b"wait":
+        time.sleep(arguments)
     if what == b"die":
         os._exit(3)
     if what == b"raise":
@@ -37,8 +40,8 @@ def work(payload: bytearray, arguments: Any, note: Callable[[int], None]) -> Any
 
 
 @contextlib.asynccontextmanager
-async def lanes(seconds: float = 30.0) -> AsyncIterator[Lanes]:
-    made = Lanes(Forker(work), seconds)
+async def lanes(seconds: float = 30.0, patience: float = 60.0) -> AsyncIterator[Lanes]:
+    made = Lanes(Forker(work), seconds, patience)
     try:
         yield made
     finally:
@@ -62,6 +65,17 @@ def test_a_long_job_that_hangs_holds_up_no_short_one_and_is_ended() -> None:
             error = await hung
             assert (error.reason, error.step) == ("time", 7)
             assert (await made.run(LONG, "next", 64 * MIB))[1] == "next"
+
+    asyncio.run(scene())
+
+
+def test_a_job_that_gets_little_of_a_processor_is_not_ended_for_it() -> None:
+    async def scene() -> None:
+        async with lanes() as made:
+            pid, _ = await made.run(b"", None, MIB)
+            assert await made.run(b"wait", 2 * SHORT_SECONDS, MIB) == (pid, 2 * SHORT_SECONDS)
+        async with lanes(patience=0.5) as made:
+            assert (await unfinished(made, b"wait" + LONG, 30)).reason == "busy"
 
     asyncio.run(scene())
 
@@ -158,7 +172,7 @@ def test_a_process_that_dies_is_replaced() -> None:
 def test_that_no_process_can_be_forked_any_more_is_noticed() -> None:
     async def scene() -> None:
         forker = Forker(work)
-        made = Lanes(forker, 30.0)
+        made = Lanes(forker, 30.0, 60.0)
         await made.run(b"", None, MIB)
         lost = asyncio.create_task(made.lost())
         await asyncio.sleep(0)
@@ -185,7 +199,7 @@ def work(payload, arguments, note):
     return os.getpid()
 
 async def main():
-    made = Lanes(Forker(work), 60)
+    made = Lanes(Forker(work), 60, 60)
     print(await made.run(b"", None, 1 << 20), made._forker.pid, flush=True)
     await made.run(b"", os.getpid(), 1 << 20)
 

@@ -49,7 +49,7 @@ def preparing(folder: Path, seconds: float = 10.0, templates: dict[str, str] | N
     longest = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
     config = ServerConfig(served_name="tiny")
     preparer = Preparer(tokenizer, EngineConfig(model=str(folder)), config, tokenizer.vocab_size, longest)
-    running = Preparing(preparer, seconds)
+    running = Preparing(preparer, 60.0, seconds)
     try:
         with asyncio.Runner() as loop:
             yield Prepare(running, loop)
