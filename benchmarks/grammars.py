@@ -102,7 +102,7 @@ def main() -> int:
             print(outcome, json.dumps(schema), repr(answer.text), answer.error or "")
         counts[outcome] += 1
     print(dict(counts), f"{time.monotonic() - began:.0f} s")
-    return 1 if counts["wrong"] or counts["error"] else 0
+    return 1 if counts["wrong"] or counts["error"] or counts["rejected"] else 0
 
 
 if __name__ == "__main__":

@@ -134,9 +134,11 @@ def test_what_cannot_be_done_is_refused_in_anthropics_words(tiny: Endpoint, fiel
 def test_what_has_no_effect_is_named(tiny: Endpoint) -> None:
     tools = [{"type": "web_search_20250305", "name": "web_search"}]
     body = {"model": "tiny", "messages": ASKED, "max_tokens": 1, "tools": tools, "next_year": 1, "mcp_servers": []}
+    body["thinking"] = {"type": "enabled", "budget_tokens": 1024}
+    named = "mcp_servers, next_year, thinking.budget_tokens, tools[].web_search_20250305"
     for stream in (False, True):
         answer = tiny.http.post(PATH, json=body | {"stream": stream})
-        assert answer.headers["x-plimsoll-ignored"] == "mcp_servers, next_year, tools[].web_search_20250305"
+        assert answer.headers["x-plimsoll-ignored"] == named
 
 
 @pytest.mark.parametrize(

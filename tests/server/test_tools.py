@@ -61,9 +61,8 @@ def test_a_call_that_a_model_chooses_to_make_is_one_and_a_broken_one_is_text(smo
             assert (whole.message.content, whole.message.tool_calls, whole.finish_reason) == (said, None, "stop")
 
 
-def test_thoughts_are_apart_from_the_answer_and_counted(smol: Endpoint) -> None:
+def test_signs_of_thoughts_are_text_where_the_template_knows_none(smol: Endpoint) -> None:
     ask = smol.openai.chat.completions.create
-    # The template of the demo model knows no thoughts: the text is all its answer.
     text = "<think>\nHm.\n</think>\n\nYes."
     answer = ask(model="smol", messages=ASKED, extra_body={"guided_choice": [text]}).choices[0]
     assert answer.message.content == text

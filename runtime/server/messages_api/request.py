@@ -77,6 +77,8 @@ class CountRequest(Sampling):
         found = tools(self.tools, self.tool_choice)
         for kind in found.skipped:
             note(ignored, f"tools[].{kind[:QUOTED]}")
+        if isinstance(self.thinking, dict) and self.thinking.get("budget_tokens") is not None:
+            note(ignored, "thinking.budget_tokens")
         messages = conversation(self.system, self.messages)
         asked: dict[str, Any] = {"messages": messages}
         asked |= {name: getattr(self, name) for name in SHARED if name in self.model_fields_set}
