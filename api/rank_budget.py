@@ -31,6 +31,7 @@ class RankBudget:
 
     @cached_property
     def workspace(self) -> int:
+        """Bytes of all working memory together."""
         return sum(self.workspace_terms.values())
 
     @property
