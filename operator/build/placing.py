@@ -23,6 +23,9 @@ class Placing:
     """Products that are too small, of nodes whose labels give no memory."""
     unclear: tuple[str, ...] = ()
     """Products that are shared by an unknown number of pods."""
+    slices: tuple[tuple[str, int], ...] = ()
+    """Products that are slices of a card, and the most bytes of each: a node's label of the memory may be the whole
+    card's."""
 
 
 def node_affinity(placing: Placing) -> Object:
@@ -43,9 +46,16 @@ def node_affinity(placing: Placing) -> Object:
         ],
     ]
     other = [_one_of(product, "NotIn", placing.small)] if placing.small else []
+
+    def measured(count: int) -> list[Object]:
+        """For nodes whose labels give the memory of a device that so many pods share."""
+        least = placing.least * count
+        small = tuple(name for name, most in placing.slices if most < least)
+        return [_at_least(memory, least), *([_one_of(product, "NotIn", small)] if small else [])]
+
     terms = [
-        *([_at_least(memory, placing.least), *one] for one in alone),
-        *([_at_least(memory, placing.least * n), *_exactly(pods, n)] for n in placing.shares),
+        *([*measured(1), *one] for one in alone),
+        *([*measured(n), *_exactly(pods, n)] for n in placing.shares),
         *([unmeasured, *other, *one] for one in alone),
         *([unmeasured, _one_of(product, "In", (name,)), *_exactly(pods, n)] for name, n in placing.named),
     ]

@@ -85,6 +85,7 @@ def placing(resource: str, least: int, seen: Sequence[Card]) -> Placing:
         named=_sorted((one.product, one.pods) for one in parts if not one.measured),
         small=_sorted(one.product for one in seen if one.bytes and one.bytes < least and not one.measured),
         unclear=_sorted(one.product for one in seen if one.bytes == 0),
+        slices=_sorted((one.product, most) for one in seen if (most := most_mig_bytes(one.product)) is not None),
     )
 
 

@@ -88,7 +88,7 @@ def test_what_is_sized_and_does_not_run_is_refused_in_plain_words(parts: dict[st
     with pytest.raises(NotRunYetError) as caught:
         refuse_not_run_yet(spec(**parts))
     assert caught.value.field == field
-    assert str(caught.value).endswith(("Use bfloat16 or float32", "Leave it out", "Use 1"))
+    assert str(caught.value).endswith(("Use bfloat16 or float32", "Leave it out", "PLIMSOLL_UNTESTED_GPU_RANKS=1"))
 
 
 def test_what_runs_is_not_refused() -> None:

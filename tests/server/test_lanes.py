@@ -144,7 +144,8 @@ def test_memory_is_bounded_and_a_process_that_has_grown_is_replaced() -> None:
     async def scene() -> None:
         async with lanes() as made:
             assert (await unfinished(made, b"fill", 1 << 40)).reason == "memory"
-            assert (await unfinished(made, b"fill", 80 * MIB)).reason == "memory"
+            # More than this process may have let go of and kept: its children could use that.
+            assert (await unfinished(made, b"fill", 1024 * MIB)).reason == "memory"
             before = (await made.run(LONG, None, 64 * MIB))[0]
             assert await made.run(b"fill" + LONG, 56 * MIB, 64 * MIB) == 56 * MIB
             assert (await made.run(LONG, None, 64 * MIB))[0] != before

@@ -17,6 +17,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from plimsoll.runtime.server.protocol import CONSTRAINTS
 from tests.support.endpoint import eventually
 from tests.support.server_process import ServerProcess, answers, server_process
 
@@ -92,7 +93,8 @@ def test_what_schemathesis_makes_of_our_own_openapi(
         if mode is GenerationMode.POSITIVE:
             # What the schema cannot say: the model's name, limits of this server, which fields exclude each other.
             case.body["model"] = "tiny"
-            case.body.pop("max_completion_tokens", None)
+            for name in ("max_completion_tokens", "truncate_prompt_tokens", "tools", "tool_choice", *CONSTRAINTS):
+                case.body.pop(name, None)
             case.body["logit_bias"] = {
                 str(int(key) % 320): bias for key, bias in (case.body.get("logit_bias") or {}).items()
             }

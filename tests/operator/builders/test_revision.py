@@ -38,6 +38,7 @@ FULL: Spec = {
     **RELEASED,
     "model": {**RELEASED["model"], "contentVersion": "v1"},
     "parallelism": {"tensor": 4, "nodes": 2, "topologyKey": "rack", "exclusiveTopology": True},
+    "serving": {**RELEASED["serving"], "toolParser": "hermes", "reasoningParser": "think"},
     "pod": {
         **RELEASED["pod"],
         "architecture": "amd64",
@@ -136,7 +137,7 @@ OTHER: dict[str, Any] = {
     "source": "hf://org/name@v2", "endpoint": "https://other.example", "resource": "cpu", "precision": "auto",
     "tensor": 2, "nodes": 4, "exclusiveTopology": False,
     "type": "linear", "prefixCaching": True, "tolerations": [], "imagePullSecrets": [], "requestTimeout": "6m",
-    "restartTimeout": "6m", "hangTimeout": "6m",
+    "restartTimeout": "6m", "hangTimeout": "6m", "toolParser": "none", "reasoningParser": "none",
     "memory": "25Gi", "ratio": 0.7, "blockSize": 64, "factor": 2.0, "maxLength": 1, "maxBatchedTokens": 64,
     "image": "runtime:2", "architecture": "arm64", "imagePullPolicy": "Never", "nodeSelectorTerms": [{}],
     "ephemeralStorage": "21Gi", "supplementalGroups": [8], "topologySpreadConstraints": [],

@@ -15,7 +15,7 @@ from tests.support.built import DIGEST, INSPECTION, MINIMAL, SETTINGS, Object, S
 from tests.support.job_manifests import LEAST
 
 #: Digest of the template of MINIMAL, which has none of these fields.
-GOLDEN = "5719fcb07f"
+GOLDEN = "0641ba5969"
 SOURCES = ("hf://org/name", "pvc://models/a", f"oci://r.example/m@{DIGEST}")
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from plimsoll.operator import build
@@ -145,6 +145,7 @@ LABELS = st.fixed_dictionaries(
 
 
 @given(st.lists(LABELS, min_size=1, max_size=4), st.integers(1, 90 * GIB))
+@example([{"product": "NVIDIA-A100-MIG-3g.40gb", "memory": "81559"}], 40 * GIB + 1)
 def test_no_node_is_selected_whose_device_is_known_to_be_smaller(labels: list[dict[str, str]], least: int) -> None:
     nodes = [node(str(index), one) for index, one in enumerate(labels)]
     seen = [card(one, GPU) for one in nodes]
