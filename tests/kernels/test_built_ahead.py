@@ -15,6 +15,7 @@ from plimsoll.runtime.kernels import build, forecast, native
 from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.machine import processor
 from tests.kernels import test_native
+from tests.kernels.test_quantized import assert_agrees
 from tests.models.test_layers_at_once import assert_same_to_the_bit
 from tests.support.checkpoints import make_checkpoint
 
@@ -100,6 +101,7 @@ def test_each_variant_computes_what_torch_does(
     [path] = folder.glob(f"kernels-{name}-*.so")
     variant = build.variant_of(path)
     assert variant is not None
+    assert_agrees(path)
     monkeypatch.setenv("PLIMSOLL_KERNELS_LIBRARY", str(path))
     assert native_kernels("cpu", torch.bfloat16).facts == forecast.foreseen_table("cpu")
     assert native.native_library().panel_width() == variant.panel == forecast.panel_width(path)

@@ -256,12 +256,15 @@ print("agrees")
 """
 
 
-@pytest.mark.parametrize("flags", [("-march=x86-64-v3",), ("-march=x86-64",)])
-def test_builds_for_lesser_processors_agree(flags: tuple[str, ...], tmp_path: os.PathLike[str]) -> None:
-    """AVX2, and vectors of the compiler's alone (what other machines run); half precision by hand in the latter."""
+def test_a_build_for_any_processor_agrees(tmp_path: os.PathLike[str]) -> None:
+    """Vectors of the compiler's alone, which other machines run, and half precision by hand."""
     if os.uname().machine != "x86_64":
         pytest.skip("the flags are those of x86-64")
-    library = build._build(build.Path(tmp_path), "lesser.so", (*flags, "-O1", "-Wno-psabi"))
+    assert_agrees(build._build(build.Path(tmp_path), "lesser.so", ("-march=x86-64", "-O1", "-Wno-psabi")))
+
+
+def assert_agrees(library: build.Path) -> None:
+    """Quantized products of this library are those of torch."""
     done = subprocess.run(
         [sys.executable, "-c", OTHER_BUILD],
         env={**os.environ, "PLIMSOLL_KERNELS_LIBRARY": str(library)},
