@@ -43,7 +43,7 @@ class Preparing:
     """
 
     def __init__(self, preparer: Preparer, request_timeout: float, seconds: float = SECONDS) -> None:
-        self._lanes = Lanes(Forker(preparer), min(seconds, request_timeout), request_timeout)
+        self._lanes = Lanes(Forker(preparer), min(seconds, request_timeout / 2), request_timeout)
 
     async def run(self, route: Route, body: bytearray, model_len: int | None) -> Prepared:
         """See `Preparer`. Raises ApiError."""

@@ -12,6 +12,7 @@ import plimsoll
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import ServerConfig
 from plimsoll.runtime.engine.transport.client import EngineClient, EngineDead
+from plimsoll.runtime.machine.heap import return_freed_memory
 from plimsoll.runtime.messages import EngineReady
 from plimsoll.runtime.server.asgi import IGNORED, PARTITION
 from plimsoll.runtime.server.body import json_body
@@ -59,6 +60,8 @@ class Serving:
         self.longest_token = max(vocabulary.sizes)
         self.engine.vocabulary = vocabulary
         preparer = Preparer(self.tokenizer, self.engine.config, self.config, self.vocab_size, self.longest_token)
+        # What the vocabulary took while it was read is not for the processes that are forked now.
+        return_freed_memory()
         self.preparing = Preparing(preparer, self.config.request_timeout)
 
     async def prepare(self, route: Route, request: Request) -> Prepared:

@@ -27,7 +27,7 @@ def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("hostile-requests")
     template = folder / "template.jinja"
     template.write_text(TEMPLATE)
-    options = ("--chat-template", str(template), "--request-timeout", "2", "--max-body-bytes", str(16 * MIB))
+    options = ("--chat-template", str(template), "--request-timeout", "6", "--max-body-bytes", str(16 * MIB))
     with server_process(tiny_checkpoint, folder / "log", *options) as running:
         yield running
 
