@@ -18,7 +18,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.content }}{% endfor %}"
 )
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-SECONDS = 30.0
+SECONDS = 120.0
 """For an answer to a client that does no harm; the loop that the template runs takes minutes."""
 
 
@@ -27,7 +27,7 @@ def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("hostile-requests")
     template = folder / "template.jinja"
     template.write_text(TEMPLATE)
-    options = ("--chat-template", str(template), "--request-timeout", "6", "--max-body-bytes", str(16 * MIB))
+    options = ("--chat-template", str(template), "--request-timeout", "60", "--max-body-bytes", str(16 * MIB))
     with server_process(tiny_checkpoint, folder / "log", *options) as running:
         yield running
 
@@ -47,7 +47,7 @@ def post(server: ServerProcess, path: str, body: bytes) -> tuple[int, dict[str, 
 def test_a_template_that_loops_holds_up_neither_probes_nor_other_requests(server: ServerProcess) -> None:
     hostile = json.dumps(CHAT | {"chat_template_kwargs": {"attack": "loop"}}).encode()
     with ThreadPoolExecutor() as pool:
-        answers = [pool.submit(post, server, "/v1/chat/completions", hostile) for _ in range(3)]
+        answers = [pool.submit(post, server, "/v1/chat/completions", hostile) for _ in range(2)]
         while not all(answer.done() for answer in answers):
             assert httpx.get(f"{server.root}/health", timeout=SECONDS).status_code == 200
             assert post(server, "/v1/chat/completions", json.dumps(CHAT).encode())[0] == 200
