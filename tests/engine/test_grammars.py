@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import llguidance
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.runtime.engine.engine import Engine
-from plimsoll.runtime.engine.worker.grammars import tokenizer_of
+from plimsoll.runtime.engine.worker.grammars import Matcher, tokenizer_of
 from plimsoll.runtime.grammar import compiled
 from plimsoll.runtime.vocabulary import vocabulary_of
 from tests.support.checkpoints import TURN_END, VOCAB_SIZE
@@ -135,3 +135,13 @@ def test_the_vocabulary_is_the_one_that_llguidance_is_given(tokenizer):
     ids = tokenizer.encode("The quick é")
     assert trie.decode_str(ids) == "The quick é"
     assert trie.is_special_token(TURN_END)
+
+
+def test_a_mask_that_cannot_be_computed_allows_nothing() -> None:
+    class Broken:
+        def unsafe_compute_mask_ptr(self, address: int, size: int) -> None:
+            raise ValueError("a fault")
+
+    matcher = Matcher(cast(llguidance.LLMatcher, Broken()), (), 8)
+    matcher.compute()
+    assert matcher.mask() == bytes(8)

@@ -1,6 +1,7 @@
 """Grammars that constrain answers, by llguidance: compiled beside the engine's loop, and masks while the model runs."""
 
 import itertools
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence as Items
 from concurrent import futures
@@ -15,6 +16,8 @@ from plimsoll.runtime.engine.core.scheduler import QueueFullError
 from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.grammar import compiled, failure
 from plimsoll.runtime.messages import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 CACHED, CACHED_CHARACTERS = 32, 1 << 20
 """Compiled grammars that are kept for requests to come, and the most that their texts have together."""
@@ -49,7 +52,12 @@ class Matcher(Constraint):
 
     def compute(self) -> None:
         if not self._current:
-            self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+            try:
+                self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+            except Exception:
+                # Nothing is allowed then, so this request ends, and no other.
+                logger.exception("the mask of a grammar cannot be computed")
+                self._mask.fill(0)
             for token in self._ends:
                 self._mask[token // 8] &= ~np.uint8(1 << token % 8)
             self._current = True
