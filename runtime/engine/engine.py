@@ -319,7 +319,7 @@ class Engine:
             if sampled.error is None:
                 self._append(seq, sampled, now, outputs)
             elif result.is_finite(row):
-                self._fail(seq, sampled.error, outputs)
+                self._fail(seq, sampled.error, outputs, rejected=sampled.rejected)
             else:
                 # Not a number, and its blocks may hold such values too: no other sequence may reuse them.
                 self.scheduler.distrust(seq, 0)
@@ -342,7 +342,7 @@ class Engine:
             return
         seq.append(token)
         if constraint is not None and not constraint.take(token):
-            self._fail(seq, f"the grammar cannot go on: {constraint.error}", outputs)
+            self._fail(seq, f"the grammar cannot go on: {constraint.error}", outputs, rejected=True)
             return
         output.token_ids = [token]
         if sampled.logprobs is not None:
@@ -372,8 +372,10 @@ class Engine:
             self.scheduler.distrust(item.seq, item.seq.num_computed)
             self._fail(item.seq, f"the step failed: {message_of(error)}", outputs, wipe=True)
 
-    def _fail(self, seq: Sequence, why: str, outputs: list[TokenOutput], *, wipe: bool = False) -> None:
-        reason: FinishReason = "error" if wipe or seq.row.constraint is None else "rejected"
+    def _fail(
+        self, seq: Sequence, why: str, outputs: list[TokenOutput], *, rejected: bool = False, wipe: bool = False
+    ) -> None:
+        reason: FinishReason = "rejected" if rejected else "error"
         freed = self._end(seq, TokenOutput(request_id=seq.request_id, error=why), reason, outputs)
         if wipe and freed:
             self.runner.clear_blocks(freed)

@@ -171,7 +171,7 @@ def test_a_row_that_cannot_be_sampled_fails_alone(engine):
     good = make_request("good", PROMPT)
     expected = run_alone(engine, good)
     results = run(engine, [bad, good])
-    assert results["bad"].finish_reason == "error"
+    assert results["bad"].finish_reason == "rejected"
     assert "no token is left" in (results["bad"].error or "")
     assert results["good"].token_ids == expected.token_ids
 

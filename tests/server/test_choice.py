@@ -79,6 +79,13 @@ def test_a_wrong_limit_is_named(tiny: Endpoint, field: str, value: Any, words: s
         assert words in answer["error"]["message"]
 
 
+def test_fields_that_leave_no_token_are_a_fault_of_the_request(tiny: Endpoint) -> None:
+    none_left = {"allowed_token_ids": [101], "stop_token_ids": [101], "min_tokens": 1}
+    status, answer = tiny.post("/v1/completions", TEXT | none_left)
+    assert (status, answer["error"]["code"]) == (400, "rejected")
+    assert "allowed_token_ids" in answer["error"]["message"]
+
+
 def test_a_prompt_is_cut_to_its_end_or_its_beginning(tiny: Endpoint) -> None:
     body = TEXT | {"temperature": 0, "prompt": LONG, "echo": True}
     for extra, kept in (

@@ -35,6 +35,8 @@ class SampledToken:
     token_id: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    rejected: bool = False
+    """The error is of the request's own fields: no engine could choose a token."""
     ended: bool = False
     """There is no token because the row's grammar accepts and no token may follow."""
 
@@ -101,7 +103,7 @@ class Sampler:
         return [
             SampledToken(token, found.get(i))
             if (error := errors.get(i)) is None
-            else SampledToken(-1, error=error or None, ended=not error)
+            else SampledToken(-1, error=error or None, rejected=error != NOT_A_NUMBER, ended=not error)
             for i, token in enumerate(tokens.tolist())
         ]
 

@@ -254,6 +254,7 @@ def test_a_row_that_is_not_a_number_fails_alone(bad: float) -> None:
     assert results[0] == clean[0]
     assert results[2] == clean[2]
     assert results[1].error == results[3].error == "the model's output for this request is not a number"
+    assert not results[1].rejected, "no field of the request is at fault"
     assert results[1].token_id == -1
 
 
@@ -270,6 +271,7 @@ def test_a_row_that_forbids_every_token_fails_alone() -> None:
     rows = [row(SamplingParams(), forbidden=tuple(range(5))), row(SamplingParams())]
     results = Sampler(5).sample(logits, rows)
     assert "no token is left" in (results[0].error or "")
+    assert [result.rejected for result in results] == [True, False]
     assert results[1].error is None
 
 
