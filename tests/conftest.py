@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import hypothesis.internal.conjecture.providers as hypothesis_providers
 import pytest
 
 from plimsoll.cli import demo_model
@@ -15,9 +16,15 @@ from tests.support.quiet import own_logging
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# How long an example takes says more about the machine than about the code.
-hypothesis.settings.register_profile("plimsoll", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# How long an example takes says more about the machine than about the code. The same tree gets the same examples, so
+# that a run which passed passes again; `--hypothesis-profile search` looks for new ones.
+SETTINGS = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("search", SETTINGS)
+hypothesis.settings.register_profile("plimsoll", SETTINGS, derandomize=True)
 hypothesis.settings.load_profile("plimsoll")
+# It also draws numbers and texts from the modules that a worker has loaded: they depend on which tests ran before.
+if hasattr(hypothesis_providers, "is_local_module_file"):
+    hypothesis_providers.is_local_module_file = lambda path: False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

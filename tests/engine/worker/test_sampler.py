@@ -278,7 +278,10 @@ def test_a_row_that_forbids_every_token_fails_alone() -> None:
 def test_a_foreign_token_id_fails_alone_and_says_which() -> None:
     rows = [row(SamplingParams(logit_bias={5: 1.0})), row(SamplingParams(temperature=0.0))]
     results = Sampler(5).sample(torch.eye(2, 5), rows)
-    assert results == [SampledToken(-1, error="token id 5 is outside the vocabulary of 5"), SampledToken(1)]
+    assert results == [
+        SampledToken(-1, error="token id 5 is outside the vocabulary of 5", rejected=True),
+        SampledToken(1),
+    ]
 
 
 def test_counts_kept_from_step_to_step_equal_counts_made_afresh() -> None:
