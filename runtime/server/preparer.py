@@ -166,7 +166,7 @@ class Preparer:
             chat = request.chat(self.config.served_name)
             ids = [] if model_len is None else self.reader.chat(chat, model_len, note)
         elif model_len is not None:
-            ids = self.reader.text(request.prompt or "", request.add_special_tokens, model_len, note)
+            ids = self.reader.text(*request.text(), model_len, note)
         request.spend()
         return Prepared(request, [("", ids)])
 

@@ -5,7 +5,7 @@ from fastapi import FastAPI, Request, Response
 
 from plimsoll.runtime.server import openapi
 from plimsoll.runtime.server.serving import Serving
-from plimsoll.runtime.server.tokenizing import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
+from plimsoll.runtime.server.tokenizing import Detokenized, DetokenizeRequest, Piece, Tokenized, TokenizeRequest
 
 
 def add(app: FastAPI, serving: Serving) -> None:
@@ -18,6 +18,8 @@ def add(app: FastAPI, serving: Serving) -> None:
         assert isinstance(prepared.request, TokenizeRequest)
         [(_, ids)] = prepared.prompts
         found = Tokenized(len(ids), serving.known_engine().model_len, ids)
+        if prepared.request.with_pieces:
+            found.tokens = [Piece(token, _piece(*serving.texts[token])) for token in ids]
         if prepared.request.return_token_strs:
             found.token_strs = serving.tokenizer.convert_ids_to_tokens(ids)
         return Response(msgspec.json.encode(found), media_type="application/json")
@@ -26,4 +28,9 @@ def add(app: FastAPI, serving: Serving) -> None:
     async def detokenize(request: Request) -> Response:
         """Gives the text of token ids."""
         [(text, _)] = (await serving.prepare("detokenize", request)).prompts
-        return Response(msgspec.json.encode(Detokenized(text)), media_type="application/json")
+        return Response(msgspec.json.encode(Detokenized(text, text)), media_type="application/json")
+
+
+def _piece(text: str, raw: list[int]) -> str | list[int]:
+    """The text of a token; its bytes where they are no whole characters."""
+    return raw if "\ufffd" in text else text

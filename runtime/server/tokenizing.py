@@ -1,6 +1,6 @@
-"""`/tokenize` and `/detokenize`, in vLLM's shapes."""
+"""`/tokenize` and `/detokenize`, in the shapes of vLLM and of llama-server."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import Field, WithJsonSchema, model_validator
@@ -17,10 +17,11 @@ OF_CHATS = frozenset({"tools", "add_generation_prompt", "continue_final_message"
 
 
 class TokenizeRequest(Body):
-    """Body of `POST /tokenize`: a `prompt`, or `messages`."""
+    """Body of `POST /tokenize`: a `prompt`, `messages`, or a `content`, which is llama-server's prompt."""
 
     model: str | None = None
     prompt: str | None = None
+    content: str | None = None
     messages: Objects = None
     tools: Objects = None
     add_special_tokens: Flag = True
@@ -30,12 +31,24 @@ class TokenizeRequest(Body):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=32)
     return_token_strs: Flag = False
+    add_special: Flag = False
+    """llama-server's `add_special_tokens`, which counts for `content`: there the default is to add none."""
+    parse_special: Literal[True] = True
+    """Special tokens in a text are always read as such."""
+    with_pieces: Flag = False
+    """llama-server's: each token as an object with its `id` and its text."""
 
     @model_validator(mode="after")
     def _either(self) -> "TokenizeRequest":
-        if (self.prompt is None) == (self.messages is None):
-            raise PydanticCustomError("prompt", "prompt: send either prompt or messages")
+        if sum(value is not None for value in (self.prompt, self.messages, self.content)) != 1:
+            raise PydanticCustomError("prompt", "prompt: send one of prompt, messages and content")
         return self
+
+    def text(self) -> tuple[str, bool]:
+        """The text to tokenize, and whether special tokens are added to it."""
+        if self.content is not None:
+            return self.content, self.add_special
+        return self.prompt or "", self.add_special_tokens
 
     def chat(self, served_name: str) -> ChatCompletionRequest:
         """The conversation as a chat. Raises ApiError 400 that names the field."""
@@ -44,7 +57,8 @@ class TokenizeRequest(Body):
 
     def spend(self) -> None:
         """Lets go of all that is large, once it is tokenized."""
-        self.prompt, self.messages, self.tools, self.chat_template_kwargs = "", [], None, {}
+        self.prompt, self.content = None, None
+        self.messages, self.tools, self.chat_template_kwargs = None, None, {}
 
 
 class DetokenizeRequest(Body):
@@ -54,12 +68,20 @@ class DetokenizeRequest(Body):
     tokens: list[Token]
 
 
+class Piece(msgspec.Struct):
+    """A token as llama-server has it with `with_pieces`."""
+
+    id: int
+    piece: str | list[int]
+    """Its text, or its bytes where they are no whole characters."""
+
+
 class Tokenized(msgspec.Struct):
     """Answer of `POST /tokenize`."""
 
     count: int
     max_model_len: int
-    tokens: list[int]
+    tokens: list[int] | list[Piece]
     token_strs: list[str] | None = None
     """Each token as the vocabulary spells it, with `return_token_strs`."""
 
@@ -68,3 +90,5 @@ class Detokenized(msgspec.Struct):
     """Answer of `POST /detokenize`."""
 
     prompt: str
+    content: str
+    """The same text: llama-server's name."""

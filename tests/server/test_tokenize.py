@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize`: what a prompt or a conversation is in tokens, in vLLM's shapes."""
+"""`/tokenize` and `/detokenize`: what a text or a conversation is in tokens, as vLLM and llama-server have it."""
 
 from typing import Any
 
@@ -18,8 +18,20 @@ def test_a_text_becomes_tokens_and_text_again(tiny: Endpoint, text: str) -> None
     assert found["tokens"] == tokenizer.encode(text)
     assert (found["count"], found["max_model_len"]) == (len(found["tokens"]), 256)
     assert found["token_strs"] == tokenizer.convert_ids_to_tokens(found["tokens"])
-    assert tiny.post("/detokenize", {"tokens": found["tokens"]}) == (200, {"prompt": text})
+    assert tiny.post("/detokenize", {"tokens": found["tokens"]}) == (200, {"prompt": text, "content": text})
     assert tiny.post("/tokenize", {"prompt": text})[1]["token_strs"] is None
+
+
+@pytest.mark.parametrize("text", ["", "The quick brown fox", "straße 😀"])
+def test_llama_servers_clients_get_their_shapes(tiny: Endpoint, text: str) -> None:
+    tokenizer = tiny.service.serving.tokenizer
+    for extra, special in (({}, False), ({"add_special": True}, True), ({"parse_special": True}, False)):
+        found = tiny.post("/tokenize", {"content": text, **extra})[1]
+        assert found["tokens"] == tokenizer.encode(text, add_special_tokens=special)
+    pieces = tiny.post("/tokenize", {"content": text, "with_pieces": True})[1]["tokens"]
+    assert [piece["id"] for piece in pieces] == tokenizer.encode(text, add_special_tokens=False)
+    raw = [piece["piece"].encode() if isinstance(piece["piece"], str) else bytes(piece["piece"]) for piece in pieces]
+    assert b"".join(raw).decode() == text
 
 
 @pytest.mark.parametrize(
@@ -41,6 +53,10 @@ def test_a_conversation_is_tokenized_as_the_chat_route_does(tiny: Endpoint, extr
     ("path", "body", "param", "status"),
     [
         ("/tokenize", {}, "prompt", 400), ("/tokenize", {"prompt": "a", "messages": TALK}, "prompt", 400),
+        ("/tokenize", {"content": "a", "prompt": "a"}, "prompt", 400),
+        ("/tokenize", {"content": ["a"]}, "content", 400),
+        ("/tokenize", {"content": "a", "parse_special": False}, "parse_special", 400),
+        ("/tokenize", {"content": "x" * 100_000}, "prompt", 400),
         ("/tokenize", {"prompt": 5}, "prompt", 400), ("/tokenize", {"prompt": "a", "model": "other"}, "model", 404),
         ("/tokenize", {"messages": []}, "messages", 400), ("/tokenize", {"messages": "hi"}, "messages", 400),
         ("/tokenize", {"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", 400),
