@@ -1,16 +1,30 @@
 """What a whole chat answer must match: a thought where the model thinks, then calls or the format asked for."""
 
+import contextlib
 import json
+import re
 from collections.abc import Callable
 
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.grammar import after
-from plimsoll.runtime.server.constraints import checked
+from plimsoll.runtime.server.constraints import checked, schema_grammar
 from plimsoll.runtime.server.errors import ApiError, invalid_value
 from plimsoll.runtime.server.functions import NamedTool
 from plimsoll.runtime.server.parsing.thoughts import THOUGHTS
 from plimsoll.runtime.server.protocol import ChatCompletionRequest
-from plimsoll.runtime.server.tool_grammar import Offer, Sign, after_thought, call_rules
+from plimsoll.runtime.server.tool_grammar import (
+    Offer,
+    Sign,
+    after_thought,
+    call_rules,
+    has_whole_schemas,
+    parameters_of,
+)
+
+#: The compiler's words for schemas that may be right: what it does not know, does not fetch, or has no room for.
+_BEYOND = re.compile(
+    r"Unimplemented|Unknown format|regex|retriev|too (big|large|many|deep|complex)|limit|exceed|more than"
+)
 
 
 def answer_grammar(
@@ -51,28 +65,57 @@ def answer_grammar(
 
 
 def _compiled(request: ChatCompletionRequest, parser: str, sign: Sign, several: bool) -> str:
-    """Rules of the calls. A schema that cannot be compiled is an object of any kind, where it need not be strict."""
-    offers = [Offer(tool.function.name, tool.function.parameters or {}) for tool in request.offered]
-    rules = call_rules(parser, offers, sign, several=several)
-    try:
-        checked(f"start: calls\n{rules}\n", "tools")
-    except ApiError:
-        strict = {tool.function.name for tool in request.offered if tool.function.strict}
-        kept = [offer.name in strict or _compiles(parser, offer, sign) for offer in offers]
-        offers = [
-            offer if keep else Offer(offer.name, {"type": "object"}) for offer, keep in zip(offers, kept, strict=True)
-        ]
+    """Rules of the calls. Where a function need not be strict, a schema that is right and cannot be compiled counts as
+    an object of any kind. Raises ApiError 400 for any other schema that cannot be compiled."""
+    asked = [
+        (tool.function.strict, Offer(tool.function.name, tool.function.parameters or {})) for tool in request.offered
+    ]
+    for _, offer in asked:
+        _check_object(offer)
+
+    def rules_of(offers: list[Offer]) -> str:
         rules = call_rules(parser, offers, sign, several=several)
         checked(f"start: calls\n{rules}\n", "tools")
-    return rules
+        return rules
 
-
-def _compiles(parser: str, offer: Offer, sign: Sign) -> bool:
+    if has_whole_schemas(parser):
+        with contextlib.suppress(ApiError):
+            return rules_of([offer for _, offer in asked])
+    offers = [offer if _runs(offer, strict) else _any(offer) for strict, offer in asked]
     try:
-        checked(f"start: calls\n{call_rules(parser, [offer], sign, several=False)}\n", "tools")
+        return rules_of(offers)
     except ApiError:
-        return False
+        if any(strict for strict, _ in asked):
+            raise
+        return rules_of([_any(offer) for offer in offers])
+
+
+def _any(offer: Offer) -> Offer:
+    return Offer(offer.name, {"type": "object"})
+
+
+def _runs(offer: Offer, strict: bool | None) -> bool:
+    """Whether a schema can be enforced. Raises ApiError 400 where it is wrong in itself, or has to be enforced."""
+    try:
+        checked(schema_grammar(parameters_of(offer)), "tools")
+    except (ApiError, ValueError) as error:
+        words = error.message if isinstance(error, ApiError) else f"{error}"
+        if _BEYOND.search(words) and not strict:
+            return False
+        raise _wrong(offer, words.removeprefix("Invalid value for tools: ").rstrip(".")) from None
     return True
+
+
+def _check_object(offer: Offer) -> None:
+    kind = offer.parameters.get("type", "object")
+    if "object" not in (kind if isinstance(kind, list) else [kind]):
+        raise _wrong(offer, "its type must be object")
+
+
+def _wrong(offer: Offer, words: str) -> ApiError:
+    return invalid_value(
+        f"Invalid value for tools: function {offer.name!r} has an invalid 'parameters' schema: {words}.", "tools"
+    )
 
 
 def signs_of(tokenizer: Tokenizer) -> Sign:

@@ -48,6 +48,11 @@ def call_rules(parser: str, offers: Sequence[Offer], sign: Sign, *, several: boo
     return "\n".join(lines)
 
 
+def has_whole_schemas(parser: str) -> bool:
+    """Whether the rules of calls hold each function's schema as it is: other families take it apart."""
+    return parser == "mistral" or isinstance(FAMILIES[parser].calls, JsonCalls | NamedCalls)
+
+
 def must_call(parser: str, offers: Sequence[Offer], sign: Sign, *, several: bool) -> str:
     """A grammar of calls alone."""
     return f"start: calls\n{call_rules(parser, offers, sign, several=several)}\n"
@@ -119,7 +124,7 @@ def _written(text: str, sign: Sign) -> str:
 
 def _call(parser: str, family: Family, index: int, offer: Offer, sign: Sign) -> list[str]:
     rule, calls = f"call_{index}", family.calls
-    schema = _object(offer.parameters)
+    schema = parameters_of(offer)
     if isinstance(calls, JsonCalls) or parser == "mistral":
         keys = calls if isinstance(calls, JsonCalls) else JsonCalls(("",))
         key = "parameters" if parser in ("llama3_json", "internlm", "cohere") else keys.argument_keys[0]
@@ -193,11 +198,11 @@ def _is_text(schema: Any) -> bool:
     return wanted(schema) == "text"
 
 
-def _object(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of the arguments, which are an object."""
-    if not parameters:
+def parameters_of(offer: Offer) -> dict[str, Any]:
+    """The schema of a function's arguments, which are an object."""
+    if not offer.parameters:
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    return {"type": "object", **parameters}
+    return {**offer.parameters, "type": "object"}
 
 
 def _fields(schema: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
@@ -215,5 +220,7 @@ def _fields(schema: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
 
 
 def _json(schema: Mapping[str, Any]) -> str:
-    options = {"whitespace_pattern": _SPACES, **(schema.get("x-guidance") or {})}
+    options = schema.get("x-guidance") or {}
+    if isinstance(options, Mapping):
+        options = {"whitespace_pattern": _SPACES, **options}
     return f"%json {json.dumps({**schema, 'x-guidance': options}, ensure_ascii=False)}"

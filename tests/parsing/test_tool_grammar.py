@@ -85,3 +85,8 @@ def test_one_call_is_all_where_calls_may_not_be_parallel(family: str) -> None:
     parts = merged(reader.read(written(grammar, 1)) + reader.end())
     assert [(part.name, json.loads(part.arguments)) for part in parts if isinstance(part, Called)] == [("get_time", {})]
     assert len(parts) == 1
+
+
+def test_options_that_are_no_object_are_left_to_the_compiler() -> None:
+    for family in FAMILIES:
+        assert must_call(family, [Offer("f", {"x-guidance": 5, "properties": {"a": {}}})], json.dumps, several=True)

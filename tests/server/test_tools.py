@@ -5,6 +5,10 @@ from typing import Any
 
 import pytest
 
+from plimsoll.runtime.server.answer_grammar import answer_grammar
+from plimsoll.runtime.server.errors import ApiError
+from plimsoll.runtime.server.functions import Reading
+from plimsoll.runtime.server.protocol import ChatCompletionRequest
 from tests.support.endpoint import Endpoint
 
 WEATHER = {
@@ -76,6 +80,31 @@ def test_a_schema_that_cannot_be_compiled_is_refused_where_it_is_strict(smol: En
     )
     assert (status, answer["error"]["param"]) == (400, "tools")
     assert smol.post("/v1/chat/completions", body | {"tools": [{"type": "function", "function": bad}]})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"type": "object", "properties": {"a": {"type": "unknown_type"}}}, "unknown_type"),
+        ({"type": "object", "properties": ["a"]}, "properties"), ({"type": "array"}, "object"),
+        ({"type": "object", "required": True}, "required"), ({"properties": {"a": {"enum": 5}}}, "enum"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}, "$defs/none"),
+    ],
+)  # fmt: skip
+def test_a_schema_that_is_wrong_is_refused_whatever_the_family(
+    smol: Endpoint, parameters: dict[str, Any], words: str
+) -> None:
+    request = ChatCompletionRequest.model_validate({
+        "messages": ASKED, "tools": [TIME, {"type": "function", "function": {"name": "f", "parameters": parameters}}],
+        "tool_choice": "required",
+    })  # fmt: skip
+    for family in ("hermes", "mistral", "pythonic", "qwen3_coder", "deepseek_v32", "glm45", "gemma", "kimi_k2"):
+        request.read_by(Reading(tool_parser=family))
+        with pytest.raises(ApiError) as caught:
+            answer_grammar(request, None, smol.service.serving.tokenizer, lambda step: None)
+        assert caught.value.param == "tools"
+        assert "function 'f' has an invalid 'parameters' schema" in caught.value.message
+        assert words in caught.value.message
 
 
 @pytest.mark.parametrize(
