@@ -134,7 +134,8 @@ def _generation(app: FastAPI, serving: Serving) -> None:
 def _models(app: FastAPI, serving: Serving) -> None:
     def model() -> Model:
         info = serving.engine.info
-        return Model(serving.config.served_name, serving.created, info.model_len if info else None)
+        name = serving.config.served_name
+        return Model(name, serving.created, info.model_len if info else None, name)
 
     @app.get("/v1/models", tags=["OpenAI"], **openapi.gives(ModelList, "401"))
     async def list_models() -> Response:

@@ -45,7 +45,9 @@ def check_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> None:
     for token in ids:
         if not 0 <= token < vocab_size:
             raise invalid_value(
-                f"{name} names token {token}, and this model's tokens go from 0 to {vocab_size - 1}.", name
+                f"{name} names token {token}, which is out of vocabulary: this model's {vocab_size} tokens go from 0 "
+                f"to {vocab_size - 1}.",
+                name,
             )
 
 

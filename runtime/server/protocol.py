@@ -311,7 +311,7 @@ class ChatCompletionRequest(Returned):
         if unknown := [tool.function.name for tool in wanted if tool.function.name not in names]:
             raise PydanticCustomError(
                 "tool_choice",
-                "tool_choice: names {name}, which is no function of tools",
+                "tool_choice: Tool {name} not found in tools list",
                 {"name": repr(unknown[0][:64])},
             )
         return self

@@ -173,6 +173,9 @@ class Model(msgspec.Struct):
     created: int
     max_model_len: int | None
     """Longest prompt and answer together, in tokens; null until the model is loaded."""
+    root: str
+    """vLLM's and SGLang's: the model that adapters belong to, which is this one."""
+    parent: None = None
     object: Literal["model"] = "model"
     owned_by: str = "plimsoll"
 

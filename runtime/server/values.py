@@ -64,9 +64,10 @@ def _bias(value: Any) -> Any:
     if not isinstance(value, dict):
         raise PydanticCustomError("logit_bias", "must be an object from token ids to numbers")
     found: dict[int, float] = {}
+    if wrong := [key for key in value if not (key.isascii() and key.isdigit() and len(key) < 10)]:
+        named = ", ".join(repr(key[:32]) for key in wrong[:3])
+        raise PydanticCustomError("logit_bias", "keys must be token ids (found {keys})", {"keys": named})
     for key, given in value.items():
-        if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10):
-            raise PydanticCustomError("logit_bias", "keys must be token ids")
         bias = number(given)
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
             raise PydanticCustomError("logit_bias", "values must be numbers from -100 to 100")

@@ -66,6 +66,12 @@ def test_a_wrong_value_in_a_chat_is_named(tiny: Endpoint, field: str, value: Any
     assert error["param"].startswith(field)
 
 
+def test_keys_that_are_no_tokens_are_all_named(tiny: Endpoint) -> None:
+    error = refused(tiny, "/v1/chat/completions", CHAT | {"logit_bias": {"first": 1, "5": 2, "{second}": 3}})
+    assert "'first', '{second}'" in error["message"]
+    assert "out of vocabulary" in refused(tiny, "/v1/completions", TEXT | {"logit_bias": {"320": 1}})["message"]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -83,5 +83,5 @@ def test_both_routes_need_a_key_where_others_do(keyed: Endpoint) -> None:
 
 def test_the_list_of_models_suits_openais_client_continue_and_codex(tiny: Endpoint) -> None:
     [model] = tiny.openai.models.list().data
-    assert (model.id, model.max_model_len) == ("tiny", 256)
+    assert (model.id, model.max_model_len, model.root, model.parent) == ("tiny", 256, "tiny", None)
     assert tiny.http.get("/v1/models").json()["models"] == []

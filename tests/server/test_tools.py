@@ -114,7 +114,7 @@ def test_a_schema_that_is_wrong_is_refused_whatever_the_family(
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
         ({"tools": [TIME, TIME]}, "tools", "get_time"),
         ({"tool_choice": "required"}, "tool_choice", "tools is empty"),
-        ({"tools": [TIME], "tool_choice": NAMED}, "tool_choice", "get_weather"),
+        ({"tools": [TIME], "tool_choice": NAMED}, "tool_choice", "Tool 'get_weather' not found"),
     ],
 )
 def test_wrong_tools_are_named(smol: Endpoint, fields: dict[str, Any], param: str, words: str) -> None:
