@@ -174,10 +174,10 @@ def namespaces(
     yield make
     for name in made:
         attic[name] = volumes.bound(cluster, name)
-        # What makes pods, then pods without their drain, then the rest: a namespace that ends with pods in it is slow.
+        # What makes pods, then pods without their drain, then the rest: they end while the next scenario begins.
         makers = "modeldeployments,quantizationjobs,statefulsets,replicasets,jobs"
         cluster.kubectl("delete", makers, "--all", "-n", name, "--timeout=60s")
-        cluster.kubectl("delete", "pods", "--all", "-n", name, "--grace-period=1", "--timeout=60s")
+        cluster.kubectl("delete", "pods", "--all", "-n", name, "--grace-period=1", "--wait=false")
         cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
