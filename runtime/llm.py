@@ -146,7 +146,7 @@ class LLM:
             )
             for prompt, ids, p in zip(wanted, tokenised, chosen, strict=True)
         ]
-        if any(params.grammar is not None for params in chosen):
+        if any(params.grammar is not None or params.thought is not None for params in chosen):
             self.engine.learn(self._vocabulary())
         _Run(self, results, chosen, self._new_ids(len(results))).finish(progress)
         return results

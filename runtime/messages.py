@@ -48,7 +48,8 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
 
 
 class Vocabulary(msgspec.Struct, frozen=True, kw_only=True, tag="vocabulary"):
-    """The tokenizer's tokens, which grammars are about. An engine gets it before its first request with a grammar."""
+    """The tokenizer's tokens, which grammars are about. An engine gets it before its first request with a
+    grammar or a thought's budget."""
 
     tokens: bytes
     """The bytes of all tokens, one after the other, in the order of their ids."""

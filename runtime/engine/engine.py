@@ -17,6 +17,7 @@ from plimsoll.runtime.engine.core.requests import RequestReader
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.scheduler import Scheduled, Scheduler, rejection
 from plimsoll.runtime.engine.core.sequence import Sequence
+from plimsoll.runtime.engine.core.thought import Spelling
 from plimsoll.runtime.engine.group.leader import NodeRanks, OnWaiting
 from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, Prepared, load, prepare
@@ -141,11 +142,12 @@ class Engine:
         return self._ranks.leaving if isinstance(self._ranks, NodeRanks) else []
 
     def learn(self, vocabulary: "Vocabulary") -> None:
-        """Takes the tokenizer's vocabulary, which requests with a grammar need. A second one is ignored."""
+        """Takes the tokenizer's vocabulary, which grammars and budgets of thoughts need. A second one is ignored."""
         if self._grammars is None:
             from plimsoll.runtime.engine.worker.grammars import Grammars
 
             self._grammars = Grammars(vocabulary, self.facts.vocab_size, self._reader.eos_token_ids)
+            self._reader.spelling = Spelling(vocabulary)
 
     def close(self) -> None:
         """Ends the other ranks, where there are any."""

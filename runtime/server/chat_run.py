@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
+from plimsoll.runtime.engine.core.thought import ThoughtState
 from plimsoll.runtime.output import TextDelta
 from plimsoll.runtime.server.generation import Answer, Generation
 from plimsoll.runtime.server.params import answer_length, check_queue, sampling_params
-from plimsoll.runtime.server.parsing.reader import AnswerReader
 from plimsoll.runtime.server.parts import Called, Part, PartReader, Said, Thought, merged
 from plimsoll.runtime.server.protocol import ChatCompletionRequest
-from plimsoll.runtime.server.reading import reader_of, shown
+from plimsoll.runtime.server.reading import reader_of, shown, thought_of
 from plimsoll.runtime.server.responses import CompletionDetails, Usage
 from plimsoll.runtime.server.serving import Serving
 
@@ -65,8 +65,10 @@ class ChatRun:
         check_queue(work, request.n, "n", serving.engine.config)
         self._thoughts = request.reading is not None and request.reading.reasoning_parser is not None
         special = shown(request.reading, serving.tokenizer)
+        self._hidden = serving.tokenizer.special_ids - special if request.skip_special_tokens else frozenset()
+        self._token_bytes = serving.tokenizer.token_bytes
         self.generation = Generation(serving, request_id, work, samples=request.n, n=request.n, shown=special)
-        self._readers: dict[int, tuple[Answer, PartReader]] = {}
+        self._readers: dict[int, tuple[Answer, PartReader, ThoughtState | None]] = {}
 
     async def parts(self) -> AsyncGenerator[tuple[Answer, list[Part], TextDelta]]:
         """What each answer gained, in parts and as text. Raises ApiError as `Generation.deltas` does."""
@@ -101,14 +103,15 @@ class ChatRun:
     def _read(self, answer: Answer, delta: TextDelta) -> list[Part]:
         known = self._readers.get(answer.index)
         if known is None or known[0] is not answer:
-            known = self._readers[answer.index] = answer, reader_of(self.request.reading, whole=not self.request.stream)
-        reader = known[1]
-        if not isinstance(reader, AnswerReader):
-            return reader.read(delta.text)
-        thinking = reader.thinking
+            reading = self.request.reading
+            reader = reader_of(reading, whole=not self.request.stream)
+            known = self._readers[answer.index] = answer, reader, thought_of(reading)
+        _, reader, thought = known
+        if thought is not None and not thought.over:
+            for token in delta.token_ids:
+                thought.take(b"" if token in self._hidden else self._token_bytes(token))
+            answer.thought = thought.tokens
         parts = reader.read(delta.text)
-        if thinking or reader.thinking or any(isinstance(part, Thought) for part in parts):
-            answer.thought += delta.num_tokens
         if delta.finish_reason is not None:
             parts = parts + reader.end()
         return [part for part in parts if self._wanted(part)]

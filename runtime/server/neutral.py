@@ -101,6 +101,10 @@ NEUTRAL: dict[str, Neutral] = {
     "spaces_between_special_tokens": _EITHER,
     "stream_interval": Neutral(also=_NUMBER),
     "structural_tag": Neutral(fix="Use response_format or tools"),
+    "thinking_token_budget": Neutral(
+        (-1,),
+        "Use it in /v1/chat/completions; reasoning.max_tokens in /v1/responses, thinking.budget_tokens in /v1/messages",
+    ),
     "use_beam_search": _BEAMS,
     "vllm_xargs": _EMPTY,
     "watermarking": _OFF,

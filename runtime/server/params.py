@@ -171,4 +171,5 @@ def sampling_params(
         bad_words=tuple(map(tuple, request.bad_tokens)),
         cache_salt=request.partition,
         grammar=request.constraint,
+        thought=request.thought if isinstance(request, ChatCompletionRequest) else None,
     )

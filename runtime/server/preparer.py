@@ -21,6 +21,7 @@ from plimsoll.runtime.server.prompts import Reader, echoed
 from plimsoll.runtime.server.protocol import CONSTRAINTS, ChatCompletionRequest, CompletionRequest
 from plimsoll.runtime.server.responses_api import request as responses_api
 from plimsoll.runtime.server.responses_api.request import ResponsesRequest
+from plimsoll.runtime.server.thought_budget import thought_budget
 from plimsoll.runtime.server.tokenizing import DetokenizeRequest, TokenizeRequest
 
 Route = Literal["chat", "text", "responses", "messages", "count", "tokenize", "detokenize"]
@@ -151,6 +152,9 @@ class Preparer:
         if model_len is not None:
             check_limits(chat, self.config, self.vocab_size)
             ids = self.reader.chat(chat, model_len, note)
+            # Agents that speak Anthropic's language send a budget to every model.
+            optional = isinstance(request, CountRequest)
+            chat.limit_thought(thought_budget(chat, self.reader.tokenizer, optional=optional))
             prompts = [(echoed(chat), ids)]
             chat.constrain(answer_grammar(chat, constraint_of(chat, note), self.reader.tokenizer, note))
         # The rest of a request is small.

@@ -9,18 +9,23 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from plimsoll.runtime.engine.core.sampling_params import ThoughtBudget
 from plimsoll.runtime.server.functions import MOST, AllowedTools, Call, Choice, NamedTool, Reading, Tool
 from plimsoll.runtime.server.neutral import MESSAGE_LABELS, MESSAGES, note, without_ignored
 from plimsoll.runtime.server.values import BadWords, Bias, Content, Flag, Prompts, Real, Stops, Whole
 
 INT31 = 2**31 - 1
 Token = Annotated[Whole, Field(ge=0, le=INT31)]
+Budget = Annotated[Whole, Field(ge=-1, le=INT31)]
 
 #: Fields of a request that constrain its answer. At most one of them may.
 CONSTRAINTS = (
     "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
     "json_schema", "regex", "ebnf", "grammar",
 )  # fmt: skip
+
+#: vLLM's name of the tokens that a thought may have, then those of Qwen and llama.cpp.
+BUDGETS = ("thinking_token_budget", "thinking_budget", "thinking_budget_tokens", "reasoning_budget")
 
 
 class Strict(BaseModel):
@@ -255,7 +260,14 @@ class ChatCompletionRequest(Returned):
     reasoning_effort: str | None = Field(None, max_length=32)
     include_reasoning: Flag = True
     separate_reasoning: Flag = True
+    thinking_token_budget: Budget | None = None
+    """Tokens that a thought may have; -1 is no limit."""
+    thinking_budget: Budget | None = None
+    thinking_budget_tokens: Budget | None = None
+    reasoning_budget: Budget | None = None
     _reading: Reading | None = PrivateAttr(None)
+    _thought: ThoughtBudget | None = PrivateAttr(None)
+    _budget_name: str = PrivateAttr("")
     _unheard: set[str] = PrivateAttr(default_factory=set)
 
     @property
@@ -271,6 +283,25 @@ class ChatCompletionRequest(Returned):
     def read_by(self, reading: Reading | None) -> None:
         """Sets `reading`."""
         self._reading = reading
+
+    @property
+    def thought(self) -> ThoughtBudget | None:
+        """What `thinking_token_budget` comes to with the served model."""
+        return self._thought
+
+    @property
+    def budget_name(self) -> str:
+        """What the client calls `thinking_token_budget`."""
+        return self._budget_name
+
+    @budget_name.setter
+    def budget_name(self, name: str) -> None:
+        """Set by a route that has another name for it."""
+        self._budget_name = name
+
+    def limit_thought(self, budget: ThoughtBudget | None) -> None:
+        """Sets `thought`."""
+        self._thought = budget
 
     def spend(self) -> None:
         """Lets go of all that was only of use for the prompt."""
@@ -297,6 +328,18 @@ class ChatCompletionRequest(Returned):
         if isinstance(choice, AllowedTools):
             return choice.allowed_tools.mode == "required"
         return choice == "required" or isinstance(choice, NamedTool)
+
+    @model_validator(mode="after")
+    def _budget(self) -> "ChatCompletionRequest":
+        given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
+        if len(set(given.values())) > 1:
+            raise PydanticCustomError(
+                "budget", "{name}: differs from {first}, which means the same. Send one of them",
+                {"first": next(iter(given)), "name": list(given)[-1]},
+            )  # fmt: skip
+        for name, value in list(given.items())[:1]:
+            self.thinking_token_budget, self._budget_name = value, name
+        return self
 
     @model_validator(mode="after")
     def _tools(self) -> "ChatCompletionRequest":

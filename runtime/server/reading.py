@@ -7,6 +7,7 @@ from plimsoll.api.parsers import AUTO, NONE
 from plimsoll.checkpoint.chat_template import variables_of
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.config import ServerConfig
+from plimsoll.runtime.engine.core.thought import ThoughtState
 from plimsoll.runtime.server.functions import Reading
 from plimsoll.runtime.server.parsing.formats import FAMILIES, reasoning_parser, shown_ids, tool_parser
 from plimsoll.runtime.server.parsing.reader import AnswerReader
@@ -16,6 +17,8 @@ from plimsoll.runtime.server.protocol import ChatCompletionRequest
 
 #: What templates call the variable that switches thoughts on or off.
 _SWITCHES = ("enable_thinking", "thinking")
+#: What Seed-OSS's template calls the tokens that a thought may have, and writes into the prompt.
+_BUDGET = "thinking_budget"
 
 
 def reading_of(
@@ -68,6 +71,14 @@ def reader_of(reading: Reading | None, *, whole: bool) -> PartReader:
     )
 
 
+def thought_of(reading: Reading | None) -> ThoughtState | None:
+    """What counts the tokens of one answer's thought; None where thoughts are not read."""
+    if reading is None or reading.reasoning_parser is None:
+        return None
+    thoughts = THOUGHTS[reading.reasoning_parser]
+    return ThoughtState((thoughts.begin, *thoughts.begins), thoughts.end, open=reading.thinking)
+
+
 def shown(reading: Reading | None, tokenizer: Tokenizer) -> frozenset[int]:
     """Ids of special tokens that stay in the text, for the reader."""
     if reading is None:
@@ -78,17 +89,20 @@ def shown(reading: Reading | None, tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def template_variables(request: ChatCompletionRequest, source: str | None) -> dict[str, Any]:
-    """`chat_template_kwargs`, and what `reasoning_effort` means to a template that knows how to think more or less.
+    """`chat_template_kwargs`, and what `reasoning_effort` and a budget mean to a template that knows them.
 
-    To others it means nothing: then the request's `unheard` names it.
+    To others the effort means nothing: then the request's `unheard` names it.
     """
     given: Mapping[str, Any] = request.chat_template_kwargs
-    effort = request.reasoning_effort
-    if effort is None:
+    effort, budget = request.reasoning_effort, request.thinking_token_budget
+    if effort is None and budget is None:
         return dict(given)
     known = variables_of(source or "")
-    asked: dict[str, Any] = {"reasoning_effort": effort} if "reasoning_effort" in known else {}
-    asked |= {name: effort != "none" for name in _SWITCHES if name in known}
-    if not asked:
-        request.unheard.add("reasoning_effort")
+    asked: dict[str, Any] = {} if budget is None or _BUDGET not in known else {_BUDGET: budget}
+    if effort is not None:
+        heard: dict[str, Any] = {"reasoning_effort": effort} if "reasoning_effort" in known else {}
+        heard |= {name: effort != "none" for name in _SWITCHES if name in known}
+        asked |= heard
+        if not heard:
+            request.unheard.add("reasoning_effort")
     return asked | dict(given)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.checkpoints import make_checkpoint
 from tests.support.endpoint import Endpoint, serving
+from tests.support.thinker import make_thinker
 
 
 @pytest.fixture(scope="session")
@@ -35,4 +36,11 @@ def smol(smollm2_gguf: Path) -> Iterator[Endpoint]:
     """The real model in bfloat16."""
     settings = {"precision": "bfloat16", "kv_cache_bytes": 64 << 20, "block_size": 64, "max_model_len": 2048}
     with serving(smollm2_gguf, settings, served_name="smol") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """A model that thinks and answers as `make_thinker` says."""
+    with serving(make_thinker(tmp_path_factory.mktemp("thinks") / "thinker"), served_name="thinker") as endpoint:
         yield endpoint

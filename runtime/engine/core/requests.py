@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sequence import Sequence
+from plimsoll.runtime.engine.core.thought import Spelling, ThoughtLimit
 from plimsoll.runtime.messages import EngineRequest
 
 MAX_LOGPROBS = 100
@@ -23,6 +24,9 @@ class RequestReader:
     model_len: longest prompt and answer together.
     eos_token_ids: the model's own ends of text.
     seed: of the numbers that requests without a seed are given.
+
+    Attributes:
+        spelling: the text of tokens, which requests with a thought's budget need; None before it is known.
     """
 
     def __init__(self, *, vocab_size: int, model_len: int, eos_token_ids: Iterable[int], seed: int) -> None:
@@ -30,6 +34,7 @@ class RequestReader:
         self.model_len = model_len
         self.eos_token_ids = tuple(token for token in eos_token_ids if 0 <= token < vocab_size)
         self._random = random.Random(seed)
+        self.spelling: Spelling | None = None
 
     def read(self, request: EngineRequest) -> Sequence:
         """The sequence to run; an answer that would outgrow the model is cut to what fits.
@@ -40,6 +45,11 @@ class RequestReader:
         params, prompt = request.params, request.prompt_token_ids
         room = self.model_len - len(prompt)
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        thought = None
+        if params.thought is not None:
+            if self.spelling is None:
+                raise RequestError("this engine was given no vocabulary", field="thought")
+            thought = ThoughtLimit(params.thought, self.spelling.of(params.thought))
         return Sequence(
             request.request_id,
             prompt,
@@ -48,6 +58,7 @@ class RequestReader:
             eos_token_ids=() if params.ignore_eos else self.eos_token_ids,
             max_tokens=max_tokens,
             arrival=request.arrival,
+            thought=thought,
         )
 
     def check(self, request: EngineRequest) -> None:
@@ -101,6 +112,12 @@ class RequestReader:
                 _within("bad_words", token, 0, self.vocab_size - 1)
         for token in params.stop_token_ids:
             _within("stop_token_ids", token, 0, self.vocab_size - 1)
+        if (thought := params.thought) is not None:
+            _within("thought", thought.tokens, 0, math.inf)
+            if not thought.close or not thought.end:
+                raise RequestError("has no sign that ends it", field="thought")
+            for token in thought.close:
+                _within("thought", token, 0, self.vocab_size - 1)
         for token, bias in params.logit_bias.items():
             _within("logit_bias", token, 0, self.vocab_size - 1)
             _within("logit_bias", bias, -1e6, 1e6)

@@ -3,6 +3,21 @@
 import msgspec
 
 
+class ThoughtBudget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How many tokens a model may think before it answers, and how it marks its thoughts."""
+
+    tokens: int
+    """Of the thought, the signs around it not counted."""
+    begins: tuple[str, ...]
+    """Signs that begin a thought."""
+    end: str
+    """The sign that ends it."""
+    open: bool = False
+    """The prompt has begun the thought."""
+    close: tuple[int, ...]
+    """Token ids that write `end`."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to choose tokens. `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off.
 
@@ -39,3 +54,5 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     grammar: str | None = None
     """What the whole answer must match: an llguidance grammar, in Lark or as JSON. The end of text is chosen only where
     the grammar accepts, and the request stops where nothing can follow."""
+    thought: ThoughtBudget | None = None
+    """None lets the model think as long as it likes."""

@@ -73,6 +73,8 @@ class SamplingRow:
     """The sequence's own list, growing as it generates; its length is the index of the token drawn now."""
     forbidden: Sequence[int] = ()
     """Ids that may not be chosen now: end-of-text and stop ids until `min_tokens` are there."""
+    forced: int | None = None
+    """The token that comes next, for a reason other than the model's or the request's; None where one is chosen."""
     constraint: Constraint | None = None
     """Computed for the token drawn now."""
     counts: TokenCounts | None = field(default=None, repr=False)

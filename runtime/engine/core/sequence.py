@@ -5,6 +5,7 @@ from collections.abc import Sequence as Tokens
 from plimsoll.runtime.engine.core.block_manager import chain_hash, salted_root
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow
+from plimsoll.runtime.engine.core.thought import ThoughtLimit
 from plimsoll.runtime.messages import RequestTimes, TokenLogprobs
 
 
@@ -19,6 +20,7 @@ class Sequence:
         eos_token_ids: end it and are not part of the answer; empty where the request ignores them.
         max_tokens: as resolved against the model's length.
         arrival: time.monotonic() of the request.
+        thought: closes the answer's thought; None lets it go on.
     """
 
     __slots__ = (
@@ -39,6 +41,7 @@ class Sequence:
         "request_id",
         "row",
         "stop_token_ids",
+        "thought",
         "token_ids",
     )
 
@@ -52,6 +55,7 @@ class Sequence:
         eos_token_ids: Tokens[int] = (),
         max_tokens: int,
         arrival: float,
+        thought: ThoughtLimit | None = None,
     ) -> None:
         self.request_id = request_id
         self.params = params
@@ -76,7 +80,9 @@ class Sequence:
             seed=seed,
             prompt_token_ids=prompt_token_ids,
             output_token_ids=self.output_token_ids,
+            forced=None if thought is None else thought.forced,
         )
+        self.thought = thought
         self._forbid()
 
     @property
@@ -114,6 +120,9 @@ class Sequence:
         self.output_token_ids.append(token_id)
         if self.row.forbidden or self.params.bad_words:
             self._forbid()
+        if self.thought is not None:
+            self.thought.take(token_id)
+            self.row.forced = self.thought.forced
 
     def _forbid(self) -> None:
         """Ban end tokens until there are `min_tokens`, and what would complete a bad word."""

@@ -116,7 +116,7 @@ class EngineClient:
         failure: why no engine is running or will be, None while there is hope.
         waiting_for: names of machines of the group that have not joined.
         on_leaving: called with the name of a machine of the group that is about to stop; `renew` lets it go.
-        vocabulary: the tokenizer's; each process gets it before its first request with a grammar.
+        vocabulary: the tokenizer's; each process gets it before its first request with a grammar or a thought's budget.
         on_step: called with statistics and clocks of ended requests after each engine step.
     """
 
@@ -216,7 +216,7 @@ class EngineClient:
             raise ValueError(f"a request {request.request_id!r} is running")
         stream = self._streams[request.request_id] = _Stream()
         finished = False
-        if request.params.grammar is not None:
+        if request.params.grammar is not None or request.params.thought is not None:
             self._teach()
         self._send(request)
         try:

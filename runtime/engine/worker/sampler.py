@@ -46,7 +46,7 @@ class Sampler:
 
     Order, as in vLLM: logit bias, allowed tokens, forbidden tokens, grammars, penalties (repetition, frequency,
     presence), temperature, min_p, top_k, top_p. Log-probabilities are of the raw logits. A row's token depends on that
-    row alone.
+    row alone. A row's `forced` token comes before all of these.
     """
 
     def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
@@ -90,7 +90,14 @@ class Sampler:
             for row, finite in zip(touched, np.isfinite(again.values).tolist(), strict=True):
                 if not finite:
                     errors.setdefault(row, _nothing_left(rows[row]))
-        random = [i for i, row in enumerate(rows) if i not in errors and row.params.temperature >= GREEDY_BELOW]
+        forced = {i: row.forced for i, row in enumerate(rows) if row.forced is not None}
+        if forced:
+            tokens[list(forced)] = list(forced.values())
+        random = [
+            i
+            for i, row in enumerate(rows)
+            if i not in errors and i not in forced and row.params.temperature >= GREEDY_BELOW
+        ]
         if random:
             tokens[random] = self._draw(pick(edited, random), [rows[i] for i in random])
         wanted = [i for i, row in enumerate(rows) if i not in errors and row.params.logprobs is not None]
@@ -119,12 +126,14 @@ class Sampler:
     ) -> tuple[torch.Tensor, list[int]]:
         """A copy with bias, bans and penalties applied and the rows they changed; the original if there are none."""
         for i, row in enumerate(rows):
+            if row.forced is not None:
+                continue
             foreign = [t for t in (*row.params.logit_bias, *row.forbidden) if not 0 <= t < self.vocab_size]
             if foreign:
                 errors.setdefault(i, f"token id {foreign[0]} is outside the vocabulary of {self.vocab_size}")
             elif row.constraint is not None and (reason := row.constraint.error):
                 errors.setdefault(i, f"the grammar cannot go on: {reason}")
-        usable = [i for i in range(len(rows)) if i not in errors]
+        usable = [i for i, row in enumerate(rows) if i not in errors and row.forced is None]
         biased = [i for i in usable if rows[i].params.logit_bias]
         limited = [i for i in usable if rows[i].params.allowed_token_ids]
         banned = [i for i in usable if rows[i].forbidden]
@@ -170,6 +179,7 @@ def is_plain(row: SamplingRow) -> bool:
         and not params.logit_bias
         and not params.allowed_token_ids
         and not row.forbidden
+        and row.forced is None
         and row.constraint is None
         and not has_penalties(params)
     )

@@ -77,8 +77,6 @@ class CountRequest(Sampling):
         found = tools(self.tools, self.tool_choice)
         for kind in found.skipped:
             note(ignored, f"tools[].{kind[:QUOTED]}")
-        if isinstance(self.thinking, dict) and self.thinking.get("budget_tokens") is not None:
-            note(ignored, "thinking.budget_tokens")
         messages = conversation(self.system, self.messages)
         asked: dict[str, Any] = {"messages": messages}
         asked |= {name: getattr(self, name) for name in SHARED if name in self.model_fields_set}
@@ -91,10 +89,13 @@ class CountRequest(Sampling):
         if messages and messages[-1]["role"] == "assistant":
             asked |= _continued(messages[-1])
         settings = self._thinking() | self.chat_template_kwargs
+        asked |= self._budget(ignored)
         asked |= (
             self._answer() | self._effort() | self._format() | ({"chat_template_kwargs": settings} if settings else {})
         )
-        return checked({"model": self.model} | asked, ChatCompletionRequest)
+        chat = checked({"model": self.model} | asked, ChatCompletionRequest)
+        chat.budget_name = "thinking.budget_tokens"
+        return chat
 
     def _answer(self) -> dict[str, Any]:
         """How the answer ends: nothing for a request that only counts."""
@@ -108,6 +109,16 @@ class CountRequest(Sampling):
         kind = thinking.one_of("type", "enabled", "disabled", "adaptive", "between_tools")
         # Where the model may choose, its template says how it thinks.
         return {"enable_thinking": kind == "enabled"} if kind in ("enabled", "disabled") else {}
+
+    def _budget(self, ignored: set[str] | None) -> dict[str, Any]:
+        thinking = Given({} if self.thinking is None else self.thinking, "thinking")
+        if "budget_tokens" not in thinking:
+            return {}
+        budget = thinking.whole("budget_tokens", 0)
+        if thinking.get("type") == "disabled":
+            note(ignored, "thinking.budget_tokens")
+            return {}
+        return {"thinking_token_budget": budget}
 
     def _effort(self) -> dict[str, Any]:
         config = Given({} if self.output_config is None else self.output_config, "output_config")

@@ -18,9 +18,6 @@ class AnswerReader:
         family: how the model calls functions; None leaves calls in the text.
         functions: names of the request's functions, with the schema of each one's parameters.
         whole: hold a call back until it is complete: a broken one comes back as text.
-
-    Attributes:
-        thinking: whether what is read now belongs to a thought.
     """
 
     def __init__(
@@ -32,7 +29,7 @@ class AnswerReader:
         functions: Mapping[str, Any] | None = None,
         whole: bool = False,
     ) -> None:
-        self.thinking = thinking and thoughts is not None
+        self._thinking = thinking
         self._thoughts, self._family, self._functions = thoughts, family, functions or {}
         self._src = Source(whole=whole, new_id=short_id if family is not None and family.short_ids else call_id)
         self._parse = self._parts()
@@ -86,13 +83,11 @@ class AnswerReader:
         src.mark()
         yield from src.space()
         begun = yield from src.take(thoughts.begin, *thoughts.begins)
-        if not begun and not self.thinking:
+        if not begun and not self._thinking:
             src.undo()
             return
         src.done()
-        self.thinking = True
         yield from src.space()
         yield from src.until((thoughts.end,), src.think)
-        self.thinking = False
         src.thought_over()
         yield from src.space()

@@ -122,7 +122,9 @@ class ResponsesRequest(Sampling):
         if self.chat_template_kwargs:
             asked["chat_template_kwargs"] = self.chat_template_kwargs
         asked |= self._format(ignored) | self._effort(ignored)
-        return checked({"model": self.model} | asked, ChatCompletionRequest)
+        chat = checked({"model": self.model} | asked, ChatCompletionRequest)
+        chat.budget_name = "reasoning.max_tokens"
+        return chat
 
     def _includes(self, ignored: set[str] | None, name: str) -> bool:
         for given in self.include:
@@ -157,12 +159,15 @@ class ResponsesRequest(Sampling):
         if self.reasoning is None:
             return {}
         reasoning = Given(self.reasoning, "reasoning")
-        _check_names(reasoning, "effort", "summary", "generate_summary")
+        _check_names(reasoning, "effort", "max_tokens", "summary", "generate_summary")
         for name in ("summary", "generate_summary"):
             if name in reasoning:
                 reasoning.one_of(name, "auto", "concise", "detailed")
                 note(ignored, f"reasoning.{name}")
-        return {"reasoning_effort": reasoning.word("effort")} if "effort" in reasoning else {}
+        asked: dict[str, Any] = {"reasoning_effort": reasoning.word("effort")} if "effort" in reasoning else {}
+        if "max_tokens" in reasoning:
+            asked["thinking_token_budget"] = reasoning.whole("max_tokens", 0)
+        return asked
 
     def spend(self) -> None:
         """Lets go of what was only of use for the prompt. What an answer repeats stays, where it is short."""

@@ -19,7 +19,7 @@ from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow
 from plimsoll.runtime.engine.worker.draw import CANDIDATES, CHUNK, draw, likeliest, uniforms
 from plimsoll.runtime.engine.worker.logprobs import prompt_logprobs, token_logprobs
-from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler
+from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, is_plain
 
 VOCABULARY = 300
 
@@ -273,6 +273,23 @@ def test_a_row_that_forbids_every_token_fails_alone() -> None:
     assert "no token is left" in (results[0].error or "")
     assert [result.rejected for result in results] == [True, False]
     assert results[1].error is None
+
+
+def test_a_forced_token_comes_before_all_that_shapes_tokens_and_changes_no_other_row() -> None:
+    logits = torch.randn(3, VOCABULARY)
+    shaped = SamplingParams(
+        temperature=1.5, logit_bias={7: -100.0, 8: 100.0}, allowed_token_ids=(8,), presence_penalty=2.0, logprobs=1
+    )
+    rows = [row(shaped, forced=7, forbidden=(7,)), row(SamplingParams(seed=1)), row(SamplingParams(temperature=0.0))]
+    forced, *others = Sampler(VOCABULARY).sample(logits, rows)
+    assert (forced.token_id, forced.error) == (7, None)
+    assert forced.logprobs is not None
+    assert forced.logprobs.chosen.token_id == 7
+    assert others == Sampler(VOCABULARY).sample(logits[1:], rows[1:])
+    logits[0, 3] = math.nan
+    assert Sampler(VOCABULARY).sample(logits, rows)[0].error
+    assert is_plain(row(SamplingParams(temperature=0.0)))
+    assert not is_plain(row(SamplingParams(temperature=0.0), forced=7))
 
 
 def test_a_foreign_token_id_fails_alone_and_says_which() -> None:
