@@ -32,6 +32,10 @@ CUDA_BUILD_BYTES = 288 << 20
 """What a torch built for CUDA takes of a CPU's memory beyond one built for CPUs, GPU or not: an empty process held 516
 MiB and 238 (torch 2.13, CUDA 13.0); `benchmarks/memory.py` holds the sum against a loaded one."""
 
+HOST_BYTES_PER_DEVICE = 4 << 30
+"""Host memory of a process that works on a GPU. Its tensors pass through the host one at a time, so it is the process
+that counts: Python, torch and CUDA's host side. Not measured: no GPU has run this yet."""
+
 WIDE_SCRATCH_BYTES = 16 << 20
 """Unpacked weights, narrowed activations and products, where wide products go through torch's bfloat16."""
 

@@ -7,7 +7,7 @@ Hidden states lie on disk, and in memory only as far as the line leaves room, so
 from dataclasses import dataclass
 
 from plimsoll.api.budget import CONTEXT_BYTES
-from plimsoll.api.device import TORCH_TABLE, DeviceFacts
+from plimsoll.api.device import HOST_BYTES_PER_DEVICE, TORCH_TABLE, DeviceFacts
 from plimsoll.api.errors import SpecError
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import role_shape
@@ -70,6 +70,8 @@ class JobLoad:
     """Bytes, as in `DeviceFacts`."""
     workers: int = 1
     """Processes that share the searches, the job's own among them; 1 by default."""
+    devices: int = 0
+    """GPUs that search in place of the workers, with a process of its own for each; 0 on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class JobNeeds:
     output: int
     scratch: int
     """Hidden states, of the walk and then of the evaluation; between them one shard twice, while shards are merged."""
+    device: int = 0
+    """Of each GPU that searches; 0 on a CPU. All else is memory of the host."""
 
     @property
     def disk(self) -> int:
@@ -101,7 +105,7 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
     whole = 4 if facts.dtype == "F32" else 2
     layer = layer_bytes(facts)
     batch = batch_bytes(facts, load)
-    others = load.workers - 1
+    others = load.devices or load.workers - 1
     walk = base + _walk(facts, load) + others * worker_bytes(facts, load)
     # Of the model as it was and of the output, side by side.
     head = facts.vocab_size * facts.hidden_size * (_held_bytes(facts) + 2)
@@ -120,6 +124,7 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
             _largest_shard(facts, load, whole),
             _kept_evaluation(facts, load),
         ),
+        device=CONTEXT_BYTES["cuda"] + WORKER_HEAP_BYTES + _share(facts, load) if load.devices else 0,
     )
 
 
@@ -143,20 +148,27 @@ def _walk(facts: ModelFacts, load: JobLoad) -> int:
 
 
 def worker_bytes(facts: ModelFacts, load: JobLoad) -> int:
-    """Of each process that shares the searches, beside the job's own: itself, and its share of the largest grouping."""
+    """Host memory of each process that shares the searches, beside the job's own: itself, and its share of the largest
+    grouping, which passes through the host on its way to a device."""
+    itself = HOST_BYTES_PER_DEVICE if load.devices else process_bytes(load)
+    return itself + WORKER_HEAP_BYTES + _share(facts, load)
+
+
+def _share(facts: ModelFacts, load: JobLoad) -> int:
+    """Tensors of the largest grouping that one of those that search holds."""
 
     def share(targets: tuple[str, ...]) -> int:
         shapes = [role_shape(facts, role) for role in targets]
         rows, columns = sum(rows for rows, _ in shapes), shapes[0][1]
         block = min(columns, GRAM_COLUMNS)
         judged = (min(rows, JUDGED_ROWS) + CANDIDATES) * columns * FLOAT
-        mine = min(rows, -(-rows // load.workers) + CODED_ROWS)
+        mine = min(rows, -(-rows // (load.devices or load.workers)) + CODED_ROWS)
         # Rows and their codes; an order of columns while it is found; what one run needs on the way.
         coded = mine * columns * (FLOAT + 1) + FLOAT * block * (2 * block + 5 * min(mine, CODED_ROWS))
         return FLOAT * columns * block + max(judged, coded)
 
     found = find_family(facts.architecture).groupings
-    return process_bytes(load) + WORKER_HEAP_BYTES + max((share(one.targets) for one in found), default=0)
+    return max((share(one.targets) for one in found), default=0)
 
 
 def _largest_linear(facts: ModelFacts) -> int:

@@ -36,11 +36,21 @@ class JobDisk(StatusPart):
     """Size of the claim, where it is known."""
 
 
+class JobDevices(StatusPart):
+    """GPUs that search."""
+
+    count: Whole | None = None
+    """Devices of the pod."""
+    memory: Whole | None = None
+    """Bytes that the search needs on each."""
+
+
 class JobBudget(StatusPart):
     """What the job needs, worked out before any pod existed."""
 
     memory: JobMemory | None = None
     disk: JobDisk | None = None
+    devices: JobDevices | None = None
 
 
 class Progress(StatusPart):

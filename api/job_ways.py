@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from plimsoll.api.budget import CONTEXT_BYTES
 from plimsoll.api.errors import DoesNotFitError
-from plimsoll.api.job_budget import JobLoad, JobNeeds, job_needs
+from plimsoll.api.job_budget import MOST_WORKERS, JobLoad, JobNeeds, job_needs
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.ways_out import MIB
@@ -23,9 +24,17 @@ class JobNames:
     samples: str = "calibration.samples"
     held_out: str = "evaluation.samples"
     workers: str = "parallelism.workers"
+    memory: str = "accelerator.memory"
+    device: str = "accelerator.resource"
+    device_memory: str = "accelerator.memory"
 
 
-OPTIONS = JobNames("--batch-size", "--calib-seqlen", "--calib-samples", "--eval-samples", "--workers")
+#: Of a job on GPUs, whose accelerator is a device and no longer the host.
+ON_GPUS = JobNames(memory="pod.memory")
+OPTIONS = JobNames(
+    "--batch-size", "--calib-seqlen", "--calib-samples", "--eval-samples", "--workers", "--memory", "--device",
+    "--device-memory",
+)  # fmt: skip
 
 
 def memory_ways(facts: ModelFacts, load: JobLoad, line: int, names: JobNames = JobNames()) -> Iterator[str]:
@@ -36,7 +45,8 @@ def memory_ways(facts: ModelFacts, load: JobLoad, line: int, names: JobNames = J
 
     if load.sampled and fits(sampled=False):
         yield "calibration.dataset or calibration.configMap in place of self, so that no engine runs"
-    workers = next((count for count in range(load.workers - 1, 0, -1) if fits(workers=count)), None)
+    searching, most = ("devices", load.devices) if load.devices else ("workers", load.workers)
+    workers = next((count for count in range(most - 1, 0, -1) if fits(**{searching: count})), None)
     if workers is not None:
         yield f"{names.workers} {workers}"
     if load.batch > 1 and fits(batch=1):
@@ -44,11 +54,11 @@ def memory_ways(facts: ModelFacts, load: JobLoad, line: int, names: JobNames = J
     length = _halved(load.length, LEAST_LENGTH, lambda value: fits(length=value))
     if length is not None:
         yield f"{names.length} {length}"
-    elif load.batch > 1 or load.workers > 1:
-        length = _halved(load.length, LEAST_LENGTH, lambda value: fits(length=value, batch=1, workers=1))
+    elif load.batch > 1 or most > 1:
+        length = _halved(load.length, LEAST_LENGTH, lambda value: fits(length=value, batch=1, **{searching: 1}))
         if length is not None:
             batch = f"{names.batch} 1 and " if load.batch > 1 else ""
-            workers_too = f"{names.workers} 1 and " if load.workers > 1 else ""
+            workers_too = f"{names.workers} 1 and " if most > 1 else ""
             yield f"{workers_too}{batch}{names.length} {length}"
 
 
@@ -72,7 +82,9 @@ def least_line(needs: JobNeeds) -> str:
     return f"{-(-needs.memory // MIB)}Mi"
 
 
-def check_memory(facts: ModelFacts, needs: JobNeeds, line: int, load: JobLoad) -> None:
+def check_memory(
+    facts: ModelFacts, needs: JobNeeds, line: int, load: JobLoad, names: JobNames = JobNames()
+) -> None:  # fmt: skip
     """Raises DoesNotFitError with the sum, and what would fit, where `line` bytes are too few."""
     if needs.memory <= line:
         return
@@ -80,8 +92,33 @@ def check_memory(facts: ModelFacts, needs: JobNeeds, line: int, load: JobLoad) -
     words = ", ".join(f"{name} {format_bytes(size)}" for name, size in steps.items() if size)
     raise DoesNotFitError(
         f"needs {format_bytes(needs.memory)} (the largest of: {words}) of {format_bytes(line)}",
-        field="spec.accelerator.memory",
-        ways=(*memory_ways(facts, load, line), f"accelerator.memory {least_line(needs)}"),
+        field=f"spec.{names.memory}",
+        ways=(*memory_ways(facts, load, line, names), f"{names.memory} {least_line(needs)}"),
+    )
+
+
+def check_device(
+    facts: ModelFacts, needs: JobNeeds, there: int, load: JobLoad, names: JobNames, device: str | None = None
+) -> None:
+    """Raises DoesNotFitError with the sum, and what would fit, where there are only `there` bytes of a device.
+
+    `device` is what people call it; None where the user drew the line.
+    """
+    if needs.device <= there:
+        return
+    more = (replace(load, devices=count) for count in range(load.devices + 1, MOST_WORKERS + 1))
+    fits = next((one.devices for one in more if job_needs(facts, one).device <= there), None)
+    context, least = CONTEXT_BYTES["cuda"], f"{-(-needs.device // MIB)}Mi"
+    field = names.device_memory if device is None else names.device
+    raise DoesNotFitError(
+        f"needs {format_bytes(needs.device)} on each device ({format_bytes(context)} context, "
+        f"{format_bytes(needs.device - context)} for its share of the search), and {device or 'the line'} has "
+        f"{format_bytes(there)}",
+        field=field if field.startswith("--") else f"spec.{field}",
+        ways=(
+            *([f"{names.workers} {fits}"] if fits else []),
+            f"{names.device_memory} {least}" if device is None else f"devices of {least}",
+        ),
     )
 
 

@@ -104,7 +104,7 @@ class Calibration(Part):
     sequence_length: Annotated[int, Field(ge=16, le=32768)] | None = None
     """Tokens in each. Evaluation uses it too. Default: 512."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Sequences that are computed at once. Default: as many as fit accelerator.memory."""
+    """Sequences that are computed at once. Default: as many as fit the job's memory."""
 
     @model_validator(mode="after")
     def _one(self) -> "Calibration":
@@ -141,19 +141,22 @@ class Evaluation(Part):
 class JobAccelerator(Part):
     """What the job runs on, and the memory line it never passes."""
 
-    resource: Literal["cpu"] = "cpu"
-    """A layer at a time needs processors and no GPU."""
+    resource: Literal["cpu", "nvidia.com/gpu"] = "cpu"
+    """cpu, or nvidia.com/gpu: the searches of method awq run on parallelism.workers GPUs of one node. All else runs on
+    processors: a layer at a time needs no GPU."""
     memory: Memory | None = None
-    """Most memory that the job may use, such as 8Gi: batches are sized to it. The pod requests 256Mi more. Default: the
-    sum that the operator computes at admission."""
+    """On a CPU: most memory that the job may use, such as 8Gi. Batches are sized to it, and the pod requests 256Mi
+    more. On GPUs: memory of one device, such as 24Gi; the pod is placed only where devices are as large. Default: the
+    sum that the operator computes at admission; on GPUs, what the search needs on each device."""
 
 
 class JobParallelism(Part):
-    """How a job is spread over processes."""
+    """How a job is spread over processes, or over devices."""
 
     workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
-    """Processes that share the search of method awq, at most as many as pod.cpu. Each takes memory. The bytes of the
-    output do not depend on their number."""
+    """Processes that share the search of method awq. On a CPU: at most as many as pod.cpu. On GPUs: one for each
+    device, and the pod asks for as many devices. Each takes memory. The bytes of the output do not depend on their
+    number."""
 
 
 class JobPod(PodPlacement):
@@ -162,6 +165,9 @@ class JobPod(PodPlacement):
     cpu: Processors | None = None
     """Processors of the pod, and threads of the job; the output's bytes do not depend on it. Default: what the node
     has; a request of 1."""
+    memory: Memory | None = None
+    """Most host memory that a job on GPUs may use: batches are sized to it, and the pod requests 256Mi more. Default:
+    the sum that the operator computes at admission. On a CPU accelerator.memory is that, and this is refused."""
 
 
 class QuantizationJobSpec(Part):
@@ -209,7 +215,11 @@ class QuantizationJobSpec(Part):
         workers, processors = self.parallelism.workers, self.pod.cpu
         if not self.searches and workers > 1:
             raise fault_at(("parallelism", "workers"), rules.SEARCH_WORDS, workers)
-        if processors is not None and workers > processors:
+        if self.on_gpus and not self.searches:
+            raise fault_at(("accelerator", "resource"), rules.SEARCH_WORDS, self.accelerator.resource)
+        if not self.on_gpus and self.pod.memory is not None:
+            raise fault_at(("pod", "memory"), rules.ONE_MEMORY_WORDS, self.pod.memory)
+        if not self.on_gpus and processors is not None and workers > processors:
             words = f"must be at most {processors}, the processors of pod.cpu. Lower it, or raise pod.cpu"
             raise fault_at(("parallelism", "workers"), words, workers)
         if eight and self.format == "awq":
@@ -232,6 +242,16 @@ class QuantizationJobSpec(Part):
     def samples_itself(self) -> bool:
         """Whether text that calibrates is drawn from the model."""
         return self.calibration.config_map is None and self.calibration.dataset in (None, "self")
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether devices search, one a worker."""
+        return self.accelerator.resource != "cpu"
+
+    @property
+    def line(self) -> int | None:
+        """Bytes of host memory that the job may use, where the spec says so."""
+        return self.pod.memory if self.on_gpus else self.accelerator.memory
 
     @property
     def searches(self) -> bool:

@@ -190,6 +190,7 @@ GROUP_WORDS = "goes with 4 bits: method int8 has one scale a row. Remove it"
 SEARCH_WORDS = "goes with method awq, the only one that searches. Remove it"
 FORMAT_WORDS = "awq holds 4 bits only. Write compressed-tensors with method int8, or leave it out"
 APART_WORDS = "must be apart from model.source: neither may lie in the other. Write another PATH"
+_ON_GPUS = "(has(self.accelerator) && has(self.accelerator.resource) && self.accelerator.resource != 'cpu')"
 QUANTIZATION: list[Any] = [
     rule(
         "!has(self.weights) || !has(self.weights.bits) || self.weights.bits == (self.method == 'int8' ? 8 : 4)",
@@ -215,6 +216,12 @@ QUANTIZATION: list[Any] = [
         f"parallelism.workers {SEARCH_WORDS}",
         ".parallelism.workers",
     ),
+    rule(
+        f"self.method == 'awq' || !{_ON_GPUS}",
+        f"accelerator.resource {SEARCH_WORDS}",
+        ".accelerator.resource",
+    ),
+    rule(f"{_ON_GPUS} || !has(self.pod) || !has(self.pod.memory)", f"pod.memory {ONE_MEMORY_WORDS}", ".pod.memory"),
     rule("self.method != 'int8' || !has(self.format) || self.format != 'awq'", f"format {FORMAT_WORDS}", ".format"),
     rule(
         "!(self.output + '/').startsWith(self.model.source + (self.model.source.endsWith('/') ? '' : '/')) "

@@ -65,10 +65,11 @@ def _run(job: QuantizationJob) -> None:
         eval_samples=spec.evaluation.samples,
         max_perplexity_increase=None if increase is None else f"{100 * increase:.6g}%",
         max_kl_divergence=None if divergence is None else f"{divergence:g}",
-        memory=None if spec.accelerator.memory is None else str(spec.accelerator.memory),
+        memory=None if spec.line is None else str(spec.line),
         threads=spec.pod.cpu,
         workers=spec.parallelism.workers,
-        device="cpu",
+        device="cuda" if spec.on_gpus else "cpu",
+        device_memory=str(spec.accelerator.memory) if spec.on_gpus and spec.accelerator.memory else None,
         shard_size="5G",
         seed=spec.seed,
     )

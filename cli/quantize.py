@@ -71,6 +71,9 @@ def quantize(
         typer.Option(help="awq: processes that share the search and --threads. Default: 1; all devices for cuda."),
     ] = None,
     device: Annotated[str, typer.Option(help="awq: cpu, or cuda to search on all or --workers devices.")] = "cpu",
+    device_memory: Annotated[
+        str | None, typer.Option(help="cuda: most of each device that the search may take, as 24Gi. Default: all.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of text, and of sampling it.")] = 0,
     status_port: Annotated[int | None, typer.Option(help="Serve /status, /live and /ready there meanwhile.")] = None,
 ) -> None:
@@ -113,6 +116,7 @@ def quantize(
             options = JobOptions(
                 path, local.own_name(source, path), work_dir, recipe, plan, limits, line, batch_size, threads, shards,
                 frozenset(name for name, value in given.items() if value is None), workers, device,
+                None if device_memory is None else byte_option(device_memory, "--device-memory"),
             )  # fmt: skip
             outcome = QuantizeJob(options, tracker, lambda note: screen.print(note, highlight=False)).run()
         except PlimsollError as error:

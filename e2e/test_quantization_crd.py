@@ -14,6 +14,7 @@ from tests.support.job_manifests import (
     DATASETS,
     LEAST,
     OF_ONE_MACHINE,
+    ON_GPUS,
     OUTPUTS,
     full,
     job_manifest,
@@ -52,6 +53,7 @@ def test_what_is_right_is_taken(cluster: Cluster) -> None:
     right += [{"model": {"source": source}, "output": "pvc://elsewhere/a"} for source in SOURCES]
     right += [LEAST | {"calibration": {"dataset": texts}} for texts in DATASETS]
     right += [{"model": {"source": "hf://o/n"}, "output": output} for output in OUTPUTS]
+    right += [LEAST | ON_GPUS, LEAST | {"accelerator": {"resource": "nvidia.com/gpu"}}]
     right += [LEAST | {"output": "pvc://models/qwen2/a"}, LEAST | {"output": "pvc://model/qwen"}]
     assert [(spec, words) for spec in right if (words := refusal(cluster, job_manifest(spec)))] == []
 

@@ -2,9 +2,10 @@
 
 import torch
 
-from plimsoll.api.budget import CONTEXT_BYTES
-from plimsoll.api.errors import DoesNotFitError, SpecError
-from plimsoll.api.quantity import format_bytes
+from plimsoll.api.errors import SpecError
+from plimsoll.api.job_budget import JobLoad, JobNeeds
+from plimsoll.api.job_ways import OPTIONS, check_device
+from plimsoll.api.model import ModelFacts
 from plimsoll.quantjob.job_options import JobOptions
 
 
@@ -34,13 +35,12 @@ def devices_of(options: JobOptions) -> tuple[str, ...]:
     return tuple(f"cuda:{index}" for index in range(wanted))
 
 
-def check_devices(devices: tuple[str, ...], share: int) -> None:
-    """Args: share: bytes of tensors that a device holds. Raises DoesNotFitError where one has less."""
-    needed = share + CONTEXT_BYTES["cuda"]
+def check_devices(
+    devices: tuple[str, ...], line: int | None, facts: ModelFacts, needs: JobNeeds, load: JobLoad
+) -> None:  # fmt: skip
+    """Raises DoesNotFitError where a device holds less than the search needs, or `line` bytes of each are too few."""
+    if line is not None:
+        check_device(facts, needs, line, load, OPTIONS)
     for device in devices:
         total = int(torch.cuda.get_device_properties(device).total_memory)
-        if total < needed:
-            raise DoesNotFitError(
-                f"needs {format_bytes(needed)} on each device, and {device} has {format_bytes(total)}",
-                field="--device", ways=("--device cpu",),
-            )  # fmt: skip
+        check_device(facts, needs, total, load, OPTIONS, device)

@@ -112,7 +112,7 @@ class QuantizeJob:
         ready = preflight(
             checkpoint.facts, options.recipe, options.plan.samples, options.plan.length, options.plan.held_out,
             memory=options.memory, batch=options.batch, threads=self._workers.count, workers=options.workers or 1,
-            devices=self._devices,
+            devices=self._devices, device_memory=options.device_memory,
         )  # fmt: skip
         changed = valid_generation_config(checkpoint.generation_config)[1]
         for note in (*checkpoint.notices, *ready.notes, *options.plan.notes(), *changed):

@@ -24,6 +24,7 @@ class JobOptions:
         batch: sequences computed at once; None for as many as are of use and fit.
         workers: processes that share the searches; None for one on the CPU, and for one a device.
         device: `cuda` for searches on the first `workers` devices, or on all.
+        device_memory: bytes of each device that the search may take; None for all that it has.
         shard_bytes: most bytes of tensors in a file of the output.
         fitted: `group_size` and `length` where the recipe's and the plan's are defaults: a smaller one is taken where
             the model asks for it.
@@ -42,10 +43,15 @@ class JobOptions:
     fitted: frozenset[str] = frozenset()
     workers: int | None = None
     device: str = "cpu"
+    device_memory: int | None = None
 
     def __post_init__(self) -> None:
         """Raises SpecError naming the option."""
         check_choice(self.device, ("cpu", "cuda"), "--device")
+        if self.device == "cpu" and self.device_memory is not None:
+            raise SpecError(
+                "goes with --device cuda", field="--device-memory", value=self.device_memory, fix="Leave it out"
+            )
         if self.workers is None:
             return
         if not 1 <= self.workers <= MOST_WORKERS:

@@ -18,6 +18,9 @@ def main() -> None:
     descriptor, parent, threads = map(int, sys.argv[1:4])
     die_with_parent(parent)
     device, workers = torch.device(sys.argv[4]), Workers(threads)
+    if device.type == "cuda":
+        # Else what CUDA allocates by itself would lie on the first device.
+        torch.cuda.set_device(device)
     unit = 1 if sys.platform == "darwin" else 1024
     try:
         with torch.inference_mode():

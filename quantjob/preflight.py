@@ -12,7 +12,6 @@ from plimsoll.api.job_budget import (
     job_needs,
     least_disk,
     process_bytes,
-    worker_bytes,
 )
 from plimsoll.api.job_ways import OPTIONS, least_line, memory_ways
 from plimsoll.api.layer_tensors import expected_tensors
@@ -59,7 +58,7 @@ class Preflight:
 
 def preflight(
     facts: ModelFacts, recipe: Recipe, samples: int, length: int, held_out: int = 0, *, memory: int,
-    batch: int | None, threads: int, workers: int = 1, devices: tuple[str, ...] = (),
+    batch: int | None, threads: int, workers: int = 1, devices: tuple[str, ...] = (), device_memory: int | None = None,
 ) -> Preflight:  # fmt: skip
     """What a job of this recipe takes and does.
 
@@ -67,6 +66,7 @@ def preflight(
         batch: what was asked for; None for as many as are of use and fit.
         workers: processes that share the searches.
         devices: what searches run on, beside this process; none for the CPU.
+        device_memory: bytes of each that may be used; None for all.
 
     Raises SpecError where the recipe cannot be for this model, DoesNotFitError where `memory` bytes are too few.
     """
@@ -97,10 +97,9 @@ def preflight(
         workers=workers,
     )
     if devices:
-        # Processes of their own, whose tensors lie on the devices.
-        load = replace(load, workers=1 + len(devices))
-        check_devices(devices, worker_bytes(facts, load) - process_bytes(load))
+        load = replace(load, workers=1, devices=len(devices))
     needs, plan = _plan(facts, load, memory, batch, threads)
+    check_devices(devices, device_memory, facts, needs, load)
     notes = [*_parallel_notes(facts, recipe), *filter(None, [libraries_note(libraries)])]
     if blocks := stored_blocks(facts):
         notes.append(
@@ -220,7 +219,7 @@ def _plan(facts: ModelFacts, load: JobLoad, memory: int, batch: int | None, thre
         raise DoesNotFitError(
             f"needs {format_bytes(least.memory)} (the walk over the layers "
             f"{format_bytes(least.walk - process_bytes(load))}, evaluation "
-            f"{format_bytes(least.evaluation - process_bytes(load))}, and the process itself "
+            f"{format_bytes(max(0, least.evaluation - process_bytes(load)))}, and the process itself "
             f"{format_bytes(process_bytes(load))}{'; ' + note if note else ''}) of {format_bytes(memory)}",
             field="--memory",
             ways=(

@@ -7,6 +7,7 @@ from typing import Any
 
 from plimsoll.api.budget import SERVER_BYTES, Budget
 from plimsoll.api.deployment import API_VERSION, KIND, ModelDeploymentSpec
+from plimsoll.api.device import HOST_BYTES_PER_DEVICE
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.pod import Spread
 from plimsoll.api.quantization_job import QuantizationJobSpec
@@ -51,9 +52,6 @@ KEYS = "/etc/plimsoll/keys"
 GRACE_SECONDS = 30
 #: The same where a probe has found that the server hangs.
 HUNG_GRACE_SECONDS = 10
-#: Host memory of a GPU pod that names none. Weights pass through the host one tensor at a time, so it is the
-#: processes that count: Python, torch and CUDA's host side.
-HOST_BYTES_PER_DEVICE = 4 * GIB
 #: /dev/shm: semaphores alone on one device, and on CPUs, whose ranks share memory without a name, which their budget
 #: counts; NCCL's buffers between several GPUs.
 SHARED_BYTES, SHARED_BYTES_PER_RANK = 64 * MIB, 512 * MIB

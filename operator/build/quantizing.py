@@ -11,6 +11,7 @@ from plimsoll.api.quantization_job import Calibration, Evaluation, QuantizationJ
 from plimsoll.api.source import parse_source
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, container_security, metadata, plain, quantity
+from plimsoll.operator.build.placing import Placing, node_affinity, with_affinity
 from plimsoll.operator.build.pod import environment, inspected_contents, models_of, placement, scratch
 from plimsoll.operator.build.revision import processors
 from plimsoll.operator.build.source import credentials
@@ -41,9 +42,12 @@ def job_name(deployment: Deployment) -> str:
 
 def job(
     deployment: Deployment, spec: QuantizationJobSpec, inspection: Inspection, needs: JobNeeds, settings: Settings,
-    *, image_volumes: bool,
+    *, image_volumes: bool, placing: Placing | None = None,
 ) -> Object:  # fmt: skip
-    """Evictions and deleted pods cost nothing of `backoffLimit`; `FINAL_EXIT_CODES` end it at once."""
+    """Evictions and deleted pods cost nothing of `backoffLimit`; `FINAL_EXIT_CODES` end it at once.
+
+    `placing`: which nodes' devices hold the searches of a job on GPUs.
+    """
     volumes = _Volumes()
     models = models_of(spec, inspection, settings, image_volumes)
     volumes.take(models.volume, models.mount_path)
@@ -59,6 +63,8 @@ def job(
     }
     if models.init:
         body["initContainers"] = models.init
+    if placing is not None:
+        body["affinity"] = with_affinity(body.get("affinity") or {}, node_affinity(placing))
     annotations = {"kubectl.kubernetes.io/default-container": CONTAINER, **plain(spec.pod.annotations)}
     return {
         "apiVersion": "batch/v1",
@@ -91,7 +97,11 @@ def _container(
     deployment: Deployment, spec: QuantizationJobSpec, needs: JobNeeds, settings: Settings,
     args: list[str], mounts: list[Object], beside: list[Object],
 ) -> Object:  # fmt: skip
-    memory = {"memory": quantity(memory_line(spec, needs) + BESIDE_BYTES)}
+    both = {"memory": quantity(memory_line(spec, needs) + BESIDE_BYTES)}
+    image = settings.runtime_image
+    if spec.on_gpus:
+        both[spec.accelerator.resource] = str(spec.parallelism.workers)
+        image = settings.cuda_runtime_image or image
     limits: Object = {} if spec.pod.cpu is None else {"cpu": str(spec.pod.cpu)}
     env = [*environment(), *user_name(spec), {"name": "PLIMSOLL_TERMINATION_LOG", "value": "/dev/termination-log"}]
     if _reads_hub(spec):
@@ -102,13 +112,13 @@ def _container(
     env += beside
     return {
         "name": CONTAINER,
-        "image": spec.pod.image or settings.runtime_image,
+        "image": spec.pod.image or image,
         "imagePullPolicy": spec.pod.image_pull_policy,
         "args": args,
         "env": env,
         "ports": [{"name": "status", "containerPort": names.STATUS_PORT, "protocol": "TCP"}],
         "resources": limited(
-            {"requests": {"cpu": str(processors(deployment.spec) or 1), **memory}, "limits": limits | memory}, spec
+            {"requests": {"cpu": str(processors(deployment.spec) or 1), **both}, "limits": limits | both}, spec
         ),
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -117,8 +127,8 @@ def _container(
 
 
 def memory_line(spec: QuantizationJobSpec, needs: JobNeeds) -> int:
-    """Bytes that the job keeps below."""
-    return spec.accelerator.memory or needs.memory
+    """Bytes of host memory that the job keeps below."""
+    return spec.line or needs.memory
 
 
 def _reads_hub(spec: QuantizationJobSpec) -> bool:
@@ -136,7 +146,11 @@ def _arguments(
         "--format", spec.written_format, "--memory", str(memory_line(spec, needs)), "--seed", str(spec.seed),
         "--status-port", str(names.STATUS_PORT),
     ]  # fmt: skip
-    if spec.parallelism.workers > 1:
+    if spec.on_gpus:
+        found += ["--device", "cuda"]
+        if spec.accelerator.memory is not None:
+            found += ["--device-memory", str(spec.accelerator.memory)]
+    if spec.on_gpus or spec.parallelism.workers > 1:
         found += ["--workers", str(spec.parallelism.workers)]
     if spec.group_size:
         found += ["--w-group-size", str(spec.group_size)]

@@ -97,7 +97,7 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
             check_source(spec.model, spec.pod, settings)
         check_account(spec.pod, snapshot.deployment.namespace, settings)
         refuse_not_run_yet(spec)
-        _check_image(spec, settings)
+        check_image(spec, settings)
     except PlimsollError as error:
         return Admission(refused(error), NOT_LOOKED_AT)
     if waits is not None and output is None:
@@ -223,7 +223,7 @@ def _refuse_line(spec: ModelDeploymentSpec, found: Inspection, facts: DeviceFact
     )  # fmt: skip
 
 
-def _check_image(spec: ModelDeploymentSpec, settings: Settings) -> None:
+def check_image(spec: ModelDeploymentSpec | QuantizationJobSpec, settings: Settings) -> None:
     """Raises SpecError for a pod on a GPU that would run the image for CPUs."""
     if spec.accelerator.resource == "cpu" or settings.cuda_runtime_image is not None:
         return

@@ -7,12 +7,14 @@ from plimsoll.api.accelerator import mig_bytes, most_mig_bytes
 from plimsoll.api.budget import SERVER_BYTES
 from plimsoll.api.deployment import ModelDeploymentSpec, PodPlacement
 from plimsoll.api.quantity import format_bytes
+from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.operator.build.placing import Placing
 from plimsoll.operator.plan.capacity import selects, tolerates
 from plimsoll.operator.plan.cards import Card, cards, placing
 from plimsoll.operator.snapshot import Node
 
 MIB = 1 << 20
+Spec = ModelDeploymentSpec | QuantizationJobSpec
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def device_memory(
         return _gpu_memory(spec, seen)
     if spec.accelerator.memory is not None:
         return DeviceMemory(spec.accelerator.memory, "spec.accelerator.memory")
-    able = _able(spec, seen) if seen is not None else []
+    able = able_nodes(spec, seen) if seen is not None else []
     if seen is None or not able:
         return DeviceMemory(None, why=_nowhere(spec, seen))
     stays = taken or {}
@@ -80,7 +82,7 @@ def _gpu_memory(spec: ModelDeploymentSpec, nodes: tuple[Node, ...] | None) -> De
     profile = most_mig_bytes(resource)
     if asked is not None:
         # A node that is not ready today comes back, and the pod may wait for it.
-        seen = cards(_able(spec, nodes, usable=False), resource) if nodes is not None else []
+        seen = cards(able_nodes(spec, nodes, usable=False), resource) if nodes is not None else []
         if profile is not None and asked > profile:
             seen = seen or [Card("", resource, mig_bytes(resource))]
         unlabelled = any(one.bytes is None for one in seen)
@@ -93,7 +95,7 @@ def _gpu_memory(spec: ModelDeploymentSpec, nodes: tuple[Node, ...] | None) -> De
         )  # fmt: skip
     if nodes is None and profile is None:
         return DeviceMemory(None, why=_nowhere(spec, nodes))
-    able = _able(spec, nodes) if nodes is not None else []
+    able = able_nodes(spec, nodes) if nodes is not None else []
     seen = cards(able, resource)
     if profile is not None and not seen:
         size = mig_bytes(resource)
@@ -118,7 +120,7 @@ def _gpu_memory(spec: ModelDeploymentSpec, nodes: tuple[Node, ...] | None) -> De
     return DeviceMemory(None, why=f"{why}: {FIX}")
 
 
-def _able(spec: ModelDeploymentSpec, nodes: Iterable[Node], usable: bool = True) -> list[Node]:
+def able_nodes(spec: Spec, nodes: Iterable[Node], usable: bool = True) -> list[Node]:
     """Nodes that the pod may be placed on, by its selector, required node affinity and tolerations."""
     found = [node for node in allowed(nodes, spec.pod) if node.usable or not usable]
     tolerations = [one.model_dump(by_alias=True, exclude_none=True) for one in spec.pod.tolerations]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from plimsoll.api.dataset import parse_dataset
+from plimsoll.api.device import CUDA_BUILD_BYTES
 from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.job_budget import (
@@ -13,18 +14,20 @@ from plimsoll.api.job_budget import (
     job_needs,
     largest_group,
 )
-from plimsoll.api.job_ways import check_disk, check_memory, memory_ways
+from plimsoll.api.job_ways import ON_GPUS, JobNames, check_disk, check_memory, memory_ways
 from plimsoll.api.manifest import parse_job_spec
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import parse_source
 from plimsoll.api.ways_out import MIB
+from plimsoll.operator.build.placing import Placing
 from plimsoll.operator.build.quantizing import BESIDE_BYTES
-from plimsoll.operator.plan.admission import NOT_LOOKED_AT, Asked, looked_at, refused
+from plimsoll.operator.plan.admission import NOT_LOOKED_AT, Asked, check_image, looked_at, refused
 from plimsoll.operator.plan.capacity import tolerates
 from plimsoll.operator.plan.conditions import Condition
-from plimsoll.operator.plan.devices import allowed
+from plimsoll.operator.plan.devices import able_nodes, allowed
+from plimsoll.operator.plan.job_devices import job_placing
 from plimsoll.operator.plan.permission import check_account, check_allowed, check_source
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Snapshot
@@ -36,6 +39,8 @@ class JobAdmission(Asked):
 
     spec: QuantizationJobSpec | None = None
     needs: JobNeeds | None = None
+    placing: Placing | None = None
+    """Of GPUs: which nodes' devices hold the search."""
     needs_claims: tuple[str, ...] = ()
     """Whose size has to be known to go on."""
 
@@ -50,6 +55,7 @@ def admit_job(snapshot: Snapshot, settings: Settings) -> JobAdmission:
         spec = parse_job_spec(snapshot.deployment.spec)
         check_source(spec.model, spec.pod, settings)
         check_account(spec.pod, snapshot.deployment.namespace, settings)
+        check_image(spec, settings)
         _check_places(spec)
         _check_texts(spec, settings)
     except PlimsollError as error:
@@ -92,7 +98,7 @@ def _check_texts(spec: QuantizationJobSpec, settings: Settings) -> None:
 def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, ready: Condition) -> JobAdmission:
     load = _load(spec, found.facts)
     claim = parse_source(spec.output).name
-    line = spec.accelerator.memory
+    line, names = spec.line, ON_GPUS if spec.on_gpus else JobNames()
     try:
         if found.facts.quantization is not None:
             raise SpecError(
@@ -100,7 +106,8 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
                 fix="Name the checkpoint that it was made of",
             )  # fmt: skip
         needs = job_needs(found.facts, load)
-        check_memory(found.facts, needs, line or needs.memory, load)
+        check_memory(found.facts, needs, line or needs.memory, load, names)
+        placing = job_placing(snapshot.nodes, spec, found.facts, load, needs)
         _check_nodes(snapshot, spec, found.facts, load, needs)
         known = None if snapshot.claims is None else snapshot.claims.get(claim)
         if known is not None:
@@ -109,6 +116,8 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
         return JobAdmission(refused(error), ready, spec, found)
     of = f" of {format_bytes(known)}" if known is not None else ""
     by = f" with {load.workers} workers" if load.workers > 1 else ""
+    if load.devices:
+        by = f" with {load.devices} devices, {format_bytes(needs.device)} on each"
     text = (
         f"memory: the walk {format_bytes(needs.walk)}{by}, evaluation {format_bytes(needs.evaluation)}"
         + (f", sampling {format_bytes(needs.sampling)}" if needs.sampling else "")
@@ -116,9 +125,8 @@ def _sized(snapshot: Snapshot, spec: QuantizationJobSpec, found: Inspection, rea
         f"{format_bytes(needs.scratch)} hidden states = {format_bytes(needs.disk)}{of} on claim {claim}"
     )
     accepted = Condition("Accepted", "True", "Fits", text)
-    return JobAdmission(
-        accepted, ready, spec, found, needs=needs, needs_claims=(claim,) if snapshot.claims is None else ()
-    )
+    awaited = (claim,) if snapshot.claims is None else ()
+    return JobAdmission(accepted, ready, spec, found, needs=needs, placing=placing, needs_claims=awaited)
 
 
 def _load(spec: QuantizationJobSpec, facts: ModelFacts) -> JobLoad:
@@ -134,7 +142,9 @@ def _load(spec: QuantizationJobSpec, facts: ModelFacts) -> JobLoad:
         batch=calibration.batch_size or 1,
         sampled=spec.samples_itself or spec.evaluation.dataset == "self",
         held_out=spec.evaluation.samples,
-        workers=spec.parallelism.workers,
+        workers=1 if spec.on_gpus else spec.parallelism.workers,
+        devices=spec.parallelism.workers if spec.on_gpus else 0,
+        libraries=CUDA_BUILD_BYTES if spec.on_gpus else 0,
     )
 
 
@@ -144,23 +154,27 @@ def _check_nodes(
     """Raises DoesNotFitError where no node that may run the pod could ever hold it."""
     if snapshot.nodes is None:
         return
-    line = (spec.accelerator.memory or needs.memory) + BESIDE_BYTES
+    line, names = (spec.line or needs.memory) + BESIDE_BYTES, ON_GPUS if spec.on_gpus else JobNames()
     wanted = [one.model_dump(by_alias=True, exclude_none=True) for one in spec.pod.tolerations]
-    able = [n for n in allowed(snapshot.nodes, spec.pod) if n.usable and tolerates(n.taints, wanted)]
+    if spec.on_gpus:
+        resource = spec.accelerator.resource
+        able = [n for n in able_nodes(spec, snapshot.nodes) if n.allocatable.get(resource, 0) >= load.devices]
+    else:
+        able = [n for n in allowed(snapshot.nodes, spec.pod) if n.usable and tolerates(n.taints, wanted)]
     largest = max(able, key=lambda node: node.allocatable.get("memory", 0), default=None)
     if largest is None or largest.allocatable.get("memory", 0) >= line:
         return
     room = largest.allocatable.get("memory", 0)
     beside = max(0, room - BESIDE_BYTES)
     if needs.memory <= beside:
-        ways = [f"accelerator.memory {beside // MIB}Mi"]
-    elif spec.accelerator.memory is None:
-        ways = list(memory_ways(facts, load, beside))
+        ways = [f"{names.memory} {beside // MIB}Mi"]
+    elif spec.line is None:
+        ways = list(memory_ways(facts, load, beside, names))
     else:
-        ways = [f"{way} and accelerator.memory {beside // MIB}Mi" for way in memory_ways(facts, load, beside)]
+        ways = [f"{way} and {names.memory} {beside // MIB}Mi" for way in memory_ways(facts, load, beside, names)]
     raise DoesNotFitError(
         f"needs {format_bytes(line)}, and the largest node that could take the pod, {largest.name}, has "
         f"{format_bytes(room)}",
-        field="spec.accelerator.memory",
+        field=f"spec.{names.memory}",
         ways=(*ways, f"a node with {-(-line // MIB)}Mi"),
     )

@@ -199,7 +199,8 @@ def _crash(job: BatchJob, pods: list[Pod]) -> tuple[str, str]:
     last = pods[-1] if pods else None
     container = _container(last) if last else None
     if last is not None and container is not None and container.reason == "OOMKilled":
-        return "OutOfMemory", f"pod {last.name} {_why(last)}, {job.message}. Raise accelerator.memory"
+        fix = "Raise accelerator.memory (on GPUs pod.memory)"
+        return "OutOfMemory", f"pod {last.name} {_why(last)}, {job.message}. {fix}"
     if last is not None:
         return "Crashed", f"pod {last.name} {_why(last)}. {job.message}"
     return job.reason or "Failed", job.message or "the Job has failed"

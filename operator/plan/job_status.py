@@ -106,7 +106,10 @@ def _budget(snapshot: Snapshot, admission: JobAdmission) -> dict[str, Any] | Non
     if claim is not None:
         disk["claim"] = claim
     memory = {"walk": needs.walk, "sampling": needs.sampling, "evaluation": needs.evaluation}
-    return {"memory": {**memory, "total": build.memory_line(spec, needs)}, "disk": disk}
+    found: dict[str, Any] = {"memory": {**memory, "total": build.memory_line(spec, needs)}, "disk": disk}
+    if spec.on_gpus:
+        found["devices"] = {"count": spec.parallelism.workers, "memory": needs.device}
+    return found
 
 
 def _worked(said: JobProgress | None, run: Run | None, before: Mapping[str, Any], uri: str) -> dict[str, Any]:

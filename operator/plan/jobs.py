@@ -56,8 +56,9 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
         assert admission.needs is not None
         volumes = settings.image_volumes == "auto" and snapshot.image_volumes
         made = build.job(
-            snapshot.deployment, admission.spec, admission.inspection, admission.needs, settings, image_volumes=volumes
-        )
+            snapshot.deployment, admission.spec, admission.inspection, admission.needs, settings,
+            image_volumes=volumes, placing=admission.placing,
+        )  # fmt: skip
         actions.append(Apply(made, "quantize"))
     found = job_status(snapshot, admission, run, mine, held_up)
     return Plan(

@@ -8,7 +8,7 @@ _FIELDS = (
     (r"(requests\.)?cpu", "spec.pod.cpu"),
     (r"(limits\.|requests\.)?memory", "spec.accelerator.memory (on a GPU spec.pod.memory)"),
     (r"(limits\.|requests\.)?ephemeral-storage", "spec.pod.limits.ephemeralStorage"),
-    (r"requests\.[-./a-z0-9]+", "spec.parallelism.tensor or spec.replicas"),
+    (r"requests\.[-./a-z0-9]+", "spec.parallelism or spec.replicas"),
     (r"(count/)?pods", "spec.replicas"),
 )
 _MUST_SPECIFY = re.compile(r"must specify ([-./,a-z0-9]+)")

@@ -7,20 +7,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.budget import CONTEXT_BYTES, MIB
+from plimsoll.api.device import HOST_BYTES_PER_DEVICE
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.job_budget import (
+    CODED_ROWS,
+    GRAM_COLUMNS,
     HEAP_BYTES,
     PAPERS_BYTES,
+    WORKER_HEAP_BYTES,
     JobLoad,
     check_groups,
     job_needs,
     layer_bytes,
 )
-from plimsoll.api.job_ways import check_disk, check_memory, disk_ways, memory_ways
+from plimsoll.api.job_ways import ON_GPUS, OPTIONS, check_device, check_disk, check_memory, disk_ways, memory_ways
 from tests.support.miniature import CONFIG
 
 FACTS = facts_from_config(CONFIG)
+#: Of eight billion parameters.
+LARGE = facts_from_config(
+    CONFIG | {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+)
 LOAD = JobLoad("awq", 4, 64, samples=128, length=2048)
 
 
@@ -46,6 +54,55 @@ def test_the_output_is_codes_scales_zeros_and_what_stays_whole() -> None:
     codes, scales, zeros = linear // 2, linear // 64 * 2, linear // 64 // 2
     # A row of nine groups takes five bytes of zero points, not four and a half.
     assert codes + scales + zeros + whole <= found <= 1.001 * (codes + scales + zeros + whole)
+
+
+def test_a_device_holds_its_context_and_its_share_of_the_largest_grouping() -> None:
+    alone, four = (job_needs(LARGE, replace(LOAD, devices=count)) for count in (1, 4))
+    assert job_needs(LARGE, LOAD).device == 0
+
+    def share(rows: int, columns: int) -> int:
+        """Moments, rows and their codes, and what one run of rows needs on the way."""
+        run = 4 * GRAM_COLUMNS * (2 * GRAM_COLUMNS + 5 * CODED_ROWS)
+        return 4 * columns * GRAM_COLUMNS + rows * columns * 5 + run
+
+    fixed = CONTEXT_BYTES["cuda"] + WORKER_HEAP_BYTES
+    # Gate and up of all rows; of four devices, a quarter of down and a run of rows more.
+    assert alone.device == fixed + share(2 * 14336, 4096)
+    assert four.device == fixed + share(4096 // 4 + CODED_ROWS, 14336)
+    # What goes to a device passes through a process of the host, which has CUDA's own side of it.
+    assert alone.walk - job_needs(LARGE, LOAD).walk == HOST_BYTES_PER_DEVICE + alone.device - CONTEXT_BYTES["cuda"]
+
+
+@pytest.mark.parametrize("devices", [1, 3, 7])
+def test_a_device_that_is_too_small_is_refused_with_what_would_fit(devices: int) -> None:
+    load = replace(LOAD, devices=devices)
+    needs = job_needs(LARGE, load)
+    check_device(LARGE, needs, needs.device, load, ON_GPUS)
+    below = job_needs(LARGE, replace(load, devices=devices + 1)).device
+    least = f"{-(-needs.device // (1 << 20))}Mi"
+    for names, device, field, way in (
+        (ON_GPUS, None, "spec.accelerator.memory", f"parallelism.workers {devices + 1}, accelerator.memory {least}"),
+        (ON_GPUS, "the largest", "spec.accelerator.resource", f"parallelism.workers {devices + 1}, devices of {least}"),
+        (OPTIONS, None, "--device-memory", f"--workers {devices + 1}, --device-memory {least}"),
+        (OPTIONS, "cuda:0", "--device", f"--workers {devices + 1}, devices of {least}"),
+    ):
+        with pytest.raises(DoesNotFitError) as refused:
+            check_device(LARGE, needs, below, load, names, device)
+        assert str(refused.value).startswith(f"{field}: needs ")
+        assert way in str(refused.value).replace(", or ", ", ")
+    with pytest.raises(DoesNotFitError, match=r"fits with: devices of \d+Mi"):
+        check_device(LARGE, needs, 512 << 20, load, ON_GPUS, "it")
+
+
+def test_ways_of_a_job_on_gpus_are_fewer_devices_and_the_hosts_memory() -> None:
+    load = replace(LOAD, devices=4)
+    needs, two = job_needs(FACTS, load), job_needs(FACTS, replace(load, devices=2))
+    with pytest.raises(DoesNotFitError) as refused:
+        check_memory(FACTS, needs, two.memory, load, ON_GPUS)
+    words = str(refused.value)
+    assert words.startswith("spec.pod.memory: ")
+    assert "parallelism.workers 2" in words
+    assert f"pod.memory {needs.memory >> 20}Mi" in words
 
 
 def test_hidden_states_lie_on_disk_before_and_after_a_layer() -> None:

@@ -13,7 +13,17 @@ from plimsoll.api.deployment import ModelDeployment
 from plimsoll.api.errors import SpecError
 from plimsoll.api.manifest import parse_job_spec, parse_manifests, parse_objects
 from plimsoll.api.quantization_job import QuantizationJob, QuantizationJobSpec
-from tests.support.job_manifests import DATASETS, FULL, LEAST, OF_ONE_MACHINE, OUTPUTS, full, job_manifest, wrong_jobs
+from tests.support.job_manifests import (
+    DATASETS,
+    FULL,
+    LEAST,
+    OF_ONE_MACHINE,
+    ON_GPUS,
+    OUTPUTS,
+    full,
+    job_manifest,
+    wrong_jobs,
+)
 from tests.support.manifests import OF_A_JOB, SOURCES, Wrong, manifest
 
 
@@ -68,14 +78,25 @@ def test_every_field_of_the_crd_is_set_in_one_manifest() -> None:
                 found += missing(inner, value[name], f"{path}.{name}")
         return found
 
-    # The user's own IDs stand in its place.
-    other = ["spec.pod.securityContext.assignedByCluster"]
+    # The user's own IDs stand in place of one, and accelerator.memory of the other.
+    other = ["spec.pod.securityContext.assignedByCluster", "spec.pod.memory"]
     assert missing(object_schema(JOBS)["properties"]["spec"], FULL, "spec") == other
 
 
-def test_a_single_choice_is_one_for_the_api_server_too() -> None:
+def test_a_choice_is_one_for_the_api_server_too() -> None:
     schema = object_schema(JOBS)["properties"]["spec"]["properties"]["accelerator"]["properties"]["resource"]
-    assert schema["enum"] == ["cpu"]
+    assert schema["enum"] == ["cpu", "nvidia.com/gpu"]
+
+
+def test_on_gpus_the_line_is_the_hosts_and_a_worker_needs_no_processor() -> None:
+    found = parse_job_spec(LEAST | ON_GPUS)
+    assert (found.on_gpus, found.line, found.accelerator.memory) == (True, 40 << 30, 24 << 30)
+    assert parse_job_spec(full()).line == 4 << 30
+    nothing = dict.fromkeys(("searchScale", "clip", "compensate"), False)
+    with pytest.raises(SpecError, match=r"spec\.accelerator\.resource: goes with method awq.*found 'nvidia.com/gpu'"):
+        parse_job_spec(LEAST | {"accelerator": {"resource": "nvidia.com/gpu"}, "weights": nothing})
+    with pytest.raises(SpecError, match=r"spec\.pod\.memory: is the host memory of pods on GPUs.*Remove it"):
+        parse_job_spec(LEAST | {"pod": {"memory": "40Gi"}})
 
 
 def test_the_least_gets_defaults_that_go_with_its_method() -> None:

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,12 +47,13 @@ def walk(source: Path, folder: Path, crew: Crew | None, on_layer: Callable[[int]
 def test_any_number_of_processes_writes_the_bytes_of_one_though_they_are_lost_on_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A layer by three; one by two, after a kill; one by a device alone, which then hangs."""
+    """A layer by three; one by two, after a kill; one by two devices, which are then lost."""
     source = make_checkpoint(tmp_path / "model", num_hidden_layers=3, intermediate_size=544, tokenizer=False)
     walk(source, tmp_path / "alone", None)
     shared = tmp_path / "shared"
     said: list[str] = []
-    three, device = Crew(3, Workers(3), said.append), Crew(1, Workers(1), said.append, ("cpu",))
+    three, devices = Crew(3, Workers(3), said.append), Crew(2, Workers(2), said.append, ("cpu", "cpu"))
+    assert (devices.size, devices.threads) == (2, 2)
     seen: list[int] = []
 
     def strike(done: int) -> None:
@@ -68,14 +70,15 @@ def test_any_number_of_processes_writes_the_bytes_of_one_though_they_are_lost_on
     assert three.peak_bytes > 2 * (50 << 20)
     three.rest()
 
-    walk(source, shared, device)
+    walk(source, shared, devices)
     assert contents(shared / "output") == contents(tmp_path / "alone" / "output")
     monkeypatch.setattr(crew_module, "STILL_SECONDS", 0.5)
-    os.kill(device._members[0].pid, signal.SIGSTOP)
+    os.kill(devices._members[0].pid, signal.SIGSTOP)
+    os.kill(devices._members[1].pid, signal.SIGKILL)
     with pytest.raises(WorkersLostError, match="goes on at the layer"):
-        device.share(Judge([], Rounding(4, 32), Gram(32, 32)), [torch.ones(32)])
+        devices.share(Judge([], Rounding(4, 32), Gram(32, 32)), [torch.ones(32), torch.ones(32)])
     assert [note.partition(":")[0] for note in said] == [
-        "worker 3 was killed by signal 9", "worker 1 used no processor time for 0 s"
+        "worker 3 was killed by signal 9", "worker 1 used no processor time for 0 s", "worker 2 was killed by signal 9",
     ]  # fmt: skip
 
 
@@ -111,6 +114,40 @@ def test_devices_that_are_not_there_are_refused_with_the_way_out(tmp_path: Path)
             devices_of(replace(options, recipe=Recipe(group_size=32)))
     with pytest.raises(SpecError, match="--device"):
         job_options(tmp_path, tmp_path, tmp_path, device="gpu")
+    with pytest.raises(SpecError, match=r"--device-memory: goes with --device cuda.*Leave it out"):
+        job_options(tmp_path, tmp_path, tmp_path, device_memory=1 << 30)
+
+
+@pytest.mark.parametrize(("workers", "found"), [(None, 3), (1, 1), (2, 2), (3, 3), (4, "--workers 3")])
+def test_each_worker_gets_a_device_of_its_own(
+    workers: int | None, found: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    recipe = Recipe(group_size=32)
+    options = job_options(tmp_path, tmp_path, tmp_path, device="cuda", workers=workers, recipe=recipe)
+    if isinstance(found, str):
+        with pytest.raises(SpecError, match=f"must be at most 3, the CUDA devices of this machine.*{found}"):
+            devices_of(options)
+    else:
+        assert devices_of(options) == tuple(f"cuda:{index}" for index in range(found))
+
+
+def test_a_device_with_less_than_its_share_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, asked = (
+        facts_from_config(CONFIG),
+        {"samples": 8, "length": 256, "threads": 4, "recipe": Recipe(group_size=64)},
+    )
+    has = SimpleNamespace(total_memory=700 << 20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: has)
+    with pytest.raises(DoesNotFitError, match=r"--device: needs \S+ MiB on each device .* and cuda:0 has 700.0 MiB"):
+        preflight(facts, memory=64 << 30, batch=None, devices=("cuda:0", "cuda:1"), **asked)
+    has.total_memory = 24 << 30
+    found = preflight(facts, memory=64 << 30, batch=None, devices=("cuda:0", "cuda:1"), **asked)
+    with pytest.raises(DoesNotFitError, match=r"--device-memory: .*the line has 700.0 MiB\n.*--device-memory \d+Mi"):
+        preflight(facts, memory=64 << 30, batch=None, devices=("cuda:0",), device_memory=700 << 20, **asked)
+    # Each has a process of the host.
+    with pytest.raises(DoesNotFitError, match=r"--memory: .*\n.*--workers 1, or "):
+        preflight(facts, memory=found.needs.memory - (64 << 20), batch=None, devices=("cuda:0", "cuda:1"), **asked)
 
 
 @pytest.mark.parametrize(

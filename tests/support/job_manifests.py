@@ -53,6 +53,12 @@ DATASETS = (
 )  # fmt: skip
 OUTPUTS = ("pvc://models/a", "pvc://my.models/a/b-c/d", "pvc://models/a b")
 
+#: As many processors as workers are asked of a CPU alone.
+ON_GPUS: Manifest = {
+    "accelerator": {"resource": "nvidia.com/gpu", "memory": "24Gi"}, "parallelism": {"workers": 4},
+    "pod": {"cpu": 2, "memory": "40Gi"},
+}  # fmt: skip
+
 _CALIBRATION, _EVALUATION = "spec.calibration", "spec.evaluation"
 _LOSS = "maxPerplexityIncrease"
 #: What types cannot say, with the field that is at fault.
@@ -102,7 +108,11 @@ _TOGETHER: tuple[tuple[str, Manifest, str], ...] = (
     ("an output in its source", {"model": {"source": "pvc://m/a"}, "output": "pvc://m/a/b"}, "spec.output"),
     ("an output in the whole claim", {"model": {"source": "pvc://m"}, "output": "pvc://m/b"}, "spec.output"),
     ("an output around its source", {"model": {"source": "pvc://m/a/b"}, "output": "pvc://m/a"}, "spec.output"),
-    ("a GPU", {"accelerator": {"resource": "nvidia.com/gpu"}}, "spec.accelerator.resource"),
+    ("a slice of a GPU", {"accelerator": {"resource": "nvidia.com/mig-1g.10gb"}}, "spec.accelerator.resource"),
+    ("GPUs by their vendor", {"accelerator": {"resource": "amd.com/gpu"}}, "spec.accelerator.resource"),
+    ("GPUs of rtn", {"method": "rtn", "accelerator": {"resource": "nvidia.com/gpu"}}, "spec.accelerator.resource"),
+    ("GPUs of int8", {"method": "int8", "accelerator": {"resource": "nvidia.com/gpu"}}, "spec.accelerator.resource"),
+    ("no GPU", ON_GPUS | {"parallelism": {"workers": 0}}, "spec.parallelism.workers"),
     *(
         (f"memory {amount!r}", {"accelerator": {"memory": amount}}, "spec.accelerator.memory")
         for amount in ("24GiB", "0", "-1Gi", "2Pi", "")

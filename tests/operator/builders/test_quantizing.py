@@ -12,7 +12,7 @@ from plimsoll.api.manifest import parse_job_spec
 from plimsoll.operator import build, names
 from plimsoll.operator.snapshot import Deployment
 from tests.support.built import INSPECTION, SETTINGS, SOURCES, Object, inspection_of
-from tests.support.job_manifests import DATASETS, LEAST, full
+from tests.support.job_manifests import DATASETS, LEAST, ON_GPUS, full
 
 GIB = 1 << 30
 NEEDS = JobNeeds(walk=GIB, sampling=GIB, evaluation=GIB, memory=GIB, output=GIB, scratch=GIB)
@@ -91,6 +91,24 @@ def test_the_pod_gets_the_line_and_a_little_beside() -> None:
         resources = pod(spec)["containers"][0]["resources"]
         wanted = f"{(line >> 20) + 256}Mi"
         assert (resources["requests"]["memory"], resources["limits"]["memory"]) == (wanted, wanted)
+
+
+def test_gpus_are_asked_for_one_a_worker_and_the_host_memory_beside() -> None:
+    container = pod(LEAST | ON_GPUS)["containers"][0]
+    resources, args = container["resources"], container["args"]
+    assert container["image"] == SETTINGS.cuda_runtime_image
+    for part in ("requests", "limits"):
+        assert (resources[part]["nvidia.com/gpu"], resources[part]["memory"]) == ("4", f"{40 * 1024 + 256}Mi")
+    assert [option(args, name) for name in ("--device", "--workers", "--memory", "--device-memory")] == [
+        "cuda", "4", str(40 * GIB), str(24 * GIB)
+    ]  # fmt: skip
+    # One is a number of devices too: without it the command would take all that it sees.
+    alone = pod(LEAST | {"accelerator": {"resource": "nvidia.com/gpu"}})["containers"][0]
+    assert (option(alone["args"], "--workers"), option(alone["args"], "--memory")) == ("1", str(GIB))
+    assert alone["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "--device-memory" not in alone["args"]
+    assert "--device" not in arguments(LEAST)
+    assert "nvidia.com/gpu" not in pod(LEAST)["containers"][0]["resources"]["limits"]
 
 
 def test_int8_has_no_groups() -> None:

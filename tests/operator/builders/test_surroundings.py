@@ -166,7 +166,7 @@ def test_spreading_is_over_nodes_unless_something_else_is_wished() -> None:
         ("exceeded quota: q, requested: limits.memory=9Gi,pods=1, used: limits.memory=1Gi,pods=3, limited: x",
          "spec.accelerator.memory"),
         ("exceeded quota: q, requested: requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=4, limited: x",
-         "spec.parallelism.tensor or spec.replicas"),
+         "spec.parallelism or spec.replicas"),
         ("maximum cpu usage per Container is 1, but limit is 2", "spec.pod.limits.cpu"),
         ("minimum memory usage per Container is 2Gi, but request is 1Gi", "spec.accelerator.memory"),
         ("cpu max limit to request ratio per Container is 2, but provided ratio is 10.000000", "spec.pod.limits.cpu"),

@@ -3,11 +3,18 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from plimsoll.api.device import HOST_BYTES_PER_DEVICE
+from plimsoll.operator.plan.capacity import selects
+from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Node
 from tests.support.job_miniature import JobCluster, job_spec
 from tests.support.miniature import GIB
 
 MIB = 1 << 20
+GPU = "nvidia.com/gpu"
+CUDA = Settings(cuda_runtime_image="runtime:cuda")
 
 
 def test_a_job_whose_pods_are_refused_says_so_in_the_clusters_words() -> None:
@@ -65,3 +72,71 @@ def test_workers_that_do_not_fit_the_line_are_refused_with_the_number_that_does(
     refusal = cluster.condition("Accepted")
     assert refusal["reason"] == "DoesNotFit"
     assert "fits with: parallelism.workers 2" in refusal["message"]
+
+
+def gpu_node(name: str, devices: int, memory: int | None = 23034, **changes: Any) -> Node:
+    """A node whose labels say so many MiB of each device, or nothing."""
+    labels = {} if memory is None else {f"{GPU}.product": "NVIDIA-L4", f"{GPU}.memory": str(memory)}
+    return Node(
+        name, allocatable={GPU: devices, "cpu": 32000, "memory": 256 * GIB, "pods": 110}, labels=labels, **changes
+    )
+
+
+def on_gpus(*nodes: Node, workers: int = 2, settings: Settings = CUDA, **accelerator: Any) -> JobCluster:
+    wish = job_spec(accelerator={"resource": GPU, **accelerator}, parallelism={"workers": workers})
+    cluster = JobCluster(spec=wish, nodes=nodes, settings=settings)
+    for _ in range(6):
+        cluster.act()
+        if cluster.batch is None:
+            cluster.others_move()
+    return cluster
+
+
+def body_of(cluster: JobCluster) -> dict[str, Any]:
+    (one,) = (one for (kind, _), one in cluster.children.items() if kind == "Job")
+    found: dict[str, Any] = one["spec"]["template"]["spec"]
+    return found
+
+
+def test_a_job_on_gpus_asks_one_pod_for_them_where_they_are_large_enough() -> None:
+    large = gpu_node("large", 4)
+    cluster = on_gpus(large, gpu_node("small", 4, 512), gpu_node("unlabelled", 4, None))
+    body = body_of(cluster)
+    assert body["containers"][0]["resources"]["limits"][GPU] == "2"
+    assert [selects(node, body) for node in cluster.nodes or ()] == [True, False, True]
+    devices = cluster.status["budget"]["devices"]
+    assert devices["count"] == 2
+    assert 600 * MIB < devices["memory"] < 2 * GIB
+    assert "with 2 devices" in cluster.condition("Accepted")["message"]
+    # The host's: the command line and the limit of the pod.
+    assert cluster.status["budget"]["memory"]["total"] > 2 * HOST_BYTES_PER_DEVICE
+    line = on_gpus(large, memory="24Gi")
+    assert "accelerator.memory 23034Mi" in line.condition("Accepted")["message"]
+    assert not [key for key in line.children if key[0] == "Job"]
+
+
+def test_a_job_waits_for_nodes_with_gpus_that_may_still_join() -> None:
+    none = Node("n1", allocatable={"cpu": 8000, "memory": 4 * GIB, "pods": 110})
+    for nodes in ((none,), ()):
+        assert on_gpus(*nodes).condition("Accepted")["status"] == "True"
+    # The GPU nodes' taint is tolerated by admission, as for deployments.
+    tainted = gpu_node("g", 2, taints=({"key": GPU, "value": "present", "effect": "NoSchedule"},))
+    assert on_gpus(tainted, none).condition("Accepted")["status"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "accelerator", "settings", "words"),
+    [
+        ((gpu_node("a", 1), gpu_node("b", 2)), {}, CUDA, ("spec.parallelism.workers", "b, has 2", "workers 2,")),
+        ((gpu_node("a", 4, 512),), {}, CUDA, ("spec.accelerator.resource", "NVIDIA-L4 of node a", "devices of ")),
+        ((gpu_node("a", 4),), {"memory": "512Mi"}, CUDA, ("spec.accelerator.memory", "has 512.0 MiB", "743Mi")),
+        ((gpu_node("a", 4),), {}, Settings(), ("spec.accelerator.resource", "runtime.cudaImage")),
+    ],
+)  # fmt: skip
+def test_gpus_that_are_not_there_or_too_small_are_refused_with_the_way_out(
+    nodes: tuple[Node, ...], accelerator: dict[str, Any], settings: Settings, words: tuple[str, ...]
+) -> None:
+    cluster = on_gpus(*nodes, workers=4, settings=settings, **accelerator)
+    message = cluster.condition("Accepted")["message"]
+    assert cluster.condition("Accepted")["status"] == "False"
+    assert [one for one in words if one not in message] == [], message
