@@ -19,7 +19,8 @@ from plimsoll.checkpoint.folder import FolderRemote
 from plimsoll.checkpoint.inspecting import inspect_source
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.checkpoint.remote import RemoteFile
-from tests.support.commands import finished, started
+from tests.support.commands import started
+from tests.support.forked import finished
 from tests.support.hub import Hub, running_hub
 from tests.support.s3 import SECRET, Store
 

@@ -18,7 +18,7 @@ from plimsoll.checkpoint.inspecting import inspect_remote, inspect_source
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.checkpoint.remote import Remote, RemoteFile
 from tests.support.checkpoints import make_gguf, make_model
-from tests.support.commands import finished
+from tests.support.forked import finished
 from tests.support.hub import Hub, running_hub
 from tests.support.s3 import KEY, SECRET, Store
 
