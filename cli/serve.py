@@ -16,7 +16,7 @@ from plimsoll.api.load import UNTESTED, Fields, refuse_unrun
 from plimsoll.api.parsers import AUTO, REASONING_PARSERS, TOOL_PARSERS, reasoning_parser_name, tool_parser_name
 from plimsoll.api.quantity import byte_option
 from plimsoll.api.shard import MOST_RANKS
-from plimsoll.cli.machines import follow, membership_of
+from plimsoll.cli.machines import MASTER_PORT, follow, leader_of, membership_of, refuse_headless_leader
 
 if TYPE_CHECKING:
     from plimsoll.checkpoint.checkpoint import Checkpoint
@@ -88,14 +88,32 @@ def serve(
     ] = "1",
     nnodes: Annotated[
         int,
-        typer.Option(min=1, max=MOST_RANKS, help="Machines that the ranks are spread over; each runs this command."),
+        typer.Option(
+            "--nnodes",
+            "-n",
+            min=1,
+            max=MOST_RANKS,
+            help="Machines that the ranks are spread over; each runs this command.",
+        ),
     ] = 1,
     node_rank: Annotated[
-        int, typer.Option(min=0, help="This machine's number among them. 0 leads, and serves the endpoint.")
+        int,
+        typer.Option(
+            "--node-rank", "-r", min=0, help="This machine's number among them. 0 leads, and serves the endpoint."
+        ),
     ] = 0,
     dist_init_addr: Annotated[
         str | None, typer.Option("--dist-init-addr", help="HOST:PORT on which machine 0 listens for the others.")
     ] = None,
+    master_addr: Annotated[
+        str | None, typer.Option(help="HOST of machine 0, in place of --dist-init-addr; as vLLM has it.")
+    ] = None,
+    master_port: Annotated[
+        int | None, typer.Option(help=f"PORT beside --master-addr. Default: {MASTER_PORT}, as in vLLM.")
+    ] = None,
+    headless: Annotated[
+        bool, typer.Option("--headless", help="This machine serves no endpoint: so do all but machine 0.")
+    ] = False,
     group_key_file: Annotated[
         Path | None,
         typer.Option(help="A FILE with the secret that the machines share: at least 64 hexadecimal digits."),
@@ -162,7 +180,10 @@ def serve(
     """Serve a checkpoint as an OpenAI endpoint."""
     tensor = _tensor(tp)
     _check_options(dtype, device, tensor, quant_policy, model_format)
-    membership = membership_of(tensor, nnodes, node_rank, dist_init_addr, group_key_file)
+    if headless:
+        refuse_headless_leader(node_rank)
+    leader = leader_of(dist_init_addr, master_addr, master_port)
+    membership = membership_of(tensor, nnodes, node_rank, leader, group_key_file)
     if not 0 < cache_max_entry_count < 1:
         raise SpecError(
             "must be between 0 and 1, both excluded", field="--cache-max-entry-count", value=cache_max_entry_count,

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from plimsoll.cli.machines import membership_of
+from plimsoll.cli.machines import leader_of, membership_of
 from plimsoll.cli.main import main
 
 GIVEN = ("--nnodes", "2", "--tp", "4", "--dist-init-addr", "127.0.0.1:8002", "--group-key-file", "{key}")
+#: As vLLM's users write it.
+VLLM = ("-n", "2", "--tensor-parallel-size", "4", "--group-key-file", "{key}")
 
 
 @pytest.fixture
@@ -27,7 +29,19 @@ def key(tmp_path: Path) -> Path:
         ((*GIVEN, "--tp", "1"), "--tp: must be a multiple of --nnodes, which is 2 (found 1). Use 2"),
         ((*GIVEN, "--tp", "auto"), "--tp: must be a multiple of --nnodes, which is 2 (found 'auto'). Use 2"),
         ((*GIVEN, "--node-rank", "2"), "--node-rank: must be below --nnodes, which is 2 (found 2)"),
-        (GIVEN[:4], "--dist-init-addr: is needed with --nnodes. Give HOST:PORT of machine 0"),
+        (GIVEN[:4], "--dist-init-addr: is needed with --nnodes. Give HOST:PORT of machine 0, or --master-addr"),
+        (("--master-addr", "h"), "--master-addr: is for several machines, and --nnodes is 1 (found 'h')"),
+        ((*GIVEN, "--master-addr", "h"), "--master-addr: says the same as --dist-init-addr (found 'h'). Leave one"),
+        ((*GIVEN, "--master-port", "1"), "--master-port: says the same as --dist-init-addr (found 1). Leave one"),
+        ((*VLLM, "--master-port", "8002"), "--master-port: goes with --master-addr (found 8002). Give --master-addr"),
+        ((*VLLM, "--master-addr", "h:8002"), "--master-addr: must be the name or the address of machine 0, without"),
+        ((*VLLM, "--master-addr", ""), "--master-addr: must be the name or the address of machine 0, without"),
+        ((*VLLM, "--master-addr", "h", "--master-port", "0"), "--master-port: must be 1 to 65535 (found 0)"),
+        ((*VLLM, "--master-addr", "h", "--master-port", "65536"), "--master-port: must be 1 to 65535 (found 65536)"),
+        ((*VLLM, "--master-addr", "h.invalid"), "--master-addr: is not found: "),
+        ((*GIVEN, "--headless"), "--headless: is for machines that follow, and --node-rank is 0: machine 0 serves"),
+        # As far as the checkpoint.
+        ((*VLLM, "-r", "1", "--master-addr", "127.0.0.1", "--headless"), "/nowhere"),
         (GIVEN[:6], "--group-key-file: is needed with --nnodes: it keeps strangers out"),
         ((*GIVEN, "--dist-init-addr", "127.0.0.1"), "--dist-init-addr: must be HOST:PORT (found '127.0.0.1')"),
         ((*GIVEN, "--group-key-file", "/nowhere/key"), "--group-key-file: cannot be read: No such file"),
@@ -43,10 +57,28 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 def test_a_machine_listens_on_the_address_that_leads_to_the_others(key: Path) -> None:
-    leader = membership_of(4, 2, 0, "localhost:8002", key)
-    follower = membership_of(4, 2, 1, "127.0.0.1:8002", key)
+    leader = membership_of(4, 2, 0, leader_of("localhost:8002", None, None), key)
+    follower = membership_of(4, 2, 1, leader_of("127.0.0.1:8002", None, None), key)
     assert leader is not None
     assert follower is not None
     assert leader.address in ("127.0.0.1", "::1")
     assert (follower.address, follower.host, follower.port, follower.ordinal) == ("127.0.0.1", "127.0.0.1", 8002, 1)
     assert membership_of(4, 1, 0, None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "host", "port"),
+    [
+        (("10.0.0.1:8002", None, None), "10.0.0.1", 8002),
+        ((None, "10.0.0.1", 8002), "10.0.0.1", 8002),
+        ((None, "node-0.group", None), "node-0.group", 29501),
+        ((None, "2001:db8::1", 8002), "2001:db8::1", 8002),
+        ((None, "[2001:db8::1]", 8002), "2001:db8::1", 8002),
+    ],
+)
+def test_the_leader_is_named_as_in_lmdeploy_or_as_in_vllm(
+    given: tuple[str | None, str | None, int | None], host: str, port: int
+) -> None:
+    found = leader_of(*given)
+    assert found is not None
+    assert (found.host, found.port) == (host, port)
