@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from plimsoll.checkpoint.tokenizer import Tokenizer
 from plimsoll.runtime.grammar import after
+from plimsoll.runtime.server.call_triggers import UNMARKED, may_call
 from plimsoll.runtime.server.constraints import checked, schema_grammar
 from plimsoll.runtime.server.errors import ApiError, invalid_value
 from plimsoll.runtime.server.functions import NamedTool
@@ -45,7 +46,8 @@ def answer_grammar(
             "tool_choice asks for a call, and this server reads none: it runs with --tool-call-parser none.",
             "tool_choice",
         )
-    if reading is None or (constraint is None and not request.must_call):
+    strict = constraint is None and not request.must_call and _is_strict(request)
+    if reading is None or (constraint is None and not request.must_call and not strict):
         return constraint
     sign = signs_of(tokenizer)
     rules, rest = "", "@answer"
@@ -54,12 +56,17 @@ def answer_grammar(
         several = request.parallel_tool_calls and not isinstance(request.tool_choice, NamedTool)
         rules = _compiled(request, reading.tool_parser, sign, several)
         rest = "calls" if request.must_call else "calls | @answer"
+    elif strict:
+        note("tools")
+        rules, rest = _strict(request, sign), "auto"
     if reading.reasoning_parser is not None:
         begin = after_thought(THOUGHTS[reading.reasoning_parser], sign, thinking=reading.thinking)
     else:
         begin = "start: rest\n"
     lark = f"{begin}rest: {rest}\n{rules}\n"
     if constraint is None or request.must_call:
+        if strict:
+            checked(lark, "tools")
         return lark
     return after(lark, constraint)
 
@@ -88,6 +95,41 @@ def _compiled(request: ChatCompletionRequest, parser: str, sign: Sign, several: 
         if any(strict for strict, _ in asked):
             raise
         return rules_of([_any(offer) for offer in offers])
+
+
+def _is_strict(request: ChatCompletionRequest) -> bool:
+    """Whether a function that the model may call has arguments to be enforced, once the model begins a call."""
+    reading = request.reading
+    if reading is None or reading.tool_parser is None or reading.tool_parser in UNMARKED:
+        return False
+    return any(tool.function.strict for tool in request.offered)
+
+
+def _strict(request: ChatCompletionRequest, sign: Sign) -> str:
+    """Rules of text and calls. Raises ApiError 400 where a strict function's schema cannot be compiled."""
+    reading = request.reading
+    assert reading is not None
+    assert reading.tool_parser is not None
+    offers = []
+    for tool in request.offered:
+        offer = Offer(tool.function.name, tool.function.parameters or {})
+        if tool.function.strict:
+            _check_object(offer)
+            _runs(offer, strict=True)
+        elif has_whole_schemas(reading.tool_parser) or not _may_run(offer):
+            offer = _any(offer)
+        offers.append(offer)
+    # In a thought that the prompt has begun, a second sign is text.
+    thoughts = None if reading.thinking else THOUGHTS.get(reading.reasoning_parser or "")
+    return may_call(reading.tool_parser, offers, sign, several=request.parallel_tool_calls, thoughts=thoughts)
+
+
+def _may_run(offer: Offer) -> bool:
+    try:
+        _check_object(offer)
+        return _runs(offer, strict=False)
+    except ApiError:
+        return False
 
 
 def _any(offer: Offer) -> Offer:

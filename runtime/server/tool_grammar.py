@@ -19,6 +19,8 @@ Sign = Callable[[str], str]
 #: Spaces between the parts of arguments: a model that likes them must not fill the answer with them.
 _SPACES = r"\x20?"
 _KEYWORDS = ("$defs", "definitions")
+#: Cohere's models count their calls.
+_NUMBER = '{"tool_call_id": "'
 
 
 class Offer(NamedTuple):
@@ -28,7 +30,7 @@ class Offer(NamedTuple):
     parameters: Mapping[str, Any]
 
 
-class _Spelling(NamedTuple):
+class Spelling(NamedTuple):
     """How calls are written one after the other."""
 
     before: str
@@ -41,7 +43,7 @@ class _Spelling(NamedTuple):
 def call_rules(parser: str, offers: Sequence[Offer], sign: Sign, *, several: bool) -> str:
     """Rules of Lark: `calls` is one call of a function, or more where there may be `several`."""
     family = FAMILIES[parser]
-    spelling = _spelling(parser, family)
+    spelling = spelling_of(parser, family)
     lines = [_calls(spelling, sign, several), f"call: {' | '.join(f'call_{i}' for i in range(len(offers)))}"]
     for index, offer in enumerate(offers):
         lines += _call(parser, family, index, offer, sign)
@@ -65,7 +67,7 @@ def after_thought(thoughts: Thoughts, sign: Sign, *, thinking: bool) -> str:
         thinking: the prompt has begun the thought. Else the answer may begin with one.
     """
     end = sign(thoughts.end)
-    body = "thought: TEXT " + end if end.startswith("<") else f"thought[lazy]: /(.|\\n)*{_regex(thoughts.end)}/"
+    body = "thought: TEXT " + end if end.startswith("<") else f"thought[lazy]: /(.|\\n)*{regex(thoughts.end)}/"
     said = "".join(f" {sign(text)}?" for text in thoughts.said[:1])
     begin = f"thought {_BREAK}{said}" if thinking else f"({sign(thoughts.begin)} thought {_BREAK}{said})?"
     return f"start: {begin} rest\n{body}\nTEXT: /(.|\\n)*/\n"
@@ -74,50 +76,58 @@ def after_thought(thoughts: Thoughts, sign: Sign, *, thinking: bool) -> str:
 _BREAK = r"/\n{0,2}/"
 
 
-def _regex(text: str) -> str:
+def regex(text: str) -> str:
     """A text as a regular expression of Lark."""
     escaped = "".join(f"\\{character}" if character in "\\^$.|?*+()[]{}/" else character for character in text)
     return escaped.replace("\n", "\\n")
 
 
-def _spelling(parser: str, family: Family) -> _Spelling:
-    begin = family.calls.begins[0]
+def spelling_of(parser: str, family: Family, at: int = 0) -> Spelling:
+    """How calls of a family are written that begin with the sign `at` among those that its calls have."""
+    begin = family.calls.begins[at]
     ends: tuple[str, ...] = getattr(family.calls, "ends", ())
-    end = ends[0] if ends else ""
-    if parser == "hermes":
-        return _Spelling("", "\n", "", (f"{begin}\n", f"\n{end}"))
+    end = ends[min(at, len(ends) - 1)] if ends else ""
+    if begin == "functools":
+        end = ""
+    if parser == "hermes" or (parser == "granite" and begin == "<tool_call>"):
+        return Spelling("", "\n", "", (f"{begin}\n", f"\n{end}"))
     if parser == "llama3_json":
-        return _Spelling("", "; ", "")
+        return Spelling("", "; ", "")
     if parser == "internlm":
-        return _Spelling("", "", "", (f"{begin}\n", end))
+        return Spelling("", "", "", (f"{begin}\n", end))
     if parser == "mistral":
-        return _Spelling(f"{begin}[", ", ", "]")
+        return Spelling(f"{begin}[", ", ", "]")
     if parser == "granite":
-        return _Spelling(f"{begin}[", ", ", "]")
+        return Spelling(f"{begin}[", ", ", "]")
+    if parser == "cohere":
+        return Spelling(f"{begin}[\n    ", ",\n    ", f"]{end}")
+    if parser == "olmo3":
+        return Spelling(begin, "\n", end)
     if isinstance(family.calls, JsonCalls):
-        return _Spelling(f"{begin}[", ", ", f"]{end}")
+        return Spelling(f"{begin}[", ", ", f"]{end}")
     if isinstance(family.calls, PythonCalls):
         bare = parser == "pythonic"
-        return _Spelling("[" if bare else f"{begin}[", ", ", "]" if bare else f"]{end}")
+        return Spelling("[" if bare else f"{begin}[", ", ", "]" if bare else f"]{end}")
     if isinstance(family.calls, GemmaCalls):
-        return _Spelling("", "", "", (begin, end))
+        return Spelling("", "", "", (begin, end))
     if isinstance(family.calls, NamedCalls):
-        return _Spelling(begin, "", ends[-1], (family.calls.begins[-1], ends[0]))
+        return Spelling(begin, "\n" if parser == "deepseek_v3" else "", ends[-1], (family.calls.begins[-1], ends[0]))
     assert isinstance(family.calls, TaggedCalls)
     if parser == "glm45":
-        return _Spelling("", "\n", "", (begin, ""))
+        return Spelling("", "\n", "", (begin, ""))
     if parser == "qwen3_coder":
-        return _Spelling("", "\n", "", (f"{begin}\n", f"\n{end}"))
-    return _Spelling(f"{begin}\n", "\n", f"\n{end}")
+        return Spelling("", "\n", "", (f"{begin}\n", f"\n{end}"))
+    # Each call ends its line: what follows must not begin as what separates calls does.
+    return Spelling(f"{begin}\n", "", end, ("", "\n"))
 
 
-def _calls(spelling: _Spelling, sign: Sign, several: bool) -> str:
-    one = f"{_written(spelling.each[0], sign)} call {_written(spelling.each[1], sign)}"
-    more = f"({_written(spelling.between, sign)} {one})*" if several else ""
-    return f"calls: {_written(spelling.before, sign)} {one} {more} {_written(spelling.after, sign)}"
+def _calls(spelling: Spelling, sign: Sign, several: bool) -> str:
+    one = f"{written(spelling.each[0], sign)} call {written(spelling.each[1], sign)}"
+    more = f"({written(spelling.between, sign)} {one})*" if several else ""
+    return f"calls: {written(spelling.before, sign)} {one} {more} {written(spelling.after, sign)}"
 
 
-def _written(text: str, sign: Sign) -> str:
+def written(text: str, sign: Sign) -> str:
     """A text with signs in it as Lark."""
     return sign(text) if text else ""
 
@@ -128,17 +138,20 @@ def _call(parser: str, family: Family, index: int, offer: Offer, sign: Sign) -> 
     if isinstance(calls, JsonCalls) or parser == "mistral":
         keys = calls if isinstance(calls, JsonCalls) else JsonCalls(("",))
         key = "parameters" if parser in ("llama3_json", "internlm", "cohere") else keys.argument_keys[0]
-        head = f"{{{json.dumps(keys.name_keys[0])}: {json.dumps(offer.name)}, {json.dumps(key)}: "
-        return [f"{rule}: {json.dumps(head)} {_json(schema)} {json.dumps('}')}"]
+        head = f"{json.dumps(keys.name_keys[0])}: {json.dumps(offer.name)}, {json.dumps(key)}: "
+        begin = json.dumps("{" + head)
+        if parser == "cohere":
+            begin = f"{json.dumps(_NUMBER)} /[0-9]{{1,2}}/ {json.dumps(chr(34) + ', ' + head)}"
+        return [f"{rule}: {begin} {json_rule(schema)} {json.dumps('}')}"]
     if isinstance(calls, NamedCalls):
         lead, fence = ("", "")
         if parser == "deepseek_v3":
             return [
                 f'{rule}: "function" {sign("<｜tool▁sep｜>")} {json.dumps(offer.name + chr(10) + "```json" + chr(10))} '
-                f'{_json(schema)} "\\n```"'
+                f'{json_rule(schema)} "\\n```"'
             ]
         name = f"functions.{offer.name}:{index}" if parser == "kimi_k2" else offer.name
-        return [f"{rule}: {lead}{json.dumps(name)} {sign(calls.seps[0])} {_json(schema)}{fence}"]
+        return [f"{rule}: {lead}{json.dumps(name)} {sign(calls.seps[0])} {json_rule(schema)}{fence}"]
     fields = list(_fields(schema))
     if isinstance(calls, TaggedCalls):
         return _tagged(rule, calls, offer.name, fields, sign)
@@ -150,8 +163,8 @@ def _call(parser: str, family: Family, index: int, offer: Offer, sign: Sign) -> 
 
 def _pairs(fields: Sequence[tuple[str, Any, bool]]) -> str:
     """Values with commas between them, in order; those that are not needed may be left out after the others."""
-    needed = [f"{json.dumps(key)} {_json(value)}" for key, value, need in fields if need]
-    spare = [f"{json.dumps(key)} {_json(value)}" for key, value, need in fields if not need]
+    needed = [f"{json.dumps(key)} {json_rule(value)}" for key, value, need in fields if need]
+    spare = [f"{json.dumps(key)} {json_rule(value)}" for key, value, need in fields if not need]
     if needed:
         return ' ", " '.join(needed) + "".join(f' (", " {one})?' for one in spare)
     if not spare:
@@ -184,10 +197,12 @@ def _tagged(rule: str, calls: TaggedCalls, name: str, fields: Sequence[tuple[str
             texts = " | ".join(json.dumps(str(text), ensure_ascii=False) for text in only)
             part = f"{json.dumps(begin + edge, ensure_ascii=False)} ({texts}) {sign(edge + calls.value_ends[0])}"
         elif _is_text(value):
-            lines.append(f"{inner}[lazy]: /(.|\\n)*{_regex(calls.value_ends[0])}/")
+            lines.append(f"{inner}[lazy]: /(.|\\n)*{regex(calls.value_ends[0])}/")
             part = f"{json.dumps(begin + edge, ensure_ascii=False)} {inner}"
         else:
-            part = f"{json.dumps(begin + edge, ensure_ascii=False)} {_json(value)} {sign(edge + calls.value_ends[0])}"
+            part = (
+                f"{json.dumps(begin + edge, ensure_ascii=False)} {json_rule(value)} {sign(edge + calls.value_ends[0])}"
+            )
         part += ' "\\n"'
         parts.append(part if needed else f"({part})?")
     head = json.dumps(named + name + end + "\n", ensure_ascii=False)
@@ -219,7 +234,8 @@ def _fields(schema: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
     return sorted(found, key=lambda field: not field[2])
 
 
-def _json(schema: Mapping[str, Any]) -> str:
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """Lark for a JSON value that matches a schema."""
     options = schema.get("x-guidance") or {}
     if isinstance(options, Mapping):
         options = {"whitespace_pattern": _SPACES, **options}

@@ -219,3 +219,42 @@ def test_a_model_whose_thoughts_are_not_read_refuses_a_budget_or_names_it(tiny: 
             del given["max_tokens"]
         answer = tiny.http.post(path, json=given)
         assert (answer.status_code, answer.headers["x-plimsoll-ignored"]) == (200, "thinking.budget_tokens")
+
+
+STRICT: dict[str, Any] = {
+    "name": "f",
+    "strict": True,
+    "parameters": {
+        "type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False,
+    },
+}  # fmt: skip
+#: The model chooses to begin a call, and goes on at random.
+CALLING: dict[str, Any] = {"chat_template_kwargs": {"calling": True}, "max_tokens": 200, "temperature": 1, "seed": 1}
+
+
+@pytest.mark.parametrize("choice", ["auto", None])
+def test_a_call_that_the_model_begins_fits_a_strict_schema_and_text_stays_free(thinker: Endpoint, choice: Any) -> None:
+    tools = {"tools": [{"type": "function", "function": STRICT}], "tool_choice": choice}
+    assert chat(thinker, **tools) == (THOUGHT, ANSWER, "stop", 8)
+    whole = thinker.post("/v1/chat/completions", CHAT | tools | CALLING)[1]["choices"][0]
+    call = whole["message"]["tool_calls"][0]["function"]
+    assert (call["name"], json.loads(call["arguments"])["n"] in (1, 2)) == ("f", True)
+    loose = {"tools": [{"type": "function", "function": STRICT | {"strict": False}}]}
+    whole = thinker.post("/v1/chat/completions", CHAT | loose | CALLING)[1]["choices"][0]
+    assert "tool_calls" not in whole["message"]
+    response = thinker.post(
+        "/v1/responses",
+        {"model": "thinker", "input": "Hello", "tools": [{"type": "function"} | STRICT], "max_output_tokens": 200}
+        | {name: CALLING[name] for name in ("chat_template_kwargs", "temperature", "seed")},
+    )[1]
+    assert json.loads(response["output"][0]["arguments"])["n"] in (1, 2)
+
+
+def test_a_strict_schema_that_cannot_be_run_is_refused_where_the_model_may_call(thinker: Endpoint) -> None:
+    wrong = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?<=x)y"}}}
+    body = CHAT | {"tools": [{"type": "function", "function": STRICT | {"parameters": wrong}}]}
+    status, answer = thinker.post("/v1/chat/completions", body)
+    assert (status, answer["error"]["param"]) == (400, "tools")
+    body["tools"][0]["function"]["strict"] = False
+    body["tools"].append({"type": "function", "function": STRICT | {"name": "g"}})
+    assert thinker.post("/v1/chat/completions", body)[0] == 200
