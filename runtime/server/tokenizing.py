@@ -1,5 +1,6 @@
 """`/tokenize` and `/detokenize`, in the shapes of vLLM and of llama-server."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -81,7 +82,7 @@ class Tokenized(msgspec.Struct):
 
     count: int
     max_model_len: int
-    tokens: list[int] | list[Piece]
+    tokens: Sequence[int | Piece]
     token_strs: list[str] | None = None
     """Each token as the vocabulary spells it, with `return_token_strs`."""
 
