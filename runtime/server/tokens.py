@@ -65,11 +65,12 @@ class TokenTexts:
                 found.top_logprobs.append(None)
                 continue
             found.token_logprobs.append(_finite(entry.chosen.logprob))
-            # The likeliest first; where two tokens read alike, the likelier one stands.
+            # As in vLLM: the token itself, then the likeliest. Where two tokens read alike, the likelier one stands.
             top: dict[str, float] = {}
             for item in (*entry.top, entry.chosen):
                 top.setdefault(self[item.token_id][0], _finite(item.logprob))
-            found.top_logprobs.append(top)
+            itself = self[entry.chosen.token_id][0]
+            found.top_logprobs.append({itself: top.pop(itself), **top})
         return found
 
     def prompt(self, entries: Sequence[TokenLogprobs | None] | None) -> PromptLogprobs | None:

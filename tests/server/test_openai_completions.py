@@ -56,6 +56,7 @@ def test_echo_returns_the_prompt_with_its_logprobs(tiny: Endpoint) -> None:
     assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == count + 3
     assert "".join(found.tokens[:count]) == FOX
     assert found.token_logprobs[0] is None
+    assert [next(iter(top)) for top in found.top_logprobs[1:]] == found.tokens[1:]
     assert all(value <= 0 for value in found.token_logprobs[1:])
     assert found.text_offset[:2] == [0, len(found.tokens[0])]
 
