@@ -66,7 +66,7 @@ def answer_grammar(
     lark = f"{begin}rest: {rest}\n{rules}\n"
     if constraint is None or request.must_call:
         if strict:
-            checked(lark, "tools")
+            _check_strict(request, lark)
         return lark
     return after(lark, constraint)
 
@@ -106,22 +106,34 @@ def _is_strict(request: ChatCompletionRequest) -> bool:
 
 
 def _strict(request: ChatCompletionRequest, sign: Sign) -> str:
-    """Rules of text and calls. Raises ApiError 400 where a strict function's schema cannot be compiled."""
+    """Rules of text and calls. Raises ApiError 400 where a strict function's schema is wrong, as far as it is seen."""
     reading = request.reading
     assert reading is not None
     assert reading.tool_parser is not None
-    offers = []
+    offers, whole = [], has_whole_schemas(reading.tool_parser)
     for tool in request.offered:
         offer = Offer(tool.function.name, tool.function.parameters or {})
         if tool.function.strict:
             _check_object(offer)
-            _runs(offer, strict=True)
-        elif has_whole_schemas(reading.tool_parser) or not _may_run(offer):
+            if not whole:
+                _runs(offer, strict=True)
+        elif whole or not _may_run(offer):
             offer = _any(offer)
         offers.append(offer)
     # In a thought that the prompt has begun, a second sign is text.
     thoughts = None if reading.thinking else THOUGHTS.get(reading.reasoning_parser or "")
     return may_call(reading.tool_parser, offers, sign, several=request.parallel_tool_calls, thoughts=thoughts)
+
+
+def _check_strict(request: ChatCompletionRequest, lark: str) -> None:
+    """Compiles the grammar of an answer. Raises ApiError 400 that names the function whose schema cannot be."""
+    try:
+        checked(lark, "tools")
+    except ApiError:
+        for tool in request.offered:
+            if tool.function.strict:
+                _runs(Offer(tool.function.name, tool.function.parameters or {}), strict=True)
+        raise
 
 
 def _may_run(offer: Offer) -> bool:

@@ -22,6 +22,8 @@ from plimsoll.runtime.server.tool_grammar import (
 #: Families whose calls begin as any list does, so that nothing says where one begins.
 UNMARKED = frozenset({"pythonic"})
 _ANY = r"(.|\n)*"
+#: How a JSON object begins that may call a function.
+_BARE = r'\{[ \n]*("type"[ \n]*:[ \n]*"function"[ \n]*,[ \n]*)?"name"[ \n]*:[ \n]*"'
 
 
 def may_call(
@@ -34,11 +36,11 @@ def may_call(
         several: whether there may be more than one call.
         thoughts: signs of the thought that may stand before: text does not begin with them.
     """
-    calls, names = FAMILIES[parser].calls, [offer.name for offer in offers]
+    calls, rest = FAMILIES[parser].calls, "auto" if several else "FREE"
     # Signs that text may not hold. One that is a token of its own is no text.
     never = [regex(begin) for begin in FAMILIES[parser].begins if begin != "{" and not sign(begin).startswith("<")]
     if "{" in calls.begins:
-        never.append(_bare(names))
+        never.append(_BARE)
     first = ""
     if thoughts is not None and not sign(thoughts.begin).startswith("<"):
         first = "|".join(regex(text) for text in (thoughts.begin, *thoughts.begins))
@@ -46,11 +48,8 @@ def may_call(
     marked = isinstance(calls, JsonCalls | GemmaCalls) or parser == "qwen3_coder"
     for at, begin in enumerate(calls.begins if marked else calls.begins[:1]):
         if begin == "{":
-            for index, offer in enumerate(offers):
-                rule, own = f"{at}_{index}", _bare([offer.name]) + r'[ \n]*,[ \n]*"(parameters|arguments)"[ \n]*:'
-                lines.append(f"head_{rule}[lazy]: {_text([one for one in never if one != _bare(names)], first, own)}")
-                lines.append(f"body_{rule}: GAP? {json_rule(parameters_of(offer))} GAP? {json.dumps('}')}")
-                heads.append(rule)
+            lines += _bare_calls(offers, [one for one in never if one != _BARE], first, several=several)
+            heads.append("bare")
             continue
         own, head = regex(begin), f"head_{at}: FREE {sign(begin)}"
         if own in never:
@@ -64,15 +63,29 @@ def may_call(
         identified = f"({sign('[CALL_ID]')} /[a-zA-Z0-9]{{1,32}}/)? {sign('[ARGS]')}?"
         for index, offer in enumerate(offers):
             lines.append(f"named_{index}: {json.dumps(offer.name)} {identified} {json_rule(parameters_of(offer))}")
-    ways = [f"head_{rule} body_{rule} {'auto' if several else 'FREE'}" for rule in heads]
+    ways = [f"head_{rule} {'after_bare' if rule == 'bare' else f'body_{rule} {rest}'}" for rule in heads]
     auto = f"auto: FREE | {' | '.join(ways)}"
     return "\n".join([auto, *lines, call_rules(parser, offers, sign, several=several)])
 
 
-def _bare(names: Sequence[str]) -> str:
-    """Regular expression of the beginning of a JSON object that calls one of these functions."""
-    either = "|".join(regex(json.dumps(name)) for name in names)
-    return rf'\{{[ \n]*("type"[ \n]*:[ \n]*"function"[ \n]*,[ \n]*)?"name"[ \n]*:[ \n]*({either})'
+def _bare_calls(offers: Sequence[Offer], never: Sequence[str], first: str, *, several: bool) -> list[str]:
+    """Rules of calls that are JSON objects without a sign: the name of a function makes an object a call."""
+    names = "|".join(regex(offer.name) for offer in offers)
+    ways = " | ".join(f"bare_{index} {'auto' if several else 'FREE'}" for index in range(len(offers)))
+    # Objects with another name are text. In regular expressions over the whole text the names would cost too much.
+    other = f' & ~/({names})"{_ANY}/'
+    return [
+        f"head_bare[lazy]: {_text(never, first, _BARE)}",
+        f"after_bare: {ways} | OTHER | other after_bare",
+        f"other[lazy]: {_text(never, '', _BARE)}{other}",
+        f"OTHER: {_text([*never, _BARE], '')}{other}",
+        'CLOSE: "}"',
+        r'KEY: /[ \n]*,[ \n]*"(parameters|arguments)"[ \n]*:[ \n]*/',
+        *(
+            f"bare_{index}: {json.dumps(f'{offer.name}{chr(34)}')} KEY {json_rule(parameters_of(offer))} GAP? CLOSE"
+            for index, offer in enumerate(offers)
+        ),
+    ]
 
 
 def _text(never: Sequence[str], first: str, end: str = "") -> str:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from plimsoll.runtime.grammar import check
+from plimsoll.runtime.grammar import check, limits
 from plimsoll.runtime.server.call_triggers import UNMARKED, may_call
+from plimsoll.runtime.server.functions import MOST
 from plimsoll.runtime.server.parsing.formats import FAMILIES
 from plimsoll.runtime.server.parsing.tagged_calls import TaggedCalls
 from plimsoll.runtime.server.parsing.thoughts import THOUGHTS
@@ -131,3 +132,13 @@ def test_signs_that_are_tokens_of_their_own_begin_calls_too(family: str) -> None
         for one, token in tokens.items():
             text = text.replace(one, chr(token))
         assert taken(lark, f"Well. {text}") == (0, True)
+
+
+@pytest.mark.parametrize("family", ["llama3_json", "hermes"])
+def test_text_stays_free_with_as_many_functions_as_a_request_may_have(family: str) -> None:
+    lark = grammar(family, {f"function_{at}": PARAMETERS["get_weather"] for at in range(MOST)})
+    matcher = LLMatcher(BYTES, lark, log_level=0, limits=limits())
+    for byte in f'{PROSE}{{"type": "function", "name":\n"function_12 <tool_call {PROSE}'.encode():
+        matcher.compute_bitmask()
+        assert matcher.consume_token(byte), matcher.get_error()
+    assert matcher.is_accepting()

@@ -255,6 +255,7 @@ def test_a_strict_schema_that_cannot_be_run_is_refused_where_the_model_may_call(
     body = CHAT | {"tools": [{"type": "function", "function": STRICT | {"parameters": wrong}}]}
     status, answer = thinker.post("/v1/chat/completions", body)
     assert (status, answer["error"]["param"]) == (400, "tools")
+    assert "function 'f'" in answer["error"]["message"]
     body["tools"][0]["function"]["strict"] = False
     body["tools"].append({"type": "function", "function": STRICT | {"name": "g"}})
     assert thinker.post("/v1/chat/completions", body)[0] == 200
