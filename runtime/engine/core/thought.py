@@ -1,5 +1,6 @@
 """How long a model thinks before it answers: where its thought begins and ends, and the tokens that close it."""
 
+import codecs
 from array import array
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -40,6 +41,8 @@ class ThoughtState:
             return
         if self.inside:
             self.tokens += 1
+        if not text:
+            return
         if self._starting:
             self._start(text)
         elif self.inside:
@@ -47,14 +50,22 @@ class ThoughtState:
 
     def _start(self, text: bytes) -> None:
         self._head.append(text)
-        said = b"".join(self._head).lstrip()
+        # White space as the reader of the text has it: a character may come in several tokens.
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        said = decoder.decode(b"".join(self._head)).lstrip().encode()
+        half = decoder.getstate()[0]
+        if not said:
+            # A model may write white space for ever.
+            if not half:
+                self._head.clear()
+            return
         best = max((sign for sign in self._begins if said.startswith(sign)), key=len, default=b"")
         if any(len(sign) > len(said) and sign.startswith(said) for sign in self._begins):
             return
         self._starting = False
         if best:
             self.inside, self.tokens = True, 0
-            self._go_on(said[len(best) :])
+            self._go_on(said[len(best) :] + half)
         elif self.inside:
             self._go_on(*self._head)
         else:

@@ -42,6 +42,8 @@ def taken(pieces: list[str], found: ThoughtState) -> ThoughtState:
         (["\n", "<", "a", "</", "think>"], True, 3, True),
         (["</think>"], True, 0, True),
         (["a", "", "b"], True, 3, False),
+        (["\u3000", "\n", "<think>", "a"], False, 1, False),
+        (["\u3000", "\n", "a", "</think>"], True, 3, True),
     ],
 )  # fmt: skip
 def test_tokens_between_the_signs_are_counted(pieces: list[str], opened: bool, tokens: int, over: bool) -> None:
@@ -110,3 +112,24 @@ def test_neither_a_thought_that_ends_in_time_nor_an_answer_without_one_is_touche
     assert answer(limit(0, opened=False), itertools.repeat(4), 20) == [4] * 20
     # A control token is no text.
     assert answer(limit(1, opened=False), iter([5, 0, 4, 4]), 6) == [5, 0, 4, 1, 3, 4]
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_nothing_is_kept_of_a_text_that_says_nothing(opened: bool) -> None:
+    for text in ("", "\n", "a"):
+        found = state(opened=opened)
+        taken([text] * 20_000, found)
+        assert found.tokens == (20_000 if opened else 0)
+        assert sum(len(piece) + 1 for piece in (*found._head, *found._tail)) < 40
+
+
+def test_a_character_in_several_tokens_is_one() -> None:
+    found = state()
+    for byte in "\u3000<think>\u3000é</think>x".encode():
+        found.take(bytes([byte]))
+    assert (found.tokens, found.over) == (5, True)
+    for text in ("日<think>a", "\N{ZERO WIDTH SPACE}<think>a"):
+        found = state()
+        for byte in text.encode():
+            found.take(bytes([byte]))
+        assert (found.tokens, found.over) == (0, True)
