@@ -20,7 +20,7 @@ from plimsoll.runtime.server.chat import Chat
 from plimsoll.runtime.server.completions import Completions
 from plimsoll.runtime.server.cors import Cors
 from plimsoll.runtime.server.drain import Admit, Gate
-from plimsoll.runtime.server.errors import ApiError, not_ready, timed_out
+from plimsoll.runtime.server.errors import ApiError, not_ready, timed_out, unknown_path
 from plimsoll.runtime.server.limits import LimitBody
 from plimsoll.runtime.server.messages_api import routes as messages_routes
 from plimsoll.runtime.server.params import check_model
@@ -201,8 +201,9 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:
-        said = {404: f"Unknown path: {request.url.path[:200]}", 405: f"{request.method} is not allowed here"}
-        message = said.get(error.status_code, str(error.detail))
+        if error.status_code == 404:
+            return error_response(unknown_path(request.url.path), request.scope)
+        message = f"{request.method} is not allowed here" if error.status_code == 405 else str(error.detail)
         return error_response(ApiError(error.status_code, message, headers=error.headers), request.scope)
 
     @app.exception_handler(ClientGoneError)

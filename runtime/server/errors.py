@@ -18,6 +18,27 @@ TYPES: Mapping[int, str] = {
     429: "rate_limit_error",
 }
 
+ABSENT: Mapping[str, str] = {
+    "embeddings": "embeddings",
+    "rerank": "scores",
+    "score": "scores",
+    "pooling": "embeddings",
+    "moderations": "moderations",
+    "images": "images",
+    "videos": "videos",
+    "audio": "speech or transcripts",
+    "realtime": "realtime sessions",
+    "files": "stored files",
+    "uploads": "stored files",
+    "batches": "batches",
+    "fine_tuning": "fine-tuning jobs",
+    "vector_stores": "vector stores",
+    "conversations": "stored conversations",
+    "assistants": "assistants",
+    "threads": "threads",
+}
+"""Routes of other servers, without `/v1`, that clients ask for: what they would give."""
+
 
 class ApiError(Exception):
     """A refusal or a failure on its way to the client; any route, dependency or middleware may raise it.
@@ -82,6 +103,13 @@ def _again(status: int, message: str, param: str | None, code: str | None, heade
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """400: the request is not valid; `param` names the field at fault."""
     return ApiError(400, message, param=param, code=code)
+
+
+def unknown_path(path: str) -> ApiError:
+    """404: no route has this path. Names what the server lacks where clients know the path from other servers."""
+    first, *_ = path.removeprefix("/v1").strip("/").split("/")
+    lacks = f"This server generates text and has no {ABSENT[first]}. " if first in ABSENT else ""
+    return ApiError(404, f"Unknown path: {path[:200]}. {lacks}GET /docs lists the routes.", code="unknown_url")
 
 
 def invalid_value(message: str, param: str | None) -> ApiError:

@@ -21,7 +21,7 @@ def found(server: Server, node: Path) -> dict[str, Any]:
     # Node looks for modules beside the program.
     program = shutil.copy(Path(__file__).with_name("ai_sdk.mjs"), node)
     command = ["node", program, server.url, server.model, server.key]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

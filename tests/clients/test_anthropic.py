@@ -4,7 +4,7 @@ import anthropic
 import pytest
 
 from tests.clients.conftest import Server
-from tests.clients.task import QUESTION, TOOL, assert_called, get_temperature
+from tests.clients.task import PASSAGE, QUESTION, TOOL, Person, assert_called, assert_extracted, get_temperature
 
 FUNCTION = TOOL["function"]
 TOOLS = [
@@ -40,3 +40,13 @@ def test_calls_a_tool_and_answers_with_its_result(
     turns += [{"role": "assistant", "content": answer.content}, {"role": "user", "content": [result]}]
     last = client.messages.create(**settings, messages=turns, tool_choice={"type": "none"})
     assert "".join(block.text for block in last.content if block.type == "text")
+
+
+def test_parses_a_pydantic_class(client: anthropic.Anthropic, server: Server) -> None:
+    settings = {
+        "model": server.model, "max_tokens": 100, "extra_body": {"temperature": 0}, "output_format": Person,
+        "messages": [{"role": "user", "content": PASSAGE}],
+    }  # fmt: skip
+    assert_extracted(client.messages.parse(**settings).parsed_output)
+    with client.messages.stream(**settings) as events:
+        assert_extracted(events.get_final_message().parsed_output)

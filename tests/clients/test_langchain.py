@@ -19,9 +19,11 @@ def llm(server: Server, request: pytest.FixtureRequest) -> BaseChatModel:
     common: dict[str, Any] = {"model": server.model, "api_key": server.key, "temperature": 0, "max_retries": 0}
     if request.param == "messages":
         return ChatAnthropic(base_url=server.root, max_tokens=100, **common)
+    # At another address than OpenAI's, it asks for the usage of a stream only if it is set to.
     return ChatOpenAI(
-        base_url=server.url, max_completion_tokens=100, use_responses_api=request.param == "responses", **common
-    )
+        base_url=server.url, max_completion_tokens=100, stream_usage=True,
+        use_responses_api=request.param == "responses", **common,
+    )  # fmt: skip
 
 
 def answer(model: Any, turns: list[Any], stream: bool) -> AIMessage:

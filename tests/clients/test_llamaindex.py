@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from llama_index.core.llms import ChatMessage
+from llama_index.core.program import FunctionCallingProgram
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
@@ -42,10 +43,18 @@ def test_calls_a_tool_and_answers_with_its_result(llm: OpenAILike, stream: bool)
         assert llm.chat(turns).message.content
 
 
-@pytest.mark.parametrize("by_schema", [False, True])
-def test_fills_in_a_schema(llm: OpenAILike, by_schema: bool) -> None:
-    llm.should_use_structured_outputs = by_schema
+def test_fills_in_a_schema(llm: OpenAILike) -> None:
+    llm.should_use_structured_outputs = True
     prompt = PromptTemplate("{passage}")
     assert_extracted(llm.structured_predict(Person, prompt, passage=PASSAGE))
     assert_extracted(list(llm.stream_structured_predict(Person, prompt, passage=PASSAGE))[-1])
     assert_extracted(asyncio.run(llm.astructured_predict(Person, prompt, passage=PASSAGE)))
+
+
+def test_fills_in_a_schema_by_a_call(llm: OpenAILike) -> None:
+    assert_extracted(llm.structured_predict(Person, PromptTemplate("{passage}"), passage=PASSAGE))
+    # Its streams ask for `tool_choice: auto`, so that the model decides, unless the program names a choice.
+    program = FunctionCallingProgram.from_defaults(
+        output_cls=Person, prompt_template_str="{passage}", llm=llm, tool_choice="required"
+    )
+    assert_extracted(list(program.stream_call(passage=PASSAGE))[-1])

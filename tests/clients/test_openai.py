@@ -14,6 +14,11 @@ def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=server.url, api_key=server.key, max_retries=0)
 
 
+def test_embeddings_are_refused_by_name(client: openai.OpenAI, server: Server) -> None:
+    with pytest.raises(openai.NotFoundError, match="has no embeddings"):
+        client.embeddings.create(model=server.model, input=QUESTION)
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_temperature"}}])
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_a_tool_and_answers_with_its_result(

@@ -142,10 +142,21 @@ def test_another_model_is_not_found(tiny: Endpoint) -> None:
 
 
 def test_unknown_paths_and_methods_have_openai_bodies(tiny: Endpoint) -> None:
-    assert refused(tiny, "/v1/embeddings", {}, 404)["message"] == "Unknown path: /v1/embeddings"
+    error = refused(tiny, "/v1/nothing", {}, 404)
+    assert error["message"] == "Unknown path: /v1/nothing. GET /docs lists the routes."
+    assert error["code"] == "unknown_url"
     answer = tiny.http.get("/v1/completions")
     assert answer.status_code == 405
     assert "error" in answer.json()
+
+
+@pytest.mark.parametrize(
+    ("path", "lacks"),
+    [("/v1/embeddings", "embeddings"), ("/embeddings", "embeddings"), ("/v1/audio/speech", "speech or transcripts")],
+)
+def test_a_route_of_other_servers_is_named_as_absent(tiny: Endpoint, path: str, lacks: str) -> None:
+    message = refused(tiny, path, {"model": "tiny", "input": "hi"}, 404)["message"]
+    assert message.startswith(f"Unknown path: {path}. This server generates text and has no {lacks}.")
 
 
 def test_a_body_that_is_too_large_is_413_whole_or_in_chunks(tiny: Endpoint) -> None:
