@@ -27,8 +27,11 @@ def add(app: FastAPI, serving: Serving) -> None:
     @app.post("/detokenize", tags=["Tokens"], **openapi.reads(DetokenizeRequest, Detokenized))
     async def detokenize(request: Request) -> Response:
         """Gives the text of token ids."""
-        [(text, _)] = (await serving.prepare("detokenize", request)).prompts
-        return Response(msgspec.json.encode(Detokenized(text, text)), media_type="application/json")
+        prepared = await serving.prepare("detokenize", request)
+        [(text, _)] = prepared.prompts
+        assert isinstance(prepared.request, DetokenizeRequest)
+        found = Detokenized(text, text if prepared.request.model is None else msgspec.UNSET)
+        return Response(msgspec.json.encode(found), media_type="application/json")
 
 
 def _piece(text: str, raw: list[int]) -> str | list[int]:

@@ -91,5 +91,5 @@ class Detokenized(msgspec.Struct):
     """Answer of `POST /detokenize`."""
 
     prompt: str
-    content: str
-    """The same text: llama-server's name."""
+    content: str | msgspec.UnsetType = msgspec.UNSET
+    """The same text, by llama-server's name, whose clients name no model; vLLM's do."""

@@ -18,6 +18,7 @@ def test_a_text_becomes_tokens_and_text_again(tiny: Endpoint, text: str) -> None
     assert found["tokens"] == tokenizer.encode(text)
     assert (found["count"], found["max_model_len"]) == (len(found["tokens"]), 256)
     assert found["token_strs"] == tokenizer.convert_ids_to_tokens(found["tokens"])
+    assert tiny.post("/detokenize", {"model": "tiny", "tokens": found["tokens"]}) == (200, {"prompt": text})
     assert tiny.post("/detokenize", {"tokens": found["tokens"]}) == (200, {"prompt": text, "content": text})
     assert tiny.post("/tokenize", {"prompt": text})[1]["token_strs"] is None
 
