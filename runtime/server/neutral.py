@@ -177,8 +177,7 @@ NEUTRAL: dict[str, Neutral] = {
     "tfs_z": Neutral((1,)),
     "timings_per_token": _OFF,
     "top_n_sigma": Neutral((-1,)),
-    # It adds what a debugging server knows; llama-server, too, ignores it elsewhere.
-    "verbose": _EITHER,
+    "verbose": _OFF,
     "xtc_probability": Neutral((0,)),
     "xtc_threshold": Neutral(also=_NUMBER),
     # Ollama
