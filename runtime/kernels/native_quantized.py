@@ -11,6 +11,8 @@ from plimsoll.runtime.kernels.native_checks import answered
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix, check_codes
 
 SCALE_KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
+WITH_MINIMUM = 3
+"""The kind of float16 scales that have float16 minimums beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,11 @@ class PackedQuantized:
 
 
 def row_bytes(bits: int, scale_kind: int, columns: int, group: int) -> int:
-    """Of a row and its share of a panel. Scales of 8 bits are float32; 4 bits have one zero point byte a group."""
-    a_group = 4 if bits == 8 else (4 if scale_kind == SCALE_KINDS[torch.float32] else 2) + 1
+    """Of a row and its share of a panel. Scales of 8 bits are float32; 4 bits have a zero point of one byte or a
+    minimum of two a group."""
+    a_group = (
+        4 if bits == 8 or scale_kind == WITH_MINIMUM else (4 if scale_kind == SCALE_KINDS[torch.float32] else 2) + 1
+    )
     return columns * bits // 8 + columns // group * a_group
 
 
@@ -54,7 +59,9 @@ def pack_quantized(library: Any) -> Callable[[QuantizedMatrix], PackedQuantized]
         (rows, columns), group = matrix.codes.shape, matrix.group_size
         scales = (matrix.scales.float() if matrix.bits == 8 else matrix.scales).cpu().contiguous()
         codes, kind = matrix.codes.cpu().contiguous(), SCALE_KINDS[scales.dtype]
-        zeros = None if matrix.zeros is None else matrix.zeros.cpu().contiguous()
+        given = matrix.zeros if matrix.minimums is None else matrix.minimums
+        zeros = None if given is None else given.cpu().contiguous()
+        kind = kind if matrix.minimums is None else WITH_MINIMUM
         padded = -(-rows // panel) * panel
         data = torch.empty(padded * row_bytes(matrix.bits, kind, columns, group), dtype=torch.uint8)
         library.pack_quant(

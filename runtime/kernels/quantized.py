@@ -1,7 +1,8 @@
-"""Quantized matrices as a checkpoint gives them, and what they stand for: w = (code - zero) * scale.
+"""Quantized matrices as a checkpoint gives them, and what they stand for: w = (code - zero) * scale, or, of GGUF's
+blocks with a minimum, w = code * scale + minimum.
 
-Groups of K/G neighbouring columns of a row share one scale and one zero point. Codes of 4 bits are unsigned, 0 to 15;
-codes of 8 bits are signed and symmetric.
+Groups of K/G neighbouring columns of a row share one scale and one zero point or minimum. Codes of 4 bits are unsigned,
+0 to 15; codes of 8 bits are signed and symmetric.
 """
 
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class QuantizedMatrix:
     """[N, G] float16, bfloat16 or float32, as stored."""
     zeros: Tensor | None = None
     """uint8 [N, G] of 0..15; None is symmetric: 8 for 4 bits, always for 8."""
+    minimums: Tensor | None = None
+    """float16 [N, G] in place of zero points: what code 0 of a group stands for. Scales are float16 too."""
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
@@ -53,6 +56,11 @@ class QuantizedMatrix:
                 raise ValueError("8-bit codes are symmetric: they have no zero points")
             if self.zeros.dtype != torch.uint8 or self.zeros.shape != self.scales.shape:
                 raise ValueError(f"zero points are {self.zeros.dtype} {tuple(self.zeros.shape)}, not uint8 as scales")
+        if (least := self.minimums) is not None:
+            if self.bits == 8 or self.zeros is not None or self.scales.dtype != torch.float16:
+                raise ValueError("minimums are for 4-bit codes with float16 scales and without zero points")
+            if least.dtype != torch.float16 or least.shape != self.scales.shape:
+                raise ValueError(f"minimums are {least.dtype} {tuple(least.shape)}, not float16 as scales")
 
     @property
     def group_size(self) -> int:
@@ -61,16 +69,20 @@ class QuantizedMatrix:
 
     def rows(self, start: int, stop: int) -> "QuantizedMatrix":
         """Rows [start, stop), as views."""
-        zeros = None if self.zeros is None else self.zeros[start:stop]
-        return QuantizedMatrix(self.bits, self.codes[start:stop], self.scales[start:stop], zeros)
+        zeros, least = (None if part is None else part[start:stop] for part in (self.zeros, self.minimums))
+        return QuantizedMatrix(self.bits, self.codes[start:stop], self.scales[start:stop], zeros, least)
 
 
 def dequantize(matrix: QuantizedMatrix, dtype: torch.dtype) -> Tensor:
-    """[N, K] in `dtype`: (code - zero) * scale, in float32 (exact for 16-bit scales) and rounded once."""
+    """[N, K] in `dtype`: (code - zero) * scale, in float32 (exact for 16-bit scales) and rounded once; code * scale +
+    minimum in float32, as GGUF defines it."""
+    values = matrix.codes.unflatten(1, (matrix.scales.shape[1], -1)).float()
+    scales = matrix.scales.float().unsqueeze(2)
+    if matrix.minimums is not None:
+        return (values * scales + matrix.minimums.float().unsqueeze(2)).flatten(1).to(dtype)
     middle = MIDDLE if matrix.bits == 4 else 0
     zeros = middle if matrix.zeros is None else matrix.zeros.float().unsqueeze(2)
-    values = matrix.codes.unflatten(1, (matrix.scales.shape[1], -1)).float()
-    return ((values - zeros) * matrix.scales.float().unsqueeze(2)).flatten(1).to(dtype)
+    return ((values - zeros) * scales).flatten(1).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +95,14 @@ class TorchQuantized:
     scales: Tensor
     """[N, G]."""
     zeros: Tensor | None
-    """uint8 [N, G] for 4 bits."""
+    """uint8 [N, G] for 4 bits, but where there are minimums."""
+    minimums: Tensor | None = None
+    """float16 [N, G]."""
 
     @property
     def nbytes(self) -> int:
-        return int(self.codes.nbytes + self.scales.nbytes + (0 if self.zeros is None else self.zeros.nbytes))
+        parts = (self.codes, self.scales, self.zeros, self.minimums)
+        return sum(part.nbytes for part in parts if part is not None)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -102,20 +117,25 @@ class TorchQuantized:
     def rows(self, start: int, stop: int) -> QuantizedMatrix:
         """Rows [start, stop), one code a byte."""
         codes, scales = self.codes[start:stop], self.scales[start:stop]
-        if self.bits == 8 or self.zeros is None:
-            return QuantizedMatrix(self.bits, codes, scales)
+        if self.bits == 8:
+            return QuantizedMatrix(8, codes, scales)
         codes = torch.stack((codes & 15, codes >> 4), dim=2).flatten(1)
-        return QuantizedMatrix(self.bits, codes, scales, self.zeros[start:stop])
+        zeros, least = (None if part is None else part[start:stop] for part in (self.zeros, self.minimums))
+        return QuantizedMatrix(4, codes, scales, zeros, least)
 
 
 def pack_torch(matrix: QuantizedMatrix, device: torch.device | str) -> TorchQuantized:
-    """N * (K/2 + 3 G) bytes for 4 bits with 16-bit scales, N * (K + 4 G) for 8. Raises ValueError for a code > 15."""
+    """N * (K/2 + 3 G) bytes for 4 bits with 16-bit scales, 4 G with minimums; N * (K + 4 G) for 8. Raises ValueError
+    for a code > 15."""
     if matrix.bits == 8:
         return TorchQuantized(8, matrix.codes.to(device).contiguous(), matrix.scales.to(device).float(), None)
-    zeros = torch.full(matrix.scales.shape, MIDDLE, dtype=torch.uint8) if matrix.zeros is None else matrix.zeros
     check_codes(matrix)
-    packed = matrix.codes[:, 0::2] | (matrix.codes[:, 1::2] << 4)
-    return TorchQuantized(4, packed.to(device), matrix.scales.to(device).contiguous(), zeros.to(device).contiguous())
+    packed = (matrix.codes[:, 0::2] | (matrix.codes[:, 1::2] << 4)).to(device)
+    scales = matrix.scales.to(device).contiguous()
+    if matrix.minimums is not None:
+        return TorchQuantized(4, packed, scales, None, matrix.minimums.to(device).contiguous())
+    zeros = torch.full(matrix.scales.shape, MIDDLE, dtype=torch.uint8) if matrix.zeros is None else matrix.zeros
+    return TorchQuantized(4, packed, scales, zeros.to(device).contiguous())
 
 
 def check_codes(matrix: QuantizedMatrix) -> None:

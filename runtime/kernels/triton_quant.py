@@ -50,9 +50,9 @@ def launch_for(rows: int, outputs: int, columns: int, group: int) -> Launch:
 
 @triton.jit
 def _product(
-    x, codes, scales, zeros, bias, out,
+    x, codes, scales, zeros, minimums, bias, out,
     rows, outputs, columns, group, x_row, blocks,
-    bits: tl.constexpr, has_bias: tl.constexpr, one_group: tl.constexpr, widen: tl.constexpr,
+    bits: tl.constexpr, has_minimum: tl.constexpr, has_bias: tl.constexpr, one_group: tl.constexpr, widen: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of outputs, blocks of rows, splits). `out` is [rows, outputs], or float32 [splits, rows, outputs]
@@ -83,9 +83,13 @@ def _product(
             place = n_long[:, None] * groups + k[None, :] // group
             shared = inside
         scale = tl.load(scales + place, mask=shared, other=0.0).to(tl.float32)
-        if bits == 4:
-            code -= tl.load(zeros + place, mask=shared, other=0).to(tl.int32)
-        weight = (code.to(tl.float32) * scale).to(part.dtype)
+        if has_minimum:
+            least = tl.load(minimums + place, mask=shared, other=0.0).to(tl.float32)
+            weight = (code.to(tl.float32) * scale + least).to(part.dtype)
+        else:
+            if bits == 4:
+                code -= tl.load(zeros + place, mask=shared, other=0).to(tl.int32)
+            weight = (code.to(tl.float32) * scale).to(part.dtype)
         if widen:
             part, weight = part.to(tl.float32), weight.to(tl.float32)
         total = tl.dot(part, tl.trans(weight), total, input_precision="ieee")
@@ -117,11 +121,12 @@ def linear(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         (launch.splits, rows, outputs) if split else (rows, outputs), dtype=torch.float32 if split else x.dtype
     )
     zeros = weight.codes if weight.zeros is None else weight.zeros
+    minimums = weight.scales if weight.minimums is None else weight.minimums
     grid = (triton.cdiv(outputs, launch.block_n), triton.cdiv(rows, launch.block_m), launch.splits)
     _product[grid](
-        x, weight.codes, weight.scales, zeros, x if bias is None else bias, out,
+        x, weight.codes, weight.scales, zeros, minimums, x if bias is None else bias, out,
         rows, outputs, columns, group, x.stride(0), -(-blocks // launch.splits),
-        bits=weight.bits, has_bias=bias is not None and not split, one_group=group % launch.block_k == 0,
+        bits=weight.bits, has_minimum=weight.minimums is not None, has_bias=bias is not None and not split, one_group=group % launch.block_k == 0,
         widen=INTERPRETED and x.dtype is torch.bfloat16,
         block_m=launch.block_m, block_n=launch.block_n, block_k=launch.block_k,
         num_warps=launch.warps, num_stages=launch.stages,

@@ -14,7 +14,7 @@ from plimsoll.runtime.kernels import triton_quant
 from plimsoll.runtime.kernels.quantized import pack_torch
 from plimsoll.runtime.kernels.torch_ops import linear as plain_linear
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
-from tests.kernels.test_quantized import SCALES, quantized
+from tests.kernels.test_quantized import SCALES, ZEROS, quantized
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
@@ -36,12 +36,13 @@ def agree(x: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> None:
 @settings(deadline=None, max_examples=30)
 @given(
     st.integers(1, 70), st.integers(1, 140), st.sampled_from([8, 32, 40, 64, 128]), st.integers(1, 5), SCALES,
-    st.sampled_from([4, 8]), st.booleans(), st.sampled_from(list(TOLERANCE)),
+    st.sampled_from([4, 8]), st.booleans(), ZEROS, st.sampled_from(list(TOLERANCE)),
 )  # fmt: skip
 def test_products_agree_with_the_plain_ones_over_odd_shapes(
-    rows: int, outputs: int, group: int, groups: int, scales: torch.dtype, bits: Any, biased: bool, dtype: torch.dtype
-) -> None:
-    weight = pack_torch(quantized(bits, outputs, group, groups, scales, zeros=biased), "cpu")
+    rows: int, outputs: int, group: int, groups: int, scales: torch.dtype, bits: Any, biased: bool, zeros: bool | None,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    weight = pack_torch(quantized(bits, outputs, group, groups, scales, zeros), "cpu")
     agree(torch.randn(rows, group * groups).to(dtype), weight, torch.randn(outputs).to(dtype) if biased else None)
 
 

@@ -33,13 +33,18 @@ def _threads() -> Iterator[None]:
 
 
 def quantized(
-    bits: Literal[4, 8], rows: int, group: int, groups: int, scales: torch.dtype, zeros: bool = True
+    bits: Literal[4, 8], rows: int, group: int, groups: int, scales: torch.dtype, zeros: bool | None = True
 ) -> QuantizedMatrix:
+    """With zero points, without, or (None, where scales are float16) with minimums in their place."""
     factors = (torch.rand(rows, groups) / 10 / (group * groups) ** 0.5).to(scales)
     if bits == 8:
         return QuantizedMatrix(8, torch.randint(-128, 128, (rows, group * groups), dtype=torch.int8), factors)
     points = torch.randint(0, 16, (rows, groups), dtype=torch.uint8) if zeros else None
-    return QuantizedMatrix(4, torch.randint(0, 16, (rows, group * groups), dtype=torch.uint8), factors, points)
+    least = (-8 * factors * torch.rand(rows, groups)).half() if zeros is None and scales is torch.float16 else None
+    return QuantizedMatrix(4, torch.randint(0, 16, (rows, group * groups), dtype=torch.uint8), factors, points, least)
+
+
+ZEROS = st.sampled_from([True, False, None])
 
 
 def check(found: torch.Tensor, x: torch.Tensor, matrix: QuantizedMatrix, bias: torch.Tensor | None = None) -> None:
@@ -60,20 +65,22 @@ def test_a_weight_is_its_code_less_the_zero_point_times_the_scale() -> None:
     assert weight[0].tolist() == [0, 7.5, 1.5, 4, 0.5, 1, 2, 3.5, -30, 0, -24, -14, -28, -26, -22, -16]
     assert weight[1].tolist() == [1.0] * 8 + [0.0] * 8
     assert dequantize(QuantizedMatrix(4, codes, scales), torch.float32)[0, :2].tolist() == [-4.0, 3.5]
+    least = QuantizedMatrix(4, codes, scales, None, torch.tensor([[-1.0, 0.5], [0.0, 7.0]], dtype=torch.float16))
+    assert dequantize(least, torch.float32)[0, [0, 1, 8, 9]].tolist() == [-1.0, 6.5, 0.5, 30.5]
     signed = QuantizedMatrix(8, torch.tensor([[-128, 127, 0]], dtype=torch.int8), torch.tensor([[0.25]]))
     assert dequantize(signed, torch.bfloat16).tolist() == [[-32.0, 31.75, 0.0]]
 
 
 @settings(deadline=None, max_examples=30)
 @given(
-    st.integers(1, 9), st.integers(1, 70), GROUPS, st.integers(1, 3), SCALES, st.booleans(),
+    st.integers(1, 9), st.integers(1, 70), GROUPS, st.integers(1, 3), SCALES, ZEROS,
     st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
 def test_the_plain_table_multiplies_by_what_the_codes_stand_for(
-    rows: int, outputs: int, group: int, groups: int, scales: torch.dtype, zeros: bool, dtype: torch.dtype
+    rows: int, outputs: int, group: int, groups: int, scales: torch.dtype, zeros: bool | None, dtype: torch.dtype
 ) -> None:
     ops, x = torch_kernels("cpu", dtype), torch.randn(rows, group * groups).to(dtype)
-    wide = 2 if scales is torch.float32 else 0
+    wide = 2 if scales is torch.float32 else 1 if zeros is None and scales is torch.float16 else 0
     for matrix, size in (
         (quantized(4, outputs, group, groups, scales, zeros), outputs * groups * (group // 2 + 3 + wide)),
         (quantized(8, outputs, group, groups, scales), outputs * groups * (group + 4)),
@@ -116,11 +123,18 @@ def test_the_plain_table_takes_no_more_memory_than_a_run_of_rows(monkeypatch: py
 
 @settings(deadline=None, max_examples=120)
 @given(
-    st.integers(1, 300), st.integers(1, 200), GROUPS, st.integers(1, 4), SCALES, st.booleans(), st.booleans(),
+    st.integers(1, 300), st.integers(1, 200), GROUPS, st.integers(1, 4), SCALES, ZEROS, st.booleans(),
     st.sampled_from([1, 2, 3]),
 )  # fmt: skip
 def test_native_4_bits_agree_and_each_row_is_what_it_is_alone(
-    rows: int, outputs: int, group: int, groups: int, scales: torch.dtype, zeros: bool, biased: bool, threads: int
+    rows: int,
+    outputs: int,
+    group: int,
+    groups: int,
+    scales: torch.dtype,
+    zeros: bool | None,
+    biased: bool,
+    threads: int,
 ) -> None:
     matrix = quantized(4, outputs, group, groups, scales, zeros)
     _holds(matrix, torch.randn(rows, group * groups), torch.randn(outputs) if biased else None, threads)
@@ -166,7 +180,7 @@ def test_rows_that_leave_the_native_table_meet_the_weights_rounded_to_bfloat16()
     wide, bias = native_kernels("cpu", torch.bfloat16, wide_rows=5), torch.randn(70)
     matrices = (
         quantized(4, 70, 32, 3, torch.float16), quantized(4, 70, 64, 2, torch.bfloat16, zeros=False),
-        quantized(4, 70, 32, 2, torch.float32), quantized(8, 70, 100, 1, torch.float16),
+        quantized(4, 70, 32, 2, torch.float32), quantized(4, 70, 32, 2, torch.float16, zeros=None), quantized(8, 70, 100, 1, torch.float16),
     )  # fmt: skip
     for matrix in matrices:
         x = torch.randn(9, matrix.codes.shape[1])
@@ -182,6 +196,8 @@ def test_memory_is_that_of_codes_scales_and_zero_points_in_whole_panels() -> Non
     for rows in (1, panel, panel + 1, 3 * panel):
         padded = -(-rows // panel) * panel
         sizes = {torch.float16: 3, torch.bfloat16: 3, torch.float32: 5}
+        with_minimums = quantized(4, rows, 64, 5, torch.float16, zeros=None)
+        assert ops.pack_quantized(with_minimums).nbytes == padded * (160 + 5 * 4)
         for scales, size in sizes.items():
             assert ops.pack_quantized(quantized(4, rows, 64, 5, scales)).nbytes == padded * (160 + 5 * size)
         assert ops.pack_quantized(quantized(8, rows, 320, 1, torch.float16)).nbytes == padded * (320 + 4)

@@ -1,8 +1,9 @@
 /* y = x w^T + bias over weights of 4 or 8 bits that lie as quant.h says.
  *
- * Invariant: output (m, n) is bias[n] or 0, plus for each chunk of a group in ascending order scale * (sum - sum of x *
- * zero), both sums over ascending k, whatever M, the tile a row falls into and the number of threads. So a row of a
- * batch is to the bit what it is alone. */
+ * Invariant: output (m, n) is bias[n] or 0, plus for each chunk of a group in ascending order offset * sum of x and
+ * scale * sum, both sums over ascending k, whatever M, the tile a row falls into and the number of threads. So a row of
+ * a batch is to the bit what it is alone. The offset is what a code of 0 stands for as it lies: -zero * scale, or the
+ * minimum and 8 scales. */
 #include "quant.h"
 #include "team.h"
 #include <omp.h>
@@ -69,16 +70,21 @@ INLINE void ask_for(const char *p)
 #endif
 }
 
-/* Scales [PANEL], then zero points [PANEL], of a group of a panel as floats. */
-INLINE void load_ends(const int bits, int scale, const char *from, float *ends)
+/* Scales [PANEL], then offsets [PANEL], of a group of a panel as floats. */
+INLINE void load_ends(const int bits, int kind, const char *from, float *ends)
 {
+    const char *zeros = from + PANEL * scale_bytes(kind);
     UNROLL for (int v = 0; v < 2; v++) {
-        store(ends + v * LANES, load_scale(bits == 4 ? scale : SCALE_F32, from, v));
-        store(ends + PANEL + v * LANES, bits == 4 ? load_bytes(from + PANEL * scale_bytes(scale) + v * LANES) : (vf){0});
+        vf scale = load_scale(bits == 4 ? kind : SCALE_F32, from, v), offset = {0};
+        if (bits == 4 && kind == SCALE_F16_MINIMUM)
+            offset = madd(fill(8), scale, load_scale(SCALE_F16, zeros, v));
+        else if (bits == 4)
+            offset = -load_bytes(zeros + v * LANES) * scale;
+        store(ends + v * LANES, scale), store(ends + PANEL + v * LANES, offset);
     }
 }
 
-/* `rows` x (`panels` * PANEL) outputs in registers: y = from + scale * (x w^T - sum of x * zero) over the `depth`
+/* `rows` x (`panels` * PANEL) outputs in registers: y = from + offset * sum of x + scale * x w^T over the `depth`
  * columns of one chunk. `ends`: of each panel, as load_ends leaves them. */
 INLINE void tile(const int source, const int rows, const int panels, long depth, const float *x, long ldx,
                  const float *sums, long lds, const char *w, long stride, long ahead, const float *ends,
@@ -108,11 +114,11 @@ INLINE void tile(const int source, const int rows, const int panels, long depth,
         }
     UNROLL for (int p = 0; p < panels; p++)
         UNROLL for (int v = 0; v < 2; v++) {
-            vf scale = load(ends + 2 * p * PANEL + v * LANES), zero = load(ends + (2 * p + 1) * PANEL + v * LANES);
+            vf scale = load(ends + 2 * p * PANEL + v * LANES), offset = load(ends + (2 * p + 1) * PANEL + v * LANES);
             UNROLL for (int r = 0; r < rows; r++)
                 store(y + r * ldy + p * PANEL + v * LANES,
-                      madd(scale, madd(fill(-sums[r * lds]), zero, sum[p][r][v]),
-                           load(from + r * ldf + p * step + v * LANES)));
+                      madd(scale, sum[p][r][v],
+                           madd(fill(sums[r * lds]), offset, load(from + r * ldf + p * step + v * LANES))));
         }
 }
 

@@ -2,8 +2,8 @@
 #include "bounds.h"
 #include "quant.h"
 
-/* codes [N][K] a byte each, scales [N][K / group], zeros likewise or NULL. */
-void pack_quant(int bits, int scale, const uint8_t *codes, const char *scales, const uint8_t *zeros, char *packed,
+/* codes [N][K] a byte each, scales [N][K / group], zeros (or minimums, as the kind of scale says) likewise or NULL. */
+void pack_quant(int bits, int scale, const uint8_t *codes, const char *scales, const char *zeros, char *packed,
                 long N, long K, long group)
 {
     shape s = {K, group, 0, scale};
@@ -22,7 +22,11 @@ void pack_quant(int bits, int scale, const uint8_t *codes, const char *scales, c
                     else
                         start[k / 4 * 2 * PANEL + PLACE(i) + k % 4 / 2] |= (char)((from[k] ^ 8) << k % 2 * 4);
                 memcpy(end + i * size, scales + (n * groups + g) * size, size);
-                if (bits == 4) end[PANEL * size + i] = zeros ? (char)(zeros[n * groups + g] - 8) : 0;
+                char *zero = end + PANEL * size + i * zero_bytes(scale);
+                if (bits == 4 && scale == SCALE_F16_MINIMUM)
+                    memcpy(zero, zeros + (n * groups + g) * 2, 2);
+                else if (bits == 4)
+                    *zero = zeros ? (char)(zeros[n * groups + g] - 8) : 0;
             }
         }
 }
@@ -61,14 +65,16 @@ void unpack_quant(int bits, int scale, const char *packed, uint16_t *out, long N
                 for (long k = 0; k < group; k++) to[k] = to_bf16((float)(int8_t)start[k * PANEL + i] * factor);
                 continue;
             }
-            int32_t zero = ((const int8_t *)end)[PANEL * scale_bytes(scale) + i];
+            const char *ends = end + PANEL * scale_bytes(scale);
+            int32_t zero = scale == SCALE_F16_MINIMUM ? -8 : ((const int8_t *)ends)[i];
+            float least = scale == SCALE_F16_MINIMUM ? one_scale(SCALE_F16, ends, i) : 0;
             for (long k = 0; k < group; k += 8) {
                 const char *from = start + k * PANEL / 2 + PLACE(i);
                 uint16_t low, high;
                 memcpy(&low, from, 2), memcpy(&high, from + 2 * PANEL, 2);
                 v8i word = (v8i){0} + (int32_t)(low | (uint32_t)high << 16);
                 v8i codes = (word << (v8i){28, 24, 20, 16, 12, 8, 4, 0}) >> 28;
-                v8u bits32 = (v8u)(__builtin_convertvector(codes - zero, v8f) * factor);
+                v8u bits32 = (v8u)(__builtin_convertvector(codes - zero, v8f) * factor + least);
                 v8h narrow = __builtin_convertvector((bits32 + 0x7fff + ((bits32 >> 16) & 1)) >> 16, v8h);
                 memcpy(to + k, &narrow, sizeof narrow);
             }

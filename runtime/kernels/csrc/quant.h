@@ -1,14 +1,14 @@
-/* How weights of 4 or 8 bits lie in memory, w = (code - zero) * scale: in panels of PANEL outputs, each K / group
- * groups one after another. A group of `group` columns is
+/* How weights of 4 or 8 bits lie in memory, w = (code - zero) * scale or code * scale + minimum: in panels of PANEL
+ * outputs, each K / group groups one after another. A group of `group` columns is
  *   4 bits: codes [group / 4][LANES][2] of 4 nibbles, outputs i and i + LANES of 4 columns, less 8; scales [PANEL] of
- *           2 or 4 bytes; zero points [PANEL] int8, less 8;
+ *           2 or 4 bytes; zero points [PANEL] int8, less 8, or minimums [PANEL] float16;
  *   8 bits: codes [group][PANEL] int8; scales [PANEL] float32. */
 #ifndef PLIMSOLL_QUANT_H
 #define PLIMSOLL_QUANT_H
 
 #include "vec.h"
 
-enum scale { SCALE_F16, SCALE_BF16, SCALE_F32 };
+enum scale { SCALE_F16, SCALE_BF16, SCALE_F32, SCALE_F16_MINIMUM };
 
 typedef struct {
     long K, group, panel; /* columns, columns of a group, bytes of a panel */
@@ -20,9 +20,10 @@ typedef struct {
 
 INLINE long code_bytes(int bits, long columns) { return columns * PANEL * bits / 8; }
 INLINE long scale_bytes(int scale) { return scale == SCALE_F32 ? 4 : 2; }
+INLINE long zero_bytes(int scale) { return scale == SCALE_F16_MINIMUM ? 2 : 1; }
 INLINE long group_bytes(int bits, shape s)
 {
-    return code_bytes(bits, s.group) + PANEL * (bits == 4 ? scale_bytes(s.scale) + 1 : 4);
+    return code_bytes(bits, s.group) + PANEL * (bits == 4 ? scale_bytes(s.scale) + zero_bytes(s.scale) : 4);
 }
 
 INLINE float from_f16(uint16_t h)
@@ -48,7 +49,7 @@ INLINE float one_scale(int kind, const char *p, long i)
         return whole;
     }
     memcpy(&half, p + 2 * i, 2);
-    return kind == SCALE_F16 ? from_f16(half) : from_bf16(half);
+    return kind == SCALE_BF16 ? from_bf16(half) : from_f16(half);
 }
 
 INLINE vf load_scale(int kind, const char *p, int v)
@@ -56,11 +57,11 @@ INLINE vf load_scale(int kind, const char *p, int v)
     if (kind == SCALE_F32) return load((const float *)p + v * LANES);
 #if defined(__AVX512F__)
     __m256i narrow = _mm256_loadu_si256((const __m256i *)(p + 2 * v * LANES));
-    if (kind == SCALE_F16) return (vf)_mm512_cvtph_ps(narrow);
+    if (kind != SCALE_BF16) return (vf)_mm512_cvtph_ps(narrow);
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
 #elif defined(__F16C__)
     __m128i narrow = _mm_loadu_si128((const __m128i *)(p + 2 * v * LANES));
-    if (kind == SCALE_F16) return (vf)_mm256_cvtph_ps(narrow);
+    if (kind != SCALE_BF16) return (vf)_mm256_cvtph_ps(narrow);
     return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16);
 #else
     vf wide;
