@@ -126,7 +126,8 @@ def linear(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     _product[grid](
         x, weight.codes, weight.scales, zeros, minimums, x if bias is None else bias, out,
         rows, outputs, columns, group, x.stride(0), -(-blocks // launch.splits),
-        bits=weight.bits, has_minimum=weight.minimums is not None, has_bias=bias is not None and not split, one_group=group % launch.block_k == 0,
+        bits=weight.bits, has_minimum=weight.minimums is not None, has_bias=bias is not None and not split,
+        one_group=group % launch.block_k == 0,
         widen=INTERPRETED and x.dtype is torch.bfloat16,
         block_m=launch.block_m, block_n=launch.block_n, block_k=launch.block_k,
         num_warps=launch.warps, num_stages=launch.stages,

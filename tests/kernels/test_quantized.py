@@ -180,7 +180,8 @@ def test_rows_that_leave_the_native_table_meet_the_weights_rounded_to_bfloat16()
     wide, bias = native_kernels("cpu", torch.bfloat16, wide_rows=5), torch.randn(70)
     matrices = (
         quantized(4, 70, 32, 3, torch.float16), quantized(4, 70, 64, 2, torch.bfloat16, zeros=False),
-        quantized(4, 70, 32, 2, torch.float32), quantized(4, 70, 32, 2, torch.float16, zeros=None), quantized(8, 70, 100, 1, torch.float16),
+        quantized(4, 70, 32, 2, torch.float32), quantized(4, 70, 32, 2, torch.float16, zeros=None),
+        quantized(8, 70, 100, 1, torch.float16),
     )  # fmt: skip
     for matrix in matrices:
         x = torch.randn(9, matrix.codes.shape[1])
