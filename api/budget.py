@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, cast
 
+from plimsoll.api.blocks import block_bits
 from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.loaded_line import Budget as Budget
 from plimsoll.api.loaded_line import Load as Load
 from plimsoll.api.loaded_line import Rejection as Rejection
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import CODE_BITS, CachePrecision, Precision
+from plimsoll.api.precision import CachePrecision, Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization import PRECISION_OF_BITS
 from plimsoll.api.rank_budget import Part, RankBudget, parts
-from plimsoll.api.second_rounding import refused_under_auto, stored_blocks
+from plimsoll.api.second_rounding import blocks_rounded, refused_under_auto
 from plimsoll.api.sizes import block_bytes, workspace_terms
 from plimsoll.api.ways_out import MANIFEST, MIB, Names, described, ways_out
 
@@ -149,6 +150,9 @@ class _Sizer:
         if load.precision == "auto" and self.facts.quantization is not None:
             # As it is stored: floats would take more and give nothing back.
             precisions = (PRECISION_OF_BITS[self.facts.quantization.bits],)
+        elif load.precision == "auto" and (bits := block_bits(self.facts)) is not None:
+            # Nothing between them holds more of the file than its own blocks do.
+            precisions = ("bfloat16", PRECISION_OF_BITS[bits])
         elif load.precision == "auto" and self.runs is not None:
             precisions = tuple(name for name in precisions if name in self.runs) or ("float32",)
         # On GPUs more than one is not run yet.
@@ -310,7 +314,7 @@ def _ways(sizer: _Sizer, load: Load, nearest: _Sum, names: Names) -> list[str]:
 
 def _again(facts: ModelFacts, found: Budget) -> str:
     """What more to know of a precision that rounds a second time."""
-    blocks = stored_blocks(facts) if found.precision in CODE_BITS else None
+    blocks = blocks_rounded(facts, found.precision)
     return f"{blocks} blocks rounded again" if blocks else ""
 
 

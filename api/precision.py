@@ -1,10 +1,13 @@
 """How weights are held: precisions, and the columns that share a scale where they are codes. Pure arithmetic."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+from plimsoll.api.blocks import BLOCK, BLOCK_BITS, WITH_MINIMUM, block_bits
 from plimsoll.api.device import TORCH_TABLE, DeviceKind, TableFacts
 from plimsoll.api.errors import SpecError
+from plimsoll.api.families.registry import find_family
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantization import DTYPE_OF_BITS, PRECISION_OF_BITS, ignores
 
@@ -24,21 +27,44 @@ def element_bytes(precision: Precision) -> int:
     return WHOLE_BYTES.get(precision, 2)
 
 
-def head_group(facts: ModelFacts, precision: Precision, table: TableFacts) -> int | None:
-    """Columns that share a scale in the head, and in the embedding that is tied to it; None where they are whole.
+@dataclass(frozen=True)
+class Codes:
+    """How a matrix is held in codes of few bits."""
+
+    bits: Literal[4, 8]
+    group: int
+    """Columns that share a scale."""
+    stored: bool = False
+    """As the checkpoint stores them; else rounded at load."""
+    minimums: bool = False
+    """A group has a minimum of 16 bits in place of a zero point of 8."""
+
+    def group_bytes(self) -> int:
+        """Bytes a group of a row takes beside its codes. A scale of 4 bits has 16 bits, one of 8 bits is float32."""
+        return 4 if self.bits == 8 or self.minimums else 3
+
+
+def head_codes(facts: ModelFacts, precision: Precision, table: TableFacts) -> Codes | None:
+    """How the head is held, and the embedding that is tied to it; None where they are whole.
 
     Where linear weights are codes a whole head would be most of what a small model reads for a token: it is held in 8
-    bits, which cost little beside codes of 4 (docs/formats.md).
+    bits, which cost little beside codes of 4 (docs/formats.md). That of a GGUF whose blocks are held as they are
+    stored is held so too, or whole: nothing of such a file is rounded again.
     """
     if precision not in CODE_BITS or table.head_group is None:
         return None
-    return table.head_group if facts.hidden_size % table.head_group == 0 else facts.hidden_size
+    if block_bits(facts) == CODE_BITS[precision]:
+        names = find_family(facts.architecture).names
+        fact = (facts.tensors or {}).get(f"{names.embedding if facts.tie_embeddings else names.head}.weight")
+        return Codes(8, BLOCK, stored=True) if fact is not None and BLOCK_BITS.get(fact.dtype) == 8 else None
+    return Codes(8, table.head_group if facts.hidden_size % table.head_group == 0 else facts.hidden_size)
 
 
-def held_group(facts: ModelFacts, precision: Precision, modules: Sequence[str], columns: int) -> int | None:
-    """Columns that share a scale in the fused matrix of `modules`, as `precision` holds it; None where that is whole.
+def held_codes(facts: ModelFacts, precision: Precision, modules: Sequence[str], columns: int) -> Codes | None:
+    """How `precision` holds the fused matrix of `modules`; None where it is whole.
 
-    A quantized checkpoint is held as it is stored. A matrix of which a part is stored whole is whole.
+    A quantized checkpoint is held as it is stored, and so are a GGUF's blocks where kernels take most of them at this
+    precision. A matrix of which a part is stored whole, or in blocks of another kind, is whole.
 
     Args:
         columns: of the whole matrix. Ranks share a scale as one device does, so that they hold the same codes.
@@ -50,8 +76,10 @@ def held_group(facts: ModelFacts, precision: Precision, modules: Sequence[str], 
     if bits is None:
         return None
     said = facts.quantization
+    if said is None and block_bits(facts) == bits:
+        return _blocks(facts, modules)
     if said is None:
-        return columns if bits == 8 else _own_group(columns)
+        return Codes(bits, columns if bits == 8 else _own_group(columns))
     if said.bits != bits:
         kept = PRECISION_OF_BITS[said.bits]
         raise SpecError(
@@ -70,7 +98,15 @@ def held_group(facts: ModelFacts, precision: Precision, modules: Sequence[str], 
             f"groups of {group} columns do not divide a matrix of {columns}",
             field="spec.precision", value=precision, fix="Use a checkpoint of smaller groups",
         )  # fmt: skip
-    return group
+    return Codes(bits, group, stored=True)
+
+
+def _blocks(facts: ModelFacts, modules: Sequence[str]) -> Codes | None:
+    """How blocks of a GGUF are held as they are stored. Those of one matrix have codes of one size."""
+    types = {facts.tensors[f"{module}.weight"].dtype for module in modules} if facts.tensors is not None else set()
+    sizes = {BLOCK_BITS.get(name) for name in types}
+    bits = sizes.pop() if len(sizes) == 1 else None
+    return None if bits is None else Codes(bits, BLOCK, stored=True, minimums=WITH_MINIMUM in types)
 
 
 def slow_codes(precision: Precision, kind: DeviceKind, table: TableFacts) -> str | None:

@@ -76,7 +76,7 @@ def parts(facts: ModelFacts, precision: Precision, device: DeviceFacts, tensor: 
     """The part of each rank of a group of `tensor`.
 
     Raises:
-        SpecError: the precision cannot hold this model (`held_group`), or it does not split so (`shards`).
+        SpecError: the precision cannot hold this model (`held_codes`), or it does not split so (`shards`).
     """
     if tensor == 1:
         return (Part(undivided(facts), weight_bytes(facts, precision, device)),)

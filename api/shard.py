@@ -13,11 +13,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from plimsoll.api.blocks import block_bits
 from plimsoll.api.errors import SpecError
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import role_shape, stored_linears
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import CODE_BITS, Precision, held_group
+from plimsoll.api.precision import Precision, held_codes
 
 Run = tuple[int, int]
 """[first, last + 1)."""
@@ -203,11 +204,12 @@ def _inner_unit(facts: ModelFacts, precision: Precision) -> int:
 def _groups(facts: ModelFacts, precision: Precision, matrix: str, columns: int) -> int:
     """Columns that share a scale in `matrix` of every layer; 1 where rows have one scale, or none."""
     names, found = find_family(facts.architecture).names, 1
-    for index, spec in enumerate(facts.layers if facts.quantization else facts.layers[:1]):
+    apart = facts.quantization is not None or block_bits(facts) is not None
+    for index, spec in enumerate(facts.layers if apart else facts.layers[:1]):
         modules = [names.layer.format(index) + linear.module for linear in stored_linears(names, spec, matrix)]
-        group = held_group(facts, precision, modules, columns)
-        if group is not None and group < columns:
-            found = math.lcm(found, group)
-        elif group is not None and CODE_BITS[precision] == 4:
+        codes = held_codes(facts, precision, modules, columns)
+        if codes is not None and codes.group < columns:
+            found = math.lcm(found, codes.group)
+        elif codes is not None and codes.bits == 4:
             found = math.lcm(found, CODES_IN_A_WORD)
     return found

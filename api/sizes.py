@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from plimsoll.api.blocks import block_bits
 from plimsoll.api.collectives import collective_bytes
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, TableFacts
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import FUSED, SUMMED, fused_roles, has_bias, norm_sizes, role_shape, stored_linears
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import CODE_BITS, CachePrecision, Precision, element_bytes, head_group, held_group
+from plimsoll.api.precision import CODE_BITS, CachePrecision, Codes, Precision, element_bytes, head_codes, held_codes
 from plimsoll.api.shard import Shard
 
 #: int8 and int4 caches keep one (scale, minimum) pair of fp16 a head and token, for keys and for values each.
@@ -31,10 +31,8 @@ class Matrix:
     columns: int
     linear: bool = True
     count: int = 1
-    group: int | None = None
-    """Columns that share a scale; None where it is held whole."""
-    bits: Literal[4, 8] | None = None
-    """Of a code; None where it is held whole."""
+    codes: Codes | None = None
+    """How it is held in codes; None where it is held whole."""
 
 
 def matrices(
@@ -43,19 +41,17 @@ def matrices(
     """Every matrix that a rank holds with the kernels of `table`; without a shard, the whole model's.
 
     Raises:
-        SpecError: `precision` cannot hold this model so (`held_group`).
+        SpecError: `precision` cannot hold this model so (`held_codes`).
     """
     own = facts if shard is None else shard.facts(facts)
     hidden, vocab = facts.hidden_size, facts.vocab_size if shard is None else shard.vocab[1] - shard.vocab[0]
     names = find_family(facts.architecture).names
-    bits = CODE_BITS.get(precision)
-    group = head_group(facts, precision, table)
-    yield Matrix(vocab, hidden, linear=False, group=group, bits=None if group is None else 8)
+    yield Matrix(vocab, hidden, linear=False, codes=head_codes(facts, precision, table))
     if not facts.tie_embeddings:
         yield Matrix(vocab, hidden, linear=False)
     found: Counter[Matrix] = Counter()
-    # Layers may differ in what a quantized checkpoint keeps whole; else those of one spec are alike.
-    apart = facts.quantization is not None and bits is not None
+    # Layers may differ in what a checkpoint stores whole; else those of one spec are alike.
+    apart = precision in CODE_BITS and (facts.quantization is not None or block_bits(facts) is not None)
     runs = [(spec, [index]) for index, spec in enumerate(facts.layers)] if apart else []
     for spec, indices in runs or [(spec, [0] * count) for spec, count in facts.kinds]:
         prefix = names.layer.format(indices[0])
@@ -63,9 +59,9 @@ def matrices(
             roles = fused_roles(spec, matrix)
             modules = [prefix + linear.module for linear in stored_linears(names, spec, matrix)]
             rows, columns = sum(role_shape(own, role)[0] for role in roles), role_shape(own, roles[0])[1]
-            group = held_group(facts, precision, modules, role_shape(facts, roles[0])[1])
-            held = None if group is None else min(group, columns)
-            found[Matrix(rows, columns, group=held, bits=None if group is None else bits)] += len(indices)
+            codes = held_codes(facts, precision, modules, role_shape(facts, roles[0])[1])
+            held = None if codes is None else replace(codes, group=min(codes.group, columns))
+            found[Matrix(rows, columns, codes=held)] += len(indices)
     for one, count in found.items():
         yield replace(one, count=count)
 
@@ -104,7 +100,7 @@ def weight_bytes(facts: ModelFacts, precision: Precision, device: DeviceFacts, s
     shard, of the whole model. Rank 0 holds the most.
 
     Raises:
-        SpecError: `precision` cannot hold this model (`held_group`).
+        SpecError: `precision` cannot hold this model (`held_codes`).
     """
     activation = device.table.activation_bytes or element_bytes(precision)
     total = vector_bytes(facts, activation, shard)
@@ -115,14 +111,10 @@ def weight_bytes(facts: ModelFacts, precision: Precision, device: DeviceFacts, s
 
 
 def _matrix_bytes(rows: int, matrix: Matrix, precision: Precision) -> int:
-    if matrix.group is None:
+    codes = matrix.codes
+    if codes is None:
         return rows * matrix.columns * element_bytes(precision)
-    groups = matrix.columns // matrix.group
-    if matrix.bits == 8:
-        # A scale is held in float32.
-        return rows * (matrix.columns + groups * 4)
-    # A scale is 16 bits, a zero point a byte.
-    return rows * (matrix.columns // 2 + groups * 3)
+    return rows * (matrix.columns * codes.bits // 8 + matrix.columns // codes.group * codes.group_bytes())
 
 
 def block_bytes(

@@ -7,18 +7,22 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from plimsoll.api.blocks import BLOCK, BLOCK_BITS
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.model import TensorFact
 from plimsoll.api.shard import Run
 from plimsoll.checkpoint.checkpoint import Checkpoint, RawTensor, facts_of, run_of
+from plimsoll.checkpoint.gguf_blocks import unpack
 from plimsoll.checkpoint.gguf_config import build_config, build_generation_config, family_of
 from plimsoll.checkpoint.gguf_file import GgufFile, GgufTensor
 from plimsoll.checkpoint.gguf_names import huggingface_name
+from plimsoll.checkpoint.quantized.linear import QuantizedLinear
 from plimsoll.checkpoint.safetensors_file import read_segments
 
 
 class GgufCheckpoint(Checkpoint):
-    """See `Checkpoint`. `read` dequantizes to float32; the facts' tensors give the block type and packed bytes."""
+    """See `Checkpoint`. `read` dequantizes to float32, `read_quantized` gives the codes of blocks that kernels multiply
+    as they are; the facts' tensors give the block type and packed bytes."""
 
     format: Literal["huggingface", "gguf"] = "gguf"
 
@@ -63,12 +67,30 @@ class GgufCheckpoint(Checkpoint):
         first, last = run_of(tensor.shape[1], columns, name)
         block, _ = tensor.block
         blocks = first // block, -(-last // block)
-        if order is None:
-            packed = self._packed(tensor, start, stop, blocks)
-        else:
-            packed = self._ordered(tensor, order[start:stop], blocks)
+        packed = self._rows(name, (start, stop), blocks)
         values = _dequantize(packed, tensor)[:, first - blocks[0] * block : last - blocks[0] * block]
         return RawTensor("F32", (stop - start, last - first), np.ascontiguousarray(values, dtype=np.float32))
+
+    def read_quantized(
+        self, module: str, rows: Run | None = None, columns: Run | None = None, within: Run | None = None
+    ) -> QuantizedLinear:
+        name = f"{module}.weight"
+        tensor = self._stored.get(name)
+        if tensor is None or tensor.type_name not in BLOCK_BITS:
+            raise KeyError(module)
+        run, (first, last) = run_of(tensor.shape[0], rows, name), run_of(tensor.shape[1], columns, name)
+        if first % BLOCK or last % BLOCK:
+            raise ValueError(f"columns {first} to {last} of {name} cut a block of {BLOCK}")
+        packed = self._rows(name, run, (first // BLOCK, last // BLOCK))
+        return unpack(packed, tensor.type_name, f"{self.path}: {tensor.name}")
+
+    def _rows(self, name: str, rows: Run, blocks: Run) -> npt.NDArray[np.uint8]:
+        """A run of blocks of rows as Hugging Face orders them: [rows, bytes]."""
+        tensor = self._stored[name]
+        order = self._stored_order(name, tensor.shape[0])
+        if order is None:
+            return self._packed(tensor, *rows, blocks)
+        return self._ordered(tensor, order[slice(*rows)], blocks)
 
     def _packed(self, tensor: GgufTensor, start: int, stop: int, blocks: Run | None) -> npt.NDArray[np.uint8]:
         """Rows [start, stop) as stored, or the run `blocks` of each: [rows, bytes]."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from plimsoll.api.blocks import stored_blocks
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.job_budget import (
@@ -17,7 +18,6 @@ from plimsoll.api.job_ways import OPTIONS, least_line, memory_ways
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantity import format_bytes
-from plimsoll.api.second_rounding import stored_blocks
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.quantjob.devices import check_devices
 from plimsoll.quantjob.groups import groupings_of

@@ -15,7 +15,8 @@ MIDDLE: Mapping[int, int] = {4: 8, 8: 128}
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """w[n, k] = (codes[n, k] - zeros[n, k // g]) * scales[n, k // g] with g = K / G columns in a group.
+    """w[n, k] = (codes[n, k] - zeros[n, k // g]) * scales[n, k // g] with g = K / G columns in a group; with minimums
+    codes * scales + minimums.
 
     4 bits: codes 0 to 15. 8 bits: codes -128 to 127, without zero points.
     """
@@ -27,6 +28,8 @@ class QuantizedLinear:
     zeros: npt.NDArray[np.uint8] | None = None
     """[N, G], 0 to 15; None is 8 throughout."""
     scale_dtype: ScaleDtype = "F16"
+    minimums: npt.NDArray[np.float16] | None = None
+    """[N, G] in place of zeros, of 4 bits with scales of float16."""
 
     @property
     def bits(self) -> Literal[4, 8]:
@@ -49,12 +52,17 @@ class QuantizedLinear:
     def rows(self, start: int, stop: int) -> "QuantizedLinear":
         """Rows [start, stop), as views."""
         zeros = None if self.zeros is None else self.zeros[start:stop]
-        return QuantizedLinear(self.codes[start:stop], self.scales[start:stop], zeros, self.scale_dtype)
+        least = None if self.minimums is None else self.minimums[start:stop]
+        return QuantizedLinear(self.codes[start:stop], self.scales[start:stop], zeros, self.scale_dtype, least)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """w in float32, [N, K]: the difference is exact, the product rounded once."""
         rows, columns = self.shape
         values = self.codes.reshape(rows, -1, self.group).astype(np.float32)
+        if self.minimums is not None:
+            values *= self.scales[:, :, None]
+            values += self.minimums[:, :, None]
+            return values.reshape(rows, columns)
         if self.zeros is not None:
             values -= self.zeros[:, :, None]
         elif self.bits == 4:

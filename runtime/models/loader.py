@@ -1,7 +1,7 @@
 """From a checkpoint to a Decoder, in runs of rows: never more than one fused weight beyond what is kept."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from plimsoll.api.families.family import Linear
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import FUSED, fused_roles, has_bias, norm_sizes, stored_linears
 from plimsoll.api.model import LayerSpec, ModelFacts, NormSpec, RopeFacts
-from plimsoll.api.precision import CODE_BITS, Precision, head_group, held_group
+from plimsoll.api.precision import Codes, Precision, head_codes, held_codes
 from plimsoll.api.shard import Run, Shard, undivided
 from plimsoll.api.share import Share, Step, shares
 from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
@@ -145,26 +145,24 @@ class _Loader:
         self.facts = facts
         self.kernels = kernels
         self.weight_dtype = weight_dtype
-        self.bits = None if precision is None else CODE_BITS.get(precision)
         self.shares = shares(facts, shard or undivided(facts))
         self.group = group
         self.on_progress = on_progress
-        self.coded: dict[str, tuple[Literal[4, 8], int]] = {}
-        """Bits of a code and columns of the whole row that share a scale, of each weight that is held in codes."""
+        self.coded: dict[str, Codes] = {}
+        """Of each weight that is held in codes; groups are of the whole row's columns."""
         self.names = names = find_family(facts.architecture).names
         for index, spec in enumerate(facts.layers):
             for matrix in FUSED:
                 linears = stored_linears(names, spec, matrix)
                 modules = [names.layer.format(index) + linear.module for linear in linears]
                 columns = self.shares[f"{modules[0]}.weight"].of
-                size = None if precision is None else held_group(facts, precision, modules, columns)
-                if size is not None and self.bits is not None:
-                    self.coded |= {f"{module}.weight": (self.bits, size) for module in modules}
+                codes = None if precision is None else held_codes(facts, precision, modules, columns)
+                if codes is not None:
+                    self.coded |= {f"{module}.weight": codes for module in modules}
         self.head_name = f"{names.embedding if facts.tie_embeddings else names.head}.weight"
-        """A checkpoint holds it whole, with linear weights of any kind."""
-        size = None if precision is None else head_group(facts, precision, kernels.facts)
-        if size is not None:
-            self.coded[self.head_name] = (8, size)
+        codes = None if precision is None else head_codes(facts, precision, kernels.facts)
+        if codes is not None:
+            self.coded[self.head_name] = codes
         self.done = 0
         self.total = sum(map(self._bytes, self.shares.values()))
 
@@ -210,11 +208,12 @@ class _Loader:
     def _stack_codes(self, names: Sequence[str]) -> QuantizedMatrix:
         parts = [self.shares[name] for name in names]
         rows, columns = sum(part.rows for part in parts), parts[0].width
-        bits, size = self.coded[names[0]]
-        per_row = columns // min(size, columns)
-        codes = torch.empty(rows, columns, dtype=torch.uint8 if bits == 4 else torch.int8)
+        held = self.coded[names[0]]
+        per_row, four = columns // min(held.group, columns), held.bits == 4
+        codes = torch.empty(rows, columns, dtype=torch.uint8 if four else torch.int8)
         scales: Tensor | None = None
-        zeros = torch.full((rows, per_row), MIDDLE[4], dtype=torch.uint8) if bits == 4 else None
+        least = torch.empty(rows, per_row, dtype=torch.float16) if held.minimums else None
+        zeros = torch.full((rows, per_row), MIDDLE[4], dtype=torch.uint8) if four and least is None else None
         for part in parts:
             for step in part.steps(CODE_ELEMENTS):
                 found = self._read_codes(part, step)
@@ -223,27 +222,30 @@ class _Loader:
                     scales = torch.empty(rows, per_row, dtype=found.scales.dtype)
                 codes[at].copy_(found.codes)
                 scales[at].copy_(found.scales)
-                if zeros is not None and found.zeros is not None:
+                if least is not None:
+                    # Blocks without a minimum have zero point 8; eight scales are as exact in 16 bits as one.
+                    least[at].copy_(-MIDDLE[4] * found.scales if found.minimums is None else found.minimums)
+                elif zeros is not None and found.zeros is not None:
                     zeros[at].copy_(found.zeros)
             self._advance(part)
         assert scales is not None
-        return QuantizedMatrix(bits, codes, scales, zeros)
+        return QuantizedMatrix(held.bits, codes, scales, zeros, least)
 
     def _read_codes(self, share: Share, step: Step) -> QuantizedMatrix:
-        bits, size = self.coded[share.name]
-        if share.name == self.head_name or self.facts.quantization is None:
+        held = self.coded[share.name]
+        if not held.stored:
             # A scale of columns that lie on several ranks is the whole row's.
-            largest = self.group.largest if self.group is not None and size > share.width else None
+            largest = self.group.largest if self.group is not None and held.group > share.width else None
             return round_to_nearest(
-                self._read(share, step).float(), bits, min(size, share.width), share.name, largest
+                self._read(share, step).float(), held.bits, min(held.group, share.width), share.name, largest
             )  # fmt: skip
         start, stop, _, within = step
         linear = self.checkpoint.read_quantized(
             share.name.removesuffix(".weight"), (start, stop), share.columns, within
         )
         scales = torch.from_numpy(linear.scales).to(TORCH_DTYPES[linear.scale_dtype])
-        zeros = None if linear.zeros is None else torch.from_numpy(linear.zeros)
-        return QuantizedMatrix(bits, torch.from_numpy(linear.codes), scales, zeros)
+        zeros, least = (None if one is None else torch.from_numpy(one) for one in (linear.zeros, linear.minimums))
+        return QuantizedMatrix(held.bits, torch.from_numpy(linear.codes), scales, zeros, least)
 
     def _read(self, share: Share, step: Step) -> Tensor:
         start, stop, _, within = step
@@ -255,10 +257,9 @@ class _Loader:
 
     def _bytes(self, share: Share) -> int:
         if share.name in self.coded:
-            # Codes, and a scale with its zero point a group.
-            bits, size = self.coded[share.name]
-            groups = share.width // min(size, share.width)
-            return share.rows * (share.width * bits // 8 + groups * (3 if bits == 4 else 4))
+            held = self.coded[share.name]
+            groups = share.width // min(held.group, share.width)
+            return share.rows * (share.width * held.bits // 8 + groups * held.group_bytes())
         if not share.vector:
             return share.rows * share.width * self.weight_dtype.itemsize
         # The norms of a model are of one kind; biases are what other vectors are called.
