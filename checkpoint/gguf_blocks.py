@@ -24,7 +24,7 @@ def unpack(packed: npt.NDArray[np.uint8], type_name: str, where: str) -> Quantiz
     """
     bits, heads = BLOCK_BITS[type_name], 2 if type_name == WITH_MINIMUM else 1
     rows, size = len(packed), 2 * heads + BLOCK * bits // 8
-    blocks = packed.reshape(rows, -1, size)
+    blocks = packed.reshape(rows, packed.shape[1] // size, size)
     head = np.ascontiguousarray(blocks[:, :, : 2 * heads]).view("<f2")
     if not np.isfinite(head).all():
         raise CheckpointError(
@@ -35,4 +35,6 @@ def unpack(packed: npt.NDArray[np.uint8], type_name: str, where: str) -> Quantiz
     codes = stored.view(np.int8) if bits == 8 else np.concatenate((stored & 15, stored >> 4), axis=2)
     least = np.ascontiguousarray(head[:, :, 1]) if heads == 2 else None
     scales = head[:, :, 0].astype(np.float32)
-    return QuantizedLinear(np.ascontiguousarray(codes.reshape(rows, -1)), scales, None, "F16", least)
+    return QuantizedLinear(
+        np.ascontiguousarray(codes.reshape(rows, blocks.shape[1] * BLOCK)), scales, None, "F16", least
+    )

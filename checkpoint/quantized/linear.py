@@ -58,7 +58,7 @@ class QuantizedLinear:
     def dequantize(self) -> npt.NDArray[np.float32]:
         """w in float32, [N, K]: the difference is exact, the product rounded once."""
         rows, columns = self.shape
-        values = self.codes.reshape(rows, -1, self.group).astype(np.float32)
+        values = self.codes.reshape(rows, self.scales.shape[1], self.group).astype(np.float32)
         if self.minimums is not None:
             values *= self.scales[:, :, None]
             values += self.minimums[:, :, None]

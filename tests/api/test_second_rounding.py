@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from plimsoll.api.blocks import block_bits, stored_blocks
 from plimsoll.api.budget import RUNS, Load, budget
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts
 from plimsoll.api.errors import DoesNotFitError
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts, TensorFact
-from plimsoll.api.second_rounding import refused_under_auto, rounded_again, stored_blocks
+from plimsoll.api.second_rounding import refused_under_auto, rounded_again
 
 MIB = 1 << 20
 CONFIG = {
@@ -45,7 +46,7 @@ def test_blocks_are_those_of_most_values() -> None:
 def test_auto_passes_over_four_bits_for_blocks_and_takes_them_for_floats() -> None:
     short = device(next(mib for mib in range(100, 2000, 8) if _fits(mib, "w4a16")) + 8)
     assert budget(stored("F16"), short, LOAD, RUNS).precision == "w4a16"
-    for blocks in ("Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q8_0", "IQ4_XS"):
+    for blocks in ("Q4_K", "Q5_K", "Q8_0", "IQ4_XS"):
         with pytest.raises(DoesNotFitError) as caught:
             budget(stored(blocks), short, LOAD, RUNS)
         assert f"{blocks} blocks rounded again" in str(caught.value)
@@ -55,19 +56,33 @@ def test_auto_passes_over_four_bits_for_blocks_and_takes_them_for_floats() -> No
         assert (found.precision, found.rejected) == ("bfloat16", ())
 
 
-def _fits(mib: int, precision: str) -> bool:
+def test_auto_takes_blocks_as_they_are_stored_where_their_floats_do_not_fit() -> None:
+    for blocks, precision in (("Q4_0", "w4a16"), ("Q4_1", "w4a16"), ("Q8_0", "w8a16")):
+        facts = stored(blocks)
+        assert block_bits(facts) == int(precision[1])
+        short = device(next(mib for mib in range(100, 2000, 8) if _fits(mib, precision, facts)))
+        found = budget(facts, short, LOAD, RUNS)
+        assert found.precision == precision
+        assert [option.option for option in found.rejected] == ["precision bfloat16"]
+        assert rounded_again(facts, found.precision) is None
+
+
+def _fits(mib: int, precision: str, facts: ModelFacts | None = None) -> bool:
     try:
-        budget(stored("F16"), device(mib), replace(LOAD, precision=precision), RUNS)  # type: ignore[arg-type]
+        budget(facts or stored("F16"), device(mib), replace(LOAD, precision=precision), RUNS)  # type: ignore[arg-type]
     except DoesNotFitError:
         return False
     return True
 
 
 def test_what_a_second_rounding_costs_is_said() -> None:
-    four, eight = (rounded_again(stored("Q4_1"), precision) for precision in ("w4a16", "w8a16"))
-    assert "Q4_1" in str(four)
+    four, eight = (rounded_again(stored("Q4_K"), precision) for precision in ("w4a16", "w8a16"))
+    assert "Q4_K" in str(four)
     assert "perplexity" in str(four)
     assert "%" in str(eight)
     assert rounded_again(stored("Q4_1"), "bfloat16") is None
     assert refused_under_auto(stored("Q4_1"), "w8a16") is None
-    assert "name w4a16 to accept" in str(refused_under_auto(stored("Q4_1"), "w4a16"))
+    assert "name w4a16 to accept" in str(refused_under_auto(stored("Q4_K"), "w4a16"))
+    # Blocks of other bits are rounded again, whichever they are.
+    assert "Q4_1" in str(rounded_again(stored("Q4_1"), "w8a16"))
+    assert "Q8_0" in str(rounded_again(stored("Q8_0"), "w4a16"))
