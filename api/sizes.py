@@ -17,6 +17,13 @@ from plimsoll.api.shard import Shard
 PAIR_BYTES = 4
 #: Prompt positions whose logits exist at once when prompt log-probabilities are asked for.
 PROMPT_LOGIT_ROWS = 16
+#: Of each token of a vocabulary, for grammars: the vocabulary as it came, and its trie. Measured were 500 to 560 bytes
+#: a token beside `GRAMMAR_BYTES`, of 32,000 to 262,144 tokens with 7 bytes each.
+TRIE_BYTES = 576
+#: Of what llguidance takes with the first grammar of all, however few tokens there are, and of its tables' growth.
+GRAMMAR_BYTES = 8 << 20
+#: What a running request's grammar keeps of where its answer is, and of what it has met, beside two masks of bits.
+MATCHER_BYTES = 64 << 10
 #: Rows of logits that the sampler's copies of a slice amount to: edited, divided, filtered, summed, and four of them
 #: sorted whole.
 SAMPLER_ROWS = 128
@@ -147,6 +154,8 @@ def workspace_terms(
       vocabulary; rank 0 gathers the whole beside its part, and samples.
     - `positions`: float32 cosines and sines up to the longest sequence, of each rotary embedding.
     - `kernels`: what the table of kernels keeps for itself.
+    - `grammars`: the trie of the vocabulary, and where each running request is in its own. They lie in the host's
+      memory of the process that samples: 0 on a GPU, and on ranks that follow.
     - `collectives`: what ranks take to talk to each other, on one of `nodes`; 0 where there is one rank.
     """
     activation = device.table.activation_bytes or element_bytes(precision)
@@ -159,14 +168,20 @@ def workspace_terms(
             row += (heads + kv_heads) * facts.head_dim
         # What a norm after attention makes is alive beside what the norm before the MLP makes of it.
         rows.append(row + (facts.hidden_size if spec.placement == "around" else 0))
-    row = max(rows)
+    row, leads = max(rows), shard is None or shard.leads
     return {
         "activations": max_batched_tokens * row * activation,
         "logits": _logits(facts.vocab_size, max(max_running, PROMPT_LOGIT_ROWS), shard) * 4,
         "positions": max_length * sum(rope.rotated(facts.head_dim) for rope in facts.ropes) * 4,
         "kernels": device.table.scratch_bytes,
+        "grammars": grammar_bytes(facts.vocab_size, max_running) if device.kind == "cpu" and leads else 0,
         "collectives": 0 if shard is None else collective_bytes(device.kind, shard.tensor, shard.rank, nodes),
     }
+
+
+def grammar_bytes(vocab: int, running: int) -> int:
+    """Bytes that the grammars of `running` requests take at once. A mask has a bit a token, in whole words."""
+    return GRAMMAR_BYTES + vocab * TRIE_BYTES + running * (MATCHER_BYTES + 2 * 4 * -(-vocab // 32))
 
 
 def _logits(vocab: int, rows: int, shard: Shard | None) -> int:

@@ -3,7 +3,8 @@
     python -m benchmarks.memory [--ranks | --nodes] [--model FILE.gguf] [--output FILE.json]
 
 Each configuration starts an engine process of its own and gives it the worst that the budget allows for: prompts that
-fill the largest step, then as many running requests as it takes, all sampling with everything that sampling can cost.
+fill the largest step, then as many running requests as it takes, all sampling with everything that sampling can cost,
+by a grammar over a made-up vocabulary.
 Measured is the process's high-water mark (VmHWM), loading included. Exits 1 if any lies above its prediction or more
 than 5 % below it.
 
@@ -44,6 +45,7 @@ from plimsoll.runtime.engine.transport.client import EngineClient
 from plimsoll.runtime.kernels.forecast import foreseen_device
 from plimsoll.runtime.kernels.native_group import SEGMENT_NAME
 from plimsoll.runtime.messages import EngineRequest
+from tests.support.vocabularies import made_up_vocabulary
 
 GIB = 1 << 30
 TOLERANCE = 0.05
@@ -103,6 +105,9 @@ GROUPED = [
     ("wide", "w8a16", 3, 0.3, 2 * GIB, 2048, 512, 8),
 ]  # fmt: skip
 RTN = ["--method", "rtn", "--w-group-size", "64", "--eval-samples", "0"]
+MANY_TOKENS = 16
+"""Of each of many answers."""
+GRAMMAR = json.dumps({"grammars": [{"json_schema": {"type": "array", "items": {"type": "string", "maxLength": 40}}}]})
 AWQ = "-awq"
 """Ends the name of a shape that is quantized before it is served."""
 
@@ -172,6 +177,7 @@ async def measure(
     """Predicted bytes and the peak that each process of an engine reached under the heaviest load, rank 0 first."""
     predicted = forecast(config)
     client = EngineClient(config, membership=membership)
+    client.vocabulary = made_up_vocabulary(vocab)
     await client.start()
     try:
         await client.wait_ready(300)
@@ -187,7 +193,7 @@ async def measure(
         )
         await asyncio.gather(
             *(
-                _run(client, f"many{i}", [draw.randrange(3, vocab) for _ in range(20)], 16)
+                _run(client, f"many{i}", [draw.randrange(3, vocab) for _ in range(20)], MANY_TOKENS)
                 for i in range(config.max_running)
             )
         )
@@ -208,6 +214,7 @@ async def _run(client: EngineClient, name: str, prompt: list[int], tokens: int) 
     params = SamplingParams(
         max_tokens=tokens, ignore_eos=True, temperature=1.2, top_p=0.999, min_p=0.0, repetition_penalty=1.1,
         presence_penalty=0.3, frequency_penalty=0.1, logprobs=20, logit_bias={5: 1.0}, seed=1,
+        grammar=None if tokens < MANY_TOKENS else GRAMMAR,
     )  # fmt: skip
     request = EngineRequest(request_id=name, prompt_token_ids=prompt, params=params, arrival=time.monotonic())
     async for output in client.generate(request):

@@ -15,7 +15,7 @@ from plimsoll.api.facts import facts_from_config
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.rank_budget import uneven
 from plimsoll.api.shard import replication, shards, tensor_sizes
-from plimsoll.api.sizes import block_bytes, weight_bytes
+from plimsoll.api.sizes import block_bytes, grammar_bytes, weight_bytes
 from tests.api.test_budget import FACTS, INTERNLM, configs
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -82,6 +82,7 @@ def test_a_rank_holds_its_own_shard_and_nothing_else(tensor: int, precision: Any
             "logits": 4 * (32 * words + (160 * 49152 if shard.rank == 0 else 0)),
             "positions": 1024 * 64 * 4,
             "kernels": 0,
+            "grammars": grammar_bytes(49152, 32) if shard.rank == 0 else 0,
             "collectives": segment_bytes(tensor) if shard.rank == 0 else 0,
         }
     assert found.ranks_bytes == tensor * CPU.total
@@ -132,6 +133,8 @@ def test_collectives_are_a_term_of_their_own() -> None:
     assert segment_bytes(4) - segment_bytes(2) == 4 * MIB
     card = budget(FACTS, DeviceFacts("cuda", 24 * GIB), Load(tensor=2))
     assert [rank.workspace_terms["collectives"] for rank in card.ranks] == [NCCL_BYTES, NCCL_BYTES]
+    # Grammars lie in the host's memory there.
+    assert [rank.workspace_terms["grammars"] for rank in card.ranks] == [0, 0]
     assert card.per_rank()[1]["collectives"] == NCCL_BYTES
 
 
