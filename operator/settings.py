@@ -21,7 +21,8 @@ class Settings(BaseModel):
     runtime_image: str = "plimsoll.dev/runtime:dev"
     """What model pods on CPUs run, and inspect pods."""
     cuda_runtime_image: str | None = None
-    """What model pods on GPUs run; without it a deployment on GPUs is refused unless it names `spec.pod.image`."""
+    """What model pods and quantization jobs on GPUs run; without it these are refused unless they name
+    `spec.pod.image`."""
     image_pull_secrets: tuple[str, ...] = ()
     allowed_sources: tuple[str, ...] = ("hf://*", "pvc://*", "s3://*", "oci://*")
     """Shell patterns; a source or a job's dataset that none of them matches is refused. A pattern that names more than
