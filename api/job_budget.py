@@ -261,9 +261,8 @@ def _engine(facts: ModelFacts, load: JobLoad) -> int:
     device = DeviceFacts("cpu", 1 << 62, TORCH_TABLE)
     terms = workspace_terms(facts, "bfloat16", device, load.length, SAMPLED_AT_ONCE, load.length)
     blocks = SAMPLED_AT_ONCE * -(-load.length // 64)
-    # Texts are drawn without a grammar.
-    workspace = sum(terms.values()) - terms["grammars"]
-    return weight_bytes(facts, "bfloat16", device) + workspace + blocks * block_bytes(facts, 64, "bfloat16")
+    # What the engine counts for itself, all of it: below that it would draw in fewer bits.
+    return weight_bytes(facts, "bfloat16", device) + sum(terms.values()) + blocks * block_bytes(facts, 64, "bfloat16")
 
 
 def _output(facts: ModelFacts, load: JobLoad, whole: int) -> int:
