@@ -23,11 +23,23 @@ FLOORS = {
     "engine.engine": ("messages", "config", "kernels.group_error", "engine.core", "engine.worker", "engine.group"),
     "engine.transport": ("messages", "config", "machine", "engine.engine", "engine.group.membership"),
     "server": ("messages", "config", "grammar", "vocabulary", "machine", "output", "sampling_defaults",
-               "engine.core.sampling_params", "engine.transport", "engine.group"),
+               "engine.core.sampling_params", "engine.core.thought", "engine.transport", "engine.group"),
 }  # fmt: skip
 CORE = "plimsoll.runtime.engine.core"
 #: All that the core, and what it imports, may take from outside.
-PURE = ("array", "collections", "dataclasses", "hashlib", "math", "msgspec", "plimsoll", "random", "typing")
+PURE = (
+    "array",
+    "codecs",
+    "collections",
+    "dataclasses",
+    "hashlib",
+    "itertools",
+    "math",
+    "msgspec",
+    "plimsoll",
+    "random",
+    "typing",
+)
 
 
 def inside(name: str, floor: str) -> bool:

@@ -33,7 +33,7 @@ RULES = {
     ),
     "an output that is another's is refused": (job_admission, "    if snapshot.rivals:", "    if False:"),
     "memory is worked out": (
-        job_admission, "        check_memory(found.facts, needs, line or needs.memory, load)\n", "",
+        job_admission, "        check_memory(found.facts, needs, line or needs.memory, load, names)\n", "",
     ),
     "nodes are asked": (
         job_admission, "        _check_nodes(snapshot, spec, found.facts, load, needs)\n", "",
