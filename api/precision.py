@@ -103,8 +103,10 @@ def held_codes(facts: ModelFacts, precision: Precision, modules: Sequence[str], 
 
 def _blocks(facts: ModelFacts, modules: Sequence[str]) -> Codes | None:
     """How blocks of a GGUF are held as they are stored. Those of one matrix have codes of one size."""
-    types = {facts.tensors[f"{module}.weight"].dtype for module in modules} if facts.tensors is not None else set()
-    sizes = {BLOCK_BITS.get(name) for name in types}
+    # The report of an inspection may have been forged: a tensor that it leaves out has no type.
+    found = [(facts.tensors or {}).get(f"{module}.weight") for module in modules]
+    types = {None if fact is None else fact.dtype for fact in found}
+    sizes = {None if name is None else BLOCK_BITS.get(name) for name in types}
     bits = sizes.pop() if len(sizes) == 1 else None
     return None if bits is None else Codes(bits, BLOCK, stored=True, minimums=WITH_MINIMUM in types)
 

@@ -11,6 +11,7 @@ from plimsoll.api.errors import DoesNotFitError
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts, TensorFact
+from plimsoll.api.precision import held_codes
 from plimsoll.api.second_rounding import refused_under_auto, rounded_again
 
 MIB = 1 << 20
@@ -65,6 +66,16 @@ def test_auto_takes_blocks_as_they_are_stored_where_their_floats_do_not_fit() ->
         assert found.precision == precision
         assert [option.option for option in found.rejected] == ["precision bfloat16"]
         assert rounded_again(facts, found.precision) is None
+
+
+def test_a_tensor_that_a_forged_report_leaves_out_is_sized_whole() -> None:
+    facts = stored("Q4_1")
+    assert facts.tensors is not None
+    kept = {name: fact for name, fact in facts.tensors.items() if "layers.0.mlp.down_proj" not in name}
+    forged = replace(facts, tensors=kept)
+    assert budget(forged, device(8192), replace(LOAD, precision="w4a16"), RUNS).precision == "w4a16"
+    assert held_codes(forged, "w4a16", ["model.layers.0.mlp.down_proj"], 4096) is None
+    assert held_codes(forged, "w4a16", ["model.layers.1.mlp.down_proj"], 4096) is not None
 
 
 def _fits(mib: int, precision: str, facts: ModelFacts | None = None) -> bool:
