@@ -5,13 +5,15 @@
 Four clients send requests to `plimsoll serve MODEL --tp N`; every second request is streamed. A row of the table is one
 SIGKILL or SIGSTOP: seconds until all ranks of the group are gone, and until a new group is ready. Exits 1 where a group
 lives longer than 5 seconds, a request ends in another way than an answer, a 503 or an error in its stream, or a
-process, a descriptor or the port is left. The server counts a group as steady at once: it goes
-on after many quick kills.
+process, a shared memory, a descriptor or the port is left. The server counts a group as steady at once: it goes on
+after many quick kills.
 """
 
 import argparse
 import json
+import os
 import random
+import re
 import signal
 import socket
 import statistics
@@ -20,11 +22,14 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 
 import httpx
 import psutil
 
 CLIENTS = 4
+SEGMENT = "memfd:plimsoll-group"
 GONE_SECONDS = 5.0
 READY_SECONDS = 90.0
 SERVE = (
@@ -117,6 +122,19 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+def segments(pids: Iterable[int]) -> set[str]:
+    """Inodes of the groups' shared memories that these processes hold, mapped or open."""
+    found = set()
+    for pid in pids:
+        try:
+            found |= set(re.findall(rf"(\d+)\s+/{SEGMENT}", Path(f"/proc/{pid}/maps").read_text()))
+            links = [link for link in Path(f"/proc/{pid}/fd").iterdir() if SEGMENT in os.readlink(link)]
+            found |= {str(link.stat().st_ino) for link in links}
+        except OSError:
+            continue
+    return found
+
+
 def _ready(url: str) -> bool:
     try:
         return httpx.get(f"{url}/ready", timeout=5).status_code == 200
@@ -155,11 +173,12 @@ def main() -> None:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     server = psutil.Process(process.pid)
     seen: set[psutil.Process] = set()
+    held: set[str] = set()
     try:
         wait(lambda: process.poll() is not None or _ready(url), READY_SECONDS)
         clients = Clients(url, asked.seed)
         try:
-            failed = strike(asked, server, url, seen)
+            failed = strike(asked, server, url, seen, held)
         finally:
             clients.close()
         process.send_signal(signal.SIGTERM)
@@ -168,15 +187,19 @@ def main() -> None:
         if process.poll() is None:
             process.kill()
     left = [one.pid for one in seen if lives(one)]
+    kept = held & segments(psutil.pids())
     with socket.socket() as probe:
         open_port = probe.connect_ex(("127.0.0.1", port)) == 0
     print("requests:", ", ".join(f"{count} {end}" for end, count in clients.ends.most_common()))
-    print(f"left: {len(left)} of {len(seen)} processes, {'the port' if open_port else 'no port'}")
-    raise SystemExit(bool(failed or left or open_port or clients.lost))
+    words = f"{len(kept)} of {len(held)} shared memories, {'the port' if open_port else 'no port'}"
+    print(f"left: {len(left)} of {len(seen)} processes, {words}")
+    raise SystemExit(bool(failed or left or kept or open_port or clients.lost))
 
 
-def strike(asked: argparse.Namespace, server: psutil.Process, url: str, seen: set[psutil.Process]) -> bool:
-    """All kills; prints them. Returns whether one went wrong."""
+def strike(
+    asked: argparse.Namespace, server: psutil.Process, url: str, seen: set[psutil.Process], held: set[str]
+) -> bool:
+    """All kills; prints them, and adds processes to `seen` and shared memories to `held`. Whether one went wrong."""
     draw, began, failed = random.Random(asked.seed), time.monotonic(), False
     descriptors: list[int] = []
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -187,6 +210,7 @@ def strike(asked: argparse.Namespace, server: psutil.Process, url: str, seen: se
         time.sleep(draw.uniform(0.1, 1.5))
         old = ranks(server)
         seen |= {server, *server.children(recursive=True)}
+        held |= segments(one.pid for one in old)
         rank, how = draw.randrange(len(old)), draw.choice((signal.SIGKILL, signal.SIGSTOP))
         old[rank].send_signal(how)
         gone = wait(lambda: not any(map(lives, old)), READY_SECONDS)  # noqa: B023

@@ -1,17 +1,15 @@
 """Processes of a deployment's pods, seen from their node, which must be this machine."""
 
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
-from benchmarks.rank_kills import lives
+from benchmarks.rank_kills import lives, segments
 from e2e.cluster import Object
 
 ENGINE, RANK = "plimsoll.runtime.engine.transport.process", "plimsoll.runtime.engine.worker.rank_process"
-SEGMENT = "memfd:plimsoll-group"
 _LISTENS = "0A"
 
 
@@ -45,15 +43,7 @@ class PodProcesses:
 
     def segments(self) -> int:
         """Memories of groups that its processes hold, each counted once."""
-        return len({inode for one in self.all for inode in _segments(one.pid)})
-
-
-def _segments(pid: int) -> set[str]:
-    try:
-        held = Path(f"/proc/{pid}/maps").read_text()
-    except OSError:
-        return set()
-    return set(re.findall(rf"(\d+)\s+/{SEGMENT}", held))
+        return len(segments(one.pid for one in self.all))
 
 
 def words(process: psutil.Process) -> list[str]:
