@@ -319,8 +319,6 @@ def _again(facts: ModelFacts, found: Budget) -> str:
 
 
 def _unrun(load: Load, closes: Callable[[dict[str, Any]], Budget | None], on_gpus: bool) -> Iterator[str]:
-    if load.cache_precision == "auto" and closes({"cache_precision": "int8"}):
-        yield "kvCache.precision int8 (sized, not run by this version)"
     for tensor in range(2, MOST_AUTO_TENSOR + 1):
         # A CPU runs several ranks, and one with a larger line takes less memory than they do.
         if on_gpus and load.tensor == 1 and closes({"tensor": tensor}):

@@ -62,7 +62,6 @@ class Fields:
     """What the user calls each wish, for errors: a manifest's fields, a command's options or a library's arguments."""
 
     precision: str = "spec.precision"
-    cache: str = "spec.kvCache.precision"
     tensor: str = "spec.parallelism.tensor"
 
 
@@ -75,12 +74,11 @@ def refuse_not_run_yet(spec: ModelDeploymentSpec) -> None:
             "a model spread over GPUs of several pods can be planned for and is not run yet; over CPUs it is",
             field="spec.parallelism.nodes", value=nodes, fix="Use 1",
         )  # fmt: skip
-    refuse_unrun(spec.precision, spec.kv_cache.precision, spec.parallelism.tensor, kind)
+    refuse_unrun(spec.precision, spec.parallelism.tensor, kind)
 
 
 def refuse_unrun(
-    precision: str, cache: str, tensor: int | str, kind: DeviceKind | None, fields: Fields = Fields(), *,
-    untested: bool = False,
+    precision: str, tensor: int | str, kind: DeviceKind | None, fields: Fields = Fields(), *, untested: bool = False
 ) -> None:  # fmt: skip
     """The same for wishes that are in no manifest.
 
@@ -92,11 +90,6 @@ def refuse_unrun(
         raise NotRunYetError(
             "float16 is run on GPUs only", field=fields.precision, value="float16", fix="Use bfloat16 or float32"
         )
-    if cache != "auto":
-        raise NotRunYetError(
-            "a quantized cache can be planned for and is not run yet", field=fields.cache, value=cache,
-            fix="Leave it out",
-        )  # fmt: skip
     if tensor not in ("auto", 1) and kind == "cuda" and not untested:
         raise NotRunYetError(
             "a model spread over several GPUs can be planned for and is not run yet; over ranks of a CPU it is",

@@ -18,6 +18,8 @@ CachePrecision = Literal["auto", "int8", "int4"]
 WHOLE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: Bits of a linear weight's code where weights are quantized.
 CODE_BITS: Mapping[str, Literal[4, 8]] = {"w4a16": 4, "w8a16": 8}
+#: Bits of a key's or value's code where the cache is quantized.
+CACHE_BITS: Mapping[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
 #: Columns that share a scale where floats are rounded to 4 bits at load, the size preferred first.
 GROUP_SIZES = (128, 64, 32)
 

@@ -10,7 +10,16 @@ from plimsoll.api.device import TORCH_TABLE, DeviceFacts, TableFacts
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import FUSED, SUMMED, fused_roles, has_bias, norm_sizes, role_shape, stored_linears
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import CODE_BITS, CachePrecision, Codes, Precision, element_bytes, head_codes, held_codes
+from plimsoll.api.precision import (
+    CACHE_BITS,
+    CODE_BITS,
+    CachePrecision,
+    Codes,
+    Precision,
+    element_bytes,
+    head_codes,
+    held_codes,
+)
 from plimsoll.api.shard import Shard
 
 #: int8 and int4 caches keep one (scale, minimum) pair of fp16 a head and token, for keys and for values each.
@@ -136,8 +145,7 @@ def block_bytes(
     if cache == "auto":
         vector = facts.head_dim * element_bytes(precision)
     else:
-        bits = 8 if cache == "int8" else 4
-        vector = -(-facts.head_dim * bits // 8) + PAIR_BYTES
+        vector = facts.head_dim * CACHE_BITS[cache] // 8 + PAIR_BYTES
     return facts.num_layers * 2 * heads * block_size * vector
 
 

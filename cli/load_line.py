@@ -48,8 +48,9 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(_ranks(report["ranks"]))
     if report["pods"]["count"] > 1:
         console.print(_pods(report["pods"]), highlight=False)
+    held = "" if report["cachePrecision"] == "auto" else f" at {report['cachePrecision']}"
     console.print(
-        f"cache: {report['kvTokens']} tokens in {report['blocks']} blocks of {report['blockSize']} "
+        f"cache: {report['kvTokens']} tokens{held} in {report['blocks']} blocks of {report['blockSize']} "
         f"({format_bytes(report['blockBytes'])} each)\n"
         f"requests: {report['concurrentRequests']} at once of {report['maxLength']} tokens "
         f"(length: {report['maxLengthFrom']})",

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +14,7 @@ from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
 from plimsoll.api.load import UNTESTED, Fields, refuse_unrun
 from plimsoll.api.parsers import AUTO, REASONING_PARSERS, TOOL_PARSERS, reasoning_parser_name, tool_parser_name
+from plimsoll.api.precision import CachePrecision
 from plimsoll.api.quantity import byte_option
 from plimsoll.api.shard import MOST_RANKS
 from plimsoll.cli.machines import MASTER_PORT, follow, leader_of, membership_of, refuse_headless_leader
@@ -21,6 +22,8 @@ from plimsoll.cli.machines import MASTER_PORT, follow, leader_of, membership_of,
 if TYPE_CHECKING:
     from plimsoll.checkpoint.checkpoint import Checkpoint
 
+#: What LMDeploy's `--quant-policy` means.
+POLICIES: Mapping[int, CachePrecision] = {0: "auto", 4: "int4", 8: "int8"}
 FORMATS = ("hf", "awq", "gptq", "compressed-tensors", "gguf")
 
 
@@ -118,7 +121,7 @@ def serve(
         Path | None,
         typer.Option(help="A FILE with the secret that the machines share: at least 64 hexadecimal digits."),
     ] = None,
-    quant_policy: Annotated[int, typer.Option(help="KV cache: 0 as the model, 8 int8, 4 int4; 0 is what runs.")] = 0,
+    quant_policy: Annotated[int, typer.Option(help="KV cache: 0 as the model, 8 int8, 4 int4.")] = 0,
     model_format: Annotated[
         str | None, typer.Option(help="hf, awq, gptq, compressed-tensors or gguf; read from the files by default.")
     ] = None,
@@ -179,7 +182,8 @@ def serve(
 ) -> None:
     """Serve a checkpoint as an OpenAI endpoint."""
     tensor = _tensor(tp)
-    _check_options(dtype, device, tensor, quant_policy, model_format)
+    _check_options(dtype, device, tensor, model_format)
+    check_choice(quant_policy, tuple(POLICIES), "--quant-policy")
     if headless:
         refuse_headless_leader(node_rank)
     leader = leader_of(dist_init_addr, master_addr, master_port)
@@ -220,6 +224,7 @@ def serve(
     engine = EngineConfig(
         model=str(path),
         precision=dtype,
+        cache_precision=POLICIES[quant_policy],
         tensor=tensor,
         nodes=nnodes,
         device=device,
@@ -269,15 +274,13 @@ def _tensor(value: str) -> int | Literal["auto"]:
     return int(value)
 
 
-def _check_options(dtype: str, device: str, tensor: int | str, quant_policy: int, model_format: str | None) -> None:
+def _check_options(dtype: str, device: str, tensor: int | str, model_format: str | None) -> None:
     check_choice(dtype, ("auto", *sorted(RUNS)), "--dtype")
-    check_choice(quant_policy, (0, 4, 8), "--quant-policy")
     if model_format is not None:
         check_choice(model_format, FORMATS, "--model-format")
-    fields = Fields(precision="--dtype", cache="--quant-policy", tensor="--tp")
-    cache = {0: "auto", 4: "int4", 8: "int8"}[quant_policy]
+    fields = Fields(precision="--dtype", tensor="--tp")
     kind: DeviceKind | None = "cpu" if device == "cpu" else "cuda" if device.startswith("cuda") else None
-    refuse_unrun(dtype, cache, tensor, kind, fields, untested=os.environ.get(UNTESTED) == "1")
+    refuse_unrun(dtype, tensor, kind, fields, untested=os.environ.get(UNTESTED) == "1")
 
 
 def _body_bytes(value: str) -> int:

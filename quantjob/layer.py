@@ -11,7 +11,7 @@ from torch.nn import functional
 from plimsoll.api.layer_tensors import FUSED, fused_roles
 from plimsoll.api.model import Activation, LayerSpec, ModelFacts
 from plimsoll.runtime.kernels.layer_cache import LayerCache
-from plimsoll.runtime.kernels.table import AttentionBatch
+from plimsoll.runtime.kernels.table import AttentionBatch, Cache
 from plimsoll.runtime.kernels.torch_ops import ACTIVATIONS, mix_values, torch_kernels
 from plimsoll.runtime.models import layer as arithmetic
 from plimsoll.runtime.models.rope import rope_table
@@ -101,15 +101,17 @@ def _activate(x: Tensor, activation: Activation, gated: bool) -> Tensor:
     return gate
 
 
-def _write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
+def _write_kv(k: Tensor, v: Tensor, cache: Cache, slots: Tensor) -> None:
+    assert isinstance(cache, LayerCache)
     cache.keys.copy_(k)
     cache.values.copy_(v)
 
 
 def _attention(
-    q: Tensor, cache: LayerCache, batch: AttentionBatch, scale: float, window: int | None, softcap: float | None
+    q: Tensor, cache: Cache, batch: AttentionBatch, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
     """Causal attention of one whole sequence, q [L, H, D] over keys and values [L, G, D] -> [L, H * D]."""
+    assert isinstance(cache, LayerCache)
     length = len(q)
     q, k, v = (x.transpose(0, 1)[None] for x in (q, cache.keys, cache.values))
     seen = None if window is None or window >= length else _in_window(length, window)

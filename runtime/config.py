@@ -27,8 +27,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     precision: str = "auto"
     """auto, bfloat16, float16, float32, w8a16 or w4a16: how weights are held (float16 only on CUDA). auto holds a
     quantized checkpoint as it is stored, and another in the first of bfloat16, w8a16 and w4a16 that fits."""
-    cache_precision: str = "auto"
-    """How keys and values are held; auto is as activations are. Others are refused: they are not run yet."""
+    cache_precision: CachePrecision = "auto"
+    """auto, int8 or int4: how keys and values are held. auto is as weights that are no codes, in 16 or 32 bits."""
     tensor: Count | Literal["auto"] = 1
     """Ranks that hold the model together, each a process of this machine; `LLM` also takes `tensor_parallel_size`.
     More than 1 runs on CPUs only. auto takes the fewest that hold the model, 1 to 8 on a CPU with `memory`, else 1."""
@@ -140,7 +140,7 @@ def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind) -> Lo
     names = names_of(config)
     wish = Load(
         precision=cast(Precision, config.precision),
-        cache_precision=cast(CachePrecision, config.cache_precision),
+        cache_precision=config.cache_precision,
         tensor=config.tensor,
         nodes=config.nodes,
         ratio=config.kv_ratio,

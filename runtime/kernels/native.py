@@ -16,10 +16,9 @@ from torch.nn import functional
 from plimsoll.api.device import native_table
 from plimsoll.api.model import Activation, ModelFacts
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
-from plimsoll.runtime.kernels.layer_cache import LayerCache
+from plimsoll.runtime.kernels.native_attention import native_attention, native_write_kv
 from plimsoll.runtime.kernels.native_checks import (
     answered,
-    check_batch,
     check_cache,
     check_floats,
     check_integers,
@@ -27,7 +26,7 @@ from plimsoll.runtime.kernels.native_checks import (
 )
 from plimsoll.runtime.kernels.native_layers import FEW_ROWS, LAYERS_SIGNATURE, NativeLayers, covers
 from plimsoll.runtime.kernels.native_quantized import PackedQuantized, embed_quantized, linear_quantized, pack_quantized
-from plimsoll.runtime.kernels.table import AttentionBatch, Kernels, RunLayers
+from plimsoll.runtime.kernels.table import Kernels, RunLayers
 
 __all__ = ["NativeUnavailableError", "PackedWeight", "native_kernels", "packed_bytes"]
 
@@ -44,7 +43,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "unpack_quant": [_I, _I, _P, _P, _L, _L, _L],
     "embed_quant": [_P, _P, _P, _L, _L, _L, _L],
     "linear_quant": [_I, _I, _P, _P, _P, _P, _L, _L, _L, _L],
-    "write_kv_": [_P, _L, _L, _P, _L, _L, _P, _P, _P, _L, _L, _L, _L, _L],
+    "write_kv": [_I, _P, _L, _L, _P, _L, _L, _P, _P, _P, _L, _L, _L, _L, _L],
     "rms_norm": [_P, _L, _L, _L, _L, _P, _P, _L, _F],
     "add_rms_norm": [_P, _P, _P, _P, _L, _L, _F],
     "layer_norm": [_P, _P, _P, _P, _L, _L, _F],
@@ -55,7 +54,7 @@ SIGNATURES: dict[str, list[Any]] = {
 }
 
 
-CHECKED = ("attention", "linear_quant", "run_layers", "embed_", "embed_quant", "write_kv_")
+CHECKED = ("attention", "linear_quant", "run_layers", "embed_", "embed_quant", "write_kv")
 """They return what `native_checks.answered` takes."""
 
 
@@ -151,8 +150,8 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         layer_norm=_layer_norm(library.layer_norm, results),
         activate=_activate(library.activate, results),
         rope=_rope(library.rope),
-        write_kv=_write_kv(getattr(library, f"write_kv_{kind}"), weight_dtype),
-        attention=_attention(library.attention, weight_dtype, results),
+        write_kv=native_write_kv(library.write_kv, weight_dtype),
+        attention=native_attention(library.attention, weight_dtype, results.take),
         facts=native_table(library.panel_width(), wide_rows is not None),
         layers=_layers(library, weight_dtype, wide_rows),
     )
@@ -314,10 +313,6 @@ def _activate(function: Any, results: Results) -> Callable[[Tensor, Activation, 
     return activate
 
 
-def _dense_heads(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
-
-
 def _rope(function: Any) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
     def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
         (rows, heads, dim), kv_heads = q.shape, k.shape[1]
@@ -334,62 +329,3 @@ def _rope(function: Any) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
         )  # fmt: skip
 
     return rope
-
-
-def _write_kv(function: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor, LayerCache, Tensor], None]:
-    def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slot_mapping: Tensor) -> None:
-        k_cache, v_cache = check_cache(dtype, cache)
-        k, v = _dense_heads(k), _dense_heads(v)
-        slot_mapping = check_integers(slot_mapping, torch.int64, "slots")
-        check_floats(k=k, v=v)
-        rows, kv_heads, dim = k.shape
-        (k_row, k_head, _), (v_row, v_head, _) = k.stride(), v.stride()
-        blocks, cache_heads, block_size, cache_dim = k_cache.shape
-        fits = k.shape == v.shape and (kv_heads, dim) == (cache_heads, cache_dim)
-        if not fits or len(slot_mapping) != rows:
-            raise ValueError(f"keys {tuple(k.shape)} and {len(slot_mapping)} slots do not fit {tuple(k_cache.shape)}")
-        failed = function(
-            k.data_ptr(), k_row, k_head, v.data_ptr(), v_row, v_head, k_cache.data_ptr(), v_cache.data_ptr(),
-            slot_mapping.data_ptr(), rows, blocks, kv_heads, block_size, dim,
-        )  # fmt: skip
-        answered(failed, f"a slot is not below {blocks * block_size}")
-
-    return write_kv
-
-
-def _attention(
-    function: Any, dtype: torch.dtype, results: Results
-) -> Callable[[Tensor, LayerCache, AttentionBatch, float, int | None, float | None], Tensor]:
-    narrow = int(dtype == torch.bfloat16)
-
-    def attention(
-        q: Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
-    ) -> Tensor:
-        k_cache, v_cache = check_cache(dtype, cache)
-        q = _dense_heads(q)
-        rows, heads, dim = q.shape
-        blocks, kv_heads, block_size, cache_dim = k_cache.shape
-        if block_size % 16:
-            raise ValueError(f"block size {block_size} must be a multiple of 16")
-        if cache_dim != dim or not kv_heads or heads % kv_heads:
-            raise ValueError(f"queries {tuple(q.shape)} do not fit the cache {tuple(k_cache.shape)}")
-        check_floats(q=q)
-        check_batch(batch)
-        row, head, _ = q.stride()
-        tables = batch.block_tables
-        out = results.take("attention", rows, heads * dim)
-        failed = function(
-            q.data_ptr(), row, head, k_cache.data_ptr(), v_cache.data_ptr(), narrow, out.data_ptr(),
-            batch.query_start.data_ptr(), batch.context_lens.data_ptr(), tables.data_ptr(),
-            rows, tables.shape[0], tables.stride(0), blocks, heads, kv_heads, block_size, dim, scale, window or 0,
-            softcap or 0.0,
-        )  # fmt: skip
-        answered(failed, "rows, contexts or blocks of a sequence lie outside the step or the cache")
-        return out
-
-    return attention

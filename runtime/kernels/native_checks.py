@@ -1,11 +1,13 @@
 """What the C kernels take for granted, looked at before they get an address: they cannot see where a tensor ends."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from plimsoll.runtime.kernels.group_error import GroupError
-from plimsoll.runtime.kernels.layer_cache import LayerCache
-from plimsoll.runtime.kernels.table import AttentionBatch
+from plimsoll.runtime.kernels.quantized_cache import QuantizedCache, head_bytes
+from plimsoll.runtime.kernels.table import AttentionBatch, Cache
 
 NO_MEMORY, APART = 1, 3
 """Of what kernels return; 0 is done, anything else an index outside (`csrc/bounds.h`)."""
@@ -60,11 +62,30 @@ def check_batch(batch: AttentionBatch) -> None:
         raise ValueError("rows of block tables must be contiguous")
 
 
-def check_cache(dtype: torch.dtype, cache: LayerCache) -> tuple[Tensor, Tensor]:
-    """Its keys and values. Raises ValueError where they are not contiguous, of another dtype or of two shapes."""
+CACHE_KINDS = (torch.float32, torch.bfloat16, 8, 4)
+"""Dtypes of floats and bits of codes, in the order of `csrc/cache.h`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlace:
+    """Where C finds a layer's cache, and how it is held: the place of its kind in `CACHE_KINDS`."""
+
+    keys: int
+    values: int
+    kind: int
+
+
+def check_cache(dtype: torch.dtype, cache: Cache) -> CachePlace:
+    """Raises ValueError for keys and values that are not contiguous, not alike, or neither of `dtype` nor codes."""
     k_cache, v_cache = cache.keys, cache.values
-    if not (k_cache.dtype == v_cache.dtype == dtype and k_cache.is_contiguous() and v_cache.is_contiguous()):
-        raise ValueError(f"the cache must be contiguous {dtype}, found {k_cache.dtype} and {v_cache.dtype}")
+    wanted = torch.uint8 if isinstance(cache, QuantizedCache) else dtype
+    if not (k_cache.dtype == v_cache.dtype == wanted and k_cache.is_contiguous() and v_cache.is_contiguous()):
+        raise ValueError(f"the cache must be contiguous {wanted}, found {k_cache.dtype} and {v_cache.dtype}")
     if k_cache.shape != v_cache.shape:
         raise ValueError(f"keys are {tuple(k_cache.shape)} and values {tuple(v_cache.shape)}: they do not fit")
-    return k_cache, v_cache
+    if isinstance(cache, QuantizedCache):
+        wide = head_bytes(cache.bits, cache.block_size, cache.head_dim)
+        if k_cache.shape[2:] != (wide,) or cache.head_dim % 2 or not k_cache.is_cpu:
+            raise ValueError(f"a block of codes must be {wide} bytes on the CPU, found {tuple(k_cache.shape)}")
+    kind = CACHE_KINDS.index(cache.bits if isinstance(cache, QuantizedCache) else dtype)
+    return CachePlace(k_cache.data_ptr(), v_cache.data_ptr(), kind)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.model import ModelFacts
-from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.native_checks import (
+    CachePlace,
     answered,
     check_batch,
     check_floats,
@@ -17,7 +17,7 @@ from plimsoll.runtime.kernels.native_checks import (
     check_vectors,
 )
 from plimsoll.runtime.kernels.native_quantized import PackedQuantized
-from plimsoll.runtime.kernels.table import AttentionBatch, KVCaches
+from plimsoll.runtime.kernels.table import AttentionBatch, Cache, KVCaches
 from plimsoll.runtime.models.weights import DecoderLayer, Norm
 
 FEW_ROWS = 128
@@ -40,7 +40,7 @@ class _Layer(ctypes.Structure):
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, _P) for name in ("layers", "final_norm", "cos", "sin")),
-        *((name, _L) for name in ("count", "hidden", "H", "G", "D", "S", "narrow", "positions", "blocks")),
+        *((name, _L) for name in ("count", "hidden", "H", "G", "D", "S", "cache", "positions", "blocks")),
         ("eps", _F),
         ("scale", _F),
         ("sum", _P),
@@ -131,7 +131,7 @@ class NativeLayers:
     def __init__(
         self,
         library: Any,
-        check: Callable[[LayerCache], tuple[Tensor, Tensor]],
+        check: Callable[[Cache], CachePlace],
         most_rows: int,
         facts: ModelFacts,
         layers: Sequence[DecoderLayer],
@@ -175,13 +175,11 @@ class NativeLayers:
         return hidden
 
     def _attach(self, caches: KVCaches) -> None:
-        first = caches[0].keys
+        first = caches[0].shape
         for layer, cache in zip(self._layers, caches, strict=True):
-            keys, values = self._check(cache)
-            shape = (len(first), self._model.G, first.shape[2], self._model.D)
-            if shape[2] % 16 or keys.shape != shape:
-                raise ValueError(f"cache blocks {tuple(keys.shape)}: must be {shape}, block size in sixteens")
-            layer.k_cache, layer.v_cache = keys.data_ptr(), values.data_ptr()
-        self._model.blocks, self._model.S = len(first), first.shape[2]
-        self._model.narrow = int(first.dtype == torch.bfloat16)
+            place, shape = self._check(cache), (first[0], self._model.G, first[2], self._model.D)
+            if first[2] % 16 or cache.shape != shape:
+                raise ValueError(f"cache blocks {tuple(cache.shape)}: must be {shape}, block size in sixteens")
+            layer.k_cache, layer.v_cache, self._model.cache = place.keys, place.values, place.kind
+        self._model.blocks, self._model.S = first[0], first[2]
         self._caches = caches

@@ -17,6 +17,7 @@ from plimsoll.api.device import TableFacts
 from plimsoll.api.model import Activation, ModelFacts
 from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
+from plimsoll.runtime.kernels.quantized_cache import QuantizedCache
 from plimsoll.runtime.models.weights import DecoderLayer, Norm, Weight
 
 
@@ -40,7 +41,10 @@ class AttentionBatch:
     context_lens_cpu: list[int]
 
 
-KVCaches = Sequence[LayerCache]
+Cache = LayerCache | QuantizedCache
+"""One layer's keys and values, in whichever precision."""
+
+KVCaches = Sequence[Cache]
 """One a layer."""
 
 
@@ -86,9 +90,9 @@ class Kernels:
     rope: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     """(q [T, H, D], k [T, G, D], cos [T, D/2], sin [T, D/2]): rotates in place, NeoX halves. q and k may be strided
     views of one qkv row; cos and sin are float32, already scaled and gathered for each row."""
-    write_kv: Callable[[Tensor, Tensor, LayerCache, Tensor], None]
+    write_kv: Callable[[Tensor, Tensor, Cache, Tensor], None]
     """(k [T, G, D], v [T, G, D], cache, slot_mapping [T])."""
-    attention: Callable[[Tensor, LayerCache, AttentionBatch, float, int | None, float | None], Tensor]
+    attention: Callable[[Tensor, Cache, AttentionBatch, float, int | None, float | None], Tensor]
     """(q [T, H, D], cache, batch, scale, sliding_window or None, soft cap or None) -> [T, H*D]. Causal; with
     a window w, position p sees keys p-w+1 .. p; with a cap c, scores s become c * tanh(s / c)."""
     facts: TableFacts

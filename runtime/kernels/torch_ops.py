@@ -8,9 +8,8 @@ from torch.nn import functional
 
 from plimsoll.api.device import TORCH_TABLE
 from plimsoll.api.model import Activation
-from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.quantized import TorchQuantized, dequantize, pack_torch
-from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
+from plimsoll.runtime.kernels.table import AttentionBatch, Cache, Kernels
 
 GATHER_BYTES = TORCH_TABLE.scratch_bytes // 2
 """Keys, and as many bytes of values, copied out of the cache at once. One sequence alone may need more."""
@@ -113,7 +112,7 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 def attention(
     q: Tensor,
-    cache: LayerCache,
+    cache: Cache,
     batch: AttentionBatch,
     scale: float,
     window: int | None,
@@ -162,7 +161,7 @@ def mix_values(
 
 def _decode(
     q: Tensor,
-    cache: LayerCache,
+    cache: Cache,
     batch: AttentionBatch,
     first: int,
     last: int,
@@ -192,7 +191,7 @@ def _decode(
 
 def _prefill(
     q: Tensor,
-    cache: LayerCache,
+    cache: Cache,
     table: Tensor,
     start: int,
     end: int,

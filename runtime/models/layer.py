@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.model import ModelFacts
-from plimsoll.runtime.kernels.layer_cache import LayerCache
-from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
+from plimsoll.runtime.kernels.table import AttentionBatch, Cache, Kernels
 from plimsoll.runtime.models.group import Group
 from plimsoll.runtime.models.weights import DecoderLayer, Norm
 
@@ -23,7 +22,7 @@ def run_layer(
     hidden: Tensor,
     residual: Tensor,
     angles: Angles,
-    cache: LayerCache,
+    cache: Cache,
     batch: AttentionBatch,
     next_norm: Norm | None,
     group: Group | None = None,
@@ -50,7 +49,7 @@ def attend(
     layer: DecoderLayer,
     hidden: Tensor,
     angles: Angles,
-    cache: LayerCache,
+    cache: Cache,
     batch: AttentionBatch,
 ) -> Tensor:
     """(hidden [T, hidden]) -> what attention adds to the residual, [T, hidden]."""
@@ -63,7 +62,7 @@ def mix(
     layer: DecoderLayer,
     hidden: Tensor,
     angles: Angles,
-    cache: LayerCache,
+    cache: Cache,
     batch: AttentionBatch,
 ) -> Tensor:
     """(hidden [T, hidden]) -> what goes into the output projection, [T, H * D]. Keys and values go into the cache."""

@@ -33,11 +33,13 @@ def applied(way: str, device: DeviceFacts, load: Load, names: Names) -> tuple[De
         names.precision: ("precision", str), names.max_length: ("max_length", int), names.ratio: ("ratio", float),
         names.cache_bytes: ("cache_bytes", lambda text: int(parse_quantity(text))),
         names.max_batched_tokens: ("max_batched_tokens", int),
-        "kvCache.precision": ("cache_precision", str), "parallelism.tensor": ("tensor", int),
+        "parallelism.tensor": ("tensor", int),
     }  # fmt: skip
     for part in re.sub(r" \(.*\)$", "", way).split(" and "):
         if part.startswith(names.memory):
             device = replace(device, total=int(parse_quantity(part.removeprefix(names.memory).strip())))
+        elif part == names.int8_cache:
+            load = replace(load, cache_precision="int8")
         elif part.endswith("instead of an absolute size"):
             load = replace(load, cache_bytes=None)
         else:

@@ -15,6 +15,7 @@ from tests.support.engines import Result, assert_same, make_engine, make_request
 MODEL_LEN = 112
 BLOCK_BYTES_A_TOKEN = 2 * 2 * 2 * 16 * 4
 """Layers x (key, value) x heads x dim x float32."""
+CODES_A_TOKEN = {"int8": 2 * 2 * 2 * (16 + 4), "int4": 2 * 2 * 2 * (8 + 4)}
 
 EXAMPLES = settings(
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -47,10 +48,11 @@ def alone(tiny_llama: Path, kernels: str) -> Engine:
 
 
 def build(model: Path, kernels: str, *, num_blocks: int, block_size: int = 16, **options: Any) -> Engine:
+    bytes_a_token = CODES_A_TOKEN.get(options.get("cache_precision", "auto"), BLOCK_BYTES_A_TOKEN)
     return make_engine(
         model,
         num_blocks=num_blocks,
-        block_bytes=BLOCK_BYTES_A_TOKEN * block_size,
+        block_bytes=bytes_a_token * block_size,
         block_size=block_size,
         kernels=kernels,
         max_model_len=MODEL_LEN,
@@ -111,6 +113,32 @@ def test_a_crowd_in_a_small_cache_is_preempted_and_nobody_notices(tiny_llama, ke
     requests = [make_request(name, [10 + name] * 20, 50, **wishes[name % 2]) for name in range(6)]
     compare(alone, engine, requests, run(engine, requests))
     assert engine.stats.preemptions >= 2
+
+
+@pytest.fixture(scope="module")
+def alone_in_codes(tiny_llama: Path) -> dict[str, Engine]:
+    """As `alone`, for each cache of codes. Its rounding would make small differences of torch's sums larger ones."""
+    blocks = MODEL_LEN // 16
+    return {
+        held: build(tiny_llama, "native", prefix_caching=False, num_blocks=blocks, cache_precision=held)
+        for held in ("int8", "int4")
+    }
+
+
+@EXAMPLES
+@given(
+    requests=request_lists(least=2),
+    chunk=st.integers(1, 40),
+    held=st.sampled_from(["int8", "int4"]),
+    num_blocks=st.sampled_from([10, 64]),
+)
+def test_a_cache_of_codes_changes_no_answer_by_how_the_work_is_cut(
+    tiny_llama, alone_in_codes, requests, chunk, held, num_blocks
+):
+    """Batched, in chunks, in a pool that preempts, and again from cached prefixes."""
+    engine = build(tiny_llama, "native", num_blocks=num_blocks, max_batched_tokens=chunk, cache_precision=held)
+    for _ in range(2):
+        compare(alone_in_codes[held], engine, requests, run(engine, requests))
 
 
 def make_longer(request: EngineRequest) -> EngineRequest:

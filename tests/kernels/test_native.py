@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.kernels import build, forecast, native
 from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels, packed_bytes
+from plimsoll.runtime.kernels.quantized_cache import QuantizedCache, head_bytes
 from plimsoll.runtime.kernels.selection import select
-from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
+from plimsoll.runtime.kernels.table import AttentionBatch, Cache, Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 from plimsoll.runtime.machine import processor
 
@@ -95,7 +97,16 @@ class Paged:
     """Sequences of (rows of this step, context) written through one table into blocks dealt in a shuffled order."""
 
     batch: AttentionBatch
-    cache: LayerCache
+    cache: Cache
+
+
+def empty_cache(blocks: int, heads: int, block_size: int, dim: int, held: torch.dtype | Literal[4, 8]) -> Cache:
+    """Blocks of floats of a dtype, or of codes of so many bits, with numbers in them that a mask must hide."""
+    if isinstance(held, torch.dtype):
+        full = torch.full((blocks, heads, block_size, dim), 3e3, dtype=held)
+        return LayerCache(full, full.clone())
+    full = torch.full((blocks, heads, head_bytes(held, block_size, dim)), 77, dtype=torch.uint8)
+    return QuantizedCache(full, full.clone(), held, block_size, dim)
 
 
 def paged(
@@ -104,15 +115,14 @@ def paged(
     values: list[torch.Tensor],
     rows: list[int],
     block_size: int,
-    dtype: torch.dtype,
+    held: torch.dtype | Literal[4, 8],
 ) -> Paged:
     contexts = [len(key) for key in keys]
     counts = [-(-context // block_size) for context in contexts]
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(5)).tolist()
     tables = torch.zeros(len(keys), max(counts), dtype=torch.int32)
     _, heads, dim = keys[0].shape
-    full = torch.full((sum(counts), heads, block_size, dim), 3e3, dtype=dtype)
-    cache = LayerCache(full, full.clone())
+    cache = empty_cache(sum(counts), heads, block_size, dim, held)
     for b, context in enumerate(contexts):
         tables[b, : counts[b]] = torch.tensor([order.pop() for _ in range(counts[b])])
         position = torch.arange(context)
@@ -138,7 +148,7 @@ def paged(
     st.sampled_from([2, 8, 20, 24, 64, 100, 128]),
     st.sampled_from([16, 32, 64]),
     st.sampled_from([None, 1, 20, 64, 500]),
-    DTYPES,
+    st.sampled_from([torch.float32, torch.bfloat16, 8, 4]),
     st.sampled_from([None, 0.5, 30.0]),
     st.integers(1, 2),
 )
@@ -149,23 +159,23 @@ def test_attention_agrees_and_chunks_are_the_whole(
     dim: int,
     block_size: int,
     window: int | None,
-    dtype: torch.dtype,
+    held: torch.dtype | Literal[4, 8],
     softcap: float | None,
     threads: int,
 ) -> None:
     torch.set_num_threads(threads)
-    ops = native_kernels("cpu", dtype)
+    ops = native_kernels("cpu", held if isinstance(held, torch.dtype) else torch.bfloat16)
     rows, contexts = [new for new, _ in lengths], [new + past for new, past in lengths]
     keys, values = ([torch.randn(context, kv_heads, dim) for context in contexts] for _ in range(2))
     q = torch.randn(sum(rows), kv_heads * group + 1, dim)[:, 1:]
     found = []
     for table in (ops, PLAIN):
-        step = paged(table, keys, values, rows, block_size, dtype)
+        step = paged(table, keys, values, rows, block_size, held)
         found.append(table.attention(q, step.cache, step.batch, dim**-0.5, window, softcap))
     close(found[0], found[1])
     # The last row of each sequence as a decode of its own.
     last = [sum(rows[: b + 1]) - 1 for b in range(len(rows))]
-    step = paged(ops, keys, values, [1] * len(rows), block_size, dtype)
+    step = paged(ops, keys, values, [1] * len(rows), block_size, held)
     alone = ops.attention(q[last], step.cache, step.batch, dim**-0.5, window, softcap)
     assert torch.equal(alone, found[0][last])
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from plimsoll.api.precision import Precision
+from plimsoll.api.precision import CachePrecision, Precision
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.engine.worker.runner import Runner, StepResult
 from plimsoll.runtime.kernels.native import native_kernels
@@ -80,12 +80,20 @@ def test_it_is_the_same_to_the_bit(folder: Path, dtype: torch.dtype, precision: 
     assert_same_to_the_bit(folder, dtype, precision)
 
 
-def assert_same_to_the_bit(folder: Path, dtype: torch.dtype, precision: Precision | None) -> None:
+@pytest.mark.parametrize("cache", ["int8", "int4"])
+def test_it_is_the_same_to_the_bit_over_a_cache_of_codes(folder: Path, cache: CachePrecision) -> None:
+    torch.set_num_threads(2)
+    assert_same_to_the_bit(folder, torch.bfloat16, None, cache)
+
+
+def assert_same_to_the_bit(
+    folder: Path, dtype: torch.dtype, precision: Precision | None, cache: CachePrecision = "auto"
+) -> None:
     table, checkpoint = native_kernels("cpu", dtype), open_checkpoint(folder)
 
     def runner(kernels: Kernels) -> Runner:
         decoder = load_decoder(checkpoint, checkpoint.facts, kernels, dtype, precision=precision)
-        return runner_of(decoder, 12, 16, dtype)
+        return runner_of(decoder, 12, 16, dtype, cache)
 
     for chunks in CHUNKS:
         at_once, one_by_one = runner(table), runner(dataclasses.replace(table, layers=None))

@@ -5,29 +5,51 @@ from collections.abc import Sequence
 import torch
 
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.precision import CACHE_BITS, CachePrecision
 from plimsoll.runtime.kernels.layer_cache import LayerCache
+from plimsoll.runtime.kernels.quantized_cache import QuantizedCache, head_bytes
+from plimsoll.runtime.kernels.table import Cache
 from plimsoll.runtime.machine.heap import advise_huge_pages
 
 
 class KVCache:
-    """One allocation [layers, 2, num_blocks, kv_heads, block_size, head_dim], every page of it touched, so that memory
-    a pod was promised is memory it has.
+    """One allocation, every page of it touched, so that memory a pod was promised is memory it has.
+
+    Floats lie as [layers, 2, num_blocks, kv_heads, block_size, head_dim]; codes of 8 or 4 bits as uint8 [layers, 2,
+    num_blocks, kv_heads, bytes], a block's scales and minimums behind its codes (`QuantizedCache`).
 
     Attributes:
-        layers: a `LayerCache` for each layer: views of the pool, which operations take.
+        layers: one for each layer: views of the pool, which operations take.
+        held: how numbers are held: a dtype's name, int8 or int4.
     """
 
     def __init__(
-        self, facts: ModelFacts, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        facts: ModelFacts,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        precision: CachePrecision = "auto",
     ) -> None:
+        """`precision`: auto holds floats of `dtype`, int8 and int4 hold codes."""
         self.num_blocks = num_blocks
         self.block_size = block_size
-        shape = (facts.num_layers, 2, num_blocks, facts.num_kv_heads, block_size, facts.head_dim)
-        self.pool = torch.empty(shape, dtype=dtype, device=device)
+        outer, bits = (facts.num_layers, 2, num_blocks, facts.num_kv_heads), CACHE_BITS.get(precision)
+        if bits is None:
+            self.held = str(dtype).removeprefix("torch.")
+            self.pool = torch.empty((*outer, block_size, facts.head_dim), dtype=dtype, device=device)
+        else:
+            self.held = precision
+            wide = head_bytes(bits, block_size, facts.head_dim)
+            self.pool = torch.empty((*outer, wide), dtype=torch.uint8, device=device)
         if device.type == "cpu":
             advise_huge_pages(self.pool.data_ptr(), self.pool.nbytes)
         self.pool.zero_()
-        self.layers = tuple(LayerCache(layer[0], layer[1]) for layer in self.pool)
+        self.layers: tuple[Cache, ...] = tuple(
+            LayerCache(keys, values) if bits is None else QuantizedCache(keys, values, bits, block_size, facts.head_dim)
+            for keys, values in self.pool
+        )
 
     @property
     def nbytes(self) -> int:

@@ -94,7 +94,7 @@ class Loaded:
             num_blocks=runner.cache.num_blocks,
             block_size=runner.cache.block_size,
             precision=plan.precision,
-            cache_dtype=str(runner.cache.pool.dtype).removeprefix("torch."),
+            cache_dtype=runner.cache.held,
             predicted=dict(plan.predicted),
             observed={
                 "weights": runner.decoder.weight_bytes,
@@ -199,6 +199,9 @@ def load(prepared: Prepared, on_progress: OnProgress | None = None, group: RankG
     # Loading takes minutes, in which the files may be replaced one by one.
     refuse_changed(Path(config.model), config.contents)
     with clock.phase("cache", plan.predicted["kvCache"]):
-        cache = KVCache(decoder.facts, plan.num_blocks, config.block_size, prepared.dtype, prepared.kernels.device)
+        cache = KVCache(
+            decoder.facts, plan.num_blocks, config.block_size, prepared.dtype, prepared.kernels.device,
+            config.cache_precision,
+        )  # fmt: skip
     rank = 0 if group is None else group.rank
     return Loaded(facts, plan, Runner(decoder, cache, group), prepared.threads, clock, rank)

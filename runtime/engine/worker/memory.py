@@ -28,7 +28,7 @@ DTYPES: Mapping[Precision, torch.dtype] = {
     "float16": torch.float16,
 }
 #: What `EngineConfig` calls what is refused because it is not run yet.
-FIELDS = Fields("precision", "cache_precision", "tensor")
+FIELDS = Fields("precision", "tensor")
 #: Precisions whose linear layers are held in codes, and the rest as `auto` holds it.
 CODED: tuple[Precision, ...] = ("w8a16", "w4a16")
 
@@ -82,7 +82,7 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
         known = ", ".join(get_args(Precision))
         raise SpecError("is unknown", field="precision", value=precision, fix=f"Use one of auto, {known}")
     kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
-    refuse_unrun(precision, "auto", 1, kind, FIELDS)
+    refuse_unrun(precision, 1, kind, FIELDS)
     if precision == "auto" or precision in CODED:
         precision = "float16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bfloat16"
     return DTYPES[cast(Precision, precision)]
@@ -98,14 +98,14 @@ def plan_memory(
         follows: for a rank that follows: others are taking the memory that rank 0 has seen to be free.
 
     Raises:
-        NotRunYetError: the cache's precision or the number of devices is sized and not run yet.
+        NotRunYetError: the number of devices is sized and not run yet.
         SpecError: an option is incoherent, the model cannot take positions as far as `max_model_len`, or the
             checkpoint's codes are of other bits than the precision.
         DoesNotFitError: the sum is larger than what there is.
     """
     kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
     untested = os.environ.get(UNTESTED) == "1"
-    refuse_unrun(config.precision, config.cache_precision, config.tensor, kind, FIELDS, untested=untested)
+    refuse_unrun(config.precision, config.tensor, kind, FIELDS, untested=untested)
     rope, load = override_rope(facts, config.rope_type, config.rope_factor), engine_load(config, facts, kind)
     step = load.max_batched_tokens
     assert step is not None

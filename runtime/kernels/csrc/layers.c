@@ -4,6 +4,7 @@
  * Covers layers with RMS norms before attention and before the MLP, of each head of q and k or of none; one rotary
  * embedding of whole heads; scores without a cap; a gated SiLU. `native_layers.covers` says so: others run op by op. */
 #include "bounds.h"
+#include "cache.h"
 #include "rowwise.h"
 #include "team.h"
 #include <omp.h>
@@ -29,7 +30,7 @@ typedef struct {
 typedef struct {
     const layer *layers;
     const float *final_norm, *cos, *sin;
-    long count, hidden, H, G, D, S, narrow, positions, blocks;
+    long count, hidden, H, G, D, S, cache, positions, blocks;
     float eps, scale;
     /* Where other ranks hold the other heads and columns: makes `added` the sum over ranks. Null where there are none. */
     int (*sum)(void *group, float *added, long floats);
@@ -69,8 +70,7 @@ static void place_heads(const model *m, const layer *l, const step *s, float *qk
     const float *cos = m->cos + s->positions[t] * (D / 2), *sin = m->sin + s->positions[t] * (D / 2);
     rotate(q, group, D, cos, sin, D / 2);
     rotate(k, 1, D, cos, sin, D / 2);
-    if (m->narrow) write_row_bf16(k, v, l->k_cache, l->v_cache, s->slots[t], g, m->G, m->S, D);
-    else write_row_f32(k, v, l->k_cache, l->v_cache, s->slots[t], g, m->G, m->S, D);
+    write_row((int)m->cache, k, v, l->k_cache, l->v_cache, s->slots[t], g, m->G, m->S, D);
 }
 
 /* One thread talks to the other ranks. Once that has failed nothing is worth computing, and the call says so. */
@@ -88,7 +88,7 @@ static void run_layer(const model *m, const layer *l, const float *next_norm, co
     long T = s->T, I = l->down.K, parts = (I + GATES - 1) / GATES;
     float *own = at->own + omp_get_thread_num() * at->own_floats;
     attention_job job = {at->qkv, l->qkv.N, m->D, m->H, m->G, m->D, m->S, l->k_cache, l->v_cache, s->starts, s->contexts,
-                         s->tables, s->B, s->table_width, l->window, m->scale, 0, at->mixed, (int)m->narrow};
+                         s->tables, s->B, s->table_width, l->window, m->scale, 0, at->mixed, (int)m->cache};
     multiply(hidden, &l->qkv, at->qkv, T, own);
 #pragma omp for
     for (long task = 0; task < T * m->G; task++) place_heads(m, l, s, at->qkv, task / m->G, task % m->G);
@@ -121,7 +121,7 @@ int run_layers(const model *m, const step *s, float *residual, float *hidden)
 {
     long T = s->T, qkv = 0, gate_up = 0, down = 0, sums = 0;
     attention_job any = {.H = m->H, .G = m->G, .D = m->D, .S = m->S, .starts = s->starts, .contexts = s->contexts,
-                         .tables = s->tables, .B = s->B, .table_width = s->table_width};
+                         .tables = s->tables, .B = s->B, .table_width = s->table_width, .cache = (int)m->cache};
     if (!all_within(s->positions, T, m->positions) || !all_within(s->slots, T, m->blocks * m->S) ||
         !sequences_fit(&any, T, m->blocks))
         return OUTSIDE;

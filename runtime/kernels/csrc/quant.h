@@ -6,7 +6,7 @@
 #ifndef PLIMSOLL_QUANT_H
 #define PLIMSOLL_QUANT_H
 
-#include "vec.h"
+#include "half.h"
 
 enum scale { SCALE_F16, SCALE_BF16, SCALE_F32, SCALE_F16_MINIMUM };
 
@@ -24,20 +24,6 @@ INLINE long zero_bytes(int scale) { return scale == SCALE_F16_MINIMUM ? 2 : 1; }
 INLINE long group_bytes(int bits, shape s)
 {
     return code_bytes(bits, s.group) + PANEL * (bits == 4 ? scale_bytes(s.scale) + zero_bytes(s.scale) : 4);
-}
-
-INLINE float from_f16(uint16_t h)
-{
-    /* Moved to float32's places a half is 2^112 times too small, subnormal or not; only infinity and NaN are else. */
-    uint32_t u = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16;
-    float x;
-    if ((h & 0x7c00) == 0x7c00) u |= 0x7f800000u;
-    memcpy(&x, &u, 4);
-    if ((h & 0x7c00) != 0x7c00) x *= 5192296858534827628530496329220096.0f;
-    memcpy(&u, &x, 4);
-    u |= sign;
-    memcpy(&x, &u, 4);
-    return x;
 }
 
 INLINE float one_scale(int kind, const char *p, long i)

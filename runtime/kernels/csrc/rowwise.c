@@ -1,5 +1,6 @@
 /* Ops that touch each row once, as torch calls them. Rows never depend on each other. */
 #include "bounds.h"
+#include "cache.h"
 #include "rowwise.h"
 
 /* x as [outer][inner][K] with strides; y dense. */
@@ -44,16 +45,14 @@ void rope(float *q, long H, long q_row, long q_head, float *k, long G, long k_ro
     }
 }
 
-#define DEFINE_WRITE(KIND, C)                                                                                          \
-    int write_kv_##KIND(const float *k, long k_row, long k_head, const float *v, long v_row, long v_head, C *k_cache,  \
-                        C *v_cache, const int64_t *slots, long T, long blocks, long G, long S, long D)                 \
-    {                                                                                                                  \
-        if (!all_within(slots, T, blocks * S)) return OUTSIDE;                                                         \
-        _Pragma("omp parallel for collapse(2) if (T * G * D > WORTH_THREADS)") for (long g = 0; g < G; g++)            \
-            for (long t = 0; t < T; t++)                                                                               \
-                write_row_##KIND(k + t * k_row + g * k_head, v + t * v_row + g * v_head, k_cache, v_cache, slots[t],   \
-                                 g, G, S, D);                                                                          \
-        return DONE;                                                                                                   \
-    }
-DEFINE_WRITE(bf16, uint16_t)
-DEFINE_WRITE(f32, float)
+/* `kind` as `enum cache`; k and v [T, G, D] with strides. Returns DONE or OUTSIDE. */
+int write_kv(int kind, const float *k, long k_row, long k_head, const float *v, long v_row, long v_head, void *k_cache,
+             void *v_cache, const int64_t *slots, long T, long blocks, long G, long S, long D)
+{
+    if (!all_within(slots, T, blocks * S)) return OUTSIDE;
+#pragma omp parallel for collapse(2) if (T * G * D > WORTH_THREADS)
+    for (long g = 0; g < G; g++)
+        for (long t = 0; t < T; t++)
+            write_row(kind, k + t * k_row + g * k_head, v + t * v_row + g * v_head, k_cache, v_cache, slots[t], g, G, S, D);
+    return DONE;
+}

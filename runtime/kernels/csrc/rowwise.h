@@ -1,4 +1,4 @@
-/* What is done to one row: norms, gates, rotary positions, writing the cache. */
+/* What is done to one row: norms, gates, rotary positions. */
 #ifndef PLIMSOLL_ROWWISE_H
 #define PLIMSOLL_ROWWISE_H
 
@@ -103,20 +103,5 @@ static inline void rotate(float *x, long heads, long stride, const float *cos, c
         }
     }
 }
-
-/* A cache block of one head holds keys as [D][S], so that scores of neighbouring keys are one vector, and values as
- * [S][D]. The shape torch sees, [blocks, G, S, D], tells their size only. */
-#define DEFINE_WRITE_ROW(KIND, C, NARROW)                                                                              \
-    static inline void write_row_##KIND(const float *key, const float *value, C *k_cache, C *v_cache, int64_t slot,    \
-                                        long g, long G, long S, long D)                                                \
-    {                                                                                                                  \
-        long block = slot / S, offset = slot % S;                                                                      \
-        C *keys = k_cache + (block * G + g) * S * D + offset, *values = v_cache + ((block * G + g) * S + offset) * D;  \
-        for (long d = 0; d < D; d++) keys[d * S] = NARROW(key[d]);                                                     \
-        for (long d = 0; d < D; d++) values[d] = NARROW(value[d]);                                                     \
-    }
-#define SAME(x) (x)
-DEFINE_WRITE_ROW(bf16, uint16_t, to_bf16)
-DEFINE_WRITE_ROW(f32, float, SAME)
 
 #endif

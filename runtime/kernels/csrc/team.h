@@ -20,7 +20,8 @@ typedef struct {
     long B, table_width, window;
     /* Scores s become cap * tanh(s / cap); 0 is no cap. */
     float scale, cap, *out;
-    int narrow;
+    /* As `enum cache`. */
+    int cache;
 } attention_job;
 
 /* Fills first_task [B + 1] with the first task of each sequence; its last is how many there are. */
