@@ -23,7 +23,10 @@ from plimsoll.runtime.machine.processor import VARIANTS, Variant, fitting, varia
 SOURCES = Path(__file__).parent / "csrc"
 PACKAGED = Path(__file__).parent / "built"
 """Where a package may bring libraries along."""
-UNITS = ("gemm.c", "gemm_quant.c", "pack_quant.c", "rowwise.c", "attention.c", "layers.c", "group.c")
+UNITS = (
+    "gemm_bf16.c", "gemm_f32.c", "gemm_quant.c", "tiles.c", "room.c", "pack_quant.c", "rowwise.c", "attention.c",
+    "layers.c", "group.c",
+)  # fmt: skip
 FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
 COMPILE_SECONDS = 300
 

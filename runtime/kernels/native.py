@@ -1,4 +1,5 @@
 """The native table: C kernels for CPUs, in `csrc/`. Activations are float32; weights and cache bfloat16 or float32.
+Products with weights narrower than float32 round their rows to bfloat16.
 
 Each output row is to the bit what it would be alone: no sum depends on the batch, the chunk or the threads.
 """
@@ -54,13 +55,13 @@ SIGNATURES: dict[str, list[Any]] = {
 }
 
 
-CHECKED = ("attention", "linear_quant", "run_layers", "embed_", "embed_quant", "write_kv")
+CHECKED = ("attention", "linear_", "linear_quant", "run_layers", "embed_", "embed_quant", "write_kv")
 """They return what `native_checks.answered` takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """[N, K] as panels of outputs, [panels, K, panel], the last one filled with zeros."""
+    """[N, K] in panels of outputs, as `csrc/gemm_bf16.c` and `gemm_f32.c` have them; the last one filled with zeros."""
 
     data: Tensor
     rows: int
@@ -221,7 +222,9 @@ def _linear(
             linear_quantized(library, x, weight, bias, out)
         elif count:
             added = None if bias is None else bias.data_ptr()
-            function(x.contiguous().data_ptr(), weight.address, added, out.data_ptr(), count, rows, columns)
+            dense = x.contiguous()  # Named, so that it lives until the call returns: C asks for memory of its own.
+            failed = function(dense.data_ptr(), weight.address, added, out.data_ptr(), count, rows, columns)
+            answered(failed, "")
         return out
 
     return linear

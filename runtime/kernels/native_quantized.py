@@ -85,9 +85,9 @@ def embed_quantized(library: Any, ids: Tensor, weight: PackedQuantized, out: Ten
 
 def linear_quantized(library: Any, x: Tensor, weight: PackedQuantized, bias: Tensor | None, out: Tensor) -> None:
     """(x float32 [T, K], bias float32 [N] or None) -> out [T, N]. Raises MemoryError."""
-    added = None if bias is None else bias.data_ptr()
+    added, dense = None if bias is None else bias.data_ptr(), x.contiguous()
     failed = library.linear_quant(
-        weight.bits, weight.scale_kind, x.contiguous().data_ptr(), weight.address, added, out.data_ptr(),
+        weight.bits, weight.scale_kind, dense.data_ptr(), weight.address, added, out.data_ptr(),
         x.shape[0], weight.rows, weight.columns, weight.group,
     )  # fmt: skip
     answered(failed, "")

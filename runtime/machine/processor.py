@@ -40,8 +40,7 @@ VARIANTS = (
     Variant("x86-64-v3", "x86_64", ("-march=x86-64-v3",), _V3, 16),
     Variant("armv8-a", "aarch64", ("-march=armv8-a",), frozenset(), 8),
 )
-"""The best of each machine first. AVX512-BF16 makes no other one: only torch multiplies bfloat16 in hardware, for users
-who set `torch_rows`."""
+"""The best of each machine first. AMX makes no other one: the kernels ask the processor when they run."""
 
 
 def variants(machine: str | None = None) -> list[Variant]:

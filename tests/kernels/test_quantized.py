@@ -48,8 +48,8 @@ ZEROS = st.sampled_from([True, False, None])
 
 
 def check(found: torch.Tensor, x: torch.Tensor, matrix: QuantizedMatrix, bias: torch.Tensor | None = None) -> None:
-    """Within float32's rounding of sums of this size."""
-    weight = dequantize(matrix, torch.float32).double()
+    """Within float32's rounding of sums of this size, of rows rounded to bfloat16."""
+    x, weight = x.bfloat16(), dequantize(matrix, torch.float32).double()
     wanted = x.double() @ weight.T
     size = (x.double().abs() @ weight.abs().T).max() + 1e-30
     if bias is not None:
@@ -263,7 +263,7 @@ for bits, group in ((4, 32), (4, 136), (8, 72)):
         matrix = QuantizedMatrix(bits, codes, (torch.rand(45, 2) * 1e-4).to(scales), zeros)
         weight, plain = ops.pack_quantized(matrix), dequantize(matrix, torch.float32)
         for rows in (1, 2, 3, 5, 14, 31):
-            x = torch.randn(rows, 2 * group)
+            x = torch.randn(rows, 2 * group).bfloat16().float()
             found = ops.linear(x, weight, None)
             error = (found - x @ plain.T).abs().max() / (x.abs() @ plain.abs().T).max()
             assert error < 2e-6, (bits, group, scales, rows, error)

@@ -89,12 +89,17 @@ def assert_same_answers(
     alone: Any,
     cache: torch.dtype = torch.float32,
     words: int = VOCAB_SIZE,
+    rounds: bool = False,
 ) -> None:
+    """`rounds`: products round their rows to bfloat16. Where ranks sum in another order, a few values go to the other
+    neighbour, and with them what is seen at a few positions."""
     wanted, close = alone
     ranks = on_ranks(tensor, lambda rank: answers(of(rank), cache, words))
     assert all(tokens == wanted for tokens, _ in ranks)
     for ours, theirs in zip(ranks[0][1], close, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+        apart = (ours - theirs).abs().amax(1)
+        assert float((apart > 1e-4).float().mean()) <= (0.25 if rounds else 0)
+        assert float(apart.max()) <= 0.1
     assert not any(len(rows) for _, found in ranks[1:] for rows in found)
 
 

@@ -47,15 +47,18 @@ typedef struct {
     float *qkv, *mixed, *gate_up, *gated, *added, *own;
     long own_floats;
     int *apart;
+    needs needed;
+    char *rooms;
 } space;
 
 static long most(long a, long b) { return a > b ? a : b; }
 
-static void multiply(const float *x, const matrix *w, float *y, long T, float *sums)
+static void multiply(const float *x, const matrix *w, float *y, long T, const space *at)
 {
-    if (w->bits == 16) linear_bf16_team(x, w->data, w->bias, y, T, w->N, w->K);
+    room own = room_in(at->rooms, at->needed);
+    if (w->bits == 16) linear_bf16_team(x, w->data, w->bias, y, T, w->N, w->K, own);
     else if (w->bits == 32) linear_f32_team(x, w->data, w->bias, y, T, w->N, w->K);
-    else linear_quant_team((int)w->bits, (int)w->scale, x, w->data, w->bias, y, T, w->N, w->K, w->group, sums);
+    else linear_quant_team((int)w->bits, (int)w->scale, x, w->data, w->bias, y, T, w->N, w->K, w->group, own);
 }
 
 /* Norms, rotations and the cache of the heads that share one key; norms first, as the model was trained. */
@@ -89,23 +92,23 @@ static void run_layer(const model *m, const layer *l, const float *next_norm, co
     float *own = at->own + omp_get_thread_num() * at->own_floats;
     attention_job job = {at->qkv, l->qkv.N, m->D, m->H, m->G, m->D, m->S, l->k_cache, l->v_cache, s->starts, s->contexts,
                          s->tables, s->B, s->table_width, l->window, m->scale, 0, at->mixed, (int)m->cache};
-    multiply(hidden, &l->qkv, at->qkv, T, own);
+    multiply(hidden, &l->qkv, at->qkv, T, at);
 #pragma omp for
     for (long task = 0; task < T * m->G; task++) place_heads(m, l, s, at->qkv, task / m->G, task % m->G);
     attention_team(&job, first_task, own);
-    multiply(at->mixed, &l->output, at->added, T, own);
+    multiply(at->mixed, &l->output, at->added, T, at);
     sum_over_ranks(m, s, at);
 #pragma omp for
     for (long t = 0; t < T; t++)
         add_and_normalise(at->added + t * m->hidden, residual + t * m->hidden, l->mlp_norm, hidden + t * m->hidden,
                           m->hidden, m->eps);
-    multiply(hidden, &l->gate_up, at->gate_up, T, own);
+    multiply(hidden, &l->gate_up, at->gate_up, T, at);
 #pragma omp for
     for (long task = 0; task < T * parts; task++) {
         long t = task / parts, from = task % parts * GATES, to = from + GATES < I ? from + GATES : I;
         activate_row(SILU, at->gate_up + t * 2 * I, at->gate_up + t * 2 * I + I, at->gated + t * I, from, to);
     }
-    multiply(at->gated, &l->down, at->added, T, own);
+    multiply(at->gated, &l->down, at->added, T, at);
     sum_over_ranks(m, s, at);
 #pragma omp for
     for (long t = 0; t < T; t++)
@@ -119,7 +122,8 @@ static long padded(long floats) { return (floats + 15) / 16 * 16; }
  * NO_MEMORY or OUTSIDE: then nothing was changed; APART: the other ranks are gone. */
 int run_layers(const model *m, const step *s, float *residual, float *hidden)
 {
-    long T = s->T, qkv = 0, gate_up = 0, down = 0, sums = 0;
+    long T = s->T, qkv = 0, gate_up = 0, down = 0;
+    needs needed = {0, 0};
     attention_job any = {.H = m->H, .G = m->G, .D = m->D, .S = m->S, .starts = s->starts, .contexts = s->contexts,
                          .tables = s->tables, .B = s->B, .table_width = s->table_width, .cache = (int)m->cache};
     if (!all_within(s->positions, T, m->positions) || !all_within(s->slots, T, m->blocks * m->S) ||
@@ -129,20 +133,23 @@ int run_layers(const model *m, const step *s, float *residual, float *hidden)
         const layer *l = m->layers + i;
         const matrix *all[] = {&l->qkv, &l->output, &l->gate_up, &l->down};
         qkv = most(qkv, l->qkv.N), gate_up = most(gate_up, l->gate_up.N), down = most(down, l->down.K);
-        for (int w = 0; w < 4; w++)
-            if (all[w]->bits <= 8) sums = most(sums, sums_of_x((int)all[w]->bits, T, all[w]->K, all[w]->group));
+        for (int w = 0; w < 4; w++) {
+            needs one = needs_of((int)all[w]->bits, T, all[w]->K, all[w]->bits == 16 ? all[w]->K : all[w]->group);
+            needed.own = most(needed.own, one.own), needed.shared = most(needed.shared, one.shared);
+        }
     }
     int apart = 0;
-    space at = {.own_floats = padded(most(attention_scratch(&any), sums)), .apart = &apart};
+    space at = {.own_floats = padded(attention_scratch(&any)), .apart = &apart, .needed = needed};
     long sizes[] = {T * qkv, T * m->H * m->D, T * gate_up, T * down, T * m->hidden};
-    long all = omp_get_max_threads() * at.own_floats, *first_task = malloc((s->B + 1) * sizeof(long));
+    long threads = omp_get_max_threads(), rooms = (needed.shared + threads * needed.own) / (long)sizeof(float);
+    long all = threads * at.own_floats + rooms, *first_task = malloc((s->B + 1) * sizeof(long));
     for (int i = 0; i < 5; i++) all += padded(sizes[i]);
     float *memory = aligned_alloc(64, all * sizeof(float)), **places[] = {&at.qkv, &at.mixed, &at.gate_up, &at.gated, &at.added};
     int failed = !memory || !first_task;
     if (!failed) {
         float *next = memory;
         for (int i = 0; i < 5; next += padded(sizes[i]), i++) *places[i] = next;
-        at.own = next;
+        at.rooms = (char *)next, at.own = next + rooms;
         attention_tasks(&any, first_task);
 #pragma omp parallel
         {

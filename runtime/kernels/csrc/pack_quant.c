@@ -20,7 +20,7 @@ void pack_quant(int bits, int scale, const uint8_t *codes, const char *scales, c
                     if (bits == 8)
                         start[k * PANEL + i] = (char)from[k];
                     else
-                        start[k / 4 * 2 * PANEL + PLACE(i) + k % 4 / 2] |= (char)((from[k] ^ 8) << k % 2 * 4);
+                        start[(k / 8 * PANEL + i) * 4 + k % 2 * 2 + k % 8 / 4] |= (char)((from[k] ^ 8) << k / 2 % 2 * 4);
                 memcpy(end + i * size, scales + (n * groups + g) * size, size);
                 char *zero = end + PANEL * size + i * zero_bytes(scale);
                 if (bits == 4 && scale == SCALE_F16_MINIMUM)
@@ -69,11 +69,9 @@ void unpack_quant(int bits, int scale, const char *packed, uint16_t *out, long N
             int32_t zero = scale == SCALE_F16_MINIMUM ? -8 : ((const int8_t *)ends)[i];
             float least = scale == SCALE_F16_MINIMUM ? one_scale(SCALE_F16, ends, i) : 0;
             for (long k = 0; k < group; k += 8) {
-                const char *from = start + k * PANEL / 2 + PLACE(i);
-                uint16_t low, high;
-                memcpy(&low, from, 2), memcpy(&high, from + 2 * PANEL, 2);
-                v8i word = (v8i){0} + (int32_t)(low | (uint32_t)high << 16);
-                v8i codes = (word << (v8i){28, 24, 20, 16, 12, 8, 4, 0}) >> 28;
+                int32_t eight;
+                memcpy(&eight, start + (k / 8 * PANEL + i) * 4, 4);
+                v8i codes = (((v8i){0} + eight) << (v8i){28, 12, 24, 8, 20, 4, 16, 0}) >> 28;
                 v8u bits32 = (v8u)(__builtin_convertvector(codes - zero, v8f) * factor + least);
                 v8h narrow = __builtin_convertvector((bits32 + 0x7fff + ((bits32 >> 16) & 1)) >> 16, v8h);
                 memcpy(to + k, &narrow, sizeof narrow);

@@ -1,7 +1,7 @@
 /* How weights of 4 or 8 bits lie in memory, w = (code - zero) * scale or code * scale + minimum: in panels of PANEL
  * outputs, each K / group groups one after another. A group of `group` columns is
- *   4 bits: codes [group / 4][LANES][2] of 4 nibbles, outputs i and i + LANES of 4 columns, less 8; scales [PANEL] of
- *           2 or 4 bytes; zero points [PANEL] int8, less 8, or minimums [PANEL] float16;
+ *   4 bits: codes [group / 8][PANEL] of 8 nibbles, less 8: even columns in the low half of a word, odd ones in the
+ *           high half; scales [PANEL] of 2 or 4 bytes; zero points [PANEL] int8, less 8, or minimums [PANEL] float16;
  *   8 bits: codes [group][PANEL] int8; scales [PANEL] float32. */
 #ifndef PLIMSOLL_QUANT_H
 #define PLIMSOLL_QUANT_H
@@ -14,9 +14,6 @@ typedef struct {
     long K, group, panel; /* columns, columns of a group, bytes of a panel */
     int scale;
 } shape;
-
-/* Bytes of a group's codes to where output i has its next four columns. */
-#define PLACE(i) ((i) < LANES ? 4 * (i) : 4 * ((i)-LANES) + 2)
 
 INLINE long code_bytes(int bits, long columns) { return columns * PANEL * bits / 8; }
 INLINE long scale_bytes(int scale) { return scale == SCALE_F32 ? 4 : 2; }

@@ -3,14 +3,33 @@
 #define PLIMSOLL_TEAM_H
 
 #include "vec.h"
+#include <omp.h>
+
+/* Working space of a product: of this thread alone, and of all. 64-byte aligned. */
+typedef struct {
+    void *own, *shared;
+} room;
+
+/* Bytes of each, multiples of 64. */
+typedef struct {
+    long own, shared;
+} needs;
+
+/* What a product of M rows needs; `bits` of a weight, 4, 8 or 16. Products of 32 need none. */
+needs needs_of(int bits, long M, long K, long group);
+
+/* This thread's part of `memory`, where the shared one comes first. */
+INLINE room room_in(char *memory, needs needed)
+{
+    room at = {memory + needed.shared + omp_get_thread_num() * needed.own, memory};
+    return at;
+}
 
 /* y [M, N] = x [M, K] w^T + bias; bias may be null. */
-void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, float *y, long M, long N, long K);
+void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, float *y, long M, long N, long K, room at);
 void linear_f32_team(const float *x, const float *w, const float *bias, float *y, long M, long N, long K);
-/* `sums`: of this thread alone, sums_of_x floats. */
 void linear_quant_team(int bits, int scale, const float *x, const char *w, const float *bias, float *y, long M, long N,
-                       long K, long group, float *sums);
-long sums_of_x(int bits, long M, long K, long group);
+                       long K, long group, room at);
 
 typedef struct {
     const float *q;

@@ -1,0 +1,186 @@
+/* Sums of products of rows of x with weights that lie in pairs: for each two columns of a panel, the first and then the
+ * second LANES outputs, of each the weight of the even column low and that of the odd column high.
+ *
+ * Every sum of the library over bfloat16 rows has one order. Columns go in blocks of BLOCK. In a block the products of
+ * even columns are one sum and those of odd columns another, each from 0 by one fused multiply-add a column in
+ * ascending order; the block adds (even + odd) to the sum so far. That is what AMX's TDPBF16PS does in hardware, with
+ * subnormal numbers as 0: so rows in tiles and rows in vectors have the same bits (tests/kernels/test_tiles.py). */
+#ifndef PLIMSOLL_DOTS_H
+#define PLIMSOLL_DOTS_H
+
+#include "vec.h"
+
+#define BLOCK 32
+#define BLOCKS(columns) (((columns) + BLOCK - 1) / BLOCK)
+/* Rows of a register tile that is one panel wide: two sums a vector. */
+#define PAIR_ROWS (ROWS / 2)
+
+/* Panels that one row meets at once: the sums of fewer would wait for each other. */
+#define AT_ONCE (ROWS == 12 ? 4 : 2)
+
+/* What is multiplied: 4-bit codes, 8-bit codes, or bfloat16. */
+enum source { FOURS = 4, BYTES = 8, PAIRS = 16 };
+
+/* Columns that one step of a loop over a source takes. */
+#define STEP(source) ((source) == FOURS ? 8 : 2)
+
+/* x rounded to bfloat16, as float32. */
+INLINE vf rounded(vf x)
+{
+    vu u = (vu)x, up = (u + 0x7fffu + ((u >> 16) & 1)) & 0xffff0000u;
+    vi nan = x != x;
+    return (vf)((up & ~(vu)nan) | (0x7fc00000u & (vu)nan));
+}
+
+static inline void round_row(const float *x, float *out, long K)
+{
+    long k = 0;
+    for (; k + LANES <= K; k += LANES) store(out + k, rounded(load(x + k)));
+    for (; k < K; k++) out[k] = from_bf16(to_bf16(x[k]));
+}
+
+INLINE vf load_bytes(const char *p)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif defined(__AVX2__)
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+    signed char narrow __attribute__((vector_size(LANES)));
+    memcpy(&narrow, p, sizeof narrow);
+    return __builtin_convertvector(narrow, vf);
+#endif
+}
+
+#if defined(__AVX512BW__)
+/* Columns 2j and 2j + 1 of 8, of LANES outputs, as pairs of bfloat16 from -8 to 7. Numbers are there twice: the
+ * permutation looks at the low 5 bits of an index, of which the fifth is another column's. */
+INLINE vu nibble_pairs(vu words, int j)
+{
+    static const uint16_t numbers[32] = {
+        0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0,
+        0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
+        0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
+    };
+    return (vu)_mm512_permutexvar_epi16((__m512i)(words >> (4 * j)), _mm512_loadu_si512(numbers));
+}
+#endif
+
+/* Columns 2j and 2j + 1 of 8, of LANES outputs, as numbers from -8 to 7: the nibbles j of both halves of each output's
+ * word. */
+INLINE void nibbles(vu words, int j, vf *even, vf *odd)
+{
+#if defined(__AVX512BW__)
+    vu pairs = nibble_pairs(words, j);
+    *even = (vf)(pairs << 16);
+    *odd = (vf)(pairs & 0xffff0000u);
+#else
+    *even = __builtin_convertvector((vi)(words << (28 - 4 * j)) >> 28, vf);
+    *odd = __builtin_convertvector((vi)(words << (12 - 4 * j)) >> 28, vf);
+#endif
+}
+
+INLINE vu load_words(const char *p)
+{
+    vu words;
+    memcpy(&words, p, sizeof words);
+    return words;
+}
+
+/* The processor itself looks less far ahead than arithmetic on so few bytes needs. Not the compiler's builtin: it
+ * counts as one that may change memory, and sums would leave their registers for it. */
+#define AHEAD 2048
+INLINE void ask_for(const char *p)
+{
+#if defined(__x86_64__)
+    __asm__ volatile("prefetcht0 (%0)" : : "r"(p));
+#elif defined(__aarch64__)
+    __asm__ volatile("prfm pldl1keep, [%0]" : : "r"(p));
+#endif
+}
+
+/* The last column where their number is odd: [PANEL] bfloat16 or codes. */
+INLINE vf lone(const int source, const char *w, int half)
+{
+    if (source == BYTES) return load_bytes(w + half * LANES);
+    vf wide;
+    for (int i = 0; i < LANES; i++) {
+        uint16_t h;
+        memcpy(&h, w + 2 * (half * LANES + i), 2);
+        wide[i] = from_bf16(h);
+    }
+    return wide;
+}
+
+/* all[panels][rows][2] += x w^T over `depth` columns that begin a block. x is rounded to bfloat16 already. */
+INLINE void add_dots(const int source, const int rows, const int panels, long depth, const float *x, long ldx,
+                     const char *w, long stride, long ahead, vf *all)
+{
+    const int step = STEP(source), bytes = PANEL * source / 8;
+    for (long done = 0; done < depth; done += BLOCK, x += BLOCK) {
+        long end = depth - done < BLOCK ? depth - done : BLOCK, k = 0;
+        vf even[panels][rows][2], odd[panels][rows][2];
+        UNROLL for (int p = 0; p < panels; p++)
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int h = 0; h < 2; h++) even[p][r][h] = odd[p][r][h] = (vf){0};
+        for (; k + step <= end; k += step, w += step * bytes)
+            UNROLL for (int p = 0; p < panels; p++) {
+                const char *at = w + p * stride;
+                if (source != PAIRS) ask_for(at + ahead);
+                if (source == FOURS && LANES == 16) ask_for(at + ahead + 64);
+                UNROLL for (int h = 0; h < 2; h++) {
+                    vu words = {0};
+                    if (source == FOURS) words = load_words(at + h * 4 * LANES);
+                    UNROLL for (int j = 0; j < step / 2; j++) {
+                        vf a, b;
+                        if (source == FOURS)
+                            nibbles(words, j, &a, &b);
+                        else if (source == BYTES)
+                            a = load_bytes(at + h * LANES), b = load_bytes(at + PANEL + h * LANES);
+                        else
+                            load_pairs((const uint16_t *)at + h * PANEL, &a, &b);
+                        UNROLL for (int r = 0; r < rows; r++) {
+                            even[p][r][h] = madd(fill(x[r * ldx + k + 2 * j]), a, even[p][r][h]);
+                            odd[p][r][h] = madd(fill(x[r * ldx + k + 2 * j + 1]), b, odd[p][r][h]);
+                        }
+                    }
+                }
+            }
+        if (source != FOURS && k < end) {
+            UNROLL for (int p = 0; p < panels; p++)
+                UNROLL for (int h = 0; h < 2; h++) {
+                    vf a = lone(source, w + p * stride, h);
+                    UNROLL for (int r = 0; r < rows; r++)
+                        even[p][r][h] = madd(fill(x[r * ldx + k]), a, even[p][r][h]);
+                }
+            w += bytes;
+        }
+        UNROLL for (int p = 0; p < panels; p++)
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int h = 0; h < 2; h++)
+                    all[(p * rows + r) * 2 + h] = all[(p * rows + r) * 2 + h] + (even[p][r][h] + odd[p][r][h]);
+    }
+}
+
+/* Subnormal numbers are 0 in tiles; so they are in vectors, while products run. Returns what `as_before` takes. */
+INLINE unsigned without_subnormals(void)
+{
+#if defined(__AVX512F__)
+    unsigned before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040);
+    return before;
+#else
+    return 0;
+#endif
+}
+
+INLINE void as_before(unsigned state)
+{
+#if defined(__AVX512F__)
+    _mm_setcsr(state);
+#else
+    (void)state;
+#endif
+}
+
+#endif

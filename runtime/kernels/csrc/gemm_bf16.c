@@ -1,0 +1,220 @@
+/* y = x w^T + bias over bfloat16 weights in panels of PANEL outputs, [panels][K / 2] pairs of columns as dots.h has them.
+ * Where K is odd the last column is [PANEL] of its own. x is rounded to bfloat16.
+ *
+ * Invariant: output (m, n) is bias[n] or 0, plus for each block of columns in ascending order its sum, as dots.h says;
+ * whatever M, tiles or vectors, the tile a row falls into and the number of threads. So a row of a batch is to the bit
+ * what it is alone. */
+#include "bounds.h"
+#include "room.h"
+#include "tiles.h"
+#include <omp.h>
+#include <stdlib.h>
+
+/* Columns of x that stay in the first cache beside a panel, and rows that stay in the second. */
+#define DEPTH (12 * BLOCK)
+#define BAND (12 * PAIR_ROWS)
+/* The same where tiles multiply: blocks of a panel, and rows. */
+#define TILE_BLOCKS 20
+#define TILE_BAND 256
+#define PANELS_A_TASK 16
+
+static const float zeros[PANEL];
+
+/* `rows` x (`panels` * PANEL) outputs in registers: y = from + x w^T. */
+INLINE void outputs(const int rows, const int panels, long depth, const float *x, long ldx, const uint16_t *w,
+                    long stride, const float *from, long ldf, long step, float *y, long ldy)
+{
+    vf all[panels * rows * 2];
+    UNROLL for (int p = 0; p < panels; p++)
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int h = 0; h < 2; h++)
+                all[(p * rows + r) * 2 + h] = load(from + r * ldf + p * step + h * LANES);
+    add_dots(PAIRS, rows, panels, depth, x, ldx, (const char *)w, stride * (long)sizeof *w, 0, all);
+    UNROLL for (int p = 0; p < panels; p++)
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int h = 0; h < 2; h++) store(y + r * ldy + p * PANEL + h * LANES, all[(p * rows + r) * 2 + h]);
+}
+
+#define CASE(R) case R: outputs(R, 1, depth, x, ldx, w, 0, from, ldf, 0, y, ldy); break;
+static void some_rows(int rows, long depth, const float *x, long ldx, const uint16_t *w, const float *from, long ldf,
+                      float *y, long ldy)
+{
+    switch (rows) {
+        CASE(1) CASE(2) CASE(3)
+#if PAIR_ROWS == 6
+        CASE(4) CASE(5) CASE(6)
+#endif
+    }
+}
+
+/* Rows of a band against panels [first, last), all of them full ones. */
+static void band_in_vectors(long rows, long K, const float *x, const uint16_t *w, long first, long last,
+                            const float *bias, float *y, long N)
+{
+    const long panel = K * PANEL, step = bias ? PANEL : 0;
+    long p = first;
+    if (rows == 1)
+        for (; p + AT_ONCE <= last; p += AT_ONCE)
+            outputs(1, AT_ONCE, K, x, K, w + p * panel, panel, bias ? bias + p * PANEL : zeros, 0, step, y + p * PANEL, N);
+    if (rows == 2 && AT_ONCE == 4)
+        for (; p + 2 <= last; p += 2)
+            outputs(2, 2, K, x, K, w + p * panel, panel, bias ? bias + p * PANEL : zeros, 0, step, y + p * PANEL, N);
+    long left = p, tiles = (rows + PAIR_ROWS - 1) / PAIR_ROWS, depth = rows <= PAIR_ROWS ? K : DEPTH;
+    for (long k = 0; k < K; k += depth) {
+        long now = K - k < depth ? K - k : depth;
+        for (p = left; p < last; p++) {
+            const float *start = bias ? bias + p * PANEL : zeros;
+            for (long t = 0; t < tiles; t++) {
+                long row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
+                float *out = y + row * N + p * PANEL;
+                some_rows((int)count, now, x + row * K + k, K, w + p * panel + k * PANEL, k ? out : start, k ? N : 0,
+                          out, N);
+            }
+        }
+    }
+}
+
+/* The last panel where N does not fill it: through a buffer, so that nothing beyond y is written. */
+static void tail_in_vectors(long rows, long K, const float *x, const uint16_t *w, long N, const float *bias, float *y)
+{
+    long p = N / PANEL, width = N - p * PANEL;
+    float start[PANEL] = {0}, out[PAIR_ROWS * PANEL];
+    if (bias) memcpy(start, bias + p * PANEL, width * sizeof(float));
+    for (long row = 0; row < rows; row += PAIR_ROWS) {
+        long count = rows - row < PAIR_ROWS ? rows - row : PAIR_ROWS;
+        some_rows((int)count, K, x + row * K, K, w + p * K * PANEL, start, 0, out, PANEL);
+        for (long r = 0; r < count; r++)
+            memcpy(y + (row + r) * N + p * PANEL, out + r * PANEL, width * sizeof(float));
+    }
+}
+
+/* Rows that do not fill their tiles, or outputs that do not fill their panel: through a buffer. */
+static void part_of_tiles(int count, long rows, long width, const uint16_t *x, long tile, const uint16_t *w, long blocks,
+                          const float *from, long ldf, float *y, long ldy)
+{
+    float part[2 * TILE * PANEL] = {0};
+    for (long r = 0; r < rows; r++) memcpy(part + r * PANEL, from + r * ldf, width * sizeof(float));
+    multiply_tiles(count, x, tile, w, blocks, 2 * AHEAD, part, PANEL, part, PANEL);
+    for (long r = 0; r < rows; r++) memcpy(y + r * ldy, part + r * PANEL, width * sizeof(float));
+}
+
+/* The last block of a panel, filled with zeros. */
+static void last_block(const uint16_t *from, long columns, uint16_t *block)
+{
+    long pairs = columns / 2 * 2 * PANEL;
+    memset(block, 0, BLOCK * PANEL * sizeof *block);
+    memcpy(block, from, pairs * sizeof *block);
+    if (columns % 2)
+        for (long i = 0; i < PANEL; i++) block[pairs + 2 * i] = from[pairs + i];
+}
+
+/* Rows of a band, in tiles as tiles.h fills them, against panels [first, last). */
+static void band_in_tiles(long rows, long K, const uint16_t *x, const uint16_t *w, long first, long last,
+                          const float *bias, float *y, long N)
+{
+    uint16_t rest[BLOCK * PANEL];
+    long blocks = BLOCKS(K), tile = blocks * TILE * BLOCK, parts = (blocks + TILE_BLOCKS - 1) / TILE_BLOCKS;
+    for (long part = 0; part < parts; part++) {
+        long begin = blocks * part / parts, end = blocks * (part + 1) / parts, whole = end * BLOCK <= K ? end : end - 1;
+        for (long p = first; p < last; p++) {
+            const uint16_t *weights = w + (p * K + begin * BLOCK) * PANEL;
+            const float *start = bias ? bias + p * PANEL : zeros;
+            long width = N - p * PANEL < PANEL ? N - p * PANEL : PANEL;
+            if (whole < end) last_block(w + (p * K + whole * BLOCK) * PANEL, K % BLOCK, rest);
+            for (long row = 0; row < rows; row += 2 * TILE) {
+                long now = rows - row < 2 * TILE ? rows - row : 2 * TILE, ldf = part ? N : 0;
+                int count = now > TILE ? 2 : 1;
+                const uint16_t *mine = x + row / TILE * tile + begin * TILE * BLOCK;
+                float *out = y + row * N + p * PANEL;
+                const float *from = part ? out : start;
+                if (now == count * TILE && width == PANEL) {
+                    multiply_tiles(count, mine, tile, weights, whole - begin, 2 * AHEAD, from, ldf, out, N);
+                    if (whole < end)
+                        multiply_tiles(count, mine + (whole - begin) * TILE * BLOCK, tile, rest, 1, 0, out, N, out, N);
+                } else {
+                    part_of_tiles(count, now, width, mine, tile, weights, whole - begin, from, ldf, out, N);
+                    if (whole < end)
+                        part_of_tiles(count, now, width, mine + (whole - begin) * TILE * BLOCK, tile, rest, 1, out, N,
+                                      out, N);
+                }
+            }
+        }
+    }
+}
+
+void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, float *y, long M, long N, long K, room at)
+{
+    const int tiles = in_tiles(16, M);
+    const long panels = (N + PANEL - 1) / PANEL, full = N / PANEL, threads = omp_get_num_threads();
+    const long most = rows_at_once(M, K, tiles);
+    const unsigned state = without_subnormals();
+    if (tiles) take_tiles();
+    for (long done = 0; done < M; done += most, x += most * K, y += most * N) {
+        long all = M - done < most ? M - done : most;
+        const float *rows_in_vectors = round_rows(x, all, K, K, tiles, at);
+        long longest = tiles ? TILE_BAND : BAND, unit = tiles ? 2 * TILE : PAIR_ROWS, bands = (all + longest - 1) / longest;
+        long band = ((all + bands - 1) / bands + unit - 1) / unit * unit, share = PANELS_A_TASK;
+        bands = (all + band - 1) / band;
+        if (bands * ((panels + share - 1) / share) < 4 * threads) share = (panels * bands + 4 * threads - 1) / (4 * threads);
+        if (all <= 2 && share % AT_ONCE) share += AT_ONCE - share % AT_ONCE;
+        long shares = (panels + share - 1) / share;
+        _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {
+            long row = task / shares * band, rows = all - row < band ? all - row : band;
+            long first = task % shares * share, last = first + share < panels ? first + share : panels;
+            if (tiles) {
+                band_in_tiles(rows, K, (const uint16_t *)at.shared + row * BLOCKS(K) * BLOCK, w, first, last, bias,
+                              y + row * N, N);
+                continue;
+            }
+            const float *mine = rows_in_vectors + row * K;
+            band_in_vectors(rows, K, mine, w, first, last < full ? last : full, bias, y + row * N, N);
+            if (last > full) tail_in_vectors(rows, K, mine, w, N, bias, y + row * N);
+        }
+    }
+    if (tiles) drop_tiles();
+    as_before(state);
+}
+
+/* Returns DONE or NO_MEMORY. */
+int linear_bf16(const float *x, const uint16_t *w, const float *bias, float *y, long M, long N, long K)
+{
+    needs needed = needs_of(16, M, K, K);
+    char *memory = aligned_alloc(64, needed.shared + omp_get_max_threads() * needed.own + 64);
+    if (!memory) return NO_MEMORY;
+    _Pragma("omp parallel") linear_bf16_team(x, w, bias, y, M, N, K, room_in(memory, needed));
+    free(memory);
+    return DONE;
+}
+
+/* Where output i of a panel has column k. */
+INLINE long spot(long i, long k, long K)
+{
+    if (k == K / 2 * 2) return k * PANEL + i;
+    return k / 2 * 2 * PANEL + i / LANES * PANEL + i % LANES * 2 + k % 2;
+}
+
+void pack_bf16(const uint16_t *w, uint16_t *packed, long N, long K)
+{
+    long panels = (N + PANEL - 1) / PANEL;
+    _Pragma("omp parallel for") for (long p = 0; p < panels; p++)
+        for (long k0 = 0; k0 < K; k0 += 64)
+            for (long i = 0; i < PANEL; i++)
+                for (long k = k0; k < K && k < k0 + 64; k++)
+                    packed[p * K * PANEL + spot(i, k, K)] = p * PANEL + i < N ? w[(p * PANEL + i) * K + k] : 0;
+}
+
+void unpack_bf16(const uint16_t *packed, uint16_t *w, long N, long K)
+{
+    _Pragma("omp parallel for") for (long n = 0; n < N; n++)
+        for (long k = 0; k < K; k++) w[n * K + k] = packed[n / PANEL * K * PANEL + spot(n % PANEL, k, K)];
+}
+
+int embed_bf16(const int64_t *ids, const uint16_t *packed, float *y, long T, long N, long K)
+{
+    if (!all_within(ids, T, N)) return OUTSIDE;
+    _Pragma("omp parallel for if (T > 16)") for (long t = 0; t < T; t++) {
+        const uint16_t *panel = packed + ids[t] / PANEL * K * PANEL;
+        for (long k = 0; k < K; k++) y[t * K + k] = from_bf16(panel[spot(ids[t] % PANEL, k, K)]);
+    }
+    return DONE;
+}
