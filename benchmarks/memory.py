@@ -60,7 +60,8 @@ SHAPES = {
               "num_key_value_heads": 12, "vocab_size": 151936},
 }  # fmt: skip
 
-#: shape, precision, ratio, total bytes, context, tokens of the largest step, running requests
+#: shape, precision of weights and, where it is not theirs, of the cache; ratio, total bytes, context, tokens of the
+#: largest step, running requests
 CONFIGURATIONS = [
     ("smollm2", "bfloat16", 0.8, 2 * GIB, None, None, 64),
     ("smollm2", "bfloat16", 0.4, 2 * GIB, 4096, None, 64),
@@ -81,6 +82,10 @@ CONFIGURATIONS = [
     ("wide", "w4a16", 0.3, 2 * GIB, 2048, None, 64),
     ("wide", "w8a16", 0.8, 2 * GIB, 1024, 512, 8),
     ("deep", "w4a16", 0.9, 1 * GIB, 2048, 1024, 16),
+    ("smollm2", "bfloat16 int8", 0.8, 2 * GIB, 4096, None, 64),
+    ("smollm2", "w4a16 int8", 0.5, 1 * GIB, 4096, None, 64),
+    ("wide", "w8a16 int4", 0.8, 2 * GIB, 1024, 512, 8),
+    ("deep", "bfloat16 int4", 0.8, 1 * GIB, 4096, None, 64),
 ]  # fmt: skip
 
 
@@ -249,7 +254,7 @@ def main() -> int:
     worst = 0
     alone = [(shape, name, 1, *rest) for shape, name, *rest in CONFIGURATIONS]
     chosen = GROUPED if options.nodes else RANKED if options.ranks else alone
-    print(" # shape       precision ranks ratio context   predicted    measured  measured/predicted")
+    print(" # shape       precision     ranks ratio context   predicted    measured  measured/predicted")
     with tempfile.TemporaryDirectory() as scratch:
         folders = {name: str(make_checkpoint(Path(scratch) / name, shape)) for name, shape in SHAPES.items()}
         folders["smollm2"] = options.model
@@ -259,9 +264,10 @@ def main() -> int:
             plain = shape.removesuffix(AWQ)
             if shape not in folders:
                 folders[shape] = str(quantized(folders[plain], Path(scratch) / shape))
+            weights, _, held = precision.partition(" ")
             config = EngineConfig(
-                model=folders[shape], precision=precision, tensor=ranks, nodes=ranks if options.nodes else 1,
-                device="cpu", memory=total,
+                model=folders[shape], precision=weights, cache_precision=held or "auto",
+                tensor=ranks, nodes=ranks if options.nodes else 1, device="cpu", memory=total,
                 kv_ratio=ratio, max_model_len=context, max_running=running,
                 **({} if batched is None else {"max_batched_tokens": batched}),
             )  # fmt: skip
@@ -273,9 +279,9 @@ def main() -> int:
             worst += any(bad)
             results.append({"shape": shape, "precision": precision, "ratio": ratio, "context": context, **found})
             for rank, (wanted, seen) in enumerate(pairs):
-                head = f"{index:>2} {shape:11} {precision:9} {ranks:5} {ratio:5.2f} {context or 'all':>7}"
+                head = f"{index:>2} {shape:11} {precision:13} {ranks:5} {ratio:5.2f} {context or 'all':>7}"
                 print(
-                    f"{head if rank == 0 else '':41} {format_bytes(wanted):>11} {format_bytes(seen):>11}  "
+                    f"{head if rank == 0 else '':45} {format_bytes(wanted):>11} {format_bytes(seen):>11}  "
                     f"{seen / wanted:.3f}{'  <-- outside' if bad[rank] else ''}", flush=True,
                 )  # fmt: skip
     if options.output:

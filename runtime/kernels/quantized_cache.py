@@ -17,13 +17,29 @@ def head_bytes(bits: int, block_size: int, head_dim: int) -> int:
     return block_size * (head_dim * bits // 8 + PAIR_BYTES)
 
 
+def spread(x: Tensor) -> Tensor:
+    """(x [..., D] float32) -> x turned by the normed Hadamard matrix, in runs of the largest power of 2 that divides D.
+
+    The weight of an outlier is spread over its run, so that codes of 4 bits lose less (QuaRot, arXiv 2404.00456). The
+    matrix is its own inverse.
+    """
+    run, half = x.shape[-1] & -x.shape[-1], 1
+    turned = x
+    while half < run:
+        first, second = turned.unflatten(-1, (-1, 2, half)).unbind(-2)
+        turned = torch.stack((first + second, first - second), dim=-2).flatten(-3)
+        half *= 2
+    return turned * (1 / torch.tensor(run, dtype=torch.float32).sqrt()).item()
+
+
 def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """(x [..., D]) -> codes uint8 [..., D * bits / 8], scales and minimums float16 [...]: x is minimum + code * scale.
+    For 4 bits x is `spread` first.
 
     Scales and minimums are rounded before codes are made, so that codes fit what is read back. A byte of two codes
     holds columns d (low) and d + D / 2 (high). A number that is not finite makes a scale or minimum that is not.
     """
-    x, most = x.float(), 2**bits - 1
+    x, most = spread(x.float()) if bits == 4 else x.float(), 2**bits - 1
     minimums = x.amin(-1).half()
     low = minimums.float().unsqueeze(-1)
     scales = ((x.amax(-1, keepdim=True) - low) / most).clamp(min=LEAST_SCALE).half()
@@ -38,7 +54,8 @@ def dequantize(codes: Tensor, scales: Tensor, minimums: Tensor, bits: int, dtype
     """The inverse of `quantize` -> [..., D] in `dtype`, computed in float32."""
     if bits == 4:
         codes = torch.cat((codes & 15, codes >> 4), dim=-1)
-    return codes.float().mul_(scales.unsqueeze(-1)).add_(minimums.unsqueeze(-1)).to(dtype)
+    found = codes.float().mul_(scales.unsqueeze(-1)).add_(minimums.unsqueeze(-1))
+    return (spread(found) if bits == 4 else found).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,8 +231,10 @@ static void attend(const attention_job *job, long b, long g, long first, long la
     float *top = mass + rows * 8, *sums_of_q = top + rows, *spare = sums_of_q + rows;
     for (long r = 0; r < rows; r++) {
         const float *from = job->q + (first + r / group) * job->q_row + (g * group + r % group) * job->q_head;
+        for (long d = 0; d < D; d++) q[r * D + d] = from[d] * job->scale;
+        if (job->cache == CACHE_INT4) spread(q + r * D, D);
         sums_of_q[r] = 0;
-        for (long d = 0; d < D; d++) sums_of_q[r] += q[r * D + d] = from[d] * job->scale;
+        for (long d = 0; d < D; d++) sums_of_q[r] += q[r * D + d];
         top[r] = NOTHING;
     }
     memset(mixed, 0, rows * stride * sizeof(float));
@@ -265,6 +267,7 @@ static void attend(const attention_job *job, long b, long g, long first, long la
         for (int i = 0; i < 8; i++) all += mass[r * 8 + i];
         for (long i = W; i < stride; i++) base += mixed[r * stride + i];
         for (long d = 0; d < D; d++) to[d] = (mixed[r * stride + d] + base) / all;
+        if (job->cache == CACHE_INT4) spread(to, D);
     }
 }
 

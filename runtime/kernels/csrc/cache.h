@@ -2,7 +2,8 @@
  *
  * Keys are [D][S], so that scores of neighbouring keys are one vector; values are [S][D]. Codes are followed by the
  * block's scales [S] and its minimums [S] in float16: a number is minimum + code * scale of its token. A byte of two
- * codes of 4 bits holds dimensions d (low) and d + D / 2 (high) of one token: no two tokens share a byte.
+ * codes of 4 bits holds dimensions d (low) and d + D / 2 (high) of one token: no two tokens share a byte. Vectors of 4
+ * bits are spread first.
  * The shapes that torch sees tell sizes only. */
 #ifndef PLIMSOLL_CACHE_H
 #define PLIMSOLL_CACHE_H
@@ -23,6 +24,22 @@ INLINE long vector_bytes(const int kind, long count)
 }
 /* Bytes of a block of one head. */
 INLINE long head_bytes(const int kind, long S, long D) { return S * (vector_bytes(kind, D) + (has_codes(kind) ? 4 : 0)); }
+
+/* x [D] turned by the normed Hadamard matrix, in runs of the largest power of 2 that divides D: an outlier's weight is
+ * spread over its run, so that 4 bits lose less. The matrix is its own inverse. */
+static inline void spread(float *x, long D)
+{
+    long run = D & -D;
+    for (long h = 1; h < run; h *= 2)
+        for (long at = 0; at < D; at += 2 * h)
+            for (long i = at; i < at + h; i++) {
+                float a = x[i], b = x[i + h];
+                x[i] = a + b;
+                x[i + h] = a - b;
+            }
+    float norm = 1.0f / __builtin_sqrtf((float)run);
+    for (long d = 0; d < D; d++) x[d] *= norm;
+}
 
 /* x [D] as codes `step` bytes apart. The scale and the minimum are rounded first: codes fit what is read back.
  * A number that is not finite makes a scale that is not: no code hides it. */
@@ -72,6 +89,12 @@ INLINE void write_row_of(const int kind, const float *key, const float *value, c
     char *keys = k_cache + place, *values = v_cache + place;
     if (has_codes(kind)) {
         long codes = S * vector_bytes(kind, D);
+        float turned[2 * D];
+        if (kind == CACHE_INT4) {
+            memcpy(turned, key, D * sizeof(float)), memcpy(turned + D, value, D * sizeof(float));
+            spread(turned, D), spread(turned + D, D);
+            key = turned, value = turned + D;
+        }
         uint16_t *k_pairs = (uint16_t *)(keys + codes), *v_pairs = (uint16_t *)(values + codes);
         write_codes(kind, key, D, (uint8_t *)keys + offset, S, k_pairs + offset, k_pairs + S + offset);
         write_codes(kind, value, D, (uint8_t *)values + offset * vector_bytes(kind, D), 1, v_pairs + offset,
