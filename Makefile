@@ -11,6 +11,8 @@ CLIENTS := .cache/clients
 CLIENT_PACKAGES := -r tests/clients/requirements.txt -c tests/clients/constraints.txt
 # Workers of one thread each, three for two cores: tests of servers wait nearly half of their time.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); n=$$((n + (n + 1) / 2)); [ $$n -gt 8 ] && n=8; echo $$n)
+# Scenarios wait for kubelets and controllers: two at a time, but for those that act on the whole cluster.
+E2E_WORKERS ?= -n 2 --dist load --maxschedchunk 1
 QUESTION ?= What is the capital of France?
 
 # What builds an image: any command that takes -f FILE -t NAME FOLDER.
@@ -52,8 +54,9 @@ quantize-demo: $(VENV)/.runtime
 	else $(BIN)/plimsoll up -f examples/quantized.yaml --ask "$(QUESTION)"; fi
 
 # Bytecode is kept even where the environment says otherwise: hundreds of processes would compile the same modules.
+# The workers' threads wait as the engine's do: by default they would spin where several tests run on each core.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	OMP_NUM_THREADS=1 GOMP_SPINCOUNT=2000 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 	--no-loadscope-reorder $(ARGS)
 
 clients: $(VENV)/.runtime $(CLIENTS)/.installed
@@ -117,8 +120,8 @@ chart: $(VENV)/.dev
 e2e: $(VENV)/.dev
 	@$(BIN)/python -m plimsoll.cli.demo_model >/dev/null
 	@if [ -z "$$KUBECONFIG" ] && command -v kind >/dev/null && command -v docker >/dev/null; then \
-	e2e/in_kind.sh $(BIN)/python -m pytest e2e -rs $(ARGS); \
-	else $(BIN)/python -m pytest e2e -rs $(ARGS); fi
+	e2e/in_kind.sh $(BIN)/python -m pytest e2e -rs $(E2E_WORKERS) $(ARGS); \
+	else $(BIN)/python -m pytest e2e -rs $(E2E_WORKERS) $(ARGS); fi
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -11,6 +11,7 @@ PLIMSOLL_E2E_RESTART_API_SERVER   a command that ends the API server and brings 
 PLIMSOLL_E2E_OCI_SOURCE           an oci:// source with the demo model that nodes can pull
 """
 
+import json
 import os
 import re
 import secrets
@@ -28,6 +29,7 @@ from e2e.deployments import CLAIM, MODEL_FILE, ModelDeployment
 from e2e.operators import ROOT, ChartOperator, LocalOperator, Operator
 from e2e.results import FOLDER, Result, table
 from e2e.scene import Scene
+from e2e.turns import alone_last, is_alone, turn
 from plimsoll.cli import demo_model
 
 RUNTIME_IMAGE = os.environ.get("PLIMSOLL_E2E_RUNTIME_IMAGE", "plimsoll.dev/runtime:dev")
@@ -41,6 +43,11 @@ _rows: list[dict[str, Any]] = []
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes minutes; `.ci/run` leaves it out")
     config.addinivalue_line("markers", "cluster_wide: its operator serves every namespace, for only then it sees nodes")
+    config.addinivalue_line("markers", "alone: acts on the whole cluster, so no other scenario runs meanwhile")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = alone_last(items)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -59,6 +66,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
 
 
 _OUTCOME = pytest.StashKey[str]()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Where several workers run, they send their rows along with their reports."""
+    if report.when == "teardown":
+        _rows.extend(json.loads(str(row)) for kind, row in report.user_properties if kind == "row")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -141,6 +154,13 @@ def model_file() -> Path:
     return demo_model.fetch(ROOT / ".cache" / "plimsoll")
 
 
+@pytest.fixture(autouse=True)
+def its_turn(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Scenarios that act on the whole cluster run alone, all others side by side."""
+    with turn(FOLDER, is_alone(request.node)):
+        yield
+
+
 @pytest.fixture(scope="session")
 def attic(cluster: Cluster) -> Iterator[dict[str, list[str]]]:
     """Namespaces on their way out and the volumes their claims held: they end while the next scenario begins."""
@@ -192,7 +212,8 @@ def result(request: pytest.FixtureRequest) -> Iterator[Result]:
     """Figures of this scenario."""
     found = Result(_name(request.node))
     yield found
-    _rows.append(found.write(request.node.stash.get(_OUTCOME, "unknown")))
+    row = found.write(request.node.stash.get(_OUTCOME, "unknown"))
+    request.node.user_properties.append(("row", json.dumps(row, default=str)))
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def example(namespace: str) -> dict[str, Object]:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_an_autoscaler_takes_it_from_one_to_two_and_back_under_traffic(scene: Scene, runtime_image: str) -> None:
     objects = example(scene.namespace)
     path = f"/apis/autoscaling/v2/namespaces/{scene.namespace}/horizontalpodautoscalers/smollm2"

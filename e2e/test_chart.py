@@ -13,6 +13,8 @@ import yaml
 from e2e.cluster import SOON, Cluster, eventually
 from e2e.operators import ROOT
 
+#: One release, whose roles and policies are of the whole cluster.
+pytestmark = pytest.mark.alone
 CHART = ROOT / "charts" / "plimsoll"
 CRD = "modeldeployments.plimsoll.dev"
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"

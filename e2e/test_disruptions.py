@@ -24,6 +24,7 @@ def _pods(deployment: ModelDeployment) -> str:
     return ", ".join(sorted(pod["metadata"]["name"] for pod in deployment.pods()))
 
 
+@pytest.mark.alone
 def test_drain_with_the_disruption_budget_fails_no_request(scene: Scene, serving: Serve) -> None:
     # One node may be all there is: it is cordoned, one pod may be evicted and the budget refuses the other, until the
     # node takes pods again and the replacement serves. `kubectl drain` goes on asking all the while.
@@ -101,6 +102,7 @@ def test_upgrading_the_operator_restarts_no_pod(scene: Scene, serving: Serve) ->
     assert second["metadata"]["annotations"][BUILT_BY] == first["metadata"]["annotations"][BUILT_BY]
 
 
+@pytest.mark.alone
 def test_the_api_server_restarted_in_a_rollout_fails_no_request(scene: Scene, serving: Serve) -> None:
     command = os.environ.get("PLIMSOLL_E2E_RESTART_API_SERVER")
     if not command:

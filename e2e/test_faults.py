@@ -34,7 +34,7 @@ PATIENCE = 150.0
 KINDS = ("modeldeployments", "replicasets", "services", "poddisruptionbudgets", "networkpolicies", "pods", "configmaps")
 _OUTER = {"uid", "resourceVersion", "creationTimestamp", "managedFields", "generation", "generateName", "selfLink"}
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.alone]
 
 
 @pytest.fixture

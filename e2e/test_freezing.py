@@ -30,6 +30,7 @@ def _apply_crds(cluster: Cluster) -> None:
     cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", *NAMES)
 
 
+@pytest.mark.alone
 def test_crds_that_are_deleted_and_applied_again_are_watched_again(
     start: Start, deployment: Deployment, cluster: Cluster, crds: None, result: Result
 ) -> None:
@@ -65,6 +66,7 @@ def _store(cluster: Cluster, namespace: str, kind: str, name: str, more: str) ->
     return True
 
 
+@pytest.mark.alone
 def test_malformed_objects_harm_themselves_alone(
     start: Start, deployment: Deployment, cluster: Cluster, namespace: str, crds: None, result: Result
 ) -> None:

@@ -245,6 +245,7 @@ def test_traffic_through_a_rollout_a_lost_follower_and_a_restarted_operator(scen
     assert seen.fewest >= 1
 
 
+@pytest.mark.alone
 def test_a_drain_of_a_group_s_pods_fails_no_request(scene: Scene) -> None:
     # All pods may be on one node, which then takes pods again as soon as the first has left it.
     deployment = scene.deploy(**SMALL, parallelism=TWO, replicas=2, pod={"cpu": "50m"})

@@ -100,6 +100,7 @@ class Struck:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("kinds", "parallelism"),
     [(ONE_POD, {"tensor": 3}), (GROUP, {"tensor": 3, "nodes": 3})],

@@ -18,6 +18,7 @@ POD_SECONDS, SETTLED_SECONDS = 1.0, 60.0
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_a_thousand_deployments(cluster: Cluster, result: Result) -> None:
     needs_played_nodes(cluster)
     asked = {"count": COUNT, "rate": 10.0, "settle": 60.0, "idle": 300.0}

@@ -12,6 +12,8 @@ import yaml
 from e2e.cluster import SOON, Cluster, Object, eventually
 from e2e.test_chart import CHART, OPERATOR, RELEASE, helm
 
+#: One release, whose roles and policies are of the whole cluster.
+pytestmark = pytest.mark.alone
 MARKS = {"app.kubernetes.io/managed-by": "plimsoll", "plimsoll.dev/deployment": "x"}
 OWNER = {
     "apiVersion": "plimsoll.dev/v1alpha1", "kind": "ModelDeployment", "name": "x", "controller": True,

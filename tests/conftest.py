@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx._transports.default as httpx_transports
 import hypothesis
 import hypothesis.internal.conjecture.providers as hypothesis_providers
 import pytest
@@ -25,6 +26,15 @@ hypothesis.settings.load_profile("plimsoll")
 # It also draws numbers and texts from the modules that a worker has loaded: they depend on which tests ran before.
 if hasattr(hypothesis_providers, "is_local_module_file"):
     hypothesis_providers.is_local_module_file = lambda path: False
+
+# Reading the certificates of a new client takes 30 ms, and most clients here speak plain HTTP to a server of their own.
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+_ssl_context = functools.cache(lambda given, verify, cert, trust: _read_certificates(verify, cert, trust))
+if hasattr(httpx_transports, "create_ssl_context"):
+    _read_certificates = httpx_transports.create_ssl_context
+    httpx_transports.create_ssl_context = lambda verify=True, cert=None, trust_env=True: _ssl_context(
+        tuple(map(os.environ.get, _CERTIFICATES)), verify, cert, trust_env
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
