@@ -43,6 +43,10 @@ GROUP = (
     ("the leader's server", KILL, True), ("the leader's server", STOP, True), ("a follower's pod", "deleted", False),
     ("the leader's pod", "deleted", True),
 )  # fmt: skip
+EACH_POD = (
+    ("pod 0", "deleted", True), ("pod 1", "deleted", False), ("pod 2", "deleted", False),
+    ("the leader's server", KILL, True),
+)  # fmt: skip
 
 
 class Struck:
@@ -85,7 +89,10 @@ class Struck:
     def strike(self, what: str, how: signal.Signals | str) -> list[psutil.Process]:
         """Returns all ranks that there were."""
         leader, *others = pods = self.look()
-        pod = self.draw.choice(others) if what.startswith("a follower") else leader
+        if what.startswith("pod "):
+            pod = pods[int(what.removeprefix("pod "))]
+        else:
+            pod = self.draw.choice(others) if what.startswith("a follower") else leader
         if how == "deleted":
             self.cluster.delete("pods", self.deployment.namespace, pod.pod["metadata"]["name"])
         else:
@@ -102,11 +109,14 @@ class Struck:
 @pytest.mark.long
 @pytest.mark.alone
 @pytest.mark.parametrize(
-    ("kinds", "parallelism"),
-    [(ONE_POD, {"tensor": 3}), (GROUP, {"tensor": 3, "nodes": 3})],
-    ids=["one pod", "three pods"],
-)
-def test_a_replica_comes_back_from_any_blow(scene: Scene, kinds: Any, parallelism: dict[str, int]) -> None:
+    ("kinds", "times", "parallelism"),
+    [
+        (ONE_POD, BLOWS, {"tensor": 3}), (GROUP, BLOWS, {"tensor": 3, "nodes": 3}),
+        (EACH_POD, len(EACH_POD), {"tensor": 3, "nodes": 3}),
+    ],
+    ids=["one pod", "three pods", "each of three pods"],
+)  # fmt: skip
+def test_a_replica_comes_back_from_any_blow(scene: Scene, kinds: Any, times: int, parallelism: dict[str, int]) -> None:
     deployment = scene.deploy(
         model={"servedName": "m"}, parallelism=parallelism, accelerator={"resource": "cpu", "memory": "700Mi"},
         serving={"hangTimeout": "3s"}, pod={"cpu": "1" if kinds is ONE_POD else "100m"},
@@ -118,7 +128,7 @@ def test_a_replica_comes_back_from_any_blow(scene: Scene, kinds: Any, parallelis
     usual = eventually(struck.whole, SOON, "it answers")
     clients = Clients(struck.url, 0)
     try:
-        blows = (kinds * -(-BLOWS // len(kinds)))[:BLOWS]
+        blows = (kinds * -(-times // len(kinds)))[:times]
         for what, how, cuts in struck.draw.sample(blows, len(blows)):
             time.sleep(struck.draw.uniform(0.1, PAUSE_SECONDS))
             # Of a group that ends by itself another blow would say nothing.
