@@ -176,14 +176,17 @@ def workspace_terms(
             row += (heads + kv_heads) * facts.head_dim
         # What a norm after attention makes is alive beside what the norm before the MLP makes of it.
         rows.append(row + (facts.hidden_size if spec.placement == "around" else 0))
-    row, leads = max(rows), shard is None or shard.leads
+    row, leads, sampled = max(rows), shard is None or shard.leads, max(max_running, PROMPT_LOGIT_ROWS)
+    whole_logits = (sampled + SAMPLER_ROWS) * facts.vocab_size * 4
     return {
         "activations": max_batched_tokens * row * activation,
-        "logits": _logits(facts.vocab_size, max(max_running, PROMPT_LOGIT_ROWS), shard) * 4,
+        "logits": _logits(facts.vocab_size, sampled, shard) * 4,
         "positions": max_length * sum(rope.rotated(facts.head_dim) for rope in facts.ropes) * 4,
         "kernels": device.table.scratch_bytes,
         "grammars": grammar_bytes(facts.vocab_size, max_running) if device.kind == "cpu" and leads else 0,
-        "collectives": 0 if shard is None else collective_bytes(device.kind, shard.tensor, shard.rank, nodes),
+        "collectives": 0
+        if shard is None
+        else collective_bytes(device.kind, shard.tensor, shard.rank, nodes, whole_logits),
     }
 
 

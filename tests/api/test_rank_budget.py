@@ -8,7 +8,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.budget import CONTEXT_BYTES, FOLLOWER_SAVES, Budget, Load, budget
-from plimsoll.api.collectives import GLOO_BYTES, GLOO_RANK_BYTES, NCCL_BYTES, collective_bytes, segment_bytes
+from plimsoll.api.collectives import (
+    GLOO_BYTES,
+    GLOO_RANK_BYTES,
+    LEADER_GLOO_RANK_BYTES,
+    LEADER_GLOO_SAVES,
+    NCCL_BYTES,
+    collective_bytes,
+    segment_bytes,
+)
 from plimsoll.api.device import CUDA_BUILD_BYTES, DeviceFacts, DeviceKind, TableFacts, native_table
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import facts_from_config
@@ -265,4 +273,8 @@ def test_ranks_of_several_nodes_each_take_what_gloo_does() -> None:
     on_one = [collective_bytes("cpu", 4, rank) for rank in range(4)]
     on_two = [collective_bytes("cpu", 4, rank, 2) for rank in range(4)]
     assert on_one == [segment_bytes(4), 0, 0, 0]
-    assert on_two == [GLOO_BYTES + 4 * GLOO_RANK_BYTES] * 4
+    full = GLOO_BYTES + 4 * GLOO_RANK_BYTES
+    assert on_two == [full - LEADER_GLOO_SAVES, full, full, full]
+    # Rank 0 has no logits while it adds, and the largest vocabulary still leaves it a part of gloo's memory.
+    assert collective_bytes("cpu", 4, 0, 2, 1 << 20) == full - LEADER_GLOO_SAVES - (1 << 20)
+    assert collective_bytes("cpu", 4, 0, 2, 1 << 30) == 4 * LEADER_GLOO_RANK_BYTES
