@@ -36,6 +36,7 @@ def plan(
         check_choice(device, ("cpu", "cuda"), "--device")
 
     from plimsoll.api.budget import short_context
+    from plimsoll.api.cache_loss import cache_loss
     from plimsoll.api.load import load_of, refuse_not_run_yet
     from plimsoll.api.manifest import parse_manifest
     from plimsoll.api.precision import slow_codes
@@ -76,7 +77,7 @@ def plan(
         not_run = str(error)
     of_ranks = [*uneven(found.ranks, facts, found.devices), replication(facts, found.tensor)]
     slow = slow_codes(found.precision, card.kind, card.table)
-    again = rounded_again(facts, found.precision)
+    again, lossy = rounded_again(facts, found.precision), cache_loss(facts, found.cache_precision)
     report |= {
         "fits": True,
         "device": {**report["device"], "total": found.total},
@@ -98,7 +99,15 @@ def plan(
         "rejected": [{"option": item.option, "reason": item.reason} for item in found.rejected],
         "notes": [
             note
-            for note in (*notices, short_context(found, load), *of_ranks, again, slow, libraries_note(card.libraries))
+            for note in (
+                *notices,
+                short_context(found, load),
+                *of_ranks,
+                again,
+                lossy,
+                slow,
+                libraries_note(card.libraries),
+            )
             if note
         ],
         "notRunYet": not_run,

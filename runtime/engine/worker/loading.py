@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from plimsoll.api.cache_loss import cache_loss
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import slow_codes
@@ -156,18 +157,19 @@ def prepare(config: EngineConfig, *, follows: bool = False) -> Prepared:
     plan = plan_memory(config, checkpoint.facts, kernels, dtype, follows=follows)
     threads = apply_threads(rank_threads(config, plan.tensor // config.nodes))
     if not follows:
-        _log_notes(checkpoint, kernels, plan)
+        _log_notes(config, checkpoint, kernels, plan)
     return Prepared(config, checkpoint, kernels, dtype, plan, threads)
 
 
-def _log_notes(checkpoint: Checkpoint, kernels: Kernels, plan: MemoryPlan) -> None:
+def _log_notes(config: EngineConfig, checkpoint: Checkpoint, kernels: Kernels, plan: MemoryPlan) -> None:
     for notice in checkpoint.notices:
         log.warning(notice)
     for option in plan.rejected:
         log.info("passed over %s: %s", option.option, option.reason)
     kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
     again, slow = rounded_again(checkpoint.facts, plan.precision), slow_codes(plan.precision, kind, kernels.facts)
-    for note in (plan.note, again, slow, libraries_note(foreseen_libraries(kind))):
+    lossy = cache_loss(checkpoint.facts, config.cache_precision)
+    for note in (plan.note, again, lossy, slow, libraries_note(foreseen_libraries(kind))):
         if note:
             log.warning(note)
 
