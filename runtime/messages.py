@@ -74,6 +74,8 @@ class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     """The token that ended it, when one did. It is not in `token_ids` unless it was an ordinary token."""
+    stop_logprobs: TokenLogprobs | None = None
+    """Of `stop_token_id`, where it is not in `token_ids` and log-probabilities were asked for."""
     num_cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache; set with the first output."""
     error: str | None = None

@@ -339,7 +339,7 @@ class Engine:
         self._stats.generation_tokens += 1
         self._stats.last_step_counted += 1
         if token in seq.eos_token_ids:
-            output.stop_token_id = token
+            output.stop_token_id, output.stop_logprobs = token, sampled.logprobs
             self._end(seq, output, "stop", outputs)
             return
         seq.append(token)

@@ -59,10 +59,11 @@ class Chat:
         answer = reply.answer
         return ChatChoice(
             index=answer.index,
-            message=_message(reply),
-            logprobs=self.texts.chat(answer.logprobs) if self.request.logprobs else None,
+            message=_message(reply, self.run.thinks),
+            logprobs=self.texts.chat(answer.shown_logprobs()) if self.request.logprobs else None,
             finish_reason=_ended(answer, bool(reply.calls)),  # type: ignore[arg-type]
             stop_reason=answer.stop_reason,
+            matched_stop=answer.matched_stop,
             token_ids=answer.token_ids if self.request.return_token_ids else None,
         )
 
@@ -77,9 +78,11 @@ class Chat:
         head = {**self.head, "object": "chat.completion.chunk"} | ({"usage": None} if usage else {})
         frames: dict[int, Frame] = {}
         called: set[int] = set()
+        # Clients of SGLang read the field in every chunk.
+        unsaid = {"reasoning_content": None} if self.run.thinks else {}
 
         def chunk(answer: Answer, delta: dict[str, Any], logprobs: ChatLogprobs | None = None) -> dict[str, Any]:
-            choice = {"index": answer.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+            choice = {"index": answer.index, "delta": unsaid | delta, "logprobs": logprobs, "finish_reason": None}
             used = {"usage": self.run.usage()} if counted else {}
             if token_ids.wanted and delta.get("content") is not MARKER:
                 choice |= token_ids.more(answer)
@@ -93,9 +96,9 @@ class Chat:
                 data = event(chunk(answer, {"role": "assistant", "content": ""}))
                 frame = frames[answer.index] = Frame(chunk(answer, {"content": MARKER}))
             called.update(answer.index for part in parts if isinstance(part, Called))
-            if delta.logprobs:
+            if news := answer.news(delta):
                 first = parts[0] if parts else Said("")
-                data += event(chunk(answer, _delta(first), self.texts.chat(delta.logprobs)))
+                data += event(chunk(answer, _delta(first), self.texts.chat(news)))
                 parts = parts[1:]
             for part in parts:
                 if isinstance(part, Said) and not running:
@@ -106,6 +109,7 @@ class Chat:
                 last = chunk(answer, {})
                 ended = _ended(answer, answer.index in called)
                 last["choices"][0] |= {"finish_reason": ended, "stop_reason": answer.stop_reason}
+                last["choices"][0]["matched_stop"] = answer.matched_stop
                 data += event(last)
             return data
 
@@ -124,8 +128,10 @@ def _ended(answer: Answer, called: bool) -> str | None:
     return "tool_calls" if called and answer.finish_reason == "stop" else answer.finish_reason
 
 
-def _message(reply: Reply) -> ChatMessage:
+def _message(reply: Reply, thinks: bool) -> ChatMessage:
     message = ChatMessage(reply.content)
+    if thinks:
+        message.reasoning_content = None
     if reply.calls:
         calls = [ToolCall(call.id, FunctionCall(call.name, call.arguments)) for call in reply.calls]
         message.content, message.tool_calls = reply.content or None, calls

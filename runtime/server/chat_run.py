@@ -47,6 +47,7 @@ class ChatRun:
         ids: token ids of the conversation.
 
     Attributes:
+        thinks: whether the model thinks before it answers.
         generation: the sequences; set its `sent` once the client has got a part of an answer.
 
     Raises:
@@ -63,11 +64,13 @@ class ChatRun:
             for index in range(request.n)
         ]
         check_queue(work, request.n, "n", serving.engine.config)
-        self._thoughts = request.reading is not None and request.reading.reasoning_parser is not None
+        self.thinks = request.reading is not None and request.reading.reasoning_parser is not None
         special = shown(request.reading, serving.tokenizer)
         self._hidden = serving.tokenizer.special_ids - special if request.skip_special_tokens else frozenset()
         self._token_bytes = serving.tokenizer.token_bytes
-        self.generation = Generation(serving, request_id, work, samples=request.n, n=request.n, shown=special)
+        self.generation = Generation(
+            serving, request_id, work, samples=request.n, n=request.n, shown=special, ends=request.return_token_ids
+        )
         self._readers: dict[int, tuple[Answer, PartReader, ThoughtState | None]] = {}
 
     async def parts(self) -> AsyncGenerator[tuple[Answer, list[Part], TextDelta]]:
@@ -95,9 +98,9 @@ class ChatRun:
     def usage(self) -> Usage:
         """Tokens so far."""
         used = self.generation.usage()
-        if self._thoughts:
+        if self.thinks:
             thought = sum(answer.thought for answer in self.generation.answers)
-            used.completion_tokens_details = CompletionDetails(thought)
+            used.completion_tokens_details, used.reasoning_tokens = CompletionDetails(thought), thought
         return used
 
     def _read(self, answer: Answer, delta: TextDelta) -> list[Part]:

@@ -46,7 +46,9 @@ class Completions:
                 for index in range(self.samples)
             ]
         check_queue(work, self.samples, "best_of" if request.best_of else "n", serving.engine.config)
-        self.generation = Generation(serving, self.request_id, work, samples=self.samples, n=request.n)
+        self.generation = Generation(
+            serving, self.request_id, work, samples=self.samples, n=request.n, ends=request.return_token_ids
+        )
         self.head = serving.head(f"cmpl-{self.request_id}", info)
 
     async def complete(self) -> Completion:
@@ -67,6 +69,7 @@ class Completions:
                         logprobs=self._logprobs(answer),
                         finish_reason="length" if request.max_tokens == 0 else answer.finish_reason,  # type: ignore[arg-type]
                         stop_reason=answer.stop_reason,
+                        matched_stop=answer.matched_stop,
                         prompt_logprobs=self.serving.texts.prompt(answer.prompt_logprobs)
                         if request.prompt_logprobs is not None
                         else None,
@@ -100,7 +103,7 @@ class Completions:
         if self.request.echo:
             found = self._prompt_logprobs(answer)
         if self.request.max_tokens:
-            found.extend(self._written_logprobs(answer.logprobs, self._written(answer)))
+            found.extend(self._written_logprobs(answer.shown_logprobs(), self._written(answer)))
         return found
 
     def _written_logprobs(self, entries: list[TokenLogprobs], counted: Offsets) -> CompletionLogprobs:
@@ -139,8 +142,8 @@ class Completions:
                     found = self._prompt_logprobs(answer) if request.logprobs is not None else None
                     data = event(chunk(answer, self._prompt_of(answer)[0], found))
             if request.max_tokens:
-                if delta.logprobs:
-                    found = self._written_logprobs(delta.logprobs, written[answer.index])
+                if news := answer.news(delta):
+                    found = self._written_logprobs(news, written[answer.index])
                     data += event(chunk(answer, delta.text, found))
                 elif delta.text:
                     data += event(chunk(answer, delta.text)) if running else frame.event(delta.text)
@@ -148,6 +151,7 @@ class Completions:
                 last = chunk(answer, "")
                 reason = answer.finish_reason if request.max_tokens else "length"
                 last["choices"][0] |= {"finish_reason": reason, "stop_reason": answer.stop_reason}
+                last["choices"][0]["matched_stop"] = answer.matched_stop
                 data += event(last)
             return data
 

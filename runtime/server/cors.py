@@ -58,4 +58,4 @@ class Cors:
         # Chrome asks before a page of a public address reaches a private one.
         if asked.get(b"access-control-request-private-network") == "true":
             headers["Access-Control-Allow-Private-Network"] = "true"
-        return Response(status_code=204, headers=headers)
+        return Response(headers=headers)

@@ -33,8 +33,21 @@ class Answer:
     cached: int = 0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    matched_stop: int | str | None = None
+    """As `stop_reason`, and the model's own end of text too."""
+    ending: TokenLogprobs | None = None
+    """Of the token that ended the answer and is not in its text, where it is to be shown."""
     first: float | None = None
     """Seconds from arrival to the first token."""
+
+    def news(self, delta: TextDelta) -> list[TokenLogprobs]:
+        """The log-probabilities to show for `delta`."""
+        found = delta.logprobs or []
+        return found if delta.finish_reason is None or self.ending is None else [*found, self.ending]
+
+    def shown_logprobs(self) -> list[TokenLogprobs]:
+        """The log-probabilities to show for the whole answer."""
+        return self.logprobs if self.ending is None else [*self.logprobs, self.ending]
 
     def mean_logprob(self) -> float:
         """Mean log-probability of a token; what best_of ranks by."""
@@ -52,6 +65,7 @@ class Generation:
         samples: how many each prompt has.
         n: how many of them were asked for.
         shown: special tokens that stay in the text.
+        ends: show the log-probabilities of an end-of-text token too.
     """
 
     def __init__(
@@ -63,10 +77,11 @@ class Generation:
         samples: int,
         n: int,
         shown: frozenset[int] = frozenset(),
+        ends: bool = False,
     ) -> None:
         now = time.monotonic()
         self.serving, self.samples, self.n = serving, samples, n
-        self._shown = shown
+        self._shown, self._ends = shown, ends
         self._spare = True
         """Whether the sequences may be given to an engine once more."""
         self.sent = False
@@ -178,6 +193,9 @@ class Generation:
                         if isinstance(delta.stop_reason, int) and delta.num_tokens > len(delta.token_ids):
                             answer.token_ids.append(delta.stop_reason)
                         reason = answer.finish_reason = delta.finish_reason
+                        answer.matched_stop = delta.stop_reason
+                        if self._ends:
+                            answer.ending = output.stop_logprobs
                         # The model's own end is no stop of the request's.
                         if isinstance(delta.stop_reason, str) or delta.stop_reason in request.params.stop_token_ids:
                             answer.stop_reason = delta.stop_reason

@@ -82,7 +82,7 @@ NEUTRAL: dict[str, Neutral] = {
     # It weighs beams, and there are none.
     "length_penalty": Neutral(also=_NUMBER),
     "logits_processors": Neutral(([],), "Use logit_bias"),
-    "logprob_token_ids": Neutral(fix="Use logprobs"),
+    "logprob_token_ids": _NONE,
     # Settings of images, sounds and videos, whose parts are refused.
     "media_io_kwargs": _LABEL,
     "mm_processor_kwargs": _LABEL,

@@ -36,8 +36,8 @@ def check_limits(request: Sampling, config: ServerConfig, vocab_size: int) -> No
         value = getattr(request, name, None)
         if value is not None and value > most:
             raise _above(name, value, most)
-    for name in ("logit_bias", "stop_token_ids", "allowed_token_ids"):
-        check_vocabulary(name, getattr(request, name) or (), vocab_size)
+    for name in ("logit_bias", "stop_token_ids", "allowed_token_ids", "logprob_token_ids"):
+        check_vocabulary(name, getattr(request, name, None) or (), vocab_size)
 
 
 def check_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> None:
@@ -167,6 +167,7 @@ def sampling_params(
         skip_special_tokens=request.skip_special_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        logprob_token_ids=tuple(request.logprob_token_ids),
         allowed_token_ids=tuple(request.allowed_token_ids or ()),
         bad_words=tuple(map(tuple, request.bad_tokens)),
         cache_salt=request.partition,

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from plimsoll.runtime.server.errors import ApiError, bad_request, invalid_value
 from plimsoll.runtime.server.neutral import NEUTRAL
-from plimsoll.runtime.server.protocol import Strict
+from plimsoll.runtime.server.strict import Strict
 from plimsoll.runtime.server.values import kind_of
 
 Parsed = TypeVar("Parsed", bound=Strict)

@@ -6,13 +6,15 @@ A field that is unknown, or known and not run here, is refused by name; a value 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from plimsoll.runtime.engine.core.sampling_params import ThoughtBudget
-from plimsoll.runtime.server.functions import MOST, AllowedTools, Call, Choice, NamedTool, Reading, Tool
-from plimsoll.runtime.server.neutral import MESSAGE_LABELS, MESSAGES, note, without_ignored
-from plimsoll.runtime.server.values import BadWords, Bias, Content, Flag, Prompts, Real, Stops, Whole
+from plimsoll.runtime.engine.core.sampling_params import MOST_SCORED, ThoughtBudget
+from plimsoll.runtime.server.functions import MOST, AllowedTools, Choice, NamedTool, Reading, Tool
+from plimsoll.runtime.server.message import Message
+from plimsoll.runtime.server.neutral import without_ignored
+from plimsoll.runtime.server.strict import Strict
+from plimsoll.runtime.server.values import BadWords, Bias, Flag, Prompts, Real, Stops, Whole
 
 INT31 = 2**31 - 1
 Token = Annotated[Whole, Field(ge=0, le=INT31)]
@@ -26,12 +28,6 @@ CONSTRAINTS = (
 
 #: vLLM's name of the tokens that a thought may have, then those of Qwen and llama.cpp.
 BUDGETS = ("thinking_token_budget", "thinking_budget", "thinking_budget_tokens", "reasoning_budget")
-
-
-class Strict(BaseModel):
-    """Nothing unknown, no NaN, and nothing coerced but numbers that are written in another way (16.0, "0.5")."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(Strict):
@@ -176,8 +172,7 @@ class Sampling(Constrained):
 
     @model_validator(mode="after")
     def _together(self) -> "Sampling":
-        options = self.stream_options
-        if options is not None and (options.include_usage or options.continuous_usage_stats) and not self.stream:
+        if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("stream_options", "stream_options: is only allowed with stream: true")
         if self.truncate_prompt_tokens == 0:
             raise PydanticCustomError(
@@ -193,51 +188,8 @@ class Returned(Sampling):
 
     return_token_ids: Flag = False
     return_tokens_as_token_ids: Flag = False
-
-
-class Message(Strict):
-    """One turn. A null field is an absent one: clients send an answer back with `refusal: null` and the like."""
-
-    # `content` has a default so that its absence gets the same words as a null; only an assistant's may be null.
-    model_config = ConfigDict(json_schema_extra={"required": ["role", "content"]})
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content = None
-    name: str | None = None
-    tool_calls: list[Call] | None = Field(None, max_length=256)
-    """Functions that an assistant called."""
-    tool_call_id: str | None = None
-    """Of the call whose result a message of role `tool` is."""
-    reasoning_content: str | None = None
-    """What an assistant thought before it answered, replayed; templates that show thoughts of earlier turns read it."""
-    reasoning: str | None = None
-    """The same under its other name."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _absent(cls, data: Any, info: ValidationInfo) -> Any:
-        if not isinstance(data, dict):
-            return data
-        kept = {}
-        for name, value in data.items():
-            if name == "content" or (name not in MESSAGE_LABELS and value not in (None, [], {})):
-                kept[name] = value
-            elif value not in (None, [], {}):
-                note(info.context, f"{MESSAGES}.{name}")
-        return kept
-
-    @model_validator(mode="after")
-    def _said(self) -> "Message":
-        if self.content is None and self.role in ("assistant", "tool"):
-            # An answer that was all thought or calls, or none at all; a function that gave nothing back.
-            self.content = ""
-        if self.content is None:
-            raise PydanticCustomError("content", "content: must be a string or a list of text parts")
-        if self.tool_calls and self.role != "assistant":
-            raise PydanticCustomError("tool_calls", "tool_calls: are an assistant's")
-        if self.role == "tool" and self.tool_call_id is None:
-            raise PydanticCustomError("tool_call_id", "tool_call_id: is missing; it names the call of this result")
-        return self
+    logprob_token_ids: list[Token] = Field(default_factory=list, max_length=MOST_SCORED)
+    """Tokens whose log-probabilities each position shows, in place of the likeliest ones."""
 
 
 class ChatCompletionRequest(Returned):
@@ -361,8 +313,9 @@ class ChatCompletionRequest(Returned):
 
     @model_validator(mode="after")
     def _coherent(self) -> "ChatCompletionRequest":
-        if self.top_logprobs and not self.logprobs:
-            raise PydanticCustomError("top_logprobs", "top_logprobs: needs logprobs: true")
+        for name in ("top_logprobs", "logprob_token_ids"):
+            if getattr(self, name) and not self.logprobs:
+                raise PydanticCustomError(name, "{name}: needs logprobs: true", {"name": name})
         if (
             self.continue_final_message
             and self.add_generation_prompt
@@ -392,6 +345,10 @@ class CompletionRequest(Returned):
             self.max_tokens = self.max_completion_tokens
         if self.max_tokens == 0 and not self.echo:
             raise PydanticCustomError("max_tokens", "max_tokens: 0 is only of use with echo: true")
+        if self.logprob_token_ids and self.logprobs is None:
+            raise PydanticCustomError("logprob_token_ids", "logprob_token_ids: needs logprobs")
+        if self.logprob_token_ids and not self.max_tokens:
+            raise PydanticCustomError("logprob_token_ids", "logprob_token_ids: needs max_tokens of 1 or more")
         if self.best_of is not None and self.best_of < self.n:
             raise PydanticCustomError("best_of", "best_of: must be at least n")
         if self.best_of is not None and self.best_of > self.n and self.stream:

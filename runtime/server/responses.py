@@ -30,6 +30,8 @@ class Usage(msgspec.Struct):
     prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails | msgspec.UnsetType = msgspec.UNSET
     """With models that think."""
+    reasoning_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    """SGLang's place for the same number."""
 
 
 class TopLogprob(msgspec.Struct):
@@ -86,8 +88,8 @@ class ChatMessage(msgspec.Struct):
     """Null where the model only calls functions."""
     role: Literal["assistant"] = "assistant"
     refusal: None = None
-    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
-    """What the model thought first."""
+    reasoning_content: str | msgspec.UnsetType | None = msgspec.UNSET
+    """What the model thought first; null where a model that thinks did not."""
     reasoning: str | msgspec.UnsetType = msgspec.UNSET
     """The same under its other name."""
     tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
@@ -103,6 +105,8 @@ class ChatChoice(msgspec.Struct):
     finish_reason: FinishedBy
     stop_reason: int | str | None
     """vLLM's addition: the stop string or the token id that ended the answer, if one of the request's own did."""
+    matched_stop: int | str | None = None
+    """SGLang's addition: the same, and the token id of the model's own end of text."""
     token_ids: list[int] | None = None
     """With vLLM's `return_token_ids`."""
 
@@ -152,6 +156,7 @@ class CompletionChoice(msgspec.Struct):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishedBy
     stop_reason: int | str | None
+    matched_stop: int | str | None = None
     prompt_logprobs: PromptLogprobs | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None

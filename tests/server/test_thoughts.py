@@ -26,21 +26,21 @@ def chat(thinker: Endpoint, **fields: Any) -> tuple[str, str, str, int]:
     choice, message = whole["choices"][0], whole["choices"][0]["message"]
     assert message.get("reasoning") == message.get("reasoning_content")
     found = (
-        message.get("reasoning_content", ""), message["content"] or "", choice["finish_reason"],
-        whole["usage"]["completion_tokens_details"]["reasoning_tokens"],
+        message.get("reasoning_content") or "", message["content"] or "", choice["finish_reason"],
+        whole["usage"]["reasoning_tokens"],
     )  # fmt: skip
     usage = {"stream": True, "stream_options": {"include_usage": True}}
     answer = thinker.http.post("/v1/chat/completions", json=CHAT | fields | usage)
     lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line and "[DONE]" not in line]
     chunks = [json.loads(line) for line in lines]
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
-    assert all(delta.get("reasoning") == delta.get("reasoning_content") for delta in deltas)
+    assert all(delta.get("reasoning") == delta["reasoning_content"] for delta in deltas)
     said = ["content" in delta and delta["content"] != "" for delta in deltas]
     thought = ["reasoning" in delta for delta in deltas]
     # No thought comes after the answer's first word.
     assert True not in thought[said.index(True) :] if True in said else True
     streamed = (
-        "".join(delta.get("reasoning_content", "") for delta in deltas),
+        "".join(delta.get("reasoning_content") or "" for delta in deltas),
         "".join(delta.get("content", "") for delta in deltas),
         next(chunk["choices"][0]["finish_reason"] for chunk in reversed(chunks) if chunk["choices"]),
         chunks[-1]["usage"]["completion_tokens_details"]["reasoning_tokens"],

@@ -91,3 +91,70 @@ def test_a_chat_may_begin_with_what_it_continues(tiny: Endpoint) -> None:
     # A user's words are none of the answer.
     asked = tiny.post("/v1/chat/completions", CHAT | {"echo": True})[1]["choices"][0]["message"]
     assert asked == tiny.post("/v1/chat/completions", CHAT)[1]["choices"][0]["message"]
+
+
+@pytest.mark.parametrize("asked", [[300], [300, 17, 300], list(range(128))])
+def test_log_probabilities_of_chosen_tokens(tiny: Endpoint, asked: list[int]) -> None:
+    """`logprob_token_ids`: these tokens and the sampled one, once each, in place of the likeliest."""
+    wish = {"logprob_token_ids": asked, "return_tokens_as_token_ids": True}
+    names = [f"token_id:{token}" for token in dict.fromkeys(asked)]
+    likeliest = {"logprobs": True, "top_logprobs": 20, "return_tokens_as_token_ids": True}
+    usual = tiny.post("/v1/chat/completions", CHAT | likeliest)[1]["choices"][0]
+    body = CHAT | wish | {"logprobs": True, "top_logprobs": 3}
+    whole = tiny.post("/v1/chat/completions", body)[1]["choices"][0]
+    assert whole["message"] == usual["message"]
+    assert len(whole["logprobs"]["content"]) == 6
+    for shown, likely in zip(whole["logprobs"]["content"], usual["logprobs"]["content"], strict=True):
+        found = {entry["token"]: entry["logprob"] for entry in shown["top_logprobs"]}
+        assert list(found) == list(dict.fromkeys([shown["token"], *names]))
+        known = {entry["token"]: entry["logprob"] for entry in likely["top_logprobs"]}
+        rest = min(known.values())
+        assert all(known[token] == value if token in known else value <= rest for token, value in found.items())
+    chunks = streamed(tiny, "/v1/chat/completions", body)
+    sent = [entry for chunk in chunks for entry in (chunk["choices"][0]["logprobs"] or {}).get("content", [])]
+    assert sent == whole["logprobs"]["content"]
+    top = tiny.post("/v1/completions", TEXT | wish | {"logprobs": 0})[1]["choices"][0]["logprobs"]
+    assert [set(entry) for entry in top["top_logprobs"]] == [{*names, token} for token in top["tokens"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/chat/completions", CHAT | {"logprob_token_ids": [5]}, "needs logprobs: true"),
+        ("/v1/completions", TEXT | {"logprob_token_ids": [5]}, "needs logprobs"),
+        ("/v1/completions", TEXT | {"logprob_token_ids": [320], "logprobs": 1}, "out of vocabulary"),
+        ("/v1/completions", TEXT | {"logprob_token_ids": [5] * 129, "logprobs": 1}, "at most 128"),
+        ("/v1/completions", TEXT | {"logprob_token_ids": [5], "logprobs": 1, "max_tokens": 0, "echo": True}, "or more"),
+    ],
+)
+def test_chosen_tokens_that_have_no_log_probabilities_are_refused(
+    tiny: Endpoint, path: str, body: dict[str, Any], words: str
+) -> None:
+    status, found = tiny.post(path, body)
+    assert (status, found["error"]["param"]) == (400, "logprob_token_ids")
+    assert words in found["error"]["message"]
+
+
+def test_the_token_that_ends_an_answer_has_log_probabilities_beside_its_id(tiny: Endpoint) -> None:
+    ending = {"ignore_eos": False, "min_tokens": 2, "logit_bias": {"2": 100}, "logprobs": True}
+    plain = tiny.post("/v1/chat/completions", CHAT | ending)[1]["choices"][0]
+    assert (plain["finish_reason"], plain["stop_reason"], plain["matched_stop"]) == ("stop", None, 2)
+    assert len(plain["logprobs"]["content"]) == 2
+    body = CHAT | ending | {"return_token_ids": True}
+    whole = tiny.post("/v1/chat/completions", body)[1]["choices"][0]
+    content = whole["logprobs"]["content"]
+    assert (whole["token_ids"][-1], len(whole["token_ids"]), content[:2]) == (2, 3, plain["logprobs"]["content"])
+    assert content[2]["token"] == "<|im_end|>"
+    chunks = streamed(tiny, "/v1/chat/completions", body)
+    assert [
+        entry for chunk in chunks for entry in (chunk["choices"][0]["logprobs"] or {}).get("content", [])
+    ] == content
+    assert chunks[-1]["choices"][0]["matched_stop"] == 2
+    body = TEXT | ending | {"return_token_ids": True, "logprobs": 1}
+    text = tiny.post("/v1/completions", body)[1]["choices"][0]
+    assert len(text["logprobs"]["tokens"]) == len(text["token_ids"]) == 3
+    chunks = streamed(tiny, "/v1/completions", body)
+    assert (
+        list(chain(*((c["choices"][0]["logprobs"] or {}).get("tokens", []) for c in chunks)))
+        == text["logprobs"]["tokens"]
+    )

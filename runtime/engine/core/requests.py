@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterable
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.engine.core.sampling_params import SamplingParams
+from plimsoll.runtime.engine.core.sampling_params import MOST_SCORED, SamplingParams
 from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.engine.core.thought import Spelling, ThoughtLimit
 from plimsoll.runtime.messages import EngineRequest
@@ -112,6 +112,12 @@ class RequestReader:
                 _within("bad_words", token, 0, self.vocab_size - 1)
         for token in params.stop_token_ids:
             _within("stop_token_ids", token, 0, self.vocab_size - 1)
+        if params.logprob_token_ids:
+            if params.logprobs is None:
+                raise RequestError("needs logprobs", field="logprob_token_ids", fix="Set logprobs to 0")
+            _within("logprob_token_ids", len(params.logprob_token_ids), 1, MOST_SCORED)
+            for token in params.logprob_token_ids:
+                _within("logprob_token_ids", token, 0, self.vocab_size - 1)
         if (thought := params.thought) is not None:
             _within("thought", thought.tokens, 0, math.inf)
             if not thought.close or not thought.end:

@@ -2,6 +2,9 @@
 
 import msgspec
 
+MOST_SCORED = 128
+"""Most `logprob_token_ids` of a request, as in vLLM."""
+
 
 class ThoughtBudget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How many tokens a model may think before it answers, and how it marks its thoughts."""
@@ -45,6 +48,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
+    """With `logprobs`: alternatives to return in place of the likeliest ones."""
     allowed_token_ids: tuple[int, ...] = ()
     """The only tokens that may be chosen; empty is all."""
     bad_words: tuple[tuple[int, ...], ...] = ()

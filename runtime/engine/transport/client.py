@@ -93,6 +93,7 @@ def _merge(into: TokenOutput, output: TokenOutput) -> None:
         into.prompt_logprobs = output.prompt_logprobs
     into.num_cached_tokens = max(into.num_cached_tokens, output.num_cached_tokens)
     into.finish_reason, into.stop_token_id = output.finish_reason, output.stop_token_id
+    into.stop_logprobs = output.stop_logprobs
     into.error, into.busy = output.error, output.busy
 
 

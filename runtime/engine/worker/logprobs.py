@@ -1,6 +1,6 @@
 """Log-probabilities of the raw model distribution, with ranks and the likeliest alternatives."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,32 +24,46 @@ SLICE = 64
 """Rows handled at once: bounds the temporary memory at a few times SLICE x vocabulary."""
 
 
-def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], counts: Sequence[int]) -> list[TokenLogprobs]:
-    """What the model gave each chosen token, and its `counts[i]` likeliest alternatives.
+def token_logprobs(
+    logits: torch.Tensor, token_ids: Sequence[int], asked: Sequence[int | Sequence[int]]
+) -> list[TokenLogprobs]:
+    """What the model gave each chosen token, and the alternatives that are asked for.
 
     Args:
         logits: float32 [n, vocabulary], as the model computed them: no temperature, no penalty.
         token_ids: n chosen ids.
-        counts: n numbers of alternatives, 0 for the chosen one alone.
+        asked: for each row, how many of the likeliest alternatives, 0 for the chosen one alone; or the ids of the
+            alternatives, which come in this order after the chosen one.
 
     Ranks start at 1 and order equal logits by id.
     """
     ids = torch.tensor(token_ids, dtype=torch.long, device=logits.device)[:, None]
     scores = logits.log_softmax(dim=-1)
     value = scores.gather(-1, ids)[:, 0].tolist()
-    chosen = zip(token_ids, value, _ranks(logits, ids), strict=True)
-    most = min(max(counts, default=0), logits.shape[-1])
-    if not most:
-        return [TokenLogprobs(Logprob(token, logprob, place), []) for token, logprob, place in chosen]
-    _, others = likeliest(logits, most)
-    alternatives = zip(scores.gather(-1, others).tolist(), others.tolist(), counts, strict=True)
-    return [
-        TokenLogprobs(
-            Logprob(token, logprob, place),
-            [Logprob(other, lp, i + 1) for i, (other, lp) in enumerate(zip(ids_[:k], lps[:k], strict=True))],
-        )
-        for (token, logprob, place), (lps, ids_, k) in zip(chosen, alternatives, strict=True)
+    found = [
+        TokenLogprobs(Logprob(token, logprob, place), [])
+        for token, logprob, place in zip(token_ids, value, _ranks(logits, ids), strict=True)
     ]
+    counts = [count if isinstance(count, int) else 0 for count in asked]
+    most = min(max(counts, default=0), logits.shape[-1])
+    if most:
+        _, others = likeliest(logits, most)
+        rows = zip(found, scores.gather(-1, others).tolist(), others.tolist(), counts, strict=True)
+        for entry, lps, best, k in rows:
+            entry.top.extend(
+                Logprob(other, lp, i + 1) for i, (other, lp) in enumerate(zip(best[:k], lps[:k], strict=True))
+            )
+    for row, wanted in enumerate(asked):
+        if not isinstance(wanted, int):
+            found[row].top.extend(_scored(logits[row], scores[row], wanted, token_ids[row]))
+    return found
+
+
+def _scored(logits: torch.Tensor, scores: torch.Tensor, wanted: Iterable[int], chosen: int) -> Iterator[Logprob]:
+    """Log-probabilities of `chosen` and of the ids `wanted`, each once. `logits` and `scores` are [vocabulary]."""
+    for token in dict.fromkeys((chosen, *wanted)):
+        place = _ranks(logits[None], torch.tensor([[token]], device=logits.device))[0]
+        yield Logprob(token, float(scores[token]), place)
 
 
 def _ranks(logits: torch.Tensor, ids: torch.Tensor) -> list[int]:

@@ -103,10 +103,8 @@ class Sampler:
         wanted = [i for i, row in enumerate(rows) if i not in errors and row.params.logprobs is not None]
         found: dict[int, TokenLogprobs] = {}
         if wanted:
-            counts = [rows[i].params.logprobs or 0 for i in wanted]
-            found = dict(
-                zip(wanted, token_logprobs(pick(logits, wanted), tokens[wanted].tolist(), counts), strict=True)
-            )
+            asked = [rows[i].params.logprob_token_ids or rows[i].params.logprobs or 0 for i in wanted]
+            found = dict(zip(wanted, token_logprobs(pick(logits, wanted), tokens[wanted].tolist(), asked), strict=True))
         return [
             SampledToken(token, found.get(i))
             if (error := errors.get(i)) is None
