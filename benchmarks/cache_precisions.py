@@ -87,12 +87,19 @@ def speed(decoder: Decoder, context: int, caches: Caches, rounds: int) -> dict[C
     return {cache: sorted(taken)[len(taken) // 5] * 1000 for cache, taken in seconds.items()}
 
 
+def count(text: str) -> int:
+    """Raises ArgumentTypeError for what is no number of windows."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be 1 or more, found {text}")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--text", type=Path, nargs="+", default=[Path("examples/prose.txt")])
     parser.add_argument("--window", type=int, default=1024)
-    parser.add_argument("--most", type=int, default=1_000_000, help="Windows of the text.")
+    parser.add_argument("--most", type=count, default=1_000_000, help="Windows of the text, at least 1.")
     parser.add_argument("--contexts", nargs="*", type=int, default=[512, 2048, 8000])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
