@@ -1,5 +1,5 @@
 """The native table: C kernels for CPUs, in `csrc/`. Activations are float32; weights and cache bfloat16 or float32.
-Products with weights narrower than float32 round their rows to bfloat16.
+Where weights are bfloat16, products with them and with codes round their rows to bfloat16.
 
 Each output row is to the bit what it would be alone: no sum depends on the batch, the chunk or the threads.
 """
@@ -25,7 +25,7 @@ from plimsoll.runtime.kernels.native_checks import (
     check_integers,
     check_vectors,
 )
-from plimsoll.runtime.kernels.native_layers import FEW_ROWS, LAYERS_SIGNATURE, NativeLayers, covers
+from plimsoll.runtime.kernels.native_layers import FEW_ROWS, LAYERS_SIGNATURE, NativeLayers, covers, has_codes
 from plimsoll.runtime.kernels.native_quantized import PackedQuantized, embed_quantized, linear_quantized, pack_quantized
 from plimsoll.runtime.kernels.table import Kernels, RunLayers
 
@@ -162,7 +162,10 @@ def _layers(library: Any, dtype: torch.dtype, wide_rows: int | None) -> Callable
     few = FEW_ROWS if wide_rows is None else min(FEW_ROWS, wide_rows)
 
     def layers(facts: ModelFacts, *model: Any) -> RunLayers | None:
-        return NativeLayers(library, partial(check_cache, dtype), few - 1, facts, *model) if covers(facts) else None
+        # In one call, products with codes round their rows.
+        if not covers(facts) or (dtype == torch.float32 and has_codes(model[0])):
+            return None
+        return NativeLayers(library, partial(check_cache, dtype), few - 1, facts, *model)
 
     return layers
 
@@ -219,7 +222,7 @@ def _linear(
         if wide_rows is not None and count >= wide_rows:
             _through_torch(unpacked, panel, x, weight, bias, out)
         elif count and isinstance(weight, PackedQuantized):
-            linear_quantized(library, x, weight, bias, out)
+            linear_quantized(library, x, weight, bias, out, exact=kind == "f32")
         elif count:
             added = None if bias is None else bias.data_ptr()
             dense = x.contiguous()  # Named, so that it lives until the call returns: C asks for memory of its own.

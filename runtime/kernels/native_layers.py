@@ -76,6 +76,12 @@ def covers(facts: ModelFacts) -> bool:
     )
 
 
+def has_codes(layers: Sequence[DecoderLayer]) -> bool:
+    """Whether any of their matrices is of 4 or 8 bits."""
+    matrices = (matrix for layer in layers for matrix in (layer.qkv, layer.output, layer.gate_up, layer.down))
+    return any(isinstance(matrix, PackedQuantized) for matrix in matrices)
+
+
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 

@@ -13,6 +13,8 @@ from plimsoll.runtime.kernels.quantized import QuantizedMatrix, check_codes
 SCALE_KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 WITH_MINIMUM = 3
 """The kind of float16 scales that have float16 minimums beside them."""
+EXACT_BYTES = 4 * 1024 * 1024
+"""Of rows and sums that an exact product holds at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +85,33 @@ def embed_quantized(library: Any, ids: Tensor, weight: PackedQuantized, out: Ten
     answered(failed, f"a token id is not below {weight.rows}")
 
 
-def linear_quantized(library: Any, x: Tensor, weight: PackedQuantized, bias: Tensor | None, out: Tensor) -> None:
-    """(x float32 [T, K], bias float32 [N] or None) -> out [T, N]. Raises MemoryError."""
-    added, dense = None if bias is None else bias.data_ptr(), x.contiguous()
+def linear_quantized(
+    library: Any, x: Tensor, weight: PackedQuantized, bias: Tensor | None, out: Tensor, exact: bool
+) -> None:
+    """(x float32 [T, K], bias float32 [N] or None) -> out [T, N]. Raises MemoryError.
+
+    C rounds rows of x to bfloat16. `exact`: rows are the sum of three numbers of bfloat16 each, which hold all 24 bits
+    of a float32, and so are their products.
+    """
+    if not exact:
+        _multiply(library, x.contiguous(), weight, bias, out)
+        return
+    step = max(1, EXACT_BYTES // (3 * 4 * (weight.rows + weight.columns)))
+    for start in range(0, len(x), step):
+        left, parts = x[start : start + step], []
+        for _ in range(3):
+            parts.append(left.bfloat16().float())
+            left = left - parts[-1]
+        made = torch.empty(3, len(left), weight.rows)
+        _multiply(library, torch.cat(parts), weight, None, made)
+        torch.sum(made, 0, out=out[start : start + step])
+    if bias is not None:
+        out += bias
+
+
+def _multiply(library: Any, x: Tensor, weight: PackedQuantized, bias: Tensor | None, out: Tensor) -> None:
     failed = library.linear_quant(
-        weight.bits, weight.scale_kind, dense.data_ptr(), weight.address, added, out.data_ptr(),
-        x.shape[0], weight.rows, weight.columns, weight.group,
+        weight.bits, weight.scale_kind, x.data_ptr(), weight.address, None if bias is None else bias.data_ptr(),
+        out.data_ptr(), len(x), weight.rows, weight.columns, weight.group,
     )  # fmt: skip
     answered(failed, "")

@@ -53,14 +53,14 @@ def matrix(draw: random.Random, bits: Any) -> QuantizedMatrix:
     return QuantizedMatrix(bits, codes, scales, zeros if bits == 4 and draw.random() < 0.6 else None)
 
 
-def quantized(draw: random.Random, ops: Kernels) -> None:
+def quantized(draw: random.Random, ops: Kernels, dtype: torch.dtype) -> None:
     held = matrix(draw, draw.choice((4, 8)))
     (rows, columns), count = held.codes.shape, draw.choice((1, 2, 3, 5, 12, 13, 30, 80, 150))
     packed = ops.pack_quantized(held)
     x, bias = torch.randn(count, columns), draw.choice((None, numbers(draw, rows)))
     found = ops.linear(x, packed, bias)
     plain = dequantize(held, torch.float32)
-    wanted = torch.nn.functional.linear(x, plain, bias)
+    wanted = torch.nn.functional.linear(x.to(dtype).float(), plain, bias)
     # A scale that is no number, or whose products overflow, spoils the outputs of its own row and no other's.
     sound = plain.isfinite().all(1) & (plain.abs() < 1e30).all(1) & (held.scales.float().abs() < 1e30).all(1)
     sound &= torch.ones_like(sound) if bias is None else bias.isfinite() & (bias.abs() < 1e30)
@@ -139,7 +139,7 @@ def operations(seed: int, dtype: torch.dtype) -> Iterator[Callable[[], None]]:
     """One case of each kind."""
     draw, ops = random.Random(seed), native_kernels("cpu", dtype)
     torch.manual_seed(seed)
-    yield lambda: quantized(draw, ops)
+    yield lambda: quantized(draw, ops, dtype)
     yield lambda: whole(draw, ops, dtype)
     yield lambda: rowwise(draw, ops)
     yield lambda: paged(draw, ops, dtype)

@@ -57,6 +57,16 @@ def check(found: torch.Tensor, x: torch.Tensor, matrix: QuantizedMatrix, bias: t
     assert float((found.double() - wanted).abs().max() / size) < 2e-6
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_beside_weights_of_float32_rows_are_not_rounded(bits: Literal[4, 8], monkeypatch: pytest.MonkeyPatch) -> None:
+    ops, held = native_kernels("cpu", torch.float32), quantized(bits, 70, 64, 3, torch.float16)
+    monkeypatch.setattr("plimsoll.runtime.kernels.native_quantized.EXACT_BYTES", 3 * 4 * (70 + 192) * 7)
+    x, bias, packed = torch.randn(40, 192), torch.randn(70), ops.pack_quantized(held)
+    found, weight = ops.linear(x, packed, bias), dequantize(held, torch.float32).double()
+    assert float((found - (x.double() @ weight.T + bias)).abs().max() / (x.double().abs() @ weight.abs().T).max()) < 1e-6
+    assert torch.equal(torch.cat([ops.linear(row, packed, bias) for row in x.split(1)]), found)
+
+
 def test_a_weight_is_its_code_less_the_zero_point_times_the_scale() -> None:
     codes = torch.tensor([[0, 15, 3, 8, 1, 2, 4, 7] * 2, [9] * 16], dtype=torch.uint8)
     scales = torch.tensor([[0.5, 2.0], [1.0, -3.0]], dtype=torch.float16)

@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType as BlockType
 from gguf.quants import dequantize as dequantize_blocks
 from gguf.quants import quantize as quantize_blocks
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 from plimsoll.api.device import HEAD_GROUP, DeviceFacts
 from plimsoll.api.errors import CheckpointError, SpecError
@@ -29,7 +30,6 @@ from plimsoll.runtime.models.rounding import round_to_nearest
 from tests.support import quantized
 from tests.support.checkpoints import ARCHITECTURES, VOCAB_SIZE, make_checkpoint
 from tests.support.paging import prompt_logprobs
-from tests.support.rounding import assert_close, rounded, rounds_rows
 from tests.support.tables import bfloat16_tables, float32_tables, table_name
 
 SOURCE = random.Random(3)
@@ -61,22 +61,27 @@ def load(folder: Path, kernels: Kernels, precision: Precision | None = None) -> 
     return load_decoder(checkpoint, checkpoint.facts, kernels, torch.float32, precision=precision)
 
 
+def assert_close(found: list[Tensor], wanted: list[Tensor]) -> None:
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("kernels", TABLES, ids=table_name)
 @pytest.mark.parametrize("form", quantized.ALL)
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "InternLM2ForCausalLM"])
 def test_codes_answer_as_the_floats_they_stand_for(made: Made, architecture: str, form: str, kernels: Kernels) -> None:
     folder, floats = made(form, architecture)
-    wanted = prompt_logprobs(load(floats, rounded(kernels)), PROMPTS)
-    found = prompt_logprobs(load(folder, kernels, PRECISION[quantized.ALL[form].bits]), PROMPTS)
-    assert_close(found, wanted, rounds_rows(kernels))
+    wanted = prompt_logprobs(load(floats, kernels), PROMPTS)
+    assert_close(prompt_logprobs(load(folder, kernels, PRECISION[quantized.ALL[form].bits]), PROMPTS), wanted)
 
 
 @pytest.mark.parametrize("kernels", TABLES, ids=table_name)
 @pytest.mark.parametrize("architecture", ["MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"])
 def test_so_does_every_architecture(made: Made, architecture: str, kernels: Kernels) -> None:
     folder, floats = made("awq", architecture)
-    wanted = prompt_logprobs(load(floats, rounded(kernels)), PROMPTS)
-    assert_close(prompt_logprobs(load(folder, kernels, "w4a16"), PROMPTS), wanted, rounds_rows(kernels))
+    assert_close(
+        prompt_logprobs(load(folder, kernels, "w4a16"), PROMPTS), prompt_logprobs(load(floats, kernels), PROMPTS)
+    )
 
 
 @pytest.mark.parametrize("form", ["awq", "ct-8", "gptq-v2"])
@@ -122,9 +127,8 @@ def test_a_head_as_most_files_of_4_bits_have_it_loses_nothing() -> None:
 @pytest.mark.parametrize("kernels", TABLES, ids=table_name)
 def test_modules_kept_whole_beside_codes(made: Made, kernels: Kernels) -> None:
     folder, floats = made("awq", "LlamaForCausalLM", ("layers.0.mlp", "v_proj"))
-    # Whole modules round no rows by themselves.
-    found, wanted = load(folder, rounded(kernels), "w4a16"), load(floats, rounded(kernels))
-    assert_close(prompt_logprobs(found, PROMPTS), prompt_logprobs(wanted, PROMPTS), rounds_rows(kernels))
+    decoder = load(folder, kernels, "w4a16")
+    assert_close(prompt_logprobs(decoder, PROMPTS), prompt_logprobs(load(floats, kernels), PROMPTS))
 
 
 @pytest.mark.parametrize("kernels", bfloat16_tables(), ids=table_name)
@@ -159,7 +163,7 @@ def test_codes_are_read_in_runs_and_each_once(made: Made, monkeypatch: pytest.Mo
     read = checkpoint.read_quantized
     checkpoint.read_quantized = lambda name, rows, *more: (reads.append((name, rows)), read(name, rows, *more))[1]  # type: ignore[method-assign,assignment,func-returns-value]
     parts = load_decoder(checkpoint, checkpoint.facts, TABLES[0], torch.float32, precision="w4a16")
-    assert_close(prompt_logprobs(parts, PROMPTS), prompt_logprobs(whole, PROMPTS), rounds=False)
+    assert_close(prompt_logprobs(parts, PROMPTS), prompt_logprobs(whole, PROMPTS))
     rows = sum(stop - start for name, (start, stop) in reads if name.endswith("layers.1.feed_forward.w2"))
     assert rows == 96
     assert max(stop - start for _, (start, stop) in reads) <= 32
@@ -175,7 +179,7 @@ def test_floats_are_rounded_to_nearest_the_same_way_every_time(tmp_path: Path) -
         found = prompt_logprobs(first, PROMPTS)
         assert all(torch.equal(a, b) for a, b in zip(found, prompt_logprobs(second, PROMPTS), strict=True))
         if bits == 8:
-            assert_close(found, prompt_logprobs(load(floats, TABLES[0]), PROMPTS), rounds=False)
+            assert_close(found, prompt_logprobs(load(floats, TABLES[0]), PROMPTS))
 
 
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 128), (8, 256)])
