@@ -40,12 +40,16 @@ WIDE_SCRATCH_BYTES = 16 << 20
 """Unpacked weights, narrowed activations and products, where wide products go through torch's bfloat16."""
 
 
+ROUNDED_BYTES = 4 << 20
+"""Rows of a product as the native table rounds them, at once (`csrc/room.h`)."""
+
+
 def native_table(panel: int, wide: bool = False) -> TableFacts:
     """The native table of a CPU: float32 activations, weights in panels of `panel` rows.
 
     `wide`: products of many rows leave the table for torch's bfloat16.
     """
-    scratch = WIDE_SCRATCH_BYTES if wide else 0
+    scratch = ROUNDED_BYTES + (WIDE_SCRATCH_BYTES if wide else 0)
     return TableFacts(activation_bytes=4, row_tile=panel, scratch_bytes=scratch, head_group=HEAD_GROUP)
 
 

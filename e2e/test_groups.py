@@ -25,7 +25,7 @@ GROUP, INDEX = "plimsoll.dev/group", "apps.kubernetes.io/pod-index"
 POOL = "plimsoll.dev/e2e-pool"
 TWO = {"tensor": 2, "nodes": 2}
 #: Small enough that the pods of two groups and a spare one run on two cores.
-SMALL = {"accelerator": {"resource": "cpu", "memory": "700Mi"}}
+SMALL = {"accelerator": {"resource": "cpu", "memory": "716Mi"}}
 EXACT = {"accelerator": {"resource": "cpu", "memory": "1Gi"}, "precision": "float32"}
 
 
@@ -138,7 +138,7 @@ def test_groups_are_placed_whole_and_a_lost_node_s_group_is_made_anew_elsewhere(
     cluster: Cluster, namespace: str, pool: Pool, start: Start, result: Result
 ) -> None:
     start()
-    wish = {"parallelism": TWO, "accelerator": {"resource": "cpu", "memory": "700Mi"}, "replicas": 2}
+    wish = {"parallelism": TWO, "accelerator": {"resource": "cpu", "memory": "716Mi"}, "replicas": 2}
     pod = {"cpu": "700m", "nodeSelector": {"type": None, POOL: namespace}}
     cluster.apply(manifest(namespace, "spread", **wish, pod=pod))
     deployment = ModelDeployment(cluster, namespace, "spread")

@@ -27,7 +27,7 @@ for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc"))), reverse=Tr
 
 
 def test_ranks_of_a_pod_answer_as_one_and_start_again_together(scene: Scene) -> None:
-    cpu = {"resource": "cpu", "memory": "640Mi"}
+    cpu = {"resource": "cpu", "memory": "656Mi"}
     deployment = scene.deploy(parallelism={"tensor": RANKS}, accelerator=cpu, pod={"cpu": None}, precision="float32")
     deployment.ready()
     client = openai.OpenAI(base_url=f"{scene.url(deployment)}/v1", api_key="none", max_retries=0)
@@ -70,7 +70,7 @@ def test_ranks_of_a_pod_answer_as_one_and_start_again_together(scene: Scene) -> 
         assert found["peak"] <= planned["total"]
     (pod,) = deployment.pods()
     server = next(one for one in pod["spec"]["containers"] if one["name"] == "server")
-    assert server["resources"]["limits"]["memory"] == f"{RANKS * 640 + 384}Mi"
+    assert server["resources"]["limits"]["memory"] == f"{RANKS * 656 + 384}Mi"
 
     name = pod["metadata"]["name"]
     stream = client.completions.create(model=deployment.name, prompt="One, two,", max_tokens=900, stream=True)

@@ -90,7 +90,7 @@ def test_two_deployments_serve_side_by_side_and_drain_together(checkpoint: Path,
     [
         ({"accelerator": "{resource: cpu, memory: 100Mi}"}, "100"),
         ({"precision": "float16"}, "spec.precision"),
-        ({"kvCache": "{precision: int8}"}, "spec.kvCache.precision"),
+        ({"kvCache": "{precision: int2}"}, "spec.kvCache.precision"),
         ({"parallelism": "{tensor: 64}"}, "spec.parallelism.tensor"),
         ({"context": "{maxLength: 99999}"}, "maxLength"),
         ({"kvCache": "{ratio: 2}"}, "ratio"),

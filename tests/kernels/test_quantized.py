@@ -63,7 +63,9 @@ def test_beside_weights_of_float32_rows_are_not_rounded(bits: Literal[4, 8], mon
     monkeypatch.setattr("plimsoll.runtime.kernels.native_quantized.EXACT_BYTES", 3 * 4 * (70 + 192) * 7)
     x, bias, packed = torch.randn(40, 192), torch.randn(70), ops.pack_quantized(held)
     found, weight = ops.linear(x, packed, bias), dequantize(held, torch.float32).double()
-    assert float((found - (x.double() @ weight.T + bias)).abs().max() / (x.double().abs() @ weight.abs().T).max()) < 1e-6
+    assert (
+        float((found - (x.double() @ weight.T + bias)).abs().max() / (x.double().abs() @ weight.abs().T).max()) < 1e-6
+    )
     assert torch.equal(torch.cat([ops.linear(row, packed, bias) for row in x.split(1)]), found)
 
 
