@@ -64,7 +64,7 @@ def quality(decoder: Decoder, texts: list[list[int]], caches: Caches) -> dict[Ca
 
 
 def ready(runner: Runner, context: int) -> PagedSequence:
-    """A sequence with `context` tokens in the cache, whatever they say."""
+    """A sequence with `context` tokens in the cache; which tokens they are does not matter."""
     (sequence,) = make_sequences(runner, [[(7 * i) % 4096 + 3 for i in range(context)]], room=BLOCK)
     for start in range(0, context, 2048):
         runner.step([Chunk(sequence, min(2048, context - start))])

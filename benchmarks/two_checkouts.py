@@ -7,21 +7,18 @@ pairs (above 1: NEW is faster). Leave the machine alone meanwhile.
 """
 
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from statistics import median
 
 import httpx
 
-from benchmarks.over_http import free_port
+from benchmarks.over_http import free_port, server
 
-START_SECONDS = 180.0
 NUMBERS = count()
 
 
@@ -49,45 +46,22 @@ WORK: dict[str, tuple[int, Callable[[str], None]]] = {
 """Times, and what is timed."""
 
 
-@contextmanager
-def serving(checkout: str, model: str, options: list[str]) -> Iterator[str]:
-    """The URL of a server with that checkout's code, warm."""
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "plimsoll.cli.main",
-        "serve",
-        model,
-        "--model-name",
-        "m",
-        "--server-port",
-        str(port),
-    ]
-    command += ["--kv-cache-bytes", "1Gi", *options]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=checkout, env={**os.environ, "PYTHONPATH": checkout}, **quiet)  # type: ignore[call-overload]
-    url, until = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
-    try:
-        while True:
-            try:
-                many(url, 16, 4)
-                break
-            except httpx.HTTPError:
-                if process.poll() is not None or time.monotonic() > until:
-                    raise
-                time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
+def serve(checkout: str, port: int, model: str, options: list[str]) -> list[str]:
+    """The command of a server with that checkout's code; `-P` keeps this folder's code out."""
+    command = ["env", f"PYTHONPATH={checkout}", sys.executable, "-P", "-m", "plimsoll.cli.main", "serve", model]
+    return [*command, "--model-name", "m", "--server-port", str(port), "--kv-cache-bytes", "1Gi", *options]
 
 
 def main() -> None:
     """Measures and prints a line for each kind of work."""
     model, old, new, *options = sys.argv[1:]
     model, old, new = (str(Path(one).resolve()) for one in (model, old, new))
-    with serving(old, model, options) as first, serving(new, model, options) as second:
+    threads, ports = os.cpu_count() or 1, (free_port(), free_port())
+    commands = [serve(checkout, port, model, options) for checkout, port in zip((old, new), ports, strict=True)]
+    first, second = (f"http://127.0.0.1:{port}" for port in ports)
+    with server(commands[0], first, "/ready", threads), server(commands[1], second, "/ready", threads):
+        for url in (first, second):
+            many(url, 16, 4)
         print("| work | old, ms | new, ms | old / new, median of pairs |\n|---|---|---|---|")
         for name, (times, work) in WORK.items():
             spent: dict[str, list[float]] = {first: [], second: []}

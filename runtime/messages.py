@@ -13,7 +13,8 @@ FinishReason = Literal["stop", "length", "abort", "error", "rejected"]
 
 
 class Logprob(msgspec.Struct, frozen=True, array_like=True):
-    """One token's log-probability (natural log) and its rank in the vocabulary, 1 being the likeliest."""
+    """One token's log-probability (natural log) and its rank in the vocabulary, 1 being the likeliest; 0 where it was
+    not counted."""
 
     token_id: int
     logprob: float

@@ -1,4 +1,4 @@
-"""At every precision of the native kernels an answer has the bits that it has alone, whatever else runs."""
+"""At every precision of the native kernels an answer has the bits that it has alone, beside any other work."""
 
 import random
 from pathlib import Path

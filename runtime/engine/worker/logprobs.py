@@ -55,15 +55,16 @@ def token_logprobs(
             )
     for row, wanted in enumerate(asked):
         if not isinstance(wanted, int):
-            found[row].top.extend(_scored(logits[row], scores[row], wanted, token_ids[row]))
+            found[row].top.extend(_scored(scores[row], wanted, found[row].chosen))
     return found
 
 
-def _scored(logits: torch.Tensor, scores: torch.Tensor, wanted: Iterable[int], chosen: int) -> Iterator[Logprob]:
-    """Log-probabilities of `chosen` and of the ids `wanted`, each once. `logits` and `scores` are [vocabulary]."""
-    for token in dict.fromkeys((chosen, *wanted)):
-        place = _ranks(logits[None], torch.tensor([[token]], device=logits.device))[0]
-        yield Logprob(token, float(scores[token]), place)
+def _scored(scores: torch.Tensor, wanted: Iterable[int], chosen: Logprob) -> Iterator[Logprob]:
+    """`chosen`, then log-probabilities of the ids `wanted`, each once. `scores` is [vocabulary]. Ranks are not counted:
+    that takes a look at the whole vocabulary for each id, while other requests wait."""
+    others = [token for token in dict.fromkeys(wanted) if token != chosen.token_id]
+    yield chosen
+    yield from (Logprob(*entry, 0) for entry in zip(others, scores[others].tolist(), strict=True))
 
 
 def _ranks(logits: torch.Tensor, ids: torch.Tensor) -> list[int]:

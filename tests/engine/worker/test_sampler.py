@@ -336,6 +336,15 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
     assert results[2].logprobs.top == []
 
 
+@pytest.mark.parametrize(("wanted", "order"), [((4, 3, 0, 4), [3, 4, 0]), ((3,), [3])])
+def test_chosen_ids_are_scored_once_each_behind_the_sampled_one(wanted: tuple[int, ...], order: list[int]) -> None:
+    logits = torch.tensor([[1.0, 2.0, 2.5, 0.5, 0.0]])
+    [found] = token_logprobs(logits, [3], [wanted])
+    assert [entry.token_id for entry in found.top] == order
+    assert [entry.logprob for entry in found.top] == pytest.approx(logits.log_softmax(-1)[0, order].tolist())
+    assert [entry.rank for entry in found.top] == [4, *[0] * (len(order) - 1)]
+
+
 def test_ranks_order_equals_by_id() -> None:
     logits = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]])
     [found] = token_logprobs(logits, [3], [4])
