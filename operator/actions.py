@@ -23,6 +23,11 @@ class Apply:
         """Whether this is a policy that has to be there before the pods."""
         return bool(self.object["kind"] == "NetworkPolicy")
 
+    @property
+    def narrows(self) -> bool:
+        """Whether this is a Service that gives requests to ready pods alone: there may soon be another that is not."""
+        return self.object["kind"] == "Service" and self.object["spec"].get("publishNotReadyAddresses") is False
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -93,8 +98,9 @@ Action = Apply | Scale | MarkFailed | MarkProven | Renumber | MakeKey | Label | 
 
 
 def can_wait(action: Action) -> bool:
-    """Whether no pod depends on the action: it applies neither what makes pods nor their policy."""
-    return isinstance(action, Apply) and not action.makes_pods and not action.guards
+    """Whether no pod depends on the action: it applies neither what makes pods, nor their policy, nor what narrows
+    where requests go."""
+    return isinstance(action, Apply) and not action.makes_pods and not action.guards and not action.narrows
 
 
 def ordered(actions: Iterable[Action]) -> tuple[Action, ...]:

@@ -25,7 +25,7 @@ from plimsoll.operator.plan import rollout
 from plimsoll.operator.plan.admission import Admission, admit, standing
 from plimsoll.operator.plan.devices import selected
 from plimsoll.operator.plan.evacuation import Evacuation, evacuate
-from plimsoll.operator.plan.holding import desired_replicas, holding
+from plimsoll.operator.plan.holding import alone, desired_replicas, holding
 from plimsoll.operator.plan.inspecting import inspecting
 from plimsoll.operator.plan.rollout import Revision, Stage, Step
 from plimsoll.operator.plan.status import Rolling, status
@@ -234,7 +234,7 @@ class _Roll:
     def children(self) -> Iterator[Action]:
         deployment = self.snapshot.deployment
         wanted = [
-            build.service(deployment, leaders=self.snapshot.leaders),
+            build.service(deployment, leaders=self.snapshot.leaders, alone=alone(self.snapshot, self.step.replicas)),
             # An only replica is kept where somebody sees to a second one.
             build.disruption_budget(
                 deployment,

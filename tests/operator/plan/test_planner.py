@@ -187,6 +187,31 @@ def test_a_changed_setting_reaches_no_revision_that_is_there() -> None:
     assert cluster.writes == writes
 
 
+def test_an_only_pod_gets_requests_before_it_is_ready_and_one_of_several_never_does() -> None:
+    cluster = Cluster()
+    published: set[tuple[int, bool]] = set()
+
+    def settle() -> bool:
+        for choice in range(80):
+            cluster.act()
+            service = cluster.children.get(("Service", "demo"))
+            if service:
+                wanted = sum(one.replicas for one in cluster.sets.values())
+                published.add((max(wanted, len(cluster.pods)), service["spec"]["publishNotReadyAddresses"]))
+            cluster.others_move(choice)
+        assert cluster.status["phase"] == "Ready", cluster.status
+        return bool(service and service["spec"]["publishNotReadyAddresses"])
+
+    assert settle()
+    cluster.change(context={"maxLength": 1024}, rollout={"strategy": "Surge"})
+    assert settle()
+    cluster.change(replicas=2)
+    assert not settle()
+    assert published == {(0, True), (1, True), (2, False)} or published == {(1, True), (2, False)}, published
+    cluster.change(replicas=1)
+    assert settle()
+
+
 def test_what_others_change_of_ours_is_put_back_and_what_they_add_is_left() -> None:
     cluster = Cluster()
     cluster.settle()
