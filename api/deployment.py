@@ -216,6 +216,9 @@ class Serving(Part):
     """Rows of a step from which products go through torch's bfloat16. Prompts are quicker on CPUs with AMX or
     AVX512-BF16, and greedy and seeded answers then depend on the other requests of that moment. CPU only. Default:
     never."""
+    deterministic: bool = False
+    """Refuse to start pods whose answers might depend on load: where the native kernels cannot run, and where their
+    self-test fails. CPU only; status.serving says in any case whether answers do. It makes nothing slower."""
     tool_parser: ToolParser = "auto"
     """How the model writes the functions that it calls. auto: the model's chat template decides; none: calls stay
     in the text."""
@@ -366,6 +369,10 @@ class ModelDeploymentSpec(Part):
             raise fault_at(("pod", "memory"), rules.ONE_MEMORY_WORDS, self.pod.memory)
         if self.serving.torch_rows is not None and self.accelerator.resource != "cpu":
             raise fault_at(("serving", "torchRows"), rules.TORCH_ROWS_WORDS, self.serving.torch_rows)
+        if self.serving.deterministic and self.accelerator.resource != "cpu":
+            raise fault_at(("serving", "deterministic"), rules.DETERMINISTIC_WORDS, True)
+        if self.serving.deterministic and self.serving.torch_rows is not None:
+            raise fault_at(("serving", "deterministic"), rules.EQUAL_WORDS, True)
         return self
 
 

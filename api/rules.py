@@ -22,6 +22,8 @@ NAME = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
 NAME_WORDS = "must be up to 40 lower-case letters, digits and '-', a letter first and no '-' last"
 ONE_MEMORY_WORDS = "is the host memory of pods on GPUs; on a CPU accelerator.memory is the pod's memory. Remove it"
 TORCH_ROWS_WORDS = "goes with accelerator.resource: cpu. Remove it"
+DETERMINISTIC_WORDS = "goes with accelerator.resource: cpu: kernels of GPUs do not promise it. Remove it"
+EQUAL_WORDS = "contradicts serving.torchRows, with which answers depend on load: remove one of them"
 OURS_WORDS = "plimsoll.dev/…, app.kubernetes.io/name and app.kubernetes.io/managed-by are written by the operator"
 
 
@@ -149,6 +151,7 @@ NOT_OURS: list[Any] = [
 
 RESOURCE: list[Any] = [rule(f"self.matches(r'{RESOURCE_FORM}')", RESOURCE_WORDS)]
 
+_DETERMINISTIC = "(has(self.serving) && has(self.serving.deterministic) && self.serving.deterministic)"
 SPEC: list[Any] = [
     rule(
         "self.accelerator.resource != 'cpu' || !has(self.pod) || !has(self.pod.memory)",
@@ -159,6 +162,16 @@ SPEC: list[Any] = [
         "self.accelerator.resource == 'cpu' || !has(self.serving) || !has(self.serving.torchRows)",
         f"serving.torchRows {TORCH_ROWS_WORDS}",
         ".serving.torchRows",
+    ),
+    rule(
+        f"self.accelerator.resource == 'cpu' || !{_DETERMINISTIC}",
+        f"serving.deterministic {DETERMINISTIC_WORDS}",
+        ".serving.deterministic",
+    ),
+    rule(
+        f"!{_DETERMINISTIC} || !has(self.serving.torchRows)",
+        f"serving.deterministic {EQUAL_WORDS}",
+        ".serving.deterministic",
     ),
 ]
 

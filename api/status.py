@@ -115,6 +115,37 @@ class Observed(StatusPart):
     """The same of each rank, beside budget.ranks, where there are several; the fields above are rank 0's."""
 
 
+class ServingKind(StatusPart):
+    """Replicas that compute alike."""
+
+    deterministic: bool | None = None
+    """Whether an answer of these replicas is the same under any load."""
+    kernels: str | None = None
+    """The table of kernels, with the processor's instructions that it uses."""
+    digest: str | None = None
+    """sha256 of the self-test at start-up."""
+    reason: str | None = None
+    """Why they are not deterministic."""
+    replicas: Replicas | None = None
+    """How many they are."""
+
+
+class Serving(StatusPart):
+    """How the replicas compute, as each found at its start; what they do not agree in is left out."""
+
+    deterministic: bool | None = None
+    """Whether greedy and seeded answers are the same to the bit under any load, whichever replica gives them: each
+    replica's kernels promise it, its self-test has found it, and all digests are equal."""
+    kernels: str | None = None
+    """The table of kernels, with the processor's instructions that it uses, such as native-avx512."""
+    digest: str | None = None
+    """sha256 of the self-test at start-up: equal on replicas whose kernels have the same bits."""
+    reason: str | None = None
+    """Why they are not deterministic."""
+    kinds: Annotated[list[ServingKind], Field(max_length=16)] | None = None
+    """Where replicas do not agree: each kind, the most frequent first."""
+
+
 class Step(StatusPart):
     """A step that moves bytes."""
 
@@ -219,6 +250,7 @@ class ModelDeploymentStatus(StatusPart):
     source: Source | None = None
     budget: Budget | None = None
     observed: Observed | None = None
+    serving: Serving | None = None
     startup: Startup | None = None
     load: Load | None = None
     conditions: list[Condition] | None = None

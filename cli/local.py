@@ -17,6 +17,7 @@ from plimsoll.cli.screen import column
 from plimsoll.cli.screen import console as console
 
 if TYPE_CHECKING:
+    from plimsoll.runtime.messages import EngineReady
     from plimsoll.runtime.server.service import Service
 
 PHASES = {"weights": "Loading weights", "cache": "Allocating the KV cache", "warmup": "Warming up"}
@@ -178,6 +179,14 @@ def announce(service: "Service", screen: Console) -> None:
         style="dim",
         highlight=False,
     )
+    screen.print(_determinism(info), style="dim", highlight=False)
+
+
+def _determinism(info: "EngineReady") -> str:
+    test = info.determinism
+    if test.deterministic:
+        return f"deterministic · self-test {test.digest[: len('sha256:') + 12]}"
+    return f"not deterministic: {test.reason}"
 
 
 def _on_ranks(size: int) -> str:

@@ -145,6 +145,9 @@ def serve(
             "AVX512-BF16, answers that depend on load. Default: never.",
         ),
     ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Refuse to start where answers might depend on load.")
+    ] = False,
     max_body_bytes: Annotated[
         str | None,
         typer.Option(help="The most that a request's body may have, as 4Mi. Default: 1Mi to 16Mi, by the context."),
@@ -241,6 +244,7 @@ def serve(
         threads=threads,
         names="options",
         torch_rows=torch_rows,
+        deterministic=deterministic,
         hang_timeout=hang_timeout,
     )
     server = ServerConfig(

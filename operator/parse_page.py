@@ -9,6 +9,8 @@ from plimsoll.operator.shape import mapping, number, whole
 from plimsoll.operator.snapshot import Page
 
 PHASES = ("downloading", "loading", "warming", "ready", "draining")
+#: What is read of how a pod computes, and the most characters of it.
+_WORDS: Mapping[str, int] = {"kernels": 64, "digest": 80, "reason": 512}
 #: What is read of each step of a status page.
 _OF_A_STEP: Mapping[str, Callable[[Any], float]] = {"bytes": whole, "total": whole, "seconds": number, "eta": number}
 
@@ -29,6 +31,7 @@ def page_of(data: Any, now: float, before: Page | None) -> Page | None:
         rank_loads=tuple(map(_rank_load, loads[:MOST_RANKS])) if isinstance(loads, list) else (),
         observed=_amounts(data.get("observed")),
         ranks=tuple(map(_amounts, ranks[:MOST_RANKS])) if isinstance(ranks, list) else (),
+        serving=_serving(data.get("serving")),
         waiting_for=_pod_names(data.get("waitingFor")),
         running=max(0, whole(data.get("running"))),
         waiting=max(0, whole(data.get("waiting"))),
@@ -37,6 +40,15 @@ def page_of(data: Any, now: float, before: Page | None) -> Page | None:
     if before is not None and _progress(read) == _progress(before):
         return replace(read, moved_at=before.moved_at)
     return read
+
+
+def _serving(data: Any) -> dict[str, Any]:
+    """Words are bounded: they go into a status."""
+    found, said = mapping(data), mapping(data).get("deterministic")
+    if not isinstance(said, bool):
+        return {}
+    words = {key: value[:most] for key, most in _WORDS.items() if isinstance(value := found.get(key), str) and value}
+    return {"deterministic": said, **words}
 
 
 def _pod_names(value: Any) -> tuple[str, ...]:

@@ -169,7 +169,8 @@ def _telling(page: Said) -> tuple[Any, ...]:
     usage = round(page.cache_usage * 20)
     measured = tuple(tuple(sorted(terms.items())) for terms in (page.observed, *page.ranks))
     loads = tuple(tuple(sorted(one.items())) for one in page.rank_loads)
-    return page.phase, page.waiting_for, startup, loads, measured, page.running, page.waiting, usage
+    computes = tuple(sorted(page.serving.items()))
+    return page.phase, page.waiting_for, startup, loads, measured, computes, page.running, page.waiting, usage
 
 
 def _over_http(session: aiohttp.ClientSession) -> Reader:

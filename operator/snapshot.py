@@ -77,6 +77,9 @@ class Page:
     """{rank, bytes, total, seconds} of each rank's part of `load`; empty where there is one."""
     ranks: tuple[Mapping[str, int], ...] = ()
     """{rank, weights, kvCache, peak} of each rank, bytes as measured; empty where there is one."""
+    serving: Mapping[str, Any] = field(default_factory=dict)
+    """{deterministic, kernels, digest, reason} as status.serving has them; empty before it serves, and of a pod that
+    follows."""
     waiting_for: tuple[str, ...] = ()
     """Of a group's leader: names of the pods that have not joined it."""
 

@@ -65,6 +65,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     torch_rows: Count | None = None
     """Products of at least so many rows go through torch's bfloat16: quicker prompts on CPUs with AMX or AVX512-BF16,
     and answers that depend on load. None is never, unless the environment's PLIMSOLL_TORCH_ROWS says otherwise."""
+    deterministic: bool = False
+    """Refuse to start where the kernels cannot promise that answers do not depend on load. It changes no kernel."""
     seed: int = 0
     contents: str | None = None
     """Fingerprint that the checkpoint's files must have (`checkpoint.contents`); None takes what is there."""
@@ -117,9 +119,14 @@ def names_of(config: EngineConfig) -> Names:
 
 #: Fields that the budget and the engine refuse under one name, in the words of arguments and of options.
 _FIELDS = {
-    "arguments": {"spec.kvCache.blockSize": "block_size", "spec.parallelism.tensor": "tensor"},
+    "arguments": {
+        "spec.kvCache.blockSize": "block_size",
+        "spec.parallelism.tensor": "tensor",
+        "spec.serving.deterministic": "deterministic",
+    },
     "options": {
         "spec.kvCache.blockSize": "--cache-block-seq-len",
+        "spec.serving.deterministic": "--deterministic",
         "spec.parallelism.tensor": "--tp",
         "tensor": "--tp",
         "device": "--device",
@@ -228,6 +235,7 @@ def from_deployment(
         threads=spec.pod.cpu,
         names="manifest",
         torch_rows=spec.serving.torch_rows,
+        deterministic=spec.serving.deterministic,
         hang_timeout=spec.serving.hang_timeout,
     )
     server = ServerConfig(

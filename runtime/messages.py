@@ -162,6 +162,17 @@ class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     """Of `weights`, where there are several ranks; the bytes above are theirs together."""
 
 
+class Determinism(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an answer depends on what else runs, by the kernels' promise and the self-test at start-up."""
+
+    deterministic: bool
+    """A row has the same bits alone, in a batch and in pieces."""
+    digest: str = ""
+    """`sha256:…` over the results of the self-test: equal where the arithmetic is. Empty where there was none."""
+    reason: str = ""
+    """Why it is not deterministic; else empty."""
+
+
 class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """The engine has loaded and has generated a token."""
 
@@ -179,7 +190,9 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     startup: dict[str, float]
     """Seconds by phase: load, cache, warmup."""
     kernels: str
-    """Which table of kernels runs, e.g. `torch` or `native-avx2`."""
+    """Which table of kernels runs, e.g. `torch` or `native-avx2`: with the instructions that the native one uses."""
+    determinism: Determinism
+    """Of all ranks together."""
     threads: int
     """Of one rank."""
     ranks: list["RankReady"] = []
@@ -202,6 +215,7 @@ class RankReady(msgspec.Struct, frozen=True, kw_only=True, tag="rank"):
     """Bytes of the process."""
     load: float
     """Seconds."""
+    determinism: Determinism
 
     @property
     def loaded(self) -> LoadProgress:

@@ -10,6 +10,7 @@ from plimsoll.operator.plan.conditions import Condition, Truth, column, written
 from plimsoll.operator.plan.quantized import FAILED, WAITING
 from plimsoll.operator.plan.quota import with_help
 from plimsoll.operator.plan.rollout import Revision, Stage
+from plimsoll.operator.plan.serving import serving
 from plimsoll.operator.plan.trouble import Trouble, words
 from plimsoll.operator.snapshot import Page, Pod, Snapshot
 
@@ -50,6 +51,7 @@ def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision:
         "source": _source(admission, rolling, before),
         "budget": admission.kept or (build.described(admission.budget) if admission.budget else None),
         "observed": _observed(newest, before),
+        "serving": before.get("serving") if _unread(newest) else serving(newest),
         "startup": _startup(newest, before),
         "load": _load(sets, before),
         "conditions": written(conditions, before.get("conditions", ()), generation, snapshot.now),

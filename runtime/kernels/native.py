@@ -114,6 +114,7 @@ def native_library() -> ctypes.CDLL:
             function.argtypes = arguments
             function.restype = _I if name in CHECKED else None
     loaded.panel_width.restype = loaded.threads_in_use.restype = _L
+    loaded.instructions_in_use.restype = ctypes.c_char_p
     return loaded
 
 
@@ -136,10 +137,9 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         raise NativeUnavailableError(
             f"they run {' and '.join(map(str, KINDS))} on a CPU, not {weight_dtype} on {device}"
         )
-    instructions = torch.backends.cpu.get_cpu_capability().lower().replace("default", "generic")
     library, kind, results = native_library(), KINDS[weight_dtype], Results()
     return Kernels(
-        name=f"native-{instructions}",
+        name=f"native-{library.instructions_in_use().decode('ascii')}",
         device=device,
         dtype=torch.float32,
         pack=_pack(getattr(library, f"pack_{kind}"), weight_dtype),
@@ -154,6 +154,7 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         write_kv=native_write_kv(library.write_kv, weight_dtype),
         attention=native_attention(library.attention, weight_dtype, results.take),
         facts=native_table(library.panel_width(), wide_rows is not None),
+        varies=None if wide_rows is None else f"torch multiplies steps of {wide_rows} rows and more",
         layers=_layers(library, weight_dtype, wide_rows),
     )
 

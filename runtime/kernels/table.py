@@ -97,6 +97,8 @@ class Kernels:
     a window w, position p sees keys p-w+1 .. p; with a cap c, scores s become c * tanh(s / c)."""
     facts: TableFacts
     """What the budget needs to know of this table."""
+    varies: str | None
+    """Why the bits of a row may depend on the other rows of its step; None where they never do."""
     layers: (
         Callable[
             [ModelFacts, Sequence[DecoderLayer], Norm, Sequence[tuple[Tensor, Tensor]], Adder | None], RunLayers | None

@@ -140,4 +140,7 @@ def linear(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
 
 def triton_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
     """The plain table with these products in place of its own for quantized weights."""
-    return dataclasses.replace(torch_kernels(device, dtype), name="torch, triton", linear=linear)
+    return dataclasses.replace(
+        torch_kernels(device, dtype), name="torch, triton", linear=linear,
+        varies="a GPU's kernels sum in an order that depends on the number of rows",
+    )  # fmt: skip

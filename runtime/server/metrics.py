@@ -205,6 +205,17 @@ class Metrics:
             )
             config.add_metric([self.model, *labels.values()], 1)
             yield config
+            yield self._determinism(info)
+
+    def _determinism(self, info: EngineReady) -> Metric:
+        test = info.determinism
+        labels = {"kernels": info.kernels, "deterministic": str(test.deterministic).lower(), "self_test": test.digest}
+        found = GaugeMetricFamily(
+            f"{PREFIX}determinism_info", "Whether answers keep their bits under any load.",
+            labels=["model_name", *labels],
+        )  # fmt: skip
+        found.add_metric([self.model, *labels.values()], 1)
+        return found
 
     def _of_ranks(self, ranks: Sequence[RankReady]) -> Iterator[Metric]:
         size = GaugeMetricFamily(

@@ -251,10 +251,20 @@ class Service:
             gc.collect()
             gc.freeze()
             self.ready_at = time.monotonic()
-            ranks = {"ranks": len(self.info.ranks)} if self.info is not None and self.info.ranks else {}
-            self._log.info("ready", url=self.url, model=self.config.served_name, **ranks)
+            self._log.info("ready", url=self.url, model=self.config.served_name, **_facts(self.info))
             self.settled.set()
         else:
             loading.cancel()
             with contextlib.suppress(asyncio.CancelledError, PlimsollError):
                 await loading
+
+
+def _facts(info: EngineReady | None) -> dict[str, Any]:
+    """What the log says of an engine that has become ready."""
+    if info is None:
+        return {}
+    test = info.determinism
+    found: dict[str, Any] = {"kernels": info.kernels, "deterministic": test.deterministic}
+    found |= {"self_test": test.digest} if test.digest else {}
+    found |= {"reason": test.reason} if test.reason else {}
+    return found | ({"ranks": len(info.ranks)} if info.ranks else {})

@@ -130,7 +130,7 @@ class Serving:
 
     def fingerprint(self, info: EngineReady) -> str:
         """OpenAI's system_fingerprint: the same while everything that decides an answer is the same."""
-        parts = "\0".join((plimsoll.__version__, self.digest, info.precision, info.kernels))
+        parts = "\0".join((plimsoll.__version__, self.digest, info.precision, info.kernels, info.determinism.digest))
         if info.ranks:
             # Sums over ranks round otherwise than sums on one.
             parts += f"\0{len(info.ranks)}"

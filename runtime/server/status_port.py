@@ -134,6 +134,7 @@ class StatusPort:
             | {
                 "model": service.config.served_name,
                 "observed": self._observed(engine.info),
+                "serving": _serving(engine.info),
                 "ranks": _ranks(engine.info, stats.peaks) if engine.ready else [],
                 "predicted": dict(engine.info.predicted) if engine.info else {},
                 "running": stats.running,
@@ -190,6 +191,15 @@ class StatusPort:
             left = self.service.serving.gate.inside
         seconds = round(time.monotonic() - began, 3)
         return 200, JSON, json.dumps({"drained": done, "inFlight": left, "seconds": seconds}).encode()
+
+
+def _serving(info: "EngineReady | None") -> dict[str, Any]:
+    """How this replica computes; empty before it does."""
+    if info is None:
+        return {}
+    test = info.determinism
+    found = {"deterministic": test.deterministic, "kernels": info.kernels, "digest": test.digest, "reason": test.reason}
+    return {name: value for name, value in found.items() if value != ""}
 
 
 def _words(status: int, text: str) -> Answer:

@@ -20,6 +20,8 @@ from tests.models.test_layers_at_once import assert_same_to_the_bit
 from tests.support.checkpoints import make_checkpoint
 
 FITTING = [variant.name for variant in processor.fitting()]
+#: How tables are called whose library uses no more than the variant's instructions.
+NAMES = {"x86-64-v4": "native-avx512", "x86-64-v3": "native-avx2", "armv8-a": "native-neon"}
 #: Every check of the native table that takes no fixture: against the plain twin, and rows against themselves.
 CHECKS = [
     check
@@ -104,6 +106,7 @@ def test_each_variant_computes_what_torch_does(
     assert_agrees(path)
     monkeypatch.setenv("PLIMSOLL_KERNELS_LIBRARY", str(path))
     assert native_kernels("cpu", torch.bfloat16).facts == forecast.foreseen_table("cpu")
+    assert native_kernels("cpu", torch.bfloat16).name.startswith(NAMES[name])
     assert native.native_library().panel_width() == variant.panel == forecast.panel_width(path)
     assert len(CHECKS) >= 5
     threads = torch.get_num_threads()

@@ -104,6 +104,9 @@ def test_what_requests_ask_for_and_what_the_cache_holds_is_shown(tiny: Endpoint)
     concurrency = f"{tokens / info.model_len:g}"
     labels = {"kv_cache_size_tokens": f"{tokens:g}", "kv_cache_max_concurrency": concurrency, "cache_dtype": "float32"}
     assert tiny.metric("cache_config_info", **labels) == 1
+    test = info.determinism
+    labels = {"kernels": info.kernels, "deterministic": str(test.deterministic).lower(), "self_test": test.digest}
+    assert tiny.metric("determinism_info", **labels) == 1
     assert tiny.metric("num_requests_waiting_by_reason", reason="capacity") == tiny.metric("num_requests_waiting")
 
 

@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+from plimsoll.operator.parse_page import page_of
 from plimsoll.runtime.server.pod import last_words
 from plimsoll.runtime.server.status_port import STARTING_SECONDS, StatusPort
 from tests.support.endpoint import eventually
@@ -65,6 +66,10 @@ def test_what_is_observed_stands_beside_what_was_predicted(pod: PodProcess) -> N
     assert page["observed"]["kvCache"] == page["predicted"]["kvCache"]
     assert page["observed"]["peak"] >= pod.engine.memory_info().rss * 0.5
     assert (page["running"], page["waiting"], page["inFlight"], page["cacheUsage"]) == (0, 0, 0, 0)
+    serving = page["serving"]
+    assert serving["kernels"]
+    assert serving.get("digest", "").startswith("sha256:") == serving["deterministic"] != ("reason" in serving)
+    assert page_of(page, 1.0, None).serving == serving
     assert page["restarts"] == 0
 
 

@@ -168,6 +168,16 @@ _TOGETHER: tuple[tuple[str, Manifest, str], ...] = (
         "rows for torch on a GPU", {"accelerator": {"resource": "nvidia.com/gpu"}, "serving": {"torchRows": 128}},
         "spec.serving.torchRows",
     ),
+    (
+        "equal answers of a GPU",
+        {"accelerator": {"resource": "nvidia.com/gpu"}, "serving": {"deterministic": True}},
+        "spec.serving.deterministic",
+    ),
+    (
+        "equal answers and rows for torch",
+        {"accelerator": {"resource": "cpu", "memory": "4Gi"}, "serving": {"deterministic": True, "torchRows": 128}},
+        "spec.serving.deterministic",
+    ),
     ("a label of ours", {"pod": {"labels": {"plimsoll.dev/deployment": "x"}}}, "spec.pod.labels"),
     ("a manager", {"pod": {"labels": {"app.kubernetes.io/managed-by": "x"}}}, "spec.pod.labels"),
     ("an annotation of ours", {"pod": {"annotations": {"plimsoll.dev/x": "x"}}}, "spec.pod.annotations"),

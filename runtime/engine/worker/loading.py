@@ -13,6 +13,7 @@ import torch
 
 from plimsoll.api.cache_loss import cache_loss
 from plimsoll.api.device import DeviceKind
+from plimsoll.api.errors import SpecError
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import slow_codes
 from plimsoll.api.second_rounding import rounded_again
@@ -24,11 +25,12 @@ from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.engine.worker.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
 from plimsoll.runtime.engine.worker.runner import Runner
+from plimsoll.runtime.engine.worker.self_test import of_group, self_test
 from plimsoll.runtime.kernels.forecast import foreseen_libraries, libraries_note
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.machine.threads import apply_threads, cpu_limit
-from plimsoll.runtime.messages import EngineReady, LoadProgress, RankReady
+from plimsoll.runtime.messages import Determinism, EngineReady, LoadProgress, RankReady
 from plimsoll.runtime.models.group import RankGroup
 from plimsoll.runtime.models.loader import load_decoder
 
@@ -77,6 +79,7 @@ class Loaded:
     runner: Runner
     threads: int
     clock: Clock
+    determinism: Determinism
     rank: int = 0
 
     def rank_ready(self) -> RankReady:
@@ -85,6 +88,7 @@ class Loaded:
         return RankReady(
             rank=self.rank, pid=os.getpid(), num_blocks=runner.cache.num_blocks, weights=runner.decoder.weight_bytes,
             kv_cache=runner.cache.nbytes, resident=resident_bytes(runner.device), load=self.clock.seconds["weights"],
+            determinism=self.determinism,
         )  # fmt: skip
 
     def ready(self, others: Sequence[RankReady] = ()) -> EngineReady:
@@ -108,6 +112,7 @@ class Loaded:
                 "warmup": seconds["warmup"],
             },
             kernels=runner.decoder.kernels.name,
+            determinism=of_group([self.determinism, *(one.determinism for one in others)]),
             threads=self.threads,
             ranks=[self.rank_ready(), *others] if others else [],
         )
@@ -129,6 +134,7 @@ class Prepared:
     """Of the cache, and of weights that are no codes."""
     plan: MemoryPlan
     threads: int
+    determinism: Determinism
 
     def of_followers(self) -> EngineConfig:
         """What ranks that follow are given: all that this machine decided, so that none decides otherwise."""
@@ -156,9 +162,17 @@ def prepare(config: EngineConfig, *, follows: bool = False) -> Prepared:
     kernels = select(device, dtype, config.kernels, config.torch_rows)
     plan = plan_memory(config, checkpoint.facts, kernels, dtype, follows=follows)
     threads = apply_threads(rank_threads(config, plan.tensor // config.nodes))
+    determinism = self_test(kernels, dtype)
+    if config.deterministic and not determinism.deterministic:
+        raise SpecError(
+            f"this machine cannot keep answers equal: {determinism.reason}", field="spec.serving.deterministic",
+            value=True, fix="Leave it out to serve with answers that may depend on load",
+        )  # fmt: skip
     if not follows:
         _log_notes(config, checkpoint, kernels, plan)
-    return Prepared(config, checkpoint, kernels, dtype, plan, threads)
+        if not determinism.deterministic:
+            log.warning("answers may depend on load: %s", determinism.reason)
+    return Prepared(config, checkpoint, kernels, dtype, plan, threads, determinism)
 
 
 def _log_notes(config: EngineConfig, checkpoint: Checkpoint, kernels: Kernels, plan: MemoryPlan) -> None:
@@ -206,4 +220,4 @@ def load(prepared: Prepared, on_progress: OnProgress | None = None, group: RankG
             config.cache_precision,
         )  # fmt: skip
     rank = 0 if group is None else group.rank
-    return Loaded(facts, plan, Runner(decoder, cache, group), prepared.threads, clock, rank)
+    return Loaded(facts, plan, Runner(decoder, cache, group), prepared.threads, clock, prepared.determinism, rank)

@@ -160,6 +160,20 @@ def test_a_page_shows_what_each_rank_holds() -> None:
     assert len(many.ranks) == MOST_RANKS
 
 
+def test_a_page_shows_how_a_pod_computes_in_bounded_words() -> None:
+    said = {"deterministic": True, "kernels": "native-avx2", "digest": "sha256:" + "a" * 64}
+    read = page_of({**PAGE, "serving": said}, 1.0, None)
+    assert read is not None
+    assert read.serving == said
+    long = page_of({**PAGE, "serving": {**said, "kernels": "x" * 9999, "reason": 5, "more": "y"}}, 1.0, None)
+    assert long is not None
+    assert long.serving == {**said, "kernels": "x" * 64}
+    for odd in (None, [], {}, {"deterministic": "yes", "kernels": "native"}):
+        none = page_of({**PAGE, "serving": odd}, 1.0, None)
+        assert none is not None
+        assert none.serving == {}
+
+
 def test_a_page_shows_how_far_each_rank_has_loaded() -> None:
     ranks = [{"rank": 0, "bytes": 7, "total": 9, "seconds": 1.5, "more": 1}, {"rank": 1, "bytes": -1}, None]
     read = page_of({**PAGE, "startup": {"load": {"bytes": 7}, "ranks": ranks}}, 1.0, None)
@@ -178,6 +192,7 @@ def test_what_is_no_page_is_none(odd: Any) -> None:
 def test_a_page_of_anything_is_a_page(startup: Any, observed: Any, running: Any, usage: Any, waiting: Any) -> None:
     data = {"phase": "ready", "startup": startup, "observed": observed, "running": running, "cacheUsage": usage}
     data["ranks"] = [observed, startup]
+    data["serving"] = {"deterministic": running, "kernels": observed, "digest": startup, "reason": usage}
     read = page_of({**data, "waiting": waiting}, 1.0, None)
     assert isinstance(read, Page)
     assert all(isinstance(amount, int) and amount >= 0 for rank in read.ranks for amount in rank.values())

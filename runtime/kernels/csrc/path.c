@@ -1,0 +1,18 @@
+/* Which instructions of this processor the kernels use. */
+#include "tiles.h"
+
+/* The name of the instructions, such as avx512-amx. It lives as long as the library does. */
+const char *instructions_in_use(void)
+{
+#if defined(__AVX512F__)
+    return tiles_work() ? "avx512-amx" : "avx512";
+#elif defined(__AVX2__)
+    return "avx2";
+#elif defined(__AVX__)
+    return "avx";
+#elif defined(__aarch64__)
+    return "neon";
+#else
+    return "generic";
+#endif
+}
