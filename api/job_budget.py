@@ -21,6 +21,8 @@ FLOAT = 4
 DEFAULT_LENGTH, DEFAULT_SELF, DEFAULT_SAMPLES = 512, 32, 128
 #: Columns of the widest block of products that inputs are counted in.
 GRAM_COLUMNS = 2048
+#: What a job's process takes before it has read anything: interpreter, torch, kernels.
+PROCESS_BYTES = 288 * MIB
 #: What the heaps of a job's threads keep, and its tokenizer's code, beside what any process starts with.
 HEAP_BYTES = 48 * MIB
 #: The same of another worker, with what it receives and answers: tensors of two tasks lie there for a moment.
@@ -130,7 +132,7 @@ def job_needs(facts: ModelFacts, load: JobLoad) -> JobNeeds:
 
 def process_bytes(load: JobLoad) -> int:
     """Of the process itself, before it has read anything."""
-    return CONTEXT_BYTES["cpu"] + load.libraries
+    return PROCESS_BYTES + load.libraries
 
 
 def _walk(facts: ModelFacts, load: JobLoad) -> int:

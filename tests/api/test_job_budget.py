@@ -15,6 +15,7 @@ from plimsoll.api.job_budget import (
     GRAM_COLUMNS,
     HEAP_BYTES,
     PAPERS_BYTES,
+    PROCESS_BYTES,
     WORKER_HEAP_BYTES,
     JobLoad,
     check_groups,
@@ -33,7 +34,7 @@ LOAD = JobLoad("awq", 4, 64, samples=128, length=2048)
 
 
 def test_the_walk_holds_codes_what_runs_of_one_layer_and_a_micro_batch() -> None:
-    base = CONTEXT_BYTES["cpu"] + HEAP_BYTES
+    base = PROCESS_BYTES + HEAP_BYTES
     codes = 576 * 576 * 2 + 2 * 192 * 576 + 3 * 1536 * 576
     gate_up, products, batch = 4 * 2 * 1536 * 576, 4 * 1536 * 1536, 4 * 2048 * 2 * (1536 + 576)
     assert job_needs(FACTS, LOAD).walk == base + codes + gate_up + products + batch
@@ -119,7 +120,7 @@ def test_an_evaluation_keeps_the_hidden_states_of_each_model_that_it_compares() 
 def test_only_text_that_is_sampled_takes_an_engine() -> None:
     assert job_needs(FACTS, LOAD).sampling == 0
     sampled = job_needs(FACTS, replace(LOAD, sampled=True)).sampling
-    assert sampled > CONTEXT_BYTES["cpu"] + 2 * 134_000_000
+    assert sampled > PROCESS_BYTES + 2 * 134_000_000
 
 
 def test_groups_that_do_not_divide_are_refused_with_those_that_do() -> None:

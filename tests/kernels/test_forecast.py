@@ -9,6 +9,7 @@ import torch
 from plimsoll.api.budget import CONTEXT_BYTES, Load, budget
 from plimsoll.api.device import CUDA_BUILD_BYTES
 from plimsoll.api.errors import DoesNotFitError
+from plimsoll.api.job_budget import PROCESS_BYTES
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.quantjob.preflight import preflight
 from plimsoll.quantjob.recipe import Recipe
@@ -70,4 +71,4 @@ def test_engine_and_job_count_it_and_say_so(
     ready = preflight(facts, recipe, 4, 64, 2, memory=GIB, batch=1, threads=1)
     assert any("built for CUDA" in note for note in ready.notes)
     with pytest.raises(DoesNotFitError, match="built for CUDA"):
-        preflight(facts, recipe, 4, 64, 2, memory=CONTEXT_BYTES["cpu"] + CUDA_BUILD_BYTES, batch=1, threads=1)
+        preflight(facts, recipe, 4, 64, 2, memory=PROCESS_BYTES + CUDA_BUILD_BYTES, batch=1, threads=1)
