@@ -14,7 +14,7 @@ import torch
 from plimsoll.runtime.kernels import build, forecast, native
 from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.machine import processor
-from tests.kernels import test_native
+from tests.kernels import test_native, test_pairs
 from tests.kernels.test_quantized import assert_agrees
 from tests.models.test_layers_at_once import assert_same_to_the_bit
 from tests.support.checkpoints import make_checkpoint
@@ -25,7 +25,7 @@ NAMES = {"x86-64-v4": "native-avx512", "x86-64-v3": "native-avx2", "armv8-a": "n
 #: Every check of the native table that takes no fixture: against the plain twin, and rows against themselves.
 CHECKS = [
     check
-    for name, check in vars(test_native).items()
+    for name, check in {**vars(test_native), **vars(test_pairs)}.items()
     if name.startswith("test_") and (hasattr(check, "hypothesis") or not inspect.signature(check).parameters)
 ]
 

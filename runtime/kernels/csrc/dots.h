@@ -1,10 +1,11 @@
 /* Sums of products of rows of x with weights that lie in pairs: for each two columns of a panel, the first and then the
  * second LANES outputs, of each the weight of the even column low and that of the odd column high.
  *
- * Every sum of the library over bfloat16 rows has one order. Columns go in blocks of BLOCK. In a block the products of
- * even columns are one sum and those of odd columns another, each from 0 by one fused multiply-add a column in
- * ascending order; the block adds (even + odd) to the sum so far. That is what AMX's TDPBF16PS does in hardware, with
- * subnormal numbers as 0: so rows in tiles and rows in vectors have the same bits (tests/kernels/test_tiles.py). */
+ * On one processor every sum over bfloat16 rows has one order. Where pairs.h works it is that one. Elsewhere columns go
+ * in blocks of BLOCK. In a block the products of even columns are one sum and those of odd columns another, each from 0
+ * by one fused multiply-add a column in ascending order; the block adds (even + odd) to the sum so far. That is what
+ * AMX's TDPBF16PS does in hardware, with subnormal numbers as 0: so rows in tiles and rows in vectors have the same bits
+ * (tests/kernels/test_tiles.py). */
 #ifndef PLIMSOLL_DOTS_H
 #define PLIMSOLL_DOTS_H
 
@@ -79,6 +80,9 @@ INLINE void nibbles(vu words, int j, vf *even, vf *odd)
     *odd = __builtin_convertvector((vi)(words << (12 - 4 * j)) >> 28, vf);
 #endif
 }
+
+/* Pairs of numbers that bfloat16 holds. */
+INLINE vu joined(vf even, vf odd) { return (vu)even >> 16 | (vu)odd; }
 
 INLINE vu load_words(const char *p)
 {

@@ -1,18 +1,18 @@
 /* y = x w^T + bias over bfloat16 weights in panels of PANEL outputs, [panels][K / 2] pairs of columns as dots.h has them.
  * Where K is odd the last column is [PANEL] of its own. x is rounded to bfloat16.
  *
- * Invariant: output (m, n) is bias[n] or 0, plus for each block of columns in ascending order its sum, as dots.h says;
- * whatever M, tiles or vectors, the tile a row falls into and the number of threads. So a row of a batch is to the bit
- * what it is alone. */
+ * Invariant: output (m, n) is bias[n] or 0, plus for each block of columns in ascending order its sum, as dots.h says,
+ * or for each pair of columns its products, as pairs.h says where pairs work; whatever M, tiles or vectors, the tile a
+ * row falls into and the number of threads. So a row of a batch is to the bit what it is alone. */
 #include "bounds.h"
 #include "room.h"
 #include "tiles.h"
 #include <omp.h>
 #include <stdlib.h>
 
-/* Columns of x that stay in the first cache beside a panel, and rows that stay in the second. */
+/* Columns of x that stay in the first cache beside a panel, and register tiles of rows that stay in the second. */
 #define DEPTH (12 * BLOCK)
-#define BAND (12 * PAIR_ROWS)
+#define TILES_A_BAND 12
 /* The same where tiles multiply: blocks of a panel, and rows. */
 #define TILE_BLOCKS 20
 #define TILE_BAND 256
@@ -21,23 +21,23 @@
 static const float zeros[PANEL];
 
 /* `rows` x (`panels` * PANEL) outputs in registers: y = from + x w^T. */
-INLINE void outputs(const int rows, const int panels, long depth, const float *x, long ldx, const uint16_t *w,
-                    long stride, const float *from, long ldf, long step, float *y, long ldy)
+INLINE void outputs(const int way, const int rows, const int panels, long depth, const void *x, long ldx,
+                    const uint16_t *w, long stride, const float *from, long ldf, long step, float *y, long ldy)
 {
-    vf all[panels * rows * 2];
+    vf all[2 * ROWS];
     UNROLL for (int p = 0; p < panels; p++)
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int h = 0; h < 2; h++)
                 all[(p * rows + r) * 2 + h] = load(from + r * ldf + p * step + h * LANES);
-    add_dots(PAIRS, rows, panels, depth, x, ldx, (const char *)w, stride * (long)sizeof *w, 0, all);
+    add_products(way, PAIRS, rows, panels, depth, x, ldx, (const char *)w, stride * (long)sizeof *w, 0, all);
     UNROLL for (int p = 0; p < panels; p++)
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int h = 0; h < 2; h++) store(y + r * ldy + p * PANEL + h * LANES, all[(p * rows + r) * 2 + h]);
 }
 
-#define CASE(R) case R: outputs(R, 1, depth, x, ldx, w, 0, from, ldf, 0, y, ldy); break;
-static void some_rows(int rows, long depth, const float *x, long ldx, const uint16_t *w, const float *from, long ldf,
-                      float *y, long ldy)
+#define CASE(R) case R: outputs(way, R, 1, depth, x, ldx, w, 0, from, ldf, 0, y, ldy); break;
+INLINE void some_rows(const int way, int rows, long depth, const void *x, long ldx, const uint16_t *w, const float *from,
+                      long ldf, float *y, long ldy)
 {
     switch (rows) {
         CASE(1) CASE(2) CASE(3)
@@ -45,48 +45,66 @@ static void some_rows(int rows, long depth, const float *x, long ldx, const uint
         CASE(4) CASE(5) CASE(6)
 #endif
     }
+    if (way == IN_PAIRS)
+        switch (rows) { CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) }
 }
 
-/* Rows of a band against panels [first, last), all of them full ones. */
-static void band_in_vectors(long rows, long K, const float *x, const uint16_t *w, long first, long last,
-                            const float *bias, float *y, long N)
+/* Rows of a band against panels [first, last), all of them full ones. `x`: of its first row; tiles have `high` rows. */
+INLINE void band_of_rows(const int way, long rows, long high, long K, const void *x, const uint16_t *w, long first,
+                         long last, const float *bias, float *y, long N)
 {
-    const long panel = K * PANEL, step = bias ? PANEL : 0;
+    const long panel = K * PANEL, step = bias ? PANEL : 0, ldx = way == IN_PAIRS ? high : K;
     long p = first;
     if (rows == 1)
         for (; p + AT_ONCE <= last; p += AT_ONCE)
-            outputs(1, AT_ONCE, K, x, K, w + p * panel, panel, bias ? bias + p * PANEL : zeros, 0, step, y + p * PANEL, N);
+            outputs(way, 1, AT_ONCE, K, x, ldx, w + p * panel, panel, bias ? bias + p * PANEL : zeros, 0, step,
+                    y + p * PANEL, N);
     if (rows == 2 && AT_ONCE == 4)
         for (; p + 2 <= last; p += 2)
-            outputs(2, 2, K, x, K, w + p * panel, panel, bias ? bias + p * PANEL : zeros, 0, step, y + p * PANEL, N);
-    long left = p, tiles = (rows + PAIR_ROWS - 1) / PAIR_ROWS, depth = rows <= PAIR_ROWS ? K : DEPTH;
+            outputs(way, 2, 2, K, x, ldx, w + p * panel, panel, bias ? bias + p * PANEL : zeros, 0, step, y + p * PANEL,
+                    N);
+    long left = p, depth = rows <= high ? K : DEPTH;
     for (long k = 0; k < K; k += depth) {
         long now = K - k < depth ? K - k : depth;
         for (p = left; p < last; p++) {
             const float *start = bias ? bias + p * PANEL : zeros;
-            for (long t = 0; t < tiles; t++) {
-                long row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
+            for (long row = 0; row < rows; row += high) {
                 float *out = y + row * N + p * PANEL;
-                some_rows((int)count, now, x + row * K + k, K, w + p * panel + k * PANEL, k ? out : start, k ? N : 0,
-                          out, N);
+                some_rows(way, (int)(rows - row < high ? rows - row : high), now, row_at(way, x, row, k, K, K, high), ldx,
+                          w + p * panel + k * PANEL, k ? out : start, k ? N : 0, out, N);
             }
         }
     }
 }
 
 /* The last panel where N does not fill it: through a buffer, so that nothing beyond y is written. */
-static void tail_in_vectors(long rows, long K, const float *x, const uint16_t *w, long N, const float *bias, float *y)
+INLINE void last_panel(const int way, long rows, long high, long K, const void *x, const uint16_t *w, long N,
+                       const float *bias, float *y)
 {
     long p = N / PANEL, width = N - p * PANEL;
-    float start[PANEL] = {0}, out[PAIR_ROWS * PANEL];
+    float start[PANEL] = {0}, out[ROWS * PANEL];
     if (bias) memcpy(start, bias + p * PANEL, width * sizeof(float));
-    for (long row = 0; row < rows; row += PAIR_ROWS) {
-        long count = rows - row < PAIR_ROWS ? rows - row : PAIR_ROWS;
-        some_rows((int)count, K, x + row * K, K, w + p * K * PANEL, start, 0, out, PANEL);
+    for (long row = 0; row < rows; row += high) {
+        long count = rows - row < high ? rows - row : high;
+        some_rows(way, (int)count, K, row_at(way, x, row, 0, K, K, high), way == IN_PAIRS ? high : K, w + p * K * PANEL,
+                  start, 0, out, PANEL);
         for (long r = 0; r < count; r++)
             memcpy(y + (row + r) * N + p * PANEL, out + r * PANEL, width * sizeof(float));
     }
 }
+
+#define DEFINE(NAME, WAY)                                                                                              \
+    static __attribute__((noinline)) void NAME(long rows, long high, long K, const void *x, const uint16_t *w,         \
+                                               long first, long last, const float *bias, float *y, long N)             \
+    {                                                                                                                  \
+        long full = N / PANEL;                                                                                         \
+        band_of_rows(WAY, rows, high, K, x, w, first, last < full ? last : full, bias, y, N);                          \
+        if (last > full) last_panel(WAY, rows, high, K, x, w, N, bias, y);                                             \
+    }
+DEFINE(band_in_vectors, IN_VECTORS)
+#if HAVE_PAIRS
+DEFINE(band_in_pairs, IN_PAIRS)
+#endif
 
 /* Rows that do not fill their tiles, or outputs that do not fill their panel: through a buffer. */
 static void part_of_tiles(int count, long rows, long width, const uint16_t *x, long tile, const uint16_t *w, long blocks,
@@ -144,16 +162,16 @@ static void band_in_tiles(long rows, long K, const uint16_t *x, const uint16_t *
 
 void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, float *y, long M, long N, long K, room at)
 {
-    const int tiles = in_tiles(16, M);
-    const long panels = (N + PANEL - 1) / PANEL, full = N / PANEL, threads = omp_get_num_threads();
-    const long most = rows_at_once(M, K, tiles);
+    const int way = way_of(16, M);
+    const long panels = (N + PANEL - 1) / PANEL, threads = omp_get_num_threads(), most = rows_at_once(way, M, K, K);
     const unsigned state = without_subnormals();
-    if (tiles) take_tiles();
+    if (way == IN_TILES) take_tiles();
     for (long done = 0; done < M; done += most, x += most * K, y += most * N) {
         long all = M - done < most ? M - done : most;
-        const float *rows_in_vectors = round_rows(x, all, K, K, tiles, at);
-        long longest = tiles ? TILE_BAND : BAND, unit = tiles ? 2 * TILE : PAIR_ROWS, bands = (all + longest - 1) / longest;
-        long band = ((all + bands - 1) / bands + unit - 1) / unit * unit, share = PANELS_A_TASK;
+        const void *made = round_rows(x, all, K, K, way, at);
+        long high = high_of(way, all), longest = way == IN_TILES ? TILE_BAND : TILES_A_BAND * high;
+        long bands = (all + longest - 1) / longest, share = PANELS_A_TASK;
+        long band = ((all + bands - 1) / bands + high - 1) / high * high;
         bands = (all + band - 1) / band;
         if (bands * ((panels + share - 1) / share) < 4 * threads) share = (panels * bands + 4 * threads - 1) / (4 * threads);
         if (all <= 2 && share % AT_ONCE) share += AT_ONCE - share % AT_ONCE;
@@ -161,17 +179,19 @@ void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, floa
         _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {
             long row = task / shares * band, rows = all - row < band ? all - row : band;
             long first = task % shares * share, last = first + share < panels ? first + share : panels;
-            if (tiles) {
-                band_in_tiles(rows, K, (const uint16_t *)at.shared + row * BLOCKS(K) * BLOCK, w, first, last, bias,
+            if (way == IN_TILES)
+                band_in_tiles(rows, K, (const uint16_t *)made + row * BLOCKS(K) * BLOCK, w, first, last, bias,
                               y + row * N, N);
-                continue;
-            }
-            const float *mine = rows_in_vectors + row * K;
-            band_in_vectors(rows, K, mine, w, first, last < full ? last : full, bias, y + row * N, N);
-            if (last > full) tail_in_vectors(rows, K, mine, w, N, bias, y + row * N);
+#if HAVE_PAIRS
+            else if (way == IN_PAIRS)
+                band_in_pairs(rows, high, K, row_at(way, made, row, 0, K, K, high), w, first, last, bias, y + row * N, N);
+#endif
+            else
+                band_in_vectors(rows, high, K, row_at(way, made, row, 0, K, K, high), w, first, last, bias, y + row * N,
+                                N);
         }
     }
-    if (tiles) drop_tiles();
+    if (way == IN_TILES) drop_tiles();
     as_before(state);
 }
 

@@ -1,16 +1,16 @@
 /* y = x w^T + bias over weights of 4 or 8 bits that lie as quant.h says.
  *
  * Invariant: output (m, n) is bias[n] or 0, plus for each chunk of a group in ascending order offset * sum of x and
- * scale * sum, both sums over ascending k, whatever M, the tile a row falls into and the number of threads. So a row of
- * a batch is to the bit what it is alone. The offset is what a code of 0 stands for as it lies: -zero * scale, or the
- * minimum and 8 scales. */
+ * scale * sum, both sums over ascending k (dots.h, or pairs.h where pairs work), whatever M, the tile a row falls into
+ * and the number of threads. So a row of a batch is to the bit what it is alone. The offset is what a code of 0 stands
+ * for as it lies: -zero * scale, or the minimum and 8 scales. */
 #include "bounds.h"
 #include "quant.h"
 #include "room.h"
 #include <stdlib.h>
 
-/* Rows of a band: so many stay in the second cache while panels go by. */
-#define BAND (24 * PAIR_ROWS)
+/* Register tiles of a band of rows: so many stay in the second cache while panels go by. */
+#define TILES_A_BAND 24
 #define TILE_BAND 256
 #define PANELS_A_TASK 8
 /* Rows that meet several panels at once. */
@@ -37,13 +37,13 @@ INLINE vf scaled(vf dots, vf scale, float sum, vf offset, vf from) { return madd
 
 /* `rows` x (`panels` * PANEL) outputs in registers, over the `depth` columns of one chunk. `ends`: of each panel, as
  * load_ends leaves them. */
-INLINE void outputs(const int source, const int rows, const int panels, long depth, const float *x, long ldx,
-                    const float *sums, long lds, const char *w, long stride, long ahead, const float *ends,
+INLINE void outputs(const int way, const int source, const int rows, const int panels, long depth, const void *x,
+                    long ldx, const float *sums, long lds, const char *w, long stride, long ahead, const float *ends,
                     const float *from, long ldf, long step, float *y, long ldy)
 {
-    vf all[panels * rows * 2];
-    UNROLL for (int i = 0; i < panels * rows * 2; i++) all[i] = (vf){0};
-    add_dots(source, rows, panels, depth, x, ldx, w, stride, ahead, all);
+    vf all[2 * ROWS];
+    UNROLL for (int i = 0; i < panels * rows; i++) all[2 * i] = all[2 * i + 1] = (vf){0};
+    add_products(way, source, rows, panels, depth, x, ldx, w, stride, ahead, all);
     UNROLL for (int p = 0; p < panels; p++)
         UNROLL for (int h = 0; h < 2; h++) {
             vf scale = load(ends + 2 * p * PANEL + h * LANES), offset = load(ends + (2 * p + 1) * PANEL + h * LANES);
@@ -53,8 +53,6 @@ INLINE void outputs(const int source, const int rows, const int panels, long dep
                              load(from + r * ldf + p * step + h * LANES)));
         }
 }
-
-INLINE vu joined(vf even, vf odd) { return (vu)even >> 16 | ((vu)odd & 0xffff0000u); }
 
 /* The codes of a chunk as pairs of bfloat16. An odd last column is a pair with 0. */
 INLINE void widen(const int bits, long depth, const char *w, uint16_t *out)
@@ -87,9 +85,12 @@ INLINE void widen(const int bits, long depth, const char *w, uint16_t *out)
         }
 }
 
-#define CASE(R) case R: outputs(source, R, 1, depth, x, ldx, sums, lds, w, 0, AHEAD, ends, from, ldf, 0, y, ldy); break;
-INLINE void some_rows(const int source, int rows, long depth, const float *x, long ldx, const float *sums, long lds,
-                      const char *w, const float *ends, const float *from, long ldf, float *y, long ldy)
+#define CASE(R)                                                                                                        \
+    case R:                                                                                                            \
+        outputs(way, source, R, 1, depth, x, ldx, sums, lds, w, 0, AHEAD, ends, from, ldf, 0, y, ldy);                 \
+        break;
+INLINE void some_rows(const int way, const int source, int rows, long depth, const void *x, long ldx, const float *sums,
+                      long lds, const char *w, const float *ends, const float *from, long ldf, float *y, long ldy)
 {
     switch (rows) {
         CASE(1) CASE(2) CASE(3)
@@ -97,30 +98,44 @@ INLINE void some_rows(const int source, int rows, long depth, const float *x, lo
         CASE(4) CASE(5) CASE(6)
 #endif
     }
+    if (way == IN_PAIRS)
+        switch (rows) { CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) }
 }
 /* Functions of their own: with several of them in one, pointers fight for registers. */
-#define DEFINE_ROWS(NAME, SOURCE)                                                                                      \
-    static __attribute__((noinline)) void NAME(int rows, long depth, const float *x, long ldx, const float *sums,      \
+typedef void some(int, long, const void *, long, const float *, long, const char *, const float *, const float *, long,
+                  float *, long);
+#define DEFINE_ROWS(NAME, WAY, SOURCE)                                                                                 \
+    static __attribute__((noinline)) void NAME(int rows, long depth, const void *x, long ldx, const float *sums,       \
                                                long lds, const char *w, const float *ends, const float *from,          \
                                                long ldf, float *y, long ldy)                                           \
     {                                                                                                                  \
-        some_rows(SOURCE, rows, depth, x, ldx, sums, lds, w, ends, from, ldf, y, ldy);                                 \
+        some_rows(WAY, SOURCE, rows, depth, x, ldx, sums, lds, w, ends, from, ldf, y, ldy);                            \
     }
-DEFINE_ROWS(rows_of_fours, FOURS)
-DEFINE_ROWS(rows_of_bytes, BYTES)
-DEFINE_ROWS(rows_of_pairs, PAIRS)
+DEFINE_ROWS(fours_in_vectors, IN_VECTORS, FOURS)
+DEFINE_ROWS(bytes_in_vectors, IN_VECTORS, BYTES)
+DEFINE_ROWS(pairs_in_vectors, IN_VECTORS, PAIRS)
+#if HAVE_PAIRS
+DEFINE_ROWS(fours_in_pairs, IN_PAIRS, FOURS)
+DEFINE_ROWS(bytes_in_pairs, IN_PAIRS, BYTES)
+DEFINE_ROWS(pairs_in_pairs, IN_PAIRS, PAIRS)
+static some *const SOME[][3] = {{pairs_in_vectors, bytes_in_vectors, fours_in_vectors},
+                                {pairs_in_pairs, bytes_in_pairs, fours_in_pairs}};
+#else
+static some *const SOME[][3] = {{pairs_in_vectors, bytes_in_vectors, fours_in_vectors}};
+#endif
 
-/* Rows of a band, and what belongs to them: float32 [rows][K], or tiles as tiles.h fills them. */
+/* Rows of a band as round_rows leaves them, in tiles of `high` rows, and the sums that belong to them. */
 typedef struct {
-    const float *x, *sums;
-    const uint16_t *tiles;
-    long rows;
+    const void *x;
+    const float *sums;
+    long rows, high;
+    int way;
 } band;
 
 INLINE band from_row(const int bits, band b, shape s, long row)
 {
-    if (b.tiles) b.tiles += row * filled(s.K, s.group);
-    else b.x += row * s.K;
+    if (b.way == IN_TILES) b.x = (const uint16_t *)b.x + row * filled(s.K, s.group);
+    else b.x = row_at(b.way, b.x, row, 0, s.K, s.group, b.high);
     if (bits == 4) b.sums += row * chunks_of(s.K, s.group);
     b.rows -= row;
     return b;
@@ -135,8 +150,8 @@ static void chunk_in_tiles(band b, shape s, long block, long depth, const uint16
     const long tile = filled(s.K, s.group) * TILE;
     for (long row = 0; row < b.rows; row += 2 * TILE) {
         long rows = b.rows - row < 2 * TILE ? b.rows - row : 2 * TILE;
-        multiply_tiles(rows > TILE ? 2 : 1, b.tiles + row / TILE * tile + block * TILE * BLOCK, tile, wide, BLOCKS(depth),
-                       0, start, 0, dots, PANEL);
+        multiply_tiles(rows > TILE ? 2 : 1, (const uint16_t *)b.x + row / TILE * tile + block * TILE * BLOCK, tile, wide,
+                       BLOCKS(depth), 0, start, 0, dots, PANEL);
         for (int h = 0; h < 2; h++) {
             vf scale = load(ends + h * LANES), offset = load(ends + PANEL + h * LANES);
             for (long r = 0; r < rows; r++)
@@ -152,36 +167,35 @@ INLINE void panel(const int bits, band b, shape s, const char *w, const float *f
 {
     uint16_t wide[CHUNK * PANEL];
     float ends[2 * PANEL];
-    long tiles = (b.rows + PAIR_ROWS - 1) / PAIR_ROWS, lds = bits == 4 ? chunks_of(s.K, s.group) : 0, ldf = 0;
-    const int widened = b.tiles || tiles > 1;
+    long lds = bits == 4 ? chunks_of(s.K, s.group) : 0, ldf = 0, ldx = b.way == IN_PAIRS ? b.high : s.K;
+    const int widened = b.way == IN_TILES || b.rows > b.high;
     for (long k = 0; k < s.K; k += s.group, w += group_bytes(bits, s)) {
         load_ends(bits, s.scale, w + code_bytes(bits, s.group), ends);
         for (long done = 0; done < s.group; done += CHUNK, b.sums += bits == 4) {
             long depth = s.group - done < CHUNK ? s.group - done : CHUNK;
             const char *codes = w + code_bytes(bits, done);
             if (widened) widen(bits, depth, codes, wide);
-            /* Vectors take an odd last column as dots.h has it, without the zeros. */
-            if (widened && !b.tiles && depth % 2)
+            /* An odd last column is taken as dots.h has it, without the zeros. */
+            if (widened && b.way != IN_TILES && depth % 2)
                 for (long i = 0, at = (depth - 1) * PANEL; i < PANEL; i++) wide[at + i] = wide[at + 2 * i];
-            if (b.tiles) {
+            if (b.way == IN_TILES) {
                 long there = (depth + 1) / 2 * 2;
                 memset(wide + there * PANEL, 0, (BLOCKS(depth) * BLOCK - there) * PANEL * sizeof *wide);
                 chunk_in_tiles(b, s, k / s.group * BLOCKS(s.group) + done / BLOCK, depth, wide, lds, ends, from, ldf, y,
                                ldy);
             } else
-                for (long t = 0; t < tiles; t++) {
-                    long row = b.rows * t / tiles, count = b.rows * (t + 1) / tiles - row;
-                    (widened ? rows_of_pairs : bits == 4 ? rows_of_fours : rows_of_bytes)(
-                        (int)count, depth, b.x + k + done + row * s.K, s.K, b.sums + row * lds, lds,
+                for (long row = 0; row < b.rows; row += b.high)
+                    SOME[b.way][widened ? 0 : bits == 4 ? 2 : 1](
+                        (int)(b.rows - row < b.high ? b.rows - row : b.high), depth,
+                        row_at(b.way, b.x, row, k + done, s.K, s.group, b.high), ldx, b.sums + row * lds, lds,
                         widened ? (const char *)wide : codes, ends, from + row * ldf, ldf, y + row * ldy, ldy);
-                }
             from = y, ldf = ldy;
         }
     }
 }
 
 /* All chunks of `panels` panels at once: so many sums hide how long a step of one takes. */
-INLINE void several_panels(const int bits, const int rows, const int panels, shape s, const float *x, const float *sums,
+INLINE void several_panels(const int way, const int bits, const int rows, const int panels, shape s, band b,
                            const char *w, const float *from, long step, float *y, long ldy)
 {
     const char *last = w + s.panel - AHEAD;
@@ -190,12 +204,13 @@ INLINE void several_panels(const int bits, const int rows, const int panels, sha
     for (long k = 0; k < s.K; k += s.group, w += group_bytes(bits, s)) {
         for (int p = 0; p < panels; p++)
             load_ends(bits, s.scale, w + p * s.panel + code_bytes(bits, s.group), ends + p * 2 * PANEL);
-        for (long done = 0; done < s.group; done += CHUNK, sums += bits == 4) {
+        for (long done = 0; done < s.group; done += CHUNK, b.sums += bits == 4) {
             long depth = s.group - done < CHUNK ? s.group - done : CHUNK;
             /* After the end of a panel comes that of the panels which are met next. */
             long ahead = AHEAD + (w + code_bytes(bits, done) < last ? 0 : (panels - 1) * s.panel);
-            outputs(bits, rows, panels, depth, x + k + done, s.K, sums, lds, w + code_bytes(bits, done), s.panel, ahead,
-                 ends, from, ldf, step, y, ldy);
+            outputs(way, bits, rows, panels, depth, row_at(way, b.x, 0, k + done, s.K, s.group, b.high),
+                    way == IN_PAIRS ? b.high : s.K, b.sums, lds, w + code_bytes(bits, done), s.panel, ahead, ends, from, ldf,
+                    step, y, ldy);
             from = y, ldf = ldy, step = PANEL;
         }
     }
@@ -203,12 +218,12 @@ INLINE void several_panels(const int bits, const int rows, const int panels, sha
 
 #define CASE_PANELS(P)                                                                                                 \
     case P:                                                                                                            \
-        if (P <= most) several_panels(bits, rows, P, s, x, sums, w + p * s.panel, from, step, y + p * PANEL, N);       \
+        if (P <= most) several_panels(way, bits, rows, P, s, b, w + p * s.panel, from, step, y + p * PANEL, N);        \
         break;
 
 /* Up to FEW rows against panels [first, last). */
-INLINE void few_rows(const int bits, const int rows, shape s, const float *x, const float *sums, const char *w,
-                     long first, long last, const float *bias, float *y, long N)
+INLINE void few_rows(const int way, const int bits, const int rows, shape s, band b, const char *w, long first,
+                     long last, const float *bias, float *y, long N)
 {
     const long most = rows == 1 ? AT_ONCE : AT_ONCE / 2;
     long step = bias ? PANEL : 0, count;
@@ -219,19 +234,31 @@ INLINE void few_rows(const int bits, const int rows, shape s, const float *x, co
     }
 }
 
+typedef void few(band, shape, const char *, long, long, const float *, float *, long);
+#define DEFINE_FEW(NAME, WAY, BITS)                                                                                    \
+    static __attribute__((noinline)) void NAME(band b, shape s, const char *w, long first, long last,                  \
+                                               const float *bias, float *y, long N)                                    \
+    {                                                                                                                  \
+        if (b.rows == 1)                                                                                               \
+            few_rows(WAY, BITS, 1, s, b, w, first, last, bias, y, N);                                                  \
+        else                                                                                                           \
+            few_rows(WAY, BITS, 2, s, b, w, first, last, bias, y, N);                                                  \
+    }
+DEFINE_FEW(few_fours_in_vectors, IN_VECTORS, 4)
+DEFINE_FEW(few_bytes_in_vectors, IN_VECTORS, 8)
+#if HAVE_PAIRS
+DEFINE_FEW(few_fours_in_pairs, IN_PAIRS, 4)
+DEFINE_FEW(few_bytes_in_pairs, IN_PAIRS, 8)
+static few *const FEW_OF[][2] = {{few_bytes_in_vectors, few_fours_in_vectors}, {few_bytes_in_pairs, few_fours_in_pairs}};
+#else
+static few *const FEW_OF[][2] = {{few_bytes_in_vectors, few_fours_in_vectors}};
+#endif
+
 #define DEFINE(BITS)                                                                                                   \
     static __attribute__((noinline)) void panel_##BITS(band b, shape s, const char *w, const float *from, float *y,    \
                                                        long ldy)                                                       \
     {                                                                                                                  \
         panel(BITS, b, s, w, from, y, ldy);                                                                            \
-    }                                                                                                                  \
-    static __attribute__((noinline)) void few_rows_##BITS(band b, shape s, const char *w, long first, long last,       \
-                                                          const float *bias, float *y, long N)                         \
-    {                                                                                                                  \
-        if (b.rows == 1)                                                                                               \
-            few_rows(BITS, 1, s, b.x, b.sums, w, first, last, bias, y, N);                                             \
-        else                                                                                                           \
-            few_rows(BITS, 2, s, b.x, b.sums, w, first, last, bias, y, N);                                             \
     }
 DEFINE(4)
 DEFINE(8)
@@ -242,16 +269,16 @@ INLINE void band_of_rows(const int bits, band b, shape s, const char *w, long fi
                          float *y, long N)
 {
     long p = first, full = last * PANEL <= N ? last : last - 1;
-    if (!b.tiles && b.rows <= FEW) (bits == 4 ? few_rows_4 : few_rows_8)(b, s, w, first, full, bias, y, N), p = full;
+    if (b.way != IN_TILES && b.rows <= FEW) FEW_OF[b.way][bits == 4](b, s, w, first, full, bias, y, N), p = full;
     for (; p < full; p++)
         (bits == 4 ? panel_4 : panel_8)(b, s, w + p * s.panel, bias ? bias + p * PANEL : nothing, y + p * PANEL, N);
     if (full == last) return;
     long width = N - p * PANEL;
     float start[PANEL] = {0}, out[2 * TILE * PANEL];
     if (bias) memcpy(start, bias + p * PANEL, width * sizeof(float));
-    for (long row = 0; row < b.rows; row += 2 * TILE) {
+    for (long row = 0; row < b.rows; row += b.high) {
         band part = from_row(bits, b, s, row);
-        if (part.rows > 2 * TILE) part.rows = 2 * TILE;
+        if (part.rows > b.high) part.rows = b.high;
         (bits == 4 ? panel_4 : panel_8)(part, s, w + p * s.panel, start, out, PANEL);
         for (long r = 0; r < part.rows; r++)
             memcpy(y + (row + r) * N + p * PANEL, out + r * PANEL, width * sizeof(float));
@@ -276,13 +303,13 @@ static void sum_chunks(shape s, long rows, const float *x, float *sums)
 }
 
 /* Rounds `rows` rows, and sums them where weights have 4 bits. */
-static band round_band(int bits, shape s, const float *x, long rows, int tiles, room at)
+static band round_band(int bits, shape s, const float *x, long rows, int way, room at)
 {
-    const float *made = round_rows(x, rows, s.K, s.group, tiles, at);
-    band all = {tiles ? 0 : made, nothing, tiles ? (const uint16_t *)made : 0, rows};
+    const void *made = round_rows(x, rows, s.K, s.group, way, at);
+    band all = {made, nothing, rows, high_of(way, rows), way};
     if (bits == 8) return all;
-    long lds = chunks_of(s.K, s.group), whole = (rows + TILE - 1) / TILE * TILE;
-    float *sums = (float *)((char *)made + (made == at.own ? rows : whole) * row_bytes(8, tiles, s.K, s.group));
+    long lds = chunks_of(s.K, s.group), before = made == at.own ? rows : whole_rows(way, rows);
+    float *sums = (float *)((char *)made + before * rounded_bytes(way, s.K, s.group));
     all.sums = sums;
     if (made == at.own) {
         sum_chunks(s, rows, x, sums);
@@ -297,31 +324,31 @@ void linear_quant_team(int bits, int scale, const float *x, const char *w, const
 {
     shape s = {K, group, 0, scale};
     s.panel = K / group * group_bytes(bits, s);
-    const int tiles = in_tiles(bits, M);
-    const long panels = (N + PANEL - 1) / PANEL, threads = omp_get_num_threads(), most = rows_at_once(M, K, tiles);
+    const int way = way_of(bits, M);
+    const long panels = (N + PANEL - 1) / PANEL, threads = omp_get_num_threads(), most = rows_at_once(way, M, K, group);
     const unsigned state = without_subnormals();
-    if (tiles) take_tiles();
+    if (way == IN_TILES) take_tiles();
     for (long done = 0; done < M; done += most, x += most * K, y += most * N) {
         long rows = M - done < most ? M - done : most;
-        const band all = round_band(bits, s, x, rows, tiles, at);
-        long longest = tiles ? TILE_BAND : BAND, unit = tiles ? 2 * TILE : PAIR_ROWS, bands = (rows + longest - 1) / longest;
-        long high = ((rows + bands - 1) / bands + unit - 1) / unit * unit;
-        bands = (rows + high - 1) / high;
+        const band all = round_band(bits, s, x, rows, way, at);
+        long longest = way == IN_TILES ? TILE_BAND : TILES_A_BAND * all.high, bands = (rows + longest - 1) / longest;
+        long height = ((rows + bands - 1) / bands + all.high - 1) / all.high * all.high;
+        bands = (rows + height - 1) / height;
         long shares = (panels + PANELS_A_TASK - 1) / PANELS_A_TASK;
         if (bands * shares < 4 * threads) shares = (4 * threads + bands - 1) / bands;
         /* Few rows meet several panels at once, and each thread gets as many of them as the next. */
         if (rows <= FEW) shares = threads * ((panels + PANELS_A_TASK * threads - 1) / (PANELS_A_TASK * threads));
         if (shares > panels) shares = panels;
         _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {
-            long row = task / shares * high, share = task % shares;
+            long row = task / shares * height, share = task % shares;
             long first = panels * share / shares, last = panels * (share + 1) / shares;
             band mine = from_row(bits, all, s, row);
-            if (mine.rows > high) mine.rows = high;
+            if (mine.rows > height) mine.rows = height;
             if (bits == 4) band_of_rows(4, mine, s, w, first, last, bias, y + row * N, N);
             else band_of_rows(8, mine, s, w, first, last, bias, y + row * N, N);
         }
     }
-    if (tiles) drop_tiles();
+    if (way == IN_TILES) drop_tiles();
     as_before(state);
 }
 

@@ -1,11 +1,12 @@
 /* Which instructions of this processor the kernels use. */
+#include "pairs.h"
 #include "tiles.h"
 
 /* The name of the instructions, such as avx512-amx. It lives as long as the library does. */
 const char *instructions_in_use(void)
 {
 #if defined(__AVX512F__)
-    return tiles_work() ? "avx512-amx" : "avx512";
+    return tiles_work() ? "avx512-amx" : pairs_work() ? "avx512-bf16" : "avx512";
 #elif defined(__AVX2__)
     return "avx2";
 #elif defined(__AVX__)

@@ -1,0 +1,89 @@
+/* Products of bfloat16 pairs by AVX-512's VDPBF16PS: twice the arithmetic of fused multiply-adds, and no weight is
+ * widened. In builds without vectors of 512 bits, and on other processors, `pairs_work` says 0 and nothing else is
+ * called.
+ *
+ * An output is one sum: for each pair of columns in ascending order the product of the odd column and then that of the
+ * even one are added, each by one fused multiply-add with subnormal numbers as 0. The instruction does exactly this
+ * (tests/kernels/test_pairs.py). A last column without a neighbour is a pair with 0. */
+#ifndef PLIMSOLL_PAIRS_H
+#define PLIMSOLL_PAIRS_H
+
+#include "dots.h"
+
+/* Whether this processor multiplies all rows in pairs: it has AVX512_BF16, and no tiles, whose order is another. */
+int pairs_work(void);
+
+/* Pairs of a row of K columns; each `group` columns begin a pair. */
+INLINE long pairs_of(long K, long group) { return K / group * ((group + 1) / 2); }
+
+/* x [rows][K] -> rounded, [pairs_of(K, group)][high] pairs of bfloat16, the even column low: rows that meet a weight
+ * together lie together. Places of rows from `rows` on are left alone. */
+void fill_pairs(const float *x, long rows, long high, long K, long group, uint32_t *out);
+
+#if defined(__AVX512BW__) && defined(__linux__)
+#define HAVE_PAIRS 1
+/* By its name, so that a build for all processors of a kind has it too. */
+INLINE vf add_pair(vf sum, vu x, vu w)
+{
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+    return sum;
+}
+
+/* A pair of columns of a panel. `words`: of both vectors of outputs, if codes have 4 bits. */
+INLINE vu weight_pair(const int source, const char *at, int half, vu words, int j)
+{
+    if (source == FOURS) return nibble_pairs(words, j);
+    if (source == BYTES) return joined(load_bytes(at + half * LANES), load_bytes(at + PANEL + half * LANES));
+    return load_words(at + 2 * half * PANEL);
+}
+
+/* all[panels][rows][2] += x w^T over `depth` columns. x: as fill_pairs leaves it, pairs `high` apart. */
+INLINE void add_pairs(const int source, const int rows, const int panels, long depth, const uint32_t *x, long high,
+                      const char *w, long stride, long ahead, vf *all)
+{
+    const int step = STEP(source), bytes = PANEL * source / 8;
+    /* Arrays of a size that is known before anything is inlined: others do not become registers. */
+    vf sum[ROWS][2];
+    UNROLL for (int p = 0; p < panels; p++)
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int h = 0; h < 2; h++) sum[p * rows + r][h] = all[(p * rows + r) * 2 + h];
+    for (; depth >= step; depth -= step, w += step * bytes) {
+        vu words[AT_ONCE][2];
+        UNROLL for (int p = 0; p < panels; p++) {
+            if (source != PAIRS) ask_for(w + p * stride + ahead);
+            if (source == FOURS) ask_for(w + p * stride + ahead + 64);
+            UNROLL for (int h = 0; h < 2; h++)
+                words[p][h] = source == FOURS ? load_words(w + p * stride + h * 4 * LANES) : (vu){0};
+        }
+        UNROLL for (int j = 0; j < step / 2; j++, x += high)
+            UNROLL for (int p = 0; p < panels; p++) {
+                vu first = weight_pair(source, w + p * stride, 0, words[p][0], j);
+                vu second = weight_pair(source, w + p * stride, 1, words[p][1], j);
+                UNROLL for (int r = 0; r < rows; r++) {
+                    vu both = x[r] - (vu){0};
+                    sum[p * rows + r][0] = add_pair(sum[p * rows + r][0], both, first);
+                    sum[p * rows + r][1] = add_pair(sum[p * rows + r][1], both, second);
+                }
+            }
+    }
+    if (source != FOURS && depth)
+        UNROLL for (int p = 0; p < panels; p++)
+            UNROLL for (int h = 0; h < 2; h++) {
+                vu last = (vu)lone(source, w + p * stride, h) >> 16;
+                UNROLL for (int r = 0; r < rows; r++)
+                    sum[p * rows + r][h] = add_pair(sum[p * rows + r][h], x[r] - (vu){0}, last);
+            }
+    UNROLL for (int p = 0; p < panels; p++)
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int h = 0; h < 2; h++) all[(p * rows + r) * 2 + h] = sum[p * rows + r][h];
+}
+#else
+#define HAVE_PAIRS 0
+INLINE void add_pairs(const int source, const int rows, const int panels, long depth, const uint32_t *x, long high,
+                      const char *w, long stride, long ahead, vf *all)
+{
+    (void)source, (void)rows, (void)panels, (void)depth, (void)x, (void)high, (void)w, (void)stride, (void)ahead;
+    (void)all;
+}
+#endif
+#endif
