@@ -80,10 +80,14 @@ class Chat:
         called: set[int] = set()
         # Clients of SGLang read the field in every chunk.
         unsaid = {"reasoning_content": None} if self.run.thinks else {}
+        # As OpenAI: a text that is to come begins empty, and an answer that is a call has none.
+        begun = {"role": "assistant", "content": None if self.request.must_call else ""}
 
-        def chunk(answer: Answer, delta: dict[str, Any], logprobs: ChatLogprobs | None = None) -> dict[str, Any]:
+        def chunk(
+            answer: Answer, delta: dict[str, Any], logprobs: ChatLogprobs | None = None, without: int = 0
+        ) -> dict[str, Any]:
             choice = {"index": answer.index, "delta": unsaid | delta, "logprobs": logprobs, "finish_reason": None}
-            used = {"usage": self.run.usage()} if counted else {}
+            used = {"usage": self.run.usage().less(without)} if counted else {}
             if token_ids.wanted and delta.get("content") is not MARKER:
                 choice |= token_ids.more(answer)
                 used |= token_ids.prompt(answer)
@@ -93,7 +97,8 @@ class Chat:
             data = b""
             frame = frames.get(answer.index)
             if frame is None:
-                data = event(chunk(answer, {"role": "assistant", "content": ""}))
+                # Its usage is that of a chunk without tokens.
+                data = event(chunk(answer, begun, without=delta.num_tokens))
                 frame = frames[answer.index] = Frame(chunk(answer, {"content": MARKER}))
             called.update(answer.index for part in parts if isinstance(part, Called))
             if news := answer.news(delta):

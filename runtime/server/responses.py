@@ -33,6 +33,17 @@ class Usage(msgspec.Struct):
     reasoning_tokens: int | msgspec.UnsetType = msgspec.UNSET
     """SGLang's place for the same number."""
 
+    def less(self, tokens: int) -> "Usage":
+        """The usage before the last `tokens` of the answer."""
+        if not tokens:
+            return self
+        left = self.completion_tokens - tokens
+        found = msgspec.structs.replace(self, completion_tokens=left, total_tokens=self.total_tokens - tokens)
+        if isinstance(self.completion_tokens_details, CompletionDetails):
+            thought = min(self.completion_tokens_details.reasoning_tokens, left)
+            found.completion_tokens_details, found.reasoning_tokens = CompletionDetails(thought), thought
+        return found
+
 
 class TopLogprob(msgspec.Struct):
     """A candidate token, its log-probability and its UTF-8 bytes."""

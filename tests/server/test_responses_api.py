@@ -1,10 +1,13 @@
 """/v1/responses through the real openai client, on the real model and a tiny one."""
 
+import json
 from typing import Any
 
 import openai
 import pytest
 
+from plimsoll.runtime.server.errors import ApiError
+from plimsoll.runtime.server.responses_api.tools import tools
 from tests.support.dialects import ResponseFollower
 from tests.support.endpoint import Endpoint, eventually
 
@@ -170,3 +173,38 @@ def test_nothing_is_stored_and_the_server_says_so(tiny: Endpoint) -> None:
     for ask in (tiny.openai.responses.retrieve, tiny.openai.responses.delete, tiny.openai.responses.cancel):
         with pytest.raises(openai.NotFoundError, match="stores no responses"):
             ask("resp_1")
+
+
+def test_a_function_of_a_namespace_is_called_by_both_names_and_replayed(smol: Endpoint) -> None:
+    function: dict[str, Any] = {
+        "type": "function", "name": "get_app_state", "strict": True,
+        "parameters": {"type": "object", "properties": {"app": {"enum": ["Chrome"]}}, "required": ["app"],
+                       "additionalProperties": False},
+    }  # fmt: skip
+    space = {"type": "namespace", "name": "mcp__computer", "description": "Control.", "tools": [function]}
+    settings: dict[str, Any] = {"temperature": 0, "max_output_tokens": 60, "tools": [space], "tool_choice": "required"}
+    settings |= {"parallel_tool_calls": False}
+    whole = smol.openai.responses.create(model="smol", input="Look at Chrome.", **settings)
+    call = whole.output[0].to_dict()  # type: ignore[union-attr]
+    assert (call["name"], call["namespace"]) == ("get_app_state", "mcp__computer")
+    assert json.loads(call["arguments"]) == {"app": "Chrome"}
+    assert whole.tools[0].to_dict() == space
+    streamed = ResponseFollower().follow(smol.events(PATH, settings | {"input": "Look at Chrome."}))
+    assert streamed["output"][0]["namespace"] == "mcp__computer"
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "A blank page."}
+    asked = [{"role": "user", "content": "Look at Chrome."}]
+    flat = {key: value for key, value in call.items() if key != "namespace"} | {"name": "mcp__computer__get_app_state"}
+    counted = [
+        smol.post(PATH, {"input": [*asked, item, result], "max_output_tokens": 1})[1]["usage"]["input_tokens"]
+        for item in (call, flat)
+    ]
+    assert counted[0] == counted[1]
+
+
+def test_a_choice_names_a_function_by_its_namespace() -> None:
+    space = {"type": "namespace", "name": "web", "tools": [{"type": "function", "name": "look"}, {"type": "custom"}]}
+    found = tools([space], {"type": "function", "name": "look", "namespace": "web"})
+    assert found.choice == {"type": "function", "function": {"name": "web__look"}}
+    assert found.skipped == ["namespace.custom"]
+    with pytest.raises(ApiError, match="tool_choice names 'look', which is no function in tools"):
+        tools([space], {"type": "function", "name": "look"})

@@ -41,6 +41,7 @@ def test_a_call_that_must_be_made_is_made_and_its_result_is_answered(smol: Endpo
     assert json.loads(call.function.arguments) in ({"city": "Paris"}, {"city": "Rome"}, {})
     chunks = list(ask(**SETTINGS, messages=ASKED, tool_choice=choice, parallel_tool_calls=False, stream=True))
     pieces = [piece for chunk in chunks for piece in chunk.choices[0].delta.tool_calls or ()]
+    assert [chunk.choices[0].delta.content for chunk in chunks] == [None] * len(chunks)
     assert {piece.index for piece in pieces} == {0}
     assert [bool(piece.id and piece.function.name) for piece in pieces] == [True] + [False] * (len(pieces) - 1)
     assert "".join(piece.function.arguments for piece in pieces) == call.function.arguments

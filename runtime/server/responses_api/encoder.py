@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
+
+import msgspec
 
 from plimsoll.runtime.server.blocks import Block, Blocks, Step
 from plimsoll.runtime.server.errors import ApiError
@@ -39,11 +42,19 @@ class Encoder:
         head: fields of `ResponseObject` that are known from the beginning.
         request_id: what ids of items are made from.
         encrypted: reasoning items repeat their thought as `encrypted_content`.
+        spaces: namespace and own name of functions that came in a namespace, by the name that the model sees.
     """
 
-    def __init__(self, head: Mapping[str, Any], request_id: str, *, encrypted: bool) -> None:
+    def __init__(
+        self,
+        head: Mapping[str, Any],
+        request_id: str,
+        *,
+        encrypted: bool,
+        spaces: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+    ) -> None:
         self.response = ResponseObject(**head, id=f"resp_{request_id}", status="in_progress", output=[])
-        self.request_id, self.encrypted = request_id, encrypted
+        self.request_id, self.encrypted, self.spaces = request_id, encrypted, spaces
         self.begun = False
         self._blocks = Blocks()
         self._number = 0
@@ -140,7 +151,8 @@ class Encoder:
         item_id, done = self._id(block), status != "in_progress"
         if block.kind == "call":
             call_id = block.id or f"call_{self.request_id}_{block.index}"
-            return FunctionCallItem(item_id, call_id, block.name, block.text, status)
+            space, name = self.spaces.get(block.name, (msgspec.UNSET, block.name))
+            return FunctionCallItem(item_id, call_id, name, block.text, status, space)
         if block.kind == "thought":
             content = [ReasoningText(block.text)] if done else []
             return ReasoningItem(item_id, status, content, sealed(block.text) if self.encrypted and done else None)

@@ -7,6 +7,7 @@ import msgspec
 from plimsoll.runtime.server.errors import ApiError, bad_request
 from plimsoll.runtime.server.given import Given, must_be, objects, quoted
 from plimsoll.runtime.server.responses_api.thoughts import unsealed
+from plimsoll.runtime.server.responses_api.tools import in_space
 
 Message = dict[str, Any]
 TEXTS = ("input_text", "output_text", "text")
@@ -86,7 +87,10 @@ class _Turns:
     def _call(self, item: Given, kind: str) -> None:
         # A custom tool takes text in place of JSON; what it took is replayed as an object that holds it.
         arguments = item.text("arguments") if kind == "function_call" else _custom(item.text("input"))
-        call = {"name": item.word("name"), "arguments": arguments}
+        name = item.word("name")
+        if "namespace" in item:
+            name = in_space(item.word("namespace"), name)
+        call = {"name": name, "arguments": arguments}
         calls = self._assistant().setdefault("tool_calls", [])
         calls.append({"id": item.word("call_id"), "type": "function", "function": call})
 

@@ -54,6 +54,8 @@ class FunctionCallItem(msgspec.Struct, tag_field="type", tag="function_call"):
     arguments: str
     """JSON text."""
     status: ItemStatus
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
+    """Of the function, where it came in one."""
 
 
 Item = MessageItem | ReasoningItem | FunctionCallItem

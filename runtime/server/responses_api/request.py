@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import msgspec
-from pydantic import Field, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, WithJsonSchema, model_validator
 
 from plimsoll.runtime.server.errors import bad_request, invalid_value
 from plimsoll.runtime.server.given import QUOTED, Given, quoted
@@ -71,6 +71,7 @@ class ResponsesRequest(Sampling):
     safety_identifier: str | None = None
     n: Annotated[Whole, Field(ge=1, le=1)] = 1
     prompt_logprobs: None = None
+    _spaces: dict[str, tuple[str, str]] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -104,6 +105,7 @@ class ResponsesRequest(Sampling):
         if self.input is None:
             raise bad_request("You must provide input.", "input", "missing_required_parameter")
         found = tools(self.tools, self.tool_choice)
+        self._spaces = found.spaces
         for kind in found.skipped:
             note(ignored, f"tools[].{kind[:QUOTED]}")
         if self.metadata is not None:
@@ -125,6 +127,11 @@ class ResponsesRequest(Sampling):
         chat = checked({"model": self.model} | asked, ChatCompletionRequest)
         chat.budget_name = "reasoning.max_tokens"
         return chat
+
+    @property
+    def spaces(self) -> dict[str, tuple[str, str]]:
+        """Namespace and own name of functions in namespaces, by the name that the model sees. `chat` finds them."""
+        return self._spaces
 
     def _includes(self, ignored: set[str] | None, name: str) -> bool:
         for given in self.include:

@@ -33,7 +33,7 @@ def add(app: FastAPI, serving: Serving, run: Callable[..., Awaitable[Response]])
         """There are none."""
         raise ApiError(
             404,
-            f"Response {path[:80]!r} does not exist: this server stores no responses. Send the whole conversation to "
-            "/v1/responses as input.",
+            f"Response {path.split('/')[0][:80]!r} does not exist: this server stores no responses. Send the whole "
+            "conversation to /v1/responses as input.",
             code="response_not_found",
         )

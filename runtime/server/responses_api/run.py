@@ -46,7 +46,9 @@ class ResponseRun:
             for name in ("temperature", "top_p")
         }
         head = {"created_at": int(time.time()), "model": serving.config.served_name} | request.repeated() | sampled
-        self._encoder = partial(Encoder, head, request_id, encrypted=ENCRYPTED in request.include)
+        self._encoder = partial(
+            Encoder, head, request_id, encrypted=ENCRYPTED in request.include, spaces=request.spaces
+        )
         self.encoder = self._encoder()
 
     async def complete(self) -> ResponseObject:

@@ -13,26 +13,39 @@ class Tools(NamedTuple):
     choice: Any
     skipped: list[str]
     """Kinds of tools that only their own server runs."""
+    spaces: dict[str, tuple[str, str]]
+    """Namespace and own name of functions that came in a namespace, by the name that the model sees."""
 
 
 def tools(given: Any, choice: Any) -> Tools:
     """What a response's `tools` and `tool_choice` mean as a chat completion.
 
-    Tools that are no functions are left out: agents send theirs to every server, and go on without them. Where
-    `tool_choice` asks for one, there is nothing to go on with.
+    A function of a namespace is a function whose name begins with that of the namespace. Tools that are no functions
+    are left out: agents send theirs to every server, and go on without them. Where `tool_choice` asks for one, there is
+    nothing to go on with.
 
     Raises:
         ApiError: 400 that names the tool and the field, or a `tool_choice` that no tool here fulfils.
     """
-    found, skipped = [], []
+    found, skipped, spaces = [], [], dict[str, tuple[str, str]]()
     for tool in objects(given, "tools"):
         kind = tool.word("type")
         if kind == "function":
             found.append(_function(tool))
+        elif kind == "namespace":
+            space = tool.word("name")
+            for one in tool.objects("tools"):
+                if (inner := one.word("type")) != "function":
+                    skipped.append(f"{kind}.{inner}")
+                    continue
+                function = _function(one)
+                own, function["function"]["name"] = one.word("name"), in_space(space, one.word("name"))
+                spaces[function["function"]["name"]] = space, own
+                found.append(function)
         else:
             skipped.append(kind)
     if choice is None:
-        return Tools(found, "auto", skipped)
+        return Tools(found, "auto", skipped, spaces)
     if isinstance(choice, str):
         if choice not in ("none", "auto", "required"):
             raise invalid_value(
@@ -46,7 +59,12 @@ def tools(given: Any, choice: Any) -> Tools:
     if not found and choice not in ("none", "auto"):
         others = f"; of type {', '.join(sorted(set(skipped)))[:80]} none are run here" if skipped else ""
         raise bad_request(f"tool_choice needs a function in tools{others}.", "tool_choice", "invalid_value")
-    return Tools(found, choice, skipped)
+    return Tools(found, choice, skipped, spaces)
+
+
+def in_space(space: str, name: str) -> str:
+    """The name that the model sees of a function in a namespace: as Codex names the tools of MCP servers."""
+    return f"{space}__{name}"
 
 
 def _function(tool: Given) -> dict[str, Any]:
@@ -68,7 +86,7 @@ def _chosen(found: list[dict[str, Any]], choice: Given) -> dict[str, Any]:
     kind = choice.word("type")
     if kind == "function":
         at = choice.object("function") if "function" in choice else choice
-        if at.word("name") not in names:
+        if _name(at) not in names:
             raise _unknown(at)
         return _named(at)
     if kind != "allowed_tools":
@@ -80,18 +98,21 @@ def _chosen(found: list[dict[str, Any]], choice: Given) -> dict[str, Any]:
     mode = choice.one_of("mode", "auto", "required")
     allowed = [tool for tool in choice.objects("tools") if tool.word("type") == "function"]
     for tool in allowed:
-        if tool.word("name") not in names:
+        if _name(tool) not in names:
             raise _unknown(tool)
     if not allowed:
         raise bad_request("tool_choice allows no function.", choice.at("tools"), "invalid_value")
     return {"type": kind, kind: {"mode": mode, "tools": [_named(tool) for tool in allowed]}}
 
 
+def _name(tool: Given) -> str:
+    name = tool.word("name")
+    return in_space(tool.word("namespace"), name) if "namespace" in tool else name
+
+
 def _named(tool: Given) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": tool.word("name")}}
+    return {"type": "function", "function": {"name": _name(tool)}}
 
 
 def _unknown(tool: Given) -> ApiError:
-    return invalid_value(
-        f"tool_choice names {quoted(tool.word('name'))}, which is no function in tools.", tool.at("name")
-    )
+    return invalid_value(f"tool_choice names {quoted(_name(tool))}, which is no function in tools.", tool.at("name"))
