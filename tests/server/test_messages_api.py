@@ -7,6 +7,8 @@ import anthropic
 import httpx
 import pytest
 
+from plimsoll.runtime.server.errors import ApiError
+from plimsoll.runtime.server.messages_api.conversation import conversation
 from tests.support.dialects import MessageFollower
 from tests.support.endpoint import Endpoint, eventually, serving
 
@@ -202,3 +204,12 @@ def test_every_layer_refuses_in_anthropics_shape(
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == kind
     assert answer.json()["request_id"] == answer.headers["request-id"]
+
+
+def test_a_result_of_a_tool_names_its_call_by_either_field() -> None:
+    for name in ("tool_use_id", "id"):
+        block = {"type": "tool_result", name: "call_1", "content": "8"}
+        (message,) = conversation(None, [{"role": "user", "content": [block]}])
+        assert message == {"role": "tool", "tool_call_id": "call_1", "content": "8"}
+    with pytest.raises(ApiError, match="tool_use_id"):
+        conversation(None, [{"role": "user", "content": [{"type": "tool_result", "content": "8"}]}])

@@ -66,7 +66,9 @@ def _user(turn: Given) -> list[Message]:
         if texts:
             found.append(_said("user", texts))
             texts = []
-        found.append({"role": "tool", "tool_call_id": block.word("tool_use_id"), "content": _result(block)})
+        # Some clients of SGLang name the call by `id`.
+        name = "id" if "id" in block and "tool_use_id" not in block else "tool_use_id"
+        found.append({"role": "tool", "tool_call_id": block.word(name), "content": _result(block)})
     if texts or not found:
         found.append(_said("user", texts))
     return found
