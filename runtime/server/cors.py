@@ -49,7 +49,7 @@ class Cors:
             return error_response(refusal, scope)
         headers = {
             "Access-Control-Allow-Origin": origin,
-            "Access-Control-Allow-Methods": "GET, HEAD, POST, OPTIONS",
+            "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
             "Access-Control-Max-Age": str(MAX_AGE),
             "Vary": "Origin, Access-Control-Request-Headers",
         }
