@@ -131,9 +131,11 @@ class ModelDeployment:
         return self.cluster.kubectl("get", kinds, *mine, "-o", "name").split()
 
     def expose(
-        self, ports: Sequence[int], *, name: str | None = None, selector: Mapping[str, str] | None = None
-    ) -> int:
-        """A NodePort Service of the test's own for the deployment's pods; returns the first free one of `ports`."""
+        self, ports: Sequence[int], *, name: str | None = None, selector: Mapping[str, str] | None = None,
+        unready: bool = False,
+    ) -> int:  # fmt: skip
+        """A NodePort Service of the test's own for the deployment's pods, or those of `selector`, `unready` ones too;
+        returns the first free one of `ports`."""
         last: RefusedError | None = None
         for port in ports:
             service = {
@@ -142,6 +144,7 @@ class ModelDeployment:
                 "metadata": {"name": name or f"{self.name}-node", "namespace": self.namespace},
                 "spec": {
                     "type": "NodePort",
+                    "publishNotReadyAddresses": unready,
                     "selector": dict(selector or {DEPLOYMENT: self.name, COMPONENT: "server"}),
                     "ports": [{"name": "http", "port": 8000, "targetPort": 8000, "nodePort": port}],
                 },

@@ -15,13 +15,15 @@ def desired_replicas(snapshot: Snapshot, otherwise: int) -> int:
 
 
 def alone(snapshot: Snapshot, replicas: Mapping[str, int]) -> bool:
-    """Whether no more than one pod is, or will be, behind the Service.
+    """Whether no more than one pod is, or will be, behind the Service, and can be reached: a lost node would answer
+    nothing for as long as a client waits.
 
     Args:
         replicas: of each revision, by its name, how many are wanted now.
     """
     there = [pod for pod in snapshot.pods if not pod.ended and pod.index in ("", names.LEADS)]
-    return sum(replicas.values()) <= 1 and len(there) <= 1
+    lost = {node.name for node in snapshot.nodes or () if node.not_ready}
+    return sum(replicas.values()) <= 1 and len(there) <= 1 and not any(pod.node in lost for pod in there)
 
 
 def holding(snapshot: Snapshot, revisions: Sequence[Revision]) -> Iterator[Action]:

@@ -212,6 +212,18 @@ def test_an_only_pod_gets_requests_before_it_is_ready_and_one_of_several_never_d
     assert settle()
 
 
+def test_an_only_pod_on_a_lost_node_gets_no_requests() -> None:
+    cluster = Cluster(nodes=(Node("n1", allocatable={"memory": 8 * GIB, "cpu": 8000, "pods": 10}),))
+    cluster.settle()
+    cluster.pods = [replace(pod, node="n1") for pod in cluster.pods]
+    cluster.act()
+    published = "publishNotReadyAddresses"
+    assert cluster.children[("Service", "demo")]["spec"][published]
+    cluster.nodes = (replace(cluster.nodes[0], usable=False, not_ready="NodeStatusUnknown", not_ready_at=cluster.now),)
+    cluster.act()
+    assert not cluster.children[("Service", "demo")]["spec"][published]
+
+
 def test_what_others_change_of_ours_is_put_back_and_what_they_add_is_left() -> None:
     cluster = Cluster()
     cluster.settle()
