@@ -151,8 +151,8 @@ class _Sizer:
             # As it is stored: floats would take more and give nothing back.
             precisions = (PRECISION_OF_BITS[self.facts.quantization.bits],)
         elif load.precision == "auto" and (bits := block_bits(self.facts)) is not None:
-            # Nothing between them holds more of the file than its own blocks do.
-            precisions = ("bfloat16", PRECISION_OF_BITS[bits])
+            # Blocks as they are stored are the file's own values. Ranks that would cut a block hold them as floats.
+            precisions = (PRECISION_OF_BITS[bits], "bfloat16")
         elif load.precision == "auto" and self.runs is not None:
             precisions = tuple(name for name in precisions if name in self.runs) or ("float32",)
         # On GPUs more than one is not run yet.

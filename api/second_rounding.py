@@ -1,4 +1,4 @@
-"""Weights that are stored in codes of few bits and would be rounded to other codes: what that costs."""
+"""Weights that are stored in codes of few bits: whether they stay as they are, and what another rounding costs."""
 
 from plimsoll.api.blocks import block_bits, stored_blocks
 from plimsoll.api.model import ModelFacts
@@ -14,6 +14,15 @@ def blocks_rounded(facts: ModelFacts, precision: Precision) -> str | None:
     return None if bits is None or block_bits(facts) == bits else stored_blocks(facts)
 
 
+def as_stored(facts: ModelFacts, precision: Precision) -> str | None:
+    """What of the checkpoint's codes `precision` holds as they are stored, such as `Q4_1 blocks`; None where it holds
+    other numbers."""
+    bits, said = CODE_BITS.get(precision), facts.quantization
+    if bits is None or bits != (block_bits(facts) if said is None else said.bits):
+        return None
+    return f"{stored_blocks(facts)} blocks" if said is None else f"{said.format} codes"
+
+
 def rounded_again(facts: ModelFacts, precision: Precision) -> str | None:
     """What to know where `precision` rounds weights that are rounded already; None where it does not."""
     blocks = blocks_rounded(facts, precision)
@@ -21,7 +30,7 @@ def rounded_again(facts: ModelFacts, precision: Precision) -> str | None:
         return None
     return (
         f"{precision} rounds the file's {blocks} blocks a second time, without calibration: perplexity "
-        f"{_MEASURED[precision]} on the demo model. bfloat16 keeps what the file holds; "
+        f"{_MEASURED[precision]} on the demo model. auto and bfloat16 keep what the file holds; "
         f"for {CODE_BITS[precision]} bits, quantize the original floats with `plimsoll quantize`"
     )
 

@@ -35,10 +35,11 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
     console = console or screen.console(stderr=False)
     device, terms = report["device"], report["perDevice"]
     spread = f" for each of {report['tensor']} ranks" if report["tensor"] > 1 else ""
+    stored = f" ({report['asStored']} as stored)" if report["asStored"] else ""
     console.print(
         Text.assemble(
             (report["name"], "bold"),
-            f" · {report['architecture']} · {report['precision']} · "
+            f" · {report['architecture']} · {report['precision']}{stored} · "
             f"{device['kind']} {format_bytes(device['total'])}{spread} · kernels {device['kernels']}",
         )
     )

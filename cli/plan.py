@@ -42,7 +42,7 @@ def plan(
     from plimsoll.api.precision import slow_codes
     from plimsoll.api.quantity import byte_option
     from plimsoll.api.rank_budget import uneven
-    from plimsoll.api.second_rounding import rounded_again
+    from plimsoll.api.second_rounding import as_stored, rounded_again
     from plimsoll.api.shard import replication
     from plimsoll.cli.manifest_file import read_manifest
     from plimsoll.cli.sizing import place_of, sized
@@ -82,6 +82,7 @@ def plan(
         "fits": True,
         "device": {**report["device"], "total": found.total},
         "precision": found.precision,
+        "asStored": as_stored(facts, found.precision),
         "cachePrecision": found.cache_precision,
         "tensor": found.tensor,
         "pods": _pods(found, card.kind),

@@ -13,7 +13,7 @@ from plimsoll.api.load import load_of, refuse_not_run_yet, sharing
 from plimsoll.api.manifest import parse_spec
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization_job import QuantizationJobSpec
-from plimsoll.api.second_rounding import rounded_again
+from plimsoll.api.second_rounding import as_stored, rounded_again
 from plimsoll.operator import build
 from plimsoll.operator.build.placing import Placing
 from plimsoll.operator.plan.cards import Card
@@ -199,6 +199,8 @@ def _sized(
         text += f"; on {fits.tensor} ranks, which take {format_bytes(fits.ranks_bytes)} together"
     if fits.nodes > 1:
         text += f"; a replica is {fits.nodes} pods with {fits.pod_ranks} devices each"
+    if stored := as_stored(found.facts, fits.precision):
+        text += f"; {fits.precision}: {stored} as stored"
     if device.where == KEPT:
         text += f"; the line is from {KEPT}"
     if again := rounded_again(found.facts, fits.precision):

@@ -1,6 +1,7 @@
 """A GGUF's blocks are rounded a second time only where somebody names it, and then with what it costs."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from plimsoll.api.facts import facts_from_config
 from plimsoll.api.layer_tensors import expected_tensors
 from plimsoll.api.model import ModelFacts, TensorFact
 from plimsoll.api.precision import held_codes
-from plimsoll.api.second_rounding import refused_under_auto, rounded_again
+from plimsoll.api.second_rounding import as_stored, refused_under_auto, rounded_again
 
 MIB = 1 << 20
 CONFIG = {
@@ -23,13 +24,13 @@ CONFIG = {
 LOAD = Load(max_length=512, max_batched_tokens=256, max_running=2, tensor=1)
 
 
-def stored(dtype: str, head: str = "F16") -> ModelFacts:
+def stored(dtype: str, head: str = "F16", config: dict[str, Any] = CONFIG) -> ModelFacts:
     """The model with its linears in blocks of `dtype`, the embedding as `head` and vectors in float32."""
     tensors = {
         name: TensorFact(name, shape, "F32" if len(shape) == 1 else head if "embed" in name else dtype, 1)
-        for name, shape in expected_tensors(facts_from_config(CONFIG)).items()
+        for name, shape in expected_tensors(facts_from_config(config)).items()
     }
-    return replace(facts_from_config(CONFIG), tensors=tensors)
+    return replace(facts_from_config(config), tensors=tensors)
 
 
 def device(mib: int) -> DeviceFacts:
@@ -53,19 +54,32 @@ def test_auto_passes_over_four_bits_for_blocks_and_takes_them_for_floats() -> No
         assert f"{blocks} blocks rounded again" in str(caught.value)
         assert budget(stored(blocks), short, replace(LOAD, precision="w4a16"), RUNS).precision == "w4a16"
     for runs in (RUNS, None):
-        found = budget(stored("Q4_1"), device(8192), replace(LOAD, tensor="auto"), runs)
+        found = budget(stored("Q4_K"), device(8192), replace(LOAD, tensor="auto"), runs)
         assert (found.precision, found.rejected) == ("bfloat16", ())
 
 
-def test_auto_takes_blocks_as_they_are_stored_where_their_floats_do_not_fit() -> None:
-    for blocks, precision in (("Q4_0", "w4a16"), ("Q4_1", "w4a16"), ("Q8_0", "w8a16")):
-        facts = stored(blocks)
-        assert block_bits(facts) == int(precision[1])
-        short = device(next(mib for mib in range(100, 2000, 8) if _fits(mib, precision, facts)))
-        found = budget(facts, short, LOAD, RUNS)
-        assert found.precision == precision
-        assert [option.option for option in found.rejected] == ["precision bfloat16"]
-        assert rounded_again(facts, found.precision) is None
+@pytest.mark.parametrize(("blocks", "precision"), [("Q4_0", "w4a16"), ("Q4_1", "w4a16"), ("Q8_0", "w8a16")])
+def test_auto_takes_blocks_as_they_are_stored_however_much_memory_there_is(blocks: str, precision: str) -> None:
+    facts = stored(blocks)
+    assert block_bits(facts) == int(precision[1])
+    short = next(mib for mib in range(100, 2000, 8) if _fits(mib, precision, facts))
+    for mib in (short, 8192):
+        for runs in (RUNS, None):
+            found = budget(facts, device(mib), LOAD, runs)
+            assert (found.precision, found.rejected) == (precision, ())
+            assert rounded_again(facts, found.precision) is None
+    with pytest.raises(DoesNotFitError, match=f"precision {precision}, the smallest that auto may take"):
+        budget(facts, device(short - 16), LOAD, RUNS)
+
+
+def test_ranks_that_would_cut_a_block_hold_floats() -> None:
+    # Two heads of 16 columns share a block.
+    facts = stored("Q4_1", config={**CONFIG, "head_dim": 16, "num_key_value_heads": 16})
+    found = budget(facts, device(8192), replace(LOAD, tensor=16), RUNS)
+    assert found.precision == "bfloat16"
+    (option,) = found.rejected
+    assert option.option == "precision w4a16"
+    assert budget(facts, device(8192), replace(LOAD, tensor=8), RUNS).precision == "w4a16"
 
 
 def test_a_tensor_that_a_forged_report_leaves_out_is_sized_whole() -> None:
@@ -94,6 +108,10 @@ def test_what_a_second_rounding_costs_is_said() -> None:
     assert rounded_again(stored("Q4_1"), "bfloat16") is None
     assert refused_under_auto(stored("Q4_1"), "w8a16") is None
     assert "name w4a16 to accept" in str(refused_under_auto(stored("Q4_K"), "w4a16"))
+    assert as_stored(stored("Q4_1"), "w4a16") == "Q4_1 blocks"
+    assert as_stored(stored("Q8_0"), "w8a16") == "Q8_0 blocks"
+    for blocks, precision in (("Q4_1", "w8a16"), ("Q4_1", "bfloat16"), ("Q4_K", "w4a16"), ("F16", "w4a16")):
+        assert as_stored(stored(blocks), precision) is None
     # Blocks of other bits are rounded again, whichever they are.
     assert "Q4_1" in str(rounded_again(stored("Q4_1"), "w8a16"))
     assert "Q8_0" in str(rounded_again(stored("Q8_0"), "w4a16"))

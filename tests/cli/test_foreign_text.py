@@ -224,6 +224,7 @@ def test_tables_and_headlines_show_brackets() -> None:
     load_line.show(
         {
             "name": "[/]", "architecture": "[red]Odd", "precision": "bfloat16", "tensor": 1, "perDevice": terms,
+            "asStored": "[/]codes",
             "device": {"kind": "cpu", "total": 4, "kernels": "plain torch"}, "workspace": {"[/]part": 1}, "inUse": 4,
             "kvTokens": 1, "blocks": 1, "blockSize": 16, "blockBytes": 1, "concurrentRequests": 1, "maxLength": 1,
             "maxLengthFrom": "[/x]", "cachePrecision": "auto",
@@ -233,5 +234,5 @@ def test_tables_and_headlines_show_brackets() -> None:
         screen,
     )  # fmt: skip
     shown = screen.file.getvalue()
-    for words in ("[/] · [red]Odd", "[/]part", "[/x]", "passed over [/]: :rocket:", "[/note]"):
+    for words in ("[/] · [red]Odd", "[/]part", "([/]codes as stored)", "[/x]", "passed over [/]: :rocket:", "[/note]"):
         assert words in shown

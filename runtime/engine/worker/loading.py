@@ -16,7 +16,7 @@ from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import slow_codes
-from plimsoll.api.second_rounding import rounded_again
+from plimsoll.api.second_rounding import as_stored, rounded_again
 from plimsoll.api.shard import shards
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.checkpoint import Checkpoint
@@ -180,6 +180,8 @@ def _log_notes(config: EngineConfig, checkpoint: Checkpoint, kernels: Kernels, p
         log.warning(notice)
     for option in plan.rejected:
         log.info("passed over %s: %s", option.option, option.reason)
+    if stored := as_stored(checkpoint.facts, plan.precision):
+        log.info("%s holds the checkpoint's %s as they are stored", plan.precision, stored)
     kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
     again, slow = rounded_again(checkpoint.facts, plan.precision), slow_codes(plan.precision, kind, kernels.facts)
     lossy = cache_loss(checkpoint.facts, config.cache_precision)
