@@ -213,9 +213,8 @@ class Serving(Part):
     """After half of it without a sign of life of the engine the pod is not ready; after all of it the engine is killed
     and started again. The engine gives several signs a second, also in the middle of a long step."""
     torch_rows: Count | None = None
-    """Rows of a step from which products go through torch's bfloat16. Prompts are quicker on CPUs with AMX or
-    AVX512-BF16, and greedy and seeded answers then depend on the other requests of that moment. CPU only. Default:
-    never."""
+    """Rows of a step from which products go through torch's bfloat16. Prompts may be quicker on some CPUs, and greedy
+    and seeded answers then depend on the other requests of that moment. CPU only. Default: never."""
     deterministic: bool = False
     """Refuse to start pods whose answers might depend on load: where the native kernels cannot run, and where their
     self-test fails. CPU only; status.serving says in any case whether answers do. It makes nothing slower."""

@@ -141,8 +141,8 @@ def serve(
         int | None,
         typer.Option(
             min=1,
-            help="Rows of a step from which torch multiplies in bfloat16: quicker prompts on CPUs with AMX or "
-            "AVX512-BF16, answers that depend on load. Default: never.",
+            help="Rows of a step from which torch multiplies in bfloat16: perhaps quicker prompts, and answers that "
+            "depend on load. Default: never.",
         ),
     ] = None,
     deterministic: Annotated[

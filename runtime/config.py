@@ -64,8 +64,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     end_token_ids: tuple[int, ...] = ()
     """More ids that end an answer than the checkpoint's configurations name; set by the process with the tokenizer."""
     torch_rows: Count | None = None
-    """Products of at least so many rows go through torch's bfloat16: quicker prompts on CPUs with AMX or AVX512-BF16,
-    and answers that depend on load. None is never, unless the environment's PLIMSOLL_TORCH_ROWS says otherwise."""
+    """Products of at least so many rows go through torch's bfloat16: perhaps quicker prompts, and answers that
+    depend on load. None is never, unless the environment's PLIMSOLL_TORCH_ROWS says otherwise."""
     deterministic: bool = False
     """Refuse to start where the kernels cannot promise that answers do not depend on load. It changes no kernel."""
     seed: int = 0

@@ -119,6 +119,31 @@ def test_each_variant_computes_what_torch_does(
         assert_same_to_the_bit(checkpoint, torch.bfloat16, precision)
 
 
+def attentions() -> list[torch.Tensor]:
+    """Of prompts and decoded rows over caches of all kinds; heads that fill vectors of 512 bits and that do not."""
+    torch.manual_seed(0)
+    rows, contexts, found = [30, 1, 5], [70, 200, 5], []
+    for dim in (16, 40, 64, 66):
+        for held in (torch.float32, torch.bfloat16, 8, 4):
+            ops = native_kernels("cpu", torch.float32 if held == torch.float32 else torch.bfloat16)
+            keys, values = ([torch.randn(context, 2, dim) for context in contexts] for _ in range(2))
+            step, q = test_native.paged(ops, keys, values, rows, 32, held), torch.randn(sum(rows), 6, dim)
+            found += [ops.attention(q, step.cache, step.batch, dim**-0.5, window, None).clone() for window in (None, 9)]
+    return found
+
+
+@pytest.mark.usefixtures("_nothing_else")
+def test_lanes_of_vectors_change_no_bit_of_attention(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    found = []
+    for name in FITTING:
+        [path] = folder.glob(f"kernels-{name}-*.so")
+        monkeypatch.setenv("PLIMSOLL_KERNELS_LIBRARY", str(path))
+        native.native_library.cache_clear()
+        found.append(attentions())
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 def test_without_a_compiler_building_ahead_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "plimsoll.runtime.kernels.build", "--into", str(tmp_path / "kernels")],

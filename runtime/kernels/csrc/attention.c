@@ -11,16 +11,29 @@
 
 /* Query rows (positions x heads of a group) that share a pass over the keys. */
 #define TILE_ROWS 48
-/* Rows from which widening a block beforehand costs less than in every register tile. */
-#define WIDEN_ROWS 24
 /* Stands for no key seen yet: below any score, and not so far that differences overflow. */
 #define NOTHING -1e30f
+
+/* A register tile of a product is TALL rows and two vectors of WIDE lanes. Lanes are outputs, so that no bit depends on
+ * their number. From WIDEN_ROWS rows on widening a block beforehand costs less than in every register tile; tiles of
+ * vectors of 512 bits have so many rows that it never does. */
+#if defined(__AVX512F__)
+#define WIDE 16
+#define TALL 12
+#define WIDEN_ROWS INT32_MAX
+#else
+#define WIDE 8
+#define TALL 6
+#define WIDEN_ROWS 24
+#endif
+/* Rows that make so little of a block that the next one is asked of memory meanwhile. */
+#define FEW_ROWS 24
 
 /* How a factor of a product lies in memory: as the cache holds it, or the codes of 4 bits of one half. */
 enum { OF_F32 = CACHE_F32, OF_BF16 = CACHE_BF16, OF_INT8 = CACHE_INT8, OF_LOW = CACHE_INT4, OF_HIGH };
 
 /* Eight numbers from w[i] on. Codes become the whole numbers that they are: scales come later. */
-INLINE v8f widen(const int of, const void *w, long i)
+INLINE v8f widen_8(const int of, const void *w, long i)
 {
     if (of == OF_F32) return load8((const float *)w + i);
     if (of == OF_BF16) return widen8((const uint16_t *)w + i);
@@ -35,73 +48,102 @@ INLINE v8f widen(const int of, const void *w, long i)
 #endif
 }
 
-/* y[rows][8 * vectors] (+)= x[rows][depth] w[depth][8 * vectors]. `n`: the first column of w. */
-INLINE void fixed(const int of, const int rows, const int vectors, const int add, long depth, const float *x, long ldx,
-                  const void *w, long n, long ldw, float *y, long ldy)
+#if WIDE == 16
+INLINE vf widen_16(const int of, const void *w, long i)
 {
-    v8f sum[rows][2];
-    UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (v8f){0};
-    for (long k = 0; k < depth; k++) {
-        v8f b[2];
-        UNROLL for (int v = 0; v < vectors; v++) b[v] = widen(of, w, n + k * ldw + 8 * v);
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = madd8(fill8(x[r * ldx + k]), b[v], sum[r][v]);
+    if (of == OF_F32) return load((const float *)w + i);
+    if (of == OF_BF16) {
+        __m256i narrow = _mm256_loadu_si256((const __m256i *)((const uint16_t *)w + i));
+        return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
     }
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < vectors; v++) {
-            float *out = y + r * ldy + n + 8 * v;
-            store8(out, add ? load8(out) + sum[r][v] : sum[r][v]);
-        }
+    vi codes = (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)((const uint8_t *)w + i)));
+    if (of == OF_LOW) codes &= 15;
+    if (of == OF_HIGH) codes >>= 4;
+    return (vf)_mm512_cvtepi32_ps((__m512i)codes);
 }
+#endif
 
-INLINE void some_rows(const int of, long rows, const int vectors, const int add, long depth, const float *x, long ldx,
+/* y[rows][vectors of V] (+)= x[rows][depth] w[depth][vectors of V]. `n`: the first column of w. */
+#define DEFINE_FIXED(NAME, V, LANES_OF_V, WIDEN, LOAD, STORE, FILL, MADD)                                              \
+    INLINE void NAME(const int of, const int rows, const int vectors, int add, long depth, const float *x, long ldx,   \
+                     const void *w, long n, long ldw, float *y, long ldy)                                              \
+    {                                                                                                                  \
+        V sum[TALL][2];                                                                                                \
+        UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (V){0};                                          \
+        for (long k = 0; k < depth; k++) {                                                                             \
+            V b[2];                                                                                                    \
+            UNROLL for (int v = 0; v < vectors; v++) b[v] = WIDEN(of, w, n + k * ldw + LANES_OF_V * v);                \
+            UNROLL for (int r = 0; r < rows; r++) {                                                                    \
+                V one = FILL(x[r * ldx + k]);                                                                          \
+                UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = MADD(one, b[v], sum[r][v]);                       \
+            }                                                                                                          \
+        }                                                                                                              \
+        UNROLL for (int r = 0; r < rows; r++)                                                                          \
+            UNROLL for (int v = 0; v < vectors; v++) {                                                                 \
+                float *out = y + r * ldy + n + LANES_OF_V * v;                                                         \
+                STORE(out, add ? LOAD(out) + sum[r][v] : sum[r][v]);                                                   \
+            }                                                                                                          \
+    }
+DEFINE_FIXED(fixed_8, v8f, 8, widen_8, load8, store8, fill8, madd8)
+#if WIDE == 16
+DEFINE_FIXED(fixed_16, vf, 16, widen_16, load, store, fill, madd)
+#endif
+
+INLINE void some_rows(const int of, long rows, long columns, int add, long depth, const float *x, long ldx,
                       const void *w, long n, long ldw, float *y, long ldy)
 {
-#define FIXED(R) case R: fixed(of, R, vectors, add, depth, x, ldx, w, n, ldw, y, ldy); break;
-    switch (rows) {
-        FIXED(1) FIXED(2) FIXED(3) FIXED(4) FIXED(5) FIXED(6)
-    }
+#define FIXED(NAME, R, VECTORS) case R: NAME(of, R, VECTORS, add, depth, x, ldx, w, n, ldw, y, ldy); break;
+#define SIX(NAME, VECTORS)                                                                                             \
+    FIXED(NAME, 1, VECTORS) FIXED(NAME, 2, VECTORS) FIXED(NAME, 3, VECTORS)                                            \
+    FIXED(NAME, 4, VECTORS) FIXED(NAME, 5, VECTORS) FIXED(NAME, 6, VECTORS)
+#if WIDE == 16
+#define TWELVE(NAME, VECTORS)                                                                                          \
+    SIX(NAME, VECTORS)                                                                                                 \
+    FIXED(NAME, 7, VECTORS) FIXED(NAME, 8, VECTORS) FIXED(NAME, 9, VECTORS)                                            \
+    FIXED(NAME, 10, VECTORS) FIXED(NAME, 11, VECTORS) FIXED(NAME, 12, VECTORS)
+    if (columns >= 32) switch (rows) { TWELVE(fixed_16, 2) }
+    else if (columns >= 16) switch (rows) { TWELVE(fixed_16, 1) }
+    else switch (rows) { TWELVE(fixed_8, 1) }
+#else
+    if (columns >= 16) switch (rows) { SIX(fixed_8, 2) }
+    else switch (rows) { SIX(fixed_8, 1) }
+#endif
 }
 
-INLINE void product_of(const int of, long rows, long width, const int add, long depth, const float *x, long ldx,
-                       const void *w, long ldw, float *y, long ldy)
-{
-    long tiles = (rows + 5) / 6;
-    for (long n = 0; n < width; n += 16)
-        for (long t = 0; t < tiles; t++) {
-            long row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
-            const float *a = x + row * ldx;
-            float *c = y + row * ldy;
-            if (n + 16 <= width) some_rows(of, count, 2, add, depth, a, ldx, w, n, ldw, c, ldy);
-            else some_rows(of, count, 1, add, depth, a, ldx, w, n, ldw, c, ldy);
-        }
-}
-
-/* y [rows, width] (+)= x [rows, depth] w [depth, width]; `width` in eights. One function for each kind of w. */
+/* y [rows, width] =, or with `add` +=, x [rows, depth] w [depth, width]; `width` in eights. A function a kind of w. */
 #define DEFINE_PRODUCT(NAME, OF)                                                                                       \
-    static void NAME##_made(long rows, long width, long depth, const float *x, long ldx, const void *w, long ldw,      \
-                            float *y, long ldy)                                                                        \
+    static void NAME(long rows, long width, int add, long depth, const float *x, long ldx, const void *w, long ldw,    \
+                     float *y, long ldy)                                                                               \
     {                                                                                                                  \
-        product_of(OF, rows, width, 0, depth, x, ldx, w, ldw, y, ldy);                                                 \
-    }                                                                                                                  \
-    static void NAME##_added(long rows, long width, long depth, const float *x, long ldx, const void *w, long ldw,     \
-                             float *y, long ldy)                                                                       \
-    {                                                                                                                  \
-        product_of(OF, rows, width, 1, depth, x, ldx, w, ldw, y, ldy);                                                 \
+        long tiles = (rows + TALL - 1) / TALL;                                                                         \
+        for (long n = 0; n < width; n += width - n >= 2 * WIDE ? 2 * WIDE : width - n >= WIDE ? WIDE : 8)              \
+            for (long t = 0; t < tiles; t++) {                                                                         \
+                long row = rows * t / tiles, count = rows * (t + 1) / tiles - row;                                     \
+                some_rows(OF, count, width - n, add, depth, x + row * ldx, ldx, w, n, ldw, y + row * ldy, ldy);        \
+            }                                                                                                          \
     }
-DEFINE_PRODUCT(f32, OF_F32)
-DEFINE_PRODUCT(bf16, OF_BF16)
-DEFINE_PRODUCT(int8, OF_INT8)
-DEFINE_PRODUCT(low, OF_LOW)
-DEFINE_PRODUCT(high, OF_HIGH)
-typedef void product(long, long, long, const float *, long, const void *, long, float *, long);
-static product *const MADE[] = {f32_made, bf16_made, int8_made, low_made, high_made};
-static product *const ADDED[] = {f32_added, bf16_added, int8_added, low_added, high_added};
+DEFINE_PRODUCT(by_f32, OF_F32)
+DEFINE_PRODUCT(by_bf16, OF_BF16)
+DEFINE_PRODUCT(by_int8, OF_INT8)
+DEFINE_PRODUCT(by_low, OF_LOW)
+DEFINE_PRODUCT(by_high, OF_HIGH)
+typedef void product(long, long, int, long, const float *, long, const void *, long, float *, long);
+static product *const PRODUCTS[] = {by_f32, by_bf16, by_int8, by_low, by_high};
 
 /* Few rows make little of a block: what comes next is asked of memory while they do. */
 static void ask_for(const void *from, long bytes)
 {
     for (long i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)from + i);
+}
+
+/* The largest of eight. */
+INLINE float largest(v8f most)
+{
+    for (int apart = 4; apart; apart /= 2) {
+        v8i from = (v8i){0, 1, 2, 3, 4, 5, 6, 7} ^ apart;
+        most = larger8(__builtin_shuffle(most, from), most);
+    }
+    return most[0];
 }
 
 /* One row's scores of a block become weights; keys outside [low, high) weigh 0. Its sums so far are rescaled. */
@@ -110,13 +152,9 @@ static void soften(float *scores, long width, long low, long high, float *top, f
     for (long i = 0; i < low && i < width; i++) scores[i] = -__builtin_inff();
     for (long i = high < 0 ? 0 : high; i < width; i++) scores[i] = -__builtin_inff();
     v8f most = load8(scores);
-    for (long i = 8; i < width; i += 8) {
-        v8f v = load8(scores + i);
-        v8i more = v > most;
-        most = (v8f)(((v8i)v & more) | ((v8i)most & ~more));
-    }
-    float highest = *top;
-    for (int i = 0; i < 8; i++) highest = most[i] > highest ? most[i] : highest;
+    for (long i = 8; i < width; i += 8) most = larger8(load8(scores + i), most);
+    float highest = largest(most);
+    highest = highest > *top ? highest : *top;
     v8f sum = load8(mass);
     if (highest > *top) {
         v8f shrink = vexp8((v8f){0} + (*top - highest));
@@ -125,10 +163,17 @@ static void soften(float *scores, long width, long low, long high, float *top, f
         *top = highest;
     }
     v8f block = {0};
-    for (long i = 0; i < width; i += 8) {
-        v8f weight = vexp8(load8(scores + i) - highest);
-        block = block + weight;
-        store8(scores + i, weight);
+    for (long i = 0; i < width; i += 16) {
+#if WIDE == 16
+        store(scores + i, vexp(load(scores + i) - highest));
+        block = (block + load8(scores + i)) + load8(scores + i + 8);
+#else
+        for (long at = i; at < i + 16; at += 8) {
+            v8f weight = vexp8(load8(scores + at) - highest);
+            block = block + weight;
+            store8(scores + at, weight);
+        }
+#endif
     }
     store8(mass, sum + block);
 }
@@ -149,10 +194,10 @@ static void widen_run(int of, const void *from, float *to, long count)
     long i = 0;
     switch (of) {
     case OF_F32: memcpy(to, from, count * sizeof(float)); break;
-    case OF_BF16: for (; i < count; i += 8) store8(to + i, widen(OF_BF16, from, i)); break;
-    case OF_INT8: for (; i < count; i += 8) store8(to + i, widen(OF_INT8, from, i)); break;
-    case OF_LOW: for (; i < count; i += 8) store8(to + i, widen(OF_LOW, from, i)); break;
-    default: for (; i < count; i += 8) store8(to + i, widen(OF_HIGH, from, i));
+    case OF_BF16: for (; i < count; i += 8) store8(to + i, widen_8(OF_BF16, from, i)); break;
+    case OF_INT8: for (; i < count; i += 8) store8(to + i, widen_8(OF_INT8, from, i)); break;
+    case OF_LOW: for (; i < count; i += 8) store8(to + i, widen_8(OF_LOW, from, i)); break;
+    default: for (; i < count; i += 8) store8(to + i, widen_8(OF_HIGH, from, i));
     }
 }
 
@@ -175,7 +220,7 @@ static void score(const attention_job *job, const void *keys, long rows, long wi
     for (int of = job->cache, i = 0; i * part < D; of++, i++) {
         const void *w = keys;
         if (rows >= WIDEN_ROWS && of != OF_F32) widen_run(of, keys, spare, S * part), w = spare;
-        (i ? ADDED : MADE)[w == keys ? of : OF_F32](rows, width, part, q + i * part, D, w, S, scores, S);
+        PRODUCTS[w == keys ? of : OF_F32](rows, width, i > 0, part, q + i * part, D, w, S, scores, S);
     }
 }
 
@@ -189,13 +234,13 @@ static void mix(const attention_job *job, const void *values, long rows, long wi
         memset(spare, 0, width * W * sizeof(float));
         for (long r = 0; r < width; r++)
             for (long d = 0; d < D; d++) spare[r * W + d] = one_value(job->cache, values, r, d, D);
-        f32_added(rows, W, width, weights, S, spare, W, mixed, stride);
+        by_f32(rows, W, 1, width, weights, S, spare, W, mixed, stride);
         return;
     }
     for (int of = job->cache, i = 0; i * part < D; of++, i++) {
         const void *w = values;
         if (rows >= WIDEN_ROWS && of != OF_F32) widen_run(of, values, spare, width * part), w = spare;
-        ADDED[w == values ? of : OF_F32](rows, part, width, weights, S, w, part, mixed + i * part, stride);
+        PRODUCTS[w == values ? of : OF_F32](rows, part, 1, width, weights, S, w, part, mixed + i * part, stride);
     }
 }
 
@@ -242,13 +287,13 @@ static void attend(const attention_job *job, long b, long g, long first, long la
     long position = job->contexts[b] - (job->starts[b + 1] - first), reach = position + (last - first);
     long begin = job->window && position >= job->window ? (position - job->window + 1) / S : 0;
     const int32_t *table = job->tables + b * job->table_width;
-    if (rows < WIDEN_ROWS) ask_for((const char *)job->k_cache + (table[begin] * job->G + g) * bytes, bytes);
+    if (rows < FEW_ROWS) ask_for((const char *)job->k_cache + (table[begin] * job->G + g) * bytes, bytes);
     for (long n = begin; n * S < reach; n++) {
         long place = (table[n] * job->G + g) * bytes, here = reach - n * S < S ? reach - n * S : S;
         long width = (here + 15) / 16 * 16;
         const char *keys = (const char *)job->k_cache + place, *values = (const char *)job->v_cache + place;
         const uint16_t *k_scales = (const uint16_t *)(keys + codes), *v_scales = (const uint16_t *)(values + codes);
-        if (rows < WIDEN_ROWS) ask_for(values, has_codes(job->cache) ? bytes : vector_bytes(job->cache, width * D));
+        if (rows < FEW_ROWS) ask_for(values, has_codes(job->cache) ? bytes : vector_bytes(job->cache, width * D));
         score(job, keys, rows, width, q, spare, scores);
         for (long r = 0; r < rows; r++) {
             long own = position + r / group - n * S, low = job->window ? own - job->window + 1 : 0;
@@ -258,7 +303,7 @@ static void attend(const attention_job *job, long b, long g, long first, long la
             soften(row, width, low, own + 1, top + r, mass + r * 8, mixed + r * stride, stride);
             if (has_codes(job->cache)) scale_weights(row, width, v_scales, v_scales + S, mixed + r * stride + W);
         }
-        if (rows < WIDEN_ROWS && (n + 1) * S < reach)
+        if (rows < FEW_ROWS && (n + 1) * S < reach)
             ask_for((const char *)job->k_cache + (table[n + 1] * job->G + g) * bytes, bytes);
         mix(job, values, rows, width, scores, spare, mixed, stride);
     }

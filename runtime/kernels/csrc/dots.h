@@ -123,10 +123,11 @@ INLINE void add_dots(const int source, const int rows, const int panels, long de
     const int step = STEP(source), bytes = PANEL * source / 8;
     for (long done = 0; done < depth; done += BLOCK, x += BLOCK) {
         long end = depth - done < BLOCK ? depth - done : BLOCK, k = 0;
-        vf even[panels][rows][2], odd[panels][rows][2];
+        /* Of a size that is known before anything is inlined: other arrays do not become registers. */
+        vf even[PAIR_ROWS][2], odd[PAIR_ROWS][2];
         UNROLL for (int p = 0; p < panels; p++)
             UNROLL for (int r = 0; r < rows; r++)
-                UNROLL for (int h = 0; h < 2; h++) even[p][r][h] = odd[p][r][h] = (vf){0};
+                UNROLL for (int h = 0; h < 2; h++) even[p * rows + r][h] = odd[p * rows + r][h] = (vf){0};
         for (; k + step <= end; k += step, w += step * bytes)
             UNROLL for (int p = 0; p < panels; p++) {
                 const char *at = w + p * stride;
@@ -144,8 +145,8 @@ INLINE void add_dots(const int source, const int rows, const int panels, long de
                         else
                             load_pairs((const uint16_t *)at + h * PANEL, &a, &b);
                         UNROLL for (int r = 0; r < rows; r++) {
-                            even[p][r][h] = madd(fill(x[r * ldx + k + 2 * j]), a, even[p][r][h]);
-                            odd[p][r][h] = madd(fill(x[r * ldx + k + 2 * j + 1]), b, odd[p][r][h]);
+                            even[p * rows + r][h] = madd(fill(x[r * ldx + k + 2 * j]), a, even[p * rows + r][h]);
+                            odd[p * rows + r][h] = madd(fill(x[r * ldx + k + 2 * j + 1]), b, odd[p * rows + r][h]);
                         }
                     }
                 }
@@ -155,14 +156,14 @@ INLINE void add_dots(const int source, const int rows, const int panels, long de
                 UNROLL for (int h = 0; h < 2; h++) {
                     vf a = lone(source, w + p * stride, h);
                     UNROLL for (int r = 0; r < rows; r++)
-                        even[p][r][h] = madd(fill(x[r * ldx + k]), a, even[p][r][h]);
+                        even[p * rows + r][h] = madd(fill(x[r * ldx + k]), a, even[p * rows + r][h]);
                 }
             w += bytes;
         }
         UNROLL for (int p = 0; p < panels; p++)
             UNROLL for (int r = 0; r < rows; r++)
                 UNROLL for (int h = 0; h < 2; h++)
-                    all[(p * rows + r) * 2 + h] = all[(p * rows + r) * 2 + h] + (even[p][r][h] + odd[p][r][h]);
+                    all[(p * rows + r) * 2 + h] += even[p * rows + r][h] + odd[p * rows + r][h];
     }
 }
 

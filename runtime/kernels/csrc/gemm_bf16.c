@@ -45,8 +45,10 @@ INLINE void some_rows(const int way, int rows, long depth, const void *x, long l
         CASE(4) CASE(5) CASE(6)
 #endif
     }
+#if HAVE_PAIRS
     if (way == IN_PAIRS)
         switch (rows) { CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) }
+#endif
 }
 
 /* Rows of a band against panels [first, last), all of them full ones. `x`: of its first row; tiles have `high` rows. */

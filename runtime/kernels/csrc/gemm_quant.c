@@ -98,8 +98,10 @@ INLINE void some_rows(const int way, const int source, int rows, long depth, con
         CASE(4) CASE(5) CASE(6)
 #endif
     }
+#if HAVE_PAIRS
     if (way == IN_PAIRS)
         switch (rows) { CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) }
+#endif
 }
 /* Functions of their own: with several of them in one, pointers fight for registers. */
 typedef void some(int, long, const void *, long, const float *, long, const char *, const float *, const float *, long,

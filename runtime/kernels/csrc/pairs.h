@@ -42,7 +42,7 @@ INLINE void add_pairs(const int source, const int rows, const int panels, long d
                       const char *w, long stride, long ahead, vf *all)
 {
     const int step = STEP(source), bytes = PANEL * source / 8;
-    /* Arrays of a size that is known before anything is inlined: others do not become registers. */
+    /* Of a size that is known before anything is inlined, as in dots.h. */
     vf sum[ROWS][2];
     UNROLL for (int p = 0; p < panels; p++)
         UNROLL for (int r = 0; r < rows; r++)

@@ -34,7 +34,7 @@
 typedef float vf __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
-/* Attention works on 8 lanes everywhere: values of a head size that is no multiple of 8 are padded; blocks are of 16. */
+/* Attention sums 8 lanes everywhere: values of a head size that is no multiple of 8 are padded. */
 typedef float v8f __attribute__((vector_size(32)));
 typedef uint32_t v8u __attribute__((vector_size(32)));
 typedef int32_t v8i __attribute__((vector_size(32)));
@@ -112,15 +112,64 @@ INLINE float from_bf16(uint16_t h)
     return x;
 }
 
-/* e^x within 2 ulp on [-87.3, 88.3], below it 0, above it clamped; e^0 is 1 exactly. Cody and Waite's reduction and
- * Cephes' polynomial. NaN becomes 0 or large: callers that must keep it look for it. */
-#define DEFINE_EXP(NAME, F, I, FILL, MADD)                                                                             \
-    INLINE F NAME(F x)                                                                                                 \
+/* The larger and the smaller of a and b; b where either is NaN. `kept`: a where not x < low, elsewhere 0. */
+INLINE v8f larger8(v8f a, v8f b)
+{
+#if defined(__AVX__)
+    return (v8f)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    v8i more = a > b;
+    return (v8f)(((v8i)a & more) | ((v8i)b & ~more));
+#endif
+}
+
+INLINE v8f smaller8(v8f a, v8f b)
+{
+#if defined(__AVX__)
+    return (v8f)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    v8i less = a < b;
+    return (v8f)(((v8i)a & less) | ((v8i)b & ~less));
+#endif
+}
+
+INLINE v8f kept8(v8f a, v8f x, float low) { return (v8f)((v8i)a & ~(x < low)); }
+
+INLINE vf larger(vf a, vf b)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    vi more = a > b;
+    return (vf)(((vi)a & more) | ((vi)b & ~more));
+#endif
+}
+
+INLINE vf smaller(vf a, vf b)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    vi less = a < b;
+    return (vf)(((vi)a & less) | ((vi)b & ~less));
+#endif
+}
+
+INLINE vf kept(vf a, vf x, float low)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(low), _CMP_NLT_UQ), (__m512)a);
+#else
+    return (vf)((vi)a & ~(x < low));
+#endif
+}
+
+/* e^x within 2 ulp on [-87.3, 88.3], below it 0, above it clamped; e^0 is 1 exactly, e^NaN NaN. Cody and Waite's
+ * reduction and Cephes' polynomial. */
+#define DEFINE_EXP(NAME, F, I, FILL, MADD, LARGER, SMALLER, KEPT)                                                      \
+    INLINE F NAME(F given)                                                                                             \
     {                                                                                                                  \
-        I tiny = x < -87.3f;                                                                                           \
-        x = (F)((I)x & ~tiny);                                                                                         \
-        I big = x > 88.3f;                                                                                             \
-        x = (F)(((I)x & ~big) | ((I)FILL(88.3f) & big));                                                               \
+        F x = SMALLER(FILL(88.3f), LARGER(FILL(-87.3f), given));                                                       \
         F shifted = MADD(x, FILL(1.44269504088896341f), FILL(12582912.0f));                                            \
         F n = shifted - 12582912.0f;                                                                                   \
         F r = MADD(n, FILL(-0.693359375f), x);                                                                         \
@@ -132,10 +181,10 @@ INLINE float from_bf16(uint16_t h)
         p = MADD(p, r, FILL(5.0000001201e-1f));                                                                        \
         p = MADD(r * r, p, r) + 1.0f;                                                                                  \
         I power = ((I)shifted << 23) + (127 << 23);                                                                    \
-        return (F)((I)(p * (F)power) & ~tiny);                                                                         \
+        return KEPT(p * (F)power, given, -87.3f);                                                                      \
     }
-DEFINE_EXP(vexp, vf, vi, fill, madd)
-DEFINE_EXP(vexp8, v8f, v8i, fill8, madd8)
+DEFINE_EXP(vexp, vf, vi, fill, madd, larger, smaller, kept)
+DEFINE_EXP(vexp8, v8f, v8i, fill8, madd8, larger8, smaller8, kept8)
 
 /* Fewer elements than this are done before a second thread would have started. */
 #define WORTH_THREADS 16384
