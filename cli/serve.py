@@ -148,6 +148,12 @@ def serve(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Refuse to start where answers might depend on load.")
     ] = False,
+    speculative_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0, max=16, help="Tokens that a step guesses from what was said before; answers stay the same. 0: none."
+        ),
+    ] = 0,
     max_body_bytes: Annotated[
         str | None,
         typer.Option(help="The most that a request's body may have, as 4Mi. Default: 1Mi to 16Mi, by the context."),
@@ -245,6 +251,7 @@ def serve(
         names="options",
         torch_rows=torch_rows,
         deterministic=deterministic,
+        speculative_tokens=speculative_tokens,
         hang_timeout=hang_timeout,
     )
     server = ServerConfig(

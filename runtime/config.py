@@ -68,6 +68,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     depend on load. None is never, unless the environment's PLIMSOLL_TORCH_ROWS says otherwise."""
     deterministic: bool = False
     """Refuse to start where the kernels cannot promise that answers do not depend on load. It changes no kernel."""
+    speculative_tokens: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
+    """Tokens that a step guesses of a request from what its text has said before; no answer changes. 0 guesses none."""
     seed: int = 0
     contents: str | None = None
     """Fingerprint that the checkpoint's files must have (`checkpoint.contents`); None takes what is there."""
@@ -237,6 +239,7 @@ def from_deployment(
         names="manifest",
         torch_rows=spec.serving.torch_rows,
         deterministic=spec.serving.deterministic,
+        speculative_tokens=spec.serving.speculative_tokens,
         hang_timeout=spec.serving.hang_timeout,
     )
     server = ServerConfig(

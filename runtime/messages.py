@@ -112,6 +112,10 @@ class EngineStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     prefix_hits: int = 0
     """Of those, tokens found."""
     preemptions: int = 0
+    guesses: int = 0
+    """Tokens that were guessed, and run before they were known."""
+    guesses_kept: int = 0
+    """Of those, tokens that came."""
     prompt_tokens: int = 0
     generation_tokens: int = 0
     steps: int = 0

@@ -25,7 +25,7 @@ from plimsoll.runtime.engine.worker.logprobs import NotANumberError, extend_prom
 from plimsoll.runtime.engine.worker.rank_progress import RankProgress
 from plimsoll.runtime.engine.worker.ranks import Ranks
 from plimsoll.runtime.engine.worker.runner import StepResult
-from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, is_plain
+from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, all_plain
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.messages import EngineReady, EngineRequest, EngineStats, FinishReason, RequestTimes, TokenOutput
 
@@ -115,6 +115,7 @@ class Engine:
             model_len=loaded.plan.model_len,
             eos_token_ids={*self.facts.eos_token_ids, *config.end_token_ids},
             seed=config.seed,
+            guesses=config.speculative_tokens,
         )
         self._sequences: dict[str, Sequence] = {}
         self._ready_outputs: list[TokenOutput] = []
@@ -220,19 +221,19 @@ class Engine:
         if self._grammars is not None and self._grammars.compiling:
             self._queue_compiled(self._grammars, outputs)
         chosen = self.scheduler.schedule()
-        self._stats.last_step_tokens = sum(item.num_new_tokens for item in chosen)
+        self._stats.last_step_tokens = sum(item.num_rows for item in chosen)
         self._stats.last_step_counted = 0
         if not chosen:
             return outputs
         self._stats.steps += 1
         started = time.monotonic()
         for item in chosen:
-            if item.seq.first_scheduled is None:
-                item.seq.first_scheduled = started
+            item.seq.first_scheduled = item.seq.first_scheduled or started
+        rows = [item.seq.row for item in chosen if item.due]
         if self._grammars is not None:
-            self._grammars.begin_masks([item.seq.row.constraint for item in chosen if item.due])
+            self._grammars.begin_masks([row.constraint for row in rows])
         try:
-            result = self.runner.step(chosen, best=self.runner.spread and _all_plain(chosen))
+            result = self.runner.step(chosen, best=self.runner.spread and all_plain(rows))
         except Exception as error:
             if self._ranks is not None:
                 # The others may have done more of this step, or less: the group starts again.
@@ -251,9 +252,8 @@ class Engine:
     def check_integrity(self) -> None:
         """Raises AssertionError where the books of engine, scheduler and block manager differ."""
         self.scheduler.check_integrity()
-        known = {
-            seq.request_id: seq for seq in (*self.scheduler, *(self._grammars.compiling if self._grammars else ()))
-        }
+        compiling = self._grammars.compiling if self._grammars else ()
+        known = {seq.request_id: seq for seq in (*self.scheduler, *compiling)}
         assert known == self._sequences, "a request is lost or left behind"
         if not self._sequences:
             blocks = self.scheduler.blocks
@@ -291,8 +291,9 @@ class Engine:
             seq.num_computed += item.num_new_tokens
         for seq, reason in failed.items():
             self._fail(seq, reason, outputs, wipe=seq in wiped)
-        due, rows = [], []
-        for row, index in enumerate(result.sampled):
+        due: list[tuple[Scheduled, int]] = []
+        rows = []
+        for row, (index, guess) in enumerate(result.sampled):
             seq = chosen[index].seq
             if seq in failed:
                 continue
@@ -305,7 +306,7 @@ class Engine:
                 if freed and not sound:
                     self.runner.clear_blocks(freed)
                 continue
-            due.append(seq)
+            due.append((chosen[index], guess))
             rows.append(row)
         if not due:
             return
@@ -315,11 +316,19 @@ class Engine:
             tokens = self.sampler.take(result.best, rows)
         else:
             logits = result.logits if len(rows) == len(result.sampled) else result.logits[rows]
-            tokens = self.sampler.sample_apart(logits, [seq.row for seq in due])
+            tokens = self.sampler.sample_apart(logits, [item.seq.row.after(guess) for item, guess in due])
         now = time.monotonic()
-        for row, seq, sampled in zip(rows, due, tokens, strict=True):
+        # Once a token is not what was guessed, or ends the answer, what comes after it is of another text.
+        over: set[Sequence] = set()
+        for row, (item, guess), sampled in zip(rows, due, tokens, strict=True):
+            seq = item.seq
+            if seq in over:
+                continue
+            over.add(seq)
             if sampled.error is None:
-                self._append(seq, sampled, now, outputs)
+                goes_on = self._append(seq, sampled, now, outputs)
+                if item.guesses and self._was_right(item, guess, goes_on):
+                    over.remove(seq)
             elif result.is_finite(row):
                 self._fail(seq, sampled.error, outputs, rejected=sampled.rejected)
             else:
@@ -327,37 +336,35 @@ class Engine:
                 self.scheduler.distrust(seq, 0)
                 self._fail(seq, sampled.error, outputs, wipe=True)
 
-    def _append(self, seq: Sequence, sampled: SampledToken, now: float, outputs: list[TokenOutput]) -> None:
-        output, token, constraint = self._output(seq), sampled.token_id, seq.row.constraint
+    def _was_right(self, item: Scheduled, guess: int, goes_on: bool) -> bool:
+        """Whether guess number `guess` is the token that was just appended: then the row after it counts too."""
+        seq, guesses = item.seq, item.guesses
+        right = goes_on and guess < len(guesses) and guesses[guess] == seq.token_ids[-1]
+        if right:
+            self.scheduler.accept(seq)
+            self._stats.guesses_kept += 1
+        elif seq.lookup is not None:
+            self._stats.guesses += len(guesses)
+            seq.lookup.judge(len(guesses), guess)
+        return right
+
+    def _append(self, seq: Sequence, sampled: SampledToken, now: float, outputs: list[TokenOutput]) -> bool:
+        """Adds a token to the answer, or ends it; returns whether it goes on."""
+        output = self._output(seq)
         if seq.first_token is None:
             seq.first_token = now
             self._stats.prompt_tokens += seq.prompt_len
             self._stats.last_step_counted += seq.prompt_len - max(0, seq.num_cached)
-        if sampled.ended:
-            self._end(seq, output, "stop", outputs)
-            return
-        self._stats.generation_tokens += 1
-        self._stats.last_step_counted += 1
-        if token in seq.eos_token_ids:
-            output.stop_token_id, output.stop_logprobs = token, sampled.logprobs
-            self._end(seq, output, "stop", outputs)
-            return
-        seq.append(token)
-        if constraint is not None and not constraint.take(token):
-            self._fail(seq, f"the grammar cannot go on: {constraint.error}", outputs, rejected=True)
-            return
-        output.token_ids = [token]
-        if sampled.logprobs is not None:
-            output.logprobs = [sampled.logprobs]
-        if token in seq.stop_token_ids:
-            output.stop_token_id = token
-            self._end(seq, output, "stop", outputs)
-        elif constraint is not None and constraint.stopped:
-            self._end(seq, output, "stop", outputs)
-        elif len(seq.output_token_ids) >= seq.max_tokens:
-            self._end(seq, output, "length", outputs)
-        else:
+        reason: FinishReason | None = "stop"
+        if not sampled.ended:
+            self._stats.generation_tokens += 1
+            self._stats.last_step_counted += 1
+            reason = seq.take(sampled.token_id, sampled.logprobs, output)
+        if reason is None:
             outputs.append(output)
+            return True
+        self._end(seq, output, reason, outputs)
+        return False
 
     def _output(self, seq: Sequence) -> TokenOutput:
         """An empty output; the first of a request carries what is known about its prompt."""
@@ -391,8 +398,3 @@ class Engine:
         output.finish_reason = reason
         outputs.append(output)
         return freed
-
-
-def _all_plain(chosen: Items[Scheduled]) -> bool:
-    """Whether no row that gets a token in this step needs more than its largest logit."""
-    return all(is_plain(item.seq.row) for item in chosen if item.due)

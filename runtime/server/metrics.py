@@ -163,6 +163,8 @@ class Metrics:
             ("generation_tokens", "Tokens generated.", stats.generation_tokens),
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_queries),
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_hits),
+            ("spec_decode_num_draft_tokens", "Tokens that were guessed.", stats.guesses),
+            ("spec_decode_num_accepted_tokens", "Tokens that were guessed and came.", stats.guesses_kept),
             ("engine_steps", "Steps of the engine.", stats.steps),
             ("engine_restarts", "Times the engine died and was started again.", self.restarts()),
         )

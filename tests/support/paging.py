@@ -31,6 +31,7 @@ class PagedSequence:
 class Chunk:
     seq: PagedSequence
     num_new_tokens: int
+    guesses: tuple[int, ...] = ()
 
 
 def make_runner(
@@ -75,7 +76,7 @@ def prompt_logprobs(
         for place, index in enumerate(active):
             collected[index].extend(logits for _, logits in result.prompt_logits(place))
             sequences[index].num_computed += batch[place].num_new_tokens
-        finished = [active[place] for place in result.sampled]
+        finished = [active[place] for place, _ in result.sampled]
         for row, index in enumerate(finished):
             torch.testing.assert_close(result.logits[row], collected[index][-1][-1], rtol=0, atol=1e-4)
     return [torch.cat(parts).log_softmax(-1) for parts in collected]

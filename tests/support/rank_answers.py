@@ -54,7 +54,7 @@ def answers(
         for place, at in enumerate(active):
             found[at] += [logits for _, logits in result.prompt_logits(place)]
             sequences[at].num_computed += batch[place].num_new_tokens
-        for row, place in enumerate(result.sampled):
+        for row, (place, _) in enumerate(result.sampled):
             sequences[active[place]].token_ids.append(_chosen(decoder, result.logits, row))
     tokens = [seq.token_ids[len(prompt) :] for seq, prompt in zip(sequences, prompts, strict=True)]
     return tokens, [torch.cat(parts).log_softmax(-1) for parts in found]

@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterable
 
 from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.engine.core.lookup import Lookup
 from plimsoll.runtime.engine.core.sampling_params import MOST_SCORED, SamplingParams
 from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.engine.core.thought import Spelling, ThoughtLimit
@@ -24,15 +25,19 @@ class RequestReader:
     model_len: longest prompt and answer together.
     eos_token_ids: the model's own ends of text.
     seed: of the numbers that requests without a seed are given.
+    guesses: tokens that a step may guess of a request (`lookup`).
 
     Attributes:
         spelling: the text of tokens, which requests with a thought's budget need; None before it is known.
     """
 
-    def __init__(self, *, vocab_size: int, model_len: int, eos_token_ids: Iterable[int], seed: int) -> None:
+    def __init__(
+        self, *, vocab_size: int, model_len: int, eos_token_ids: Iterable[int], seed: int, guesses: int = 0
+    ) -> None:
         self.vocab_size = vocab_size
         self.model_len = model_len
         self.eos_token_ids = tuple(token for token in eos_token_ids if 0 <= token < vocab_size)
+        self.guesses = guesses
         self._random = random.Random(seed)
         self.spelling: Spelling | None = None
 
@@ -59,6 +64,7 @@ class RequestReader:
             max_tokens=max_tokens,
             arrival=request.arrival,
             thought=thought,
+            lookup=Lookup(self.guesses, prompt) if self.guesses and _may_guess(params) else None,
         )
 
     def check(self, request: EngineRequest) -> None:
@@ -127,6 +133,18 @@ class RequestReader:
         for token, bias in params.logit_bias.items():
             _within("logit_bias", token, 0, self.vocab_size - 1)
             _within("logit_bias", bias, -1e6, 1e6)
+
+
+def _may_guess(params: SamplingParams) -> bool:
+    """Whether what may be chosen is the same regardless of the tokens before: then guesses can be run together."""
+    return (
+        params.grammar is None
+        and params.thought is None
+        and not params.bad_words
+        and not params.min_tokens
+        and params.repetition_penalty == 1.0
+        and params.presence_penalty == params.frequency_penalty == 0.0
+    )
 
 
 def _within(field: str, value: float, low: float, high: float) -> None:

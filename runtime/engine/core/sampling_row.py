@@ -1,7 +1,7 @@
 """What the sampler knows of one sequence, from its first token to its last."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
@@ -70,7 +70,9 @@ class SamplingRow:
     seed: int
     prompt_token_ids: Sequence[int]
     output_token_ids: Sequence[int]
-    """The sequence's own list, growing as it generates; its length is the index of the token drawn now."""
+    """The sequence's own list, growing as it generates."""
+    guessed: int = 0
+    """Tokens after these that are guesses: the token drawn now comes after them."""
     forbidden: Sequence[int] = ()
     """Ids that may not be chosen now: end-of-text and stop ids until `min_tokens` are there."""
     forced: int | None = None
@@ -79,3 +81,12 @@ class SamplingRow:
     """Computed for the token drawn now."""
     counts: TokenCounts | None = field(default=None, repr=False)
     """Filled and used by the sampler."""
+
+    @property
+    def index(self) -> int:
+        """Of the token drawn now, in the answer."""
+        return len(self.output_token_ids) + self.guessed
+
+    def after(self, guessed: int) -> "SamplingRow":
+        """The row of the token that comes after so many guesses. Only of rows that `may_guess` holds for."""
+        return replace(self, guessed=guessed) if guessed else self

@@ -20,6 +20,9 @@ from plimsoll.runtime.engine.core.block_manager import BlockManager
 from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.messages import TokenOutput
 
+#: Rows of a step up to which guesses are added: a few rows more cost little while weights are what a step waits for.
+GUESSING_ROWS = 16
+
 
 class QueueFullError(PlimsollError):
     """The queue's bound in requests or tokens is reached."""
@@ -33,10 +36,16 @@ def rejection(request_id: str, error: BaseException) -> TokenOutput:
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """One sequence of a step, and how many tokens after `num_computed` to run."""
+    """One sequence of a step, how many tokens after `num_computed` to run, and guesses to run after those."""
 
     seq: Sequence
     num_new_tokens: int
+    guesses: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that it has in the step."""
+        return self.num_new_tokens + len(self.guesses)
 
     @property
     def due(self) -> bool:
@@ -48,7 +57,7 @@ class Scheduler:
     """Args:
     blocks: the pool; the scheduler is the only one who allocates from it.
     max_batched_tokens: the budget of a step.
-    max_running: sequences that hold blocks at once.
+    max_running: sequences that hold blocks at once, and rows of a step that get a token, guesses included.
     max_queued_requests, max_queued_tokens: bounds of what waits beyond the free slots.
     """
 
@@ -105,7 +114,15 @@ class Scheduler:
                 budget = self._choose(seq, budget, chosen)
         while budget and self.waiting and len(self.running) < self.max_running and self._admit(self.waiting[0]):
             budget = self._choose(self.running[-1], budget, chosen)
+        if budget:
+            self._guess(chosen, budget)
         return chosen
+
+    def accept(self, seq: Sequence) -> None:
+        """Counts a guess as computed that the engine would have chosen: its keys and values are in the cache."""
+        before = seq.num_computed
+        seq.num_computed += 1
+        self._publish(seq, before)
 
     def finish(self, seq: Sequence) -> list[int]:
         """Takes a sequence out, wherever it is; returns the blocks that hold nothing any more."""
@@ -188,13 +205,34 @@ class Scheduler:
         """Adds as many of a sequence's pending tokens as the budget allows; returns what is left of it."""
         count = min(budget, seq.num_pending)
         chosen.append(Scheduled(seq, count))
+        self._publish(seq, seq.num_computed, count)
+        return budget - count
+
+    def _publish(self, seq: Sequence, first: int, count: int = 1) -> None:
+        """Lets others share the blocks that `count` known tokens from `first` on fill."""
         size = self.blocks.block_size
-        before, after = seq.num_computed // size, (seq.num_computed + count) // size
+        before, after = first // size, (first + count) // size
         if after > before and self.blocks.prefix_caching:
             hashes = seq.hashes(after, size)
             for index in range(before, after):
                 self.blocks.publish(seq.block_table[index], hashes[index])
-        return budget - count
+
+    def _guess(self, chosen: list[Scheduled], budget: int) -> None:
+        """Adds guesses to decodes: within the blocks that they have, the step's budget and few rows in all."""
+        rows = sum(item.due for item in chosen)
+        left = min(budget, self.max_running - rows, GUESSING_ROWS - rows)
+        for index, item in enumerate(chosen):
+            if left <= 0:
+                return
+            seq = item.seq
+            if seq.lookup is None or seq.num_pending != 1 or not seq.output_token_ids:
+                continue
+            room = len(seq.block_table) * self.blocks.block_size - seq.num_tokens
+            most = min(left, room, seq.max_tokens - len(seq.output_token_ids) - 1)
+            guesses = seq.lookup.guess(most)
+            if guesses:
+                chosen[index] = Scheduled(seq, 1, guesses)
+                left -= len(guesses)
 
     def _release(self, seq: Sequence) -> list[int]:
         freed = self.blocks.release(seq.block_table)

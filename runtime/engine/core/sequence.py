@@ -3,10 +3,11 @@
 from collections.abc import Sequence as Tokens
 
 from plimsoll.runtime.engine.core.block_manager import chain_hash, salted_root
+from plimsoll.runtime.engine.core.lookup import Lookup
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow
 from plimsoll.runtime.engine.core.thought import ThoughtLimit
-from plimsoll.runtime.messages import RequestTimes, TokenLogprobs
+from plimsoll.runtime.messages import FinishReason, RequestTimes, TokenLogprobs, TokenOutput
 
 
 class Sequence:
@@ -21,6 +22,7 @@ class Sequence:
         max_tokens: as resolved against the model's length.
         arrival: time.monotonic() of the request.
         thought: closes the answer's thought; None lets it go on.
+        lookup: guesses at what comes next; None where each token is awaited.
     """
 
     __slots__ = (
@@ -31,6 +33,7 @@ class Sequence:
         "eos_token_ids",
         "first_scheduled",
         "first_token",
+        "lookup",
         "max_tokens",
         "num_cached",
         "num_computed",
@@ -56,6 +59,7 @@ class Sequence:
         max_tokens: int,
         arrival: float,
         thought: ThoughtLimit | None = None,
+        lookup: Lookup | None = None,
     ) -> None:
         self.request_id = request_id
         self.params = params
@@ -83,6 +87,7 @@ class Sequence:
             forced=None if thought is None else thought.forced,
         )
         self.thought = thought
+        self.lookup = lookup
         self._forbid()
 
     @property
@@ -114,10 +119,35 @@ class Sequence:
             known.append(chain_hash(parent, self.token_ids[index * block_size : (index + 1) * block_size]))
         return known[:count]
 
+    def take(self, token: int, logprobs: TokenLogprobs | None, output: TokenOutput) -> FinishReason | None:
+        """Goes on by the token that was chosen, and writes what the client gets of it into `output`.
+
+        Returns why the answer ends with it, None where it does not.
+        """
+        if token in self.eos_token_ids:
+            output.stop_token_id, output.stop_logprobs = token, logprobs
+            return "stop"
+        self.append(token)
+        constraint = self.row.constraint
+        if constraint is not None and not constraint.take(token):
+            output.error = f"the grammar cannot go on: {constraint.error}"
+            return "rejected"
+        output.token_ids = [token]
+        if logprobs is not None:
+            output.logprobs = [logprobs]
+        if token in self.stop_token_ids:
+            output.stop_token_id = token
+            return "stop"
+        if constraint is not None and constraint.stopped:
+            return "stop"
+        return "length" if len(self.output_token_ids) >= self.max_tokens else None
+
     def append(self, token_id: int) -> None:
         """Add a generated token."""
         self.token_ids.append(token_id)
         self.output_token_ids.append(token_id)
+        if self.lookup is not None:
+            self.lookup.append(token_id)
         if self.row.forbidden or self.params.bad_words:
             self._forbid()
         if self.thought is not None:

@@ -1,5 +1,6 @@
 """One step of the model: from what the scheduler chose to the logits of the rows that need them."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -36,7 +37,7 @@ class SequenceState(Protocol):
 
 
 class ScheduledSequence(Protocol):
-    """One sequence of a step, and how many tokens after `num_computed` to run."""
+    """One sequence of a step: how many tokens after `num_computed` to run, and guesses to run after them."""
 
     @property
     def seq(self) -> SequenceState: ...
@@ -44,13 +45,17 @@ class ScheduledSequence(Protocol):
     @property
     def num_new_tokens(self) -> int: ...
 
+    @property
+    def guesses(self) -> tuple[int, ...]: ...
+
 
 @dataclass(frozen=True)
 class StepResult:
     """What a step computed. Valid until the next step starts."""
 
-    sampled: list[int]
-    """Indices into the scheduled sequences of those whose last known token was computed: they get a next token."""
+    sampled: list[tuple[int, int]]
+    """Of each row that gets a token: the index of the scheduled sequence whose last known token was computed, and how
+    many of its guesses the row comes after."""
     logits: Tensor
     """float32 [len(sampled), vocab], in that order, on the decoder's device; empty where there is `best`."""
     best: Best | None
@@ -153,13 +158,15 @@ class Runner:
             best: the result has the largest logit of each row alone.
         """
         inputs = self._inputs(scheduled)
-        sampled = [
-            index
-            for index, item in enumerate(scheduled)
-            if item.seq.num_computed + item.num_new_tokens >= len(item.seq.token_ids)
-        ]
         starts = inputs.narrow[: inputs.count + 1].tolist()
-        rows = [starts[index + 1] - 1 for index in sampled]
+        sampled: list[tuple[int, int]] = []
+        rows = []
+        for index, item in enumerate(scheduled):
+            if item.seq.num_computed + item.num_new_tokens >= len(item.seq.token_ids):
+                last = starts[index + 1] - 1 - len(item.guesses)
+                for guess in range(len(item.guesses) + 1):
+                    sampled.append((index, guess))
+                    rows.append(last + guess)
         if self._group is not None:
             wide, narrow = inputs.wide.tobytes(), inputs.narrow.tobytes()
             self._announce(Forward(self._number, wide, narrow, inputs.count, rows, best))
@@ -233,10 +240,9 @@ class Runner:
 
     def _inputs(self, scheduled: Sequence[ScheduledSequence]) -> _Inputs:
         count, size = len(scheduled), self.cache.block_size
-        contexts = [item.seq.num_computed + item.num_new_tokens for item in scheduled]
-        query_start = [0] * (count + 1)
-        for index, item in enumerate(scheduled):
-            query_start[index + 1] = query_start[index] + item.num_new_tokens
+        counts = [item.num_new_tokens + len(item.guesses) for item in scheduled]
+        contexts = [item.seq.num_computed + length for item, length in zip(scheduled, counts, strict=True)]
+        query_start = [0, *itertools.accumulate(counts)]
         widest = -(-max(contexts) // size)
         wide = np.empty((3, query_start[-1]), dtype=np.int64)
         narrow = np.empty(count + 1 + count + count * widest, dtype=np.int32)
@@ -271,11 +277,11 @@ class Runner:
         table[:used] = seq.block_table[:used]
         # Padding names the sequence's own block: nothing another request wrote can reach it, not even as 0 * NaN.
         table[used:] = table[0]
-        if item.num_new_tokens == 1:
+        if context - start == 1:
             rows[0], rows[1] = seq.token_ids[start], start
             rows[2] = seq.block_table[start // size] * size + start % size
             return
-        rows[0] = seq.token_ids[start:context]
+        rows[0] = seq.token_ids[start:context] + list(item.guesses)
         rows[1] = positions = np.arange(start, context)
         rows[2] = table[positions // size].astype(np.int64) * size + positions % size
 

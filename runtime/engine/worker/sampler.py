@@ -1,7 +1,7 @@
 """Sampling in one pass for the batch; rows that ask for little cost little."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,7 +155,7 @@ class Sampler:
 
     def _draw(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
         params = [row.params for row in rows]
-        uniform = uniforms([row.seed for row in rows], [len(row.output_token_ids) for row in rows])
+        uniform = uniforms([row.seed for row in rows], [row.index for row in rows])
         if any(p.temperature != 1.0 for p in params):
             temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=logits.device)
             scaled = logits / temperature[:, None]
@@ -181,6 +181,11 @@ def is_plain(row: SamplingRow) -> bool:
         and row.constraint is None
         and not has_penalties(params)
     )
+
+
+def all_plain(rows: Iterable[SamplingRow]) -> bool:
+    """Whether no row needs more than its largest logit."""
+    return all(map(is_plain, rows))
 
 
 def _seen(row: SamplingRow) -> tuple[Sequence[int], Sequence[int]]:

@@ -51,7 +51,7 @@ def test_only_sequences_that_are_up_to_date_get_logits() -> None:
     runner = runner_of(make_decoder(TORCH), 16, 16, torch.float32)
     sequences = make_sequences(runner, PROMPTS[:3])
     result = runner.step([Chunk(sequences[0], 39), Chunk(sequences[1], 1), Chunk(sequences[2], 23)])
-    assert result.sampled == [1, 2]
+    assert result.sampled == [(1, 0), (2, 0)]
     assert result.logits.shape == (2, 50)
     assert result.logits.dtype == torch.float32
     nothing = runner_of(make_decoder(TORCH), 16, 16, torch.float32).step([Chunk(sequences[0], 3)])

@@ -64,7 +64,8 @@ FULL: Spec = {
 }
 
 #: With the fields of later versions.
-EVERY: Spec = {**FULL, "serving": {**FULL["serving"], "restartTimeout": "10s", "hangTimeout": "1m"}}
+LATER = {"restartTimeout": "10s", "hangTimeout": "1m", "speculativeTokens": 4}
+EVERY: Spec = {**FULL, "serving": {**FULL["serving"], **LATER}}
 
 
 def test_the_hashes_of_released_specs_never_change() -> None:
