@@ -41,6 +41,8 @@ class Chat:
         self.head = serving.head(f"chatcmpl-{request_id}", self.run.info)
         self.echo = [Said(echo)] if echo else []
         self.texts = serving.texts.by_id if request.return_tokens_as_token_ids else serving.texts
+        #: Clients of SGLang read the field also where there is no thought, or where it stays in the text.
+        self.unsaid = {"reasoning_content": None} if self.run.thinks or not request.separate_reasoning else {}
 
     async def complete(self) -> ChatCompletion:
         """The whole answer, once every choice is complete."""
@@ -59,7 +61,7 @@ class Chat:
         answer = reply.answer
         return ChatChoice(
             index=answer.index,
-            message=_message(reply, self.run.thinks),
+            message=_message(reply, bool(self.unsaid)),
             logprobs=self.texts.chat(answer.shown_logprobs()) if self.request.logprobs else None,
             finish_reason=_ended(answer, bool(reply.calls)),  # type: ignore[arg-type]
             stop_reason=answer.stop_reason,
@@ -78,15 +80,13 @@ class Chat:
         head = {**self.head, "object": "chat.completion.chunk"} | ({"usage": None} if usage else {})
         frames: dict[int, Frame] = {}
         called: set[int] = set()
-        # Clients of SGLang read the field in every chunk.
-        unsaid = {"reasoning_content": None} if self.run.thinks else {}
         # As OpenAI: a text that is to come begins empty, and an answer that is a call has none.
         begun = {"role": "assistant", "content": None if self.request.must_call else ""}
 
         def chunk(
             answer: Answer, delta: dict[str, Any], logprobs: ChatLogprobs | None = None, without: int = 0
         ) -> dict[str, Any]:
-            choice = {"index": answer.index, "delta": unsaid | delta, "logprobs": logprobs, "finish_reason": None}
+            choice = {"index": answer.index, "delta": self.unsaid | delta, "logprobs": logprobs, "finish_reason": None}
             used = {"usage": self.run.usage().less(without)} if counted else {}
             if token_ids.wanted and delta.get("content") is not MARKER:
                 choice |= token_ids.more(answer)
@@ -133,9 +133,9 @@ def _ended(answer: Answer, called: bool) -> str | None:
     return "tool_calls" if called and answer.finish_reason == "stop" else answer.finish_reason
 
 
-def _message(reply: Reply, thinks: bool) -> ChatMessage:
+def _message(reply: Reply, named: bool) -> ChatMessage:
     message = ChatMessage(reply.content)
-    if thinks:
+    if named:
         message.reasoning_content = None
     if reply.calls:
         calls = [ToolCall(call.id, FunctionCall(call.name, call.arguments)) for call in reply.calls]

@@ -61,6 +61,15 @@ def test_a_chat_gives_the_thought_apart_whole_or_cut(thinker: Endpoint, way: dic
     assert chat(thinker, **way, include_reasoning=False)[:2] == ("", ANSWER)
 
 
+def test_a_thought_that_stays_in_the_text_leaves_its_field_null(thinker: Endpoint) -> None:
+    body = CHAT | {"separate_reasoning": False}
+    message = thinker.post("/v1/chat/completions", body)[1]["choices"][0]["message"]
+    assert (message["reasoning_content"], THOUGHT in message["content"]) == (None, True)
+    lines = thinker.http.post("/v1/chat/completions", json=body | {"stream": True}).text.split("\n\n")
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line and "[DONE]" not in line]
+    assert [chunk["choices"][0]["delta"]["reasoning_content"] for chunk in chunks] == [None] * len(chunks)
+
+
 @WAYS
 def test_a_response_has_a_reasoning_item_whole_or_cut(thinker: Endpoint, way: dict[str, Any]) -> None:
     for most, thought, said, status in ((60, THOUGHT, ANSWER, "completed"), (4, "", "", "incomplete")):
