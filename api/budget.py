@@ -13,6 +13,7 @@ from functools import cache, cached_property
 from typing import Any, cast
 
 from plimsoll.api.blocks import block_bits
+from plimsoll.api.cache_loss import AUTO_CACHE, coarse_cache
 from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.loaded_line import Budget as Budget
@@ -89,7 +90,7 @@ def budget(
         return found.budget(tuple(rejected), tuple(devices[: len(found.ranks)]))
     nearest = min(tried, key=lambda one: one.least)
     text = nearest.shortage
-    if len(tried) > 1:
+    if len({(one.load.precision, one.load.tensor) for one in tried}) > 1:
         spread = f" on {nearest.load.tensor} devices" if load.tensor == "auto" and nearest.load.tensor != 1 else ""
         named = f"precision {nearest.load.precision}" if load.precision == "auto" else "the option"
         text = f"{named}{spread}, the smallest that auto may take, {text}{sizer.unsplit(load, nearest)}"
@@ -140,6 +141,16 @@ class _Sizer:
                 return found
             tried.append(found)
             rejected.append(Rejection(option, found.shortage))
+            if load.cache_precision != "auto" or found.fullest.fixed >= found.total:
+                continue
+            if coarse := coarse_cache(self.facts):
+                rejected.append(Rejection(f"{option}, cache {AUTO_CACHE}", coarse))
+                continue
+            found = self.sum(replace(found.load, cache_precision=AUTO_CACHE), total)
+            if found.fits:
+                return found
+            tried.append(found)
+            rejected.append(Rejection(f"{option}, cache {AUTO_CACHE}", found.shortage))
         if unheld and not tried:
             raise unheld
         return None
@@ -264,10 +275,9 @@ class _Sum:
             return text
         need = self.needed_blocks * full.block_bytes
         share = "asked for" if self.load.cache_bytes is not None else f"left at ratio {self.load.ratio:g}"
-        cache = (
-            f"a cache of {self.length} tokens takes {format_bytes(need)} and {format_bytes(self.kv_cache)} is {share}"
-        )
-        return f"{text}; {cache}"
+        held = "" if self.load.cache_precision == "auto" else f" in {self.load.cache_precision}"
+        takes = f"a cache of {self.length} tokens{held} takes {format_bytes(need)}"
+        return f"{text}; {takes} and {format_bytes(self.kv_cache)} is {share}"
 
     def budget(self, rejected: tuple[Rejection, ...], devices: tuple[int, ...]) -> Budget:
         blocks, size = self.blocks, self.load.block_size

@@ -74,6 +74,8 @@ class Budget(StatusPart):
 
     precision: str | None = None
     """How weights are held."""
+    cache_precision: str | None = None
+    """How keys and values are held, where they are codes: int8 or int4."""
     tensor: Replicas | None = None
     """Devices that one replica is spread over."""
     per_device: PerDevice | None = None

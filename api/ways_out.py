@@ -165,6 +165,8 @@ def described(change: dict[str, Any], found: Budget, wish: Load, names: Names, n
     if "precision" in change:
         notes += [f"{format_bytes(found.weights)} weights", f"{found.kv_tokens} tokens of cache"]
         notes += [note] if note else []
+    if wish.cache_precision == "auto" and found.cache_precision != "auto" and "cache_precision" not in change:
+        notes.append(f"cache in {found.cache_precision}")
     if several and "total" not in change:
         notes.append(f"on {found.tensor} devices")
     return " and ".join(parts) + (f" ({', '.join(notes)})" if notes else "")

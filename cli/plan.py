@@ -36,7 +36,7 @@ def plan(
         check_choice(device, ("cpu", "cuda"), "--device")
 
     from plimsoll.api.budget import short_context
-    from plimsoll.api.cache_loss import cache_loss
+    from plimsoll.api.cache_loss import cache_chosen, cache_loss
     from plimsoll.api.load import load_of, refuse_not_run_yet
     from plimsoll.api.manifest import parse_manifest
     from plimsoll.api.precision import slow_codes
@@ -78,6 +78,7 @@ def plan(
     of_ranks = [*uneven(found.ranks, facts, found.devices), replication(facts, found.tensor)]
     slow = slow_codes(found.precision, card.kind, card.table)
     again, lossy = rounded_again(facts, found.precision), cache_loss(facts, found.cache_precision)
+    chosen = cache_chosen(load.cache_precision, found.cache_precision)
     report |= {
         "fits": True,
         "device": {**report["device"], "total": found.total},
@@ -105,6 +106,7 @@ def plan(
                 short_context(found, load),
                 *of_ranks,
                 again,
+                chosen,
                 lossy,
                 slow,
                 libraries_note(card.libraries),

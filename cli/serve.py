@@ -121,7 +121,9 @@ def serve(
         Path | None,
         typer.Option(help="A FILE with the secret that the machines share: at least 64 hexadecimal digits."),
     ] = None,
-    quant_policy: Annotated[int, typer.Option(help="KV cache: 0 as the model, 8 int8, 4 int4.")] = 0,
+    quant_policy: Annotated[
+        int, typer.Option(help="KV cache: 0 as the model, or int8 where that holds too few tokens; 8 int8, 4 int4.")
+    ] = 0,
     model_format: Annotated[
         str | None, typer.Option(help="hf, awq, gptq, compressed-tensors or gguf; read from the files by default.")
     ] = None,

@@ -29,7 +29,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     quantized checkpoint, and a GGUF in Q4_0, Q4_1 or Q8_0 blocks, as it is stored, and another in the first of
     bfloat16, w8a16 and w4a16 that fits."""
     cache_precision: CachePrecision = "auto"
-    """auto, int8 or int4: how keys and values are held. auto is as weights that are no codes, in 16 or 32 bits."""
+    """auto, int8 or int4: how keys and values are held. auto is as weights that are no codes, in 16
+    or 32 bits, or int8 where the cache would otherwise hold fewer tokens than `max_model_len`."""
     tensor: Count | Literal["auto"] = 1
     """Ranks that hold the model together, each a process of this machine; `LLM` also takes `tensor_parallel_size`.
     More than 1 runs on CPUs only. auto takes the fewest that hold the model, 1 to 8 on a CPU with `memory`, else 1."""

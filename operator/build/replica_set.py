@@ -70,6 +70,8 @@ def described(budget: Budget) -> dict[str, Any]:
         "tensor": budget.tensor,
         "perDevice": budget.per_device(),
         **several,
+        # Left out where it is not: revisions of earlier versions keep a budget without it.
+        **({"cachePrecision": budget.cache_precision} if budget.cache_precision != "auto" else {}),
         "kvTokens": budget.kv_tokens,
         "concurrentRequests": budget.concurrent_requests,
         "maxLength": budget.max_length,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plimsoll.api.budget import RUNS, Budget, budget
+from plimsoll.api.cache_loss import cache_chosen
 from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, native_table
 from plimsoll.api.errors import DoesNotFitError, NotRunYetError, PlimsollError, SpecError
@@ -187,6 +188,7 @@ def _sized(
         update={
             "precision": fits.precision,
             "accelerator": spec.accelerator.model_copy(update={"memory": device.total}),
+            "kv_cache": spec.kv_cache.model_copy(update={"precision": fits.cache_precision}),
             "parallelism": spec.parallelism.model_copy(update={"tensor": fits.tensor}),
         }
     )
@@ -201,6 +203,8 @@ def _sized(
         text += f"; a replica is {fits.nodes} pods with {fits.pod_ranks} devices each"
     if stored := as_stored(found.facts, fits.precision):
         text += f"; {fits.precision}: {stored} as stored"
+    if chosen := cache_chosen(spec.kv_cache.precision, fits.cache_precision):
+        text += f"; {chosen}"
     if device.where == KEPT:
         text += f"; the line is from {KEPT}"
     if again := rounded_again(found.facts, fits.precision):

@@ -294,15 +294,16 @@ def test_more_memory_or_a_larger_share_never_holds_less(
 
 
 def test_a_refusal_shows_its_sum_and_ways_out() -> None:
-    card = DeviceFacts("cuda", 17 * GIB)
+    card = DeviceFacts("cuda", 33 * GIB // 2)
     with pytest.raises(DoesNotFitError) as caught:
         budget(FACTS, card, Load(precision="bfloat16", max_length=8192))
     said = str(caught.value)
-    assert "needs 14.4 GiB weights + 1.7 GiB workspace and context = 16.1 GiB of 17.0 GiB per device" in said
-    assert "fits with: context.maxLength 6080" in said
+    assert said.startswith("needs 14.4 GiB weights + 1.7 GiB workspace and context = 16.1 GiB of 16.5 GiB per device")
+    assert "a cache of 8192 tokens in int8 takes 528.0 MiB" in said
+    assert "fits with: context.maxLength 5440" in said
     assert "precision w8a16" in said
     assert "parallelism.tensor 2" in said
-    assert "a device of 17744Mi" in said
+    assert "a device of 17120Mi" in said
 
 
 def test_auto_takes_the_least_degraded_and_says_what_it_passed_over() -> None:
@@ -359,7 +360,7 @@ def test_incoherent_wishes_name_their_field(load: Load, field: str) -> None:
 def test_a_cache_too_small_for_a_request_fits_no_device() -> None:
     with pytest.raises(DoesNotFitError) as refused:
         budget(FACTS, DeviceFacts("cuda", 24 * GIB), Load("bfloat16", cache_bytes=1, max_length=4096))
-    assert refused.value.ways == ("kvCache.ratio 0.8 instead of an absolute size", "a cache of 512Mi")
+    assert refused.value.ways == ("kvCache.ratio 0.8 instead of an absolute size", "a cache of 264Mi (cache in int8)")
 
 
 def test_a_context_that_memory_cuts_short_is_said_and_below_the_least_refused() -> None:
@@ -371,8 +372,11 @@ def test_a_context_that_memory_cuts_short_is_said_and_below_the_least_refused() 
         note = short_context(found, load)
         assert found.max_length == blocks * 64
         assert note is None if words is None else words in (note or "")
-    short = Load(precision="bfloat16", cache_bytes=(least - 1) * block, trained_length=32768)
-    with pytest.raises(DoesNotFitError, match=f"a cache of {LEAST_CONTEXT} tokens takes"):
+    coded = block_bytes(FACTS, 64, "bfloat16", "int8")
+    short = Load(precision="bfloat16", cache_bytes=least * coded, trained_length=32768)
+    assert budget(FACTS, CARD, short).cache_precision == "int8"
+    short = replace(short, cache_bytes=least * coded - 1)
+    with pytest.raises(DoesNotFitError, match=f"a cache of {LEAST_CONTEXT} tokens in int8 takes"):
         budget(FACTS, CARD, short)
     asked = replace(short, max_length=(least - 1) * 64)
     assert short_context(budget(FACTS, CARD, asked), asked) is None

@@ -52,7 +52,7 @@ def chosen(
 @pytest.mark.parametrize(
     ("wish", "mib", "precision", "tensor"),
     [
-        ("auto", 780, "w4a16", 1), ("auto", 640, "w4a16", 1), ("auto", 540, "w4a16", 2), ("auto", 490, "w4a16", 3),
+        ("auto", 780, "w4a16", 1), ("auto", 640, "w4a16", 1), ("auto", 540, "w4a16", 2), ("auto", 475, "w4a16", 3),
         ("bfloat16", 650, "bfloat16", 2), ("bfloat16", 560, "bfloat16", 3),
     ],
 )  # fmt: skip
@@ -68,8 +68,9 @@ def test_auto_takes_the_fewest_ranks_that_hold_it_everywhere(
     before = order[: order.index((tensor, precision))]
     passed = [f"precision {one}" + (f", tensor {size}" if size > 1 else "") for size, one in before]
     assert set(found) == {"plan", "up", "engine", "operator", "pod"}
-    for who, answer in found.items():
-        assert answer == (precision, tensor, passed), who
+    for who, (*answer, options) in found.items():
+        # With int8 in the place of floats in the cache none of them holds it either.
+        assert (*answer, [one for one in options if "cache" not in one]) == (precision, tensor, passed), who
 
 
 def test_ranks_that_would_share_a_machine_are_not_started_by_auto(

@@ -166,7 +166,7 @@ def test_what_does_not_fit_exits_1_with_the_sum_and_ways_out(
     card: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = {"tensor": 1}
-    gpu = {"resource": "nvidia.com/gpu", "memory": "17Gi"}
+    gpu = {"resource": "nvidia.com/gpu", "memory": "16.5Gi"}
     file = manifest(tmp_path, "file://x", accelerator=gpu, parallelism=one, precision="bfloat16",
                     context={"maxLength": 8192})  # fmt: skip
     arguments = ("-f", file, *card[2:])

@@ -76,13 +76,34 @@ def test_auto_takes_fewer_bits_where_memory_is_short_and_says_so(
         (needs["w8a16"] - 1, "w4a16", ["precision bfloat16", "precision w8a16"]),
     ):
         found = plan(memory)
-        assert (found.precision, [item.option for item in found.rejected]) == (taken, passed)
+        # An int8 cache of as many bytes fits no better.
+        options = [item.option for item in found.rejected if not item.option.endswith(", cache int8")]
+        assert (found.precision, options) == (taken, passed)
     with pytest.raises(DoesNotFitError, match="needs"):
         plan(needs["w4a16"] - 1)
     with caplog.at_level("INFO", logger="plimsoll"):
         served = loaded(folders["floats"], memory=needs["bfloat16"] - 1)
     assert served.plan.precision == "w8a16"
     assert "passed over precision bfloat16: needs" in caplog.text
+
+
+def test_auto_holds_the_cache_in_int8_where_floats_do_not_hold_what_is_asked_for(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"kv_cache_bytes": None, "max_model_len": 256, "block_size": 16}
+    floats = loaded(folders["floats"], **options, memory=512 * MIB)
+    assert (floats.plan.cache_precision, floats.runner.cache.held) == ("auto", "bfloat16")
+    # One block less than a request takes in floats.
+    short = {**options, "kv_cache_bytes": floats.runner.cache.nbytes // floats.runner.cache.num_blocks * 15}
+    assert "kvCache.precision auto takes" not in caplog.text
+    with caplog.at_level("INFO", logger="plimsoll"):
+        found = loaded(folders["floats"], **short)
+    assert (found.plan.precision, found.plan.cache_precision, found.runner.cache.held) == ("bfloat16", "int8", "int8")
+    assert found.plan.num_blocks >= 16
+    assert "kvCache.precision auto takes int8" in caplog.text
+    assert "passed over precision bfloat16: needs" in caplog.text
+    followers = prepare(EngineConfig(model=str(folders["floats"]), **(SMALL | {"memory": 2048 * MIB} | short)))
+    assert followers.of_followers().cache_precision == "int8"
 
 
 def _needs(plan: Any) -> int:
@@ -126,5 +147,5 @@ def test_a_context_that_memory_cuts_short_is_said_once(tmp_path: Path, caplog: p
         found = loaded(folder, precision="float32", max_model_len=None, block_size=64, kv_cache_bytes=640 * 512)
     assert found.plan.model_len == 640
     assert caplog.text.count("the context is 640 tokens of the 2048 that the model was trained for") == 1
-    with pytest.raises(DoesNotFitError, match="a cache of 512 tokens takes"):
-        loaded(folder, precision="float32", max_model_len=None, block_size=64, kv_cache_bytes=448 * 512)
+    with pytest.raises(DoesNotFitError, match="a cache of 512 tokens in int8 takes"):
+        loaded(folder, precision="float32", max_model_len=None, block_size=64, kv_cache_bytes=64 * 512)

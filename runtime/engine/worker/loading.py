@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from plimsoll.api.cache_loss import cache_loss
+from plimsoll.api.cache_loss import cache_chosen, cache_loss
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
 from plimsoll.api.model import ModelFacts
@@ -140,7 +140,8 @@ class Prepared:
         """What ranks that follow are given: all that this machine decided, so that none decides otherwise."""
         terms = self.plan.predicted
         return msgspec.structs.replace(
-            self.config, precision=self.plan.precision, tensor=self.plan.tensor, memory=terms["total"],
+            self.config, precision=self.plan.precision, cache_precision=self.plan.cache_precision,
+            tensor=self.plan.tensor, memory=terms["total"],
             kv_cache_bytes=terms["kvCache"], max_model_len=self.plan.model_len,
             max_batched_tokens=self.plan.max_batched_tokens,
         )  # fmt: skip
@@ -184,8 +185,9 @@ def _log_notes(config: EngineConfig, checkpoint: Checkpoint, kernels: Kernels, p
         log.info("%s holds the checkpoint's %s as they are stored", plan.precision, stored)
     kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
     again, slow = rounded_again(checkpoint.facts, plan.precision), slow_codes(plan.precision, kind, kernels.facts)
-    lossy = cache_loss(checkpoint.facts, config.cache_precision)
-    for note in (plan.note, again, lossy, slow, libraries_note(foreseen_libraries(kind))):
+    lossy = cache_loss(checkpoint.facts, plan.cache_precision)
+    chosen = cache_chosen(config.cache_precision, plan.cache_precision)
+    for note in (plan.note, again, chosen, lossy, slow, libraries_note(foreseen_libraries(kind))):
         if note:
             log.warning(note)
 
@@ -219,7 +221,7 @@ def load(prepared: Prepared, on_progress: OnProgress | None = None, group: RankG
     with clock.phase("cache", plan.predicted["kvCache"]):
         cache = KVCache(
             decoder.facts, plan.num_blocks, config.block_size, prepared.dtype, prepared.kernels.device,
-            config.cache_precision,
+            plan.cache_precision,
         )  # fmt: skip
     rank = 0 if group is None else group.rank
     return Loaded(facts, plan, Runner(decoder, cache, group), prepared.threads, clock, prepared.determinism, rank)

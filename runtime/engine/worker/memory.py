@@ -13,7 +13,7 @@ from plimsoll.api.device import DeviceFacts, DeviceKind
 from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.load import UNTESTED, Fields, refuse_unrun
 from plimsoll.api.model import ModelFacts, RopeFacts
-from plimsoll.api.precision import Precision
+from plimsoll.api.precision import CachePrecision, Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.rope import override_rope
 from plimsoll.api.ways_out import MIB, Names
@@ -49,6 +49,8 @@ class MemoryPlan:
     """Bytes of each rank's weights."""
     rank_bytes: tuple[int, ...]
     """Bytes that each rank takes in all."""
+    cache_precision: CachePrecision = "auto"
+    """How keys and values are held; auto is as weights that are no codes."""
     rejected: tuple[Rejection, ...] = ()
     """What `auto` passed over, and why."""
     note: str | None = None
@@ -131,8 +133,8 @@ def plan_memory(
     )
     return MemoryPlan(
         precision, found.tensor, rope, found.max_length, found.blocks, step, found.per_device(),
-        tuple(rank.weights for rank in found.ranks), tuple(rank.in_use for rank in found.ranks), found.rejected,
-        short_context(found, load),
+        tuple(rank.weights for rank in found.ranks), tuple(rank.in_use for rank in found.ranks),
+        found.cache_precision, found.rejected, short_context(found, load),
     )  # fmt: skip
 
 

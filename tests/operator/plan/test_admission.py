@@ -10,6 +10,7 @@ from plimsoll.api.device import DeviceFacts
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.layer_tensors import expected_tensors
+from plimsoll.api.manifest import parse_manifest
 from plimsoll.api.model import ModelFacts, TensorFact
 from plimsoll.operator.plan.admission import CPU_TABLE
 from tests.support.miniature import CONFIG, GIB, Cluster, spec
@@ -104,3 +105,26 @@ def test_status_lists_what_auto_passed_over_and_why() -> None:
     (passed,) = made.status["budget"]["rejected"]
     assert passed["option"] == "precision bfloat16"
     assert "weights" in passed["reason"]
+
+
+def test_a_cache_that_auto_holds_in_int8_is_said_in_status_and_condition_and_given_to_the_pods() -> None:
+    def made(memory: int) -> Cluster:
+        line = {"resource": "cpu", "memory": memory}
+        return cluster(stored(None), accelerator=line, precision="bfloat16", context={"maxLength": 8192})
+
+    roomy = made(4 << 30)
+    terms = roomy.status["budget"]["perDevice"]
+    assert "cachePrecision" not in roomy.status["budget"]
+    # Keys and values of 8,192 tokens: 180 MiB in bfloat16, 96 MiB in int8. The cache has 0.8 of what is left.
+    fixed = sum(terms[name] for name in ("context", "weights", "workspace"))
+    short = made(fixed + (150 << 20))
+    assert short.status["budget"]["cachePrecision"] == "int8"
+    assert short.status["budget"]["kvTokens"] >= 8192
+    assert [one["option"] for one in short.status["budget"]["rejected"]] == ["precision bfloat16"]
+    assert "kvCache.precision auto takes int8" in short.condition("Accepted")["message"]
+    assert "kvCache.precision" not in roomy.condition("Accepted")["message"]
+    for one, held in ((roomy, "auto"), (short, "int8")):
+        (kept,) = (child for (kind, _), child in one.children.items() if kind == "ReplicaSet")
+        (server,) = kept["spec"]["template"]["spec"]["containers"]
+        given = next(env["value"] for env in server["env"] if env["name"] == "PLIMSOLL_DEPLOYMENT")
+        assert parse_manifest(given).spec.kv_cache.precision == held
