@@ -134,7 +134,7 @@ class Sampling(Constrained):
     logit_bias: Bias = Field(default_factory=dict)
     top_k: Whole = Field(0, ge=-1, le=INT31)
     min_p: Real = Field(0.0, ge=0, le=1)
-    repetition_penalty: Real = Field(1.0, ge=0.01, le=100)
+    repetition_penalty: Real = Field(1.0, ge=1e-9, le=1e9)
     min_tokens: Whole = Field(0, ge=0, le=INT31)
     stop_token_ids: list[Token] = Field(default_factory=list, max_length=64)
     allowed_token_ids: list[Token] | None = Field(None, min_length=1)

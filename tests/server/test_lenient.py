@@ -38,6 +38,11 @@ def said(endpoint: Endpoint, path: str, body: dict[str, Any]) -> dict[str, Any]:
     return choices[0]
 
 
+@pytest.mark.parametrize("penalty", [1e-9, 1e-7, 1e9])
+def test_any_penalty_above_zero_is_one(tiny: Endpoint, penalty: float) -> None:
+    assert said(tiny, "/v1/completions", TEXT | {"repetition_penalty": penalty, "logprobs": 1})["text"]
+
+
 def test_the_requests_of_lmdeploys_client_are_answered(tiny: Endpoint) -> None:
     said(tiny, "/v1/chat/completions", LMDEPLOY_CHAT)
     said(tiny, "/v1/completions", LMDEPLOY_TEXT)

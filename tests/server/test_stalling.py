@@ -143,8 +143,10 @@ def test_a_client_that_reads_slowly_gets_all_of_its_answer(monkeypatch: pytest.M
 
 def test_connections_that_ask_for_nothing_make_room_for_one_that_does() -> None:
     with doors(connections=20) as server, contextlib.ExitStack() as stack:
-        for begin in (b"", b"GET /", get().replace(b"close", b"keep-alive")):
+        for begin, answered in ((b"", False), (b"GET /", False), (get().replace(b"close", b"keep-alive"), True)):
             for _ in range(30):
-                stack.enter_context(server.connect(begin))
+                made = stack.enter_context(server.connect(begin))
+                # Until its answer is there it is not the client that keeps the server waiting.
+                assert not answered or answer(made)
         assert server.status(get()) == 200
         assert len(server.connections) <= 20

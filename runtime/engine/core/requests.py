@@ -100,7 +100,7 @@ class RequestReader:
         if params.top_p == 0.0:
             raise RequestError("must be above 0", field="top_p", value=params.top_p, fix="For greedy use temperature 0")
         _within("min_p", params.min_p, 0.0, 1.0)
-        _within("repetition_penalty", params.repetition_penalty, 1e-3, 1e3)
+        _within("repetition_penalty", params.repetition_penalty, 1e-9, 1e9)
         _within("presence_penalty", params.presence_penalty, -1e3, 1e3)
         _within("frequency_penalty", params.frequency_penalty, -1e3, 1e3)
         for name in ("logprobs", "prompt_logprobs"):

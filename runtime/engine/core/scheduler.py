@@ -21,7 +21,7 @@ from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.messages import TokenOutput
 
 #: Rows of a step up to which guesses are added: a few rows more cost little while weights are what a step waits for.
-GUESSING_ROWS = 16
+GUESSING_ROWS = 8
 
 
 class QueueFullError(PlimsollError):
