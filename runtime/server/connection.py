@@ -6,6 +6,7 @@ descriptor and all the memory that this process may have.
 
 import asyncio
 import resource
+import time
 from typing import Any
 
 from uvicorn._types import ASGI3Application
@@ -78,6 +79,8 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *arguments: Any, limit: int, pace: Pace, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.limit, self.pace = limit, pace
+        # Not by the loop's clock, which stands still while all that has come is taken in: the newest connection might
+        # seem to have kept us waiting for as long as the oldest.
         self._owing_since = 0.0
         self._fruitless = 0
         self._late: asyncio.TimerHandle | None = None
@@ -150,7 +153,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._owing_since = self.loop.time()
+        self._owing_since = time.monotonic()
         if self.transport.get_write_buffer_size():
             self._watch()
         if self.idle and self.cycle.more_body and self._late is None:
@@ -171,7 +174,7 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
     def _expect_head(self) -> None:
-        self._owing_since = self.loop.time()
+        self._owing_since = time.monotonic()
         if self._late is None:
             self._late = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 

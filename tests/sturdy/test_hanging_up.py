@@ -66,6 +66,7 @@ def test_the_rest_complete_and_nothing_is_left_behind(
         seen = server.metrics()
         for process, rss in zip(("server", "engine"), zip(*sizes, strict=True), strict=True):
             record_property(f"{process} MiB after each round", [round(size / 2**20, 1) for size in rss])
-            assert rss[-1] - rss[3] < GROWTH * (ROUNDS - 4), f"the {process} grows: {rss}"
+            # Of the last three the middle one: what grows is in all of them, and a page that comes late in one.
+            assert sorted(rss[-3:])[1] - rss[3] < GROWTH * (ROUNDS - 5), f"the {process} grows: {rss}"
         assert seen["engine_restarts_total"] == 0
         assert "Traceback" not in server.words()
