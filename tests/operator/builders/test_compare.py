@@ -52,8 +52,9 @@ def leaves(value: Any, *path: str | int) -> list[tuple[str | int, ...]]:
 def test_every_field_of_ours_is_put_back(spec: Spec, data: st.DataObject) -> None:
     wanted = data.draw(st.sampled_from(list(everything(spec))))
     *above, last = data.draw(st.sampled_from(leaves(wanted)))
-    # What is null in ours is not there anyway.
-    without = [] if at(wanted, above)[last] is None else [removed(wanted, above, last)]
+    # What is null in ours is not there anyway, and a false of this field is not either.
+    absent = at(wanted, above)[last] is None or last == "publishNotReadyAddresses"
+    without = [] if absent else [removed(wanted, above, last)]
     for live in (changed(wanted, above, last), *without):
         assert differs(wanted, as_served(live)), (wanted["kind"], above, last)
 
@@ -98,6 +99,9 @@ def at(place: Any, steps: list[Any]) -> Any:
         ({"selector": {"a": "b"}}, {"selector": {"a": "b", "c": "d"}}, True),
         ({"value": ""}, {}, False),
         ({"optional": False}, {}, True),
+        ({"publishNotReadyAddresses": False}, {}, False),
+        ({"publishNotReadyAddresses": False}, {"publishNotReadyAddresses": True}, True),
+        ({"publishNotReadyAddresses": True}, {}, True),
         ({"kind": "Pod"}, {}, True),
     ],
 )
