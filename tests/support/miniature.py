@@ -191,6 +191,10 @@ class Cluster:
                 ]
             case Delete(kind="NetworkPolicy", name=name):
                 del self.children[("NetworkPolicy", name)]
+            case Apply(object=one) if one["kind"] == "Service":
+                # The API server keeps no false of this field.
+                kept = {key: value for key, value in one["spec"].items() if value is not False}
+                self.children[("Service", one["metadata"]["name"])] = {**one, "spec": kept}
             case Apply(object=one):
                 kept = {key: value for key, value in one["spec"].items() if value is not None}
                 self.children[(one["kind"], one["metadata"]["name"])] = {**one, "spec": kept}
