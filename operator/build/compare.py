@@ -22,7 +22,7 @@ _WHOLE = frozenset({"selector", "podSelector", "namespaceSelector", "labelSelect
 _WHOLE_BELOW = frozenset({"ingress", "egress"})
 #: Whose values are quantities, by the name of the mapping or of the field.
 _AMOUNTS = frozenset({"limits", "requests", "sizeLimit"})
-#: Of which the API server keeps no `false`.
+#: Fields whose `false` the API server does not store.
 _FALSE_IF_ABSENT = frozenset({"publishNotReadyAddresses"})
 #: Fields that take a number or a text that says it.
 _INT_OR_TEXT = frozenset({"port", "targetPort", "maxUnavailable", "minAvailable"})
@@ -51,7 +51,7 @@ def _holds(wanted: Any, live: Any, field: str, whole: bool = False) -> bool:
     if wanted == live and isinstance(wanted, bool) == isinstance(live, bool):
         return True
     if field in _FALSE_IF_ABSENT:
-        return bool(wanted is False and live is None)
+        return wanted is False and live is None
     if field in _AMOUNTS:
         return _same_amount(wanted, live)
     if field in _INT_OR_TEXT and live is not None:

@@ -14,7 +14,7 @@ from plimsoll.runtime.messages import EngineRequest
 from tests.engine.test_equal_bits import BLOCK, MODEL_LEN, bits, build, model  # noqa: F401
 from tests.support.engines import Result, make_request, run, run_alone
 
-#: Of so few tokens the same ones follow each other soon, whatever the model is.
+#: Any model soon repeats itself if it may choose these three tokens only.
 FEW = (5, 6, 7)
 HELD = [("bfloat16", "auto"), ("w8a16", "int8"), ("w4a16", "auto"), ("float32", "int4")]
 #: Blocks of 16 bits whose bytes hold 16 blocks of such a cache: too few for all requests at once.

@@ -7,15 +7,15 @@ token that it knows, samples after each, and keeps those that it would have chos
 from array import array
 from collections.abc import Sequence
 
-#: Tokens that must have stood there before, the longest first: a longer run guesses better.
+#: Lengths of the run of tokens that is looked for, the longest first: a longer run guesses better.
 NGRAMS = (3, 2)
-#: Of the tokens of a text, the last ones that are looked through.
+#: How many of the last tokens are searched.
 REACH = 8192
-#: The share of guesses that must hold in the long run. Each costs a part of what a token of its own step does.
+#: Guesses pause when a smaller share of them comes true: each costs a part of what a step of its own costs.
 PAYS = 0.35
 #: Weight of a step in the running share.
 WEIGHT = 0.2
-#: Tokens that are not guessed at once guesses have stopped to pay.
+#: How many tokens are then generated without guesses.
 PAUSE = 32
 
 
@@ -56,7 +56,7 @@ class Lookup:
         """Learns that of `guessed` tokens the first `kept` were right."""
         self._share += WEIGHT * (kept / guessed - self._share)
         if self._share < PAYS:
-            # As good as one more step that pays: it tries again, and stops again soon.
+            # After the pause, one bad step is enough to pause again.
             self._pause, self._share = PAUSE, PAYS + WEIGHT / 2
 
 
