@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from plimsoll.api.blocks import BLOCK, BLOCK_BITS, WITH_MINIMUM, block_bits
+from plimsoll.api.blocks import SUPER, block_bits, held_together
 from plimsoll.api.device import TORCH_TABLE, DeviceKind, TableFacts
 from plimsoll.api.errors import SpecError
 from plimsoll.api.families.registry import find_family
@@ -39,34 +39,47 @@ class Codes:
     stored: bool = False
     """As the checkpoint stores them; else rounded at load."""
     minimums: bool = False
-    """A group has a minimum of 16 bits in place of a zero point of 8."""
+    """A group has a minimum of 16 bits in place of a zero point of 8; in super-blocks one of 8."""
+    supers: bool = False
+    """Scales have 8 bits, and 16 of each super-block of 256 columns multiply them."""
 
-    def group_bytes(self) -> int:
-        """Bytes a group of a row takes beside its codes. A scale of 4 bits has 16 bits, one of 8 bits is float32."""
-        return 4 if self.bits == 8 or self.minimums else 3
+    @property
+    def uncut(self) -> int:
+        """Columns that ranks do not split."""
+        return SUPER if self.supers else self.group
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of a row of `columns`. Scales of 4-bit codes, or beside minimums, have 16 bits, others are float32."""
+        groups, each = columns // min(self.group, columns), 4 if self.bits == 8 or self.minimums else 3
+        if self.supers:
+            groups, each = groups + columns // SUPER * 2, 2 if self.minimums else 1
+        return columns * self.bits // 8 + groups * each
 
 
 def head_codes(facts: ModelFacts, precision: Precision, table: TableFacts) -> Codes | None:
     """How the head is held, and the embedding that is tied to it; None where they are whole.
 
     Where linear weights are codes a whole head would be most of what a small model reads for a token: it is held in 8
-    bits, which cost little beside codes of 4 (docs/formats.md). That of a GGUF whose blocks are held as they are
-    stored is held so too, or whole: nothing of such a file is rounded again.
+    bits, which cost little beside codes of 4 (docs/formats.md). One that a GGUF stores in blocks is held as it is
+    stored. That of other blocks is whole where the linears are held as they are stored: nothing is rounded again.
     """
     if precision not in CODE_BITS or table.head_group is None:
         return None
-    if block_bits(facts) == CODE_BITS[precision]:
-        names = find_family(facts.architecture).names
-        fact = (facts.tensors or {}).get(f"{names.embedding if facts.tie_embeddings else names.head}.weight")
-        return Codes(8, BLOCK, stored=True) if fact is not None and BLOCK_BITS.get(fact.dtype) == 8 else None
+    names = find_family(facts.architecture).names
+    stored = None
+    if facts.quantization is None:
+        stored = _blocks(facts, [names.embedding if facts.tie_embeddings else names.head])
+    if stored is not None or block_bits(facts) == CODE_BITS[precision]:
+        return stored
     return Codes(8, table.head_group if facts.hidden_size % table.head_group == 0 else facts.hidden_size)
 
 
 def held_codes(facts: ModelFacts, precision: Precision, modules: Sequence[str], columns: int) -> Codes | None:
     """How `precision` holds the fused matrix of `modules`; None where it is whole.
 
-    A quantized checkpoint is held as it is stored, and so are a GGUF's blocks where kernels take most of them at this
-    precision. A matrix of which a part is stored whole, or in blocks of another kind, is whole.
+    A quantized checkpoint is held as it is stored, and so are all of a GGUF's blocks where most of them have codes of
+    this precision's bits; elsewhere those of its matrices that do. A matrix of which a part is stored whole, or in
+    blocks that nothing holds together, is whole.
 
     Args:
         columns: of the whole matrix. Ranks share a scale as one device does, so that they hold the same codes.
@@ -78,9 +91,10 @@ def held_codes(facts: ModelFacts, precision: Precision, modules: Sequence[str], 
     if bits is None:
         return None
     said = facts.quantization
-    if said is None and block_bits(facts) == bits:
-        return _blocks(facts, modules)
     if said is None:
+        stored = _blocks(facts, modules)
+        if block_bits(facts) == bits or (stored is not None and stored.bits == bits):
+            return stored
         return Codes(bits, columns if bits == 8 else _own_group(columns))
     if said.bits != bits:
         kept = PRECISION_OF_BITS[said.bits]
@@ -104,13 +118,13 @@ def held_codes(facts: ModelFacts, precision: Precision, modules: Sequence[str], 
 
 
 def _blocks(facts: ModelFacts, modules: Sequence[str]) -> Codes | None:
-    """How blocks of a GGUF are held as they are stored. Those of one matrix have codes of one size."""
+    """How blocks of a GGUF are held as they are stored, those of one matrix together; None where they are not."""
     # The report of an inspection may have been forged: a tensor that it leaves out has no type.
     found = [(facts.tensors or {}).get(f"{module}.weight") for module in modules]
-    types = {None if fact is None else fact.dtype for fact in found}
-    sizes = {None if name is None else BLOCK_BITS.get(name) for name in types}
-    bits = sizes.pop() if len(sizes) == 1 else None
-    return None if bits is None else Codes(bits, BLOCK, stored=True, minimums=WITH_MINIMUM in types)
+    block = held_together("" if fact is None else fact.dtype for fact in found)
+    if block is None:
+        return None
+    return Codes(block.bits, block.group, stored=True, minimums=block.minimum, supers=block.size == SUPER)
 
 
 def slow_codes(precision: Precision, kind: DeviceKind, table: TableFacts) -> str | None:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from plimsoll.api.blocks import block_bits
+from plimsoll.api.blocks import stored_blocks
 from plimsoll.api.errors import SpecError
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import role_shape, stored_linears
@@ -204,12 +204,12 @@ def _inner_unit(facts: ModelFacts, precision: Precision) -> int:
 def _groups(facts: ModelFacts, precision: Precision, matrix: str, columns: int) -> int:
     """Columns that share a scale in `matrix` of every layer; 1 where rows have one scale, or none."""
     names, found = find_family(facts.architecture).names, 1
-    apart = facts.quantization is not None or block_bits(facts) is not None
+    apart = facts.quantization is not None or stored_blocks(facts) is not None
     for index, spec in enumerate(facts.layers if apart else facts.layers[:1]):
         modules = [names.layer.format(index) + linear.module for linear in stored_linears(names, spec, matrix)]
         codes = held_codes(facts, precision, modules, columns)
-        if codes is not None and codes.group < columns:
-            found = math.lcm(found, codes.group)
+        if codes is not None and (codes.supers or codes.group < columns):
+            found = math.lcm(found, codes.uncut)
         elif codes is not None and codes.bits == 4:
             found = math.lcm(found, CODES_IN_A_WORD)
     return found

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from plimsoll.api.blocks import block_bits
+from plimsoll.api.blocks import stored_blocks
 from plimsoll.api.collectives import collective_bytes
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, TableFacts
 from plimsoll.api.families.registry import find_family
@@ -67,7 +67,7 @@ def matrices(
         yield Matrix(vocab, hidden, linear=False)
     found: Counter[Matrix] = Counter()
     # Layers may differ in what a checkpoint stores whole; else those of one spec are alike.
-    apart = precision in CODE_BITS and (facts.quantization is not None or block_bits(facts) is not None)
+    apart = precision in CODE_BITS and (facts.quantization is not None or stored_blocks(facts) is not None)
     runs = [(spec, [index]) for index, spec in enumerate(facts.layers)] if apart else []
     for spec, indices in runs or [(spec, [0] * count) for spec, count in facts.kinds]:
         prefix = names.layer.format(indices[0])
@@ -130,7 +130,7 @@ def _matrix_bytes(rows: int, matrix: Matrix, precision: Precision) -> int:
     codes = matrix.codes
     if codes is None:
         return rows * matrix.columns * element_bytes(precision)
-    return rows * (matrix.columns * codes.bits // 8 + matrix.columns // codes.group * codes.group_bytes())
+    return rows * codes.row_bytes(matrix.columns)
 
 
 def block_bytes(

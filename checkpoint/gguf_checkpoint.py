@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from plimsoll.api.blocks import BLOCK, BLOCK_BITS
+from plimsoll.api.blocks import BLOCKS
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.model import TensorFact
 from plimsoll.api.shard import Run
@@ -76,12 +76,13 @@ class GgufCheckpoint(Checkpoint):
     ) -> QuantizedLinear:
         name = f"{module}.weight"
         tensor = self._stored.get(name)
-        if tensor is None or tensor.type_name not in BLOCK_BITS:
+        if tensor is None or tensor.type_name not in BLOCKS:
             raise KeyError(module)
         run, (first, last) = run_of(tensor.shape[0], rows, name), run_of(tensor.shape[1], columns, name)
-        if first % BLOCK or last % BLOCK:
-            raise ValueError(f"columns {first} to {last} of {name} cut a block of {BLOCK}")
-        packed = self._rows(name, run, (first // BLOCK, last // BLOCK))
+        block = tensor.block[0]
+        if first % block or last % block:
+            raise ValueError(f"columns {first} to {last} of {name} cut a block of {block}")
+        packed = self._rows(name, run, (first // block, last // block))
         return unpack(packed, tensor.type_name, f"{self.path}: {tensor.name}")
 
     def _rows(self, name: str, rows: Run, blocks: Run) -> npt.NDArray[np.uint8]:

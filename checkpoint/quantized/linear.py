@@ -1,7 +1,7 @@
 """The quantized weight of one linear layer, for every format that stores one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -16,20 +16,25 @@ MIDDLE: Mapping[int, int] = {4: 8, 8: 128}
 @dataclass(frozen=True)
 class QuantizedLinear:
     """w[n, k] = (codes[n, k] - zeros[n, k // g]) * scales[n, k // g] with g = K / G columns in a group; with minimums
-    codes * scales + minimums.
+    codes * scales + minimums. In GGUF's super-blocks scales and minimums are int8, and super_scales and super_minimums,
+    of 256 columns each, multiply them.
 
     4 bits: codes 0 to 15. 8 bits: codes -128 to 127, without zero points.
     """
 
     codes: npt.NDArray[Any]
     """uint8 [N, K] of 4 bits, int8 [N, K] of 8."""
-    scales: npt.NDArray[np.float32]
-    """[N, G], each exactly a value of `scale_dtype`."""
+    scales: npt.NDArray[Any]
+    """[N, G] float32, each exactly a value of `scale_dtype`; int8 in super-blocks."""
     zeros: npt.NDArray[np.uint8] | None = None
     """[N, G], 0 to 15; None is 8 throughout."""
     scale_dtype: ScaleDtype = "F16"
-    minimums: npt.NDArray[np.float16] | None = None
-    """[N, G] in place of zeros, of 4 bits with scales of float16."""
+    minimums: npt.NDArray[Any] | None = None
+    """float16 [N, G] in place of zeros, with scales of float16; int8 in super-blocks."""
+    super_scales: npt.NDArray[np.float16] | None = None
+    """[N, K / 256]; None where there are no super-blocks."""
+    super_minimums: npt.NDArray[np.float16] | None = None
+    """[N, K / 256], where super-blocks have minimums."""
 
     @property
     def bits(self) -> Literal[4, 8]:
@@ -51,21 +56,30 @@ class QuantizedLinear:
 
     def rows(self, start: int, stop: int) -> "QuantizedLinear":
         """Rows [start, stop), as views."""
-        zeros = None if self.zeros is None else self.zeros[start:stop]
-        least = None if self.minimums is None else self.minimums[start:stop]
-        return QuantizedLinear(self.codes[start:stop], self.scales[start:stop], zeros, self.scale_dtype, least)
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts |= {name: part[start:stop] for name, part in parts.items() if isinstance(part, np.ndarray)}
+        return QuantizedLinear(**parts)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """w in float32, [N, K]: the difference is exact, the product rounded once."""
         rows, columns = self.shape
         values = self.codes.reshape(rows, self.scales.shape[1], self.group).astype(np.float32)
+        scales = _of_groups(self.scales, self.super_scales)
         if self.minimums is not None:
-            values *= self.scales[:, :, None]
-            values += self.minimums[:, :, None]
+            values *= scales
+            values += _of_groups(self.minimums, self.super_minimums)
             return values.reshape(rows, columns)
         if self.zeros is not None:
             values -= self.zeros[:, :, None]
         elif self.bits == 4:
             values -= MIDDLE[4]
-        values *= self.scales[:, :, None]
+        values *= scales
         return values.reshape(rows, columns)
+
+
+def _of_groups(values: npt.NDArray[Any], factors: npt.NDArray[np.float16] | None) -> npt.NDArray[np.float32]:
+    """Scales or minimums as [N, G, 1]. With factors a product of 11 and 8 bits, which is exact."""
+    wide = values.astype(np.float32)
+    if factors is not None:
+        wide *= np.repeat(factors.astype(np.float32), values.shape[1] // factors.shape[1], axis=1)
+    return wide[:, :, None]

@@ -26,7 +26,13 @@ from plimsoll.runtime.kernels.native_checks import (
     check_vectors,
 )
 from plimsoll.runtime.kernels.native_layers import FEW_ROWS, LAYERS_SIGNATURE, NativeLayers, covers, has_codes
-from plimsoll.runtime.kernels.native_quantized import PackedQuantized, embed_quantized, linear_quantized, pack_quantized
+from plimsoll.runtime.kernels.native_quantized import (
+    PACK_SIGNATURE,
+    PackedQuantized,
+    embed_quantized,
+    linear_quantized,
+    pack_quantized,
+)
 from plimsoll.runtime.kernels.table import Kernels, RunLayers
 
 __all__ = ["NativeUnavailableError", "PackedWeight", "native_kernels", "packed_bytes"]
@@ -40,9 +46,9 @@ SIGNATURES: dict[str, list[Any]] = {
     "unpack_": [_P, _P, _L, _L],
     "embed_": [_P, _P, _P, _L, _L, _L],
     "linear_": [_P, _P, _P, _P, _L, _L, _L],
-    "pack_quant": [_I, _I, _P, _P, _P, _P, _L, _L, _L],
+    "pack_quant": PACK_SIGNATURE,
     "unpack_quant": [_I, _I, _P, _P, _L, _L, _L],
-    "embed_quant": [_P, _P, _P, _L, _L, _L, _L],
+    "embed_quant": [_I, _I, _P, _P, _P, _L, _L, _L, _L],
     "linear_quant": [_I, _I, _P, _P, _P, _P, _L, _L, _L, _L],
     "write_kv": [_I, _P, _L, _L, _P, _L, _L, _P, _P, _P, _L, _L, _L, _L, _L],
     "rms_norm": [_P, _L, _L, _L, _L, _P, _P, _L, _F],

@@ -1,5 +1,6 @@
 """Weights of 4 and 8 bits in the native table: they lie and are multiplied as `csrc/quant.h` and `gemm_quant.c` say."""
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor
 
 from plimsoll.runtime.kernels.native_checks import answered
-from plimsoll.runtime.kernels.quantized import QuantizedMatrix, check_codes
+from plimsoll.runtime.kernels.quantized import SUPER, QuantizedMatrix, check_codes
 
 SCALE_KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
-WITH_MINIMUM = 3
-"""The kind of float16 scales that have float16 minimums beside them."""
+WITH_MINIMUM, IN_SUPERS, IN_SUPERS_WITH_MINIMUM = 3, 4, 5
+"""The kinds of float16 scales that have float16 minimums beside them, and of scales of super-blocks."""
 EXACT_BYTES = 4 * 1024 * 1024
 """Of rows and sums that an exact product holds at once."""
 
@@ -43,13 +44,33 @@ class PackedQuantized:
         return out
 
 
+class _Rows(ctypes.Structure):
+    """As `csrc/pack_quant.c` takes a matrix."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("codes", "scales", "zeros", "super_scales", "super_minimums")]
+
+
+PACK_SIGNATURE: list[Any] = [ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Rows), ctypes.c_void_p, *[ctypes.c_long] * 3]
+
+
+def scale_kind(matrix: QuantizedMatrix) -> int:
+    """How `csrc/quant.h` calls the scales and minimums of a matrix. Those of 8 bits alone are float32."""
+    if matrix.super_scales is not None:
+        return IN_SUPERS if matrix.minimums is None else IN_SUPERS_WITH_MINIMUM
+    if matrix.minimums is not None:
+        return WITH_MINIMUM
+    return SCALE_KINDS[torch.float32 if matrix.bits == 8 else matrix.scales.dtype]
+
+
 def row_bytes(bits: int, scale_kind: int, columns: int, group: int) -> int:
-    """Of a row and its share of a panel. Scales of 8 bits are float32; 4 bits have a zero point of one byte or a
-    minimum of two a group."""
-    a_group = (
-        4 if bits == 8 or scale_kind == WITH_MINIMUM else (4 if scale_kind == SCALE_KINDS[torch.float32] else 2) + 1
-    )
-    return columns * bits // 8 + columns // group * a_group
+    """Of a row and its share of a panel: a scale a group, and a minimum of as many bytes or, of 4 bits, a zero point of
+    one byte; in super-blocks two bytes of each for 256 columns."""
+    codes, groups = columns * bits // 8, columns // group
+    if scale_kind in (IN_SUPERS, IN_SUPERS_WITH_MINIMUM):
+        return codes + (groups + columns // SUPER * 2) * (2 if scale_kind == IN_SUPERS_WITH_MINIMUM else 1)
+    if scale_kind == WITH_MINIMUM:
+        return codes + groups * 4
+    return codes + groups * ((4 if scale_kind == SCALE_KINDS[torch.float32] else 2) + (bits == 4))
 
 
 def pack_quantized(library: Any) -> Callable[[QuantizedMatrix], PackedQuantized]:
@@ -58,29 +79,29 @@ def pack_quantized(library: Any) -> Callable[[QuantizedMatrix], PackedQuantized]
 
     def pack(matrix: QuantizedMatrix) -> PackedQuantized:
         check_codes(matrix)
-        (rows, columns), group = matrix.codes.shape, matrix.group_size
-        scales = (matrix.scales.float() if matrix.bits == 8 else matrix.scales).cpu().contiguous()
-        codes, kind = matrix.codes.cpu().contiguous(), SCALE_KINDS[scales.dtype]
-        given = matrix.zeros if matrix.minimums is None else matrix.minimums
-        zeros = None if given is None else given.cpu().contiguous()
-        kind = kind if matrix.minimums is None else WITH_MINIMUM
+        (rows, columns), group, kind = matrix.codes.shape, matrix.group_size, scale_kind(matrix)
+        scales = matrix.scales.float() if kind == SCALE_KINDS[torch.float32] else matrix.scales
+        parts = [
+            None if part is None else part.cpu().contiguous()
+            for part in (
+                matrix.codes, scales, matrix.zeros if matrix.minimums is None else matrix.minimums,
+                matrix.super_scales, matrix.super_minimums,
+            )
+        ]  # fmt: skip
         padded = -(-rows // panel) * panel
         data = torch.empty(padded * row_bytes(matrix.bits, kind, columns, group), dtype=torch.uint8)
-        library.pack_quant(
-            matrix.bits, kind, codes.data_ptr(), scales.data_ptr(), None if zeros is None else zeros.data_ptr(),
-            data.data_ptr(), rows, columns, group,
-        )  # fmt: skip
+        given = _Rows(*(None if part is None else part.data_ptr() for part in parts))
+        library.pack_quant(matrix.bits, kind, given, data.data_ptr(), rows, columns, group)
         return PackedQuantized(data, matrix.bits, kind, rows, columns, group, data.data_ptr())
 
     return pack
 
 
 def embed_quantized(library: Any, ids: Tensor, weight: PackedQuantized, out: Tensor) -> None:
-    """(ids int64 [T]) -> out float32 [T, K], rows of 8 bits. Raises ValueError for those of 4, IndexError."""
-    if weight.bits != 8:
-        raise ValueError("an embedding is whole or of 8 bits")
+    """(ids int64 [T]) -> out float32 [T, K]. Raises IndexError."""
     failed = library.embed_quant(
-        ids.data_ptr(), weight.address, out.data_ptr(), len(ids), weight.rows, weight.columns, weight.group
+        weight.bits, weight.scale_kind, ids.data_ptr(), weight.address, out.data_ptr(), len(ids), weight.rows,
+        weight.columns, weight.group,
     )  # fmt: skip
     answered(failed, f"a token id is not below {weight.rows}")
 

@@ -2,11 +2,13 @@
 blocks with a minimum, w = code * scale + minimum.
 
 Groups of K/G neighbouring columns of a row share one scale and one zero point or minimum. Codes of 4 bits are unsigned,
-0 to 15; codes of 8 bits are signed and symmetric.
+0 to 15; codes of 8 bits are signed, and symmetric where there are no minimums. In GGUF's super-blocks scales and
+minimums are whole numbers of a byte, which two float16 of each 256 columns multiply.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ MIDDLE = 8
 """Zero point of 4-bit codes that come without one."""
 GROUP_MULTIPLE = 8
 """4-bit groups are whole words of eight codes, as every format stores them."""
+SUPER = 256
+"""Columns of a super-block."""
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -29,11 +33,16 @@ class QuantizedMatrix:
     codes: Tensor
     """[N, K]: uint8 of 0..15 for 4 bits, int8 for 8."""
     scales: Tensor
-    """[N, G] float16, bfloat16 or float32, as stored."""
+    """[N, G] float16, bfloat16 or float32, as stored; int8 in super-blocks."""
     zeros: Tensor | None = None
     """uint8 [N, G] of 0..15; None is symmetric: 8 for 4 bits, always for 8."""
     minimums: Tensor | None = None
-    """float16 [N, G] in place of zero points: what code 0 of a group stands for. Scales are float16 too."""
+    """[N, G] in place of zero points: what code 0 of a group stands for. float16, as scales are, or int8 in
+    super-blocks."""
+    super_scales: Tensor | None = None
+    """float16 [N, K / 256]: what the scales of a super-block are multiplied by."""
+    super_minimums: Tensor | None = None
+    """float16 [N, K / 256]: the same of minimums, where there are minimums."""
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
@@ -44,7 +53,8 @@ class QuantizedMatrix:
                 f"{'uint8' if self.bits == 4 else 'int8'} [N, K]"
             )
         rows, columns = self.codes.shape
-        if self.scales.dim() != 2 or len(self.scales) != rows or self.scales.dtype not in SCALE_DTYPES:
+        known = SCALE_DTYPES if self.super_scales is None else (torch.int8,)
+        if self.scales.dim() != 2 or len(self.scales) != rows or self.scales.dtype not in known:
             raise ValueError(f"scales are {self.scales.dtype} {tuple(self.scales.shape)}, for codes {rows, columns}")
         groups = self.scales.shape[1]
         if not rows or not columns or not groups or columns % groups:
@@ -57,10 +67,25 @@ class QuantizedMatrix:
             if self.zeros.dtype != torch.uint8 or self.zeros.shape != self.scales.shape:
                 raise ValueError(f"zero points are {self.zeros.dtype} {tuple(self.zeros.shape)}, not uint8 as scales")
         if (least := self.minimums) is not None:
-            if self.bits == 8 or self.zeros is not None or self.scales.dtype != torch.float16:
-                raise ValueError("minimums are for 4-bit codes with float16 scales and without zero points")
-            if least.dtype != torch.float16 or least.shape != self.scales.shape:
-                raise ValueError(f"minimums are {least.dtype} {tuple(least.shape)}, not float16 as scales")
+            if self.zeros is not None or self.scales.dtype not in (torch.float16, torch.int8):
+                raise ValueError("minimums are for float16 scales, or those of super-blocks, without zero points")
+            if least.dtype != self.scales.dtype or least.shape != self.scales.shape:
+                raise ValueError(f"minimums are {least.dtype} {tuple(least.shape)}, not {self.scales.dtype} as scales")
+        self._check_super_blocks()
+
+    def _check_super_blocks(self) -> None:
+        if self.super_scales is None:
+            if self.super_minimums is not None:
+                raise ValueError("super-blocks have scales")
+            return
+        rows, columns = self.codes.shape
+        if self.zeros is not None or (self.minimums is None) != (self.super_minimums is None):
+            raise ValueError("a super-block has no zero points, and minimums in each group or in none")
+        if columns % SUPER or SUPER % self.group_size:
+            raise ValueError(f"{columns} columns in groups of {self.group_size} are no super-blocks of {SUPER}")
+        for part in (self.super_scales, self.super_minimums):
+            if part is not None and (part.dtype != torch.float16 or part.shape != (rows, columns // SUPER)):
+                raise ValueError(f"factors of super-blocks are {part.dtype} {tuple(part.shape)}, not one a block")
 
     @property
     def group_size(self) -> int:
@@ -69,17 +94,43 @@ class QuantizedMatrix:
 
     def rows(self, start: int, stop: int) -> "QuantizedMatrix":
         """Rows [start, stop), as views."""
-        zeros, least = (None if part is None else part[start:stop] for part in (self.zeros, self.minimums))
-        return QuantizedMatrix(self.bits, self.codes[start:stop], self.scales[start:stop], zeros, least)
+        return _each(self, lambda part: part[start:stop])
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor there is, by its field."""
+        yield from _tensors(self)
+
+
+_Held = TypeVar("_Held", "QuantizedMatrix", "TorchQuantized")
+
+
+def _each(held: _Held, change: Callable[[Tensor], Tensor]) -> _Held:
+    changed: dict[str, Any] = {name: change(part) for name, part in _tensors(held)}
+    return replace(held, **changed)
+
+
+def _tensors(held: "QuantizedMatrix | TorchQuantized") -> Iterator[tuple[str, Tensor]]:
+    for field in fields(held):
+        part = getattr(held, field.name)
+        if isinstance(part, Tensor):
+            yield field.name, part
+
+
+def _of_groups(values: Tensor, factors: Tensor | None) -> Tensor:
+    """Scales or minimums as float32 [N, G, 1]: exact, also where `factors` of super-blocks multiply them."""
+    wide = values.float()
+    if factors is not None:
+        wide = wide * factors.float().repeat_interleave(values.shape[1] // factors.shape[1], dim=1)
+    return wide.unsqueeze(2)
 
 
 def dequantize(matrix: QuantizedMatrix, dtype: torch.dtype) -> Tensor:
     """[N, K] in `dtype`: (code - zero) * scale, in float32 (exact for 16-bit scales) and rounded once; code * scale +
     minimum in float32, as GGUF defines it."""
     values = matrix.codes.unflatten(1, (matrix.scales.shape[1], -1)).float()
-    scales = matrix.scales.float().unsqueeze(2)
+    scales = _of_groups(matrix.scales, matrix.super_scales)
     if matrix.minimums is not None:
-        return (values * scales + matrix.minimums.float().unsqueeze(2)).flatten(1).to(dtype)
+        return (values * scales + _of_groups(matrix.minimums, matrix.super_minimums)).flatten(1).to(dtype)
     middle = MIDDLE if matrix.bits == 4 else 0
     zeros = middle if matrix.zeros is None else matrix.zeros.float().unsqueeze(2)
     return ((values - zeros) * scales).flatten(1).to(dtype)
@@ -87,7 +138,8 @@ def dequantize(matrix: QuantizedMatrix, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TorchQuantized:
-    """The plain table's Weight: 4-bit codes two a byte, the even column low. 8-bit scales are float32."""
+    """The plain table's Weight: 4-bit codes two a byte, the even column low. 8-bit scales are float32, except beside
+    minimums and in super-blocks."""
 
     bits: Literal[4, 8]
     codes: Tensor
@@ -95,47 +147,50 @@ class TorchQuantized:
     scales: Tensor
     """[N, G]."""
     zeros: Tensor | None
-    """uint8 [N, G] for 4 bits, but where there are minimums."""
+    """uint8 [N, G] for 4 bits, but where there are minimums or super-blocks."""
     minimums: Tensor | None = None
-    """float16 [N, G]."""
+    """[N, G], as `QuantizedMatrix` has them."""
+    super_scales: Tensor | None = None
+    super_minimums: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
-        parts = (self.codes, self.scales, self.zeros, self.minimums)
-        return sum(part.nbytes for part in parts if part is not None)
+        return sum(part.nbytes for _, part in _tensors(self))
 
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.codes), int(self.codes.shape[1]) * (2 if self.bits == 4 else 1)
 
     def picked(self, ids: Tensor) -> QuantizedMatrix:
-        """Rows `ids` int64 [T], of 8 bits. Raises ValueError for 4 bits, and where there is none."""
-        if self.bits != 8:
-            raise ValueError("an embedding is whole or of 8 bits")
-        return QuantizedMatrix(8, self.codes[ids], self.scales[ids])
+        """Rows `ids` int64 [T]. Raises IndexError where there is none."""
+        return self._whole(lambda part: part[ids])
 
     def rows(self, start: int, stop: int) -> QuantizedMatrix:
         """Rows [start, stop), one code a byte."""
-        codes, scales = self.codes[start:stop], self.scales[start:stop]
-        if self.bits == 8:
-            return QuantizedMatrix(8, codes, scales)
-        codes = torch.stack((codes & 15, codes >> 4), dim=2).flatten(1)
-        zeros, least = (None if part is None else part[start:stop] for part in (self.zeros, self.minimums))
-        return QuantizedMatrix(4, codes, scales, zeros, least)
+        return self._whole(lambda part: part[start:stop])
+
+    def _whole(self, change: Callable[[Tensor], Tensor]) -> QuantizedMatrix:
+        some = _each(self, change)
+        codes = some.codes if self.bits == 8 else torch.stack((some.codes & 15, some.codes >> 4), dim=2).flatten(1)
+        return QuantizedMatrix(
+            self.bits, codes, some.scales, some.zeros, some.minimums, some.super_scales, some.super_minimums
+        )
 
 
 def pack_torch(matrix: QuantizedMatrix, device: torch.device | str) -> TorchQuantized:
-    """N * (K/2 + 3 G) bytes for 4 bits with 16-bit scales, 4 G with minimums; N * (K + 4 G) for 8. Raises ValueError
-    for a code > 15."""
-    if matrix.bits == 8:
-        return TorchQuantized(8, matrix.codes.to(device).contiguous(), matrix.scales.to(device).float(), None)
+    """As many bytes as `Kernels.pack_quantized` says, rows not padded. Raises ValueError for a code > 15."""
     check_codes(matrix)
-    packed = (matrix.codes[:, 0::2] | (matrix.codes[:, 1::2] << 4)).to(device)
-    scales = matrix.scales.to(device).contiguous()
-    if matrix.minimums is not None:
-        return TorchQuantized(4, packed, scales, None, matrix.minimums.to(device).contiguous())
-    zeros = torch.full(matrix.scales.shape, MIDDLE, dtype=torch.uint8) if matrix.zeros is None else matrix.zeros
-    return TorchQuantized(4, packed, scales, zeros.to(device).contiguous())
+    codes, scales, zeros = matrix.codes, matrix.scales, matrix.zeros
+    if matrix.bits == 4:
+        codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
+        if matrix.minimums is None and matrix.super_scales is None and zeros is None:
+            zeros = torch.full(scales.shape, MIDDLE, dtype=torch.uint8)
+    elif matrix.minimums is None and matrix.super_scales is None:
+        scales = scales.float()
+    packed = TorchQuantized(
+        matrix.bits, codes, scales, zeros, matrix.minimums, matrix.super_scales, matrix.super_minimums
+    )
+    return _each(packed, lambda part: part.to(device).contiguous())
 
 
 def check_codes(matrix: QuantizedMatrix) -> None:

@@ -71,11 +71,12 @@ class Kernels:
     """(weight [N, K]) -> Weight. Takes the tensor as read; may keep it or copy it into its own layout of equal size
     (rows padded to the table's tile: `packed_bytes` tells)."""
     pack_quantized: Callable[[QuantizedMatrix], Weight]
-    """A quantized weight [N, K] -> Weight, for `linear`; of 8 bits also for `embedding`. Held as it is: with rows
-    padded to the table's tile, rows * (K/2 + 3 G) bytes for 4 bits with 16-bit scales (5 G with float32 ones), rows *
-    (K + 4 G) for 8. Raises ValueError for codes above 15."""
+    """A quantized weight [N, K] -> Weight, for `linear` and `embedding`. Held as it is: with rows padded to the table's
+    tile, rows * (K/2 + 3 G) bytes for 4 bits with 16-bit scales (4 G with minimums, 5 G with float32 scales), rows *
+    (K + 4 G) for 8; in super-blocks G + K/128 for the scales and as much for minimums. Raises ValueError for codes
+    above 15."""
     embedding: Callable[[Tensor, Weight], Tensor]
-    """(ids int64 [T], w) -> [T, K] in `dtype`. The same Weight serves a tied head. Raises ValueError for 4 bits."""
+    """(ids int64 [T], w) -> [T, K] in `dtype`. The same Weight serves a tied head."""
     linear: Callable[[Tensor, Weight, Tensor | None], Tensor]
     """(x [T, K], w, bias [N] or None) -> [T, N]. `w` of either kind of packing."""
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plimsoll.runtime.kernels.quantized import TorchQuantized
+from plimsoll.runtime.kernels.quantized import SUPER, TorchQuantized
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import linear as plain_linear
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
@@ -50,13 +50,14 @@ def launch_for(rows: int, outputs: int, columns: int, group: int) -> Launch:
 
 @triton.jit
 def _product(
-    x, codes, scales, zeros, minimums, bias, out,
+    x, codes, scales, zeros, minimums, super_scales, super_minimums, bias, out,
     rows, outputs, columns, group, x_row, blocks,
-    bits: tl.constexpr, has_minimum: tl.constexpr, has_bias: tl.constexpr, one_group: tl.constexpr, widen: tl.constexpr,
+    bits: tl.constexpr, has_minimum: tl.constexpr, super_size: tl.constexpr, has_bias: tl.constexpr,
+    one_group: tl.constexpr, widen: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of outputs, blocks of rows, splits). `out` is [rows, outputs], or float32 [splits, rows, outputs]
-    where K is split; a split takes `blocks` blocks of columns."""
+    where K is split; a split takes `blocks` blocks of columns. `super_size`: columns of a super-block, or 0."""
     m = tl.program_id(1) * block_m + tl.arange(0, block_m)
     n = tl.program_id(0) * block_n + tl.arange(0, block_n)
     split = tl.program_id(2)
@@ -82,12 +83,19 @@ def _product(
         else:
             place = n_long[:, None] * groups + k[None, :] // group
             shared = inside
-        scale = tl.load(scales + place, mask=shared, other=0.0).to(tl.float32)
+        scale = tl.load(scales + place, mask=shared, other=0).to(tl.float32)
+        if super_size:
+            above = place * group // super_size
+            scale *= tl.load(super_scales + above, mask=shared, other=0.0).to(tl.float32)
         if has_minimum:
-            least = tl.load(minimums + place, mask=shared, other=0.0).to(tl.float32)
+            least = tl.load(minimums + place, mask=shared, other=0).to(tl.float32)
+            if super_size:
+                least *= tl.load(super_minimums + above, mask=shared, other=0.0).to(tl.float32)
             weight = (code.to(tl.float32) * scale + least).to(part.dtype)
         else:
-            if bits == 4:
+            if bits == 4 and super_size:
+                code -= 8
+            elif bits == 4:
                 code -= tl.load(zeros + place, mask=shared, other=0).to(tl.int32)
             weight = (code.to(tl.float32) * scale).to(part.dtype)
         if widen:
@@ -122,11 +130,14 @@ def linear(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     )
     zeros = weight.codes if weight.zeros is None else weight.zeros
     minimums = weight.scales if weight.minimums is None else weight.minimums
+    super_scales = weight.scales if weight.super_scales is None else weight.super_scales
+    super_minimums = weight.scales if weight.super_minimums is None else weight.super_minimums
     grid = (triton.cdiv(outputs, launch.block_n), triton.cdiv(rows, launch.block_m), launch.splits)
     _product[grid](
-        x, weight.codes, weight.scales, zeros, minimums, x if bias is None else bias, out,
+        x, weight.codes, weight.scales, zeros, minimums, super_scales, super_minimums, x if bias is None else bias, out,
         rows, outputs, columns, group, x.stride(0), -(-blocks // launch.splits),
-        bits=weight.bits, has_minimum=weight.minimums is not None, has_bias=bias is not None and not split,
+        bits=weight.bits, has_minimum=weight.minimums is not None,
+        super_size=0 if weight.super_scales is None else SUPER, has_bias=bias is not None and not split,
         one_group=group % launch.block_k == 0,
         widen=INTERPRETED and x.dtype is torch.bfloat16,
         block_m=launch.block_m, block_n=launch.block_n, block_k=launch.block_k,

@@ -14,12 +14,13 @@ from plimsoll.api.model import LayerSpec, ModelFacts, NormSpec, RopeFacts
 from plimsoll.api.precision import Codes, Precision, head_codes, held_codes
 from plimsoll.api.shard import Run, Shard, undivided
 from plimsoll.api.share import Share, Step, shares
-from plimsoll.checkpoint.quantized.linear import MIDDLE, QuantizedLinear
+from plimsoll.checkpoint.quantized.linear import QuantizedLinear
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.machine.heap import return_freed_memory
 from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.group import Group
+from plimsoll.runtime.models.held_together import as_held
 from plimsoll.runtime.models.rope import rope_table, with_rope
 from plimsoll.runtime.models.rounding import round_to_nearest
 from plimsoll.runtime.models.weights import DecoderLayer, Norm, Weight
@@ -207,29 +208,16 @@ class _Loader:
 
     def _stack_codes(self, names: Sequence[str]) -> QuantizedMatrix:
         parts = [self.shares[name] for name in names]
-        rows, columns = sum(part.rows for part in parts), parts[0].width
-        held = self.coded[names[0]]
-        per_row, four = columns // min(held.group, columns), held.bits == 4
-        codes = torch.empty(rows, columns, dtype=torch.uint8 if four else torch.int8)
-        scales: Tensor | None = None
-        least = torch.empty(rows, per_row, dtype=torch.float16) if held.minimums else None
-        zeros = torch.full((rows, per_row), MIDDLE[4], dtype=torch.uint8) if four and least is None else None
+        held, rows = self.coded[names[0]], sum(part.rows for part in parts)
+        stacked: dict[str, Tensor] = {}
         for part in parts:
             for step in part.steps(CODE_ELEMENTS):
-                found = self._read_codes(part, step)
-                at = slice(step[2], step[2] + len(found.codes))
-                if scales is None:
-                    scales = torch.empty(rows, per_row, dtype=found.scales.dtype)
-                codes[at].copy_(found.codes)
-                scales[at].copy_(found.scales)
-                if least is not None:
-                    # Blocks without a minimum have zero point 8; eight scales are as exact in 16 bits as one.
-                    least[at].copy_(-MIDDLE[4] * found.scales if found.minimums is None else found.minimums)
-                elif zeros is not None and found.zeros is not None:
-                    zeros[at].copy_(found.zeros)
+                for name, values in as_held(self._read_codes(part, step), held).tensors():
+                    if name not in stacked:
+                        stacked[name] = torch.empty(rows, values.shape[1], dtype=values.dtype)
+                    stacked[name][step[2] : step[2] + len(values)].copy_(values)
             self._advance(part)
-        assert scales is not None
-        return QuantizedMatrix(held.bits, codes, scales, zeros, least)
+        return QuantizedMatrix(held.bits, **stacked)
 
     def _read_codes(self, share: Share, step: Step) -> QuantizedMatrix:
         held = self.coded[share.name]
@@ -243,9 +231,14 @@ class _Loader:
         linear = self.checkpoint.read_quantized(
             share.name.removesuffix(".weight"), (start, stop), share.columns, within
         )
-        scales = torch.from_numpy(linear.scales).to(TORCH_DTYPES[linear.scale_dtype])
-        zeros, least = (None if one is None else torch.from_numpy(one) for one in (linear.zeros, linear.minimums))
-        return QuantizedMatrix(held.bits, torch.from_numpy(linear.codes), scales, zeros, least)
+        scales = torch.from_numpy(linear.scales)
+        if linear.super_scales is None:
+            scales = scales.to(TORCH_DTYPES[linear.scale_dtype])
+        others = (linear.zeros, linear.minimums, linear.super_scales, linear.super_minimums)
+        return QuantizedMatrix(
+            linear.bits, torch.from_numpy(linear.codes), scales,
+            *(None if part is None else torch.from_numpy(part) for part in others),
+        )  # fmt: skip
 
     def _read(self, share: Share, step: Step) -> Tensor:
         start, stop, _, within = step
@@ -257,9 +250,7 @@ class _Loader:
 
     def _bytes(self, share: Share) -> int:
         if share.name in self.coded:
-            held = self.coded[share.name]
-            groups = share.width // min(held.group, share.width)
-            return share.rows * (share.width * held.bits // 8 + groups * held.group_bytes())
+            return share.rows * self.coded[share.name].row_bytes(share.width)
         if not share.vector:
             return share.rows * share.width * self.weight_dtype.itemsize
         # The norms of a model are of one kind; biases are what other vectors are called.

@@ -48,17 +48,29 @@ def test_blocks_are_those_of_most_values() -> None:
 def test_auto_passes_over_four_bits_for_blocks_and_takes_them_for_floats() -> None:
     short = device(next(mib for mib in range(100, 2000, 8) if _fits(mib, "w4a16")) + 8)
     assert budget(stored("F16"), short, LOAD, RUNS).precision == "w4a16"
-    for blocks in ("Q4_K", "Q5_K", "Q8_0", "IQ4_XS"):
+    for blocks in ("Q3_K", "IQ4_XS", "Q8_0", "Q6_K"):
         with pytest.raises(DoesNotFitError) as caught:
             budget(stored(blocks), short, LOAD, RUNS)
         assert f"{blocks} blocks rounded again" in str(caught.value)
         assert budget(stored(blocks), short, replace(LOAD, precision="w4a16"), RUNS).precision == "w4a16"
     for runs in (RUNS, None):
-        found = budget(stored("Q4_K"), device(8192), replace(LOAD, tensor="auto"), runs)
+        found = budget(stored("IQ4_XS"), device(8192), replace(LOAD, tensor="auto"), runs)
         assert (found.precision, found.rejected) == ("bfloat16", ())
 
 
-@pytest.mark.parametrize(("blocks", "precision"), [("Q4_0", "w4a16"), ("Q4_1", "w4a16"), ("Q8_0", "w8a16")])
+@pytest.mark.parametrize(
+    ("blocks", "precision"),
+    [
+        ("Q4_0", "w4a16"),
+        ("Q4_1", "w4a16"),
+        ("Q4_K", "w4a16"),
+        ("Q5_0", "w8a16"),
+        ("Q5_1", "w8a16"),
+        ("Q8_0", "w8a16"),
+        ("Q5_K", "w8a16"),
+        ("Q6_K", "w8a16"),
+    ],
+)
 def test_auto_takes_blocks_as_they_are_stored_however_much_memory_there_is(blocks: str, precision: str) -> None:
     facts = stored(blocks)
     assert block_bits(facts) == int(precision[1])
@@ -101,16 +113,18 @@ def _fits(mib: int, precision: str, facts: ModelFacts | None = None) -> bool:
 
 
 def test_what_a_second_rounding_costs_is_said() -> None:
-    four, eight = (rounded_again(stored("Q4_K"), precision) for precision in ("w4a16", "w8a16"))
-    assert "Q4_K" in str(four)
+    four, eight = (rounded_again(stored("IQ4_XS"), precision) for precision in ("w4a16", "w8a16"))
+    assert "IQ4_XS" in str(four)
     assert "perplexity" in str(four)
     assert "%" in str(eight)
     assert rounded_again(stored("Q4_1"), "bfloat16") is None
     assert refused_under_auto(stored("Q4_1"), "w8a16") is None
-    assert "name w4a16 to accept" in str(refused_under_auto(stored("Q4_K"), "w4a16"))
+    assert "name w4a16 to accept" in str(refused_under_auto(stored("Q6_K"), "w4a16"))
     assert as_stored(stored("Q4_1"), "w4a16") == "Q4_1 blocks"
     assert as_stored(stored("Q8_0"), "w8a16") == "Q8_0 blocks"
-    for blocks, precision in (("Q4_1", "w8a16"), ("Q4_1", "bfloat16"), ("Q4_K", "w4a16"), ("F16", "w4a16")):
+    assert as_stored(stored("Q4_K"), "w4a16") == "Q4_K blocks"
+    assert as_stored(stored("Q6_K"), "w8a16") == "Q6_K blocks"
+    for blocks, precision in (("Q4_1", "w8a16"), ("Q4_1", "bfloat16"), ("Q6_K", "w4a16"), ("F16", "w4a16")):
         assert as_stored(stored(blocks), precision) is None
     # Blocks of other bits are rounded again, whichever they are.
     assert "Q4_1" in str(rounded_again(stored("Q4_1"), "w8a16"))

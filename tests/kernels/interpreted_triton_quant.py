@@ -15,6 +15,7 @@ from plimsoll.runtime.kernels.quantized import dequantize, pack_torch
 from plimsoll.runtime.kernels.torch_ops import linear as plain_linear
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 from tests.kernels.test_quantized import SCALES, ZEROS, quantized
+from tests.kernels.test_super_blocks import in_super_blocks, with_minimums
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
@@ -45,6 +46,24 @@ def test_products_agree_with_the_plain_ones_over_odd_shapes(
 ) -> None:  # fmt: skip
     weight = pack_torch(quantized(bits, outputs, group, groups, scales, zeros), "cpu")
     agree(torch.randn(rows, group * groups).to(dtype), weight, torch.randn(outputs).to(dtype) if biased else None)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    st.integers(1, 40), st.integers(1, 140), st.sampled_from([16, 32, 256]), st.integers(1, 2), st.sampled_from([4, 8]),
+    st.booleans(), st.sampled_from(list(TOLERANCE)),
+)  # fmt: skip
+def test_super_blocks_agree(
+    rows: int, outputs: int, group: int, blocks: int, bits: Any, minimums: bool, dtype: torch.dtype
+) -> None:
+    weight = pack_torch(in_super_blocks(bits, outputs, group, blocks, minimums), "cpu")
+    agree(torch.randn(rows, blocks * 256).to(dtype), weight, None)
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(1, 40), st.sampled_from([16, 32]), st.integers(1, 4))
+def test_codes_of_8_bits_with_minimums_agree(rows: int, group: int, groups: int) -> None:
+    agree(torch.randn(rows, group * groups), pack_torch(with_minimums(70, group, groups), "cpu"), None)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

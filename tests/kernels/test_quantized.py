@@ -105,16 +105,19 @@ def test_the_plain_table_multiplies_by_what_the_codes_stand_for(
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 300), st.integers(1, 200), st.integers(1, 70), st.integers(1, 3), st.sampled_from([1, 2]))
-def test_rows_of_an_embedding_of_8_bits_are_what_its_codes_stand_for(
+def test_rows_of_an_embedding_are_what_its_codes_stand_for(
     rows: int, vocabulary: int, group: int, groups: int, threads: int
 ) -> None:
-    matrix, ids = quantized(8, vocabulary, group, groups, torch.float16), torch.randint(0, vocabulary, (rows,))
+    ids = torch.randint(0, vocabulary, (rows,))
     torch.set_num_threads(threads)
-    wanted = dequantize(matrix, torch.float32)[ids]
-    for ops in (torch_kernels("cpu", torch.float32), native_kernels("cpu", torch.bfloat16)):
-        assert torch.equal(ops.embedding(ids, ops.pack_quantized(matrix)), wanted)
-        with pytest.raises(ValueError, match="whole or of 8 bits"):
-            ops.embedding(ids, ops.pack_quantized(quantized(4, vocabulary, 32, 1, torch.float16)))
+    for matrix in (
+        quantized(8, vocabulary, group, groups, torch.float16),
+        quantized(4, vocabulary, 8 * group, groups, torch.bfloat16),
+        quantized(4, vocabulary, 8 * group, groups, torch.float16, zeros=None),
+    ):
+        wanted = dequantize(matrix, torch.float32)[ids]
+        for ops in (torch_kernels("cpu", torch.float32), native_kernels("cpu", torch.bfloat16)):
+            assert torch.equal(ops.embedding(ids, ops.pack_quantized(matrix)), wanted)
 
 
 def test_the_plain_table_takes_no_more_memory_than_a_run_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,20 +270,26 @@ from plimsoll.runtime.kernels.native import native_kernels, native_library
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix, dequantize
 torch.manual_seed(0)
 ops = native_kernels("cpu", torch.bfloat16)
+def agrees(matrix):
+    weight, plain = ops.pack_quantized(matrix), dequantize(matrix, torch.float32)
+    for rows in (1, 2, 3, 5, 14, 31):
+        x = torch.randn(rows, plain.shape[1]).bfloat16().float()
+        found = ops.linear(x, weight, None)
+        error = (found - x @ plain.T).abs().max() / (x.abs() @ plain.abs().T).max()
+        assert error < 2e-6, (matrix.bits, matrix.group_size, matrix.scales.dtype, rows, error)
+        assert torch.equal(ops.linear(x[-1:], weight, None)[0], found[-1])
+    assert torch.equal(weight.unpack_rows(native_library(), 0, 45), plain.bfloat16())
 for bits, group in ((4, 32), (4, 136), (8, 72)):
     for scales in (torch.float16, torch.bfloat16, torch.float32):
         low, high, dtype = ((0, 16, torch.uint8) if bits == 4 else (-128, 128, torch.int8))
         codes = torch.randint(low, high, (45, 2 * group), dtype=dtype)
         zeros = torch.randint(0, 16, (45, 2), dtype=torch.uint8) if bits == 4 else None
-        matrix = QuantizedMatrix(bits, codes, (torch.rand(45, 2) * 1e-4).to(scales), zeros)
-        weight, plain = ops.pack_quantized(matrix), dequantize(matrix, torch.float32)
-        for rows in (1, 2, 3, 5, 14, 31):
-            x = torch.randn(rows, 2 * group).bfloat16().float()
-            found = ops.linear(x, weight, None)
-            error = (found - x @ plain.T).abs().max() / (x.abs() @ plain.abs().T).max()
-            assert error < 2e-6, (bits, group, scales, rows, error)
-            assert torch.equal(ops.linear(x[-1:], weight, None)[0], found[-1])
-        assert torch.equal(weight.unpack_rows(native_library(), 0, 45), plain.bfloat16())
+        agrees(QuantizedMatrix(bits, codes, (torch.rand(45, 2) * 1e-4).to(scales), zeros))
+for bits, low, high, dtype in ((4, 0, 16, torch.uint8), (8, -128, 128, torch.int8)):
+    codes, scales = torch.randint(low, high, (45, 512)).to(dtype), torch.randint(-128, 128, (45, 32)).char()
+    factors = (torch.rand(45, 2) * 1e-4).half()
+    agrees(QuantizedMatrix(bits, codes, scales, super_scales=factors))
+    agrees(QuantizedMatrix(bits, codes, scales, None, scales.flip(1), factors, factors * 3))
 print("agrees")
 """
 

@@ -20,6 +20,7 @@ def products() -> dict[str, Product]:
     ops, bias = native_kernels("cpu", torch.bfloat16), torch.randn(OUTPUTS)
     fours, eights = torch.randint(0, 16, (OUTPUTS, COLUMNS)).byte(), torch.randint(-128, 128, (OUTPUTS, COLUMNS)).char()
     scales = (torch.rand(OUTPUTS, 3) / 10).half()
+    supers = torch.randint(-128, 128, (OUTPUTS, 16)).char(), scales[:, :1] / 100
     weights = {
         "bfloat16": ops.pack(torch.randn(OUTPUTS, COLUMNS).bfloat16()),
         "odd": ops.pack(torch.randn(OUTPUTS, COLUMNS + 1).bfloat16()),
@@ -27,10 +28,14 @@ def products() -> dict[str, Product]:
         "minimums": ops.pack_quantized(QuantizedMatrix(4, fours, scales, None, -scales)),
         "8 bits": ops.pack_quantized(QuantizedMatrix(8, eights, scales)),
         "8 bits a row": ops.pack_quantized(QuantizedMatrix(8, eights, scales[:, :1].contiguous())),
+        "super-blocks": ops.pack_quantized(QuantizedMatrix(8, eights[:, :256], supers[0], super_scales=supers[1])),
+        "super-blocks with minimums": ops.pack_quantized(
+            QuantizedMatrix(4, fours[:, :256], supers[0], None, supers[0].flip(1), supers[1], supers[1])
+        ),
     }
 
     def product(name: str) -> Product:
-        return lambda x: ops.linear(x if name == "odd" else x[:, :COLUMNS], weights[name], bias).clone()
+        return lambda x: ops.linear(x if name == "odd" else x[:, : weights[name].columns], weights[name], bias).clone()
 
     return {name: product(name) for name in weights}
 

@@ -241,7 +241,7 @@ def make_gguf(
     """A GGUF of a transformers model, laid out as llama.cpp's converter does, with the tiny tokenizer.
 
     Args:
-        block_type: a ggml type that the `gguf` package can quantize; matrices take it, vectors stay F32.
+        block_type: a ggml type that the `gguf` package or `k_blocks` can quantize; matrices take it, vectors stay F32.
         architecture: `general.architecture`; default from the model (Mistral writes llama). `internlm2` for a Llama
             model gives what llama.cpp makes of InternLM2.
         extra: more tensors, by GGUF name.
@@ -252,6 +252,8 @@ def make_gguf(
         tensors_a_part: split into parts of so many tensors, whose names begin with that of `path`; 0 is one file.
     """
     import gguf
+
+    from tests.support.k_blocks import quantize
 
     config = model.config
     arch = architecture or {"mistral": "llama", "gemma3_text": "gemma3"}.get(config.model_type, config.model_type)
@@ -301,7 +303,7 @@ def make_gguf(
         elif value.ndim == 1 or block_type == "F32":
             writer.add_tensor(name, np.ascontiguousarray(value, dtype=np.float32))
         else:
-            writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(value), kind), raw_dtype=kind)
+            writer.add_tensor(name, quantize(np.ascontiguousarray(value), block_type), raw_dtype=kind)
     for name, value in (extra or {}).items():
         writer.add_tensor(name, value)
     for key, value in (metadata or {}).items():

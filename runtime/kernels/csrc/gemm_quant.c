@@ -18,16 +18,22 @@
 
 static const float nothing[PANEL];
 
-/* Scales [PANEL], then offsets [PANEL], of a group of a panel as floats. */
-INLINE void load_ends(const int bits, int kind, const char *from, float *ends)
+/* Scales [PANEL], then offsets [PANEL], of a group of a panel as floats. `super`: as group_at leaves it. */
+INLINE void load_ends(const int bits, int kind, const char *from, const char *super, float *ends)
 {
     const char *zeros = from + PANEL * scale_bytes(kind);
     UNROLL for (int v = 0; v < 2; v++) {
-        vf scale = load_scale(bits == 4 ? kind : SCALE_F32, from, v), offset = {0};
-        if (bits == 4 && kind == SCALE_F16_MINIMUM)
-            offset = madd(fill(8), scale, load_scale(SCALE_F16, zeros, v));
-        else if (bits == 4)
-            offset = -load_bytes(zeros + v * LANES) * scale;
+        vf scale, offset = {0};
+        if (in_supers(kind)) {
+            scale = load_scale(SCALE_F16, super, v) * load_bytes(from + v * LANES);
+            if (kind == SCALE_BYTE_MINIMUM)
+                offset = load_scale(SCALE_F16, super + 2 * PANEL, v) * load_bytes(zeros + v * LANES);
+        } else {
+            scale = load_scale(kind, from, v);
+            if (kind == SCALE_F16_MINIMUM) offset = load_scale(SCALE_F16, zeros, v);
+            else if (bits == 4) offset = -load_bytes(zeros + v * LANES) * scale;
+        }
+        if (bits == 4 && has_minimum(kind)) offset = madd(fill(8), scale, offset);
         store(ends + v * LANES, scale), store(ends + PANEL + v * LANES, offset);
     }
 }
@@ -138,7 +144,7 @@ INLINE band from_row(const int bits, band b, shape s, long row)
 {
     if (b.way == IN_TILES) b.x = (const uint16_t *)b.x + row * filled(s.K, s.group);
     else b.x = row_at(b.way, b.x, row, 0, s.K, s.group, b.high);
-    if (bits == 4) b.sums += row * chunks_of(s.K, s.group);
+    if (has_offset(bits, s.scale)) b.sums += row * chunks_of(s.K, s.group);
     b.rows -= row;
     return b;
 }
@@ -169,11 +175,13 @@ INLINE void panel(const int bits, band b, shape s, const char *w, const float *f
 {
     uint16_t wide[CHUNK * PANEL];
     float ends[2 * PANEL];
-    long lds = bits == 4 ? chunks_of(s.K, s.group) : 0, ldf = 0, ldx = b.way == IN_PAIRS ? b.high : s.K;
+    const char *super = w;
+    long lds = has_offset(bits, s.scale) ? chunks_of(s.K, s.group) : 0, ldf = 0, ldx = b.way == IN_PAIRS ? b.high : s.K;
     const int widened = b.way == IN_TILES || b.rows > b.high;
     for (long k = 0; k < s.K; k += s.group, w += group_bytes(bits, s)) {
-        load_ends(bits, s.scale, w + code_bytes(bits, s.group), ends);
-        for (long done = 0; done < s.group; done += CHUNK, b.sums += bits == 4) {
+        w = group_at(s, k, w, &super);
+        load_ends(bits, s.scale, w + code_bytes(bits, s.group), super, ends);
+        for (long done = 0; done < s.group; done += CHUNK, b.sums += lds != 0) {
             long depth = s.group - done < CHUNK ? s.group - done : CHUNK;
             const char *codes = w + code_bytes(bits, done);
             if (widened) widen(bits, depth, codes, wide);
@@ -200,13 +208,15 @@ INLINE void panel(const int bits, band b, shape s, const char *w, const float *f
 INLINE void several_panels(const int way, const int bits, const int rows, const int panels, shape s, band b,
                            const char *w, const float *from, long step, float *y, long ldy)
 {
-    const char *last = w + s.panel - AHEAD;
-    long lds = bits == 4 ? chunks_of(s.K, s.group) : 0, ldf = 0;
+    const char *last = w + s.panel - AHEAD, *super = w;
+    long lds = has_offset(bits, s.scale) ? chunks_of(s.K, s.group) : 0, ldf = 0;
     float ends[panels * 2 * PANEL];
     for (long k = 0; k < s.K; k += s.group, w += group_bytes(bits, s)) {
+        w = group_at(s, k, w, &super);
         for (int p = 0; p < panels; p++)
-            load_ends(bits, s.scale, w + p * s.panel + code_bytes(bits, s.group), ends + p * 2 * PANEL);
-        for (long done = 0; done < s.group; done += CHUNK, b.sums += bits == 4) {
+            load_ends(bits, s.scale, w + p * s.panel + code_bytes(bits, s.group), super + p * s.panel,
+                      ends + p * 2 * PANEL);
+        for (long done = 0; done < s.group; done += CHUNK, b.sums += lds != 0) {
             long depth = s.group - done < CHUNK ? s.group - done : CHUNK;
             /* After the end of a panel comes that of the panels which are met next. */
             long ahead = AHEAD + (w + code_bytes(bits, done) < last ? 0 : (panels - 1) * s.panel);
@@ -304,12 +314,12 @@ static void sum_chunks(shape s, long rows, const float *x, float *sums)
             }
 }
 
-/* Rounds `rows` rows, and sums them where weights have 4 bits. */
+/* Rounds `rows` rows, and sums them where weights have offsets. */
 static band round_band(int bits, shape s, const float *x, long rows, int way, room at)
 {
     const void *made = round_rows(x, rows, s.K, s.group, way, at);
     band all = {made, nothing, rows, high_of(way, rows), way};
-    if (bits == 8) return all;
+    if (!has_offset(bits, s.scale)) return all;
     long lds = chunks_of(s.K, s.group), before = made == at.own ? rows : whole_rows(way, rows);
     float *sums = (float *)((char *)made + before * rounded_bytes(way, s.K, s.group));
     all.sums = sums;
@@ -325,7 +335,7 @@ void linear_quant_team(int bits, int scale, const float *x, const char *w, const
                        long K, long group, room at)
 {
     shape s = {K, group, 0, scale};
-    s.panel = K / group * group_bytes(bits, s);
+    s.panel = panel_bytes(bits, s);
     const int way = way_of(bits, M);
     const long panels = (N + PANEL - 1) / PANEL, threads = omp_get_num_threads(), most = rows_at_once(way, M, K, group);
     const unsigned state = without_subnormals();

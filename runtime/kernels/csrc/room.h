@@ -35,7 +35,7 @@ INLINE long high_of(int way, long M)
 /* Of K columns, each `group` filled up to whole blocks. */
 INLINE long filled(long K, long group) { return K / group * BLOCKS(group) * BLOCK; }
 
-/* Sums of x that weights of 4 bits need of a row: of each chunk of each group. */
+/* Sums of x that weights with offsets need of a row: of each chunk of each group. */
 #define CHUNK 256
 INLINE long chunks_of(long K, long group) { return K / group * ((group + CHUNK - 1) / CHUNK); }
 
@@ -45,10 +45,10 @@ INLINE long rounded_bytes(int way, long K, long group)
     return way == IN_TILES ? 2 * filled(K, group) : 4 * (way == IN_PAIRS ? pairs_of(K, group) : K);
 }
 
-/* Bytes that a product keeps of a row of x. */
+/* Bytes that a product keeps of a row of x: room for sums beside codes of any kind. */
 INLINE long row_bytes(int bits, int way, long K, long group)
 {
-    return rounded_bytes(way, K, group) + (bits == 4 ? 4 * chunks_of(K, group) : 0);
+    return rounded_bytes(way, K, group) + (bits <= 8 ? 4 * chunks_of(K, group) : 0);
 }
 
 /* Rows of a product that are rounded at once: those of all M, if they fit. */
