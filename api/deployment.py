@@ -355,7 +355,7 @@ class ModelDeploymentSpec(Part):
     accelerator: Accelerator
     parallelism: Parallelism = Parallelism()
     precision: Literal["auto", "bfloat16", "float16", "float32", "w8a16", "w4a16"] = "auto"
-    """How weights are held. `auto` holds a quantized checkpoint, and a GGUF in Q4_0, Q4_1 or Q8_0 blocks, as it is
+    """How weights are held. `auto` holds a quantized checkpoint, and a GGUF in Q4, Q5, Q6 or Q8 blocks, as it is
     stored (w4a16 or w8a16), and another in the first of bfloat16, w8a16 (8 bits) and w4a16 (4 bits) that fits;
     status.budget.rejected says what it passed over. float16: GPUs."""
     kv_cache: KVCache = Field(default=KVCache(), alias="kvCache")

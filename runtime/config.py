@@ -26,7 +26,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Path of a Hugging Face folder or a GGUF file on this machine."""
     precision: str = "auto"
     """auto, bfloat16, float16, float32, w8a16 or w4a16: how weights are held (float16 only on CUDA). auto holds a
-    quantized checkpoint, and a GGUF in Q4_0, Q4_1 or Q8_0 blocks, as it is stored, and another in the first of
+    quantized checkpoint, and a GGUF in Q4, Q5, Q6 or Q8 blocks, as it is stored, and another in the first of
     bfloat16, w8a16 and w4a16 that fits."""
     cache_precision: CachePrecision = "auto"
     """auto, int8 or int4: how keys and values are held. auto is as weights that are no codes, in 16

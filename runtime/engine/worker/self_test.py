@@ -15,7 +15,7 @@ from torch import Tensor
 from plimsoll.api.model import Activation, LayerSpec, ModelFacts, NormSpec, RopeFacts
 from plimsoll.api.precision import CachePrecision
 from plimsoll.runtime.engine.worker.kv_cache import KVCache
-from plimsoll.runtime.kernels.quantized import QuantizedMatrix
+from plimsoll.runtime.kernels.quantized import SUPER, QuantizedMatrix
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
 from plimsoll.runtime.messages import Determinism
 from plimsoll.runtime.models.decoder import Decoder
@@ -85,6 +85,7 @@ def _cases(ops: Kernels, dtype: torch.dtype) -> Mapping[str, Case]:
     """Every operation that a model uses, by a name for people."""
     weights = dict(_matrices(ops, dtype))
     found: dict[str, Case] = {f"product of {name}": _product(ops, weight) for name, weight in weights.items()}
+    found |= {f"product of {name}": _product(ops, weight, SUPER) for name, weight in _super_blocks(ops)}
     x, ones = _numbers(1, ROWS, HIDDEN), 1 + _numbers(2, HIDDEN)
     ids = _hashes(3, ROWS) % HIDDEN
     found["embedding"] = lambda: lambda start, stop: ops.embedding(ids[start:stop], weights["floats"])
@@ -128,10 +129,23 @@ def _matrices(ops: Kernels, dtype: torch.dtype, rows: int = HIDDEN) -> Iterator[
     zeros = (_hashes(7, *groups) % 16).to(torch.uint8)
     yield "4 bits", ops.pack_quantized(QuantizedMatrix(4, four, half, zeros))
     yield "4 bits with minimums", ops.pack_quantized(QuantizedMatrix(4, four, half, None, half * -8))
+    yield "8 bits with minimums", ops.pack_quantized(QuantizedMatrix(8, eight, half / 16, None, half))
 
 
-def _product(ops: Kernels, weight: Weight) -> Case:
-    x, bias = _numbers(8, ROWS, HIDDEN), _numbers(9, HIDDEN)
+def _super_blocks(ops: Kernels) -> Iterator[tuple[str, Weight]]:
+    """[HIDDEN, SUPER], as a GGUF's Q4_K and Q6_K are held."""
+    codes, scales = _hashes(13, HIDDEN, SUPER), (_hashes(14, HIDDEN, SUPER // 16) % 64 - 32).to(torch.int8)
+    factors = (1.5 + _numbers(15, HIDDEN, 1)).mul_(1 / 2048).half()
+    four, eight = (codes % 16).to(torch.uint8), (codes % 64 - 32).to(torch.int8)
+    yield "8 bits in super-blocks", ops.pack_quantized(QuantizedMatrix(8, eight, scales, super_scales=factors))
+    yield (
+        "4 bits in super-blocks",
+        ops.pack_quantized(QuantizedMatrix(4, four, scales[:, ::2], None, scales[:, 1::2], factors, factors * 8)),
+    )
+
+
+def _product(ops: Kernels, weight: Weight, columns: int = HIDDEN) -> Case:
+    x, bias = _numbers(8, ROWS, columns), _numbers(9, HIDDEN)
     return lambda: lambda start, stop: ops.linear(x[start:stop], weight, bias)
 
 

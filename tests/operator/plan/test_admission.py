@@ -71,10 +71,10 @@ def test_floats_are_admitted_in_4_and_8_bits() -> None:
 def test_blocks_that_are_rounded_again_are_said_in_the_condition() -> None:
     facts = stored(None)
     blocks = {
-        name: fact if len(fact.shape) == 1 else replace(fact, dtype="Q4_K") for name, fact in facts.tensors.items()
+        name: fact if len(fact.shape) == 1 else replace(fact, dtype="IQ4_XS") for name, fact in facts.tensors.items()
     }
     by_name = cluster(replace(facts, tensors=blocks), precision="w4a16").condition("Accepted")
-    assert (by_name["reason"], "Q4_K blocks a second time" in by_name["message"]) == ("Fits", True)
+    assert (by_name["reason"], "IQ4_XS blocks a second time" in by_name["message"]) == ("Fits", True)
     assert "second time" not in cluster(facts, precision="w4a16").condition("Accepted")["message"]
     assert cluster(replace(facts, tensors=blocks)).status["budget"]["precision"] == "bfloat16"
 
