@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.over_http import free_port, measure, measure_llama_server, server
+from benchmarks.over_http import free_port, measure, measure_llama_server, server, surprise
 from benchmarks.workload import Workload
 
 HERE = Path(__file__).parent
@@ -97,7 +97,7 @@ def _own_server(precision: str) -> Callable[[Setting], dict[str, Any]]:
         ]  # fmt: skip
         url = f"http://127.0.0.1:{port}"
         with server(command, url, "/ready", setting.threads):
-            return measure(url, setting.workload)
+            return measure(url, setting.workload) | {"surprise": surprise(url, setting.workload.windows)}
 
     return run
 

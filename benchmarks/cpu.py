@@ -4,6 +4,8 @@ Every contestant gets the same model file, the same texts and the same number of
 at a time; rounds alternate the order, and medians over all repeats are compared. Ratios are printed first, then the
 figures, then where a decode step's time goes.
 
+All give the same tokens of one text their probabilities first: a speed is printed beside the perplexity it was had at.
+
 With more than one `--precision` ours take part in each; ratios between them are printed, and those with the others are
 of the first.
 
@@ -26,9 +28,13 @@ import psutil
 from rich.console import Console
 
 from benchmarks.contestants import Setting, contestants, decode_step, timed
-from benchmarks.report import between, merge, ratios, show_figures, show_profile, show_ratios
+from benchmarks.report import between, merge, perplexity, ratios, show_figures, show_profile, show_ratios
 from benchmarks.workload import make_workload
+from plimsoll.checkpoint import open_checkpoint
+from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.cli import demo_model
+
+WINDOW = 256
 
 
 def main() -> int:
@@ -45,6 +51,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="repeats of each measure within a round")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--skip-profile", action="store_true", help="leave out where a decode step's time goes")
+    parser.add_argument("--text", type=Path, default=Path("examples/prose.txt"), help="what perplexity is measured on")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cpu.json"))
     given = parser.parse_args()
@@ -64,7 +71,9 @@ def main() -> int:
             taking_part.append(contestant)
     rounds: list[dict[str, Any]] = []
     for number in range(given.rounds):
-        setting = Setting(model.resolve(), make_workload(given.seed + number, given.repeats), given.threads)
+        # Perplexity does not change from round to round.
+        texts = windows_of(model, given.text) if number == 0 else []
+        setting = Setting(model.resolve(), make_workload(given.seed + number, given.repeats, texts), given.threads)
         rounds.append({})
         for contestant in taking_part[:: -1 if number % 2 else 1]:
             console.print(f"round {number + 1} of {given.rounds}: {contestant.title} …", style="dim")
@@ -83,13 +92,20 @@ def main() -> int:
     report = {
         "machine": machine,
         "ratios": [{"title": r.title, "value": r.value, "floor": r.floor} for r in found],
-        "results": results,
+        "perplexity": {name: perplexity(results, name) for name in results},
+        "results": {name: {k: v for k, v in found.items() if k != "surprise"} for name, found in results.items()},
         "decode_step": steps,
     }
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(report, indent=1))
     console.print(f"written to {given.output}", style="dim")
     return 0 if results else 1
+
+
+def windows_of(model: Path, text: Path) -> list[list[int]]:
+    """The text's token ids, in whole windows of `WINDOW`."""
+    found = load_tokenizer(open_checkpoint(str(model))).encode(text.read_text())
+    return [found[at : at + WINDOW] for at in range(0, len(found) - WINDOW + 1, WINDOW)]
 
 
 def describe_machine(threads: int) -> dict[str, Any]:

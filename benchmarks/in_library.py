@@ -45,6 +45,9 @@ def main(model: Path, workload: Workload, threads: int, precision: str) -> dict[
     result["sixteen"] = [workload.streams * workload.output_tokens / seconds for seconds in batches]
     seconds, _ = generate(workload.sustained, workload.output_tokens)
     result["sustained"] = [len(workload.sustained) * workload.output_tokens / seconds]
+    # Nats of each token after a window's first.
+    known = llm.logprobs(workload.windows) if workload.windows else []
+    result["surprise"] = [-token.chosen.logprob for window in known for token in window if token is not None]
     return result
 
 

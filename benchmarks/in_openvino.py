@@ -8,7 +8,29 @@ import json
 import sys
 import time
 
+import numpy
+import openvino
 import openvino_genai
+
+
+def surprise(model, windows, threads):
+    """Nats of each token after a window's first, by the pipeline that the other figures are of."""
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.cache_size = 1
+    scheduler.enable_prefix_caching = False
+    pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", {"INFERENCE_NUM_THREADS": threads})
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens, config.logprobs = 1, 1
+    config.echo, config.do_sample = True, False
+    found = []
+    for number, window in enumerate(windows):
+        ids = openvino.Tensor(numpy.array([window], dtype=numpy.int64))
+        handle = pipeline.add_request(number, ids, config)
+        while pipeline.has_non_finished_requests():
+            pipeline.step()
+        # The first token is given none, the last one is generated.
+        found += [-log for log in handle.read_all()[0].generated_log_probs[1 : len(window)]]
+    return found
 
 
 def main(model, workload, threads):
@@ -51,6 +73,7 @@ def main(model, workload, threads):
     seconds, _ = generate(workload["sustained"], output)
     result["sustained"] = [len(workload["sustained"]) * output / seconds]
     result["version"] = openvino_genai.__version__
+    result["surprise"] = surprise(model, workload["windows"], threads)
     return result
 
 

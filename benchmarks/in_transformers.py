@@ -39,7 +39,7 @@ def main(model_path: Path, workload: Workload, threads: int, dtype: str) -> dict
         assert answer.shape[1] - inputs["input_ids"].shape[1] == tokens
         return seconds, int(inputs["attention_mask"][0].sum())
 
-    result: dict[str, Any] = {"first_token": {}, "prompt_tokens": {}, "precision": dtype}
+    result: dict[str, Any] = {"first_token": {}, "prompt_tokens": {}, "precision": dtype, "surprise": []}
     generate(workload.warmup[:1], 8)
     generate(workload.warmup, 4)
     alone = [generate([prompt], workload.output_tokens) for prompt in workload.one_stream]
@@ -54,6 +54,11 @@ def main(model_path: Path, workload: Workload, threads: int, dtype: str) -> dict
     result["four"] = [len(workload.four[0]) * workload.output_tokens / seconds for seconds in batches]
     batches = [generate(prompts, workload.output_tokens)[0] for prompts in workload.sixteen[:1]]
     result["sixteen"] = [workload.streams * workload.output_tokens / seconds for seconds in batches]
+    with torch.inference_mode():
+        for window in workload.windows:
+            ids = torch.tensor([window])
+            log = model(ids).logits[0, :-1].float().log_softmax(-1)
+            result["surprise"] += (-log.gather(1, ids[0, 1:, None])[:, 0]).tolist()
     return result
 
 

@@ -95,6 +95,33 @@ def measure(url: str, workload: Workload) -> dict[str, Any]:
     return result
 
 
+def surprise(url: str, windows: Sequence[list[int]]) -> list[float]:
+    """Nats of each token after a window's first, as our server gives them."""
+    found: list[float] = []
+    for window in windows:
+        asked = {"model": "any", "prompt": window, "max_tokens": 1, "echo": True, "logprobs": 0}
+        answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=300).raise_for_status().json()
+        found += [-log for log in answer["choices"][0]["logprobs"]["token_logprobs"][1 : len(window)]]
+    return found
+
+
+def surprise_of_llama_server(url: str, windows: Sequence[list[int]]) -> list[float]:
+    """As `surprise`. It says the probability of a token that it generates, so each is forced, which changes none."""
+    found: list[float] = []
+    with httpx.Client(base_url=url, timeout=300) as client:
+        for window in windows:
+            for at in range(1, len(window)):
+                asked = {
+                    "prompt": window[:at], "n_predict": 1, "n_probs": 1, "temperature": 0, "cache_prompt": True,
+                    "logit_bias": [[window[at], 1000]], "samplers": ["temperature"],
+                }  # fmt: skip
+                answer = client.post("/completion", json=asked).raise_for_status().json()
+                (token,) = answer["completion_probabilities"]
+                assert token["id"] == window[at], "a forced token was not taken"
+                found.append(-token["logprob"])
+    return found
+
+
 def measure_llama_server(binary: Path, model: Path, workload: Workload, threads: int) -> dict[str, Any]:
     port = free_port()
     context = workload.streams * (2000 + 2 * workload.output_tokens)
@@ -105,4 +132,4 @@ def measure_llama_server(binary: Path, model: Path, workload: Workload, threads:
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     with server(command, url, "/health", threads):
-        return measure(url, workload)
+        return measure(url, workload) | {"surprise": surprise_of_llama_server(url, workload.windows)}

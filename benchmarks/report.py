@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from math import exp
+from statistics import fmean, median
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +26,8 @@ class Ratio:
     theirs: float | None
     floor: float | None
     """None where the ratio is printed as it is."""
+    perplexities: tuple[float | None, float | None] = (None, None)
+    """Ours and theirs: a ratio of speeds means little where these differ."""
     sooner: bool = False
     """The values are seconds: less is better."""
 
@@ -64,39 +67,45 @@ def value(results: Results, name: str, *path: str) -> float | None:
     return median(found) if found else None
 
 
+def perplexity(results: Results, name: str) -> float | None:
+    """exp of the mean surprise; None where that was not measured."""
+    found = results.get(name, {}).get("surprise")
+    return exp(fmean(found)) if found else None
+
+
 def ratios(results: Results, has_amx: bool) -> list[Ratio]:
     def pair(title: str, ours: str, theirs: str, path: Sequence[str], floor: float | None, **kind: Any) -> Ratio:
-        return Ratio(title, value(results, ours, *path), value(results, theirs, *path), floor, **kind)
+        return Ratio(
+            title, value(results, ours, *path), value(results, theirs, *path), floor,
+            (perplexity(results, ours), perplexity(results, theirs)), **kind,
+        )  # fmt: skip
 
-    first = ("first_token", "2000")
+    def sooner(size: str, ours: str, theirs: str, title: str, floor: float) -> Ratio:
+        what = f"first token of {int(size):,}, sooner than {title}"
+        return pair(what, ours, theirs, ("first_token", size), floor, sooner=True)
+
+    one_by_one = value(results, "transformers", "one_stream")
+    qualities = (perplexity(results, "server"), perplexity(results, "transformers"))
+    openvino = 2 if has_amx else 1.5
     return [
+        pair("one stream over llama-server", "server", "llama", ("one_stream",), 1.5),
+        pair("16 streams over llama-server", "server", "llama", ("sixteen",), 2),
+        sooner("2000", "server", "llama", "llama-server", 12 if has_amx else 6),
+        pair("one stream, LLM.generate over OpenVINO GenAI", "library", "openvino", ("one_stream",), 1.5),
+        pair("4 streams, LLM.generate over OpenVINO GenAI", "library", "openvino", ("four",), 1.5),
+        pair("16 streams, LLM.generate over OpenVINO GenAI", "library", "openvino", ("sixteen",), 1.5),
+        pair("48 requests, 16 at a time, over OpenVINO GenAI", "library", "openvino", ("sustained",), 1.2),
+        sooner("512", "library", "openvino", "OpenVINO GenAI", openvino),
+        sooner("2000", "library", "openvino", "OpenVINO GenAI", openvino),
+        sooner("512", "library", "transformers", "transformers", 1),
+        sooner("2000", "library", "transformers", "transformers", 1),
         Ratio(
-            "16 streams, tokens/s, over transformers one by one",
-            value(results, "server", "sixteen"),
-            value(results, "transformers", "one_stream"),
-            10,
+            "16 streams over transformers one by one", value(results, "server", "sixteen"), one_by_one, 10, qualities
         ),
-        pair("16 streams, tokens/s, over llama-server", "server", "llama", ("sixteen",), 2),
-        pair("one stream, tokens/s, over transformers", "server", "transformers", ("one_stream",), 1.3),
-        pair(
-            "first token of 2,000, sooner than llama-server",
-            "server",
-            "llama",
-            first,
-            5 if has_amx else 2.5,
-            sooner=True,
-        ),
+        pair("one stream over transformers", "server", "transformers", ("one_stream",), 1.3),
         pair("16 streams over transformers' static batch of 16", "server", "transformers", ("sixteen",), None),
         pair("16 streams over the same in float32", "server", "transformers32", ("sixteen",), None),
         pair("one stream over transformers in float32", "server", "transformers32", ("one_stream",), None),
-        pair("one stream over llama-server", "server", "llama", ("one_stream",), None),
-        pair("4 streams over llama-server", "server", "llama", ("four",), None),
-        pair("first token of 2,000, sooner than transformers", "server", "transformers", first, None, sooner=True),
-        pair("one stream, LLM.generate over OpenVINO GenAI", "library", "openvino", ("one_stream",), None),
-        pair("4 streams, LLM.generate over OpenVINO GenAI", "library", "openvino", ("four",), None),
-        pair("16 streams, LLM.generate over OpenVINO GenAI", "library", "openvino", ("sixteen",), None),
-        pair("48 requests, 16 at a time, over OpenVINO GenAI", "library", "openvino", ("sustained",), None),
-        pair("first token of 2,000, sooner than OpenVINO GenAI", "library", "openvino", first, None, sooner=True),
     ]
 
 
@@ -114,6 +123,7 @@ def between(results: Results, first: str, *others: str) -> list[Ratio]:
             value(results, "library", *path),
             value(results, f"library-{other}", *path),
             None,
+            (perplexity(results, "library"), perplexity(results, f"library-{other}")),
             sooner=path[0] == "first_token",
         )
         for other in others
@@ -122,17 +132,19 @@ def between(results: Results, first: str, *others: str) -> list[Ratio]:
 
 
 def show_ratios(found: Sequence[Ratio], console: Console) -> None:
-    table = Table("ratio", "", "floor", "", title="Plimsoll beside its peers", title_justify="left")
-    table.columns[1].justify = table.columns[2].justify = "right"
+    table = Table("ratio", "", "floor", "", "perplexities", title="Plimsoll beside its peers", title_justify="left")
+    for column in (table.columns[1], table.columns[2], table.columns[4]):
+        column.justify = "right"
     for ratio in found:
+        quality = " / ".join("–" if p is None else f"{p:.2f}" for p in ratio.perplexities)
         if ratio.value is None:
-            table.add_row(ratio.title, "–", f"{ratio.floor or ''}", "not measured", style="dim")
+            table.add_row(ratio.title, "–", f"{ratio.floor or ''}", "not measured", "", style="dim")
         elif ratio.floor is None:
-            table.add_row(ratio.title, f"{ratio.value:.2f} ×", "", "")
+            table.add_row(ratio.title, f"{ratio.value:.2f} ×", "", "", quality)
         else:
             reached = ratio.value >= ratio.floor
             mark = Text("reached", "green") if reached else Text("below", "red")
-            table.add_row(ratio.title, f"{ratio.value:.2f} ×", f"{ratio.floor:g} ×", mark)
+            table.add_row(ratio.title, f"{ratio.value:.2f} ×", f"{ratio.floor:g} ×", mark, quality)
     console.print(table)
 
 
@@ -146,14 +158,19 @@ def show_figures(results: Results, titles: Mapping[str, str], console: Console) 
         "first of 512\ns": ("first_token", "512"),
         "first of 2,000\ns": ("first_token", "2000"),
     }
-    table = Table("", *columns, "prefill\ntokens/s", "strangers\ncores", title="Figures", title_justify="left")
+    table = Table(
+        "", "perplexity", *columns, "prefill\ntokens/s", "strangers\ncores", title="Figures", title_justify="left"
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for name, measures in results.items():
         cells = [_spread(measures, path) for path in columns.values()]
         first, tokens = value(results, name, "first_token", "2000"), measures["prompt_tokens"].get("2000")
         prefill = f"{tokens / first:.0f}" if first and tokens else "–"
-        table.add_row(titles[name], *cells, prefill, f"{measures['strangers']:.2f}")
+        quality = perplexity(results, name)
+        table.add_row(
+            titles[name], f"{quality:.2f}" if quality else "–", *cells, prefill, f"{measures['strangers']:.2f}"
+        )
     console.print(table)
     lost = max((measures["strangers"] for measures in results.values()), default=0.0)
     if lost > 0.1:

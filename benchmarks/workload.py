@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class Workload:
     """Three times `STREAMS` prompts with `STREAMS` in flight."""
     long: dict[str, list[str]]
     """Prompts of that many words, for the time to the first token and the prefill rate."""
+    windows: list[list[int]]
+    """Token ids of a text, for perplexity: every contestant gives the same tokens their probabilities."""
     output_tokens: int = OUTPUT_TOKENS
     streams: int = STREAMS
 
@@ -45,7 +48,7 @@ class Workload:
         return cls(**json.loads(path.read_text()))
 
 
-def make_workload(seed: int, repeats: int) -> Workload:
+def make_workload(seed: int, repeats: int, windows: Sequence[list[int]] = ()) -> Workload:
     draw = random.Random(seed)
 
     def prompts(count: int, words: int = PROMPT_WORDS) -> list[str]:
@@ -58,4 +61,5 @@ def make_workload(seed: int, repeats: int) -> Workload:
         sixteen=[prompts(STREAMS) for _ in range(math.ceil(repeats / 2))],
         sustained=prompts(3 * STREAMS),
         long={"512": prompts(repeats, 512), "2000": prompts(repeats, 2000)},
+        windows=list(windows),
     )
