@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from plimsoll.api.precision import Precision
+from plimsoll.api.precision import CachePrecision, Precision
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.messages import EngineRequest
 from tests.support.checkpoints import make_checkpoint
 from tests.support.engines import Result, make_engine, make_request, run, run_alone
 
 MODEL_LEN, BLOCK = 192, 16
-TOKEN_BYTES = 2 * 2 * 2 * 16 * 2
-"""Layers x (key, value) x heads x dim x bfloat16."""
+HEAD_BYTES = {"auto": 16 * 2, "int8": 16 + 4, "int4": 16 // 2 + 4}
+"""Of a token, by cache; a layer has keys and values of two heads."""
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +24,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("bits") / "llama", **shape, head_dim=16)
 
 
-def build(model: Path, precision: Precision, blocks: int, **options: Any) -> Engine:
+def build(model: Path, precision: Precision, cache: CachePrecision, blocks: int, **options: Any) -> Engine:
+    head = HEAD_BYTES[cache] * (2 if (precision, cache) == ("float32", "auto") else 1)
     return make_engine(
-        model, num_blocks=blocks, block_bytes=TOKEN_BYTES * BLOCK, block_size=BLOCK, kernels="native",
-        precision=precision, max_model_len=MODEL_LEN, **options,
+        model, num_blocks=blocks, block_bytes=2 * 2 * 2 * head * BLOCK, block_size=BLOCK, kernels="native",
+        precision=precision, cache_precision=cache, max_model_len=MODEL_LEN, **options,
     )  # fmt: skip
 
 
 def asked() -> list[EngineRequest]:
-    """Greedy and seeded ones, of 1 to 150 tokens, every third with a long beginning in common."""
+    """64, greedy and seeded, of 1 to 150 tokens, every third with a long beginning in common."""
     requests = []
-    for name, length in enumerate((1, 2, 3, 30, 31, 33, 64, 100, 150)):
+    for name in range(64):
+        length = (1, 2, 3, 30, 31, 33, 64, 100, 150)[name % 9] + name // 9
         prompt = [3 + (17 * (name if i >= 48 or name % 3 else 0) + 31 * i) % 300 for i in range(length)]
         params: dict[str, Any] = {"temperature": 0.9, "seed": name} if name % 2 else {}
         requests.append(make_request(name, prompt, 20, logprobs=5, **params))
@@ -47,9 +49,15 @@ def bits(result: Result) -> object:
     return result.token_ids, repr(result.logprobs)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "w8a16", "w4a16"])
-def test_load_order_chunks_prefixes_and_preemption_change_no_bit(model: Path, precision: Precision) -> None:
-    alone = build(model, precision, MODEL_LEN // BLOCK, prefix_caching=False)
+@pytest.mark.parametrize("cache", ["auto", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["bfloat16", "w8a16", "w4a16", "float32"])
+def test_load_order_chunks_prefixes_and_preemption_change_no_bit(
+    model: Path, precision: Precision, cache: CachePrecision
+) -> None:
+    def built(blocks: int, **options: Any) -> Engine:
+        return build(model, precision, cache, blocks, **options)
+
+    alone = built(MODEL_LEN // BLOCK, prefix_caching=False)
     wanted = {request.request_id: bits(run_alone(alone, request)) for request in asked()}
 
     def holds(engine: Engine, order: list[EngineRequest]) -> None:
@@ -57,10 +65,12 @@ def test_load_order_chunks_prefixes_and_preemption_change_no_bit(model: Path, pr
 
     shuffled = asked()
     random.Random(1).shuffle(shuffled)
-    holds(build(model, precision, 100, prefix_caching=False), asked())
-    kept = build(model, precision, 100)
-    holds(kept, shuffled)
-    holds(kept, asked())
-    small = build(model, precision, MODEL_LEN // BLOCK + 4, max_batched_tokens=37)
+    for at_once, chunk in ((4, 2048), (16, 37), (48, 512)):
+        holds(built(400, prefix_caching=False, max_running=at_once, max_batched_tokens=chunk), shuffled)
+    kept = built(800, max_batched_tokens=32)
+    for order in (asked(), shuffled):
+        holds(kept, order)
+    assert kept.stats.prefix_hits > 64
+    small = built(MODEL_LEN // BLOCK + 4, prefix_caching=False, max_batched_tokens=128)
     holds(small, shuffled)
     assert small.stats.preemptions > 0
