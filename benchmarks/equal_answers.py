@@ -1,4 +1,4 @@
-"""Whether answers of a real model depend on what else runs: 64 requests alone, in crowds, in chunks, from kept prefixes.
+"""Whether answers of a real model depend on what else runs: 64 requests alone, in crowds, in chunks, from prefixes.
 
     python -m benchmarks.equal_answers MODEL [--precision bfloat16 w8a16 w4a16] [--cache auto int8 int4]
 
