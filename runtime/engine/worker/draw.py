@@ -13,8 +13,9 @@ CHUNK = 64
 """The vocabulary is looked at in chunks of this many: only their sums need a float64 running sum, and their maxima
 bound the likeliest tokens."""
 
-CANDIDATES = 256
-"""How many of the likeliest tokens top-k and top-p look at first; rows that reach further are sorted whole."""
+CANDIDATES = (256, 4096)
+"""How many of the likeliest tokens top-k and top-p look at: first of all rows, then of those that reach further. Rows that
+are left after these are sorted whole."""
 
 WHOLE_ROWS = 4
 """Rows that are sorted whole at once: 30 bytes or so a token of the vocabulary each."""
@@ -56,7 +57,7 @@ def likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
     """
     if count >= logits.shape[-1]:
         return _sorted(logits)
-    if logits.device.type == "cpu" and logits.shape[-1] // CHUNK >= 2 * count:
+    if logits.device.type == "cpu":
         ids = torch.from_numpy(_likeliest_ids(logits, count))
         return logits.gather(-1, ids), ids
     values, ids = logits.topk(count, dim=-1)
@@ -68,15 +69,18 @@ def likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def _likeliest_ids(logits: torch.Tensor, count: int) -> np.ndarray:
-    """int64 [n, count]. The `count`-th largest chunk maximum bounds what can be chosen: a third of topk's time."""
+    """int64 [n, count]. A bound that `count` tokens reach tells what can be chosen: the `count`-th largest maximum of a
+    chunk where there are many more chunks, else the `count`-th largest value. A third of topk's time, or less."""
     array = logits.numpy()
     chunks = array.shape[-1] // CHUNK
-    maxima = logits[:, : chunks * CHUNK].unflatten(1, (chunks, CHUNK)).amax(dim=-1).numpy()
-    bounds = np.partition(maxima, chunks - count, axis=-1)[:, chunks - count]
+    bounded = array
+    if chunks >= 2 * count:
+        bounded = logits[:, : chunks * CHUNK].unflatten(1, (chunks, CHUNK)).amax(dim=-1).numpy()
+    bounds = np.partition(bounded, bounded.shape[-1] - count, axis=-1)[:, bounded.shape[-1] - count]
     found = np.empty((len(array), count), dtype=np.int64)
     for i, (row, bound) in enumerate(zip(array, bounds, strict=True)):
         above = np.flatnonzero(row >= bound)
-        found[i] = above[np.argsort(-row[above], kind="stable")[:count]]
+        found[i] = _falling(row[above], above)[:count]
     return found
 
 
@@ -84,14 +88,21 @@ def _sorted(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if logits.device.type != "cpu":
         values, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
         return values, ids
-    # numpy sorts integers with vector instructions, ten times faster than torch sorts floats: a key is the value's
-    # bits, made to ascend as the value falls, above the id. Adding 0 turns -0 into its equal.
-    bits = (logits.numpy() + np.float32(0)).view(np.int32)
-    keys = -(bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32
-    keys += np.arange(logits.shape[-1])
-    keys.sort(axis=-1)
-    ids = torch.from_numpy(keys & 0xFFFFFFFF)
+    ids = torch.from_numpy(_falling(logits.numpy(), np.arange(logits.shape[-1])))
     return logits.gather(-1, ids), ids
+
+
+def _falling(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The ids, int64 [..., n], by falling value, float32 [..., n], and among equals by rising id.
+
+    numpy sorts integers with vector instructions, ten times faster than torch sorts floats: a key is the value's bits,
+    made to ascend as the value falls, above the id. Adding 0 turns -0 into its equal.
+    """
+    bits = (values + np.float32(0)).view(np.int32)
+    keys = -(bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32
+    keys += ids
+    keys.sort(axis=-1)
+    return np.asarray(keys & 0xFFFFFFFF)
 
 
 def draw(
@@ -170,9 +181,9 @@ def _draw_nucleus(logits: torch.Tensor, filters: Sequence[tuple[int, float, floa
         probabilities, largest = _chunked(pick(logits, open_ended), [filters[row][2] for row in open_ended])
         mass[open_ended] = probabilities.sum(dim=-1).double().sum(dim=-1) / largest
     left = list(range(len(filters)))
-    for count in (CANDIDATES, vocabulary) if vocabulary > CANDIDATES else (vocabulary,):
-        # Whole sorts go a few rows at a time: their memory is part of the budget.
-        step = WHOLE_ROWS if count == vocabulary else len(left)
+    for count in (*(count for count in CANDIDATES if count < vocabulary), vocabulary):
+        # No more candidates at once than those of a few whole rows: their memory is part of the budget.
+        step = max(1, WHOLE_ROWS * vocabulary // count)
         unsettled: list[int] = []
         for start in range(0, len(left), step):
             part = left[start : start + step]

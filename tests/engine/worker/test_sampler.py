@@ -148,8 +148,10 @@ def test_large_vocabularies_draw_the_same_alone_and_in_a_batch(vocabulary: int) 
     filters = [
         SamplingParams(),
         SamplingParams(top_p=0.95),
-        SamplingParams(top_k=CANDIDATES),
-        SamplingParams(top_k=CANDIDATES + 4000, top_p=0.99),
+        SamplingParams(top_k=CANDIDATES[0]),
+        SamplingParams(top_k=CANDIDATES[0] + 10, top_p=0.99),
+        SamplingParams(top_k=CANDIDATES[-1]),
+        SamplingParams(top_k=CANDIDATES[-1] + 160, top_p=0.99),
         SamplingParams(min_p=0.01),
         SamplingParams(top_p=0.9, min_p=0.001, temperature=1.5),
     ]
