@@ -14,8 +14,8 @@ CHUNK = 64
 bound the likeliest tokens."""
 
 CANDIDATES = (256, 4096)
-"""How many of the likeliest tokens top-k and top-p look at: first of all rows, then of those that reach further. Rows that
-are left after these are sorted whole."""
+"""How many of the likeliest tokens top-k and top-p look at: first of all rows, then of those that reach further. What
+is left after these is sorted whole."""
 
 WHOLE_ROWS = 4
 """Rows that are sorted whole at once: 30 bytes or so a token of the vocabulary each."""
