@@ -59,9 +59,13 @@ def _wait(process: "subprocess.Popen[bytes]", url: str) -> None:
     raise RuntimeError(f"the server was not ready after {START_SECONDS} s")
 
 
+def _model(url: str) -> str:
+    return str(httpx.get(f"{url}/v1/models", timeout=10).raise_for_status().json()["data"][0]["id"])
+
+
 def measure(url: str, workload: Workload) -> dict[str, Any]:
     """All measures of the workload; tokens a second and seconds, one value a repeat."""
-    model = httpx.get(f"{url}/v1/models", timeout=10).raise_for_status().json()["data"][0]["id"]
+    model = _model(url)
 
     def ask(prompts: Sequence[str], tokens: int, concurrency: int) -> tuple[list[load.Outcome], float]:
         target = load.Target(f"{url}/v1", model, api="completions", output_tokens=tokens, extra={"ignore_eos": True})
@@ -98,8 +102,9 @@ def measure(url: str, workload: Workload) -> dict[str, Any]:
 def surprise(url: str, windows: Sequence[list[int]]) -> list[float]:
     """Nats of each token after a window's first, as our server gives them."""
     found: list[float] = []
+    model = _model(url)
     for window in windows:
-        asked = {"model": "any", "prompt": window, "max_tokens": 1, "echo": True, "logprobs": 0}
+        asked = {"model": model, "prompt": window, "max_tokens": 1, "echo": True, "logprobs": 0}
         answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=300).raise_for_status().json()
         found += [-log for log in answer["choices"][0]["logprobs"]["token_logprobs"][1 : len(window)]]
     return found
