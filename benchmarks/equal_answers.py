@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=24)
     given = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
     table = Table("weights", "cache", "kernels", *SETTINGS, "preempted", "digest of the answers")
     different = 0
     for precision in given.precision:
