@@ -24,11 +24,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("bits") / "llama", **shape, head_dim=16)
 
 
-def build(model: Path, precision: Precision, cache: CachePrecision, blocks: int, **options: Any) -> Engine:
-    head = HEAD_BYTES[cache] * (2 if (precision, cache) == ("float32", "auto") else 1)
+def build(
+    model: Path, precision: Precision, blocks: int, cache_precision: CachePrecision = "auto", **options: Any
+) -> Engine:
+    head = HEAD_BYTES[cache_precision] * (2 if (precision, cache_precision) == ("float32", "auto") else 1)
     return make_engine(
         model, num_blocks=blocks, block_bytes=2 * 2 * 2 * head * BLOCK, block_size=BLOCK, kernels="native",
-        precision=precision, cache_precision=cache, max_model_len=MODEL_LEN, **options,
+        precision=precision, cache_precision=cache_precision, max_model_len=MODEL_LEN, **options,
     )  # fmt: skip
 
 
@@ -55,7 +57,7 @@ def test_load_order_chunks_prefixes_and_preemption_change_no_bit(
     model: Path, precision: Precision, cache: CachePrecision
 ) -> None:
     def built(blocks: int, **options: Any) -> Engine:
-        return build(model, precision, cache, blocks, **options)
+        return build(model, precision, blocks, cache, **options)
 
     alone = built(MODEL_LEN // BLOCK, prefix_caching=False)
     wanted = {request.request_id: bits(run_alone(alone, request)) for request in asked()}

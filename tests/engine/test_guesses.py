@@ -17,8 +17,6 @@ from tests.support.engines import Result, make_request, run, run_alone
 #: Any model soon repeats itself if it may choose these three tokens only.
 FEW = (5, 6, 7)
 HELD = [("bfloat16", "auto"), ("w8a16", "int8"), ("w4a16", "auto"), ("float32", "int4")]
-#: Blocks of 16 bits whose bytes hold 16 blocks of such a cache: too few for all requests at once.
-SHORT = {"auto": 16, "int8": 10, "int4": 6}
 
 
 def asked() -> list[EngineRequest]:
@@ -60,7 +58,7 @@ def test_no_answer_changes_however_the_work_is_cut(model: Path, precision: Any, 
     kept = build(model, precision, 100, speculative_tokens=16, **held)
     holds(kept, asked())
     holds(kept, shuffled)
-    small = build(model, precision, SHORT[cache], max_batched_tokens=37, speculative_tokens=4, **held)
+    small = build(model, precision, MODEL_LEN // BLOCK + 4, max_batched_tokens=37, speculative_tokens=4, **held)
     holds(small, shuffled)
     assert small.stats.preemptions > 0
 
