@@ -32,6 +32,7 @@ from plimsoll.api.fields import (
 from plimsoll.api.parallelism import Parallelism
 from plimsoll.api.parsers import ReasoningParser, ToolParser
 from plimsoll.api.pod import CaBundle, Limits, Proxy, SecurityContext, Spread
+from plimsoll.api.precision import ActivationPrecision
 from plimsoll.api.rules import RULES
 from plimsoll.api.source import endpoint_host, parse_source
 
@@ -216,6 +217,9 @@ class Serving(Part):
     torch_rows: Count | None = None
     """Rows of a step from which products go through torch's bfloat16. Prompts may be quicker on some CPUs, and greedy
     and seeded answers then depend on the other requests of that moment. CPU only. Default: never."""
+    activation_precision: ActivationPrecision = "auto"
+    """What activations become where they meet weights of 4 or 8 bits. int8: prompts are quicker, answers change a
+    little. auto: bfloat16. CPU only."""
     deterministic: bool = False
     """Refuse to start pods whose answers might depend on load: where the native kernels cannot run, and where their
     self-test fails. CPU only; status.serving says in any case whether answers do. It makes nothing slower."""

@@ -13,6 +13,7 @@ from plimsoll.api.quantization import DTYPE_OF_BITS, PRECISION_OF_BITS, ignores
 
 Precision = Literal["float32", "bfloat16", "float16", "w8a16", "w4a16"]
 CachePrecision = Literal["auto", "int8", "int4"]
+ActivationPrecision = Literal["auto", "int8", "bfloat16"]
 
 #: Bytes of one weight that is kept whole.
 WHOLE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}

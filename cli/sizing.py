@@ -54,12 +54,16 @@ def sized(spec: "ModelDeploymentSpec", facts: "ModelFacts", place: Place) -> "Bu
 
     Raises DoesNotFitError with the sum and what would fit, and SpecError for a wish that is incoherent.
     """
+    from plimsoll.api.activations import refuse_activations
     from plimsoll.api.budget import RUNS, budget
     from plimsoll.api.load import load_of, sharing
     from plimsoll.api.ways_out import MANIFEST_LINE
 
     load = sharing(load_of(spec, facts)) if place.shared else load_of(spec, facts)
-    return budget(facts, place.card, load, RUNS, place.cache_limit, MANIFEST_LINE, place.devices)
+    found = budget(facts, place.card, load, RUNS, place.cache_limit, MANIFEST_LINE, place.devices)
+    serving = spec.serving
+    refuse_activations(serving.activation_precision, found.precision, place.card.kind, serving.torch_rows)
+    return found
 
 
 def _cards() -> tuple[int, ...]:

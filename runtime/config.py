@@ -13,7 +13,7 @@ from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
 from plimsoll.api.load import refuse_not_run_yet, sharing, stretched
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import CachePrecision, Precision
+from plimsoll.api.precision import ActivationPrecision, CachePrecision, Precision
 from plimsoll.api.ways_out import ARGUMENTS, MANIFEST_LINE, OPTIONS, Names
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -31,6 +31,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cache_precision: CachePrecision = "auto"
     """auto, int8 or int4: how keys and values are held. auto is as weights that are no codes, in 16
     or 32 bits, or int8 where the cache would otherwise hold fewer tokens than `max_model_len`."""
+    activation_precision: ActivationPrecision = "auto"
+    """int8 or bfloat16: what rows of activations become where they meet weights of 4 or 8 bits, on a CPU. auto is
+    bfloat16, or float32 where weights that are no codes are float32."""
     tensor: Count | Literal["auto"] = 1
     """Ranks that hold the model together, each a process of this machine; `LLM` also takes `tensor_parallel_size`.
     More than 1 runs on CPUs only. auto takes the fewest that hold the model, 1 to 8 on a CPU with `memory`, else 1."""
@@ -127,10 +130,12 @@ _FIELDS = {
         "spec.kvCache.blockSize": "block_size",
         "spec.parallelism.tensor": "tensor",
         "spec.serving.deterministic": "deterministic",
+        "spec.serving.activationPrecision": "activation_precision",
     },
     "options": {
         "spec.kvCache.blockSize": "--cache-block-seq-len",
         "spec.serving.deterministic": "--deterministic",
+        "spec.serving.activationPrecision": "--activation-precision",
         "spec.parallelism.tensor": "--tp",
         "tensor": "--tp",
         "device": "--device",
@@ -239,6 +244,7 @@ def from_deployment(
         threads=spec.pod.cpu,
         names="manifest",
         torch_rows=spec.serving.torch_rows,
+        activation_precision=spec.serving.activation_precision,
         deterministic=spec.serving.deterministic,
         speculative_tokens=spec.serving.speculative_tokens,
         hang_timeout=spec.serving.hang_timeout,

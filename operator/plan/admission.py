@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from plimsoll.api.activations import refuse_activations
 from plimsoll.api.budget import RUNS, Budget, budget
 from plimsoll.api.cache_loss import cache_chosen
 from plimsoll.api.deployment import ModelDeploymentSpec
@@ -179,6 +180,9 @@ def _sized(
             _refuse_line(spec, found, facts, device.largest)
         load = load_of(spec, found.facts)
         fits = budget(found.facts, facts, sharing(load) if on_cpu and spec.accelerator.memory is None else load, RUNS)
+        refuse_activations(
+            spec.serving.activation_precision, fits.precision, facts.kind, spec.serving.torch_rows
+        )  # fmt: skip
     except DoesNotFitError as error:
         accepted = replace(refused(error), message=f"{error} (memory from {device.where})")
         return Admission(accepted, ready, spec, found)

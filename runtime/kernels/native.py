@@ -50,6 +50,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "unpack_quant": [_I, _I, _P, _P, _L, _L, _L],
     "embed_quant": [_I, _I, _P, _P, _P, _L, _L, _L, _L],
     "linear_quant": [_I, _I, _P, _P, _P, _P, _L, _L, _L, _L],
+    "linear_int8": [_I, _I, _P, _P, _P, _P, _L, _L, _L, _L],
     "write_kv": [_I, _P, _L, _L, _P, _L, _L, _P, _P, _P, _L, _L, _L, _L, _L],
     "rms_norm": [_P, _L, _L, _L, _L, _P, _P, _L, _F],
     "add_rms_norm": [_P, _P, _P, _P, _L, _L, _F],
@@ -61,7 +62,7 @@ SIGNATURES: dict[str, list[Any]] = {
 }
 
 
-CHECKED = ("attention", "linear_", "linear_quant", "run_layers", "embed_", "embed_quant", "write_kv")
+CHECKED = ("attention", "linear_", "linear_quant", "linear_int8", "run_layers", "embed_", "embed_quant", "write_kv")
 """They return what `native_checks.answered` takes."""
 
 
@@ -129,12 +130,16 @@ def threads_in_use() -> int:
     return int(native_library().threads_in_use())
 
 
-def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_rows: int | None = None) -> Kernels:
+def native_kernels(
+    device: torch.device | str, weight_dtype: torch.dtype, wide_rows: int | None = None, *, int8: bool = False
+) -> Kernels:
     """The table for weights and cache of `weight_dtype`, bfloat16 or float32, with float32 activations.
 
     `wide_rows`: products of at least so many rows go through torch's, with activations rounded to the weights' dtype;
     it pays where torch multiplies bfloat16 in hardware. None is never. A row's bits then depend on which side its chunk
     falls.
+
+    `int8`: rows are quantized to 8 bits where they meet codes of 4 or 8 bits (`csrc/int8.h`).
 
     Raises NativeUnavailableError where it cannot be built, or for another device or dtype.
     """
@@ -145,13 +150,13 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         )
     library, kind, results = native_library(), KINDS[weight_dtype], Results()
     return Kernels(
-        name=f"native-{library.instructions_in_use().decode('ascii')}",
+        name=f"native-{library.instructions_in_use().decode('ascii')}{_int8_name(library) if int8 else ''}",
         device=device,
         dtype=torch.float32,
         pack=_pack(getattr(library, f"pack_{kind}"), weight_dtype),
         pack_quantized=pack_quantized(library),
         embedding=_embedding(getattr(library, f"embed_{kind}"), library, results),
-        linear=_linear(library, kind, wide_rows, results),
+        linear=_linear(library, kind, wide_rows, results, int8),
         rms_norm=_rms_norm(library.rms_norm, results),
         add_rms_norm=_add_rms_norm(library.add_rms_norm, results),
         layer_norm=_layer_norm(library.layer_norm, results),
@@ -161,18 +166,22 @@ def native_kernels(device: torch.device | str, weight_dtype: torch.dtype, wide_r
         attention=native_attention(library.attention, weight_dtype, results.take),
         facts=native_table(library.panel_width(), wide_rows is not None),
         varies=None if wide_rows is None else f"torch multiplies steps of {wide_rows} rows and more",
-        layers=_layers(library, weight_dtype, wide_rows),
+        layers=_layers(library, weight_dtype, wide_rows, int8),
     )
 
 
-def _layers(library: Any, dtype: torch.dtype, wide_rows: int | None) -> Callable[..., RunLayers | None]:
+def _int8_name(library: Any) -> str:
+    return "-int8-vnni" if library.vnni_works() else "-int8"
+
+
+def _layers(library: Any, dtype: torch.dtype, wide_rows: int | None, int8: bool) -> Callable[..., RunLayers | None]:
     few = FEW_ROWS if wide_rows is None else min(FEW_ROWS, wide_rows)
 
     def layers(facts: ModelFacts, *model: Any) -> RunLayers | None:
         # In one call, products with codes round their rows.
-        if not covers(facts) or (dtype == torch.float32 and has_codes(model[0])):
+        if not covers(facts) or (dtype == torch.float32 and not int8 and has_codes(model[0])):
             return None
-        return NativeLayers(library, partial(check_cache, dtype), few - 1, facts, *model)
+        return NativeLayers(library, partial(check_cache, dtype), few - 1, facts, *model, int8=int8)
 
     return layers
 
@@ -207,7 +216,7 @@ def _embedding(
 
 
 def _linear(
-    library: Any, kind: str, wide_rows: int | None, results: Results
+    library: Any, kind: str, wide_rows: int | None, results: Results, int8: bool
 ) -> Callable[[Tensor, PackedWeight | PackedQuantized, Tensor | None], Tensor]:
     function, unpack = getattr(library, f"linear_{kind}"), getattr(library, f"unpack_{kind}")
     panel = library.panel_width()
@@ -229,7 +238,7 @@ def _linear(
         if wide_rows is not None and count >= wide_rows:
             _through_torch(unpacked, panel, x, weight, bias, out)
         elif count and isinstance(weight, PackedQuantized):
-            linear_quantized(library, x, weight, bias, out, exact=kind == "f32")
+            linear_quantized(library, x, weight, bias, out, exact=kind == "f32", int8=int8)
         elif count:
             added = None if bias is None else bias.data_ptr()
             dense = x.contiguous()  # Named, so that it lives until the call returns: C asks for memory of its own.

@@ -45,6 +45,7 @@ class _Model(ctypes.Structure):
         ("scale", _F),
         ("sum", _P),
         ("group", _P),
+        ("int8", _L),
     ]
 
 
@@ -144,6 +145,8 @@ class NativeLayers:
         final_norm: Norm,
         ropes: Sequence[tuple[Tensor, Tensor]],
         adder: tuple[int, int] | None = None,
+        *,
+        int8: bool = False,
     ) -> None:
         self._function, self._check, self._most_rows = library.run_layers, check, most_rows
         self._weights, self._final_norm = tuple(layers), final_norm.weight
@@ -154,7 +157,7 @@ class NativeLayers:
             ctypes.cast(self._layers, _P), self._final_norm.data_ptr(), self._cos.data_ptr(), self._sin.data_ptr(),
             len(layers), facts.hidden_size, facts.num_heads, facts.num_kv_heads, facts.head_dim, 0, 0,
             len(self._cos), 0,
-            facts.final_norm.eps, facts.layers[0].scale, *(adder or (None, None)),
+            facts.final_norm.eps, facts.layers[0].scale, *(adder or (None, None)), int(int8),
         )  # fmt: skip
         self._caches: KVCaches = ()
 

@@ -107,15 +107,15 @@ def embed_quantized(library: Any, ids: Tensor, weight: PackedQuantized, out: Ten
 
 
 def linear_quantized(
-    library: Any, x: Tensor, weight: PackedQuantized, bias: Tensor | None, out: Tensor, exact: bool
+    library: Any, x: Tensor, weight: PackedQuantized, bias: Tensor | None, out: Tensor, exact: bool, int8: bool = False
 ) -> None:
     """(x float32 [T, K], bias float32 [N] or None) -> out [T, N]. Raises MemoryError.
 
     C rounds rows of x to bfloat16. `exact`: rows are the sum of three numbers of bfloat16 each, which hold all 24 bits
-    of a float32, and so are their products.
+    of a float32, and so are their products. `int8`: C quantizes rows to 8 bits instead, `exact` or not (`csrc/int8.h`).
     """
-    if not exact:
-        _multiply(library, x.contiguous(), weight, bias, out)
+    if int8 or not exact:
+        _multiply(library.linear_int8 if int8 else library.linear_quant, x.contiguous(), weight, bias, out)
         return
     step = max(1, EXACT_BYTES // (3 * 4 * (weight.rows + weight.columns)))
     for start in range(0, len(x), step):
@@ -124,14 +124,14 @@ def linear_quantized(
             parts.append(left.bfloat16().float())
             left = left - parts[-1]
         made = torch.empty(3, len(left), weight.rows)
-        _multiply(library, torch.cat(parts), weight, None, made)
+        _multiply(library.linear_quant, torch.cat(parts), weight, None, made)
         torch.sum(made, 0, out=out[start : start + step])
     if bias is not None:
         out += bias
 
 
-def _multiply(library: Any, x: Tensor, weight: PackedQuantized, bias: Tensor | None, out: Tensor) -> None:
-    failed = library.linear_quant(
+def _multiply(function: Any, x: Tensor, weight: PackedQuantized, bias: Tensor | None, out: Tensor) -> None:
+    failed = function(
         weight.bits, weight.scale_kind, x.data_ptr(), weight.address, None if bias is None else bias.data_ptr(),
         out.data_ptr(), len(x), weight.rows, weight.columns, weight.group,
     )  # fmt: skip

@@ -19,6 +19,10 @@ GROUP_MULTIPLE = 8
 """4-bit groups are whole words of eight codes, as every format stores them."""
 SUPER = 256
 """Columns of a super-block."""
+PIECE = 32
+"""Columns of a group that share a scale of a row's codes (`csrc/int8.h`)."""
+LEAST = 2.0**-100
+"""Below it the largest number of a piece counts as 0."""
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -161,6 +165,11 @@ class TorchQuantized:
     def shape(self) -> tuple[int, int]:
         return len(self.codes), int(self.codes.shape[1]) * (2 if self.bits == 4 else 1)
 
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale."""
+        return self.shape[1] // int(self.scales.shape[1])
+
     def picked(self, ids: Tensor) -> QuantizedMatrix:
         """Rows `ids` int64 [T]. Raises IndexError where there is none."""
         return self._whole(lambda part: part[ids])
@@ -199,3 +208,22 @@ def check_codes(matrix: QuantizedMatrix) -> None:
     for name, values in parts:
         if matrix.bits == 4 and values is not None and int(values.max()) > 15:
             raise ValueError(f"a 4-bit {name} is 0 to 15, found {int(values.max())}")
+
+
+def quantized_rows(x: Tensor, group: int) -> Tensor:
+    """(x [T, K]) -> what rows stand for once they are quantized to 8 bits, in x's dtype: -127 to 127 times a scale for
+    each row and each `PIECE` columns of a group of `group`, the nearest code, ties to even.
+
+    A piece with a number that is not finite becomes NaN, and no other does.
+    """
+    pieces = [piece for part in x.float().split(group, 1) for piece in part.split(PIECE, 1)]
+    return torch.cat([_quantized_piece(piece) for piece in pieces], 1).to(x.dtype)
+
+
+def _quantized_piece(x: Tensor) -> Tensor:
+    largest = x.abs().amax(1, keepdim=True)
+    # Tensors are divided by tensors: torch may multiply by a reciprocal in place of a number.
+    most = torch.full_like(largest, 127)
+    codes = (x * (most / largest)).round_() * (largest / most)
+    codes = codes.masked_fill_(largest < LEAST, 0)
+    return codes.masked_fill_(~torch.isfinite(largest), torch.nan)

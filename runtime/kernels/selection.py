@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from plimsoll.api.activations import FIELD
 from plimsoll.api.errors import PlimsollError
 from plimsoll.checkpoint.ownership import own_folder
 from plimsoll.runtime.kernels.build import own_cache
@@ -20,7 +21,12 @@ log = logging.getLogger(__name__)
 
 
 def select(
-    device: torch.device, weight_dtype: torch.dtype, kernels: str = "auto", torch_rows: int | None = None
+    device: torch.device,
+    weight_dtype: torch.dtype,
+    kernels: str = "auto",
+    torch_rows: int | None = None,
+    *,
+    int8: bool = False,
 ) -> Kernels:
     """The table for weights and cache of `weight_dtype` on `device`; the same one for the same machine every time.
 
@@ -32,6 +38,7 @@ def select(
         torch_rows: products of at least so many rows leave the native table for torch's. Rows then have other bits in
             a large step than in a small one, so answers depend on load. None asks the environment's
             PLIMSOLL_TORCH_ROWS, and without it no product leaves the table.
+        int8: rows are quantized to 8 bits where they meet codes of 4 or 8 bits; on a CPU alone.
 
     Raises PlimsollError for a name that is no table, for `native` where it cannot run, and for `torch_rows` where
     another table runs.
@@ -42,19 +49,24 @@ def select(
             "only the native kernels of a CPU hand products to torch", field="torch_rows", value=torch_rows,
             fix="Leave it out",
         )  # fmt: skip
+    if int8 and device.type == "cpu" and wanted != "torch" and wanted_torch_rows(torch_rows) is not None:
+        raise PlimsollError(
+            "torch multiplies steps of many rows, in bfloat16", field=FIELD, value="int8",
+            fix="Leave out torch_rows and PLIMSOLL_TORCH_ROWS, or this",
+        )  # fmt: skip
     if wanted == "auto" and device.type == "cuda":
         return _on_cuda(device, weight_dtype)
     if wanted == "torch" or (wanted == "auto" and device.type != "cpu"):
-        return torch_kernels(device, weight_dtype)
+        return torch_kernels(device, weight_dtype, int8=int8)
     try:
-        return native_kernels(device, weight_dtype, wanted_torch_rows(torch_rows))
+        return native_kernels(device, weight_dtype, wanted_torch_rows(torch_rows), int8=int8)
     except NativeUnavailableError as error:
         if wanted == "native":
             raise PlimsollError(
                 str(error), field="kernels", value=wanted, fix="Use auto, which falls back to plain torch"
             ) from error
         log.warning("native kernels cannot run, plain torch will: %s", error)
-        return torch_kernels(device, weight_dtype)
+        return torch_kernels(device, weight_dtype, int8=int8)
 
 
 def _on_cuda(device: torch.device, dtype: torch.dtype) -> Kernels:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from plimsoll.api.device import TORCH_TABLE
 from plimsoll.api.model import Activation
-from plimsoll.runtime.kernels.quantized import TorchQuantized, dequantize, pack_torch
+from plimsoll.runtime.kernels.quantized import TorchQuantized, dequantize, pack_torch, quantized_rows
 from plimsoll.runtime.kernels.table import AttentionBatch, Cache, Kernels
 
 GATHER_BYTES = TORCH_TABLE.scratch_bytes // 2
@@ -19,10 +19,11 @@ UPCAST_ELEMENTS = 4 * 1024 * 1024
 """Elements of a narrow weight widened at once."""
 
 
-def torch_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
+def torch_kernels(device: torch.device | str, dtype: torch.dtype, *, int8: bool = False) -> Kernels:
     """The plain table. `dtype` (float32, bfloat16, float16) is that of activations; a Weight is the tensor [N, K].
 
-    Weights and cache may be narrower: both are widened to the activations' dtype before any arithmetic.
+    Weights and cache may be narrower: both are widened to the activations' dtype before any arithmetic. `int8`: rows
+    are quantized to 8 bits where they meet codes of 4 or 8 bits, which makes them no faster here.
     """
 
     def embedding(ids: Tensor, weight: Tensor | TorchQuantized) -> Tensor:
@@ -31,13 +32,13 @@ def torch_kernels(device: torch.device | str, dtype: torch.dtype) -> Kernels:
         return functional.embedding(ids, weight).to(dtype)
 
     return Kernels(
-        name="torch",
+        name="torch-int8" if int8 else "torch",
         device=torch.device(device),
         dtype=dtype,
         pack=lambda weight: weight.to(device).contiguous(),
         pack_quantized=lambda matrix: pack_torch(matrix, device),
         embedding=embedding,
-        linear=linear,
+        linear=linear_int8 if int8 else linear,
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,
         layer_norm=layer_norm,
@@ -66,6 +67,11 @@ def linear(x: Tensor, weight: Tensor | TorchQuantized, bias: Tensor | None) -> T
         products.append(functional.linear(x, run))
     out = torch.cat(products, dim=-1)
     return out if bias is None else out.add_(bias)
+
+
+def linear_int8(x: Tensor, weight: Tensor | TorchQuantized, bias: Tensor | None) -> Tensor:
+    """`linear`, of rows that are quantized to 8 bits where the weight is codes."""
+    return linear(quantized_rows(x, weight.group_size) if isinstance(weight, TorchQuantized) else x, weight, bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

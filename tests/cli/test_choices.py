@@ -18,6 +18,7 @@ LEVELS = "debug, info, warning, error"
         (["serve", "x", "--dtype", "odd"], "--dtype", "auto, bfloat16, float16, float32, w4a16, w8a16"),
         (["serve", "x", "--model-format", "odd"], "--model-format", "hf, awq, gptq, compressed-tensors, gguf"),
         (["serve", "x", "--quant-policy", "3"], "--quant-policy", "0, 4, 8"),
+        (["serve", "x", "--activation-precision", "odd"], "--activation-precision", "auto, int8, bfloat16"),
         (["plan", "-f", "x", "--device", "odd"], "--device", "cpu, cuda"),
         (["plan", "-f", "x", "-o", "odd"], "--output", "table, json"),
         (["eval", "x", "y", "-o", "odd"], "--output", "table, json"),

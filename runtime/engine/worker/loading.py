@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from plimsoll.api.activations import refuse_activations
 from plimsoll.api.cache_loss import cache_chosen, cache_loss
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
@@ -160,8 +161,12 @@ def prepare(config: EngineConfig, *, follows: bool = False) -> Prepared:
     checkpoint = open_checkpoint(path)
     device = find_device(config.device)
     dtype = find_dtype(config.precision, device)
-    kernels = select(device, dtype, config.kernels, config.torch_rows)
+    kernels = select(
+        device, dtype, config.kernels, config.torch_rows, int8=config.activation_precision == "int8"
+    )  # fmt: skip
     plan = plan_memory(config, checkpoint.facts, kernels, dtype, follows=follows)
+    kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
+    refuse_activations(config.activation_precision, plan.precision, kind, config.torch_rows)
     threads = apply_threads(rank_threads(config, plan.tensor // config.nodes))
     determinism = self_test(kernels, dtype)
     if config.deterministic and not determinism.deterministic:

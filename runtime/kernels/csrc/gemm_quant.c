@@ -5,7 +5,7 @@
  * and the number of threads. So a row of a batch is to the bit what it is alone. The offset is what a code of 0 stands
  * for as it lies: -zero * scale, or the minimum and 8 scales. */
 #include "bounds.h"
-#include "quant.h"
+#include "ends.h"
 #include "room.h"
 #include <stdlib.h>
 
@@ -17,26 +17,6 @@
 #define FEW (AT_ONCE / 2)
 
 static const float nothing[PANEL];
-
-/* Scales [PANEL], then offsets [PANEL], of a group of a panel as floats. `super`: as group_at leaves it. */
-INLINE void load_ends(const int bits, int kind, const char *from, const char *super, float *ends)
-{
-    const char *zeros = from + PANEL * scale_bytes(kind);
-    UNROLL for (int v = 0; v < 2; v++) {
-        vf scale, offset = {0};
-        if (in_supers(kind)) {
-            scale = load_scale(SCALE_F16, super, v) * load_bytes(from + v * LANES);
-            if (kind == SCALE_BYTE_MINIMUM)
-                offset = load_scale(SCALE_F16, super + 2 * PANEL, v) * load_bytes(zeros + v * LANES);
-        } else {
-            scale = load_scale(kind, from, v);
-            if (kind == SCALE_F16_MINIMUM) offset = load_scale(SCALE_F16, zeros, v);
-            else if (bits == 4) offset = -load_bytes(zeros + v * LANES) * scale;
-        }
-        if (bits == 4 && has_minimum(kind)) offset = madd(fill(8), scale, offset);
-        store(ends + v * LANES, scale), store(ends + PANEL + v * LANES, offset);
-    }
-}
 
 /* What a chunk adds to an output: y = from + offset * sum of x + scale * (codes times x). */
 INLINE vf scaled(vf dots, vf scale, float sum, vf offset, vf from) { return madd(scale, dots, madd(fill(sum), offset, from)); }

@@ -35,6 +35,8 @@ typedef struct {
     /* Where other ranks hold the other heads and columns: makes `added` the sum over ranks. Null where there are none. */
     int (*sum)(void *group, float *added, long floats);
     void *group;
+    /* Whether rows are quantized to 8 bits where they meet codes. */
+    long int8;
 } model;
 
 typedef struct {
@@ -53,11 +55,12 @@ typedef struct {
 
 static long most(long a, long b) { return a > b ? a : b; }
 
-static void multiply(const float *x, const matrix *w, float *y, long T, const space *at)
+static void multiply(const model *m, const float *x, const matrix *w, float *y, long T, const space *at)
 {
     room own = room_in(at->rooms, at->needed);
     if (w->bits == 16) linear_bf16_team(x, w->data, w->bias, y, T, w->N, w->K, own);
     else if (w->bits == 32) linear_f32_team(x, w->data, w->bias, y, T, w->N, w->K);
+    else if (m->int8) linear_int8_team((int)w->bits, (int)w->scale, x, w->data, w->bias, y, T, w->N, w->K, w->group, own);
     else linear_quant_team((int)w->bits, (int)w->scale, x, w->data, w->bias, y, T, w->N, w->K, w->group, own);
 }
 
@@ -92,23 +95,23 @@ static void run_layer(const model *m, const layer *l, const float *next_norm, co
     float *own = at->own + omp_get_thread_num() * at->own_floats;
     attention_job job = {at->qkv, l->qkv.N, m->D, m->H, m->G, m->D, m->S, l->k_cache, l->v_cache, s->starts, s->contexts,
                          s->tables, s->B, s->table_width, l->window, m->scale, 0, at->mixed, (int)m->cache};
-    multiply(hidden, &l->qkv, at->qkv, T, at);
+    multiply(m, hidden, &l->qkv, at->qkv, T, at);
 #pragma omp for
     for (long task = 0; task < T * m->G; task++) place_heads(m, l, s, at->qkv, task / m->G, task % m->G);
     attention_team(&job, first_task, own);
-    multiply(at->mixed, &l->output, at->added, T, at);
+    multiply(m, at->mixed, &l->output, at->added, T, at);
     sum_over_ranks(m, s, at);
 #pragma omp for
     for (long t = 0; t < T; t++)
         add_and_normalise(at->added + t * m->hidden, residual + t * m->hidden, l->mlp_norm, hidden + t * m->hidden,
                           m->hidden, m->eps);
-    multiply(hidden, &l->gate_up, at->gate_up, T, at);
+    multiply(m, hidden, &l->gate_up, at->gate_up, T, at);
 #pragma omp for
     for (long task = 0; task < T * parts; task++) {
         long t = task / parts, from = task % parts * GATES, to = from + GATES < I ? from + GATES : I;
         activate_row(SILU, at->gate_up + t * 2 * I, at->gate_up + t * 2 * I + I, at->gated + t * I, from, to);
     }
-    multiply(at->gated, &l->down, at->added, T, at);
+    multiply(m, at->gated, &l->down, at->added, T, at);
     sum_over_ranks(m, s, at);
 #pragma omp for
     for (long t = 0; t < T; t++)
@@ -134,7 +137,9 @@ int run_layers(const model *m, const step *s, float *residual, float *hidden)
         const matrix *all[] = {&l->qkv, &l->output, &l->gate_up, &l->down};
         qkv = most(qkv, l->qkv.N), gate_up = most(gate_up, l->gate_up.N), down = most(down, l->down.K);
         for (int w = 0; w < 4; w++) {
-            needs one = needs_of((int)all[w]->bits, T, all[w]->K, all[w]->bits == 16 ? all[w]->K : all[w]->group);
+            const matrix *v = all[w];
+            needs one = m->int8 && v->bits <= 8 ? needs_of_int8(T, v->K, v->group)
+                                                : needs_of((int)v->bits, T, v->K, v->bits == 16 ? v->K : v->group);
             needed.own = most(needed.own, one.own), needed.shared = most(needed.shared, one.shared);
         }
     }

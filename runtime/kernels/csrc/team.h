@@ -17,6 +17,8 @@ typedef struct {
 
 /* What a product of M rows needs; `bits` of a weight, 4, 8 or 16. Products of 32 need none. */
 needs needs_of(int bits, long M, long K, long group);
+/* What linear_int8_team needs of M rows. */
+needs needs_of_int8(long M, long K, long group);
 
 /* This thread's part of `memory`, where the shared one comes first. */
 INLINE room room_in(char *memory, needs needed)
@@ -30,6 +32,9 @@ void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, floa
 void linear_f32_team(const float *x, const float *w, const float *bias, float *y, long M, long N, long K);
 void linear_quant_team(int bits, int scale, const float *x, const char *w, const float *bias, float *y, long M, long N,
                        long K, long group, room at);
+/* The same with rows quantized to 8 bits. */
+void linear_int8_team(int bits, int scale, const float *x, const char *w, const float *bias, float *y, long M, long N,
+                      long K, long group, room at);
 
 typedef struct {
     const float *q;

@@ -60,6 +60,13 @@ def test_native_kernels_keep_the_bits_of_a_row_on_any_number_of_threads(
     assert len(test.digest) == len("sha256:") + 64
 
 
+def test_rows_of_8_bits_have_equal_bits_and_a_digest_of_their_own() -> None:
+    found = [self_test(native_kernels("cpu", dtype, int8=True), dtype) for dtype in (torch.bfloat16, torch.float32)]
+    assert all(test.deterministic for test in found)
+    rounded = self_test(native_kernels("cpu", torch.bfloat16), torch.bfloat16)
+    assert rounded.digest not in [test.digest for test in found]
+
+
 def test_the_digest_is_the_same_in_another_process() -> None:
     said = subprocess.run([sys.executable, "-c", IN_A_PROCESS], capture_output=True, text=True, check=True).stdout
     assert said.strip() == self_test(native_kernels("cpu", torch.bfloat16), torch.bfloat16).digest

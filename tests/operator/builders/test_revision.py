@@ -173,12 +173,18 @@ def test_a_demand_for_equal_answers_makes_a_new_revision_on_a_cpu() -> None:
     assert build.revision({**on_cpu, "serving": {"deterministic": False}}) == build.revision(on_cpu)
 
 
+def test_rows_of_8_bits_make_a_new_revision_on_a_cpu() -> None:
+    on_cpu = {**MINIMAL, "accelerator": {"resource": "cpu", "memory": "4Gi"}}
+    assert build.revision({**on_cpu, "serving": {"activationPrecision": "int8"}}) != build.revision(on_cpu)
+    assert build.revision({**on_cpu, "serving": {"activationPrecision": "auto"}}) == build.revision(on_cpu)
+
+
 def test_no_field_is_forgotten() -> None:
     # A field added to the API is added to FULL, or said here to be no matter of the pod.
     # A job stands in a source's place; what it wrote is hashed beside the spec.
     not_the_pods = {("replicas",), ("rollout",), ("serving", "apiKeysFile"), ("model", "quantizationJob")}
     # Does not go with GPUs, which FULL is about.
-    not_the_pods |= {("serving", "torchRows"), ("serving", "deterministic")}
+    not_the_pods |= {("serving", name) for name in ("torchRows", "deterministic", "activationPrecision")}
 
     wholes = ("tolerations", "affinity", "topologySpreadConstraints")
 

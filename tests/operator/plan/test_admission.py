@@ -88,6 +88,16 @@ def test_codes_of_other_bits_are_refused_with_the_way_out() -> None:
     assert not made.sets
 
 
+def test_rows_of_8_bits_beside_floats_are_refused_with_the_way_out() -> None:
+    on_cpu = {"accelerator": {"resource": "cpu", "memory": "4Gi"}, "serving": {"activationPrecision": "int8"}}
+    made = cluster(stored(None), precision="bfloat16", **on_cpu)
+    accepted = made.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "InvalidSpec")
+    assert "Hold weights as w8a16 or w4a16" in accepted["message"]
+    assert not made.sets
+    assert cluster(stored(AWQ), precision="auto", **on_cpu).condition("Accepted")["reason"] == "Fits"
+
+
 def test_status_lists_what_auto_passed_over_and_why() -> None:
     facts = stored(None)
     # Room for 8 bits and a request, none for bfloat16.

@@ -1,0 +1,41 @@
+"""What rows of activations become where they meet weights of 4 or 8 bits, and wishes that do not apply."""
+
+from plimsoll.api.device import DeviceKind
+from plimsoll.api.errors import SpecError
+from plimsoll.api.precision import CODE_BITS, ActivationPrecision, Precision
+
+FIELD = "spec.serving.activationPrecision"
+
+
+def refuse_activations(
+    wish: ActivationPrecision, precision: Precision, kind: DeviceKind, torch_rows: int | None
+) -> None:  # fmt: skip
+    """Raises SpecError where `wish` means nothing for weights held in `precision` on this kind of device.
+
+    Args:
+        torch_rows: rows of a step from which products are torch's, which take bfloat16; None is never.
+    """
+    if wish == "auto":
+        return
+    if kind != "cpu":
+        raise SpecError(
+            "only products on a CPU know it",
+            field=FIELD,
+            value=wish,
+            fix="Leave it out: kernels of a GPU round nothing",
+        )
+    if wish == "int8" and precision not in CODE_BITS:
+        raise SpecError(
+            f"goes with weights of 4 or 8 bits, and they are held in {precision}", field=FIELD, value=wish,
+            fix="Hold weights as w8a16 or w4a16, or leave it out",
+        )  # fmt: skip
+    if wish == "bfloat16" and precision == "float32":
+        raise SpecError(
+            "weights are held in float32, which meet activations in float32", field=FIELD, value=wish,
+            fix="Hold weights as bfloat16, w8a16 or w4a16, or leave it out",
+        )  # fmt: skip
+    if wish == "int8" and torch_rows is not None:
+        raise SpecError(
+            f"contradicts torchRows, by which steps of {torch_rows} rows meet weights in bfloat16", field=FIELD,
+            value=wish, fix="Leave out one of them",
+        )  # fmt: skip

@@ -1,0 +1,36 @@
+"""Wishes for rows of activations that do not go with the weights or the device."""
+
+import pytest
+
+from plimsoll.api.activations import FIELD, refuse_activations
+from plimsoll.api.device import DeviceKind
+from plimsoll.api.errors import SpecError
+from plimsoll.api.precision import ActivationPrecision, Precision
+
+
+@pytest.mark.parametrize(
+    ("wish", "precision", "kind", "torch_rows", "words"),
+    [
+        ("int8", "w4a16", "cuda", None, "only products on a CPU"),
+        ("bfloat16", "bfloat16", "cuda", None, "only products on a CPU"),
+        ("int8", "bfloat16", "cpu", None, "goes with weights of 4 or 8 bits, and they are held in bfloat16"),
+        ("int8", "float32", "cpu", None, "held in float32"),
+        ("bfloat16", "float32", "cpu", None, "which meet activations in float32"),
+        ("int8", "w8a16", "cpu", 128, "contradicts torchRows"),
+    ],
+)
+def test_a_wish_that_does_not_apply_is_refused_with_a_way_out(
+    wish: ActivationPrecision, precision: Precision, kind: DeviceKind, torch_rows: int | None, words: str
+) -> None:
+    with pytest.raises(SpecError, match=words) as caught:
+        refuse_activations(wish, precision, kind, torch_rows)
+    assert (caught.value.field, caught.value.value) == (FIELD, wish)
+    assert caught.value.fix
+
+
+def test_a_wish_that_applies_and_none_at_all_are_taken() -> None:
+    for precision in ("w4a16", "w8a16"):
+        refuse_activations("int8", precision, "cpu", None)
+        refuse_activations("bfloat16", precision, "cpu", 128)
+    refuse_activations("bfloat16", "bfloat16", "cpu", None)
+    refuse_activations("auto", "float32", "cuda", 128)
