@@ -19,8 +19,10 @@ ActivationPrecision = Literal["auto", "int8", "bfloat16"]
 WHOLE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: Bits of a linear weight's code where weights are quantized.
 CODE_BITS: Mapping[str, Literal[4, 8]] = {"w4a16": 4, "w8a16": 8}
-#: Bits of a key's or value's code where the cache is quantized.
+#: Bits of a value's code where the cache is quantized.
 CACHE_BITS: Mapping[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
+#: Bits of a key's code by those of a value's. Keys lose most by rounding: docs/sizing.md has what a fifth bit is worth.
+KEY_BITS: Mapping[int, Literal[5, 8]] = {8: 8, 4: 5}
 #: Columns that share a scale where floats are rounded to 4 bits at load, the size preferred first.
 GROUP_SIZES = (128, 64, 32)
 
@@ -28,6 +30,11 @@ GROUP_SIZES = (128, 64, 32)
 def element_bytes(precision: Precision) -> int:
     """Bytes of an element that is not quantized: the cache at `auto`, norms, an embedding, a whole head."""
     return WHOLE_BYTES.get(precision, 2)
+
+
+def code_bytes(bits: int, head_dim: int) -> int:
+    """Bytes of the codes of one head's key or value. Of 5 bits the last ones of 8 numbers share a byte."""
+    return head_dim if bits == 8 else head_dim // 2 + (-(-head_dim // 8) if bits == 5 else 0)
 
 
 @dataclass(frozen=True)

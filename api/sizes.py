@@ -13,9 +13,11 @@ from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import (
     CACHE_BITS,
     CODE_BITS,
+    KEY_BITS,
     CachePrecision,
     Codes,
     Precision,
+    code_bytes,
     element_bytes,
     head_codes,
     held_codes,
@@ -143,10 +145,11 @@ def block_bytes(
     """Bytes of one block of `block_size` tokens over all layers of one rank, keys and values, with their scales."""
     heads = facts.num_kv_heads if shard is None else shard.counts[1]
     if cache == "auto":
-        vector = facts.head_dim * element_bytes(precision)
+        vectors = 2 * facts.head_dim * element_bytes(precision)
     else:
-        vector = facts.head_dim * CACHE_BITS[cache] // 8 + PAIR_BYTES
-    return facts.num_layers * 2 * heads * block_size * vector
+        bits = CACHE_BITS[cache]
+        vectors = sum(code_bytes(some, facts.head_dim) + PAIR_BYTES for some in (KEY_BITS[bits], bits))
+    return facts.num_layers * heads * block_size * vectors
 
 
 def workspace_terms(

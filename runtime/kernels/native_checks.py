@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plimsoll.api.precision import KEY_BITS
 from plimsoll.runtime.kernels.group_error import GroupError
-from plimsoll.runtime.kernels.quantized_cache import QuantizedCache, head_bytes
+from plimsoll.runtime.kernels.quantized_cache import QuantizedCache, block_bytes, head_bytes
 from plimsoll.runtime.kernels.table import AttentionBatch, Cache
 
 NO_MEMORY, APART = 1, 3
@@ -77,15 +78,22 @@ class CachePlace:
 
 def check_cache(dtype: torch.dtype, cache: Cache) -> CachePlace:
     """Raises ValueError for keys and values that are not contiguous, not alike, or neither of `dtype` nor codes."""
+    if isinstance(cache, QuantizedCache):
+        return _check_codes(cache)
     k_cache, v_cache = cache.keys, cache.values
-    wanted = torch.uint8 if isinstance(cache, QuantizedCache) else dtype
-    if not (k_cache.dtype == v_cache.dtype == wanted and k_cache.is_contiguous() and v_cache.is_contiguous()):
-        raise ValueError(f"the cache must be contiguous {wanted}, found {k_cache.dtype} and {v_cache.dtype}")
+    if not (k_cache.dtype == v_cache.dtype == dtype and k_cache.is_contiguous() and v_cache.is_contiguous()):
+        raise ValueError(f"the cache must be contiguous {dtype}, found {k_cache.dtype} and {v_cache.dtype}")
     if k_cache.shape != v_cache.shape:
         raise ValueError(f"keys are {tuple(k_cache.shape)} and values {tuple(v_cache.shape)}: they do not fit")
-    if isinstance(cache, QuantizedCache):
-        wide = head_bytes(cache.bits, cache.block_size, cache.head_dim)
-        if k_cache.shape[2:] != (wide,) or cache.head_dim % 2 or not k_cache.is_cpu:
-            raise ValueError(f"a block of codes must be {wide} bytes on the CPU, found {tuple(k_cache.shape)}")
-    kind = CACHE_KINDS.index(cache.bits if isinstance(cache, QuantizedCache) else dtype)
-    return CachePlace(k_cache.data_ptr(), v_cache.data_ptr(), kind)
+    return CachePlace(k_cache.data_ptr(), v_cache.data_ptr(), CACHE_KINDS.index(dtype))
+
+
+def _check_codes(cache: QuantizedCache) -> CachePlace:
+    data, size, dim = cache.data, cache.block_size, cache.head_dim
+    wide = block_bytes(cache.bits, size, dim)
+    if data.dtype != torch.uint8 or not data.is_contiguous():
+        raise ValueError(f"the cache must be contiguous {torch.uint8}, found {data.dtype}")
+    if data.shape[2:] != (wide,) or dim % 2 or not data.is_cpu:
+        raise ValueError(f"a block of codes must be {wide} bytes on the CPU, found {tuple(data.shape)}")
+    values = data.data_ptr() + head_bytes(KEY_BITS[cache.bits], size, dim)
+    return CachePlace(data.data_ptr(), values, CACHE_KINDS.index(cache.bits))

@@ -1,4 +1,4 @@
-"""One layer's keys and values as codes of 8 or 4 bits in paged blocks: what `LayerCache` is for floats."""
+"""One layer's keys and values as codes of 8 bits, or of 4 (keys: 5), in paged blocks: what `LayerCache` is for floats."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from plimsoll.api.precision import KEY_BITS, code_bytes
 from plimsoll.api.sizes import PAIR_BYTES
 
 LEAST_SCALE = 2.0**-24
@@ -13,14 +14,20 @@ LEAST_SCALE = 2.0**-24
 
 
 def head_bytes(bits: int, block_size: int, head_dim: int) -> int:
-    """Bytes of a block of one head, of keys or of values: codes, then scales and minimums in float16."""
-    return block_size * (head_dim * bits // 8 + PAIR_BYTES)
+    """Bytes of one head's keys in a block, with `bits` those of a key's code, or of its values: codes, then scales and
+    minimums in float16."""
+    return block_size * (code_bytes(bits, head_dim) + PAIR_BYTES)
+
+
+def block_bytes(bits: int, block_size: int, head_dim: int) -> int:
+    """Bytes of a block of one head, keys and values; `bits`: of a value's code."""
+    return sum(head_bytes(some, block_size, head_dim) for some in (KEY_BITS[bits], bits))
 
 
 def spread(x: Tensor) -> Tensor:
     """(x [..., D] float32) -> x turned by the normed Hadamard matrix, in runs of the largest power of 2 that divides D.
 
-    The weight of an outlier is spread over its run, so that codes of 4 bits lose less (QuaRot, arXiv 2404.00456). The
+    The weight of an outlier is spread over its run, so that codes of few bits lose less (QuaRot, arXiv 2404.00456). The
     matrix is its own inverse.
     """
     run, half = x.shape[-1] & -x.shape[-1], 1
@@ -33,66 +40,89 @@ def spread(x: Tensor) -> Tensor:
 
 
 def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(x [..., D]) -> codes uint8 [..., D * bits / 8], scales and minimums float16 [...]: x is minimum + code * scale.
-    For 4 bits x is `spread` first.
+    """(x [..., D]) -> codes uint8 [..., `code_bytes`], scales and minimums float16 [...]: x is minimum + code * scale.
+    For 4 and 5 bits x is `spread` first.
 
     Scales and minimums are rounded before codes are made, so that codes fit what is read back. A byte of two codes
-    holds columns d (low) and d + D / 2 (high). A number that is not finite makes a scale or minimum that is not.
+    holds columns d (low) and d + D / 2 (high); the fifth bits follow, column d's in byte d % P at place d // P, where P
+    is D / 8 rounded up. A number that is not finite makes a scale or minimum that is not.
     """
-    x, most = spread(x.float()) if bits == 4 else x.float(), 2**bits - 1
+    x, most = x.float() if bits == 8 else spread(x.float()), 2**bits - 1
     minimums = x.amin(-1).half()
     low = minimums.float().unsqueeze(-1)
     scales = ((x.amax(-1, keepdim=True) - low) / most).clamp(min=LEAST_SCALE).half()
     codes = ((x - low) / scales.float()).clamp(0, most).round().to(torch.uint8)
-    if bits == 4:
-        lower, upper = codes.chunk(2, dim=-1)
-        codes = lower | (upper << 4)
+    if bits < 8:
+        lower, upper = (codes & 15).chunk(2, dim=-1)
+        parts = [lower | (upper << 4)]
+        if bits == 5:
+            padded = torch.nn.functional.pad(codes >> 4, (0, -codes.shape[-1] % 8)).unflatten(-1, (8, -1))
+            parts.append((padded << _places(codes)).sum(-2, dtype=torch.uint8))
+        codes = torch.cat(parts, dim=-1)
     return codes, scales.squeeze(-1), minimums
 
 
-def dequantize(codes: Tensor, scales: Tensor, minimums: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+def dequantize(
+    codes: Tensor, scales: Tensor, minimums: Tensor, bits: int, head_dim: int, dtype: torch.dtype
+) -> Tensor:
     """The inverse of `quantize` -> [..., D] in `dtype`, computed in float32."""
-    if bits == 4:
-        codes = torch.cat((codes & 15, codes >> 4), dim=-1)
+    if bits < 8:
+        pairs, fifth = codes.split((head_dim // 2, codes.shape[-1] - head_dim // 2), dim=-1)
+        codes = torch.cat((pairs & 15, pairs >> 4), dim=-1)
+        if bits == 5:
+            places = (fifth.unsqueeze(-2) >> _places(codes)) & 1
+            codes = codes | (places.flatten(-2)[..., :head_dim] << 4)
     found = codes.float().mul_(scales.unsqueeze(-1)).add_(minimums.unsqueeze(-1))
-    return (spread(found) if bits == 4 else found).to(dtype)
+    return (found if bits == 8 else spread(found)).to(dtype)
+
+
+def _places(beside: Tensor) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=beside.device).unsqueeze(-1)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedCache:
-    """Keys and values as codes, each uint8 [blocks, kv_heads, `head_bytes`]: a block's codes [block_size, head_dim *
-    bits / 8], its scales [block_size] and its minimums [block_size], one pair a head and token."""
+    """Keys and values as codes: `data` uint8 [blocks, kv_heads, `block_bytes`]. Of a block of one head first the keys
+    lie there, then the values: codes [block_size, `code_bytes`], scales [block_size] and minimums [block_size], one
+    pair a head and token."""
 
-    keys: Tensor
-    values: Tensor
+    data: Tensor
     bits: Literal[4, 8]
+    """Of a value's code; a key's has `KEY_BITS`."""
     block_size: int
     head_dim: int
 
     @property
     def shape(self) -> torch.Size:
         """(blocks, kv_heads, block_size, head_dim)."""
-        return torch.Size((*self.keys.shape[:2], self.block_size, self.head_dim))
+        return torch.Size((*self.data.shape[:2], self.block_size, self.head_dim))
 
     def write(self, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:
         """Puts row t of k, v [T, G, D] at slot_mapping[t] = block * block_size + offset."""
         block = torch.div(slot_mapping, self.block_size, rounding_mode="floor")
         offset = slot_mapping % self.block_size
-        for data, rows in ((self.keys, k), (self.values, v)):
-            codes, scales, minimums = self._parts(data)
-            codes[block, :, offset], scales[block, :, offset], minimums[block, :, offset] = quantize(rows, self.bits)
+        for (bits, data), rows in zip(self._both(), (k, v), strict=True):
+            codes, scales, minimums = self._parts(bits, data)
+            codes[block, :, offset], scales[block, :, offset], minimums[block, :, offset] = quantize(rows, bits)
 
     def gather(self, blocks: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(blocks [B, M]) -> keys and values, each [B, G, M * block_size, D] in order."""
         found = []
-        for data in (self.keys, self.values):
-            codes, scales, minimums = (part.transpose(0, 1)[:, blocks] for part in self._parts(data))
-            found.append(dequantize(codes, scales, minimums, self.bits, dtype).transpose(0, 1).flatten(2, 3))
+        for bits, data in self._both():
+            codes, scales, minimums = (part.transpose(0, 1)[:, blocks] for part in self._parts(bits, data))
+            rows = dequantize(codes, scales, minimums, bits, self.head_dim, dtype)
+            found.append(rows.transpose(0, 1).flatten(2, 3))
         return found[0], found[1]
 
-    def _parts(self, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of the codes [blocks, G, block_size, D * bits / 8], the scales and the minimums [.., block_size]."""
+    def _both(self) -> tuple[tuple[int, Tensor], tuple[int, Tensor]]:
+        """Bits and bytes [blocks, G, `head_bytes`] of keys, and of values."""
+        bits = KEY_BITS[self.bits]
+        at = head_bytes(bits, self.block_size, self.head_dim)
+        return (bits, self.data[..., :at]), (self.bits, self.data[..., at:])
+
+    def _parts(self, bits: int, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of the codes [blocks, G, block_size, `code_bytes`], the scales and the minimums [.., block_size]."""
         size = self.block_size
-        codes, pairs = data.split((size * self.head_dim * self.bits // 8, size * PAIR_BYTES), dim=-1)
+        codes, pairs = data.split((size * code_bytes(bits, self.head_dim), size * PAIR_BYTES), dim=-1)
         scales, minimums = pairs.view(torch.float16).split(size, dim=-1)
         return codes.unflatten(-1, (size, -1)), scales, minimums

@@ -248,14 +248,14 @@ def test_auto_serves_a_quantized_checkpoint_as_it_is() -> None:
 
 @given(configs(), st.sampled_from([16, 64, 256]))
 def test_a_block_is_the_bytes_of_its_tokens(facts: ModelFacts, size: int) -> None:
-    vectors = facts.num_layers * 2 * facts.num_kv_heads * size
-    for cache, vector in (
-        ("auto", 2 * facts.head_dim),
-        ("int8", facts.head_dim + 4),
-        ("int4", facts.head_dim // 2 + 4),
+    heads, dim = facts.num_layers * facts.num_kv_heads * size, facts.head_dim
+    for cache, key, value in (
+        ("auto", 2 * dim, 2 * dim),
+        ("int8", dim + 4, dim + 4),
+        ("int4", dim // 2 + -(-dim // 8) + 4, dim // 2 + 4),
     ):
-        assert block_bytes(facts, size, "bfloat16", cache) == vectors * vector  # type: ignore[arg-type]
-    assert block_bytes(facts, size, "float32") == vectors * 4 * facts.head_dim
+        assert block_bytes(facts, size, "bfloat16", cache) == heads * (key + value)  # type: ignore[arg-type]
+    assert block_bytes(facts, size, "float32") == heads * 2 * 4 * dim
 
 
 @settings(max_examples=80, deadline=None)

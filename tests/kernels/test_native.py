@@ -18,7 +18,7 @@ from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.kernels import build, forecast, native
 from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels, packed_bytes
-from plimsoll.runtime.kernels.quantized_cache import QuantizedCache, head_bytes
+from plimsoll.runtime.kernels.quantized_cache import QuantizedCache, block_bytes
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import AttentionBatch, Cache, Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
@@ -105,8 +105,8 @@ def empty_cache(blocks: int, heads: int, block_size: int, dim: int, held: torch.
     if isinstance(held, torch.dtype):
         full = torch.full((blocks, heads, block_size, dim), 3e3, dtype=held)
         return LayerCache(full, full.clone())
-    full = torch.full((blocks, heads, head_bytes(held, block_size, dim)), 77, dtype=torch.uint8)
-    return QuantizedCache(full, full.clone(), held, block_size, dim)
+    full = torch.full((blocks, heads, block_bytes(held, block_size, dim)), 77, dtype=torch.uint8)
+    return QuantizedCache(full, held, block_size, dim)
 
 
 def paged(

@@ -7,7 +7,7 @@ import torch
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import CACHE_BITS, CachePrecision
 from plimsoll.runtime.kernels.layer_cache import LayerCache
-from plimsoll.runtime.kernels.quantized_cache import QuantizedCache, head_bytes
+from plimsoll.runtime.kernels.quantized_cache import QuantizedCache, block_bytes
 from plimsoll.runtime.kernels.table import Cache
 from plimsoll.runtime.machine.heap import advise_huge_pages
 
@@ -15,8 +15,8 @@ from plimsoll.runtime.machine.heap import advise_huge_pages
 class KVCache:
     """One allocation, every page of it touched, so that memory a pod was promised is memory it has.
 
-    Floats lie as [layers, 2, num_blocks, kv_heads, block_size, head_dim]; codes of 8 or 4 bits as uint8 [layers, 2,
-    num_blocks, kv_heads, bytes], a block's scales and minimums behind its codes (`QuantizedCache`).
+    Floats lie as [layers, 2, num_blocks, kv_heads, block_size, head_dim]; codes as uint8 [layers, 1, num_blocks,
+    kv_heads, bytes] (`QuantizedCache`).
 
     Attributes:
         layers: one for each layer: views of the pool, which operations take.
@@ -35,20 +35,21 @@ class KVCache:
         """`precision`: auto holds floats of `dtype`, int8 and int4 hold codes."""
         self.num_blocks = num_blocks
         self.block_size = block_size
-        outer, bits = (facts.num_layers, 2, num_blocks, facts.num_kv_heads), CACHE_BITS.get(precision)
+        outer, bits = (num_blocks, facts.num_kv_heads), CACHE_BITS.get(precision)
         if bits is None:
             self.held = str(dtype).removeprefix("torch.")
-            self.pool = torch.empty((*outer, block_size, facts.head_dim), dtype=dtype, device=device)
+            shape = (facts.num_layers, 2, *outer, block_size, facts.head_dim)
+            self.pool = torch.empty(shape, dtype=dtype, device=device)
         else:
             self.held = precision
-            wide = head_bytes(bits, block_size, facts.head_dim)
-            self.pool = torch.empty((*outer, wide), dtype=torch.uint8, device=device)
+            wide = block_bytes(bits, block_size, facts.head_dim)
+            self.pool = torch.empty((facts.num_layers, 1, *outer, wide), dtype=torch.uint8, device=device)
         if device.type == "cpu":
             advise_huge_pages(self.pool.data_ptr(), self.pool.nbytes)
         self.pool.zero_()
         self.layers: tuple[Cache, ...] = tuple(
-            LayerCache(keys, values) if bits is None else QuantizedCache(keys, values, bits, block_size, facts.head_dim)
-            for keys, values in self.pool
+            LayerCache(*parts) if bits is None else QuantizedCache(parts[0], bits, block_size, facts.head_dim)
+            for parts in self.pool
         )
 
     @property

@@ -5,6 +5,7 @@
  * is computed in; keys it must not see enter as weight 0, which changes no bit. So chunked equals whole. */
 #include "bounds.h"
 #include "cache.h"
+#include "key_codes.h"
 #include "team.h"
 #include <omp.h>
 #include <stdlib.h>
@@ -29,7 +30,8 @@
 /* Rows that make so little of a block that the next one is asked of memory meanwhile. */
 #define FEW_ROWS 24
 
-/* How a factor of a product lies in memory: as the cache holds it, or the codes of 4 bits of one half. */
+/* How a factor of a product lies in memory: as the cache holds it, or the codes of 4 bits of one half. Keys beside
+ * them are those of `key_codes.h`. */
 enum { OF_F32 = CACHE_F32, OF_BF16 = CACHE_BF16, OF_INT8 = CACHE_INT8, OF_LOW = CACHE_INT4, OF_HIGH };
 
 /* Eight numbers from w[i] on. Codes become the whole numbers that they are: scales come later. */
@@ -211,17 +213,20 @@ static float one_value(int cache, const void *values, long row, long d, long D)
     return d < D / 2 ? codes[row * (D / 2) + d] & 15 : codes[row * (D / 2) + d - D / 2] >> 4;
 }
 
-/* scores [rows, width] of a block's keys: of codes as they are where keys are codes. Halves of keys of 4 bits are summed
- * one after the other, however many rows there are. */
+/* scores [rows, width] of a block's keys: of codes as they are where keys are codes. */
 static void score(const attention_job *job, const void *keys, long rows, long width, const float *q, float *spare,
                   float *scores)
 {
-    long D = job->D, S = job->S, part = job->cache == CACHE_INT4 ? D / 2 : D;
-    for (int of = job->cache, i = 0; i * part < D; of++, i++) {
-        const void *w = keys;
-        if (rows >= WIDEN_ROWS && of != OF_F32) widen_run(of, keys, spare, S * part), w = spare;
-        PRODUCTS[w == keys ? of : OF_F32](rows, width, i > 0, part, q + i * part, D, w, S, scores, S);
+    long D = job->D, S = job->S;
+    int of = job->cache;
+    if (of == CACHE_INT4 && rows <= KEY_ROWS) {
+        score_key_codes(rows, width, D, q, D, keys, S, scores, S);
+        return;
     }
+    const void *w = keys;
+    if (of == CACHE_INT4) widen_key_codes(keys, width, D, S, spare), w = spare;
+    else if (rows >= WIDEN_ROWS && of != OF_F32) widen_run(of, keys, spare, S * D), w = spare;
+    PRODUCTS[w == keys ? of : OF_F32](rows, width, 0, D, q, D, w, S, scores, S);
 }
 
 /* mixed [rows, W] += weights [rows, width] times a block's values. */
@@ -270,6 +275,7 @@ static void attend(const attention_job *job, long b, long g, long first, long la
 {
     long D = job->D, W = whole_vectors(D), S = job->S, group = job->H / job->G, rows = (last - first) * group;
     long bytes = head_bytes(job->cache, S, D), codes = S * vector_bytes(job->cache, D);
+    long k_codes = S * key_bytes(job->cache, D), k_bytes = has_codes(job->cache) ? k_codes + 4 * S : bytes;
     /* A row of sums ends with what the minimums of its values add, so that both are rescaled together. */
     long stride = has_codes(job->cache) ? W + 8 : W;
     float *q = scratch, *mixed = q + rows * D, *scores = mixed + rows * stride, *mass = scores + rows * S;
@@ -287,13 +293,13 @@ static void attend(const attention_job *job, long b, long g, long first, long la
     long position = job->contexts[b] - (job->starts[b + 1] - first), reach = position + (last - first);
     long begin = job->window && position >= job->window ? (position - job->window + 1) / S : 0;
     const int32_t *table = job->tables + b * job->table_width;
-    if (rows < FEW_ROWS) ask_for((const char *)job->k_cache + (table[begin] * job->G + g) * bytes, bytes);
+    if (rows < FEW_ROWS) ask_for((const char *)job->k_cache + (table[begin] * job->G + g) * bytes, k_bytes);
     for (long n = begin; n * S < reach; n++) {
         long place = (table[n] * job->G + g) * bytes, here = reach - n * S < S ? reach - n * S : S;
         long width = (here + 15) / 16 * 16;
         const char *keys = (const char *)job->k_cache + place, *values = (const char *)job->v_cache + place;
-        const uint16_t *k_scales = (const uint16_t *)(keys + codes), *v_scales = (const uint16_t *)(values + codes);
-        if (rows < FEW_ROWS) ask_for(values, has_codes(job->cache) ? bytes : vector_bytes(job->cache, width * D));
+        const uint16_t *k_scales = (const uint16_t *)(keys + k_codes), *v_scales = (const uint16_t *)(values + codes);
+        if (rows < FEW_ROWS) ask_for(values, has_codes(job->cache) ? bytes - k_bytes : vector_bytes(job->cache, width * D));
         score(job, keys, rows, width, q, spare, scores);
         for (long r = 0; r < rows; r++) {
             long own = position + r / group - n * S, low = job->window ? own - job->window + 1 : 0;
@@ -304,7 +310,7 @@ static void attend(const attention_job *job, long b, long g, long first, long la
             if (has_codes(job->cache)) scale_weights(row, width, v_scales, v_scales + S, mixed + r * stride + W);
         }
         if (rows < FEW_ROWS && (n + 1) * S < reach)
-            ask_for((const char *)job->k_cache + (table[n + 1] * job->G + g) * bytes, bytes);
+            ask_for((const char *)job->k_cache + (table[n + 1] * job->G + g) * bytes, k_bytes);
         mix(job, values, rows, width, scores, spare, mixed, stride);
     }
     for (long r = 0; r < rows; r++) {

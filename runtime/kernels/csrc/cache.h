@@ -1,29 +1,37 @@
 /* How keys and values lie in a cache block of one head, and how a token's are written.
  *
  * Keys are [D][S], so that scores of neighbouring keys are one vector; values are [S][D]. Codes are followed by the
- * block's scales [S] and its minimums [S] in float16: a number is minimum + code * scale of its token. A byte of two
- * codes of 4 bits holds dimensions d (low) and d + D / 2 (high) of one token: no two tokens share a byte. Vectors of 4
- * bits are spread first.
+ * block's scales [S] and its minimums [S] in float16: a number is minimum + code * scale of its token. A head's values
+ * follow its keys where both are codes; floats lie apart.
+ *
+ * A byte of two values of 4 bits holds dimensions d (low) and d + D / 2 (high). Keys beside them have 5 bits: bytes
+ * [D / 2][S] of dimensions 2 k (low) and 2 k + 1, then bytes [D / 8, rounded up][S] of the fifth bits of dimensions 8 i
+ * (lowest) to 8 i + 7. No two tokens share a byte. Both are spread first.
  * The shapes that torch sees tell sizes only. */
 #ifndef PLIMSOLL_CACHE_H
 #define PLIMSOLL_CACHE_H
 
 #include "half.h"
 
-/* As `native_checks.CACHE_KINDS` counts them. */
+/* As `native_checks.CACHE_KINDS` counts them; int4 is that of values. */
 enum cache { CACHE_F32, CACHE_BF16, CACHE_INT8, CACHE_INT4 };
 
 /* The least scale, so that a range of zero divides nothing by zero: the smallest float16 above 0. */
 #define LEAST_SCALE 5.9604644775390625e-8f
 
 INLINE int has_codes(const int kind) { return kind >= CACHE_INT8; }
-/* Bytes of `count` numbers of a token, without its scale and minimum. */
+/* Bytes of `count` numbers of a token's value, without its scale and minimum. */
 INLINE long vector_bytes(const int kind, long count)
 {
     return kind == CACHE_F32 ? 4 * count : kind == CACHE_BF16 ? 2 * count : kind == CACHE_INT8 ? count : count / 2;
 }
-/* Bytes of a block of one head. */
-INLINE long head_bytes(const int kind, long S, long D) { return S * (vector_bytes(kind, D) + (has_codes(kind) ? 4 : 0)); }
+/* The same of a key. */
+INLINE long key_bytes(const int kind, long D) { return vector_bytes(kind, D) + (kind == CACHE_INT4 ? (D + 7) / 8 : 0); }
+/* Bytes from the keys, or values, of one block of one head to those of the next. */
+INLINE long head_bytes(const int kind, long S, long D)
+{
+    return S * (has_codes(kind) ? key_bytes(kind, D) + vector_bytes(kind, D) + 8 : vector_bytes(kind, D));
+}
 
 /* x [D] turned by the normed Hadamard matrix, in runs of the largest power of 2 that divides D: an outlier's weight is
  * spread over its run, so that 4 bits lose less. The matrix is its own inverse. */
@@ -41,12 +49,10 @@ static inline void spread(float *x, long D)
     for (long d = 0; d < D; d++) x[d] *= norm;
 }
 
-/* x [D] as codes `step` bytes apart. The scale and the minimum are rounded first: codes fit what is read back.
+/* Of x [D] in codes of 0 to `most`: the least number and what one code is worth, both as they will be read.
  * A number that is not finite makes a scale that is not: no code hides it. */
-INLINE void write_codes(const int kind, const float *x, long D, uint8_t *codes, long step, uint16_t *scale,
-                        uint16_t *minimum)
+INLINE void find_range(const float *x, long D, float most, uint16_t *scale, uint16_t *minimum, float *least, float *width)
 {
-    const float most = kind == CACHE_INT8 ? 255.0f : 15.0f;
     float lows[8], highs[8], wrong = 0;
     for (int i = 0; i < 8; i++) lows[i] = highs[i] = x[0];
     long d = 0;
@@ -63,21 +69,49 @@ INLINE void write_codes(const int kind, const float *x, long D, uint8_t *codes, 
     for (int i = 1; i < 8; i++) low = lows[i] < low ? lows[i] : low, high = highs[i] > high ? highs[i] : high;
     for (d = 0; d < D; d++) wrong += x[d] * 0.0f;
     *minimum = to_f16(low);
-    low = from_f16(*minimum);
-    float width = (high - low) / most + wrong;
-    *scale = to_f16(width < LEAST_SCALE ? LEAST_SCALE : width);
-    width = from_f16(*scale);
-    long half = kind == CACHE_INT8 ? D : D / 2;
-    for (d = 0; d < half; d++) {
-        uint8_t pair[2] = {0, 0};
-        for (int i = 0; i < (kind == CACHE_INT8 ? 1 : 2); i++) {
-            float code = (x[d + i * half] - low) / width;
-            code = code > 0 ? code : 0;
-            code = code < most ? code : most;
-            /* To nearest even: the last place of this sum is 1. */
-            pair[i] = (uint8_t)(int)((code + 12582912.0f) - 12582912.0f);
+    *least = from_f16(*minimum);
+    float found = (high - *least) / most + wrong;
+    *scale = to_f16(found < LEAST_SCALE ? LEAST_SCALE : found);
+    *width = from_f16(*scale);
+}
+
+/* The code nearest to x, to even where two are. */
+INLINE unsigned code_of(float x, float least, float width, const float most)
+{
+    float code = (x - least) / width;
+    code = code > 0 ? code : 0;
+    code = code < most ? code : most;
+    /* The last place of this sum is 1. */
+    return (unsigned)(int)((code + 12582912.0f) - 12582912.0f);
+}
+
+/* x [D] as codes of 8 or 4 bits, `step` bytes apart. */
+INLINE void write_codes(const int kind, const float *x, long D, uint8_t *codes, long step, uint16_t *scale,
+                        uint16_t *minimum)
+{
+    const float most = kind == CACHE_INT8 ? 255.0f : 15.0f;
+    float least, width;
+    find_range(x, D, most, scale, minimum, &least, &width);
+    if (kind == CACHE_INT8)
+        for (long d = 0; d < D; d++) codes[d * step] = (uint8_t)code_of(x[d], least, width, most);
+    else
+        for (long d = 0; d < D / 2; d++)
+            codes[d * step] = (uint8_t)(code_of(x[d], least, width, most) | code_of(x[d + D / 2], least, width, most) << 4);
+}
+
+/* A key [D] in 5 bits, its bytes S apart. */
+INLINE void write_key_codes(const float *x, long D, uint8_t *codes, long S, uint16_t *scale, uint16_t *minimum)
+{
+    float least, width;
+    find_range(x, D, 31.0f, scale, minimum, &least, &width);
+    for (long first = 0; first < D; first += 8) {
+        unsigned fifth = 0;
+        for (long d = first; d < first + 8 && d < D; d += 2) {
+            unsigned low = code_of(x[d], least, width, 31.0f), high = code_of(x[d + 1], least, width, 31.0f);
+            codes[d / 2 * S] = (uint8_t)((low & 15) | high << 4);
+            fifth |= (low >> 4 | high >> 4 << 1) << (d - first);
         }
-        codes[d * step] = (uint8_t)(pair[0] | pair[1] << 4);
+        codes[(D / 2 + first / 8) * S] = (uint8_t)fifth;
     }
 }
 
@@ -88,17 +122,17 @@ INLINE void write_row_of(const int kind, const float *key, const float *value, c
     long block = slot / S, offset = slot % S, bytes = head_bytes(kind, S, D), place = (block * G + g) * bytes;
     char *keys = k_cache + place, *values = v_cache + place;
     if (has_codes(kind)) {
-        long codes = S * vector_bytes(kind, D);
+        uint16_t *k_pairs = (uint16_t *)(keys + S * key_bytes(kind, D)) + offset;
+        uint16_t *v_pairs = (uint16_t *)(values + S * vector_bytes(kind, D)) + offset;
         float turned[2 * D];
         if (kind == CACHE_INT4) {
             memcpy(turned, key, D * sizeof(float)), memcpy(turned + D, value, D * sizeof(float));
             spread(turned, D), spread(turned + D, D);
             key = turned, value = turned + D;
-        }
-        uint16_t *k_pairs = (uint16_t *)(keys + codes), *v_pairs = (uint16_t *)(values + codes);
-        write_codes(kind, key, D, (uint8_t *)keys + offset, S, k_pairs + offset, k_pairs + S + offset);
-        write_codes(kind, value, D, (uint8_t *)values + offset * vector_bytes(kind, D), 1, v_pairs + offset,
-                    v_pairs + S + offset);
+            write_key_codes(key, D, (uint8_t *)keys + offset, S, k_pairs, k_pairs + S);
+        } else write_codes(kind, key, D, (uint8_t *)keys + offset, S, k_pairs, k_pairs + S);
+        write_codes(kind, value, D, (uint8_t *)values + offset * vector_bytes(kind, D), 1, v_pairs,
+                    v_pairs + S);
         return;
     }
     for (long d = 0; d < D; d++) {
