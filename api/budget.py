@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from typing import Any, cast
 
 from plimsoll.api.blocks import block_bits
-from plimsoll.api.cache_loss import AUTO_CACHE, coarse_cache
+from plimsoll.api.cache_loss import auto_caches
 from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.loaded_line import Budget as Budget
@@ -143,14 +143,13 @@ class _Sizer:
             rejected.append(Rejection(option, found.shortage))
             if load.cache_precision != "auto" or found.fullest.fixed >= found.total:
                 continue
-            if coarse := coarse_cache(self.facts):
-                rejected.append(Rejection(f"{option}, cache {AUTO_CACHE}", coarse))
-                continue
-            found = self.sum(replace(found.load, cache_precision=AUTO_CACHE), total)
-            if found.fits:
-                return found
-            tried.append(found)
-            rejected.append(Rejection(f"{option}, cache {AUTO_CACHE}", found.shortage))
+            for held, coarse in auto_caches(self.facts):
+                if coarse is None:
+                    found = self.sum(replace(found.load, cache_precision=held), total)
+                    if found.fits:
+                        return found
+                    tried.append(found)
+                rejected.append(Rejection(f"{option}, cache {held}", coarse or found.shortage))
         if unheld and not tried:
             raise unheld
         return None

@@ -171,7 +171,7 @@ class KVCache(Part):
     precision: Literal["auto", "int8", "int4"] = "auto"
     """How keys and values are held. `auto` is the model's own precision, or int8 where the cache would otherwise hold
     fewer tokens than context.maxLength. int8 and int4 hold more tokens in as many bytes: codes of 8 or 4 bits with a
-    scale and a minimum for each head and token. `auto` never takes int4, which loses quality."""
+    scale and a minimum for each head and token. `auto` takes int4 only where it was measured on this checkpoint."""
     block_size: Literal[16, 32, 64, 128, 256] = 64
     """Tokens in a block, the cache's unit of allocation and of prefix sharing."""
     prefix_caching: bool = True

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from plimsoll.api.cache_loss import measured_caches
 from plimsoll.api.config_keys import read_keys
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.facts import facts_from_config
@@ -69,6 +70,9 @@ class Inspection:
             "ends": list(self.facts.eos_token_ids),
             "tensors": None if self.facts.tensors is None else collapse(self.facts.tensors),
         }
+        if self.facts.measured_caches:
+            increases = self.facts.measured_caches.items()
+            report["caches"] = [{"precision": name, "increase": increase} for name, increase in increases]
         if self.contents:
             report["contents"] = self.contents
         text = json.dumps(report, separators=(",", ":"), sort_keys=True).encode()
@@ -136,6 +140,8 @@ def _inspection(report: Mapping[str, Any]) -> Inspection:
         revision=report["revision"],
         bytes=report["bytes"],
         path=report["path"],
-        facts=replace(facts, eos_token_ids=tuple(int(index) for index in report["ends"])),
+        facts=replace(
+            facts, eos_token_ids=tuple(int(index) for index in report["ends"]), measured_caches=measured_caches(report)
+        ),
         contents=contents,
     )

@@ -7,12 +7,13 @@ Hidden states lie on disk, and in memory only as far as the line leaves room, so
 from dataclasses import dataclass
 
 from plimsoll.api.budget import CONTEXT_BYTES
+from plimsoll.api.cache_loss import CACHES_BY_BYTES
 from plimsoll.api.device import HOST_BYTES_PER_DEVICE, TORCH_TABLE, DeviceFacts
 from plimsoll.api.errors import SpecError
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import role_shape
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import GROUP_SIZES
+from plimsoll.api.precision import GROUP_SIZES, CachePrecision
 from plimsoll.api.sizes import Matrix, block_bytes, matrices, vector_elements, weight_bytes, workspace_terms
 from plimsoll.api.ways_out import MIB
 
@@ -31,7 +32,7 @@ WORKER_HEAP_BYTES = 96 * MIB
 SAMPLED_AT_ONCE = 32
 #: Rows of logits that an evaluation holds at once, of each model that it compares.
 LOGIT_ROWS = 128
-#: Logits that exist at once: the reference's, two others', and the pieces that one is joined from.
+#: Logits that exist at once: the reference's, the output's, another's, and the pieces that one is joined from.
 LOGITS_AT_ONCE = 4
 #: Pieces of a head that are float32 at once, one a thread.
 HEAD_PIECES_BYTES = 64 * MIB
@@ -205,16 +206,21 @@ def least_disk(facts: ModelFacts, load: JobLoad) -> int:
     No papers, whole tensors in 16 bits, and hidden states as they lie where memory holds them too.
     """
     walked = load.samples * min(2, facts.num_layers)
-    measured = load.held_out * (_models(load) + 1)
+    measured = load.held_out * (compared_models(facts, load.method) + 1)
     # Zero points are counted in whole bytes a row, and some formats pack them across rows.
     weights = (_output(facts, load, 2) - PAPERS_BYTES) * 99 // 100
     merged = _largest_shard(facts, load, 2) * 99 // 100
     return weights + max(merged, FLOAT * max(walked, measured) * load.length * facts.hidden_size)
 
 
-def _models(load: JobLoad) -> int:
-    """That are compared: as it was, the output, and for awq rounding to nearest."""
-    return 3 if load.method == "awq" else 2
+def measured_caches(facts: ModelFacts) -> tuple[CachePrecision, ...]:
+    """Caches of codes that an evaluation measures: none where two codes would have to share a byte of two heads."""
+    return () if facts.head_dim % 2 else CACHES_BY_BYTES[::-1]
+
+
+def compared_models(facts: ModelFacts, method: str) -> int:
+    """That an evaluation compares: as it was, the output, for awq rounding to nearest, the output with each cache."""
+    return (3 if method == "awq" else 2) + len(measured_caches(facts))
 
 
 def _kept_evaluation(facts: ModelFacts, load: JobLoad) -> int:
@@ -222,7 +228,7 @@ def _kept_evaluation(facts: ModelFacts, load: JobLoad) -> int:
 
     The walk's hidden states are gone by then.
     """
-    models = _models(load)
+    models = compared_models(facts, load.method)
     tokens = load.held_out * load.length
     return tokens * ((2 * models + 1) * FLOAT * facts.hidden_size + 8 * (3 * models - 2))
 

@@ -79,6 +79,21 @@ class JobFigures(StatusPart):
     """Share of tokens for which both find the same token most likely."""
 
 
+class JobCache(StatusPart):
+    """What a KV cache of codes costs the output, measured beside a cache of floats on the same text."""
+
+    precision: Literal["int8", "int4"] | None = None
+    """As in kvCache.precision of a deployment."""
+    perplexity: Seconds | None = None
+    """Of the output with this cache."""
+    kl_mean: Seconds | None = None
+    """Mean Kullback-Leibler divergence of its predictions from those with a cache of floats, nats a token."""
+    top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, alias="top1Agreement")
+    """Share of tokens for which both find the same token most likely."""
+    increase: str | None = None
+    """Of perplexity beside a cache of floats, such as 1.2%."""
+
+
 class JobEvaluation(StatusPart):
     """What quantizing cost, measured."""
 
@@ -92,6 +107,11 @@ class JobEvaluation(StatusPart):
     """What rounding alone would have cost, with the same bits and groups."""
     increase: str | None = None
     """Of perplexity, from before to after, such as 1.8%."""
+    caches: Annotated[list[JobCache], Field(max_length=2)] | None = None
+    """The output with its KV cache in codes."""
+    recommended_cache: Literal["auto", "int8", "int4"] | None = None
+    """The cache of the fewest bytes that costs at most 2 % of perplexity; auto where none does. For kvCache.precision
+    of a deployment that serves the output."""
 
 
 class JobOutput(StatusPart):

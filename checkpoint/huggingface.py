@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from plimsoll.api.cache_loss import measured_caches
 from plimsoll.api.config_values import flag
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.facts import config_notes
@@ -137,7 +139,9 @@ class HuggingFaceCheckpoint(Checkpoint):
         logical = logical_tensors(stored, quantization, str(folder))
         self._modules = logical.modules
         self._held: tuple[str, Window, Mapping[str, RawTensor]] | None = None
-        self.facts = facts_of(self.config, self.generation_config, logical.tensors, str(config_path))
+        facts = facts_of(self.config, self.generation_config, logical.tensors, str(config_path))
+        measured = {} if self.manifest is None else measured_caches(self.manifest.evaluation)
+        self.facts = replace(facts, measured_caches=measured)
         ends = _end_notes(self.generation_config, f"{generation_path}: ")
         self.notices = (*untied, *config_notes(self.config, f"{config_path}: "), *ends)
         names = find_family(self.facts.architecture).names

@@ -78,7 +78,7 @@ def plan(
     of_ranks = [*uneven(found.ranks, facts, found.devices), replication(facts, found.tensor)]
     slow = slow_codes(found.precision, card.kind, card.table)
     again, lossy = rounded_again(facts, found.precision), cache_loss(facts, found.cache_precision)
-    chosen = cache_chosen(load.cache_precision, found.cache_precision)
+    chosen = cache_chosen(facts, load.cache_precision, found.cache_precision)
     report |= {
         "fits": True,
         "device": {**report["device"], "total": found.total},

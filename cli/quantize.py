@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from plimsoll.api.cache_loss import recommendation
 from plimsoll.api.errors import PlimsollError
 from plimsoll.api.printable import printable
 
@@ -205,6 +206,13 @@ def _tell(outcome: "Outcome", work_dir: Path) -> None:
                 f"rounding alone: perplexity {nearest['perplexity']:.4g}, KL {nearest['klMean']:.4g}; "
                 f"{closed:.0%} of that divergence is avoided"
             )
+        for one in found.get("caches") or ():
+            typer.echo(
+                f"cache in {one['precision']}: perplexity {one['perplexity']:.4g} ({one['increase']:+.2%}), "
+                f"KL {one['klMean']:.4g} from a cache of floats, same first choice {one['top1Agreement']:.1%}"
+            )
+        if recommended := found.get("recommendedCache"):
+            typer.echo(f"recommended: kvCache.precision {recommended} ({recommendation(recommended)})")
         typer.echo(printable(f"Report: {work_dir / 'report.html'}"))
     typer.echo(f"{outcome.manifest.digest}")
     typer.echo(printable(f"Wrote {work_dir}: plimsoll serve {work_dir}"))

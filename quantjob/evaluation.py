@@ -8,7 +8,7 @@ same; and, after each layer, the mean squared difference of the hidden states re
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from plimsoll.api.cache_loss import recommended_cache
 from plimsoll.api.errors import SpecError
 from plimsoll.api.job_budget import LOGIT_ROWS
-from plimsoll.api.job_progress import Evaluation, Figures
+from plimsoll.api.job_progress import CacheFigures, Evaluation, Figures
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.precision import CachePrecision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.failures import kind_of
@@ -92,6 +94,7 @@ class Comparison:
     Attributes:
         loss: float64 [P] of the reference.
         others: by name, in the order they were given.
+        caches: by precision, the model of that name in `cached` with such a cache, beside itself with one of floats.
         digest: of the tokens; source: where they come from; windows, length: their shape.
     """
 
@@ -101,6 +104,8 @@ class Comparison:
     source: str
     windows: int
     length: int
+    caches: Mapping[CachePrecision, Compared] = field(default_factory=dict)
+    cached: str = ""
 
     @property
     def perplexity(self) -> float:
@@ -120,7 +125,25 @@ class Comparison:
             after=after,
             round_to_nearest=None if nearest is None else self.others[nearest].figures(),
             increase=after.perplexity / self.perplexity - 1,
+            caches=self.cache_figures() or None,
+            recommended_cache=self.recommended_cache if self.caches else None,
         )
+
+    def cache_figures(self) -> list[CacheFigures]:
+        """Of each of `caches`. What is no finite number, or too large, is the largest number that figures have."""
+        return [
+            CacheFigures(
+                precision=name,  # type: ignore[arg-type]
+                perplexity=_bounded(one.perplexity), kl_mean=_bounded(one.kl_mean),
+                top1_agreement=one.top1_agreement,
+                increase=_bounded(one.perplexity / self.others[self.cached].perplexity - 1, -1),
+            )
+            for name, one in self.caches.items()
+        ]  # fmt: skip
+
+    @property
+    def recommended_cache(self) -> CachePrecision:
+        return recommended_cache({one.precision: one.increase for one in self.cache_figures()})
 
 
 def compare(
@@ -128,6 +151,8 @@ def compare(
     others: Mapping[str, StreamedModel],
     tokens: Tokens,
     *,
+    caches: Mapping[CachePrecision, StreamedModel] | None = None,
+    cached: str = "",
     batch: int | None = None,
     scratch: Path | None = None,
     kept: KeptEvaluation | None = None,
@@ -141,6 +166,7 @@ def compare(
 
     Args:
         others: checkpoints with the reference's vocabulary; each is named.
+        caches: the checkpoint `cached` of `others` with caches of codes, by precision: measured beside itself.
         batch: windows computed at once; None for one a thread.
         scratch: a folder for the hidden states, 4 * S * L * hidden bytes a model; memory if None.
         kept: goes on from what it holds, and puts there what a later run goes on from; nothing outlives this process if
@@ -155,7 +181,10 @@ def compare(
     """
     check_length(tokens.windows.shape[1], reference.facts)
     check_vocabularies(reference, others)
-    models = [reference, *others.values()]
+    caches = caches or {}
+    models = [reference, *others.values(), *caches.values()]
+    # What each model but the first is measured beside.
+    beside = [0] * len(others) + [1 + [*others].index(cached) for _ in caches]
     ids = torch.from_numpy(tokens.windows)
     batch = batch or reference.workers.count
     passes = sum(model.num_layers for model in models)
@@ -171,8 +200,8 @@ def compare(
             if layer >= model.num_layers or (kept and layer < kept.layers[index]):
                 continue
             run_layer(model, layer, states, batch, partial(steps.begin, done))
-            beside = index and layer < reference.num_layers and states.shape == hidden[0].shape
-            error = relative_error(reference, hidden[0], states) if beside else None
+            alike = 0 < index <= len(others) and layer < reference.num_layers and states.shape == hidden[0].shape
+            error = relative_error(reference, hidden[0], states) if alike else None
             errors[index] += [] if error is None else [error]
             if kept is not None:
                 kept.keep_layer(index, states, error)
@@ -182,18 +211,22 @@ def compare(
         figures = kept.window(number) if kept else None
         if figures is None:
             steps.begin(done)
-            figures = _predictions(models, [states[number] for states in hidden], ids[number])
+            figures = _predictions(models, beside, [states[number] for states in hidden], ids[number])
             if kept is not None:
                 kept.keep_window(number, figures)
             done += 1
         windows.append(figures)
     progress(1.0, 1.0)
     loss, *rows = np.concatenate(windows, axis=1)
-    compared = {
-        name: Compared(rows[3 * place], rows[3 * place + 1], rows[3 * place + 2] != 0, tuple(errors[place + 1]))
-        for place, name in enumerate(others)
-    }
-    return Comparison(loss, compared, tokens.digest, tokens.source, *tokens.windows.shape)
+    compared = [
+        Compared(rows[3 * place], rows[3 * place + 1], rows[3 * place + 2] != 0, tuple(errors[place + 1]))
+        for place in range(len(beside))
+    ]
+    count, length = tokens.windows.shape
+    return Comparison(
+        loss, dict(zip(others, compared, strict=False)), tokens.digest, tokens.source, count, length,
+        dict(zip(caches, compared[len(others) :], strict=True)), cached,
+    )  # fmt: skip
 
 
 def check_vocabularies(reference: StreamedModel, others: Mapping[str, StreamedModel]) -> None:
@@ -241,24 +274,29 @@ def relative_error(model: StreamedModel, reference: Tensor, other: Tensor) -> fl
     return apart / whole if whole else float(apart > 0)
 
 
-def _predictions(models: Sequence[StreamedModel], hidden: Sequence[Tensor], ids: Tensor) -> Array:
+def _predictions(
+    models: Sequence[StreamedModel], beside: Sequence[int], hidden: Sequence[Tensor], ids: Tensor
+) -> Array:
     """The head over one window, in slices: `hidden` float32 [L, hidden] of each model, `ids` int64 [L].
 
-    Float64 [1 + 3 * others, L - 1]: losses of the reference; of each other model losses, divergences, and 1 where it
-    agrees.
+    `beside`: of each model but the first, which one it is measured beside; that comes before it. Float64
+    [1 + 3 * others, L - 1]: losses of the reference; of each other model losses, divergences, and 1 where it agrees.
     """
     targets = ids[1:]
     slices = []
     for start in range(0, len(targets), LOGIT_ROWS):
         stop = min(start + LOGIT_ROWS, len(targets))
         wanted = targets[start:stop]
-        base = models[0].logits(hidden[0][start:stop])
-        rows: list[npt.NDArray[Any]] = [losses(models[0], base, wanted)]
-        for model, states in zip(models[1:], hidden[1:], strict=True):
-            # One checkpoint rounded on reading has the head of the same: it is held once.
-            head = models[0] if model.checkpoint is models[0].checkpoint else model
-            logits = head.logits(states[start:stop])
-            rows += [losses(model, logits, wanted), *divergences(model, base, logits)]
+        bases = {0: models[0].logits(hidden[0][start:stop])}
+        rows: list[npt.NDArray[Any]] = [losses(models[0], bases[0], wanted)]
+        for index, base in enumerate(beside, start=1):
+            model = models[index]
+            # One checkpoint with other linears or another cache has the head of the same: it is held once.
+            head = next(one for one in models if one.checkpoint is model.checkpoint)
+            logits = head.logits(hidden[index][start:stop])
+            rows += [losses(model, logits, wanted), *divergences(model, bases[base], logits)]
+            if index in beside:
+                bases[index] = logits
         slices.append(np.stack(rows, dtype=np.float64))
     return np.concatenate(slices, axis=1)
 
@@ -329,6 +367,10 @@ def multiply_adds(facts: ModelFacts, models: int, windows: int, length: int) -> 
     layer = 2 * facts.hidden_size * (width + facts.num_kv_heads * facts.head_dim)
     layer += 3 * facts.hidden_size * facts.intermediate_size + length * width
     return ComparedSteps(windows * length * layer, models * length * facts.hidden_size * facts.vocab_size)
+
+
+def _bounded(value: float, least: float = 0) -> float:
+    return max(least, value) if value <= 1e18 else 1e18
 
 
 def _perplexity(loss: Array) -> float:

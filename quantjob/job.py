@@ -18,7 +18,7 @@ from typing import Any
 
 import plimsoll
 from plimsoll.api.errors import SpecError
-from plimsoll.api.job_budget import largest_group, undivided
+from plimsoll.api.job_budget import largest_group, measured_caches, undivided
 from plimsoll.api.job_progress import Output
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.checkpoint import Checkpoint
@@ -243,17 +243,20 @@ class QuantizeJob:
         self, checkpoint: Checkpoint, held_out: Tokens, ready: Preflight, key: str, proceed: Callable[[], None]
     ) -> Comparison:
         recipe, workers = self.options.recipe, self._workers
-        others = {OUTPUT: StreamedModel(open_checkpoint(self.partial / "output"), workers=workers)}
+        made = open_checkpoint(self.partial / "output")
+        others = {OUTPUT: StreamedModel(made, workers=workers)}
         if recipe.method == "awq":
             nearest = Rounding(recipe.bits, recipe.group_size)
             others[NEAREST] = StreamedModel(checkpoint, round_to=nearest, workers=workers)
+        caches = {one: StreamedModel(made, workers=workers, cache=one) for one in measured_caches(checkpoint.facts)}
         # Of the model as it was and of each of the others.
-        states = (1 + len(others)) * 4 * held_out.windows.size * checkpoint.facts.hidden_size
+        models = 1 + len(others) + len(caches)
+        states = models * 4 * held_out.windows.size * checkpoint.facts.hidden_size
         held = ready.needs.evaluation + states <= self.options.memory
         return compare(
-            StreamedModel(checkpoint, workers=workers), others, held_out,
+            StreamedModel(checkpoint, workers=workers), others, held_out, caches=caches, cached=OUTPUT,
             batch=ready.plan.batch, scratch=None if held else self.partial,
-            kept=KeptEvaluation(self._evaluation, key, 1 + len(others), proceed),
+            kept=KeptEvaluation(self._evaluation, key, models, proceed),
             progress=lambda share, upto: self._tracker.move("Evaluating", share, upto=upto),
             lengths=None if self._outlook is None else self._outlook.compared,
         )  # fmt: skip

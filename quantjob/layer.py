@@ -10,8 +10,10 @@ from torch.nn import functional
 
 from plimsoll.api.layer_tensors import FUSED, fused_roles
 from plimsoll.api.model import Activation, LayerSpec, ModelFacts
+from plimsoll.api.precision import CACHE_BITS, KEY_BITS, CachePrecision
 from plimsoll.runtime.kernels.layer_cache import LayerCache
-from plimsoll.runtime.kernels.table import AttentionBatch, Cache
+from plimsoll.runtime.kernels.quantized_cache import dequantize, quantize
+from plimsoll.runtime.kernels.table import AttentionBatch, Cache, Kernels
 from plimsoll.runtime.kernels.torch_ops import ACTIVATIONS, mix_values, torch_kernels
 from plimsoll.runtime.models import layer as arithmetic
 from plimsoll.runtime.models.rope import rope_table
@@ -129,6 +131,21 @@ def _attention(
     return mixed[0].transpose(0, 1).reshape(length, -1)
 
 
+def table_of(cache: CachePrecision) -> Kernels:
+    """`TABLE`, where keys and values are what a cache of that precision gives back of them."""
+    if cache == "auto":
+        return TABLE
+    bits = CACHE_BITS[cache]
+
+    def held(x: Tensor, bits: int) -> Tensor:
+        return dequantize(*quantize(x, bits), bits, x.shape[-1], torch.float32)
+
+    def write_kv(k: Tensor, v: Tensor, cache: Cache, slots: Tensor) -> None:
+        _write_kv(held(k, KEY_BITS[bits]), held(v, bits), cache, slots)
+
+    return replace(TABLE, write_kv=write_kv)
+
+
 def _in_window(length: int, window: int) -> Tensor:
     """bool [L, L]: which positions each position sees."""
     distance = torch.arange(length)[:, None] - torch.arange(length)
@@ -149,6 +166,8 @@ class LayerMath:
 
     facts: ModelFacts
     length: int
+    table: Kernels = TABLE
+    """Whose cache attention reads."""
     _angles: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -165,7 +184,7 @@ class LayerMath:
         normed = arithmetic.norm(TABLE, hidden, layer.attention_norm)
         shape = (len(hidden), self.facts.num_kv_heads, self.facts.head_dim)
         cache = LayerCache(torch.empty(shape), torch.empty(shape))
-        return arithmetic.mix(TABLE, self.facts, layer, normed, self._of(weights, len(hidden)), cache, _WHOLE)
+        return arithmetic.mix(self.table, self.facts, layer, normed, self._of(weights, len(hidden)), cache, _WHOLE)
 
     def attend(self, weights: LayerWeights, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(hidden [L, hidden]) -> (the residual after attention, what gate and up see), both [L, hidden]."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from plimsoll.api.job_budget import compared_models
 from plimsoll.quantjob.crew import Crew
 from plimsoll.quantjob.forecast import compared_steps, layer_steps, measure
 from plimsoll.quantjob.groups import groupings_of
@@ -38,7 +39,7 @@ class Outlook:
             facts, recipe, rates, plan.samples if searched else 0, plan.length
         )
         nearest = recipe.method == "awq"
-        models = 3 if nearest else 2
+        models = compared_models(facts, recipe.method)
         self.compared: ComparedSteps = compared_steps(facts, rates, plan.held_out, plan.length, models, nearest=nearest)
         self._walk = self._layers * sum(self.layer_steps)
         self._evaluation = models * self._layers * self.compared.layer + plan.held_out * self.compared.window

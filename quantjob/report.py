@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from plimsoll.api.cache_loss import recommendation
 from plimsoll.api.errors import CheckpointError
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.evaluation import Compared, Comparison
@@ -109,10 +110,22 @@ def as_json(report: Report) -> dict[str, Any]:
         }
         for name, other in found.others.items()
     }
+    caches = {
+        name: {
+            "perplexity": _finite(one.perplexity),
+            "increase": _finite(one.perplexity / found.others[found.cached].perplexity - 1),
+            "klMean": _finite(one.kl_mean),
+            "klP99": _finite(one.kl_p99),
+            "top1Agreement": _finite(one.top1_agreement),
+        }
+        for name, one in found.caches.items()
+    }
+    measured = {"caches": caches, "recommendedCache": found.recommended_cache} if caches else {}
     return {
         "version": 1, "title": report.title, "verdict": report.verdict, "reasons": list(report.reasons),
         "reference": {"name": report.reference, "perplexity": _finite(found.perplexity)},
         "subject": report.subject, "others": others, "positions": found.positions,
+        **measured,
         "tokens": {
             use: {"source": tokens.source, "digest": tokens.digest, "windows": list(tokens.windows.shape)}
             for use, tokens in report.tokens.items()
@@ -168,6 +181,7 @@ def page(report: Report) -> str:
 <h1>{escape(report.title)}</h1>
 {verdict}{f"<ul>{reasons}</ul>" if reasons else ""}<p>{escape(summary)}</p>
 {_figures(report)}
+{_caches(report)}
 {drawn}
 {f"<section><h2>Notes</h2><ul>{listed}</ul></section>" if listed else ""}
 {_pairs("Settings", {name: _plain(value) for name, value in report.settings.items()})}
@@ -187,6 +201,29 @@ def _figures(report: Report) -> str:
             _number(other.kl_mean), _number(other.kl_p99), _percent(other.top1_agreement),
             _percent(closed) if math.isfinite(closed) else "",
         ))  # fmt: skip
+    return _table(heads, rows)
+
+
+def _caches(report: Report) -> str:
+    found = report.comparison
+    if not found.caches:
+        return ""
+    floats = found.others[found.cached]
+    rows = [("floats", _number(floats.perplexity), "", "", "", "")]
+    for name, one in found.caches.items():
+        rows.append((
+            name, _number(one.perplexity), _percent(one.perplexity / floats.perplexity - 1, signed=True),
+            _number(one.kl_mean), _number(one.kl_p99), _percent(one.top1_agreement),
+        ))  # fmt: skip
+    chosen = found.recommended_cache
+    words = (
+        f"{found.cached} with its KV cache in codes, beside a cache of floats. Recommended: kvCache.precision {chosen} "
+    )
+    heads = ("cache", "perplexity", "increase", "KL mean", "KL p99", "same likeliest token")
+    return f"<section><h2>KV cache</h2><p>{escape(words)}({recommendation(chosen)}).</p>{_table(heads, rows)}</section>"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows

@@ -12,8 +12,9 @@ from plimsoll.api.families.family import Linear
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import LINEARS, has_bias, norm_sizes, role_shape
 from plimsoll.api.model import LayerSpec
+from plimsoll.api.precision import CachePrecision
 from plimsoll.checkpoint.checkpoint import Checkpoint, RawTensor
-from plimsoll.quantjob.layer import TABLE, LayerMath, LayerWeights
+from plimsoll.quantjob.layer import TABLE, LayerMath, LayerWeights, table_of
 from plimsoll.quantjob.rounding import Rounding, fit
 from plimsoll.quantjob.workers import Workers
 from plimsoll.runtime.models.decoder import finish_logits
@@ -63,14 +64,17 @@ class StreamedModel:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, round_to: Rounding | None = None, workers: Workers | None = None
-    ) -> None:
+        self, checkpoint: Checkpoint, *, round_to: Rounding | None = None, workers: Workers | None = None,
+        cache: CachePrecision = "auto",
+    ) -> None:  # fmt: skip
         """Reads nothing yet.
 
         Args:
             round_to: round each linear to nearest on reading: the figures of round-to-nearest without writing a file.
             workers: the threads to use; a pool of one thread a processor if None.
+            cache: int8 and int4 round keys and values as such a cache does.
         """
+        self._table = table_of(cache)
         self.checkpoint = checkpoint
         self.facts = checkpoint.facts
         self.num_layers = self.facts.num_layers
@@ -83,7 +87,7 @@ class StreamedModel:
     def math(self, length: int) -> LayerMath:
         """The layer's arithmetic for sequences of `length` tokens."""
         if length not in self._math:
-            self._math = {length: LayerMath(self.facts, length)}
+            self._math = {length: LayerMath(self.facts, length, self._table)}
         return self._math[length]
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ def _sized(
         text += f"; a replica is {fits.nodes} pods with {fits.pod_ranks} devices each"
     if stored := as_stored(found.facts, fits.precision):
         text += f"; {fits.precision}: {stored} as stored"
-    if chosen := cache_chosen(spec.kv_cache.precision, fits.cache_precision):
+    if chosen := cache_chosen(found.facts, spec.kv_cache.precision, fits.cache_precision):
         text += f"; {chosen}"
     if device.where == KEPT:
         text += f"; the line is from {KEPT}"

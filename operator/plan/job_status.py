@@ -152,6 +152,15 @@ def _evaluation(said: JobProgress) -> dict[str, Any]:
     }
     if found.round_to_nearest is not None:
         figures["roundToNearest"] = _figures(found.round_to_nearest)
+    if found.caches:
+        figures["caches"] = [
+            {
+                "precision": one.precision, "perplexity": round(one.perplexity, 4), "klMean": round(one.kl_mean, 5),
+                "top1Agreement": round(one.top1_agreement, 4), "increase": percent(one.increase),
+            }
+            for one in found.caches
+        ]  # fmt: skip
+        figures["recommendedCache"] = found.recommended_cache
     return figures
 
 

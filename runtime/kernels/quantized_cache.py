@@ -1,4 +1,4 @@
-"""One layer's keys and values as codes of 8 bits, or of 4 (keys: 5), in paged blocks: what `LayerCache` is for floats."""
+"""One layer's keys and values as codes of 8 bits, or of 4 (keys: 5), in blocks: what `LayerCache` is for floats."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -62,9 +62,7 @@ def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     return codes, scales.squeeze(-1), minimums
 
 
-def dequantize(
-    codes: Tensor, scales: Tensor, minimums: Tensor, bits: int, head_dim: int, dtype: torch.dtype
-) -> Tensor:
+def dequantize(codes: Tensor, scales: Tensor, minimums: Tensor, bits: int, head_dim: int, dtype: torch.dtype) -> Tensor:
     """The inverse of `quantize` -> [..., D] in `dtype`, computed in float32."""
     if bits < 8:
         pairs, fifth = codes.split((head_dim // 2, codes.shape[-1] - head_dim // 2), dim=-1)

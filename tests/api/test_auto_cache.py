@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plimsoll.api.budget import LEAST_CONTEXT, RUNS, Budget, Load, budget
-from plimsoll.api.cache_loss import cache_chosen
+from plimsoll.api.cache_loss import auto_caches, cache_chosen
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts
 from plimsoll.api.errors import DoesNotFitError
 from plimsoll.api.facts import facts_from_config
@@ -94,5 +94,30 @@ def test_keys_with_biases_are_held_in_codes_only_where_these_are_named() -> None
 
 
 def test_a_cache_that_auto_has_chosen_is_said_and_one_that_was_named_is_not() -> None:
-    assert cache_chosen("auto", "auto") is cache_chosen("int8", "int8") is cache_chosen("int4", "int4") is None
-    assert "auto takes int8" in str(cache_chosen("auto", "int8"))
+    for held in ("auto", "int8", "int4"):
+        assert cache_chosen(FACTS, held, held) is None
+    assert "auto takes int8" in str(cache_chosen(FACTS, "auto", "int8"))
+
+
+def test_a_measured_cache_is_taken_by_what_it_cost() -> None:
+    large = DeviceFacts("cpu", 4096 * MIB, TORCH_TABLE)
+    good = replace(BIASED, measured_caches={"int8": 0.001, "int4": 0.015})
+    assert budget(good, large, between(), RUNS).cache_precision == "int8"
+    assert "Measured on this checkpoint: 0.1 %" in str(cache_chosen(good, "auto", "int8"))
+    # Less than int8 takes for a request, and enough for int4.
+    scarce = between(16 * block_bytes(FACTS, 16, "bfloat16", "int4"))
+    assert budget(good, large, scarce, RUNS).cache_precision == "int4"
+    for facts in (FACTS, replace(FACTS, measured_caches={"int8": 0.001, "int4": 0.021})):
+        with pytest.raises(DoesNotFitError):
+            budget(facts, large, scarce, RUNS)
+
+
+def test_a_cache_that_was_measured_bad_is_passed_over_with_its_figure() -> None:
+    large = DeviceFacts("cpu", 4096 * MIB, TORCH_TABLE)
+    bad = replace(FACTS, measured_caches={"int8": 0.031, "int4": 0.4})
+    with pytest.raises(DoesNotFitError):
+        budget(bad, large, between(), RUNS)
+    (one, because), (other, too) = auto_caches(bad)
+    assert (one, other) == ("int8", "int4")
+    assert "3.1 % more perplexity than with a cache of floats" in str(because)
+    assert "40 % more" in str(too)

@@ -1,6 +1,10 @@
 """Caches that are known to cost quality are named, with the model that they cost it."""
 
-from plimsoll.api.cache_loss import cache_loss
+from dataclasses import replace
+
+import pytest
+
+from plimsoll.api.cache_loss import cache_loss, measured_caches, recommended_cache
 from plimsoll.api.facts import facts_from_config
 from tests.support.miniature import CONFIG
 
@@ -15,3 +19,32 @@ def test_only_caches_that_lose_are_warned_of() -> None:
         assert f"have biases, which may make a few channels large: a cache in {held}" in (
             cache_loss(BIASED, held) or ""
         )
+
+
+def test_what_was_measured_on_the_checkpoint_counts_more_than_what_is_known_of_others() -> None:
+    measured = replace(BIASED, measured_caches={"int8": 0.0004, "int4": 0.0731})
+    assert cache_loss(measured, "int8") is None
+    found = cache_loss(measured, "int4") or ""
+    assert "measured on this checkpoint, 7.31 % more perplexity" in found
+    assert "Use int8" in found
+    assert cache_loss(replace(PLAIN, measured_caches={"int4": 0.0199}), "int4") is None
+
+
+@pytest.mark.parametrize(
+    ("increases", "recommended"),
+    [
+        ({"int8": 0.001, "int4": 0.02}, "int4"), ({"int8": 0.001, "int4": 0.0201}, "int8"),
+        ({"int8": 0.03, "int4": 1e18}, "auto"), ({}, "auto"), ({"int8": -0.001}, "int8"),
+    ],
+)  # fmt: skip
+def test_the_fewest_bytes_that_lose_little_are_recommended(increases: dict[str, float], recommended: str) -> None:
+    assert recommended_cache(increases) == recommended
+
+
+def test_entries_of_a_manifest_that_are_no_measurements_are_left_out() -> None:
+    entries = [
+        {"precision": "int8", "increase": 0.25}, {"precision": "int2", "increase": 0.1}, {"precision": ["int4"]}, 7,
+        {"precision": "int4", "increase": float("nan")}, {"precision": "int4", "increase": "0.1"},
+    ]  # fmt: skip
+    assert measured_caches({"caches": entries}) == {"int8": 0.25}
+    assert measured_caches({}) == measured_caches({"caches": None}) == measured_caches({"caches": {}}) == {}

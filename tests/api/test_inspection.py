@@ -250,3 +250,9 @@ def test_any_table_of_tensors_is_expanded_to_itself(entries: dict[str, tuple[lis
 def test_a_name_that_would_expand_to_gigabytes_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="a name that no reader makes"):
         expand({"rates": {"F": [1, 1]}, "rows": [[pattern, [1], {"F": "0-3"}]]})
+
+
+def test_what_caches_were_measured_to_cost_survives() -> None:
+    facts = replace(facts_of(PUBLISHED["mistral-7b"]), measured_caches={"int8": 0.00012345678901234, "int4": 1e18})
+    found = Inspection("sha256:0", "r", 7, "", facts)
+    assert Inspection.decode(found.encode()) == found

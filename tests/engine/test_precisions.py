@@ -1,5 +1,6 @@
 """Precisions of an engine: what auto takes, bytes foretold and observed."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from plimsoll.api.budget import CONTEXT_BYTES
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.checkpoint import open_checkpoint
+from plimsoll.checkpoint.quantized.manifest import Manifest, hash_files, write_manifest
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.worker.loading import Loaded, load, prepare
 from plimsoll.runtime.engine.worker.memory import find_device, find_dtype, plan_memory
@@ -149,3 +151,18 @@ def test_a_context_that_memory_cuts_short_is_said_once(tmp_path: Path, caplog: p
     assert caplog.text.count("the context is 640 tokens of the 2048 that the model was trained for") == 1
     with pytest.raises(DoesNotFitError, match="a cache of 512 tokens in int8 takes"):
         loaded(folder, precision="float32", max_model_len=None, block_size=64, kv_cache_bytes=64 * 512)
+
+
+def test_a_cache_that_its_own_report_measured_as_bad_is_warned_of(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "measured"
+    shutil.copytree(folders["floats"], folder)
+    caches = [{"precision": "int8", "increase": 0.0002}, {"precision": "int4", "increase": 0.052}]
+    write_manifest(folder, Manifest(hash_files(folder, ["config.json"]), "none", evaluation={"caches": caches}))
+    for held, warned in (("int8", False), ("int4", True)):
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="plimsoll"):
+            loaded(folder, cache_precision=held)
+        assert ("measured on this checkpoint, 5.2 % more perplexity" in caplog.text) == warned
+        assert ("loses quality" in caplog.text) == warned

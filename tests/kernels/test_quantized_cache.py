@@ -48,7 +48,9 @@ def key_codes(cache: QuantizedCache, native: bool) -> tuple[torch.Tensor, torch.
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.sampled_from([8, 5, 4]), st.integers(1, 66), st.floats(-50, 50), st.sampled_from([0.0, 1e-6, 1e-3, 1.0, 90.0]))
+@given(
+    st.sampled_from([8, 5, 4]), st.integers(1, 66), st.floats(-50, 50), st.sampled_from([0.0, 1e-6, 1e-3, 1.0, 90.0])
+)
 def test_numbers_come_back_within_half_a_step(bits: int, half: int, middle: float, width: float) -> None:
     x = torch.randn(5, 3, 2 * half, generator=torch.Generator().manual_seed(half)) * width + middle
     codes, scales, minimums = quantize(x, bits)

@@ -1,6 +1,7 @@
 """Figures of a checkpoint against another, held against what transformers computes."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from plimsoll.api.errors import CheckpointError, SpecError
+from plimsoll.api.precision import CachePrecision
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.quantjob.data import Tokens, tokens_of
 from plimsoll.quantjob.evaluation import Comparison, compare
@@ -16,7 +18,10 @@ from plimsoll.quantjob.rounding import Rounding
 from plimsoll.quantjob.steps import ComparedSteps
 from plimsoll.quantjob.streamed import StreamedModel
 from plimsoll.quantjob.workers import Workers
+from plimsoll.runtime.kernels.torch_ops import torch_kernels
+from plimsoll.runtime.models.loader import load_decoder
 from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
+from tests.support.paging import prompt_logprobs
 
 WINDOWS, LENGTH = 5, 24
 
@@ -205,3 +210,60 @@ def test_progress_only_grows_and_ends_at_one(folders: tuple[Path, Path], tokens:
     compare(model(folders[0]), {"two": model(folders[1])}, tokens, progress=lambda share, upto: seen.append(share))
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
+
+
+CACHES: tuple[CachePrecision, ...] = ("int8", "int4")
+
+
+@pytest.fixture(scope="module")
+def measured(folders: tuple[Path, Path], tokens: Tokens) -> Comparison:
+    one, two = folders
+    made = open_checkpoint(two)
+    others = {"itself": model(one), "two": StreamedModel(made)}
+    caches = {held: StreamedModel(made, cache=held) for held in CACHES}
+    return compare(model(one), others, tokens, caches=caches, cached="two")
+
+
+def test_caches_of_codes_are_measured_beside_their_own_checkpoint(
+    folders: tuple[Path, Path], tokens: Tokens, measured: Comparison
+) -> None:
+    """By what the engine's own paged cache makes of the same weights and tokens."""
+    checkpoint = open_checkpoint(folders[1])
+    decoder = load_decoder(checkpoint, checkpoint.facts, torch_kernels("cpu", torch.float32), torch.float32)
+    windows = [list(map(int, window)) for window in tokens.windows]
+    following = torch.from_numpy(tokens.windows)[:, 1:, None]
+
+    def by_engine(held: CachePrecision) -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.stack(prompt_logprobs(decoder, windows, cache_precision=held))[:, :-1].double()
+
+    floats = by_engine("auto")
+    for held in CACHES:
+        found, log = measured.caches[held], by_engine(held)
+        np.testing.assert_allclose(found.loss, -log.gather(2, following).flatten().numpy(), atol=2e-4)
+        kl = (floats.exp() * (floats - log)).sum(-1).flatten().numpy()
+        np.testing.assert_allclose(found.kl, kl, atol=2e-5)
+    assert 0 < measured.caches["int8"].kl_mean < measured.caches["int4"].kl_mean / 10
+
+
+def test_measuring_caches_changes_no_other_figure(found: Comparison, measured: Comparison) -> None:
+    for name, other in found.others.items():
+        np.testing.assert_array_equal(measured.others[name].kl, other.kl)
+        assert measured.others[name].layer_error == other.layer_error
+    said = measured.evaluation("two")
+    assert found.evaluation("two") == said.model_copy(update={"caches": None, "recommended_cache": None})
+    assert said.caches is not None
+    assert [one.precision for one in said.caches] == ["int8", "int4"]
+    for one in said.caches:
+        assert one.increase == pytest.approx(one.perplexity / said.after.perplexity - 1)
+    assert said.recommended_cache == "int4"
+
+
+def test_a_cache_that_gives_no_numbers_is_not_recommended(folders: tuple[Path, Path], tokens: Tokens) -> None:
+    made = open_checkpoint(folders[0])
+    result = compare(model(folders[1]), {"one": StreamedModel(made)}, tokens)
+    bad = replace(result.others["one"], loss=np.full_like(result.loss, np.nan))
+    said = replace(result, caches={"int8": bad, "int4": bad}, cached="one").evaluation("one")
+    assert said.recommended_cache == "auto"
+    assert said.caches is not None
+    assert said.caches[0].increase == said.caches[0].perplexity == 1e18

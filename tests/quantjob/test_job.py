@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plimsoll.api.cache_loss import recommended_cache
 from plimsoll.api.errors import CheckpointError, DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.families.registry import all_families
 from plimsoll.api.gate import Limits
@@ -288,7 +289,7 @@ def test_room_that_cannot_be_enough_is_refused_and_room_that_may_be_is_told_of(
     Walk(checkpoint, recipe, tokens, tmp_path, found.plan, Workers(1)).run(look)
     written = sum(path.stat().st_size for path in (tmp_path / "output").iterdir())
     states = 4 * 48 * checkpoint.facts.hidden_size
-    models = 3 if recipe.method == "awq" else 2
+    models = 5 if recipe.method == "awq" else 4
     assert found.least_disk <= max(max(at_once), written + (models + 1) * 3 * states) <= found.needs.disk
     assert check_room(found, tmp_path, found.needs.disk, 0) is None
     assert check_room(found, tmp_path, 0, found.needs.disk) is None
@@ -379,3 +380,11 @@ def test_a_recipe_that_makes_no_sense_names_the_option() -> None:
         with pytest.raises(SpecError) as caught:
             Recipe(**values)  # type: ignore[arg-type]
         assert caught.value.field == field
+
+
+def test_what_caches_cost_is_in_the_manifest_and_among_the_facts(finished: Path) -> None:
+    said = verify(finished).evaluation
+    checkpoint = open_checkpoint(finished)
+    assert checkpoint.facts.measured_caches == {one["precision"]: one["increase"] for one in said["caches"]}
+    assert set(checkpoint.facts.measured_caches) == {"int8", "int4"}
+    assert said["recommendedCache"] == recommended_cache(checkpoint.facts.measured_caches)

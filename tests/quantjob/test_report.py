@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -139,3 +140,18 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PlimsollError, match="cannot be written"):
         write_report(tmp_path / "file", report())
+
+
+def test_what_caches_cost_is_on_the_page_with_a_recommendation() -> None:
+    plain = report()
+    assert "KV cache" not in page(plain)
+    assert "caches" not in as_json(plain)
+    awq = plain.comparison.others["awq"]
+    caches = {"int8": replace(awq, loss=awq.loss + 0.0001), "int4": replace(awq, loss=awq.loss + 0.05)}
+    found = report(comparison=replace(plain.comparison, caches=caches, cached="awq"))
+    words = " ".join(Elements(page(found)).words)
+    assert "kvCache.precision int8" in words
+    assert "+5.1%" in words
+    said = as_json(found)
+    assert said["recommendedCache"] == "int8"
+    assert said["caches"]["int4"]["increase"] == pytest.approx(np.expm1(0.05))

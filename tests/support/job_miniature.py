@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from plimsoll.api.inspection import Inspection
-from plimsoll.api.job_progress import Evaluation, Figures, JobProgress, Output
+from plimsoll.api.job_progress import CacheFigures, Evaluation, Figures, JobProgress, Output
 from plimsoll.operator import parse
 from plimsoll.operator.actions import Apply, Delete, Plan, Record
 from plimsoll.operator.plan import plan_job
@@ -17,7 +17,14 @@ from tests.support.miniature import GIB, inspection
 DIGEST = "sha256:" + "5a" * 32
 LAYERS = 4
 _FIGURES = Figures(perplexity=13.4, kl_mean=0.19, kl_p99=1.5, top1_agreement=0.83)
-EVALUATION = Evaluation(tokens=4096, before=11.0, after=_FIGURES, round_to_nearest=None, increase=0.218)
+_CACHES = [
+    CacheFigures(precision="int8", perplexity=13.401, kl_mean=0.0004, top1_agreement=0.99, increase=0.0001),
+    CacheFigures(precision="int4", perplexity=13.6, kl_mean=0.013, top1_agreement=0.93, increase=0.0149),
+]
+EVALUATION = Evaluation(
+    tokens=4096, before=11.0, after=_FIGURES, round_to_nearest=None, increase=0.218, caches=_CACHES,
+    recommended_cache="int4",
+)  # fmt: skip
 
 
 def job_spec(**changes: Any) -> dict[str, Any]:

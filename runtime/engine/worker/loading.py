@@ -191,7 +191,7 @@ def _log_notes(config: EngineConfig, checkpoint: Checkpoint, kernels: Kernels, p
     kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
     again, slow = rounded_again(checkpoint.facts, plan.precision), slow_codes(plan.precision, kind, kernels.facts)
     lossy = cache_loss(checkpoint.facts, plan.cache_precision)
-    chosen = cache_chosen(config.cache_precision, plan.cache_precision)
+    chosen = cache_chosen(checkpoint.facts, config.cache_precision, plan.cache_precision)
     for note in (plan.note, again, chosen, lossy, slow, libraries_note(foreseen_libraries(kind))):
         if note:
             log.warning(note)

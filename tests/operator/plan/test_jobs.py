@@ -38,6 +38,10 @@ def test_from_nothing_to_complete_by_way_of_an_inspection() -> None:
     assert (cluster.made, cluster.status["phase"], cluster.status["message"]) == (1, "Complete", "")
     assert cluster.status["output"] == {"uri": "pvc://models/awq", "digest": DIGEST, "bytes": 1 << 27}
     assert cluster.status["evaluation"]["increase"] == "+21.8%"
+    assert cluster.status["evaluation"]["recommendedCache"] == "int4"
+    assert cluster.status["evaluation"]["caches"][1] == {
+        "precision": "int4", "perplexity": 13.6, "klMean": 0.013, "top1Agreement": 0.93, "increase": "+1.49%",
+    }  # fmt: skip
     assert cluster.status["progress"] == {"layer": LAYERS, "of": LAYERS, "percent": 100}
     assert cluster.condition("Complete")["status"] == "True"
     assert cluster.condition("Failed")["status"] == "False"
