@@ -1,6 +1,6 @@
 """The budget: what each rank holds, to the byte, before anything runs.
 
-    free    = total - context - weights - workspace
+    free    = total - context - weights - workspace - host tier (on a CPU)
     cache   = ratio * free
     blocks  = the least over ranks of cache // bytes of a block
 
@@ -193,9 +193,12 @@ class _Sizer:
         step, longest = load.max_batched_tokens or BATCHED_TOKENS[device.kind], load.max_length or trained
         size, held = load.block_size, load.cache_precision
         ranks = self.ranks(precision, tensor, step, load.max_running, longest, load.nodes, size, held)
+        slots = _host_blocks(load, ranks)
+        if slots and device.kind == "cpu":
+            ranks = tuple(replace(rank, host=slots * rank.block_bytes) for rank in ranks)
         shares = [_share(load, total - rank.fixed) for rank in ranks]
         blocks = min(share // rank.block_bytes for share, rank in zip(shares, ranks, strict=True))
-        return _Sum(load, step, ranks, total, blocks, min(shares), trained)
+        return _Sum(load, step, ranks, total, blocks, min(shares), trained, slots)
 
     def _ranks(
         self, precision: Precision, tensor: int, step: int, running: int, longest: int, nodes: int, size: int,
@@ -217,6 +220,19 @@ def _share(load: Load, free: int) -> int:
     return int(load.ratio * max(0, free)) if load.cache_bytes is None else load.cache_bytes
 
 
+def _host_blocks(load: Load, ranks: Sequence[RankBudget]) -> int:
+    """Blocks of the host tier, the same on each rank. Raises SpecError where there is a tier too small for one."""
+    if not load.host_bytes:
+        return 0
+    largest = max(rank.block_bytes for rank in ranks)
+    if load.host_bytes < largest:
+        raise SpecError(
+            f"holds no block of the cache, which takes {format_bytes(largest)}", field="spec.kvCache.hostMemory",
+            value=format_bytes(load.host_bytes), fix="Give some hundred times as much, or leave it out",
+        )  # fmt: skip
+    return load.host_bytes // largest
+
+
 @dataclass(frozen=True)
 class _Sum:
     """One concrete option, added up."""
@@ -232,6 +248,7 @@ class _Sum:
     kv_cache: int
     """Bytes of cache of the rank that has the least room for it."""
     trained_length: int
+    host_blocks: int = 0
 
     @cached_property
     def ranks(self) -> tuple[RankBudget, ...]:
@@ -266,9 +283,10 @@ class _Sum:
     def shortage(self) -> str:
         """The sum, as a sentence."""
         full = self.fullest
+        host = f" + {format_bytes(full.host)} host tier" if full.host else ""
         text = (
             f"needs {format_bytes(full.weights)} weights + {format_bytes(full.context + full.workspace)} workspace and "
-            f"context = {format_bytes(full.fixed)} of {format_bytes(full.total)} per device"
+            f"context{host} = {format_bytes(full.fixed)} of {format_bytes(full.total)} per device"
         )
         if full.fixed >= full.total:
             return text
@@ -290,6 +308,7 @@ class _Sum:
             nodes=self.load.nodes,
             devices=devices,
             rejected=rejected,
+            host_blocks=self.host_blocks,
         )
 
 

@@ -29,6 +29,7 @@ from plimsoll.api.fields import (
     fault_at,
     parse_processors,
 )
+from plimsoll.api.kv_cache import KVCache
 from plimsoll.api.parallelism import Parallelism
 from plimsoll.api.parsers import ReasoningParser, ToolParser
 from plimsoll.api.pod import CaBundle, Limits, Proxy, SecurityContext, Spread
@@ -160,22 +161,6 @@ class Accelerator(Part):
         if not re.fullmatch(RESOURCE, value):
             raise ValueError(RESOURCE_WORDS)
         return value
-
-
-class KVCache(Part):
-    """The KV cache: what is left of the line after context, weights and workspace, and how it is cut into blocks. Its
-    size decides how many requests run at once and how long they may be; `plimsoll plan` shows the sum."""
-
-    ratio: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of the memory left after context, weights and workspace that becomes cache, above 0 and up to 1."""
-    precision: Literal["auto", "int8", "int4"] = "auto"
-    """How keys and values are held. `auto` is the model's own precision, or int8 where the cache would otherwise hold
-    fewer tokens than context.maxLength. int8 and int4 hold more tokens in as many bytes: codes of 8 or 4 bits with a
-    scale and a minimum for each head and token. `auto` takes int4 only where it was measured on this checkpoint."""
-    block_size: Literal[16, 32, 64, 128, 256] = 64
-    """Tokens in a block, the cache's unit of allocation and of prefix sharing."""
-    prefix_caching: bool = True
-    """Requests that begin with the same tokens share their blocks."""
 
 
 class Rope(Part):
@@ -345,7 +330,8 @@ class Pod(PodPlacement):
     """Processors of a pod, and threads of its engine. Default: what the machine or the container allows; a request of
     1 in a cluster."""
     memory: Memory | None = None
-    """Host memory of a pod on a GPU. On a CPU the pod's memory follows from accelerator.memory, and this is refused."""
+    """Host memory of a pod on a GPU; kvCache.hostMemory is added to it. On a CPU the pod's memory follows from
+    accelerator.memory, and this is refused."""
     topology_spread_constraints: list[Spread] = Field(default_factory=list, max_length=8)
     """How replicas are spread over zones and nodes. Default: over nodes, where that can be had."""
 

@@ -21,6 +21,7 @@ def load_of(spec: ModelDeploymentSpec, facts: ModelFacts) -> Load:
         precision=spec.precision,
         cache_precision=spec.kv_cache.precision,
         ratio=spec.kv_cache.ratio,
+        host_bytes=spec.kv_cache.host_memory or 0,
         block_size=spec.kv_cache.block_size,
         max_length=spec.context.max_length,
         tensor=spec.parallelism.tensor,

@@ -17,6 +17,8 @@ class Load:
     ratio: float = 0.8
     cache_bytes: int | None = None
     """Absolute size of the cache; overrides `ratio`."""
+    host_bytes: int = 0
+    """Of host memory for a second tier of cache blocks, of each rank. On a CPU that is memory of the device itself."""
     block_size: int = 64
     max_length: int | None = None
     """Longest prompt and answer together; None takes the trained length, or what the cache holds if that is less."""
@@ -54,6 +56,8 @@ class Budget:
     devices: tuple[int, ...] = ()
     """Bytes of each rank's device, where `budget` was given them."""
     rejected: tuple[Rejection, ...] = ()
+    host_blocks: int = 0
+    """Of the host tier, the same on each rank."""
 
     @property
     def tensor(self) -> int:
@@ -107,6 +111,17 @@ class Budget:
         return self.tensor // self.nodes
 
     @property
+    def host_bytes(self) -> int:
+        """Bytes of the host tier of the fullest rank."""
+        return self.host_blocks * self.block_bytes
+
+    @property
+    def pod_host_bytes(self) -> int:
+        """Bytes of the host tiers of one pod's ranks together, of the largest pod."""
+        each, sizes = self.pod_ranks, [rank.block_bytes for rank in self.ranks]
+        return self.host_blocks * max(sum(sizes[at : at + each]) for at in range(0, self.tensor, each))
+
+    @property
     def pod_bytes(self) -> int:
         """Bytes that the ranks of one pod may take together, of the largest pod: all pods of a group are alike."""
         each = self.pod_ranks
@@ -132,10 +147,14 @@ class Budget:
         return self.blocks // -(-self.max_length // self.block_size)
 
     def per_device(self) -> dict[str, int]:
-        """The terms under the names that status, `plan -o json` and the engine share."""
+        """The terms under the names that status, `plan -o json` and the engine share.
+
+        `hostCache` is there where a host tier lies on the line, which is on CPUs.
+        """
         return {
             "total": self.total, "context": self.context, "weights": self.weights,
-            "workspace": self.workspace, "kvCache": self.kv_cache, "headroom": self.headroom,
+            "workspace": self.workspace, "kvCache": self.kv_cache,
+            **({"hostCache": self.fullest.host} if self.fullest.host else {}), "headroom": self.headroom,
         }  # fmt: skip
 
     def per_rank(self) -> list[dict[str, int]]:

@@ -24,6 +24,8 @@ class RankBudget:
     workspace_terms: Mapping[str, int]
     block_bytes: int
     blocks: int = 0
+    host: int = 0
+    """Bytes of the host tier on this line: 0 on a GPU, where the tier lies in the pod's memory and not the card's."""
 
     @property
     def rank(self) -> int:
@@ -41,7 +43,7 @@ class RankBudget:
     @property
     def fixed(self) -> int:
         """All but the cache."""
-        return self.context + self.weights + self.workspace
+        return self.context + self.weights + self.workspace + self.host
 
     @property
     def in_use(self) -> int:
@@ -59,8 +61,8 @@ class RankBudget:
             "rank": self.rank, "heads": length(shard.queries), "kvHeads": length(shard.keys),
             "width": length(shard.inner), "vocabulary": length(shard.vocab), "total": self.total,
             "context": self.context, "weights": self.weights, "workspace": self.workspace,
-            "collectives": self.workspace_terms["collectives"], "kvCache": self.cache, "inUse": self.in_use,
-            "headroom": self.headroom,
+            "collectives": self.workspace_terms["collectives"], "kvCache": self.cache,
+            **({"hostCache": self.host} if self.host else {}), "inUse": self.in_use, "headroom": self.headroom,
         }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ ONE_MEMORY_WORDS = "is the host memory of pods on GPUs; on a CPU accelerator.mem
 TORCH_ROWS_WORDS = "goes with accelerator.resource: cpu. Remove it"
 DETERMINISTIC_WORDS = "goes with accelerator.resource: cpu: kernels of GPUs do not promise it. Remove it"
 EQUAL_WORDS = "contradicts serving.torchRows, with which answers depend on load: remove one of them"
+HOST_MEMORY_WORDS = "goes with prefixCaching: true. Remove one of them"
 OURS_WORDS = "plimsoll.dev/…, app.kubernetes.io/name and app.kubernetes.io/managed-by are written by the operator"
 
 
@@ -139,6 +140,14 @@ PARALLELISM: list[Any] = [
         f"exclusiveTopology {APART_KEY_WORDS}",
         ".exclusiveTopology",
     ),
+]
+
+KV_CACHE: list[Any] = [
+    rule(
+        "!has(self.hostMemory) || !has(self.prefixCaching) || self.prefixCaching",
+        f"hostMemory {HOST_MEMORY_WORDS}",
+        ".hostMemory",
+    )
 ]
 
 NOT_OURS: list[Any] = [

@@ -49,6 +49,8 @@ class PerDevice(StatusPart):
     """The most that one step computes with."""
     kv_cache: Whole | None = Field(default=None, alias="kvCache")
     """Cache for keys and values: spec.kvCache.ratio of what was left, in whole blocks."""
+    host_cache: Whole | None = None
+    """On a CPU: spec.kvCache.hostMemory in whole blocks."""
     headroom: Whole | None = None
     """What stays free."""
 
@@ -83,6 +85,8 @@ class Budget(StatusPart):
     """Each rank's bytes, where there are several; perDevice is the fullest one's."""
     kv_tokens: Whole | None = None
     """Tokens the cache of one replica holds."""
+    host_tokens: Whole | None = None
+    """Tokens that its host tier holds."""
     concurrent_requests: Whole | None = None
     """Requests of full length that fit one replica's cache at once."""
     max_length: Whole | None = None
@@ -111,6 +115,8 @@ class Observed(StatusPart):
     """Weights as loaded."""
     kv_cache: Whole | None = Field(default=None, alias="kvCache")
     """The cache as allocated."""
+    host_cache: Whole | None = None
+    """The host tier as allocated."""
     peak: Whole | None = None
     """The most the process has held."""
     ranks: list[RankObserved] | None = None

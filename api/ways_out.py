@@ -29,17 +29,18 @@ class Names:
     memory: str = "a device of"
     rope: str = "context.rope type dynamic, factor"
     int8_cache: str = "kvCache.precision int8"
+    host_bytes: str = "kvCache.hostMemory"
 
 
 MANIFEST = Names()
 MANIFEST_LINE = Names(memory="accelerator.memory")
 OPTIONS = Names(
     "--dtype", "--session-len", "--cache-max-entry-count", "--kv-cache-bytes", "--max-prefill-token-num", "--memory",
-    "--rope-scaling-factor", "--quant-policy 8",
+    "--rope-scaling-factor", "--quant-policy 8", "--host-memory",
 )  # fmt: skip
 ARGUMENTS = Names(
     "precision", "max_model_len", "kv_ratio", "kv_cache_bytes", "max_batched_tokens", "memory",
-    "rope_type dynamic, rope_factor", "cache_precision int8",
+    "rope_type dynamic, rope_factor", "cache_precision int8", "host_memory",
 )  # fmt: skip
 
 
@@ -82,6 +83,8 @@ def _single(
         if needed_cache > wish.cache_bytes:
             yield from _first(first(iter([{"cache_bytes": needed_cache}])))
     yield from _first(first({"max_batched_tokens": tokens} for tokens in STEPS if tokens < step))
+    if wish.host_bytes:
+        yield from _first(first(iter([{"host_bytes": 0}])))
     if wish.cache_precision == "auto":
         yield from _first(first(iter([{"cache_precision": "int8"}])))
     yield from _first(first({"precision": one} for one in precisions))
@@ -153,6 +156,8 @@ def described(change: dict[str, Any], found: Budget, wish: Load, names: Names, n
             taken: list[str] = [found.precision] if wish.precision == "auto" else []
             taken += [f"{found.tensor} devices"] if several else []
             notes += [f"auto takes {' on '.join(taken)} there"] if taken else []
+        elif field == "host_bytes":
+            parts.append(f"no {names.host_bytes}")
         elif field == "cache_precision":
             parts.append(names.int8_cache)
         elif field == "cache_bytes" and value is None:

@@ -16,6 +16,7 @@ TERMS = (
     ("weights", "weights", "blue", "█"),
     ("workspace", "workspace", "magenta", "▓"),
     ("kvCache", "KV cache", "green", "█"),
+    ("hostCache", "host tier", "cyan", "▒"),
     ("headroom", "headroom", "bright_black", "·"),
 )
 EXPLAINED = {
@@ -23,6 +24,7 @@ EXPLAINED = {
     "weights": "exact",
     "workspace": "",
     "kvCache": "",
+    "hostCache": "a second tier of cache",
     "headroom": "left alone",
 }
 #: Columns of the ranks of a group, and where the report has them.
@@ -52,7 +54,7 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
     held = "" if report["cachePrecision"] == "auto" else f" at {report['cachePrecision']}"
     console.print(
         f"cache: {report['kvTokens']} tokens{held} in {report['blocks']} blocks of {report['blockSize']} "
-        f"({format_bytes(report['blockBytes'])} each)\n"
+        f"({format_bytes(report['blockBytes'])} each)\n{_host_tier(report)}"
         f"requests: {report['concurrentRequests']} at once of {report['maxLength']} tokens "
         f"(length: {report['maxLengthFrom']})",
         highlight=False,
@@ -65,6 +67,16 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(f"sized, and not run yet: {report['notRunYet']}", style="yellow", highlight=False)
 
 
+def _host_tier(report: Mapping[str, Any]) -> str:
+    """What a second tier holds, as a line; empty where there is none."""
+    blocks = report["hostBlocks"]
+    if not blocks:
+        return ""
+    where = "" if "hostCache" in report["perDevice"] else ", beside the line: memory of the pod"
+    held = format_bytes(blocks * report["blockBytes"])
+    return f"host tier: {blocks * report['blockSize']} tokens in {blocks} blocks ({held} of each rank{where})\n"
+
+
 def _pods(pods: Mapping[str, int]) -> str:
     """What a replica over several pods takes of a cluster."""
     ranks = f"{pods['ranksEach']} rank{'s' if pods['ranksEach'] > 1 else ''}"
@@ -74,7 +86,7 @@ def _pods(pods: Mapping[str, int]) -> str:
 
 def bar(terms: Mapping[str, int], width: int) -> Text:
     """One cell per share of the total; what is there at all gets at least one. The line is at the end."""
-    cells = shares([terms[name] for name, *_ in TERMS], width)
+    cells = shares([terms.get(name, 0) for name, *_ in TERMS], width)
     text = Text()
     for (_, _, colour, mark), count in zip(TERMS, cells, strict=True):
         text.append(mark * count, style=colour)
@@ -106,6 +118,8 @@ def _table(report: Mapping[str, Any]) -> Table:
     table.add_column(style="dim")
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in report["workspace"].items() if size)
     for name, title, colour, mark in TERMS:
+        if name not in terms:
+            continue
         explained = parts if name == "workspace" else EXPLAINED[name]
         share = f"{100 * terms[name] / total:.1f} %"
         table.add_row(Text(mark, style=colour), title, format_bytes(terms[name]), share, explained)

@@ -199,10 +199,11 @@ def memory_table(predicted: dict[str, int], observed: dict[str, int]) -> Table:
     table.add_column("memory")
     table.add_column("predicted", justify="right")
     table.add_column("measured", justify="right")
-    used = sum(predicted.get(term, 0) for term in ("context", "weights", "workspace", "kvCache"))
+    used = sum(predicted.get(term, 0) for term in ("context", "weights", "workspace", "kvCache", "hostCache"))
     rows = (
         ("weights", predicted.get("weights"), observed.get("weights")),
         ("KV cache", predicted.get("kvCache"), observed.get("kvCache")),
+        ("host tier", predicted.get("hostCache"), observed.get("hostCache")),
         ("workspace", predicted.get("workspace"), None),
         ("context", predicted.get("context"), None),
         ("in use", used, observed.get("resident")),

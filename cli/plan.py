@@ -94,6 +94,7 @@ def plan(
         "blocks": found.blocks,
         "blockSize": found.block_size,
         "blockBytes": found.block_bytes,
+        "hostBlocks": found.host_blocks,
         "kvTokens": found.kv_tokens,
         "maxLength": found.max_length,
         "maxLengthFrom": _length_from(load.max_length, load.trained_length, found.max_length),

@@ -17,6 +17,7 @@ from plimsoll.api.parsers import AUTO, REASONING_PARSERS, TOOL_PARSERS, reasonin
 from plimsoll.api.precision import ActivationPrecision, CachePrecision
 from plimsoll.api.quantity import byte_option
 from plimsoll.api.shard import MOST_RANKS
+from plimsoll.cli.host_memory import host_bytes
 from plimsoll.cli.machines import MASTER_PORT, follow, leader_of, membership_of, refuse_headless_leader
 
 if TYPE_CHECKING:
@@ -61,6 +62,24 @@ def serve(
     ] = 0.8,
     kv_cache_bytes: Annotated[
         str | None, typer.Option(help="The KV cache's size itself, as 2Gi or 512Mi, instead of a share.")
+    ] = None,
+    host_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Host memory for a second tier of cache blocks, as 8Gi, of each rank: what leaves the cache is copied "
+            "there, and back when it is needed. Default: none."
+        ),
+    ] = None,
+    swap_space: Annotated[
+        float | None, typer.Option(min=0.0, max=float(1 << 20), help="--host-memory in GiB, as vLLM has it.")
+    ] = None,
+    kv_offloading_size: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=float(1 << 20),
+            help="The same in GiB, of all ranks together, as vLLM has it: --host-memory is this, divided by the ranks.",
+        ),
     ] = None,
     memory: Annotated[
         str | None, typer.Option(help="The line, as 8Gi. Default: what this machine or container has.")
@@ -200,6 +219,7 @@ def serve(
 ) -> None:
     """Serve a checkpoint as an OpenAI endpoint."""
     tensor = _tensor(tp)
+    host = host_bytes(host_memory, swap_space, kv_offloading_size, tensor)
     _check_options(dtype, device, tensor, model_format)
     check_choice(quant_policy, tuple(POLICIES), "--quant-policy")
     check_choice(activation_precision, get_args(ActivationPrecision), "--activation-precision")
@@ -250,6 +270,7 @@ def serve(
         memory=None if memory is None else byte_option(memory, "--memory"),
         kv_ratio=cache_max_entry_count,
         kv_cache_bytes=None if kv_cache_bytes is None else byte_option(kv_cache_bytes, "--kv-cache-bytes"),
+        host_memory=host,
         block_size=cache_block_seq_len,
         prefix_caching=enable_prefix_caching,
         max_model_len=session_len,

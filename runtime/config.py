@@ -47,6 +47,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Share of what is free after weights, workspace and context that becomes KV cache."""
     kv_cache_bytes: Count | None = None
     """Absolute size of the cache; overrides `kv_ratio`."""
+    host_memory: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Bytes of host memory, of each rank, for a second tier of cache blocks: what leaves the cache is copied there, and
+    back when it is needed. On a CPU it counts against `memory`. 0 has no second tier."""
     block_size: int = 64
     prefix_caching: bool = True
     max_model_len: Count | None = None
@@ -129,6 +132,7 @@ _FIELDS = {
     "arguments": {
         "spec.kvCache.blockSize": "block_size",
         "spec.parallelism.tensor": "tensor",
+        "spec.kvCache.hostMemory": "host_memory",
         "spec.serving.deterministic": "deterministic",
         "spec.serving.activationPrecision": "activation_precision",
     },
@@ -137,6 +141,7 @@ _FIELDS = {
         "spec.serving.deterministic": "--deterministic",
         "spec.serving.activationPrecision": "--activation-precision",
         "spec.parallelism.tensor": "--tp",
+        "spec.kvCache.hostMemory": "--host-memory",
         "tensor": "--tp",
         "device": "--device",
     },
@@ -161,6 +166,7 @@ def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind) -> Lo
         nodes=config.nodes,
         ratio=config.kv_ratio,
         cache_bytes=config.kv_cache_bytes,
+        host_bytes=config.host_memory,
         block_size=config.block_size,
         max_length=config.max_model_len,
         max_batched_tokens=config.max_batched_tokens or BATCHED_TOKENS[kind],
@@ -232,6 +238,7 @@ def from_deployment(
         device=kind,
         memory=spec.accelerator.memory,
         kv_ratio=spec.kv_cache.ratio,
+        host_memory=spec.kv_cache.host_memory or 0,
         block_size=spec.kv_cache.block_size,
         prefix_caching=spec.kv_cache.prefix_caching,
         max_model_len=spec.context.max_length,

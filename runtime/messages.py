@@ -111,6 +111,14 @@ class EngineStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Prompt tokens looked up in the prefix cache."""
     prefix_hits: int = 0
     """Of those, tokens found."""
+    host_blocks_used: int = 0
+    """Of the host tier: blocks that are known."""
+    host_hits: int = 0
+    """Of `prefix_hits`, tokens that only the host tier had."""
+    host_saved: int = 0
+    """Blocks copied to the host tier."""
+    host_loaded: int = 0
+    """Blocks copied back, those of preempted requests included."""
     preemptions: int = 0
     guesses: int = 0
     """Tokens that were guessed, and run before they were known."""
@@ -188,9 +196,10 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     cache_dtype: str
     """Of keys and values in the cache, as torch names it: `bfloat16`."""
     predicted: dict[str, int]
-    """Bytes by budget term: total, context, weights, workspace, kvCache, headroom."""
+    """Bytes by budget term: total, context, weights, workspace, kvCache, headroom; hostCache where that lies on the
+    line."""
     observed: dict[str, int]
-    """Bytes: weights, kvCache, resident (of the engine process)."""
+    """Bytes: weights, kvCache, resident (of the engine process), hostCache where there is a host tier."""
     startup: dict[str, float]
     """Seconds by phase: load, cache, warmup."""
     kernels: str
@@ -199,6 +208,8 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """Of all ranks together."""
     threads: int
     """Of one rank."""
+    host_blocks: int = 0
+    """Blocks of the host tier."""
     ranks: list["RankReady"] = []
     """What each rank observed, rank 0 first, where there are several."""
 
@@ -220,6 +231,8 @@ class RankReady(msgspec.Struct, frozen=True, kw_only=True, tag="rank"):
     load: float
     """Seconds."""
     determinism: Determinism
+    host_blocks: int = 0
+    """Of its host tier: the same on every rank."""
 
     @property
     def loaded(self) -> LoadProgress:

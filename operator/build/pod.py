@@ -313,7 +313,8 @@ def resources(deployment: Deployment, spec: ModelDeploymentSpec, budget: Budget)
     if spec.accelerator.resource == "cpu":
         both = {"memory": quantity(budget.pod_bytes + SERVER_BYTES)}
     else:
-        memory = quantity(spec.pod.memory or HOST_BYTES_PER_DEVICE * budget.pod_ranks)
+        own = spec.pod.memory or HOST_BYTES_PER_DEVICE * budget.pod_ranks
+        memory = quantity(own + budget.pod_host_bytes)
         both = {"memory": memory, spec.accelerator.resource: str(budget.pod_ranks)}
     return limited({"requests": requests | both, "limits": limits | both}, spec)
 

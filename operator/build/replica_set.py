@@ -73,6 +73,7 @@ def described(budget: Budget) -> dict[str, Any]:
         # Left out where it is not: revisions of earlier versions keep a budget without it.
         **({"cachePrecision": budget.cache_precision} if budget.cache_precision != "auto" else {}),
         "kvTokens": budget.kv_tokens,
+        **({"hostTokens": budget.host_blocks * budget.block_size} if budget.host_blocks else {}),
         "concurrentRequests": budget.concurrent_requests,
         "maxLength": budget.max_length,
         "rejected": [{"option": rejection.option, "reason": rejection.reason} for rejection in budget.rejected],
@@ -80,7 +81,8 @@ def described(budget: Budget) -> dict[str, Any]:
 
 
 def _rank(terms: Mapping[str, int]) -> dict[str, int]:
-    return {key: terms[key] for key in ("rank", "total", "context", "weights", "workspace", "kvCache", "headroom")}
+    names = ("rank", "total", "context", "weights", "workspace", "kvCache", "hostCache", "headroom")
+    return {key: terms[key] for key in names if key in terms}
 
 
 def served(model: CheckpointSource, inspection: Inspection) -> dict[str, Any]:

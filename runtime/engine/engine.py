@@ -13,6 +13,7 @@ import torch
 from plimsoll.api.errors import PlimsollError, message_of
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.core.block_manager import BlockManager
+from plimsoll.runtime.engine.core.host_blocks import HostBlocks
 from plimsoll.runtime.engine.core.requests import RequestReader
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.scheduler import Scheduled, Scheduler, rejection
@@ -86,12 +87,11 @@ class Engine:
                     ranks.wait_ready()
                 raise
             others = [] if ranks is None else ranks.wait_ready()
-        for one in others:
-            if one.num_blocks != loaded.plan.num_blocks:
-                raise GroupError(f"rank {one.rank} has {one.num_blocks} blocks of cache, not {loaded.plan.num_blocks}")
+        loaded.check_others(others)
         self.facts = loaded.facts
         self.runner = loaded.runner
         self.sampler = Sampler(loaded.facts.vocab_size, loaded.runner.device)
+        self._copy_times = loaded.copy_times()
         self._build(loaded)
         with loaded.clock.phase("warmup"):
             self._warm_up()
@@ -103,8 +103,9 @@ class Engine:
     def _build(self, loaded: Loaded) -> None:
         """Fresh books: nothing queued, nothing cached, counters at zero."""
         config, runner = self.config, self.runner
+        host = None if runner.host is None else HostBlocks(runner.host.num_blocks, self._copy_times)
         self.scheduler = Scheduler(
-            BlockManager(runner.cache.num_blocks, runner.cache.block_size, config.prefix_caching),
+            BlockManager(runner.cache.num_blocks, runner.cache.block_size, config.prefix_caching, host),
             max_batched_tokens=loaded.plan.max_batched_tokens,
             max_running=config.max_running,
             max_queued_requests=config.max_queued_requests,
@@ -170,15 +171,9 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         """Counters and gauges of now; the same object until the engine starts again."""
-        stats, scheduler = self._stats, self.scheduler
-        stats.running = len(scheduler.running)
-        stats.waiting = len(scheduler.waiting) + (len(self._grammars.compiling) if self._grammars else 0)
-        stats.waiting_tokens = scheduler.waiting_tokens
-        stats.blocks_free = scheduler.blocks.num_free
-        stats.blocks_cached = scheduler.blocks.num_cached
-        stats.prefix_queries = scheduler.prefix_queries
-        stats.prefix_hits = scheduler.prefix_hits
-        stats.preemptions = scheduler.preemptions
+        stats = self._stats
+        self.scheduler.count(stats)
+        stats.waiting += len(self._grammars.compiling) if self._grammars else 0
         if isinstance(self._ranks, NodeRanks):
             stats.peaks = self._ranks.peaks()
         # Asking takes a while: not between two steps.
@@ -232,16 +227,20 @@ class Engine:
         rows = [item.seq.row for item in chosen if item.due]
         if self._grammars is not None:
             self._grammars.begin_masks([row.constraint for row in rows])
+        copies = self.scheduler.take_copies()
         try:
-            result = self.runner.step(chosen, best=self.runner.spread and all_plain(rows))
+            result = self.runner.step(chosen, self.runner.spread and all_plain(rows), copies)
         except Exception as error:
             if self._ranks is not None:
                 # The others may have done more of this step, or less: the group starts again.
                 self.check()
                 raise GroupError(f"a step failed: {message_of(error)}") from error
+            self.scheduler.distrust_copies(copies)
             self._fail_step(chosen, error, outputs)
         else:
             self._advance(chosen, result, outputs)
+            if not copies:
+                self._copy_times.observe(self._stats.last_step_tokens, time.monotonic() - started)
         return outputs
 
     def take_times(self) -> list[RequestTimes]:

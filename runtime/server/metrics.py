@@ -156,6 +156,7 @@ class Metrics:
             ("kv_cache_blocks_free", "Blocks that hold nothing.", stats.blocks_free),
             ("kv_cache_blocks_cached", "Blocks that are warm and unused.", stats.blocks_cached),
             *(() if info is None else _capacity(info)),
+            *(() if info is None else _host_tier(info, stats)),
         )
         counters = (
             ("num_preemptions", "Requests sent back to the queue because no block was free.", stats.preemptions),
@@ -163,6 +164,9 @@ class Metrics:
             ("generation_tokens", "Tokens generated.", stats.generation_tokens),
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_queries),
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_hits),
+            ("host_cache_hits", "Prompt tokens found in the host tier alone.", stats.host_hits),
+            ("host_cache_blocks_saved", "Blocks copied to the host tier.", stats.host_saved),
+            ("host_cache_blocks_loaded", "Blocks copied back from the host tier.", stats.host_loaded),
             ("spec_decode_num_draft_tokens", "Tokens that were guessed.", stats.guesses),
             ("spec_decode_num_accepted_tokens", "Tokens that were guessed and came.", stats.guesses_kept),
             ("engine_steps", "Steps of the engine.", stats.steps),
@@ -237,6 +241,14 @@ class Metrics:
             for part, value in parts:
                 memory.add_metric([self.model, str(rank.rank), part], value)
         yield memory
+
+
+def _host_tier(info: EngineReady, stats: EngineStats) -> tuple[tuple[str, str, float], ...]:
+    """The second tier of the cache, and how full it is."""
+    return (
+        ("host_cache_blocks", "Blocks of the host tier.", info.host_blocks),
+        ("host_cache_blocks_used", "Blocks of the host tier that hold something.", stats.host_blocks_used),
+    )
 
 
 def _capacity(info: EngineReady) -> tuple[tuple[str, str, float], ...]:

@@ -148,7 +148,8 @@ class StatusPort:
 
     def _observed(self, info: "EngineReady | None") -> dict[str, int]:
         assert self.service is not None
-        found = {} if info is None else {term: info.observed[term] for term in ("weights", "kvCache")}
+        measured = {} if info is None else info.observed
+        found = {term: size for term, size in measured.items() if term != "resident"}
         pid = self.service.engine.pid
         peak = self.service.engine.stats.device_peak or (None if pid is None else peak_bytes(pid))
         return found if peak is None else found | {"peak": peak}

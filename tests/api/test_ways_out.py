@@ -117,7 +117,14 @@ WISHES = st.fixed_dictionaries(
     {},
     optional={
         "precision": st.sampled_from(["auto", "bfloat16", "w4a16"]),
-        "kvCache": st.fixed_dictionaries({}, optional={"ratio": st.floats(0.1, 1), "blockSize": st.just(32)}),
+        "kvCache": st.fixed_dictionaries(
+            {},
+            optional={
+                "ratio": st.floats(0.1, 1),
+                "blockSize": st.just(32),
+                "hostMemory": st.sampled_from(["64Mi", "3Gi"]),
+            },
+        ),
         "context": st.fixed_dictionaries(
             {}, optional={"maxLength": st.integers(1, 9000), "rope": st.just({"type": "dynamic", "factor": 2.0})}
         ),

@@ -285,3 +285,30 @@ def test_a_quantized_checkpoint_is_planned_as_the_engine_will_hold_it(
     code, _, err = run(capsys, "-f", manifest(tmp_path, f"file://{folder}", precision="w8a16"))
     assert code == 1
     assert "spec.precision: the checkpoint's weights are awq of 4 bits (found 'w8a16'). Use auto or w4a16" in err
+
+
+def test_a_host_tier_is_a_term_of_a_cpu_and_a_line_of_its_own_of_a_gpu(
+    smollm2_gguf: Path, tmp_path: Path, card: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = manifest(tmp_path, f"file://{smollm2_gguf}", kvCache={"hostMemory": "256Mi"})
+    code, out, _ = run(capsys, "-f", file, "-o", "json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["perDevice"]["hostCache"] == report["hostBlocks"] * report["blockBytes"]
+    assert 0 <= (256 << 20) - report["perDevice"]["hostCache"] < report["blockBytes"]
+    terms = report["perDevice"]
+    assert terms["total"] == sum(size for name, size in terms.items() if name != "total")
+    _, shown, _ = run(capsys, "-f", file)
+    assert "host tier" in shown
+    assert f"host tier: {report['hostBlocks'] * 64} tokens in {report['hostBlocks']} blocks" in shown
+    _, out, _ = run(capsys, "-f", manifest(tmp_path, f"file://{smollm2_gguf}"), "-o", "json")
+    assert "hostCache" not in json.loads(out)["perDevice"]
+
+
+def test_where_a_host_tier_lies_beside_a_card_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(INTERNLM))
+    gpu = {"resource": "nvidia.com/gpu", "memory": "24Gi"}
+    file = manifest(tmp_path, "hf://a/b@main", accelerator=gpu, kvCache={"hostMemory": "16Gi"})
+    _, shown, _ = run(capsys, "-f", file, "--config", str(config))
+    assert "host tier: 131072 tokens in 2048 blocks (16.0 GiB of each rank, beside the line" in shown

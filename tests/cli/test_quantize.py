@@ -68,7 +68,9 @@ def test_a_job_stopped_in_the_middle_goes_on_and_a_gate_has_a_status_of_its_own(
     assert "quantizing: layer 1 of 32" not in errors
     assert "past its limit: the mean KL divergence" in errors
     assert "of that divergence is avoided" in told
-    assert re.search(r"^cache in int8: .*\ncache in int4: .*\nrecommended: kvCache.precision (auto|int8|int4) ", told, re.MULTILINE)
+    assert re.search(
+        r"^cache in int8: .*\ncache in int4: .*\nrecommended: kvCache.precision (auto|int8|int4) ", told, re.MULTILINE
+    )
     last = JobProgress.decode(words.read_bytes())
     assert (last.phase, last.reason, last.layer) == ("Failed", "GateFailed", 32)
     assert last.output is not None

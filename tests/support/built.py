@@ -62,7 +62,9 @@ def budget_of(spec: ModelDeploymentSpec) -> Budget:
     kind = "cpu" if spec.accelerator.resource == "cpu" else "cuda"
     tensor = 1 if spec.parallelism.tensor == "auto" else min(spec.parallelism.tensor, 2)
     device = DeviceFacts(kind, spec.accelerator.memory or 24 << 30)
-    return budget(FACTS, device, Load(precision="bfloat16", max_length=64, tensor=tensor))
+    return budget(FACTS, device, Load(
+        precision="bfloat16", max_length=64, tensor=tensor, host_bytes=spec.kv_cache.host_memory or 0
+    ))  # fmt: skip
 
 
 def replica_set(spec: Mapping[str, Any], *, image_volumes: bool = True, contents: str = "", **deployed: str) -> Object:

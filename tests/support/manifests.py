@@ -94,6 +94,7 @@ ON_GPU: Manifest = {
     "model": {"source": f"oci://registry.example.com/models/qwen:7b@{DIGEST}", "credentialsSecret": "registry"},
     "accelerator": {"resource": "nvidia.com/gpu", "memory": 25769803776},
     "parallelism": {"tensor": 2},
+    "kvCache": {"hostMemory": "4Gi"},
     "pod": {
         "memory": "8Gi", "cpu": 4, "tolerations": [{"operator": "Exists"}],
         "securityContext": {"assignedByCluster": True},
@@ -114,6 +115,7 @@ ENDPOINTS = ("https://hf-mirror.com", "http://minio.storage.svc:9000", "https://
 
 #: source, endpoint and the like: what types cannot say, with the field that is at fault.
 _VERSION = "spec.model.contentVersion"
+_HOST = "spec.kvCache.hostMemory"
 _ARCH, _IDENTITY = "spec.pod.architecture", "spec.pod.securityContext"
 _SPREAD = "spec.pod.topologySpreadConstraints[0]"
 _TOLERATIONS = "spec.pod.tolerations[0]"
@@ -178,6 +180,7 @@ _TOGETHER: tuple[tuple[str, Manifest, str], ...] = (
         {"accelerator": {"resource": "cpu", "memory": "4Gi"}, "serving": {"deterministic": True, "torchRows": 128}},
         "spec.serving.deterministic",
     ),
+    ("a host tier for no prefixes", {"kvCache": {"hostMemory": "1Gi", "prefixCaching": False}}, _HOST),
     ("a label of ours", {"pod": {"labels": {"plimsoll.dev/deployment": "x"}}}, "spec.pod.labels"),
     ("a manager", {"pod": {"labels": {"app.kubernetes.io/managed-by": "x"}}}, "spec.pod.labels"),
     ("an annotation of ours", {"pod": {"annotations": {"plimsoll.dev/x": "x"}}}, "spec.pod.annotations"),

@@ -7,6 +7,7 @@ Every block is in exactly one of three states:
     in use    one or more sequences hold it; its content may be known by its hash as well
 
 A block's hash chains over everything before it (as in vLLM's prefix cache), so equal hashes mean equal prefixes.
+A cached block that has to give way is saved to the host tier (`HostBlocks`), where there is one.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from plimsoll.api.errors import PlimsollError
+from plimsoll.runtime.engine.core.host_blocks import HostBlocks
 
 ROOT = b"plimsoll"
 """Parent of a sequence's first block."""
@@ -41,12 +43,16 @@ class BlockManager:
         num_blocks: blocks in the pool.
         block_size: tokens a block holds.
         prefix_caching: off, a block without owners is simply free.
+        host: keeps what cached blocks hold when they give way; None forgets it.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool = True) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, prefix_caching: bool = True, host: HostBlocks | None = None
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_caching = prefix_caching
+        self.host = host
         self._refs = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
@@ -73,12 +79,13 @@ class BlockManager:
         """Number of blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
-    def find_prefix(self, hashes: Sequence[bytes]) -> list[int]:
-        """Blocks whose content is the longest known run of `hashes`; takes nothing."""
-        found: list[int] = []
+    def find_prefix(self, hashes: Sequence[bytes]) -> list[int | None]:
+        """Blocks whose content is the longest known run of `hashes`, None for one that only the host tier has; takes
+        nothing."""
+        found: list[int | None] = []
         for digest in hashes:
             block = self._block_of.get(digest)
-            if block is None:
+            if block is None and (self.host is None or digest not in self.host):
                 break
             found.append(block)
         return found
@@ -104,7 +111,9 @@ class BlockManager:
                 block = self._free.pop()
             else:
                 block, _none = self._cached.popitem(last=False)
-                self._forget(block)
+                digest = self._forget(block)
+                if self.host is not None:
+                    self.host.save(block, digest)
             self._refs[block] = 1
             blocks.append(block)
         return blocks
@@ -163,9 +172,12 @@ class BlockManager:
         assert len(known) == len(self._block_of), "one hash names two blocks"
         assert cached <= known.keys(), "a cached block has no hash"
         assert not free & known.keys(), "a free block has a hash"
+        if self.host is not None:
+            self.host.check_integrity()
 
-    def _forget(self, block: int) -> None:
+    def _forget(self, block: int) -> bytes:
         digest = self._hash_of[block]
         assert digest is not None
         del self._block_of[digest]
         self._hash_of[block] = None
+        return digest

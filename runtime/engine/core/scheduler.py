@@ -9,16 +9,20 @@ Pure bookkeeping: no tensors, no clock. Order of a step:
 A sequence takes the blocks of all its tokens when it is admitted, so only decodes can find the cache full. The oldest
 sequence is never preempted for another, and alone it fits (`max_model_len` is at most what the cache holds): every
 step makes progress.
+
+With a host tier (`HostBlocks`) the blocks of a preempted sequence, and of a prefix that no sequence holds, are copied
+there when others need their room, and copied back when the sequence, or a request with that prefix, is admitted.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from plimsoll.api.errors import PlimsollError, message_of
 from plimsoll.runtime.engine.core.block_manager import BlockManager
+from plimsoll.runtime.engine.core.host_blocks import Copy
 from plimsoll.runtime.engine.core.sequence import Sequence
-from plimsoll.runtime.messages import TokenOutput
+from plimsoll.runtime.messages import EngineStats, TokenOutput
 
 #: Rows of a step up to which guesses are added: a few rows more cost little while weights are what a step waits for.
 GUESSING_ROWS = 8
@@ -82,6 +86,7 @@ class Scheduler:
         self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
+        self.host_hits = 0
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self.running
@@ -118,6 +123,10 @@ class Scheduler:
             self._guess(chosen, budget)
         return chosen
 
+    def take_copies(self) -> list[Copy]:
+        """What must be copied between the tiers before the step that `schedule` chose runs, in this order."""
+        return [] if self.blocks.host is None else self.blocks.host.take_copies()
+
     def accept(self, seq: Sequence) -> None:
         """Counts a guess as computed that the engine would have chosen: its keys and values are in the cache."""
         before = seq.num_computed
@@ -131,11 +140,32 @@ class Scheduler:
         else:
             self.waiting.remove(seq)
             self.waiting_tokens -= seq.num_tokens
+            self._drop_tail(seq)
         return self._release(seq)
 
     def distrust(self, seq: Sequence, first_token: int) -> None:
-        """Removes a sequence's keys and values from `first_token` on from the prefix cache."""
-        self.blocks.unpublish(seq.block_table[first_token // self.blocks.block_size :])
+        """Removes a sequence's keys and values from `first_token` on from the prefix cache, in both tiers."""
+        first = first_token // self.blocks.block_size
+        self.blocks.unpublish(seq.block_table[first:])
+        if self.blocks.host is not None:
+            self.blocks.host.drop(seq.block_hashes[first:])
+
+    def distrust_copies(self, copies: Iterable[Copy]) -> None:
+        """Forgets what `copies` of a step that failed were to bring, and all of the host tier."""
+        self.blocks.unpublish(copy.block for copy in copies if not copy.out)
+        if self.blocks.host is not None:
+            self.blocks.host.clear()
+
+    def count(self, stats: EngineStats) -> None:
+        """Writes its figures of now."""
+        blocks, host = self.blocks, self.blocks.host
+        stats.running, stats.waiting = len(self.running), len(self.waiting)
+        stats.waiting_tokens, stats.preemptions = self.waiting_tokens, self.preemptions
+        stats.blocks_free, stats.blocks_cached = blocks.num_free, blocks.num_cached
+        stats.prefix_queries, stats.prefix_hits = self.prefix_queries, self.prefix_hits
+        if host is not None:
+            stats.host_blocks_used, stats.host_hits = host.num_used, self.host_hits
+            stats.host_saved, stats.host_loaded = host.saved, host.loaded
 
     def check_integrity(self) -> None:
         """Raises AssertionError where the scheduler's books and the block manager's differ."""
@@ -173,8 +203,16 @@ class Scheduler:
         return True
 
     def _preempt(self, seq: Sequence) -> None:
-        """Back to the front of the queue with all its tokens; what it had computed stays cached while there is room."""
+        """Back to the front of the queue with all its tokens; what it had computed stays cached while there is room.
+
+        Its full blocks are known by their hashes. The last one, if part-filled, is saved to the host tier at once.
+        """
         self.running.remove(seq)
+        host, size = self.blocks.host, self.blocks.block_size
+        if host is not None:
+            seq.num_swapped = seq.num_computed
+            if (tail := seq.tail_hash(size)) is not None:
+                host.save(seq.block_table[seq.num_swapped // size], tail)
         self._release(seq)
         self.waiting.appendleft(seq)
         self.waiting_tokens += seq.num_tokens
@@ -182,24 +220,52 @@ class Scheduler:
 
     def _admit(self, seq: Sequence) -> bool:
         """Moves the head of the queue to `running` with blocks for all its tokens, if there are enough."""
-        blocks, prefix = self.blocks, []
-        if blocks.prefix_caching:
-            prefix = blocks.find_prefix(seq.hashes(seq.reusable_tokens // blocks.block_size, blocks.block_size))
+        blocks, size = self.blocks, self.blocks.block_size
+        hashes = seq.hashes(seq.reusable_tokens // size, size) if blocks.prefix_caching else []
+        found = blocks.find_prefix(hashes)
+        prefix = [block for block in found if block is not None]
+        loads = {index: hashes[index] for index, block in enumerate(found) if block is None}
         missing = blocks.blocks_for(seq.num_tokens) - len(prefix)
         # A spare block for each that runs: who is admitted into the last block is preempted by the next that grows.
         if missing + len(self.running) > blocks.room_after(prefix):
             return False
+        computed = len(found) * size
+        if (tail := self._tail(seq, len(found))) is not None:
+            loads[len(found)], computed = tail, seq.num_swapped
         blocks.hold(prefix)
-        seq.block_table = prefix + blocks.allocate(missing)
-        seq.num_computed = len(prefix) * blocks.block_size
+        if blocks.host is not None:
+            blocks.host.pin(loads.values())
+        fresh = iter(blocks.allocate(missing))
+        seq.block_table = [next(fresh) if block is None else block for block in found] + list(fresh)
+        seq.num_computed = computed
+        if blocks.host is not None:
+            blocks.host.load({digest: seq.block_table[index] for index, digest in loads.items()})
+            self._publish(seq, 0, len(found) * size)
+            self._drop_tail(seq)
         if seq.num_cached < 0:
             seq.num_cached = min(seq.num_computed, seq.prompt_len)
             self.prefix_queries += seq.prompt_len
             self.prefix_hits += seq.num_cached
+            self.host_hits += len(loads) * size
         self.waiting.popleft()
         self.waiting_tokens -= seq.num_tokens
         self.running.append(seq)
         return True
+
+    def _tail(self, seq: Sequence, found: int) -> bytes | None:
+        """The hash of the part-filled block that follows `found` full ones, where the host tier has it."""
+        host, size = self.blocks.host, self.blocks.block_size
+        if host is None or seq.num_swapped // size != found or seq.num_swapped > seq.reusable_tokens:
+            return None
+        tail = seq.tail_hash(size)
+        return tail if tail is not None and tail in host else None
+
+    def _drop_tail(self, seq: Sequence) -> None:
+        """Forgets the part-filled block of a sequence that was preempted: no other sequence asks for it."""
+        tail = seq.tail_hash(self.blocks.block_size) if seq.num_swapped else None
+        if tail is not None and self.blocks.host is not None:
+            self.blocks.host.drop([tail])
+        seq.num_swapped = 0
 
     def _choose(self, seq: Sequence, budget: int, chosen: list[Scheduled]) -> int:
         """Adds as many of a sequence's pending tokens as the budget allows; returns what is left of it."""

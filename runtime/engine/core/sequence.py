@@ -37,6 +37,7 @@ class Sequence:
         "max_tokens",
         "num_cached",
         "num_computed",
+        "num_swapped",
         "output_token_ids",
         "params",
         "prompt_len",
@@ -72,6 +73,8 @@ class Sequence:
         self.num_computed = 0
         # -1 until it is first admitted.
         self.num_cached = -1
+        # Tokens that were computed when it was preempted; the host tier may hold its last, part-filled block.
+        self.num_swapped = 0
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []
         self.cache_root = salted_root(params.cache_salt)
@@ -118,6 +121,15 @@ class Sequence:
             parent = known[-1] if known else self.cache_root
             known.append(chain_hash(parent, self.token_ids[index * block_size : (index + 1) * block_size]))
         return known[:count]
+
+    def tail_hash(self, block_size: int) -> bytes | None:
+        """Of the part-filled block that it had when it was preempted; None where there is none. A full block's hash
+        is over more tokens, so the two never meet."""
+        full, rest = divmod(self.num_swapped, block_size)
+        if not rest:
+            return None
+        parent = self.hashes(full, block_size)[-1] if full else self.cache_root
+        return chain_hash(parent, self.token_ids[full * block_size : self.num_swapped])
 
     def take(self, token: int, logprobs: TokenLogprobs | None, output: TokenOutput) -> FinishReason | None:
         """Goes on by the token that was chosen, and writes what the client gets of it into `output`.

@@ -23,11 +23,14 @@ from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.contents import refuse_changed
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.core.copy_times import CopyTimes
+from plimsoll.runtime.engine.worker.host_cache import HostCache
 from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.engine.worker.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
 from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.engine.worker.self_test import of_group, self_test
 from plimsoll.runtime.kernels.forecast import foreseen_libraries, libraries_note
+from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.machine.threads import apply_threads, cpu_limit
@@ -89,8 +92,21 @@ class Loaded:
         return RankReady(
             rank=self.rank, pid=os.getpid(), num_blocks=runner.cache.num_blocks, weights=runner.decoder.weight_bytes,
             kv_cache=runner.cache.nbytes, resident=resident_bytes(runner.device), load=self.clock.seconds["weights"],
-            determinism=self.determinism,
+            determinism=self.determinism, host_blocks=self.plan.host_blocks,
         )  # fmt: skip
+
+    def check_others(self, others: Sequence[RankReady]) -> None:
+        """Raises GroupError where another rank has a cache of another size."""
+        ours = (self.plan.num_blocks, self.plan.host_blocks)
+        for one in others:
+            if (one.num_blocks, one.host_blocks) != ours:
+                theirs = f"{one.num_blocks} blocks of cache and {one.host_blocks} in its host tier"
+                raise GroupError(f"rank {one.rank} has {theirs}, not {ours[0]} and {ours[1]}")
+
+    def copy_times(self) -> CopyTimes:
+        """What copying a block between the tiers takes on this machine, measured now; 0 where there is one tier."""
+        host = self.runner.host
+        return CopyTimes(0.0 if host is None else host.seconds_a_block(), self.runner.cache.block_size)
 
     def ready(self, others: Sequence[RankReady] = ()) -> EngineReady:
         """What the engine tells the world once it has generated a token: predicted bytes beside observed ones."""
@@ -99,12 +115,14 @@ class Loaded:
             model_len=plan.model_len,
             num_blocks=runner.cache.num_blocks,
             block_size=runner.cache.block_size,
+            host_blocks=0 if runner.host is None else runner.host.num_blocks,
             precision=plan.precision,
             cache_dtype=runner.cache.held,
             predicted=dict(plan.predicted),
             observed={
                 "weights": runner.decoder.weight_bytes,
                 "kvCache": runner.cache.nbytes,
+                **({} if runner.host is None else {"hostCache": runner.host.nbytes}),
                 "resident": resident_bytes(runner.device),
             },
             startup={
@@ -223,10 +241,11 @@ def load(prepared: Prepared, on_progress: OnProgress | None = None, group: RankG
         )
     # Loading takes minutes, in which the files may be replaced one by one.
     refuse_changed(Path(config.model), config.contents)
-    with clock.phase("cache", plan.predicted["kvCache"]):
+    with clock.phase("cache", plan.predicted["kvCache"] + plan.predicted.get("hostCache", 0)):
         cache = KVCache(
             decoder.facts, plan.num_blocks, config.block_size, prepared.dtype, prepared.kernels.device,
             plan.cache_precision,
         )  # fmt: skip
+        host = HostCache(cache, plan.host_blocks) if plan.host_blocks else None
     rank = 0 if group is None else group.rank
-    return Loaded(facts, plan, Runner(decoder, cache, group), prepared.threads, clock, prepared.determinism, rank)
+    return Loaded(facts, plan, Runner(decoder, cache, group, host), prepared.threads, clock, prepared.determinism, rank)

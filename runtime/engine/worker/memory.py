@@ -51,6 +51,8 @@ class MemoryPlan:
     """Bytes that each rank takes in all."""
     cache_precision: CachePrecision = "auto"
     """How keys and values are held; auto is as weights that are no codes."""
+    host_blocks: int = 0
+    """Of the host tier."""
     rejected: tuple[Rejection, ...] = ()
     """What `auto` passed over, and why."""
     note: str | None = None
@@ -106,6 +108,11 @@ def plan_memory(
         DoesNotFitError: the sum is larger than what there is.
     """
     kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
+    if config.host_memory and not config.prefix_caching:
+        raise SpecError(
+            "keeps blocks by the prefix that they hold, and prefix caching is off", field="spec.kvCache.hostMemory",
+            value=format_bytes(config.host_memory), fix="Leave out one of the two",
+        )  # fmt: skip
     untested = os.environ.get(UNTESTED) == "1"
     refuse_unrun(config.precision, config.tensor, kind, FIELDS, untested=untested)
     rope, load = override_rope(facts, config.rope_type, config.rope_factor), engine_load(config, facts, kind)
@@ -127,6 +134,9 @@ def plan_memory(
             f"takes {format_bytes(wanted)}, and others leave {format_bytes(available)} of this machine's memory",
             field=names.memory, ways=_beside_others(facts, replace(device, total=available), load, names),
         )  # fmt: skip
+    if kind == "cuda" and found.pod_host_bytes > free_bytes() and not follows:
+        sizes = f"{format_bytes(found.pod_host_bytes)}, and {format_bytes(free_bytes())} of host memory are free"
+        raise DoesNotFitError(f"takes {sizes}", field=names.host_bytes, ways=["less", "none"])
     # Sized alike: a card without bfloat16 holds float16 in its place.
     precision = (
         found.precision if found.precision in CODED else next(n for n, known in DTYPES.items() if known == dtype)
@@ -134,7 +144,7 @@ def plan_memory(
     return MemoryPlan(
         precision, found.tensor, rope, found.max_length, found.blocks, step, found.per_device(),
         tuple(rank.weights for rank in found.ranks), tuple(rank.in_use for rank in found.ranks),
-        found.cache_precision, found.rejected, short_context(found, load),
+        found.cache_precision, found.host_blocks, found.rejected, short_context(found, load),
     )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.sizes import PROMPT_LOGIT_ROWS
+from plimsoll.runtime.engine.core.host_blocks import Copy
+from plimsoll.runtime.engine.worker.host_cache import HostCache
 from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.kernels.table import AttentionBatch
@@ -93,6 +95,8 @@ class Forward(msgspec.Struct, frozen=True, tag=True):
     rows: list[int]
     best: bool
     """Whether the largest logit of each row is all that is wanted."""
+    copies: list[Copy] = []
+    """Between the tiers, before anything is computed."""
 
 
 class Logits(msgspec.Struct, frozen=True, tag=True):
@@ -137,9 +141,12 @@ class Runner:
     Every announcement has a number: a rank that meets another than it expects has missed a step, and ends.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, group: RankGroup | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, group: RankGroup | None = None, host: HostCache | None = None
+    ) -> None:
         self.decoder = decoder
         self.cache = cache
+        self.host = host
         self.device = decoder.kernels.device
         self._group = group
         self._number = 0
@@ -151,11 +158,14 @@ class Runner:
         return self._group is not None
 
     @torch.inference_mode()
-    def step(self, scheduled: Sequence[ScheduledSequence], best: bool = False) -> StepResult:
+    def step(
+        self, scheduled: Sequence[ScheduledSequence], best: bool = False, copies: Sequence[Copy] = ()
+    ) -> StepResult:
         """Computes the chosen tokens of each sequence, at least one each, and writes their keys and values.
 
         Args:
             best: the result has the largest logit of each row alone.
+            copies: between the tiers of the cache, made first and in order.
         """
         inputs = self._inputs(scheduled)
         starts = inputs.narrow[: inputs.count + 1].tolist()
@@ -169,8 +179,8 @@ class Runner:
                     rows.append(last + guess)
         if self._group is not None:
             wide, narrow = inputs.wide.tobytes(), inputs.narrow.tobytes()
-            self._announce(Forward(self._number, wide, narrow, inputs.count, rows, best))
-        self._forward(inputs)
+            self._announce(Forward(self._number, wide, narrow, inputs.count, rows, best, list(copies)))
+        self._forward(inputs, copies)
         hidden = self._rows(rows)
         if best:
             return StepResult(sampled, hidden.new_empty(0), self.decoder.best(hidden), starts, self)
@@ -209,7 +219,7 @@ class Runner:
         if isinstance(message, Forward):
             wide = np.frombuffer(bytearray(message.wide), dtype=np.int64).reshape(3, -1)
             narrow = np.frombuffer(bytearray(message.narrow), dtype=np.int32)
-            self._forward(_Inputs(wide, narrow, message.count))
+            self._forward(_Inputs(wide, narrow, message.count), message.copies)
             hidden = self._rows(message.rows)
             if message.best:
                 self.decoder.best(hidden)
@@ -226,7 +236,10 @@ class Runner:
         self._group.send(_encode(message))
         self._number += 1
 
-    def _forward(self, inputs: _Inputs) -> None:
+    def _forward(self, inputs: _Inputs, copies: Sequence[Copy]) -> None:
+        if copies:
+            assert self.host is not None
+            self.host.copy(copies)
         token_ids, positions, batch = self._batch(inputs)
         self._hidden = self.decoder.forward(token_ids, positions, self.cache.layers, batch)
 

@@ -181,6 +181,18 @@ def test_on_gpus_devices_are_the_line_and_host_memory_is_beside() -> None:
     assert given_memory["limits"]["memory"] == given_memory["requests"]["memory"] == "40Gi"
 
 
+def test_a_host_tier_is_in_the_line_on_a_processor_and_beside_the_card_on_a_gpu() -> None:
+    tier = {"kvCache": {"hostMemory": "256Mi"}}
+    assert server({**MINIMAL, **tier})["resources"] == server(MINIMAL)["resources"]
+    gpu = {**MINIMAL, "accelerator": {"resource": "nvidia.com/gpu", "memory": "24Gi"}}
+    plain, tiered = server(gpu)["resources"]["limits"], server({**gpu, **tier})["resources"]["limits"]
+    more = parse_bytes(tiered["memory"]) - parse_bytes(plain["memory"])
+    # In whole blocks.
+    assert 0 < more <= 256 << 20
+    own = server({**gpu, **tier, "pod": {"memory": "40Gi"}})["resources"]["limits"]["memory"]
+    assert parse_bytes(own) == (40 << 30) + more
+
+
 def test_files_of_a_claim_are_compared_with_what_was_inspected() -> None:
     pinned = ("hf://org/name", f"oci://r.example/m@{DIGEST}")
     for source, expected in (("pvc://models/a", "1:00ff"), *((one, None) for one in pinned)):

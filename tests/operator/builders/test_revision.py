@@ -179,12 +179,21 @@ def test_rows_of_8_bits_make_a_new_revision_on_a_cpu() -> None:
     assert build.revision({**on_cpu, "serving": {"activationPrecision": "auto"}}) == build.revision(on_cpu)
 
 
+def test_a_host_tier_makes_a_new_revision() -> None:
+    tier = {**MINIMAL, "kvCache": {"hostMemory": "1Gi"}}
+    assert build.revision(tier) != build.revision(MINIMAL)
+    assert build.revision(tier) == build.revision({**MINIMAL, "kvCache": {"hostMemory": 1 << 30}})
+    assert build.revision(tier) != build.revision({**MINIMAL, "kvCache": {"hostMemory": "2Gi"}})
+
+
 def test_no_field_is_forgotten() -> None:
     # A field added to the API is added to FULL, or said here to be no matter of the pod.
     # A job stands in a source's place; what it wrote is hashed beside the spec.
     not_the_pods = {("replicas",), ("rollout",), ("serving", "apiKeysFile"), ("model", "quantizationJob")}
     # Does not go with GPUs, which FULL is about.
     not_the_pods |= {("serving", name) for name in ("torchRows", "deterministic", "activationPrecision")}
+    # Does not go without prefix caching, which FULL is without.
+    not_the_pods |= {("kvCache", "hostMemory")}
 
     wholes = ("tolerations", "affinity", "topologySpreadConstraints")
 
