@@ -277,6 +277,7 @@ def serve(
         rope_type="dynamic" if rope_scaling_factor else None,
         rope_factor=rope_scaling_factor or None,
         max_batched_tokens=max_prefill_token_num,
+        paced=True,
         max_running=max_batch_size,
         threads=threads,
         names="options",

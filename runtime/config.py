@@ -59,6 +59,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rope_factor: float | None = None
     max_batched_tokens: Count | None = None
     """Tokens of the largest step; None takes the device's default, 8192 on a GPU and 2048 on a CPU."""
+    paced: bool = False
+    """Prompts join running streams so slowly that these do not stutter (`core/pace.py`). An endpoint does, a batch not."""
     max_running: Count = 64
     max_queued_requests: Count = 256
     max_queued_tokens: Count = 1_000_000
@@ -245,6 +247,7 @@ def from_deployment(
         rope_type=None if rope is None else rope.type,
         rope_factor=None if rope is None else rope.factor,
         max_batched_tokens=spec.serving.max_batched_tokens,
+        paced=True,
         max_running=spec.serving.max_running_requests,
         max_queued_requests=spec.serving.max_queued_requests,
         max_queued_tokens=spec.serving.max_queued_tokens,

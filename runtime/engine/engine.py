@@ -108,6 +108,7 @@ class Engine:
             BlockManager(runner.cache.num_blocks, runner.cache.block_size, config.prefix_caching, host),
             max_batched_tokens=loaded.plan.max_batched_tokens,
             max_running=config.max_running,
+            paced=config.paced,
             max_queued_requests=config.max_queued_requests,
             max_queued_tokens=config.max_queued_tokens,
         )
@@ -240,7 +241,9 @@ class Engine:
         else:
             self._advance(chosen, result, outputs)
             if not copies:
-                self._copy_times.observe(self._stats.last_step_tokens, time.monotonic() - started)
+                seconds = time.monotonic() - started
+                self._copy_times.observe(self._stats.last_step_tokens, seconds)
+                self.scheduler.took(seconds)
         return outputs
 
     def take_times(self) -> list[RequestTimes]:

@@ -6,6 +6,8 @@ Pure bookkeeping: no tensors, no clock. Order of a step:
     2. prompts already begun, the next chunk of each
     3. prompts from the queue, as long as budget, slots and blocks last
 
+Beside decodes, prompts get as many tokens as `Pace` allows, where they are paced.
+
 A sequence takes the blocks of all its tokens when it is admitted, so only decodes can find the cache full. The oldest
 sequence is never preempted for another, and alone it fits (`max_model_len` is at most what the cache holds): every
 step makes progress.
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from plimsoll.api.errors import PlimsollError, message_of
 from plimsoll.runtime.engine.core.block_manager import BlockManager
 from plimsoll.runtime.engine.core.host_blocks import Copy
+from plimsoll.runtime.engine.core.pace import Pace
 from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.messages import EngineStats, TokenOutput
 
@@ -63,6 +66,7 @@ class Scheduler:
     max_batched_tokens: the budget of a step.
     max_running: sequences that hold blocks at once, and rows of a step that get a token, guesses included.
     max_queued_requests, max_queued_tokens: bounds of what waits beyond the free slots.
+    paced: prompts get no more tokens beside running streams than `Pace` allows.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Scheduler:
         max_running: int,
         max_queued_requests: int,
         max_queued_tokens: int,
+        paced: bool = False,
     ) -> None:
         self.blocks = blocks
         self.max_batched_tokens = max_batched_tokens
@@ -83,6 +88,9 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.waiting_tokens = 0
+        self.pace = Pace() if paced else None
+        # Sequences in decode and prompt tokens of the last step.
+        self._last = (0, 0)
         self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
@@ -113,19 +121,28 @@ class Scheduler:
         layer before any attention of that layer, so a later sequence of this same step may share them.
         """
         chosen: list[Scheduled] = []
-        budget = self._schedule_decodes(chosen)
+        spare = self._schedule_decodes(chosen)
+        streams = len(chosen)
+        budget = allowed = min(spare, self.pace.allowed(streams)) if self.pace and streams else spare
         for seq in self.running:
             if budget and seq.num_pending > 1:
                 budget = self._choose(seq, budget, chosen)
         while budget and self.waiting and len(self.running) < self.max_running and self._admit(self.waiting[0]):
             budget = self._choose(self.running[-1], budget, chosen)
-        if budget:
-            self._guess(chosen, budget)
+        joined = allowed - budget
+        self._last = streams, joined
+        if spare > joined:
+            self._guess(chosen, spare - joined)
         return chosen
 
     def take_copies(self) -> list[Copy]:
         """What must be copied between the tiers before the step that `schedule` chose runs, in this order."""
         return [] if self.blocks.host is None else self.blocks.host.take_copies()
+
+    def took(self, seconds: float) -> None:
+        """Learns what the step took that `schedule` chose last."""
+        if self.pace:
+            self.pace.took(*self._last, seconds)
 
     def accept(self, seq: Sequence) -> None:
         """Counts a guess as computed that the engine would have chosen: its keys and values are in the cache."""

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.runtime.engine.core.block_manager import BlockManager
+from plimsoll.runtime.engine.core.pace import LEAST
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.scheduler import QueueFullError, Scheduler
 from plimsoll.runtime.engine.core.sequence import Sequence
@@ -48,6 +49,24 @@ def test_prompts_are_cut_to_the_budget_and_decodes_go_first():
     assert run(scheduler) == [("0", 1), ("1", 15)]
     assert run(scheduler) == [("0", 1), ("1", 5), ("2", 3)]
     assert run(scheduler) == [("0", 1), ("1", 1), ("2", 1)]
+
+
+def test_paced_prompts_get_all_of_a_step_alone_and_a_part_of_it_beside_decodes():
+    scheduler = make_scheduler(num_blocks=200, max_batched_tokens=64, paced=True)
+
+    def step(alone: float) -> list[tuple[str, int]]:
+        """One that takes `alone` seconds and 1 ms for each prompt token."""
+        chosen = run(scheduler)
+        scheduler.took(alone + 0.001 * sum(count for _, count in chosen if count > 1))
+        return chosen
+
+    scheduler.add(make_sequence(0, 64, max_tokens=500))
+    assert step(0.0) == [("0", 64)]
+    scheduler.add(make_sequence(1, 600))
+    assert step(0.05) == [("0", 1)], "what a step takes without a prompt is seen first"
+    found = [step(0.05) for _ in range(20)]
+    assert found[0] == [("0", 1), ("1", LEAST)]
+    assert found[-1] == [("0", 1), ("1", 40)], "0.8 times 50 ms at 1 ms a token"
 
 
 def test_the_head_of_the_queue_is_never_overtaken():

@@ -1,0 +1,83 @@
+"""How much running streams stutter while a long prompt comes in: gaps between their tokens, quiet and beside it.
+
+    python -m benchmarks.stutter MODEL [--streams 1 4 16] [--prompt 8000] [--precision w4a16]
+
+One engine paces prompts, another does not; both run the same work in turns in one process. Prints the median and the
+99th percentile of a stream's gaps in milliseconds, and the seconds to the first token of the long prompt.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from plimsoll.runtime.engine.engine import Engine
+from tests.support.engines import make_engine, make_request
+
+QUIET_STEPS = 100
+
+
+def gaps(engine: Engine, streams: int, prompt: int, label: str) -> dict[str, Any]:
+    """Seconds between steps of the streams alone, and while the prompt is computed; seconds to its first token."""
+    for stream in range(streams):
+        ids = [(11 * at + 37 * stream) % 40000 + 3 for at in range(100)]
+        engine.add(make_request(f"{label}-{stream}", ids, 4000))
+    while engine.scheduler.waiting or any(seq.num_pending > 1 for seq in engine.scheduler.running):
+        engine.step()
+    quiet = [_timed(engine)[0] for _ in range(QUIET_STEPS)]
+    ids = [(7919 * at) % 40000 + 3 for at in range(prompt)]
+    engine.add(make_request(f"{label}-long", ids, 1))
+    beside: list[float] = []
+    done = False
+    while not done:
+        seconds, done = _timed(engine, f"{label}-long")
+        beside.append(seconds)
+    engine.abort([f"{label}-{stream}" for stream in range(streams)])
+    engine.step()
+    return {"quiet": quiet, "beside": beside, "first": sum(beside)}
+
+
+def _timed(engine: Engine, ends: str = "") -> tuple[float, bool]:
+    start = time.perf_counter()
+    outputs = engine.step()
+    return time.perf_counter() - start, any(output.request_id == ends for output in outputs)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--prompt", type=int, default=8000)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--cache", default="auto")
+    parser.add_argument("--threads", type=int, default=None)
+    given = parser.parse_args()
+    room = (given.prompt + max(given.streams) * 4200) * 24_000
+    engines = {
+        paced: make_engine(
+            given.model, num_blocks=1, block_bytes=room, block_size=64, precision=given.precision, paced=paced,
+            cache_precision=given.cache, threads=given.threads, prefix_caching=False, memory=16 << 30,
+        )
+        for paced in (False, True)
+    }  # fmt: skip
+    console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
+    table = Table("streams", "prompts", "alone p50, p99", "beside p50, p99", "ratio of p99", "first token, s")
+    for streams in given.streams:
+        for paced, engine in engines.items():
+            found = gaps(engine, streams, given.prompt, f"{streams}-{paced}")
+            alone, beside = (np.percentile(found[what], (50, 99)) * 1000 for what in ("quiet", "beside"))
+            table.add_row(
+                f"{streams}", "paced" if paced else "not paced", f"{alone[0]:.1f}, {alone[1]:.1f}",
+                f"{beside[0]:.1f}, {beside[1]:.1f}", f"{beside[1] / alone[1]:.2f}", f"{found['first']:.2f}",
+            )  # fmt: skip
+    console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
