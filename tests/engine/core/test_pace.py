@@ -7,7 +7,7 @@ from plimsoll.runtime.engine.core.pace import LEAST, REFRESH, SLOWDOWN, SMOOTH, 
 
 
 def turn(pace: Pace, streams: int, alone: float, token: float, steps: int) -> list[tuple[int, float]]:
-    """Steps of a machine that takes `alone` seconds for the streams and `token` for each prompt token: (tokens, seconds)."""
+    """(prompt tokens, seconds) of steps that take `alone` seconds for the streams and `token` for each prompt token."""
     taken = []
     for _ in range(steps):
         tokens = pace.allowed(streams)
@@ -39,7 +39,7 @@ def test_a_step_with_a_prompt_takes_less_than_twice_what_it_takes_without(
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.floats(0, 5), st.floats(0, 1)), min_size=1, max_size=400))
 def test_a_prompt_goes_on_whatever_was_measured(steps: list[tuple[int, float, float]]) -> None:
-    """Only the first step of a number of streams, and one in `REFRESH`, has no prompt tokens; no other has under `LEAST`."""
+    """Only the first step of a number of streams, and one in `REFRESH`, has none; no other has under `LEAST`."""
     pace, known, since = Pace(), set(), 0
     for streams, alone, token in steps:
         allowed = pace.allowed(streams)
