@@ -241,9 +241,7 @@ class Engine:
         else:
             self._advance(chosen, result, outputs)
             if not copies:
-                seconds = time.monotonic() - started
-                self._copy_times.observe(self._stats.last_step_tokens, seconds)
-                self.scheduler.took(seconds)
+                self.scheduler.took(time.monotonic() - started)
         return outputs
 
     def take_times(self) -> list[RequestTimes]:

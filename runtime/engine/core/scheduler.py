@@ -140,9 +140,11 @@ class Scheduler:
         return [] if self.blocks.host is None else self.blocks.host.take_copies()
 
     def took(self, seconds: float) -> None:
-        """Learns what the step took that `schedule` chose last."""
+        """Learns what the step took that `schedule` chose last, and in which nothing was copied."""
         if self.pace:
             self.pace.took(*self._last, seconds)
+        if self.blocks.host and self.blocks.host.times:
+            self.blocks.host.times.observe(sum(self._last), seconds)
 
     def accept(self, seq: Sequence) -> None:
         """Counts a guess as computed that the engine would have chosen: its keys and values are in the cache."""
