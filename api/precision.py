@@ -74,12 +74,20 @@ def head_codes(facts: ModelFacts, precision: Precision, table: TableFacts) -> Co
     if precision not in CODE_BITS or table.head_group is None:
         return None
     names = find_family(facts.architecture).names
-    stored = None
-    if facts.quantization is None:
-        stored = _blocks(facts, [names.embedding if facts.tie_embeddings else names.head])
+    stored = stored_codes(facts, [names.embedding if facts.tie_embeddings else names.head])
     if stored is not None or block_bits(facts) == CODE_BITS[precision]:
         return stored
     return Codes(8, table.head_group if facts.hidden_size % table.head_group == 0 else facts.hidden_size)
+
+
+def embedding_codes(facts: ModelFacts, precision: Precision, table: TableFacts) -> Codes | None:
+    """How the embedding is held; None where it is whole. One of its own, which is looked up and not multiplied by, is
+    never rounded; blocks of a GGUF are held as they are stored."""
+    if facts.tie_embeddings:
+        return head_codes(facts, precision, table)
+    if precision not in CODE_BITS or table.head_group is None:
+        return None
+    return stored_codes(facts, [find_family(facts.architecture).names.embedding])
 
 
 def held_codes(facts: ModelFacts, precision: Precision, modules: Sequence[str], columns: int) -> Codes | None:
@@ -100,7 +108,7 @@ def held_codes(facts: ModelFacts, precision: Precision, modules: Sequence[str], 
         return None
     said = facts.quantization
     if said is None:
-        stored = _blocks(facts, modules)
+        stored = stored_codes(facts, modules)
         if block_bits(facts) == bits or (stored is not None and stored.bits == bits):
             return stored
         return Codes(bits, columns if bits == 8 else _own_group(columns))
@@ -125,8 +133,10 @@ def held_codes(facts: ModelFacts, precision: Precision, modules: Sequence[str], 
     return Codes(bits, group, stored=True)
 
 
-def _blocks(facts: ModelFacts, modules: Sequence[str]) -> Codes | None:
+def stored_codes(facts: ModelFacts, modules: Sequence[str]) -> Codes | None:
     """How blocks of a GGUF are held as they are stored, those of one matrix together; None where they are not."""
+    if facts.quantization is not None:
+        return None
     # The report of an inspection may have been forged: a tensor that it leaves out has no type.
     found = [(facts.tensors or {}).get(f"{module}.weight") for module in modules]
     block = held_together("" if fact is None else fact.dtype for fact in found)

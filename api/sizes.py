@@ -19,6 +19,7 @@ from plimsoll.api.precision import (
     Precision,
     code_bytes,
     element_bytes,
+    embedding_codes,
     head_codes,
     held_codes,
 )
@@ -64,9 +65,9 @@ def matrices(
     own = facts if shard is None else shard.facts(facts)
     hidden, vocab = facts.hidden_size, facts.vocab_size if shard is None else shard.vocab[1] - shard.vocab[0]
     names = find_family(facts.architecture).names
-    yield Matrix(vocab, hidden, linear=False, codes=head_codes(facts, precision, table))
+    yield Matrix(vocab, hidden, linear=False, codes=embedding_codes(facts, precision, table))
     if not facts.tie_embeddings:
-        yield Matrix(vocab, hidden, linear=False)
+        yield Matrix(vocab, hidden, linear=False, codes=head_codes(facts, precision, table))
     found: Counter[Matrix] = Counter()
     # Layers may differ in what a checkpoint stores whole; else those of one spec are alike.
     apart = precision in CODE_BITS and (facts.quantization is not None or stored_blocks(facts) is not None)

@@ -1,4 +1,5 @@
-"""Products with weights of 4 bits (groups of 64) and 8 beside bfloat16 ones, by rows: the native table and torch's own.
+"""Products with weights of 4 bits (groups of 64), 8 bits and GGUF's super-blocks beside bfloat16 ones, by rows: the
+native table and torch's own. Super-blocks are of matrices whose columns are a multiple of 256.
 
 Contestants take turns, each over as many matrices as no cache holds, as the layers of a model are. A time is the tenth
 percentile of its calls, in microseconds; a ratio is bfloat16's time over the other's, so below 1 is slower.
@@ -8,17 +9,21 @@ hundreds of times slower.
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from plimsoll.runtime.kernels.native import native_kernels
-from plimsoll.runtime.kernels.quantized import QuantizedMatrix
+from plimsoll.runtime.kernels.quantized import SUPER, QuantizedMatrix
 from plimsoll.runtime.machine.processor import multiplies_bf16
 
 SHAPES = {"qkv": (960, 576), "output": (576, 576), "gate_up": (3072, 576), "down": (576, 1536), "4096": (4096, 4096)}
 ROWS = (1, 2, 3, 4, 6, 8, 12, 13, 16, 32, 64, 128, 255, 256, 512)
 GROUP = 64
+SUPER_BLOCKS: dict[str, tuple[Literal[4, 8], int, bool]] = {
+    "Q4_K": (4, 32, True), "Q5_K": (8, 32, True), "Q6_K": (8, 16, False), "Q4_K, Q6_K": (8, 16, True),
+}  # fmt: skip
+"""Bits of a code, columns of a scale, and whether there are minimums."""
 MEMORY = 160_000_000
 """Bytes of bfloat16 weights that a round goes over."""
 TORCH_ROWS = 128
@@ -33,26 +38,36 @@ def main(threads: int, seconds: float = 0.3) -> None:
     torch.manual_seed(0)
     wide = TORCH_ROWS if multiplies_bf16() else None
     ops = native_kernels("cpu", torch.bfloat16, wide)
+
+    def ours(x: torch.Tensor, weight: Any) -> object:
+        return ops.linear(x, weight, None)
+
     print(f"\n{ops.name}, {threads} threads, torch {torch.__version__}; through torch go {wide} and more\n")
-    print(f"{'':14}{'bf16 us':>10}" + "".join(f"{name:>20}" for name in ("4 bits", "8 bits", "torch 4", "torch 8")))
+    names = ("4 bits", "8 bits", *SUPER_BLOCKS, "torch 4", "torch 8")
+    print(f"{'':14}{'bf16 us':>10}" + "".join(f"{name:>20}" for name in names))
     for name, (outputs, columns) in SHAPES.items():
         count = max(1, MEMORY // (outputs * columns * 2))
         whole = [ops.pack(torch.randn(outputs, columns).bfloat16()) for _ in range(count)]
         fours = [four_bits(outputs, columns) for _ in range(count)]
         bytes_ = [eight_bits(outputs, columns) for _ in range(count)]
-        contestants: list[tuple[Product, list[Any]]] = [
-            (lambda x, w: ops.linear(x, w, None), whole),
-            (lambda x, w: ops.linear(x, w, None), [ops.pack_quantized(matrix) for matrix in fours]),
-            (lambda x, w: ops.linear(x, w, None), [ops.pack_quantized(matrix) for matrix in bytes_]),
-            (_torch_4, [_packed_4(matrix) for matrix in fours]),
-            (_torch_8, [(matrix.codes, matrix.scales[:, 0].bfloat16()) for matrix in bytes_]),
-        ]
-        del fours, bytes_
+        matrices = {"4 bits": fours, "8 bits": bytes_}
+        if columns % SUPER == 0:
+            matrices |= {kind: [super_blocks(kind, outputs, columns) for _ in range(count)] for kind in SUPER_BLOCKS}
+        contestants: dict[str, tuple[Product, list[Any]]] = {"bf16": (ours, whole)}
+        for kind, all_of in matrices.items():
+            contestants[kind] = ours, [ops.pack_quantized(matrix) for matrix in all_of]
+        contestants["torch 4"] = _torch_4, [_packed_4(matrix) for matrix in fours]
+        contestants["torch 8"] = _torch_8, [(matrix.codes, matrix.scales[:, 0].bfloat16()) for matrix in bytes_]
+        del fours, bytes_, matrices
         for rows in ROWS:
-            x = torch.randn(rows, columns)
-            times = in_turns(contestants if rows <= PACKED_ROWS else contestants[:3], x, seconds)
-            others = "".join(f"{other:12.1f} {times[0] / other:6.2f}x" for other in times[1:])
-            print(f"{name + ' x ' + str(rows):14}{times[0]:10.1f}{others}", flush=True)
+            kept = [kind for kind in contestants if rows <= PACKED_ROWS or not kind.startswith("torch")]
+            found = in_turns([contestants[kind] for kind in kept], torch.randn(rows, columns), seconds)
+            times = dict(zip(kept, found, strict=True))
+            others = "".join(
+                f"{times[kind]:12.1f} {times['bf16'] / times[kind]:6.2f}x" if kind in times else f"{'–':>20}"
+                for kind in names
+            )
+            print(f"{name + ' x ' + str(rows):14}{times['bf16']:10.1f}{others}", flush=True)
 
 
 def four_bits(outputs: int, columns: int) -> QuantizedMatrix:
@@ -64,6 +79,17 @@ def four_bits(outputs: int, columns: int) -> QuantizedMatrix:
 def eight_bits(outputs: int, columns: int) -> QuantizedMatrix:
     codes = torch.randint(-127, 128, (outputs, columns), dtype=torch.int8)
     return QuantizedMatrix(8, codes, (torch.rand(outputs, 1) / 100).half())
+
+
+def super_blocks(kind: str, outputs: int, columns: int) -> QuantizedMatrix:
+    """As `runtime/models/loader.py` holds blocks of a GGUF of this type, or parts of two types together."""
+    bits, group, minimums = SUPER_BLOCKS[kind]
+    codes = torch.randint(0, 16, (outputs, columns)).to(torch.uint8 if bits == 4 else torch.int8)
+    scales = torch.randint(1, 64, (outputs, columns // group)).to(torch.int8)
+    factors = (torch.rand(outputs, columns // SUPER) / 4000).half()
+    if not minimums:
+        return QuantizedMatrix(bits, codes, scales, super_scales=factors)
+    return QuantizedMatrix(bits, codes, scales, None, scales, factors, -factors * 8)
 
 
 def in_turns(contestants: list[tuple[Product, list[Any]]], x: torch.Tensor, seconds: float) -> list[float]:

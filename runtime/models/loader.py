@@ -11,7 +11,7 @@ from plimsoll.api.families.family import Linear
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import FUSED, fused_roles, has_bias, norm_sizes, stored_linears
 from plimsoll.api.model import LayerSpec, ModelFacts, NormSpec, RopeFacts
-from plimsoll.api.precision import Codes, Precision, head_codes, held_codes
+from plimsoll.api.precision import Codes, Precision, embedding_codes, head_codes, held_codes
 from plimsoll.api.shard import Run, Shard, undivided
 from plimsoll.api.share import Share, Step, shares
 from plimsoll.checkpoint.quantized.linear import QuantizedLinear
@@ -102,7 +102,7 @@ def load_decoder(
         raise ValueError(f"{shard} is not the part of a rank of {group}")
     loader = _Loader(checkpoint.part(shard), facts, kernels, weight_dtype, precision, on_progress, shard, group)
     names, tied = loader.names, facts.tie_embeddings
-    embedding = loader.matrix(names.embedding) if tied else loader.whole(names.embedding)
+    embedding = loader.matrix(names.embedding)
     layers = [_load_layer(loader, spec, index) for index, spec in enumerate(facts.layers)]
     final_norm = loader.norm(names.final_norm, facts.final_norm)
     head = embedding if tied else loader.matrix(names.head)
@@ -160,19 +160,15 @@ class _Loader:
                 codes = None if precision is None else held_codes(facts, precision, modules, columns)
                 if codes is not None:
                     self.coded |= {f"{module}.weight": codes for module in modules}
-        self.head_name = f"{names.embedding if facts.tie_embeddings else names.head}.weight"
-        codes = None if precision is None else head_codes(facts, precision, kernels.facts)
-        if codes is not None:
-            self.coded[self.head_name] = codes
+        for module, codes_of in ((names.head, head_codes), (names.embedding, embedding_codes)):
+            codes = None if precision is None else codes_of(facts, precision, kernels.facts)
+            if codes is not None:
+                self.coded[f"{module}.weight"] = codes
         self.done = 0
         self.total = sum(map(self._bytes, self.shares.values()))
 
-    def whole(self, module: str) -> Weight:
-        """A matrix outside the layers, packed as floats."""
-        return self.kernels.pack(self._stack([f"{module}.weight"], self.weight_dtype))
-
     def matrix(self, module: str) -> Weight:
-        """The same in codes, where it is to be held so."""
+        """A matrix outside the layers: in codes, where it is to be held so."""
         return self._packed([f"{module}.weight"])
 
     def fused(self, prefix: str, linears: Sequence[Linear]) -> Weight:

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as BlockType
 from plimsoll.api.blocks import BLOCKS
 from plimsoll.api.device import DeviceFacts
 from plimsoll.api.errors import CheckpointError
-from plimsoll.api.precision import Codes, Precision, head_codes, held_codes
+from plimsoll.api.precision import Codes, Precision, embedding_codes, head_codes, held_codes
 from plimsoll.api.sizes import weight_bytes
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.kernels.table import Kernels
@@ -114,6 +114,7 @@ def test_a_file_of_4_bits_with_some_tensors_of_6_keeps_each_of_them(
     assert held(facts, "w4a16", 0, "mlp.down_proj") == Codes(8, 16, True, False, True)
     assert held(facts, "w4a16", 1, *QKV) == Codes(4, 32, True, True, True)
     if kernels.facts.head_group is not None:
+        assert embedding_codes(facts, "w4a16", kernels.facts) == Codes(8, 16, True, False, True)
         assert head_codes(facts, "w4a16", kernels.facts) == (
             Codes(8, 16, True, False, True) if tied else Codes(4, 32, True, True, True)
         )
