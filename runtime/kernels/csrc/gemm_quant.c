@@ -7,6 +7,7 @@
 #include "bounds.h"
 #include "ends.h"
 #include "room.h"
+#include "widen.h"
 #include <stdlib.h>
 
 /* Register tiles of a band of rows: so many stay in the second cache while panels go by. */
@@ -15,6 +16,9 @@
 #define PANELS_A_TASK 8
 /* Rows that meet several panels at once. */
 #define FEW (AT_ONCE / 2)
+/* Columns of small groups that lie widened at once to meet many rows, and the smallest of such groups. */
+#define SMALL_GROUPS 64
+#define SMALLEST 8
 
 static const float nothing[PANEL];
 
@@ -37,37 +41,6 @@ INLINE void outputs(const int way, const int source, const int rows, const int p
                 store(y + r * ldy + p * PANEL + h * LANES,
                       scaled(all[(p * rows + r) * 2 + h], scale, sums[r * lds], offset,
                              load(from + r * ldf + p * step + h * LANES)));
-        }
-}
-
-/* The codes of a chunk as pairs of bfloat16. An odd last column is a pair with 0. */
-INLINE void widen(const int bits, long depth, const char *w, uint16_t *out)
-{
-    long k = 0;
-    if (bits == 4)
-        for (; k < depth; k += 8, w += 8 * LANES)
-            UNROLL for (int h = 0; h < 2; h++) {
-                vu words = load_words(w + 4 * LANES * h);
-                ask_for(w + AHEAD + 4 * LANES * h);
-                UNROLL for (int j = 0; j < 4; j++) {
-#if defined(__AVX512BW__)
-                    vu pairs = nibble_pairs(words, j);
-#else
-                    vf even, odd;
-                    nibbles(words, j, &even, &odd);
-                    vu pairs = joined(even, odd);
-#endif
-                    memcpy(out + (k + 2 * j + h) * PANEL, &pairs, sizeof pairs);
-                }
-            }
-    else
-        for (; k < depth; k += 2, w += 2 * PANEL) {
-            ask_for(w + AHEAD);
-            UNROLL for (int h = 0; h < 2; h++) {
-                vf odd = k + 1 < depth ? load_bytes(w + PANEL + h * LANES) : (vf){0};
-                vu pairs = joined(load_bytes(w + h * LANES), odd);
-                memcpy(out + (k + h) * PANEL, &pairs, sizeof pairs);
-            }
         }
 }
 
@@ -184,6 +157,34 @@ INLINE void panel(const int bits, band b, shape s, const char *w, const float *f
     }
 }
 
+/* One panel of small groups against several tiles of rows, in pairs or in vectors. Some groups are widened together, and
+ * the sums of a tile stay near until it has met all of them: rows of y may be too far apart for the first cache. */
+INLINE void panel_of_groups(const int bits, band b, shape s, const char *w, const float *from, float *y, long ldy)
+{
+    uint16_t wide[SMALL_GROUPS * PANEL];
+    float ends[SMALL_GROUPS / SMALLEST][2 * PANEL], near[ROWS * PANEL];
+    const char *super = w;
+    const long lds = has_offset(bits, s.scale) ? chunks_of(s.K, s.group) : 0, ldx = b.way == IN_PAIRS ? b.high : s.K;
+    const long most = SMALL_GROUPS / s.group;
+    for (long k = 0, count, ldf = 0; k < s.K; k += count * s.group, from = y, ldf = ldy) {
+        count = (s.K - k) / s.group < most ? (s.K - k) / s.group : most;
+        for (long i = 0; i < count; i++, w += group_bytes(bits, s)) {
+            w = group_at(s, k + i * s.group, w, &super);
+            widen(bits, s.group, w, wide + i * s.group * PANEL);
+            load_ends(bits, s.scale, w + code_bytes(bits, s.group), super, ends[i]);
+        }
+        for (long row = 0; row < b.rows; row += b.high)
+            for (long i = 0; i < count; i++) {
+                const int first = i == 0, last = i == count - 1;
+                SOME[b.way][0]((int)(b.rows - row < b.high ? b.rows - row : b.high), s.group,
+                               row_at(b.way, b.x, row, k + i * s.group, s.K, s.group, b.high), ldx,
+                               b.sums + (lds ? row * lds + k / s.group + i : 0), lds,
+                               (const char *)(wide + i * s.group * PANEL), ends[i], first ? from + row * ldf : near,
+                               first ? ldf : PANEL, last ? y + row * ldy : near, last ? ldy : PANEL);
+            }
+    }
+}
+
 /* All chunks of `panels` panels at once: so many sums hide how long a step of one takes. */
 INLINE void several_panels(const int way, const int bits, const int rows, const int panels, shape s, band b,
                            const char *w, const float *from, long step, float *y, long ldy)
@@ -246,11 +247,21 @@ static few *const FEW_OF[][2] = {{few_bytes_in_vectors, few_fours_in_vectors}, {
 static few *const FEW_OF[][2] = {{few_bytes_in_vectors, few_fours_in_vectors}};
 #endif
 
+/* Whether panel_of_groups pays: of two tiles only where a chunk of a group is half a block. */
+INLINE int has_small_groups(band b, shape s)
+{
+    if (b.way == IN_TILES || b.rows <= b.high || s.group > SMALL_GROUPS / 2 || s.group % SMALLEST) return 0;
+    return b.rows > 2 * b.high || s.group < BLOCK;
+}
+
 #define DEFINE(BITS)                                                                                                   \
     static __attribute__((noinline)) void panel_##BITS(band b, shape s, const char *w, const float *from, float *y,    \
                                                        long ldy)                                                       \
     {                                                                                                                  \
-        panel(BITS, b, s, w, from, y, ldy);                                                                            \
+        if (has_small_groups(b, s))                                                                                    \
+            panel_of_groups(BITS, b, s, w, from, y, ldy);                                                              \
+        else                                                                                                           \
+            panel(BITS, b, s, w, from, y, ldy);                                                                        \
     }
 DEFINE(4)
 DEFINE(8)
