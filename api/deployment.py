@@ -191,6 +191,9 @@ class Serving(Part):
     """Requests that may wait in one replica; more are answered 429."""
     max_queued_tokens: Count = 1_000_000
     """Prompt tokens that may wait in one replica; more are answered 429."""
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    """fcfs: requests are served in order of arrival. priority: in the order of their field `priority`, lower numbers
+    first. Any client may then go before the others."""
     request_timeout: Timeout = 600.0
     """What one request may take, waiting included."""
     restart_timeout: Wait = 30.0

@@ -186,6 +186,13 @@ def serve(
         str | None,
         typer.Option(help="The most that a request's body may have, as 4Mi. Default: 1Mi to 16Mi, by the context."),
     ] = None,
+    scheduling_policy: Annotated[
+        str,
+        typer.Option(
+            help="fcfs: order of arrival. priority: order of the requests' field priority, lower numbers first; any "
+            "client may then go before the others."
+        ),
+    ] = "fcfs",
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse requests for more tokens than the context leaves.")
     ] = False,
@@ -222,6 +229,7 @@ def serve(
     host = host_bytes(host_memory, swap_space, kv_offloading_size, tensor)
     _check_options(dtype, device, tensor, model_format)
     check_choice(quant_policy, tuple(POLICIES), "--quant-policy")
+    check_choice(scheduling_policy, ("fcfs", "priority"), "--scheduling-policy")
     check_choice(activation_precision, get_args(ActivationPrecision), "--activation-precision")
     if headless:
         refuse_headless_leader(node_rank)
@@ -294,6 +302,7 @@ def serve(
         api_keys_file=api_keys,
         allowed_origins=origins(allowed_origins or ()),
         allowed_hosts=tuple(map(_host, allowed_hosts or ())),
+        scheduling_policy=cast(Literal["fcfs", "priority"], scheduling_policy),
         strict=strict,
         max_body_bytes=None if max_body_bytes is None else _body_bytes(max_body_bytes),
         request_timeout=request_timeout,

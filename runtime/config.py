@@ -199,6 +199,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_prompts: int = 64
     """Prompts in one /v1/completions request."""
     max_logprobs: int = 20
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    """fcfs serves requests in order of arrival; priority in that of their field `priority`, lower numbers first."""
     strict: bool = False
     """Refuse a request for more tokens than the context leaves; else its answer is cut to that."""
     allowed_origins: tuple[str, ...] = ()
@@ -266,6 +268,7 @@ def from_deployment(
         api_keys_file=spec.serving.api_keys_file,
         request_timeout=spec.serving.request_timeout,
         restart_timeout=spec.serving.restart_timeout,
+        scheduling_policy=spec.serving.scheduling_policy,
         tool_parser=spec.serving.tool_parser,
         reasoning_parser=spec.serving.reasoning_parser,
         drain_timeout=spec.rollout.drain_timeout,

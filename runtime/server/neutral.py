@@ -86,7 +86,6 @@ NEUTRAL: dict[str, Neutral] = {
     # Settings of images, sounds and videos, whose parts are refused.
     "media_io_kwargs": _LABEL,
     "mm_processor_kwargs": _LABEL,
-    "priority": Neutral(also=_NUMBER),
     "prompt_embeds": Neutral(fix="Use prompt"),
     "repetition_detection": Neutral(),
     "request_id": _LABEL,

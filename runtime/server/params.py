@@ -171,6 +171,7 @@ def sampling_params(
         allowed_token_ids=tuple(request.allowed_token_ids or ()),
         bad_words=tuple(map(tuple, request.bad_tokens)),
         cache_salt=request.partition,
+        priority=request.priority or 0.0,
         grammar=request.constraint,
         thought=request.thought if isinstance(request, ChatCompletionRequest) else None,
     )

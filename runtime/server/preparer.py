@@ -18,7 +18,7 @@ from plimsoll.runtime.server.messages_api.request import CountRequest, MessagesR
 from plimsoll.runtime.server.params import check_limits, check_model
 from plimsoll.runtime.server.parse import parse
 from plimsoll.runtime.server.prompts import Reader, echoed
-from plimsoll.runtime.server.protocol import CONSTRAINTS, ChatCompletionRequest, CompletionRequest
+from plimsoll.runtime.server.protocol import CONSTRAINTS, ChatCompletionRequest, CompletionRequest, Sampling
 from plimsoll.runtime.server.responses_api import request as responses_api
 from plimsoll.runtime.server.responses_api.request import ResponsesRequest
 from plimsoll.runtime.server.thought_budget import thought_budget
@@ -124,6 +124,10 @@ class Preparer:
             meant = parse(body, CHATS[route], ignored)
             prepared = self._chat(meant, meant.chat(ignored), model_len, note)
             meant.spend()
+        run = prepared.request if prepared.chat is None else prepared.chat
+        if isinstance(run, Sampling) and run.priority is not None and self.config.scheduling_policy != "priority":
+            run.priority = None
+            ignored.add("priority")
         if prepared.chat is not None:
             ignored |= {NAMES.get(route, {}).get(name, name) for name in prepared.chat.unheard}
         return prepared._replace(ignored=sorted(ignored))

@@ -146,6 +146,7 @@ class Sampling(Constrained):
     truncate_prompt_tokens: Whole | None = Field(None, ge=-1, le=INT31)
     truncation_side: Literal["left", "right"] = "left"
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
+    priority: Real | None = Field(None, ge=-(2.0**53), le=2.0**53)
 
     _bad_tokens: list[list[int]] = PrivateAttr(default_factory=list)
     _partition: str = PrivateAttr("")

@@ -230,6 +230,7 @@ SPECS = st.fixed_dictionaries(
             maxQueuedTokens=NUMBER,
             requestTimeout=DURATIONS,
             restartTimeout=DURATIONS,
+            schedulingPolicy=st.sampled_from(["fcfs", "priority"]),
             hangTimeout=DURATIONS,
             apiKeysSecret=NAMES,
         ),

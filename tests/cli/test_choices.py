@@ -19,6 +19,7 @@ LEVELS = "debug, info, warning, error"
         (["serve", "x", "--model-format", "odd"], "--model-format", "hf, awq, gptq, compressed-tensors, gguf"),
         (["serve", "x", "--quant-policy", "3"], "--quant-policy", "0, 4, 8"),
         (["serve", "x", "--activation-precision", "odd"], "--activation-precision", "auto, int8, bfloat16"),
+        (["serve", "x", "--scheduling-policy", "odd"], "--scheduling-policy", "fcfs, priority"),
         (["plan", "-f", "x", "--device", "odd"], "--device", "cpu, cuda"),
         (["plan", "-f", "x", "-o", "odd"], "--output", "table, json"),
         (["eval", "x", "y", "-o", "odd"], "--output", "table, json"),

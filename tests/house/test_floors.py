@@ -29,6 +29,7 @@ CORE = "plimsoll.runtime.engine.core"
 #: All that the core, and what it imports, may take from outside.
 PURE = (
     "array",
+    "bisect",
     "codecs",
     "collections",
     "dataclasses",

@@ -76,7 +76,7 @@ def test_a_value_that_changes_nothing_is_accepted_and_changes_nothing(tiny: Endp
     ("field", "value", "words"),
     [
         ("use_beam_search", True, ("True", "best_of")), ("logits_processors", ["no"], ("a list", "logit_bias")),
-        ("priority", "high", ("'high'", "any number")), ("best_of", 3, ("3", "n;")),
+        ("best_of", 3, ("3", "n;")),
         ("functions", [{"name": "f"}], ("a list", "Use tools")), ("min_new_tokens", 5, ("5", "min_tokens")),
         ("structural_tag", {}, ("an object", "response_format")), ("do_sample", False, ("False", "temperature: 0")),
         ("moderation", {"model": "m", "policy": {"input": {"mode": "block"}}}, ("an object", "Leave it out")),

@@ -51,6 +51,7 @@ ON_CPU: Manifest = {
         "maxQueuedRequests": 9,
         "maxQueuedTokens": 10000,
         "requestTimeout": "90s",
+        "schedulingPolicy": "priority",
         "restartTimeout": "20s",
         "hangTimeout": "15s",
         "apiKeysSecret": "keys",

@@ -14,6 +14,9 @@ from plimsoll.runtime.messages import EngineRequest
 MAX_LOGPROBS = 100
 """Alternatives a request may ask for at each position: an answer is sent whole, so they cost memory here."""
 
+MOST_PRIORITY = 2.0**53
+"""Whole numbers up to it are apart as floats."""
+
 
 class RequestError(PlimsollError):
     """A request that cannot be run. The message goes to the client."""
@@ -99,6 +102,7 @@ class RequestReader:
         _within("top_p", params.top_p, 0.0, 1.0)
         if params.top_p == 0.0:
             raise RequestError("must be above 0", field="top_p", value=params.top_p, fix="For greedy use temperature 0")
+        _within("priority", params.priority, -MOST_PRIORITY, MOST_PRIORITY)
         _within("min_p", params.min_p, 0.0, 1.0)
         _within("repetition_penalty", params.repetition_penalty, 1e-9, 1e9)
         _within("presence_penalty", params.presence_penalty, -1e3, 1e3)

@@ -56,6 +56,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Token ids of each: where the answer ends with all but the last, the last may not follow."""
     cache_salt: str = ""
     """The prompt shares cached blocks with prompts of the same salt alone."""
+    priority: float = 0.0
+    """Lower numbers are served first, and preempted last; equal ones in order of arrival."""
     grammar: str | None = None
     """What the whole answer must match: an llguidance grammar, in Lark or as JSON. The end of text is chosen only where
     the grammar accepts, and the request stops where nothing can follow."""

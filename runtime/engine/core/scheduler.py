@@ -1,5 +1,8 @@
 """Which tokens run in the next step: one budget for decodes and prompts together, first come first served.
 
+A request with a lower `priority` counts as older than all with a higher one, as in vLLM. One that waits never takes the
+place of one that runs.
+
 Pure bookkeeping: no tensors, no clock. Order of a step:
 
     1. decodes, oldest first; where one needs a block and there is none, the newest sequence is preempted
@@ -16,6 +19,7 @@ With a host tier (`HostBlocks`) the blocks of a preempted sequence, and of a pre
 there when others need their room, and copied back when the sequence, or a request with that prefix, is admitted.
 """
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +33,10 @@ from plimsoll.runtime.messages import EngineStats, TokenOutput
 
 #: Rows of a step up to which guesses are added: a few rows more cost little while weights are what a step waits for.
 GUESSING_ROWS = 8
+
+
+def _order(seq: Sequence) -> tuple[float, int]:
+    return seq.order
 
 
 class QueueFullError(PlimsollError):
@@ -84,7 +92,7 @@ class Scheduler:
         self.max_running = max_running
         self.max_queued_requests = max_queued_requests
         self.max_queued_tokens = max_queued_tokens
-        # Both in order of arrival, and all of `running` before all of `waiting`.
+        # Both in the order in which they are served.
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.waiting_tokens = 0
@@ -95,6 +103,7 @@ class Scheduler:
         self.prefix_queries = 0
         self.prefix_hits = 0
         self.host_hits = 0
+        self._arrivals = 0
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self.running
@@ -111,8 +120,9 @@ class Scheduler:
             raise QueueFullError(f"{len(self.waiting)} requests are waiting", fix="Try again later")
         if self.waiting and self.waiting_tokens + seq.num_tokens > self.max_queued_tokens:
             raise QueueFullError(f"{self.waiting_tokens} prompt tokens are waiting", fix="Try again later")
-        self.waiting.append(seq)
-        self.waiting_tokens += seq.num_tokens
+        seq.order = (seq.params.priority, self._arrivals)
+        self._arrivals += 1
+        self._queue(seq)
 
     def schedule(self) -> list[Scheduled]:
         """Chooses the step's tokens and makes sure of their blocks. What it returns must be run, all in one step.
@@ -127,8 +137,10 @@ class Scheduler:
         for seq in self.running:
             if budget and seq.num_pending > 1:
                 budget = self._choose(seq, budget, chosen)
-        while budget and self.waiting and len(self.running) < self.max_running and self._admit(self.waiting[0]):
-            budget = self._choose(self.running[-1], budget, chosen)
+        while budget and self.waiting and len(self.running) < self.max_running:
+            if not self._admit(head := self.waiting[0]):
+                break
+            budget = self._choose(head, budget, chosen)
         joined = allowed - budget
         self._last = streams, joined
         if spare > joined:
@@ -195,6 +207,8 @@ class Scheduler:
             assert len(seq.block_table) >= self.blocks.blocks_for(seq.num_computed), "computed tokens without a block"
             assert len(seq.block_table) <= self.blocks.blocks_for(seq.num_tokens), "a block too many"
             assert seq.num_pending > 0, "a running sequence has nothing to run"
+        for queue in (self.running, self.waiting):
+            assert list(queue) == sorted(queue, key=_order), "a sequence is out of its place"
         for seq in self.waiting:
             assert not seq.block_table, "a waiting sequence holds blocks"
             assert not seq.num_computed, "a waiting sequence has computed tokens"
@@ -221,8 +235,12 @@ class Scheduler:
         seq.block_table += self.blocks.allocate(1)
         return True
 
+    def _queue(self, seq: Sequence) -> None:
+        insort(self.waiting, seq, key=_order)
+        self.waiting_tokens += seq.num_tokens
+
     def _preempt(self, seq: Sequence) -> None:
-        """Back to the front of the queue with all its tokens; what it had computed stays cached while there is room.
+        """Back to its place in the queue with all its tokens; what it had computed stays cached while there is room.
 
         Its full blocks are known by their hashes. The last one, if part-filled, is saved to the host tier at once.
         """
@@ -233,8 +251,7 @@ class Scheduler:
             if (tail := seq.tail_hash(size)) is not None:
                 host.save(seq.block_table[seq.num_swapped // size], tail)
         self._release(seq)
-        self.waiting.appendleft(seq)
-        self.waiting_tokens += seq.num_tokens
+        self._queue(seq)
         self.preemptions += 1
 
     def _admit(self, seq: Sequence) -> bool:
@@ -268,7 +285,7 @@ class Scheduler:
             self.host_hits += len(loads) * size
         self.waiting.popleft()
         self.waiting_tokens -= seq.num_tokens
-        self.running.append(seq)
+        insort(self.running, seq, key=_order)
         return True
 
     def _tail(self, seq: Sequence, found: int) -> bytes | None:

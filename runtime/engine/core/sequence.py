@@ -38,6 +38,7 @@ class Sequence:
         "num_cached",
         "num_computed",
         "num_swapped",
+        "order",
         "output_token_ids",
         "params",
         "prompt_len",
@@ -79,6 +80,8 @@ class Sequence:
         self.block_hashes: list[bytes] = []
         self.cache_root = salted_root(params.cache_salt)
         self.arrival = arrival
+        # Its place among all requests, once it is queued: (priority, number).
+        self.order = (params.priority, 0)
         self.first_scheduled: float | None = None
         self.first_token: float | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]

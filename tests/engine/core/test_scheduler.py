@@ -151,6 +151,63 @@ def test_the_queue_is_bounded_in_tokens_but_takes_one_request_of_any_size():
         scheduler.add(make_sequence(1, 1))
 
 
+def test_a_lower_number_is_admitted_first_and_equal_ones_by_arrival():
+    scheduler = make_scheduler(num_blocks=20, max_running=1)
+    for name, priority in enumerate((0, 5, -1, 5, -1)):
+        scheduler.add(make_sequence(name, 4, max_tokens=1, priority=priority))
+    order = [name for _ in range(5) for name, _ in run(scheduler)]
+    assert order == ["2", "4", "0", "1", "3"]
+
+
+def test_a_request_that_waits_takes_no_place_of_one_that_runs():
+    scheduler = make_scheduler(num_blocks=8)
+    scheduler.add(make_sequence(0, 20, max_tokens=4, priority=9))
+    run(scheduler)
+    scheduler.add(make_sequence(1, 20, priority=-9))
+    assert run(scheduler)[0][0] == "0"
+    assert not scheduler.preemptions
+
+
+def test_a_full_cache_preempts_the_highest_number():
+    scheduler = make_scheduler(num_blocks=6)
+    scheduler.add(make_sequence(0, 8, max_tokens=10, priority=1))
+    run(scheduler)
+    scheduler.add(make_sequence(1, 8, max_tokens=10, priority=-1))
+    while not scheduler.preemptions:
+        run(scheduler)
+    assert [seq.request_id for seq in scheduler.running] == ["1"]
+    assert [seq.request_id for seq in scheduler.waiting] == ["0"]
+    while scheduler.running or scheduler.waiting:
+        run(scheduler)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.data(),
+    requests=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12), st.integers(-2, 2)), min_size=1, max_size=10),
+    spare=st.integers(0, 6),
+    budget=st.integers(1, 40),
+    max_running=st.integers(1, 6),
+)
+def test_with_any_priorities_every_request_is_done_and_the_first_of_those_that_run_advances(
+    data, requests, spare, budget, max_running
+):
+    num_blocks = max(-(-(prompt + answer) // 4) for prompt, answer, _ in requests) + spare
+    scheduler = make_scheduler(num_blocks, 4, max_batched_tokens=budget, max_running=max_running)
+    sequences = [
+        make_sequence(name, prompt, answer, priority=priority)
+        for name, (prompt, answer, priority) in enumerate(requests)
+    ]
+    arrivals = list(sequences)
+    while arrivals or scheduler.running or scheduler.waiting:
+        for _ in range(min(len(arrivals), data.draw(st.integers(0 if list(scheduler) else 1, 3)))):
+            scheduler.add(arrivals.pop(0))
+        first = scheduler.running[0].request_id if scheduler.running else None
+        ran = dict(run(scheduler))
+        assert first is None or first in ran
+    assert all(len(seq.output_token_ids) == seq.max_tokens for seq in sequences)
+
+
 lengths = st.tuples(st.integers(1, 20), st.integers(1, 12))
 
 

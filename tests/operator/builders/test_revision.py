@@ -64,7 +64,7 @@ FULL: Spec = {
 }
 
 #: With the fields of later versions.
-LATER = {"restartTimeout": "10s", "hangTimeout": "1m", "speculativeTokens": 4}
+LATER = {"restartTimeout": "10s", "hangTimeout": "1m", "speculativeTokens": 4, "schedulingPolicy": "priority"}
 EVERY: Spec = {**FULL, "serving": {**FULL["serving"], **LATER}}
 
 
@@ -139,6 +139,7 @@ OTHER: dict[str, Any] = {
     "tensor": 2, "nodes": 4, "exclusiveTopology": False,
     "type": "linear", "prefixCaching": True, "tolerations": [], "imagePullSecrets": [], "requestTimeout": "6m",
     "restartTimeout": "6m", "hangTimeout": "6m", "toolParser": "none", "reasoningParser": "none",
+    "schedulingPolicy": "fcfs",
     "memory": "25Gi", "ratio": 0.7, "blockSize": 64, "factor": 2.0, "maxLength": 1, "maxBatchedTokens": 64,
     "image": "runtime:2", "architecture": "arm64", "imagePullPolicy": "Never", "nodeSelectorTerms": [{}],
     "ephemeralStorage": "21Gi", "supplementalGroups": [8], "topologySpreadConstraints": [],
