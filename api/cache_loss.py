@@ -104,6 +104,6 @@ def cache_loss(facts: ModelFacts, cache: CachePrecision) -> str | None:
             "may lose quality. Compare answers with those of kvCache.precision auto"
         )
     return (
-        "a cache in int4 loses quality: perplexity of the demo model grows by 1 to 2 %, with int8 by less than 0.1 %. "
+        "a cache in int4 loses quality: perplexity of the demo model grows by up to 1 %, with int8 by less than 0.1 %. "
         "Use int8 where it holds enough"
     )

@@ -21,8 +21,8 @@ WHOLE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 CODE_BITS: Mapping[str, Literal[4, 8]] = {"w4a16": 4, "w8a16": 8}
 #: Bits of a value's code where the cache is quantized.
 CACHE_BITS: Mapping[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
-#: Bits of a key's code by those of a value's. Keys lose most by rounding: docs/sizing.md has what a fifth bit is worth.
-KEY_BITS: Mapping[int, Literal[5, 8]] = {8: 8, 4: 5}
+#: Bits of a key's code by those of a value's. Keys lose most by rounding: docs/cache-precision.md.
+KEY_BITS: Mapping[int, Literal[6, 8]] = {8: 8, 4: 6}
 #: Columns that share a scale where floats are rounded to 4 bits at load, the size preferred first.
 GROUP_SIZES = (128, 64, 32)
 
@@ -33,8 +33,8 @@ def element_bytes(precision: Precision) -> int:
 
 
 def code_bytes(bits: int, head_dim: int) -> int:
-    """Bytes of the codes of one head's key or value. Of 5 bits the last ones of 8 numbers share a byte."""
-    return head_dim if bits == 8 else head_dim // 2 + (-(-head_dim // 8) if bits == 5 else 0)
+    """Bytes of the codes of one head's key or value. Of 6 bits the upper two of 4 numbers share a byte."""
+    return head_dim if bits == 8 else head_dim // 2 + (-(-head_dim // 4) if bits == 6 else 0)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One layer's keys and values as codes of 8 bits, or of 4 (keys: 5), in blocks: what `LayerCache` is for floats."""
+"""One layer's keys and values as codes of 8 bits, or of 4 (keys: 6), in blocks: what `LayerCache` is for floats."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -41,11 +41,11 @@ def spread(x: Tensor) -> Tensor:
 
 def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """(x [..., D]) -> codes uint8 [..., `code_bytes`], scales and minimums float16 [...]: x is minimum + code * scale.
-    For 4 and 5 bits x is `spread` first.
+    For 4 and 6 bits x is `spread` first.
 
     Scales and minimums are rounded before codes are made, so that codes fit what is read back. A byte of two codes
-    holds columns d (low) and d + D / 2 (high); the fifth bits follow, column d's in byte d % P at place d // P, where P
-    is D / 8 rounded up. A number that is not finite makes a scale or minimum that is not.
+    holds columns d (low) and d + D / 2 (high); the upper two bits follow, column d in byte d % P at place 2 (d // P),
+    where P is D / 4 rounded up. A number that is not finite makes a scale or minimum that is not.
     """
     x, most = x.float() if bits == 8 else spread(x.float()), 2**bits - 1
     minimums = x.amin(-1).half()
@@ -55,8 +55,8 @@ def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     if bits < 8:
         lower, upper = (codes & 15).chunk(2, dim=-1)
         parts = [lower | (upper << 4)]
-        if bits == 5:
-            padded = torch.nn.functional.pad(codes >> 4, (0, -codes.shape[-1] % 8)).unflatten(-1, (8, -1))
+        if bits == 6:
+            padded = torch.nn.functional.pad(codes >> 4, (0, -codes.shape[-1] % 4)).unflatten(-1, (4, -1))
             parts.append((padded << _places(codes)).sum(-2, dtype=torch.uint8))
         codes = torch.cat(parts, dim=-1)
     return codes, scales.squeeze(-1), minimums
@@ -65,17 +65,17 @@ def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 def dequantize(codes: Tensor, scales: Tensor, minimums: Tensor, bits: int, head_dim: int, dtype: torch.dtype) -> Tensor:
     """The inverse of `quantize` -> [..., D] in `dtype`, computed in float32."""
     if bits < 8:
-        pairs, fifth = codes.split((head_dim // 2, codes.shape[-1] - head_dim // 2), dim=-1)
+        pairs, upper = codes.split((head_dim // 2, codes.shape[-1] - head_dim // 2), dim=-1)
         codes = torch.cat((pairs & 15, pairs >> 4), dim=-1)
-        if bits == 5:
-            places = (fifth.unsqueeze(-2) >> _places(codes)) & 1
+        if bits == 6:
+            places = (upper.unsqueeze(-2) >> _places(codes)) & 3
             codes = codes | (places.flatten(-2)[..., :head_dim] << 4)
     found = codes.float().mul_(scales.unsqueeze(-1)).add_(minimums.unsqueeze(-1))
     return (found if bits == 8 else spread(found)).to(dtype)
 
 
 def _places(beside: Tensor) -> Tensor:
-    return torch.arange(8, dtype=torch.uint8, device=beside.device).unsqueeze(-1)
+    return torch.arange(0, 8, 2, dtype=torch.uint8, device=beside.device).unsqueeze(-1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,7 +254,7 @@ def test_a_block_is_the_bytes_of_its_tokens(facts: ModelFacts, size: int) -> Non
     for cache, key, value in (
         ("auto", 2 * dim, 2 * dim),
         ("int8", dim + 4, dim + 4),
-        ("int4", dim // 2 + -(-dim // 8) + 4, dim // 2 + 4),
+        ("int4", dim // 2 + -(-dim // 4) + 4, dim // 2 + 4),
     ):
         assert block_bytes(facts, size, "bfloat16", cache) == heads * (key + value)  # type: ignore[arg-type]
     assert block_bytes(facts, size, "float32") == heads * 2 * 4 * dim

@@ -13,7 +13,7 @@ from tests.support.checkpoints import make_checkpoint
 from tests.support.engines import Result, make_engine, make_request, run, run_alone
 
 MODEL_LEN, BLOCK = 192, 16
-HEAD_BYTES = {"auto": 16 * 2, "int8": 16 + 4, "int4": 16 // 2 + 4}
+HEAD_BYTES = {"auto": 16 * 2, "int8": 16 + 4, "int4": (16 * 10 // 8 + 8) // 2}
 """Of a token, by cache; a layer has keys and values of two heads."""
 
 

@@ -15,7 +15,7 @@ from tests.support.engines import Result, assert_same, make_engine, make_request
 MODEL_LEN = 112
 BLOCK_BYTES_A_TOKEN = 2 * 2 * 2 * 16 * 4
 """Layers x (key, value) x heads x dim x float32."""
-CODES_A_TOKEN = {"int8": 2 * 2 * 2 * (16 + 4), "int4": 2 * 2 * ((8 + 2 + 4) + (8 + 4))}
+CODES_A_TOKEN = {"int8": 2 * 2 * 2 * (16 + 4), "int4": 2 * 2 * ((8 + 4 + 4) + (8 + 4))}
 
 EXAMPLES = settings(
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -4,9 +4,9 @@
  * block's scales [S] and its minimums [S] in float16: a number is minimum + code * scale of its token. A head's values
  * follow its keys where both are codes; floats lie apart.
  *
- * A byte of two values of 4 bits holds dimensions d (low) and d + D / 2 (high). Keys beside them have 5 bits: bytes
- * [D / 2][S] of dimensions 2 k (low) and 2 k + 1, then bytes [D / 8, rounded up][S] of the fifth bits of dimensions 8 i
- * (lowest) to 8 i + 7. No two tokens share a byte. Both are spread first.
+ * A byte of two values of 4 bits holds dimensions d (low) and d + D / 2 (high). Keys beside them have 6 bits: bytes
+ * [D / 2][S] of dimensions 2 k (low) and 2 k + 1, then bytes [D / 4, rounded up][S] of the upper two bits of dimensions
+ * 4 i (lowest) to 4 i + 3. No two tokens share a byte. Both are spread first.
  * The shapes that torch sees tell sizes only. */
 #ifndef PLIMSOLL_CACHE_H
 #define PLIMSOLL_CACHE_H
@@ -26,7 +26,7 @@ INLINE long vector_bytes(const int kind, long count)
     return kind == CACHE_F32 ? 4 * count : kind == CACHE_BF16 ? 2 * count : kind == CACHE_INT8 ? count : count / 2;
 }
 /* The same of a key. */
-INLINE long key_bytes(const int kind, long D) { return vector_bytes(kind, D) + (kind == CACHE_INT4 ? (D + 7) / 8 : 0); }
+INLINE long key_bytes(const int kind, long D) { return vector_bytes(kind, D) + (kind == CACHE_INT4 ? (D + 3) / 4 : 0); }
 /* Bytes from the keys, or values, of one block of one head to those of the next. */
 INLINE long head_bytes(const int kind, long S, long D)
 {
@@ -99,19 +99,19 @@ INLINE void write_codes(const int kind, const float *x, long D, uint8_t *codes, 
             codes[d * step] = (uint8_t)(code_of(x[d], least, width, most) | code_of(x[d + D / 2], least, width, most) << 4);
 }
 
-/* A key [D] in 5 bits, its bytes S apart. */
+/* A key [D] in 6 bits, its bytes S apart. */
 INLINE void write_key_codes(const float *x, long D, uint8_t *codes, long S, uint16_t *scale, uint16_t *minimum)
 {
     float least, width;
-    find_range(x, D, 31.0f, scale, minimum, &least, &width);
-    for (long first = 0; first < D; first += 8) {
-        unsigned fifth = 0;
-        for (long d = first; d < first + 8 && d < D; d += 2) {
-            unsigned low = code_of(x[d], least, width, 31.0f), high = code_of(x[d + 1], least, width, 31.0f);
+    find_range(x, D, 63.0f, scale, minimum, &least, &width);
+    for (long first = 0; first < D; first += 4) {
+        unsigned upper = 0;
+        for (long d = first; d < first + 4 && d < D; d += 2) {
+            unsigned low = code_of(x[d], least, width, 63.0f), high = code_of(x[d + 1], least, width, 63.0f);
             codes[d / 2 * S] = (uint8_t)((low & 15) | high << 4);
-            fifth |= (low >> 4 | high >> 4 << 1) << (d - first);
+            upper |= (low >> 4 | high >> 4 << 2) << 2 * (d - first);
         }
-        codes[(D / 2 + first / 8) * S] = (uint8_t)fifth;
+        codes[(D / 2 + first / 4) * S] = (uint8_t)upper;
     }
 }
 

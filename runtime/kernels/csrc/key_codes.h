@@ -1,4 +1,4 @@
-/* Keys of 5 bits as `cache.h` lays them out: products with queries, and the numbers that they stand for.
+/* Keys of 6 bits as `cache.h` lays them out: products with queries, and the numbers that they stand for.
  *
  * A row's sum runs over dimensions in ascending order, as over keys that were widened: to the same bits. */
 #ifndef PLIMSOLL_KEY_CODES_H
@@ -36,18 +36,18 @@ INLINE keys_i take_bytes(const uint8_t *p)
 #endif
 }
 
-/* Bit `place` of each of `fifths`, worth 16. */
-INLINE keys_i fifth_bit(keys_i fifths, const int place)
+/* Bits `place` and `place` + 1 of each of `uppers`, worth 16 and 32. */
+INLINE keys_i upper_bits(keys_i uppers, const int place)
 {
-    return (place < 4 ? fifths << (4 - place) : fifths >> (place - 4)) & 16;
+    return (place < 4 ? uppers << (4 - place) : uppers >> (place - 4)) & 48;
 }
 
-/* The codes of dimensions 2 k and 2 k + 1, whose fifth bits are bits `place` and `place` + 1. */
-INLINE void widen_pair(const uint8_t *pairs, keys_i fifths, const int place, keys_f *low, keys_f *high)
+/* The codes of dimensions 2 k and 2 k + 1, whose upper bits are those from `place` and from `place` + 2 on. */
+INLINE void widen_pair(const uint8_t *pairs, keys_i uppers, const int place, keys_f *low, keys_f *high)
 {
     keys_i both = take_bytes(pairs);
-    *low = __builtin_convertvector((both & 15) | fifth_bit(fifths, place), keys_f);
-    *high = __builtin_convertvector(both >> 4 | fifth_bit(fifths, place + 1), keys_f);
+    *low = __builtin_convertvector((both & 15) | upper_bits(uppers, place), keys_f);
+    *high = __builtin_convertvector(both >> 4 | upper_bits(uppers, place + 2), keys_f);
 }
 
 INLINE void score_tile(const int rows, const int vectors, long D, const float *x, long ldx, const uint8_t *w, long S,
@@ -56,15 +56,15 @@ INLINE void score_tile(const int rows, const int vectors, long D, const float *x
     const uint8_t *plane = w + D / 2 * S;
     keys_f sum[KEY_ROWS][2];
     UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (keys_f){0};
-    for (long first = 0; first < D / 2; first += 4, plane += S) {
-        keys_i fifths[2];
-        UNROLL for (int v = 0; v < vectors; v++) fifths[v] = take_bytes(plane + KEY_LANES * v);
-        UNROLL for (int i = 0; i < 4; i++) {
+    for (long first = 0; first < D / 2; first += 2, plane += S) {
+        keys_i uppers[2];
+        UNROLL for (int v = 0; v < vectors; v++) uppers[v] = take_bytes(plane + KEY_LANES * v);
+        UNROLL for (int i = 0; i < 2; i++) {
             long k = first + i;
             if (k == D / 2) break;
             keys_f low[2], high[2];
             UNROLL for (int v = 0; v < vectors; v++)
-                widen_pair(w + k * S + KEY_LANES * v, fifths[v], 2 * i, low + v, high + v);
+                widen_pair(w + k * S + KEY_LANES * v, uppers[v], 4 * i, low + v, high + v);
             UNROLL for (int r = 0; r < rows; r++) {
                 keys_f one = KEYS_OF(fill)(x[r * ldx + 2 * k]), next = KEYS_OF(fill)(x[r * ldx + 2 * k + 1]);
                 UNROLL for (int v = 0; v < vectors; v++) {
@@ -106,8 +106,8 @@ static void widen_key_codes(const uint8_t *w, long width, long D, long S, float 
     for (long k = 0; k < D / 2; k++)
         for (long n = 0; n < width; n += KEY_LANES) {
             keys_f low, high;
-            keys_i fifths = take_bytes(plane + k / 4 * S + n) >> (int)(k % 4 * 2);
-            widen_pair(w + k * S + n, fifths, 0, &low, &high);
+            keys_i uppers = take_bytes(plane + k / 2 * S + n) >> (int)(k % 2 * 4);
+            widen_pair(w + k * S + n, uppers, 0, &low, &high);
             KEYS_OF(store)(to + 2 * k * S + n, low);
             KEYS_OF(store)(to + (2 * k + 1) * S + n, high);
         }
