@@ -34,7 +34,7 @@ from benchmarks.group_kills import free_port
 from plimsoll.api.budget import BATCHED_TOKENS, RUNS, budget
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.layer_tensors import expected_tensors
-from plimsoll.api.quantity import format_bytes
+from plimsoll.api.quantity import format_bytes, parse_bytes
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.config import EngineConfig, engine_load
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
@@ -60,8 +60,8 @@ SHAPES = {
               "num_key_value_heads": 12, "vocab_size": 151936},
 }  # fmt: skip
 
-#: shape, precision of weights and, where it is not theirs, of the cache; ratio, total bytes, context, tokens of the
-#: largest step, running requests
+#: shape; precision of weights and, where it is not theirs, of the cache, and a host tier where there is one; ratio,
+#: total bytes, context, tokens of the largest step, running requests
 CONFIGURATIONS = [
     ("smollm2", "bfloat16", 0.8, 2 * GIB, None, None, 64),
     ("smollm2", "bfloat16", 0.4, 2 * GIB, 4096, None, 64),
@@ -86,6 +86,8 @@ CONFIGURATIONS = [
     ("smollm2", "w4a16 int8", 0.5, 1 * GIB, 4096, None, 64),
     ("wide", "w8a16 int4", 0.8, 2 * GIB, 1024, 512, 8),
     ("deep", "bfloat16 int4", 0.8, 1 * GIB, 4096, None, 64),
+    ("smollm2", "bfloat16 auto 256Mi", 0.4, 1 * GIB, 2048, 1024, 16),
+    ("deep", "w4a16 int8 384Mi", 0.5, 1 * GIB, 2048, 1024, 16),
 ]  # fmt: skip
 
 
@@ -264,11 +266,12 @@ def main() -> int:
             plain = shape.removesuffix(AWQ)
             if shape not in folders:
                 folders[shape] = str(quantized(folders[plain], Path(scratch) / shape))
-            weights, _, held = precision.partition(" ")
+            weights, held, tier = [*precision.split(), "", ""][:3]
             config = EngineConfig(
                 model=folders[shape], precision=weights, cache_precision=held or "auto",
                 tensor=ranks, nodes=ranks if options.nodes else 1, device="cpu", memory=total,
                 kv_ratio=ratio, max_model_len=context, max_running=running,
+                host_memory=parse_bytes(tier) if tier else 0,
                 **({} if batched is None else {"max_batched_tokens": batched}),
             )  # fmt: skip
             vocab = SHAPES.get(plain, {"vocab_size": 49152})["vocab_size"]
