@@ -66,60 +66,95 @@ INLINE int32_t sum_of_lanes(vi a)
 /* The nearest whole numbers, ties to even: of numbers far below 2^22. */
 INLINE vi nearest(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
 
-/* Codes of `count` numbers, filled up with zeros to whole words of eight, in room for whole vectors. Returns their sum. */
-static int32_t quantize_piece(const float *x, long count, int8_t *codes, float *scale)
+/* Each eight columns as the nibbles of a word of weights lie: 0, 4, 1, 5, then 2, 6, 3, 7. By instructions where there
+ * are some: the compiler takes a vector apart for its own shuffle. */
+#if defined(__AVX512F__)
+INLINE vi in_order_of_fours(vi codes)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    return (vi)_mm512_permutexvar_epi32(order, (__m512i)codes);
+}
+INLINE void put_in_order_of_fours(int8_t *codes, long count) { (void)codes, (void)count; }
+#elif defined(__AVX2__)
+INLINE vi in_order_of_fours(vi codes)
+{
+    return (vi)_mm256_permutevar8x32_epi32((__m256i)codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+INLINE void put_in_order_of_fours(int8_t *codes, long count) { (void)codes, (void)count; }
+#else
+INLINE vi in_order_of_fours(vi codes) { return codes; }
+INLINE void put_in_order_of_fours(int8_t *codes, long count)
+{
+    for (int8_t *end = codes + count; codes < end; codes += 8) {
+        const int8_t made[] = {codes[0], codes[4], codes[1], codes[5], codes[2], codes[6], codes[3], codes[7]};
+        memcpy(codes, made, sizeof made);
+    }
+}
+#endif
+
+/* Codes of `count` numbers, filled up with zeros to whole words of eight, in room for whole vectors. Returns their sum.
+ * Beside weights of 4 bits each eight columns lie as the nibbles of a word do: 0, 4, 1, 5, then 2, 6, 3, 7. */
+INLINE int32_t quantize_piece(const int bits, const float *x, const long count, int8_t *codes, float *scale)
 {
     int8_t narrow __attribute__((vector_size(LANES)));
     float rest[LANES] = {0};
     const long whole = count / LANES * LANES;
-    memcpy(rest, x + whole, (count - whole) * sizeof(float));
+    if (count > whole) memcpy(rest, x + whole, (count - whole) * sizeof(float));
     vi most = (vi)load(rest) & 0x7fffffff, sums = {0};
-    for (long k = 0; k < whole; k += LANES) most = most_of(most, (vi)load(x + k) & 0x7fffffff);
-    const int32_t bits = largest_lane(most);
+    UNROLL for (long k = 0; k < whole; k += LANES) most = most_of(most, (vi)load(x + k) & 0x7fffffff);
+    const int32_t power = largest_lane(most);
     float largest;
-    memcpy(&largest, &bits, sizeof largest);
-    memset(codes, 0, (count + 7) / 8 * 8);
-    *scale = bits >= 0x7f800000 ? __builtin_nanf("") : 0;
-    if (bits >= 0x7f800000 || largest < LEAST) return 0;
+    memcpy(&largest, &power, sizeof largest);
+    if (power >= 0x7f800000 || largest < LEAST) {
+        *scale = power >= 0x7f800000 ? __builtin_nanf("") : 0;
+        memset(codes, 0, (count + 7) / 8 * 8);
+        return 0;
+    }
     *scale = largest / 127;
     const vf factor = fill(127 / largest);
-    for (long k = 0; k < count; k += LANES) {
+    UNROLL for (long k = 0; k < count; k += LANES) {
         vi made = nearest((k < whole ? load(x + k) : load(rest)) * factor);
         sums += made;
+        if (bits == 4) made = in_order_of_fours(made);
         narrow = __builtin_convertvector(made, __typeof__(narrow));
         memcpy(codes + k, &narrow, sizeof narrow);
     }
+    if (bits == 4) put_in_order_of_fours(codes, count);
     return sum_of_lanes(sums);
 }
 
-/* Each eight columns as the nibbles of a word of weights lie: 0, 4, 1, 5, then 2, 6, 3, 7. */
-INLINE void in_order_of_fours(int8_t *codes, long count)
+/* A piece of a row into its places. */
+INLINE void put_piece(const int bits, const long count, const float *x, int32_t excess, long high, uint32_t *quads, uint32_t *ends)
 {
-    typedef int8_t bytes __attribute__((vector_size(16)));
-    bytes some;
-    for (long k = 0; k < count; k += 16) {
-        memcpy(&some, codes + k, sizeof some);
-        some = __builtin_shuffle(some, (bytes){0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15});
-        memcpy(codes + k, &some, sizeof some);
+    int8_t codes[PIECE + 16] __attribute__((aligned(64)));
+    float scale, scaled;
+    int32_t sum = quantize_piece(bits, x, count, codes, &scale);
+    scaled = scale * (float)sum;
+    ends[0] = (uint32_t)(-excess * sum);
+    memcpy(ends + 1, &scale, 4), memcpy(ends + 2, &scaled, 4);
+    UNROLL for (long k = 0; k < count; k += 4) memcpy(quads + k / 4 * high, codes + k, 4);
+}
+
+INLINE void put_rows(const int bits, const float *x, long rows, long high, long K, long group, uint32_t *out)
+{
+    const int32_t excess = EXCESS(vnni_works() ? VNNI : PLAIN, bits);
+    for (long r = 0; r < rows; r++, x += K) {
+        uint32_t *quads = out + r, *ends = out + quads_of(K, group) * high + 3 * r;
+        for (long begin = 0; begin < K; begin += group)
+            for (long done = 0; done < group; done += PIECE, ends += 3 * high, quads += PIECE / 4 * high) {
+                const float *from = x + begin + done;
+                if (group - done >= PIECE) {
+                    put_piece(bits, PIECE, from, excess, high, quads, ends);
+                    continue;
+                }
+                put_piece(bits, group - done, from, excess, high, quads, ends);
+                quads -= (PIECE / 4 - (group - done + 3) / 4) * high;
+            }
     }
 }
 
 void quantize_rows(int bits, const float *x, long rows, long high, long K, long group, uint32_t *out)
 {
-    int8_t codes[PIECE + 16] __attribute__((aligned(64)));
-    const int32_t excess = EXCESS(vnni_works() ? VNNI : PLAIN, bits);
-    for (long r = 0; r < rows; r++, x += K) {
-        uint32_t *quads = out + r, *ends = out + quads_of(K, group) * high + 3 * r;
-        for (long begin = 0; begin < K; begin += group)
-            for (long done = 0; done < group; done += PIECE, ends += 3 * high) {
-                long count = group - done < PIECE ? group - done : PIECE;
-                float scale, scaled;
-                int32_t sum = quantize_piece(x + begin + done, count, codes, &scale);
-                scaled = scale * (float)sum;
-                ends[0] = (uint32_t)(-excess * sum);
-                memcpy(ends + 1, &scale, 4), memcpy(ends + 2, &scaled, 4);
-                if (bits == 4) in_order_of_fours(codes, count);
-                for (long k = 0; k < count; k += 4, quads += high) memcpy(quads, codes + k, 4);
-            }
-    }
+    if (bits == 4) put_rows(4, x, rows, high, K, group, out);
+    else put_rows(8, x, rows, high, K, group, out);
 }
