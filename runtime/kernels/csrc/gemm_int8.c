@@ -208,7 +208,7 @@ INLINE void meet_several(const int how, const int bits, const int rows, band b, 
 }
 
 /* Functions of their own: with several of them in one, pointers fight for registers. */
-typedef void meets(const chunk *, band, shape, const char *, const float *, long, float *, long);
+typedef void meets(const chunk *, const band *, const shape *, const char *, const float *, long, float *, long);
 typedef void widens(long, const char *, uint32_t *);
 typedef void several(band, shape, const char *, long, long, const float *, float *, long);
 typedef struct {
@@ -217,10 +217,10 @@ typedef struct {
     several *one, *two;
 } kernels;
 #define DEFINE(NAME, HOW, BITS)                                                                                        \
-    static __attribute__((noinline)) void tile_##NAME(const chunk *c, band b, shape s, const char *w,                  \
+    static __attribute__((noinline)) void tile_##NAME(const chunk *c, const band *b, const shape *s, const char *w,    \
                                                       const float *from, long ldf, float *y, long ldy)                 \
     {                                                                                                                  \
-        meet(HOW, BITS, c, b, s, w, from, ldf, y, ldy);                                                                \
+        meet(HOW, BITS, c, *b, *s, w, from, ldf, y, ldy);                                                              \
     }                                                                                                                  \
     static __attribute__((noinline)) void widen_##NAME(long quads, const char *w, uint32_t *out)                       \
     {                                                                                                                  \
@@ -273,7 +273,7 @@ static void meet_band(const kernels *by, int bits, band b, shape s, const char *
 {
     long ldf = 0;
     if (b.rows <= b.high) {
-        by->tile(NULL, b, s, w, from, ldf, y, ldy);
+        by->tile(NULL, &b, &s, w, from, ldf, y, ldy);
         return;
     }
     chunk c;
@@ -283,7 +283,7 @@ static void meet_band(const kernels *by, int bits, band b, shape s, const char *
         for (long row = 0; row < b.rows; row += b.high) {
             band tile = from_row(b, s, row);
             if (tile.rows > b.high) tile.rows = b.high;
-            by->tile(&c, tile, s, NULL, from + row * ldf, ldf, y + row * ldy, ldy);
+            by->tile(&c, &tile, &s, NULL, from + row * ldf, ldf, y + row * ldy, ldy);
         }
         for (long i = 0; i < c.count; i++) c.first_quad += c.quads[i];
         c.first_piece += c.count, from = y, ldf = ldy;
