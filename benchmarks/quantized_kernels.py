@@ -1,5 +1,6 @@
 """Products with weights of 4 bits (groups of 64), 8 bits and GGUF's super-blocks beside bfloat16 ones, by rows: the
-native table and torch's own. Super-blocks are of matrices whose columns are a multiple of 256.
+native table, also with rows quantized to 8 bits, and torch's own. Super-blocks are of matrices whose columns are a
+multiple of 256.
 
 Contestants take turns, each over as many matrices as no cache holds, as the layers of a model are. A time is the tenth
 percentile of its calls, in microseconds; a ratio is bfloat16's time over the other's, so below 1 is slower.
@@ -37,13 +38,17 @@ Product = Callable[[torch.Tensor, Any], object]
 def main(threads: int, seconds: float = 0.3) -> None:
     torch.manual_seed(0)
     wide = TORCH_ROWS if multiplies_bf16() else None
-    ops = native_kernels("cpu", torch.bfloat16, wide)
+    ops, int8 = native_kernels("cpu", torch.bfloat16, wide), native_kernels("cpu", torch.bfloat16, int8=True)
 
     def ours(x: torch.Tensor, weight: Any) -> object:
         return ops.linear(x, weight, None)
 
-    print(f"\n{ops.name}, {threads} threads, torch {torch.__version__}; through torch go {wide} and more\n")
-    names = ("4 bits", "8 bits", *SUPER_BLOCKS, "torch 4", "torch 8")
+    def of_8_bits(x: torch.Tensor, weight: Any) -> object:
+        return int8.linear(x, weight, None)
+
+    print(f"\n{int8.name}, {threads} threads, torch {torch.__version__}; through torch go {wide} and more\n")
+    names = [one + rows for rows in ("", ", int8") for one in ("4 bits", "8 bits", *SUPER_BLOCKS)]
+    names += ["torch 4", "torch 8"]
     print(f"{'':14}{'bf16 us':>10}" + "".join(f"{name:>20}" for name in names))
     for name, (outputs, columns) in SHAPES.items():
         count = max(1, MEMORY // (outputs * columns * 2))
@@ -56,6 +61,7 @@ def main(threads: int, seconds: float = 0.3) -> None:
         contestants: dict[str, tuple[Product, list[Any]]] = {"bf16": (ours, whole)}
         for kind, all_of in matrices.items():
             contestants[kind] = ours, [ops.pack_quantized(matrix) for matrix in all_of]
+            contestants[f"{kind}, int8"] = of_8_bits, contestants[kind][1]
         contestants["torch 4"] = _torch_4, [_packed_4(matrix) for matrix in fours]
         contestants["torch 8"] = _torch_8, [(matrix.codes, matrix.scales[:, 0].bfloat16()) for matrix in bytes_]
         del fours, bytes_, matrices
