@@ -12,7 +12,7 @@ SMOOTH = 0.02
 """Seconds between two tokens that no reader notices: fifty tokens a second."""
 
 LEAST = 8
-"""Prompt tokens that join a step whatever they cost: a prompt always goes on."""
+"""Prompt tokens that join a step regardless of their cost: a prompt always goes on."""
 
 REFRESH = 32
 """After so many steps with prompts one has none, to see what the streams alone take by now."""
