@@ -1,0 +1,135 @@
+"""`python -m tests.kernels.mutants`: whether the tests of the C kernels catch small errors that are put into them.
+
+Each mutant is one change of one line: a wrong stride, a block too far, the wrong nibble. The kernels are built with it
+for this processor, and the tests named beside it must fail. Prints a line a mutant; exits 1 if one lives or cannot be
+built.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from plimsoll.runtime.kernels import build
+
+NATIVE, QUANTIZED, INT8 = "test_native.py", "test_quantized.py", "test_int8.py"
+SUPER, CACHE, PAIRS = "test_super_blocks.py", "test_quantized_cache.py", "test_pairs.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`before` becomes `after` in `source`, where it occurs once."""
+
+    what: str
+    source: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = (
+    Mutant("bfloat16: the first panel's bias for both", "gemm_bf16.c", "load(from + r * ldf + p * step + h * LANES)",
+           "load(from + r * ldf + h * LANES)", (NATIVE,)),
+    Mutant("float32: a stride too short", "gemm_f32.c", "vf one = fill(x[r * ldx + k]);",
+           "vf one = fill(x[r * (ldx - 1) + k]);", (NATIVE,)),
+    Mutant("pairs: even and odd columns change places", "pairs.c", "both[i][lane] >> 16 | both[i][lane + 1]",
+           "both[i][lane + 1] >> 16 | both[i][lane]", (PAIRS, NATIVE)),
+    Mutant("norm: a quarter of the squares left out", "rowwise.h", "(sums[0] + sums[1]) + (sums[2] + sums[3])",
+           "(sums[0] + sums[1]) + (sums[2] + sums[2])", (NATIVE,)),
+    Mutant("rotation: the other way round", "rowwise.h", "second[i] = b * cos[i] + a * sin[i];",
+           "second[i] = b * cos[i] - a * sin[i];", (NATIVE,)),
+    Mutant("GELU: a constant in its third place", "rowwise.h", "-1.5957691216057308f", "-1.5917691216057308f",
+           (NATIVE,)),
+    Mutant("attention: one key too many", "attention.c", "low, own + 1, top + r", "low, own + 2, top + r", (NATIVE,)),
+    Mutant("attention: a window one key short", "attention.c", "own - job->window + 1 : 0", "own - job->window + 2 : 0",
+           (NATIVE,)),
+    Mutant("attention: the block before", "attention.c", "long place = (table[n] * job->G + g) * bytes",
+           "long place = (table[n ? n - 1 : 0] * job->G + g) * bytes", (NATIVE,)),
+    Mutant("attention: the heads of another group", "attention.c", "(g * group + r % group) * job->q_head",
+           "(g * group + r % group / 2 * 2) * job->q_head", (NATIVE,)),
+    Mutant("cache of codes: scale and minimum change places", "attention.c", "width, k_scales, k_scales + S, sums_of_q",
+           "width, k_scales + S, k_scales, sums_of_q", (CACHE, NATIVE)),
+    Mutant("cache of 4 bits: values' wrong nibble", "attention.c", "if (of == OF_LOW) codes &= 15;",
+           "if (of == OF_LOW) codes >>= 4;", (CACHE, NATIVE)),
+    Mutant("cache of 4 bits: a neighbour's fifth bit", "key_codes.h", "fifth_bit(fifths, place + 1), keys_f)",
+           "fifth_bit(fifths, place), keys_f)", (CACHE, NATIVE)),
+    Mutant("cache of 4 bits: keys that are not spread", "cache.h", "spread(turned, D), spread(turned + D, D);",
+           "spread(turned + D, D);", (CACHE, NATIVE)),
+    Mutant("codes: the zero point's sign", "ends.h", "offset = -load_bytes(zeros + v * LANES) * scale",
+           "offset = load_bytes(zeros + v * LANES) * scale", (QUANTIZED,)),
+    Mutant("super-blocks: the minimum's factor is the scale's", "ends.h", "load_scale(SCALE_F16, super + 2 * PANEL, v)",
+           "load_scale(SCALE_F16, super, v)", (SUPER,)),
+    Mutant("codes of 4 bits: 8 is not taken back", "ends.h", "madd(fill(8), scale, offset)",
+           "madd(fill(7), scale, offset)", (QUANTIZED,)),
+    Mutant("rows of 8 bits: the scale of the next row", "gemm_int8.c", "float_of(x->ends[3 * r + 1])",
+           "float_of(x->ends[3 * (r ? r - 1 : 0) + 1])", (INT8,)),
+    Mutant("rows of 8 bits: the second half of a word twice", "gemm_int8.c",
+           "vu second = source == FOURS ? quad_of_fours(words[p][1], j) : words[p][1];",
+           "vu second = source == FOURS ? quad_of_fours(words[p][0], j) : words[p][0];", (INT8,)),
+    Mutant("rows of 8 bits: ties up and not to even", "int8.c", "return (vi)(x + 12582912.0f) - 0x4b400000;",
+           "return (vi)(x + 12582912.5f) - 0x4b400000;", (INT8,)),
+)  # fmt: skip
+
+
+def built(mutant: Mutant, folder: Path) -> Path:
+    """The library with the mutant in it. Raises ValueError where its line is not there once."""
+    sources = folder / "csrc"
+    shutil.copytree(build.SOURCES, sources)
+    text = (sources / mutant.source).read_text()
+    if text.count(mutant.before) != 1:
+        raise ValueError(f"occurs {text.count(mutant.before)} times in {mutant.source}: {mutant.before}")
+    (sources / mutant.source).write_text(text.replace(mutant.before, mutant.after))
+    objects = []
+    for unit in build.UNITS:
+        objects.append(str(folder / f"{unit}.o"))
+        command = [
+            *build._compiler(),
+            *build.FLAGS,
+            "-march=native",
+            "-w",
+            "-c",
+            str(sources / unit),
+            "-o",
+            objects[-1],
+        ]
+        subprocess.run(command, check=True)
+    subprocess.run([*build._compiler(), "-shared", *objects, "-o", str(folder / "mutant.so")], check=True)
+    return folder / "mutant.so"
+
+
+def caught(mutant: Mutant) -> bool:
+    """Whether one of its tests fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = built(mutant, Path(folder))
+        environment = {**os.environ, "PLIMSOLL_KERNELS_LIBRARY": str(library), "PLIMSOLL_KERNELS": "native"}
+        tests = [f"tests/kernels/{name}" for name in mutant.tests]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"the tests did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="WORDS", help="mutants whose description contains this")
+    given = parser.parse_args()
+    lives = 0
+    for mutant in MUTANTS:
+        if given.only not in mutant.what:
+            continue
+        try:
+            verdict = "caught" if caught(mutant) else "LIVES"
+        except (ValueError, RuntimeError, subprocess.CalledProcessError) as error:
+            verdict = f"NOT RUN: {error}"
+        lives += verdict != "caught"
+        print(f"{mutant.what}: {verdict}", flush=True)
+    return 1 if lives else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
