@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant("rows of 8 bits: the second half of a word twice", "gemm_int8.c",
            "vu second = source == FOURS ? quad_of_fours(words[p][1], j) : words[p][1];",
            "vu second = source == FOURS ? quad_of_fours(words[p][0], j) : words[p][0];", (INT8,)),
-    Mutant("rows of 8 bits: ties up and not to even", "int8.c", "return (vi)(x + 12582912.0f) - 0x4b400000;",
-           "return (vi)(x + 12582912.5f) - 0x4b400000;", (INT8,)),
+    Mutant("rows of 8 bits: codes one too large", "int8.c", "return (vi)(x + 12582912.0f) - 0x4b400000;",
+           "return (vi)(x + 12582912.0f) - 0x4b3fffff;", (INT8,)),
 )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def readers(source: str) -> set[str]:
 
 
 def built(mutant: Mutant, plain: dict[str, Path], folder: Path) -> Path:
-    """The library with the mutant in it; `plain` has the other units. Raises ValueError where its line is not there once."""
+    """The library with the mutant in it; `plain` has the other units. Raises ValueError for a line that is not there."""
     sources = folder / "csrc"
     shutil.copytree(build.SOURCES, sources)
     text = (sources / mutant.source).read_text()
