@@ -95,7 +95,7 @@ def readers(source: str) -> set[str]:
 
 
 def built(mutant: Mutant, plain: dict[str, Path], folder: Path) -> Path:
-    """The library with the mutant in it; `plain` has the other units. Raises ValueError for a line that is not there."""
+    """The library with the mutant in it; `plain` has the other units. Raises ValueError for a line that is not."""
     sources = folder / "csrc"
     shutil.copytree(build.SOURCES, sources)
     text = (sources / mutant.source).read_text()
