@@ -19,6 +19,7 @@ from plimsoll.api.quantity import byte_option
 from plimsoll.api.shard import MOST_RANKS
 from plimsoll.cli.host_memory import host_bytes
 from plimsoll.cli.machines import MASTER_PORT, follow, leader_of, membership_of, refuse_headless_leader
+from plimsoll.cli.speculative import guessed_tokens
 
 if TYPE_CHECKING:
     from plimsoll.checkpoint.checkpoint import Checkpoint
@@ -182,6 +183,9 @@ def serve(
             min=0, max=16, help="Tokens that a step guesses from what was said before; answers stay the same. 0: none."
         ),
     ] = 0,
+    speculative_config: Annotated[
+        str | None, typer.Option(help='The same as vLLM has it: {"method": "ngram", "num_speculative_tokens": 4}.')
+    ] = None,
     max_body_bytes: Annotated[
         str | None,
         typer.Option(help="The most that a request's body may have, as 4Mi. Default: 1Mi to 16Mi, by the context."),
@@ -229,6 +233,7 @@ def serve(
     host = host_bytes(host_memory, swap_space, kv_offloading_size, tensor)
     _check_options(dtype, device, tensor, model_format)
     check_choice(quant_policy, tuple(POLICIES), "--quant-policy")
+    guesses = guessed_tokens(speculative_tokens, speculative_config)
     check_choice(scheduling_policy, ("fcfs", "priority"), "--scheduling-policy")
     check_choice(activation_precision, get_args(ActivationPrecision), "--activation-precision")
     if headless:
@@ -292,7 +297,7 @@ def serve(
         torch_rows=torch_rows,
         activation_precision=cast(ActivationPrecision, activation_precision),
         deterministic=deterministic,
-        speculative_tokens=speculative_tokens,
+        speculative_tokens=guesses,
         hang_timeout=hang_timeout,
     )
     server = ServerConfig(
