@@ -26,6 +26,8 @@ class Setting:
     model: Path
     workload: Workload
     threads: int
+    activations: str = "auto"
+    """Of ours: what rows become where they meet codes."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def _own_server(precision: str) -> Callable[[Setting], dict[str, Any]]:
         command = [
             sys.executable, "-m", "plimsoll.cli.main", "serve", str(setting.model), "--dtype", precision,
             "--server-port", str(port), "--threads", str(setting.threads), "--kv-cache-bytes", "2Gi",
+            "--activation-precision", setting.activations,
         ]  # fmt: skip
         url = f"http://127.0.0.1:{port}"
         with server(command, url, "/ready", setting.threads):
@@ -111,7 +114,7 @@ def _openvino(setting: Setting) -> dict[str, Any]:
 
 
 def _script(module: str, *more: str) -> Callable[[Setting], dict[str, Any]]:
-    return lambda setting: _process([sys.executable, "-m", module], setting, *more)
+    return lambda setting: _process([sys.executable, "-m", module], setting, *more, setting.activations)
 
 
 def _process(command: list[str], setting: Setting, *more: str) -> dict[str, Any]:

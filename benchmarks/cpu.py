@@ -51,6 +51,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="repeats of each measure within a round")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--skip-profile", action="store_true", help="leave out where a decode step's time goes")
+    parser.add_argument("--activation-precision", default="auto", metavar="P", help="of ours, beside weights in codes")
     parser.add_argument("--text", type=Path, default=Path("examples/prose.txt"), help="what perplexity is measured on")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cpu.json"))
@@ -73,7 +74,8 @@ def main() -> int:
     for number in range(given.rounds):
         # Perplexity does not change from round to round.
         texts = windows_of(model, given.text) if number == 0 else []
-        setting = Setting(model.resolve(), make_workload(given.seed + number, given.repeats, texts), given.threads)
+        work = make_workload(given.seed + number, given.repeats, texts)
+        setting = Setting(model.resolve(), work, given.threads, given.activation_precision)
         rounds.append({})
         for contestant in taking_part[:: -1 if number % 2 else 1]:
             console.print(f"round {number + 1} of {given.rounds}: {contestant.title} …", style="dim")

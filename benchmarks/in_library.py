@@ -1,6 +1,6 @@
 """Our library as contestant: `LLM.generate` in this process, no HTTP, as OpenVINO GenAI is measured.
 
-Arguments: model, workload, threads, output, precision. Run in a process of its own.
+Arguments: model, workload, threads, output, precision, activation precision. Run in a process of its own.
 """
 
 import json
@@ -13,10 +13,10 @@ from benchmarks.workload import Workload
 from plimsoll import LLM, SamplingParams
 
 
-def main(model: Path, workload: Workload, threads: int, precision: str) -> dict[str, Any]:
+def main(model: Path, workload: Workload, threads: int, precision: str, activations: str) -> dict[str, Any]:
     llm = LLM(
         model, threads=threads, precision=precision, kv_cache_bytes=2 << 30, prefix_caching=False,
-        max_running=workload.streams,
+        max_running=workload.streams, activation_precision=activations,
     )  # fmt: skip
 
     def generate(prompts: list[str], tokens: int) -> tuple[float, int]:
@@ -52,5 +52,5 @@ def main(model: Path, workload: Workload, threads: int, precision: str) -> dict[
 
 
 if __name__ == "__main__":
-    found = main(Path(sys.argv[1]), Workload.read(Path(sys.argv[2])), int(sys.argv[3]), sys.argv[5])
+    found = main(Path(sys.argv[1]), Workload.read(Path(sys.argv[2])), int(sys.argv[3]), *sys.argv[5:7])
     Path(sys.argv[4]).write_text(json.dumps(found))
