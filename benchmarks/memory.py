@@ -60,8 +60,8 @@ SHAPES = {
               "num_key_value_heads": 12, "vocab_size": 151936},
 }  # fmt: skip
 
-#: shape; precision of weights and, where it is not theirs, of the cache, and a host tier where there is one; ratio,
-#: total bytes, context, tokens of the largest step, running requests
+#: shape; precision of weights and, where it is not theirs, of the cache, a host tier where there is one, and rows of 8
+#: bits; ratio, total bytes, context, tokens of the largest step, running requests
 CONFIGURATIONS = [
     ("smollm2", "bfloat16", 0.8, 2 * GIB, None, None, 64),
     ("smollm2", "bfloat16", 0.4, 2 * GIB, 4096, None, 64),
@@ -88,6 +88,12 @@ CONFIGURATIONS = [
     ("deep", "bfloat16 int4", 0.8, 1 * GIB, 4096, None, 64),
     ("smollm2", "bfloat16 auto 256Mi", 0.4, 1 * GIB, 2048, 1024, 16),
     ("deep", "w4a16 int8 384Mi", 0.5, 1 * GIB, 2048, 1024, 16),
+    ("smollm2", "w4a16 auto 0 int8", 0.8, 1 * GIB, 4096, None, 64),
+    ("wide", "w8a16 int8 0 int8", 0.5, 2 * GIB, 2048, None, 64),
+    ("deep", "w4a16 int4 0 int8", 0.8, 1 * GIB, 4096, 1024, 16),
+    ("vocab", "w4a16 int4", 0.5, 2 * GIB, 4096, None, 64),
+    ("wide", "bfloat16 int4 512Mi", 0.4, 2 * GIB, 2048, 512, 32),
+    ("vocab", "w8a16 auto 256Mi int8", 0.6, 2 * GIB, 4096, None, 16),
 ]  # fmt: skip
 
 
@@ -247,7 +253,7 @@ def main() -> int:
     parser.add_argument("--model", default=".cache/plimsoll/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--ranks", action="store_true", help="models over several ranks")
-    parser.add_argument("--only", type=int, help="the number of one configuration")
+    parser.add_argument("--only", type=int, nargs="+", help="the numbers of some configurations")
     parser.add_argument("--nodes", action="store_true", help="models over several ranks, each on a machine of its own")
     options = parser.parse_args()
     np.random.seed(0)
@@ -256,22 +262,23 @@ def main() -> int:
     worst = 0
     alone = [(shape, name, 1, *rest) for shape, name, *rest in CONFIGURATIONS]
     chosen = GROUPED if options.nodes else RANKED if options.ranks else alone
-    print(" # shape       precision     ranks ratio context   predicted    measured  measured/predicted")
+    print(" # shape       precision             ranks ratio context   predicted    measured  measured/predicted")
     with tempfile.TemporaryDirectory() as scratch:
         folders = {name: str(make_checkpoint(Path(scratch) / name, shape)) for name, shape in SHAPES.items()}
         folders["smollm2"] = options.model
         for index, (shape, precision, ranks, ratio, total, context, batched, running) in enumerate(chosen):
-            if options.only is not None and index != options.only:
+            if options.only is not None and index not in options.only:
                 continue
             plain = shape.removesuffix(AWQ)
             if shape not in folders:
                 folders[shape] = str(quantized(folders[plain], Path(scratch) / shape))
-            weights, held, tier = [*precision.split(), "", ""][:3]
+            words = precision.split()
+            weights, held, tier, rows = words + ["auto", "0", "auto"][len(words) - 1 :]
             config = EngineConfig(
-                model=folders[shape], precision=weights, cache_precision=held or "auto",
+                model=folders[shape], precision=weights, cache_precision=held, activation_precision=rows,
                 tensor=ranks, nodes=ranks if options.nodes else 1, device="cpu", memory=total,
                 kv_ratio=ratio, max_model_len=context, max_running=running,
-                host_memory=parse_bytes(tier) if tier else 0,
+                host_memory=0 if tier == "0" else parse_bytes(tier),
                 **({} if batched is None else {"max_batched_tokens": batched}),
             )  # fmt: skip
             vocab = SHAPES.get(plain, {"vocab_size": 49152})["vocab_size"]
@@ -282,9 +289,9 @@ def main() -> int:
             worst += any(bad)
             results.append({"shape": shape, "precision": precision, "ratio": ratio, "context": context, **found})
             for rank, (wanted, seen) in enumerate(pairs):
-                head = f"{index:>2} {shape:11} {precision:13} {ranks:5} {ratio:5.2f} {context or 'all':>7}"
+                head = f"{index:>2} {shape:11} {precision:21} {ranks:5} {ratio:5.2f} {context or 'all':>7}"
                 print(
-                    f"{head if rank == 0 else '':45} {format_bytes(wanted):>11} {format_bytes(seen):>11}  "
+                    f"{head if rank == 0 else '':53} {format_bytes(wanted):>11} {format_bytes(seen):>11}  "
                     f"{seen / wanted:.3f}{'  <-- outside' if bad[rank] else ''}", flush=True,
                 )  # fmt: skip
     if options.output:
