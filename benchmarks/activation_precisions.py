@@ -8,7 +8,6 @@ turns in one process, in processor time; a figure is the twentieth percentile.
 """
 
 import argparse
-import math
 import time
 from pathlib import Path
 
@@ -103,13 +102,8 @@ def main() -> None:
             size = sum(map(len, texts))
             title = f"{precision}, {models['int8'].kernels.name}, {size} tokens in windows of {asked.window}"
             table = Table("rows", "perplexity", "more", "divergence", "same best", title=title)
-            first = found["bfloat16"].surprise / found["bfloat16"].positions
             for name, one in found.items():
-                mean = one.surprise / one.positions
-                table.add_row(
-                    name, f"{math.exp(mean):.3f}", f"{100 * math.expm1(mean - first):+.3f} %",
-                    f"{one.divergence / one.positions:.5f}", f"{100 * one.same / one.positions:.2f} %",
-                )  # fmt: skip
+                table.add_row(name, *one.cells(beside=found["bfloat16"]))
             console.print(table)
             table = Table("step", *models, "ratio", title=f"{precision}, ms of processor time, {asked.threads} threads")
             steps = [(1, size, 0, asked.rounds) for size in asked.prompts]

@@ -40,6 +40,14 @@ class Quality:
     divergence: float = 0.0
     same: int = 0
 
+    def cells(self, beside: "Quality") -> tuple[str, ...]:
+        """Perplexity, how much more it is than that of `beside`, divergence from it, same best."""
+        mean, first = self.surprise / self.positions, beside.surprise / beside.positions
+        return (
+            f"{math.exp(mean):.3f}", f"{100 * math.expm1(mean - first):+.3f} %",
+            f"{self.divergence / self.positions:.5f}", f"{100 * self.same / self.positions:.2f} %",
+        )  # fmt: skip
+
 
 def windows(tokens: list[int], length: int) -> list[list[int]]:
     return [tokens[at : at + length] for at in range(0, len(tokens) - length // 2, length)]
@@ -115,13 +123,8 @@ def main() -> None:
         title = f"{kernels.name}, {len(texts)} windows of {asked.window} tokens"
         table = Table("cache", "perplexity", "more", "divergence", "same best", title=title)
         found = quality(decoder, texts, CACHES)
-        first = found[CACHES[0]].surprise / found[CACHES[0]].positions
         for cache, one in found.items():
-            mean = one.surprise / one.positions
-            table.add_row(
-                cache, f"{math.exp(mean):.3f}", f"{100 * math.expm1(mean - first):+.3f} %",
-                f"{one.divergence / one.positions:.5f}", f"{100 * one.same / one.positions:.2f} %",
-            )  # fmt: skip
+            table.add_row(cache, *one.cells(beside=found[CACHES[0]]))
         console.print(table)
         table = Table("context", *CACHES, title=f"Decode steps of one sequence, ms, {asked.threads} threads")
         for context in asked.contexts:

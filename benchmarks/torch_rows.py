@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.host_tier import answers
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.engine import Engine
@@ -33,17 +34,6 @@ def prompt(index: int, length: int, vocabulary: int) -> list[int]:
     return [(7 * position + 131 * index) % (vocabulary - 1000) + 500 for position in range(length)]
 
 
-def run(engine: Engine, requests: Sequence[EngineRequest]) -> dict[str, list[int]]:
-    """Token ids by request, all of them at once."""
-    found: dict[str, list[int]] = {one.request_id: [] for one in requests}
-    for one in requests:
-        engine.add(one)
-    while engine.has_work:
-        for output in engine.step():
-            found[output.request_id] += output.token_ids
-    return found
-
-
 def prompt_seconds(engines: Sequence[Engine], length: int, rounds: int) -> list[float]:
     """The best time from a prompt to its first token, by engine."""
     best = [float("inf")] * len(engines)
@@ -51,7 +41,7 @@ def prompt_seconds(engines: Sequence[Engine], length: int, rounds: int) -> list[
         for number, engine in enumerate(engines):
             asked = request("p", prompt(index, length, engine.facts.vocab_size), 1)
             began = time.perf_counter()
-            run(engine, [asked])
+            answers(engine, [asked])
             best[number] = min(best[number], time.perf_counter() - began)
     return best
 
@@ -62,10 +52,10 @@ def differing(engine: Engine) -> int:
     asked = [
         request(str(i), prompt(i, 20 + 3 * i, vocabulary), TOKENS, seed=i if i % 2 else None) for i in range(ANSWERS)
     ]
-    alone = {name: ids for one in asked for name, ids in run(engine, [one]).items()}
+    alone = {name: ids for one in asked for name, ids in answers(engine, [one])[0].items()}
     together: dict[str, list[int]] = {}
     for start in range(0, ANSWERS, AT_ONCE):
-        together |= run(engine, asked[start : start + AT_ONCE])
+        together |= answers(engine, asked[start : start + AT_ONCE])[0]
     return sum(alone[name] != together[name] for name in alone)
 
 

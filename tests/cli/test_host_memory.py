@@ -43,6 +43,6 @@ def test_what_is_unclear_is_refused(given: tuple[str | None, float | None, float
 
 def test_serve_refuses_it_before_anything_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["serve", "hf://nobody/nothing@main", "--host-memory", "1Gi", "--swap-space", "2"])
+        main(["serve", "hf://org/nothing@main", "--host-memory", "1Gi", "--swap-space", "2"])
     assert ended.value.code == 1
     assert "--swap-space: says the same as --host-memory (found 2.0). Leave one" in capsys.readouterr().err

@@ -62,14 +62,16 @@ def test_a_job_stopped_in_the_middle_goes_on_and_a_gate_has_a_status_of_its_own(
 
     # Another number of processes goes on with the same work.
     again = start(deep, out, words, "--max-kl-divergence", "1e-6", "--workers", "2", "--threads", "2")
-    told, errors = again.communicate(timeout=240)
+    said, errors = again.communicate(timeout=240)
     assert again.returncode == 3, errors
     assert f"quantizing: layer {reached} of 32" in errors
     assert "quantizing: layer 1 of 32" not in errors
     assert "past its limit: the mean KL divergence" in errors
-    assert "of that divergence is avoided" in told
+    assert "of that divergence is avoided" in said
     assert re.search(
-        r"^cache in int8: .*\ncache in int4: .*\nrecommended: kvCache.precision (auto|int8|int4) ", told, re.MULTILINE
+        r"^cache in int8: .*\ncache in int4: .*\nrecommended: kvCache.precision (auto|int8|int4) ",
+        said,
+        re.MULTILINE,
     )
     last = JobProgress.decode(words.read_bytes())
     assert (last.phase, last.reason, last.layer) == ("Failed", "GateFailed", 32)

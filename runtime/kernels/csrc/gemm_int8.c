@@ -6,9 +6,6 @@
 #include <stdlib.h>
 
 #define TILES_A_BAND 24
-#define PANELS_A_TASK 8
-/* Rows that meet several panels at once. */
-#define FEW (AT_ONCE / 2)
 
 /* Columns and pieces of a panel whose codes lie widened at once, to meet many rows. */
 #define WIDE_COLUMNS 512
@@ -360,19 +357,14 @@ void linear_int8_team(int bits, int scale, const float *x, const char *w, const 
     for (long done = 0; done < M; done += most, x += most * K, y += most * N) {
         long rows = M - done < most ? M - done : most;
         const band all = quantize_band(bits, x, rows, s, M, at);
-        long longest = TILES_A_BAND * all.high, bands = (rows + longest - 1) / longest;
-        long height = ((rows + bands - 1) / bands + all.high - 1) / all.high * all.high;
-        bands = (rows + height - 1) / height;
-        long shares = (panels + PANELS_A_TASK - 1) / PANELS_A_TASK;
-        if (bands * shares < 4 * threads) shares = (4 * threads + bands - 1) / bands;
-        /* Few rows meet several panels at once, and each thread gets as many of them as the next. */
-        if (rows <= FEW) shares = threads * ((panels + PANELS_A_TASK * threads - 1) / (PANELS_A_TASK * threads));
-        if (shares > panels) shares = panels;
-        _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {
-            long row = task / shares * height, share = task % shares;
+        const long longest = TILES_A_BAND * all.high;
+        const tasks t = tasks_of(rows, longest, all.high, panels, threads);
+        _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < t.bands * t.shares; task++) {
+            long row = task / t.shares * t.height, share = task % t.shares;
             band mine = from_row(all, s, row);
-            if (mine.rows > height) mine.rows = height;
-            meet_share(by, bits, mine, s, w, panels * share / shares, panels * (share + 1) / shares, bias, y + row * N, N);
+            if (mine.rows > t.height) mine.rows = t.height;
+            long first = panels * share / t.shares, last = panels * (share + 1) / t.shares;
+            meet_share(by, bits, mine, s, w, first, last, bias, y + row * N, N);
         }
     }
 }

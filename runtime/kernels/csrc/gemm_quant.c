@@ -13,9 +13,6 @@
 /* Register tiles of a band of rows: so many stay in the second cache while panels go by. */
 #define TILES_A_BAND 24
 #define TILE_BAND 256
-#define PANELS_A_TASK 8
-/* Rows that meet several panels at once. */
-#define FEW (AT_ONCE / 2)
 /* Columns of small groups that lie widened at once to meet many rows, and the smallest of such groups. */
 #define SMALL_GROUPS 64
 #define SMALLEST 8
@@ -334,19 +331,13 @@ void linear_quant_team(int bits, int scale, const float *x, const char *w, const
     for (long done = 0; done < M; done += most, x += most * K, y += most * N) {
         long rows = M - done < most ? M - done : most;
         const band all = round_band(bits, s, x, rows, way, at);
-        long longest = way == IN_TILES ? TILE_BAND : TILES_A_BAND * all.high, bands = (rows + longest - 1) / longest;
-        long height = ((rows + bands - 1) / bands + all.high - 1) / all.high * all.high;
-        bands = (rows + height - 1) / height;
-        long shares = (panels + PANELS_A_TASK - 1) / PANELS_A_TASK;
-        if (bands * shares < 4 * threads) shares = (4 * threads + bands - 1) / bands;
-        /* Few rows meet several panels at once, and each thread gets as many of them as the next. */
-        if (rows <= FEW) shares = threads * ((panels + PANELS_A_TASK * threads - 1) / (PANELS_A_TASK * threads));
-        if (shares > panels) shares = panels;
-        _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {
-            long row = task / shares * height, share = task % shares;
-            long first = panels * share / shares, last = panels * (share + 1) / shares;
+        const long longest = way == IN_TILES ? TILE_BAND : TILES_A_BAND * all.high;
+        const tasks t = tasks_of(rows, longest, all.high, panels, threads);
+        _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < t.bands * t.shares; task++) {
+            long row = task / t.shares * t.height, share = task % t.shares;
+            long first = panels * share / t.shares, last = panels * (share + 1) / t.shares;
             band mine = from_row(bits, all, s, row);
-            if (mine.rows > height) mine.rows = height;
+            if (mine.rows > t.height) mine.rows = t.height;
             if (bits == 4) band_of_rows(4, mine, s, w, first, last, bias, y + row * N, N);
             else band_of_rows(8, mine, s, w, first, last, bias, y + row * N, N);
         }

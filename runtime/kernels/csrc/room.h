@@ -91,6 +91,30 @@ static inline const void *round_rows(const float *x, long rows, long K, long gro
     return at.shared;
 }
 
+/* Panels of codes of a task, and rows that meet several panels at once. */
+#define PANELS_OF_CODES 8
+#define FEW (AT_ONCE / 2)
+
+/* Tasks of a product with codes: bands of `height` rows, each with so many shares of the panels. */
+typedef struct {
+    long height, bands, shares;
+} tasks;
+
+/* Of `rows` rows in tiles of `high`, at most `longest` to a band. */
+INLINE tasks tasks_of(long rows, long longest, long high, long panels, long threads)
+{
+    tasks t;
+    t.bands = (rows + longest - 1) / longest;
+    t.height = ((rows + t.bands - 1) / t.bands + high - 1) / high * high;
+    t.bands = (rows + t.height - 1) / t.height;
+    t.shares = (panels + PANELS_OF_CODES - 1) / PANELS_OF_CODES;
+    if (t.bands * t.shares < 4 * threads) t.shares = (4 * threads + t.bands - 1) / t.bands;
+    /* Few rows: each thread gets as many panels as the next. */
+    if (rows <= FEW) t.shares = threads * ((panels + PANELS_OF_CODES * threads - 1) / (PANELS_OF_CODES * threads));
+    if (t.shares > panels) t.shares = panels;
+    return t;
+}
+
 /* Column `k` of a row that begins a tile of `high` rows, as round_rows leaves it in pairs or in vectors. */
 INLINE const void *row_at(int way, const void *x, long row, long k, long K, long group, long high)
 {
