@@ -20,7 +20,7 @@ from plimsoll.api.loaded_line import Budget as Budget
 from plimsoll.api.loaded_line import Load as Load
 from plimsoll.api.loaded_line import Rejection as Rejection
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import CachePrecision, Precision
+from plimsoll.api.precision import HeldCache, Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization import PRECISION_OF_BITS
 from plimsoll.api.rank_budget import Part, RankBudget, parts
@@ -191,7 +191,7 @@ class _Sizer:
             total = min(device.total, *self.devices[:tensor]) if self.devices else device.total
         trained = load.trained_length or facts.max_position
         step, longest = load.max_batched_tokens or BATCHED_TOKENS[device.kind], load.max_length or trained
-        size, held = load.block_size, load.cache_precision
+        size, held = load.block_size, load.held_cache
         ranks = self.ranks(precision, tensor, step, load.max_running, longest, load.nodes, size, held)
         slots = _host_blocks(load, ranks)
         if slots and device.kind == "cpu":
@@ -202,7 +202,7 @@ class _Sizer:
 
     def _ranks(
         self, precision: Precision, tensor: int, step: int, running: int, longest: int, nodes: int, size: int,
-        held: CachePrecision,
+        held: HeldCache,
     ) -> tuple[RankBudget, ...]:  # fmt: skip
         """What does not depend on the device's size, of each rank: a refusal looks at dozens of sizes."""
         facts, device, found = self.facts, self.device, []
@@ -292,7 +292,7 @@ class _Sum:
             return text
         need = self.needed_blocks * full.block_bytes
         share = "asked for" if self.load.cache_bytes is not None else f"left at ratio {self.load.ratio:g}"
-        held = "" if self.load.cache_precision == "auto" else f" in {self.load.cache_precision}"
+        held = "" if self.load.held_cache == "float" else f" in {self.load.cache_precision}"
         takes = f"a cache of {self.length} tokens{held} takes {format_bytes(need)}"
         return f"{text}; {takes} and {format_bytes(self.kv_cache)} is {share}"
 
@@ -300,7 +300,7 @@ class _Sum:
         blocks, size = self.blocks, self.load.block_size
         return Budget(
             precision=cast(Precision, self.load.precision),
-            cache_precision=self.load.cache_precision,
+            cache_precision=self.load.held_cache,
             ranks=self.ranks,
             block_size=size,
             blocks=blocks,

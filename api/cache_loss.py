@@ -4,31 +4,31 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import CachePrecision
+from plimsoll.api.precision import CachePrecision, HeldCache
 
-AUTO_CACHE: CachePrecision = "int8"
+AUTO_CACHE: HeldCache = "int8"
 """What `kvCache.precision: auto` takes first where floats hold fewer tokens than are asked for."""
 MOST_INCREASE = 0.02
 """Of perplexity: a cache that was measured to cost more is not recommended, not taken by `auto`, and warned of."""
 MOST_MEASURED = 1e18
 """What stands for an increase that is no finite number."""
-CACHES_BY_BYTES: tuple[CachePrecision, ...] = ("int4", "int8")
+CACHES_BY_BYTES: tuple[HeldCache, ...] = ("int4", "int8")
 """Of codes, the fewest bytes first."""
 
 
-def recommended_cache(increases: Mapping[str, float]) -> CachePrecision:
-    """The cache of the fewest bytes that costs at most `MOST_INCREASE`; `auto`, floats, where none does.
+def recommended_cache(increases: Mapping[str, float]) -> HeldCache:
+    """The cache of the fewest bytes that costs at most `MOST_INCREASE`; float where none does.
 
     Args:
         increases: of perplexity, by precision: 0.02 is 2 % more than with a cache of floats.
     """
-    return next((one for one in CACHES_BY_BYTES if increases.get(one, MOST_INCREASE + 1) <= MOST_INCREASE), "auto")
+    return next((one for one in CACHES_BY_BYTES if increases.get(one, MOST_INCREASE + 1) <= MOST_INCREASE), "float")
 
 
-def recommendation(cache: CachePrecision) -> str:
+def recommendation(cache: HeldCache) -> str:
     """What `recommended_cache` means by its answer, in words."""
-    if cache == "auto":
-        return f"floats: each cache of codes costs more than {MOST_INCREASE:.0%} of perplexity"
+    if cache == "float":
+        return f"each cache of codes costs more than {MOST_INCREASE:.0%} of perplexity"
     return f"the fewest bytes that cost at most {MOST_INCREASE:.0%} of perplexity"
 
 
@@ -47,7 +47,7 @@ def measured_caches(evaluation: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def auto_caches(facts: ModelFacts) -> Iterator[tuple[CachePrecision, str | None]]:
+def auto_caches(facts: ModelFacts) -> Iterator[tuple[HeldCache, str | None]]:
     """What `auto` looks at after floats, the least degraded first, and why it takes it not; None where it may.
 
     int4 is only looked at where it was measured on this checkpoint.
@@ -71,9 +71,9 @@ def _more(increase: float) -> str:
     return f"{100 * increase:.3g} % more perplexity than with a cache of floats"
 
 
-def cache_chosen(facts: ModelFacts, asked: CachePrecision, found: CachePrecision) -> str | None:
+def cache_chosen(facts: ModelFacts, asked: CachePrecision, found: HeldCache) -> str | None:
     """What to say where `auto` has taken a cache of codes; None where it has not."""
-    if asked != "auto" or found == "auto":
+    if asked != "auto" or found == "float":
         return None
     measured = facts.measured_caches.get(found)
     if measured is None:
@@ -83,7 +83,7 @@ def cache_chosen(facts: ModelFacts, asked: CachePrecision, found: CachePrecision
     return f"kvCache.precision auto takes {found}: with floats the cache holds fewer tokens than are asked for. {loss}"
 
 
-def cache_loss(facts: ModelFacts, cache: CachePrecision) -> str | None:
+def cache_loss(facts: ModelFacts, cache: HeldCache) -> str | None:
     """What a person should know of the quality of `cache` for this model; None where nothing is known to be lost.
 
     Key biases may make a few channels much larger than the others (KIVI, arXiv 2402.02750, shows such channels). The
@@ -96,12 +96,12 @@ def cache_loss(facts: ModelFacts, cache: CachePrecision) -> str | None:
         better = recommended_cache(facts.measured_caches)
         return f"a cache in {cache} loses quality: measured on this checkpoint, {_more(measured)}. Use {better}"
     biased = any(spec.qkv_bias for spec in facts.layers)
-    if cache == "auto" or (cache == "int8" and not biased):
+    if cache == "float" or (cache == "int8" and not biased):
         return None
     if biased:
         return (
             f"the keys of {facts.architecture} have biases, which may make a few channels large: a cache in {cache} "
-            "may lose quality. Compare answers with those of kvCache.precision auto"
+            "may lose quality. Compare answers with those of kvCache.precision float"
         )
     return (
         "a cache in int4 loses quality: perplexity of the demo model grows by up to 1 %, with int8 by less than 0.1 %. "

@@ -13,7 +13,7 @@ from plimsoll.api.errors import SpecError
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import role_shape
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import GROUP_SIZES, CachePrecision
+from plimsoll.api.precision import GROUP_SIZES, HeldCache
 from plimsoll.api.sizes import Matrix, block_bytes, matrices, vector_elements, weight_bytes, workspace_terms
 from plimsoll.api.ways_out import MIB
 
@@ -213,7 +213,7 @@ def least_disk(facts: ModelFacts, load: JobLoad) -> int:
     return weights + max(merged, FLOAT * max(walked, measured) * load.length * facts.hidden_size)
 
 
-def measured_caches(facts: ModelFacts) -> tuple[CachePrecision, ...]:
+def measured_caches(facts: ModelFacts) -> tuple[HeldCache, ...]:
     """Caches of codes that an evaluation measures: none where two codes would have to share a byte of two heads."""
     return () if facts.head_dim % 2 else CACHES_BY_BYTES[::-1]
 

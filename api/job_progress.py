@@ -69,8 +69,8 @@ class Evaluation(_Part):
     """Of perplexity: 0.02 is 2 % more than before."""
     caches: list[CacheFigures] | None = None
     """The output with its cache in codes; None where that was not measured."""
-    recommended_cache: Literal["auto", "int8", "int4"] | None = None
-    """The least bytes that cost at most `MOST_INCREASE`; `auto` is floats."""
+    recommended_cache: Literal["float", "int8", "int4"] | None = None
+    """The least bytes that cost at most `MOST_INCREASE`; `float` where none does."""
 
 
 class Output(_Part):

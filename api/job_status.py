@@ -109,8 +109,8 @@ class JobEvaluation(StatusPart):
     """Of perplexity, from before to after, such as 1.8%."""
     caches: Annotated[list[JobCache], Field(max_length=2)] | None = None
     """The output with its KV cache in codes."""
-    recommended_cache: Literal["auto", "int8", "int4"] | None = None
-    """The cache of the fewest bytes that costs at most 2 % of perplexity; auto where none does. For kvCache.precision
+    recommended_cache: Literal["float", "int8", "int4"] | None = None
+    """The cache of the fewest bytes that costs at most 2 % of perplexity; float where none does. For kvCache.precision
     of a deployment that serves the output."""
 
 

@@ -17,11 +17,11 @@ class KVCache(Part):
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Share of the memory left after context, weights and workspace that becomes cache, above 0 and up to 1."""
-    precision: Literal["auto", "int8", "int4"] = "auto"
-    """How keys and values are held. `auto` is the model's own precision, or int8 where the cache would otherwise hold
-    fewer tokens than context.maxLength. int8 and int4 hold more tokens in as many bytes: codes of 8 bits, or of 4
-    (keys: 6), with a scale and a minimum for each head and token. `auto` takes int4 only where it was measured on
-    this checkpoint."""
+    precision: Literal["auto", "float", "int8", "int4"] = "auto"
+    """How keys and values are held. float: as the model's activations. `auto` is float, or int8 where the cache would
+    otherwise hold fewer tokens than context.maxLength. int8 and int4 hold more tokens in as many bytes: codes of 8
+    bits, or of 4 (keys: 6), with a scale and a minimum for each head and token. `auto` takes int4 only where it was
+    measured on this checkpoint."""
     block_size: Literal[16, 32, 64, 128, 256] = 64
     """Tokens in a block, the cache's unit of allocation and of prefix sharing."""
     prefix_caching: bool = True

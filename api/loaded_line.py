@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from plimsoll.api.precision import CachePrecision, Precision
+from plimsoll.api.precision import CachePrecision, HeldCache, Precision
 from plimsoll.api.rank_budget import RankBudget
 
 
@@ -31,6 +31,11 @@ class Load:
     trained_length: int | None = None
     """Overrides the model's own, where positions are stretched."""
 
+    @property
+    def held_cache(self) -> HeldCache:
+        """What a sum holds the cache in: floats where `auto` has not taken codes."""
+        return "float" if self.cache_precision == "auto" else self.cache_precision
+
 
 @dataclass(frozen=True)
 class Rejection:
@@ -45,7 +50,7 @@ class Budget:
     """The loaded line of each rank, and what they hold together. Terms without a rank are those of the fullest one."""
 
     precision: Precision
-    cache_precision: CachePrecision
+    cache_precision: HeldCache
     ranks: tuple[RankBudget, ...]
     block_size: int
     blocks: int

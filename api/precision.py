@@ -12,7 +12,8 @@ from plimsoll.api.model import ModelFacts
 from plimsoll.api.quantization import DTYPE_OF_BITS, PRECISION_OF_BITS, ignores
 
 Precision = Literal["float32", "bfloat16", "float16", "w8a16", "w4a16"]
-CachePrecision = Literal["auto", "int8", "int4"]
+HeldCache = Literal["float", "int8", "int4"]
+CachePrecision = HeldCache | Literal["auto"]
 ActivationPrecision = Literal["auto", "int8", "bfloat16"]
 
 #: Bytes of one weight that is kept whole.
@@ -28,7 +29,7 @@ GROUP_SIZES = (128, 64, 32)
 
 
 def element_bytes(precision: Precision) -> int:
-    """Bytes of an element that is not quantized: the cache at `auto`, norms, an embedding, a whole head."""
+    """Bytes of an element that is not quantized: a cache of floats, norms, an embedding, a whole head."""
     return WHOLE_BYTES.get(precision, 2)
 
 

@@ -14,8 +14,8 @@ from plimsoll.api.precision import (
     CACHE_BITS,
     CODE_BITS,
     KEY_BITS,
-    CachePrecision,
     Codes,
+    HeldCache,
     Precision,
     code_bytes,
     element_bytes,
@@ -140,12 +140,12 @@ def block_bytes(
     facts: ModelFacts,
     block_size: int,
     precision: Precision,
-    cache: CachePrecision = "auto",
+    cache: HeldCache = "float",
     shard: Shard | None = None,
 ) -> int:
     """Bytes of one block of `block_size` tokens over all layers of one rank, keys and values, with their scales."""
     heads = facts.num_kv_heads if shard is None else shard.counts[1]
-    if cache == "auto":
+    if cache == "float":
         vectors = 2 * facts.head_dim * element_bytes(precision)
     else:
         bits = CACHE_BITS[cache]

@@ -85,7 +85,7 @@ def _single(
     yield from _first(first({"max_batched_tokens": tokens} for tokens in STEPS if tokens < step))
     if wish.host_bytes:
         yield from _first(first(iter([{"host_bytes": 0}])))
-    if wish.cache_precision == "auto":
+    if wish.held_cache == "float":
         yield from _first(first(iter([{"cache_precision": "int8"}])))
     yield from _first(first({"precision": one} for one in precisions))
 
@@ -170,7 +170,7 @@ def described(change: dict[str, Any], found: Budget, wish: Load, names: Names, n
     if "precision" in change:
         notes += [f"{format_bytes(found.weights)} weights", f"{found.kv_tokens} tokens of cache"]
         notes += [note] if note else []
-    if wish.cache_precision == "auto" and found.cache_precision != "auto" and "cache_precision" not in change:
+    if wish.cache_precision == "auto" and found.cache_precision != "float" and "cache_precision" not in change:
         notes.append(f"cache in {found.cache_precision}")
     if several and "total" not in change:
         notes.append(f"on {found.tensor} devices")

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from plimsoll.api.precision import CachePrecision
+from plimsoll.api.precision import HeldCache
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.runtime.engine.worker.runner import Runner
@@ -26,8 +26,8 @@ from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.loader import load_decoder
 from tests.support.paging import Chunk, PagedSequence, make_sequences, runner_of
 
-Caches = tuple[CachePrecision, ...]
-CACHES: Caches = ("auto", "int8", "int4")
+Caches = tuple[HeldCache, ...]
+CACHES: Caches = ("float", "int8", "int4")
 BLOCK = 64
 
 
@@ -53,7 +53,7 @@ def windows(tokens: list[int], length: int) -> list[list[int]]:
     return [tokens[at : at + length] for at in range(0, len(tokens) - length // 2, length)]
 
 
-def quality(decoder: Decoder, texts: list[list[int]], caches: Caches) -> dict[CachePrecision, Quality]:
+def quality(decoder: Decoder, texts: list[list[int]], caches: Caches) -> dict[HeldCache, Quality]:
     """Of each cache, over all windows; the first one is what the others are compared with."""
     found = {cache: Quality() for cache in caches}
     for text in texts:
@@ -81,11 +81,11 @@ def ready(runner: Runner, context: int) -> PagedSequence:
     return sequence
 
 
-def speed(decoder: Decoder, context: int, caches: Caches, rounds: int) -> dict[CachePrecision, float]:
+def speed(decoder: Decoder, context: int, caches: Caches, rounds: int) -> dict[HeldCache, float]:
     """Milliseconds of a decode step by cache: the twentieth percentile."""
     runners = {cache: runner_of(decoder, context // BLOCK + 3, BLOCK, torch.bfloat16, cache) for cache in caches}
     sequences = {cache: ready(runner, context) for cache, runner in runners.items()}
-    seconds: dict[CachePrecision, list[float]] = {cache: [] for cache in caches}
+    seconds: dict[HeldCache, list[float]] = {cache: [] for cache in caches}
     for _ in range(rounds):
         for cache in caches:
             for _ in range(4):

@@ -55,7 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--precision", nargs="+", default=["bfloat16", "w8a16", "w4a16"])
-    parser.add_argument("--cache", nargs="+", default=["auto", "int8", "int4"])
+    parser.add_argument("--cache", nargs="+", default=["float", "int8", "int4"])
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=24)
     given = parser.parse_args()

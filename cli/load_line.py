@@ -51,7 +51,7 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(_ranks(report["ranks"]))
     if report["pods"]["count"] > 1:
         console.print(_pods(report["pods"]), highlight=False)
-    held = "" if report["cachePrecision"] == "auto" else f" at {report['cachePrecision']}"
+    held = "" if report["cachePrecision"] == "float" else f" at {report['cachePrecision']}"
     console.print(
         f"cache: {report['kvTokens']} tokens{held} in {report['blocks']} blocks of {report['blockSize']} "
         f"({format_bytes(report['blockBytes'])} each)\n{_host_tier(report)}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from plimsoll.checkpoint.checkpoint import Checkpoint
 
 #: What LMDeploy's `--quant-policy` means.
-POLICIES: Mapping[int, CachePrecision] = {0: "auto", 4: "int4", 8: "int8"}
+POLICIES: Mapping[int, CachePrecision] = {0: "float", 4: "int4", 8: "int8"}
 FORMATS = ("hf", "awq", "gptq", "compressed-tensors", "gguf")
 
 
@@ -142,8 +142,9 @@ def serve(
         typer.Option(help="A FILE with the secret that the machines share: at least 64 hexadecimal digits."),
     ] = None,
     quant_policy: Annotated[
-        int, typer.Option(help="KV cache: 0 as the model, or int8 where that holds too few tokens; 8 int8, 4 int4.")
-    ] = 0,
+        int | None,
+        typer.Option(help="KV cache: 0 floats, 8 int8, 4 int4. Default: floats, or int8 where those hold too little."),
+    ] = None,
     model_format: Annotated[
         str | None, typer.Option(help="hf, awq, gptq, compressed-tensors or gguf; read from the files by default.")
     ] = None,
@@ -232,7 +233,8 @@ def serve(
     tensor = _tensor(tp)
     host = host_bytes(host_memory, swap_space, kv_offloading_size, tensor)
     _check_options(dtype, device, tensor, model_format)
-    check_choice(quant_policy, tuple(POLICIES), "--quant-policy")
+    if quant_policy is not None:
+        check_choice(quant_policy, tuple(POLICIES), "--quant-policy")
     guesses = guessed_tokens(speculative_tokens, speculative_config)
     check_choice(scheduling_policy, ("fcfs", "priority"), "--scheduling-policy")
     check_choice(activation_precision, get_args(ActivationPrecision), "--activation-precision")
@@ -276,7 +278,7 @@ def serve(
     engine = EngineConfig(
         model=str(path),
         precision=dtype,
-        cache_precision=POLICIES[quant_policy],
+        cache_precision="auto" if quant_policy is None else POLICIES[quant_policy],
         tensor=tensor,
         nodes=nnodes,
         device=device,

@@ -23,7 +23,7 @@ from plimsoll.api.errors import SpecError
 from plimsoll.api.job_budget import LOGIT_ROWS
 from plimsoll.api.job_progress import CacheFigures, Evaluation, Figures
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import CachePrecision
+from plimsoll.api.precision import HeldCache
 from plimsoll.api.quantity import format_bytes
 from plimsoll.quantjob.data import Tokens
 from plimsoll.quantjob.failures import kind_of
@@ -104,7 +104,7 @@ class Comparison:
     source: str
     windows: int
     length: int
-    caches: Mapping[CachePrecision, Compared] = field(default_factory=dict)
+    caches: Mapping[HeldCache, Compared] = field(default_factory=dict)
     cached: str = ""
 
     @property
@@ -142,7 +142,7 @@ class Comparison:
         ]  # fmt: skip
 
     @property
-    def recommended_cache(self) -> CachePrecision:
+    def recommended_cache(self) -> HeldCache:
         return recommended_cache({one.precision: one.increase for one in self.cache_figures()})
 
 
@@ -151,7 +151,7 @@ def compare(
     others: Mapping[str, StreamedModel],
     tokens: Tokens,
     *,
-    caches: Mapping[CachePrecision, StreamedModel] | None = None,
+    caches: Mapping[HeldCache, StreamedModel] | None = None,
     cached: str = "",
     batch: int | None = None,
     scratch: Path | None = None,

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from plimsoll.api.layer_tensors import FUSED, fused_roles
 from plimsoll.api.model import Activation, LayerSpec, ModelFacts
-from plimsoll.api.precision import CACHE_BITS, KEY_BITS, CachePrecision
+from plimsoll.api.precision import CACHE_BITS, KEY_BITS, HeldCache
 from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.quantized_cache import dequantize, quantize
 from plimsoll.runtime.kernels.table import AttentionBatch, Cache, Kernels
@@ -131,9 +131,9 @@ def _attention(
     return mixed[0].transpose(0, 1).reshape(length, -1)
 
 
-def table_of(cache: CachePrecision) -> Kernels:
+def table_of(cache: HeldCache) -> Kernels:
     """`TABLE`, where keys and values are what a cache of that precision gives back of them."""
-    if cache == "auto":
+    if cache == "float":
         return TABLE
     bits = CACHE_BITS[cache]
 

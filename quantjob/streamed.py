@@ -12,7 +12,7 @@ from plimsoll.api.families.family import Linear
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import LINEARS, has_bias, norm_sizes, role_shape
 from plimsoll.api.model import LayerSpec
-from plimsoll.api.precision import CachePrecision
+from plimsoll.api.precision import HeldCache
 from plimsoll.checkpoint.checkpoint import Checkpoint, RawTensor
 from plimsoll.quantjob.layer import TABLE, LayerMath, LayerWeights, table_of
 from plimsoll.quantjob.rounding import Rounding, fit
@@ -65,7 +65,7 @@ class StreamedModel:
 
     def __init__(
         self, checkpoint: Checkpoint, *, round_to: Rounding | None = None, workers: Workers | None = None,
-        cache: CachePrecision = "auto",
+        cache: HeldCache = "float",
     ) -> None:  # fmt: skip
         """Reads nothing yet.
 

@@ -71,7 +71,7 @@ def described(budget: Budget) -> dict[str, Any]:
         "perDevice": budget.per_device(),
         **several,
         # Left out where it is not: revisions of earlier versions keep a budget without it.
-        **({"cachePrecision": budget.cache_precision} if budget.cache_precision != "auto" else {}),
+        **({"cachePrecision": budget.cache_precision} if budget.cache_precision != "float" else {}),
         "kvTokens": budget.kv_tokens,
         **({"hostTokens": budget.host_blocks * budget.block_size} if budget.host_blocks else {}),
         "concurrentRequests": budget.concurrent_requests,

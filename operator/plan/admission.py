@@ -188,11 +188,13 @@ def _sized(
         return Admission(accepted, ready, spec, found)
     except PlimsollError as error:
         return Admission(refused(error), ready, spec, found)
+    # Floats under auto are not written down: a pod sums up the same, and earlier versions' revisions stay as they are.
+    held = spec.kv_cache.precision if fits.cache_precision == "float" else fits.cache_precision
     resolved = spec.model_copy(
         update={
             "precision": fits.precision,
             "accelerator": spec.accelerator.model_copy(update={"memory": device.total}),
-            "kv_cache": spec.kv_cache.model_copy(update={"precision": fits.cache_precision}),
+            "kv_cache": spec.kv_cache.model_copy(update={"precision": held}),
             "parallelism": spec.parallelism.model_copy(update={"tensor": fits.tensor}),
         }
     )

@@ -50,7 +50,7 @@ def test_codes_are_taken_only_where_floats_hold_too_little_and_never_of_four_bit
         return
     needed = -(-(load.max_length or min(FACTS.max_position, LEAST_CONTEXT)) // load.block_size)
     assert one.blocks >= needed
-    assert one.cache_precision == ("auto" if blocks_of_floats(one, load) >= needed else "int8")
+    assert one.cache_precision == ("float" if blocks_of_floats(one, load) >= needed else "int8")
     named = replace(load, precision=one.precision, cache_precision=one.cache_precision)
     if one.cache_precision == "int8":
         exact = found(named, mib)
@@ -65,7 +65,7 @@ def test_more_memory_never_makes_the_cache_of_the_same_weights_coarser(load: Loa
     if small is None or large is None or small.precision != large.precision:
         assert small is None or large is not None
         return
-    assert (small.cache_precision, large.cache_precision) != ("auto", "int8")
+    assert (small.cache_precision, large.cache_precision) != ("float", "int8")
 
 
 def between(cache_bytes: int = 0) -> Load:
@@ -85,6 +85,17 @@ def test_what_was_passed_over_is_listed_with_the_cache() -> None:
         budget(FACTS, large, between(1), RUNS)
 
 
+def test_floats_that_are_asked_for_are_never_made_codes() -> None:
+    large = DeviceFacts("cpu", 4096 * MIB, TORCH_TABLE)
+    asked = replace(between(), cache_precision="float")
+    with pytest.raises(DoesNotFitError) as caught:
+        budget(FACTS, large, asked, RUNS)
+    assert "kvCache.precision int8" in caught.value.ways
+    wide = budget(FACTS, large, replace(asked, cache_bytes=2 * asked.cache_bytes), RUNS)
+    assert wide.cache_precision == "float"
+    assert cache_chosen(FACTS, "float", wide.cache_precision) is None
+
+
 def test_keys_with_biases_are_held_in_codes_only_where_these_are_named() -> None:
     large = DeviceFacts("cpu", 4096 * MIB, TORCH_TABLE)
     with pytest.raises(DoesNotFitError) as caught:
@@ -94,7 +105,7 @@ def test_keys_with_biases_are_held_in_codes_only_where_these_are_named() -> None
 
 
 def test_a_cache_that_auto_has_chosen_is_said_and_one_that_was_named_is_not() -> None:
-    for held in ("auto", "int8", "int4"):
+    for held in ("float", "int8", "int4"):
         assert cache_chosen(FACTS, held, held) is None
     assert "auto takes int8" in str(cache_chosen(FACTS, "auto", "int8"))
 

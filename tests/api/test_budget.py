@@ -73,7 +73,7 @@ def configs(**fixed: Any) -> st.SearchStrategy[ModelFacts]:
 LOADS = st.builds(
     Load,
     precision=st.sampled_from(["float32", "bfloat16", "w8a16", "w4a16", "auto"]),
-    cache_precision=st.sampled_from(["auto", "int8", "int4"]),
+    cache_precision=st.sampled_from(["auto", "float", "int8", "int4"]),
     ratio=st.floats(0.01, 1),
     block_size=st.sampled_from([16, 32, 64, 128, 256]),
     max_length=st.none() | st.integers(1, 50_000),
@@ -252,7 +252,7 @@ def test_auto_serves_a_quantized_checkpoint_as_it_is() -> None:
 def test_a_block_is_the_bytes_of_its_tokens(facts: ModelFacts, size: int) -> None:
     heads, dim = facts.num_layers * facts.num_kv_heads * size, facts.head_dim
     for cache, key, value in (
-        ("auto", 2 * dim, 2 * dim),
+        ("float", 2 * dim, 2 * dim),
         ("int8", dim + 4, dim + 4),
         ("int4", dim // 2 + -(-dim // 4) + 4, dim // 2 + 4),
     ):

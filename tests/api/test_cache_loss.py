@@ -13,7 +13,7 @@ BIASED = facts_from_config({**CONFIG, "attention_bias": True})
 
 
 def test_only_caches_that_lose_are_warned_of() -> None:
-    assert cache_loss(PLAIN, "auto") is cache_loss(BIASED, "auto") is cache_loss(PLAIN, "int8") is None
+    assert cache_loss(PLAIN, "float") is cache_loss(BIASED, "float") is cache_loss(PLAIN, "int8") is None
     assert "Use int8" in (cache_loss(PLAIN, "int4") or "")
     for held in ("int8", "int4"):
         assert f"have biases, which may make a few channels large: a cache in {held}" in (
@@ -34,7 +34,7 @@ def test_what_was_measured_on_the_checkpoint_counts_more_than_what_is_known_of_o
     ("increases", "recommended"),
     [
         ({"int8": 0.001, "int4": 0.02}, "int4"), ({"int8": 0.001, "int4": 0.0201}, "int8"),
-        ({"int8": 0.03, "int4": 1e18}, "auto"), ({}, "auto"), ({"int8": -0.001}, "int8"),
+        ({"int8": 0.03, "int4": 1e18}, "float"), ({}, "float"), ({"int8": -0.001}, "int8"),
     ],
 )  # fmt: skip
 def test_the_fewest_bytes_that_lose_little_are_recommended(increases: dict[str, float], recommended: str) -> None:

@@ -212,7 +212,7 @@ SPECS = st.fixed_dictionaries(
         "precision": st.sampled_from(["auto", "bfloat16", "float16", "float32", "w8a16", "w4a16"]),
         "kvCache": optional(
             ratio=st.floats(1e-6, 1) | st.just(1),
-            precision=st.sampled_from(["auto", "int8", "int4"]),
+            precision=st.sampled_from(["auto", "float", "int8", "int4"]),
             blockSize=st.sampled_from([16, 32, 64, 128, 256]),
             prefixCaching=st.booleans(),
         )

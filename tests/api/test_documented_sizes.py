@@ -72,7 +72,7 @@ def planned(model: str, precision: str, length: int, total: int) -> str:
         found = budget(facts, DeviceFacts("cuda", total, TORCH_TABLE), load_of(spec, facts), RUNS)
     except DoesNotFitError:
         return "refused"
-    held = "" if found.cache_precision == "auto" else f" {found.cache_precision}"
+    held = "" if found.cache_precision == "float" else f" {found.cache_precision}"
     return f"`{found.precision}`{held}, {found.concurrent_requests}"
 
 

@@ -228,7 +228,7 @@ def test_tables_and_headlines_show_brackets() -> None:
             "device": {"kind": "cpu", "total": 4, "kernels": "plain torch"}, "workspace": {"[/]part": 1}, "inUse": 4,
             "hostBlocks": 0, "kvTokens": 1, "blocks": 1, "blockSize": 16, "blockBytes": 1,
             "concurrentRequests": 1, "maxLength": 1,
-            "maxLengthFrom": "[/x]", "cachePrecision": "auto",
+            "maxLengthFrom": "[/x]", "cachePrecision": "float",
             "rejected": [{"option": "[/]", "reason": ":rocket:"}], "notes": ["[/note]"],
             "notRunYet": None, "pods": {"count": 1, "ranksEach": 1},
         },

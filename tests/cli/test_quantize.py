@@ -69,7 +69,7 @@ def test_a_job_stopped_in_the_middle_goes_on_and_a_gate_has_a_status_of_its_own(
     assert "past its limit: the mean KL divergence" in errors
     assert "of that divergence is avoided" in said
     assert re.search(
-        r"^cache in int8: .*\ncache in int4: .*\nrecommended: kvCache.precision (auto|int8|int4) ",
+        r"^cache in int8: .*\ncache in int4: .*\nrecommended: kvCache.precision (float|int8|int4) ",
         said,
         re.MULTILINE,
     )

@@ -14,6 +14,8 @@ import httpx
 import psutil
 import pytest
 
+from plimsoll.api.sizes import block_bytes
+from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.cli.main import main
 from plimsoll.cli.serve import origins
 from tests.support import quantized
@@ -97,6 +99,18 @@ def test_words_for_a_quantized_checkpoint_are_held_against_it(
 ) -> None:
     folder, _ = quantized.make_quantized(tmp_path / "model", quantized.AWQ)
     assert said in re.sub(r"\x1b\[[0-9;]*m", "", refusal(capsys, str(folder), "--server-port", "0", *options))
+
+
+def test_a_policy_of_zero_keeps_floats_where_the_default_would_take_codes(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = open_checkpoint(checkpoint).facts
+    # 24 blocks of floats, for a request of 32.
+    held = str(24 * block_bytes(facts, 16, "float32"))
+    asked = [*SMALL, "--kv-cache-bytes", held, "--session-len", "512"]
+    words = " ".join(refusal(capsys, str(checkpoint), "--server-port", "0", *asked, "--quant-policy", "0").split())
+    assert "a cache of 512 tokens takes" in words
+    assert "--quant-policy 8" in words
 
 
 def test_a_key_given_in_place_of_a_file_is_not_repeated(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

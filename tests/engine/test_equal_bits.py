@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from plimsoll.api.precision import CachePrecision, Precision
+from plimsoll.api.precision import HeldCache, Precision
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.messages import EngineRequest
 from tests.support.checkpoints import make_checkpoint
 from tests.support.engines import Result, make_engine, make_request, run, run_alone
 
 MODEL_LEN, BLOCK = 192, 16
-HEAD_BYTES = {"auto": 16 * 2, "int8": 16 + 4, "int4": (16 * 10 // 8 + 8) // 2}
+HEAD_BYTES = {"float": 16 * 2, "int8": 16 + 4, "int4": (16 * 10 // 8 + 8) // 2}
 """Of a token, by cache; a layer has keys and values of two heads."""
 
 
@@ -25,9 +25,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(
-    model: Path, precision: Precision, blocks: int, cache_precision: CachePrecision = "auto", **options: Any
+    model: Path, precision: Precision, blocks: int, cache_precision: HeldCache = "float", **options: Any
 ) -> Engine:
-    head = HEAD_BYTES[cache_precision] * (2 if (precision, cache_precision) == ("float32", "auto") else 1)
+    head = HEAD_BYTES[cache_precision] * (2 if (precision, cache_precision) == ("float32", "float") else 1)
     return make_engine(
         model, num_blocks=blocks, block_bytes=2 * 2 * 2 * head * BLOCK, block_size=BLOCK, kernels="native",
         precision=precision, cache_precision=cache_precision, max_model_len=MODEL_LEN, **options,
@@ -51,10 +51,10 @@ def bits(result: Result) -> object:
     return result.token_ids, repr(result.logprobs)
 
 
-@pytest.mark.parametrize("cache", ["auto", "int8", "int4"])
+@pytest.mark.parametrize("cache", ["float", "int8", "int4"])
 @pytest.mark.parametrize("precision", ["bfloat16", "w8a16", "w4a16", "float32"])
 def test_load_order_chunks_prefixes_and_preemption_change_no_bit(
-    model: Path, precision: Precision, cache: CachePrecision
+    model: Path, precision: Precision, cache: HeldCache
 ) -> None:
     def built(blocks: int, **options: Any) -> Engine:
         return build(model, precision, blocks, cache, **options)

@@ -16,7 +16,7 @@ from tests.support.engines import Result, make_request, run, run_alone
 
 #: Any model soon repeats itself if it may choose these three tokens only.
 FEW = (5, 6, 7)
-HELD = [("bfloat16", "auto"), ("w8a16", "int8"), ("w4a16", "auto"), ("float32", "int4")]
+HELD = [("bfloat16", "float"), ("w8a16", "int8"), ("w4a16", "float"), ("float32", "int4")]
 
 
 def asked() -> list[EngineRequest]:

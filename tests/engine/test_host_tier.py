@@ -21,7 +21,7 @@ from tests.support.engines import Result, make_engine, make_request, run, run_al
 from tests.support.rank_threads import RankThreads
 
 MODEL_LEN, BLOCK = 112, 16
-HELD = ("auto", "int8", "int4")
+HELD = ("float", "int8", "int4")
 
 
 def block_of(model: Path, held: str) -> int:
@@ -29,7 +29,7 @@ def block_of(model: Path, held: str) -> int:
     return block_bytes(open_checkpoint(model).facts, BLOCK, "float32", held)  # type: ignore[arg-type]
 
 
-def build(model: Path, held: str = "auto", *, num_blocks: int, slots: int = 0, **options: Any) -> Engine:
+def build(model: Path, held: str = "float", *, num_blocks: int, slots: int = 0, **options: Any) -> Engine:
     defaults = {"kernels": "native", "max_model_len": MODEL_LEN, "cache_precision": held}
     block = block_of(model, held)
     return make_engine(
@@ -147,7 +147,7 @@ def test_a_step_that_fails_with_copies_leaves_no_wrong_block_behind(
     assert failed.error is not None
     assert "no copy was made" in failed.error
     again = run_alone(engine, request)
-    assert bits(again) == bits(run_alone(alone["auto"], request))
+    assert bits(again) == bits(run_alone(alone["float"], request))
 
 
 def test_where_computing_again_is_quicker_it_is_computed_again(tiny_llama: Path, alone: dict[str, Engine]) -> None:
@@ -160,18 +160,18 @@ def test_where_computing_again_is_quicker_it_is_computed_again(tiny_llama: Path,
         engine._copy_times.tokens_a_second = engine._copy_times.tokens_a_second or 1.0
     assert found.num_cached_tokens == 0
     assert (engine.stats.host_saved, engine.stats.host_loaded) == (0, 0)
-    assert bits(found) == bits(run_alone(alone["auto"], request))
+    assert bits(found) == bits(run_alone(alone["float"], request))
 
 
 def test_the_tier_takes_the_bytes_that_were_foretold(tiny_llama: Path) -> None:
     engine = build(tiny_llama, num_blocks=8, slots=24)
     ready = engine.ready
     assert ready.host_blocks == 24
-    assert ready.observed["hostCache"] == ready.predicted["hostCache"] == 24 * block_of(tiny_llama, "auto")
+    assert ready.observed["hostCache"] == ready.predicted["hostCache"] == 24 * block_of(tiny_llama, "float")
     plain = build(tiny_llama, num_blocks=8).ready
     assert "hostCache" not in plain.predicted
     assert plain.host_blocks == 0
-    assert plain.predicted["headroom"] - ready.predicted["headroom"] == 24 * block_of(tiny_llama, "auto")
+    assert plain.predicted["headroom"] - ready.predicted["headroom"] == 24 * block_of(tiny_llama, "float")
 
 
 def test_measuring_how_long_a_copy_takes_changes_no_block(tiny_llama: Path) -> None:
@@ -200,7 +200,7 @@ def test_each_rank_copies_its_own_part(
     tiny_llama: Path, alone: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "Ranks", RankThreads)
-    half = block_of(tiny_llama, "auto") // 2
+    half = block_of(tiny_llama, "float") // 2
     engine = make_engine(
         tiny_llama, num_blocks=8, block_bytes=half, block_size=BLOCK, tensor=2, kernels="native",
         host_memory=24 * half, max_model_len=MODEL_LEN,
@@ -221,4 +221,4 @@ def test_each_rank_copies_its_own_part(
     finally:
         engine.close()
     for request in requests:
-        assert found[request.request_id].token_ids == run_alone(alone["auto"], request).token_ids
+        assert found[request.request_id].token_ids == run_alone(alone["float"], request).token_ids

@@ -94,7 +94,7 @@ def test_auto_holds_the_cache_in_int8_where_floats_do_not_hold_what_is_asked_for
 ) -> None:
     options = {"kv_cache_bytes": None, "max_model_len": 256, "block_size": 16}
     floats = loaded(folders["floats"], **options, memory=512 * MIB)
-    assert (floats.plan.cache_precision, floats.runner.cache.held) == ("auto", "bfloat16")
+    assert (floats.plan.cache_precision, floats.runner.cache.held) == ("float", "bfloat16")
     # One block less than a request takes in floats.
     short = {**options, "kv_cache_bytes": floats.runner.cache.nbytes // floats.runner.cache.num_blocks * 15}
     assert "kvCache.precision auto takes" not in caplog.text

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from plimsoll.api.precision import CachePrecision, Precision
+from plimsoll.api.precision import HeldCache, Precision
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.engine.worker.runner import Runner, StepResult
 from plimsoll.runtime.kernels.native import native_kernels
@@ -81,13 +81,13 @@ def test_it_is_the_same_to_the_bit(folder: Path, dtype: torch.dtype, precision: 
 
 
 @pytest.mark.parametrize("cache", ["int8", "int4"])
-def test_it_is_the_same_to_the_bit_over_a_cache_of_codes(folder: Path, cache: CachePrecision) -> None:
+def test_it_is_the_same_to_the_bit_over_a_cache_of_codes(folder: Path, cache: HeldCache) -> None:
     torch.set_num_threads(2)
     assert_same_to_the_bit(folder, torch.bfloat16, None, cache)
 
 
 def assert_same_to_the_bit(
-    folder: Path, dtype: torch.dtype, precision: Precision | None, cache: CachePrecision = "auto"
+    folder: Path, dtype: torch.dtype, precision: Precision | None, cache: HeldCache = "float"
 ) -> None:
     table, checkpoint = native_kernels("cpu", dtype), open_checkpoint(folder)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from plimsoll.api.errors import CheckpointError, SpecError
-from plimsoll.api.precision import CachePrecision
+from plimsoll.api.precision import HeldCache
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.quantjob.data import Tokens, tokens_of
 from plimsoll.quantjob.evaluation import Comparison, compare
@@ -212,7 +212,7 @@ def test_progress_only_grows_and_ends_at_one(folders: tuple[Path, Path], tokens:
     assert seen[-1] == 1.0
 
 
-CACHES: tuple[CachePrecision, ...] = ("int8", "int4")
+CACHES: tuple[HeldCache, ...] = ("int8", "int4")
 
 
 @pytest.fixture(scope="module")
@@ -233,11 +233,11 @@ def test_caches_of_codes_are_measured_beside_their_own_checkpoint(
     windows = [list(map(int, window)) for window in tokens.windows]
     following = torch.from_numpy(tokens.windows)[:, 1:, None]
 
-    def by_engine(held: CachePrecision) -> torch.Tensor:
+    def by_engine(held: HeldCache) -> torch.Tensor:
         with torch.inference_mode():
             return torch.stack(prompt_logprobs(decoder, windows, cache_precision=held))[:, :-1].double()
 
-    floats = by_engine("auto")
+    floats = by_engine("float")
     for held in CACHES:
         found, log = measured.caches[held], by_engine(held)
         np.testing.assert_allclose(found.loss, -log.gather(2, following).flatten().numpy(), atol=2e-4)
@@ -264,6 +264,6 @@ def test_a_cache_that_gives_no_numbers_is_not_recommended(folders: tuple[Path, P
     result = compare(model(folders[1]), {"one": StreamedModel(made)}, tokens)
     bad = replace(result.others["one"], loss=np.full_like(result.loss, np.nan))
     said = replace(result, caches={"int8": bad, "int4": bad}, cached="one").evaluation("one")
-    assert said.recommended_cache == "auto"
+    assert said.recommended_cache == "float"
     assert said.caches is not None
     assert said.caches[0].increase == said.caches[0].perplexity == 1e18

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from plimsoll.api.precision import CachePrecision
+from plimsoll.api.precision import HeldCache
 from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.models.decoder import Decoder
 
 
 def runner_of(
-    decoder: Decoder, blocks: int, block_size: int, dtype: torch.dtype, precision: CachePrecision = "auto"
+    decoder: Decoder, blocks: int, block_size: int, dtype: torch.dtype, precision: HeldCache = "float"
 ) -> Runner:
     """A runner whose cache has so many blocks, of floats of `dtype` or of codes."""
     return Runner(decoder, KVCache(decoder.facts, blocks, block_size, dtype, decoder.kernels.device, precision))
@@ -36,7 +36,7 @@ class Chunk:
 
 def make_runner(
     decoder: Decoder, prompts: list[list[int]], block_size: int, dtype: torch.dtype, room: int = 0,
-    precision: CachePrecision = "auto",
+    precision: HeldCache = "float",
 ) -> Runner:  # fmt: skip
     """A runner whose pool just holds the prompts and `room` more tokens each."""
     blocks = sum(-(-(len(prompt) + room) // block_size) for prompt in prompts)
@@ -60,7 +60,7 @@ def prompt_logprobs(
     chunks: tuple[int, ...] = (1_000_000,),
     block_size: int = 16,
     cache_dtype: torch.dtype = torch.float32,
-    cache_precision: CachePrecision = "auto",
+    cache_precision: HeldCache = "float",
 ) -> list[Tensor]:
     """Log-probabilities [len(prompt), vocab] of each prompt; all in one batch, cut into `chunks` taken in turn."""
     runner = make_runner(decoder, prompts, block_size, cache_dtype, precision=cache_precision)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import CACHE_BITS, CachePrecision
+from plimsoll.api.precision import CACHE_BITS, HeldCache
 from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.quantized_cache import QuantizedCache, block_bytes
 from plimsoll.runtime.kernels.table import Cache
@@ -30,9 +30,9 @@ class KVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
-        precision: CachePrecision = "auto",
+        precision: HeldCache = "float",
     ) -> None:
-        """`precision`: auto holds floats of `dtype`, int8 and int4 hold codes."""
+        """`precision`: float holds floats of `dtype`, int8 and int4 hold codes."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         outer, bits = (num_blocks, facts.num_kv_heads), CACHE_BITS.get(precision)

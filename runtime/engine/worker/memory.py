@@ -13,7 +13,7 @@ from plimsoll.api.device import DeviceFacts, DeviceKind
 from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.load import UNTESTED, Fields, refuse_unrun
 from plimsoll.api.model import ModelFacts, RopeFacts
-from plimsoll.api.precision import CachePrecision, Precision
+from plimsoll.api.precision import HeldCache, Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.rope import override_rope
 from plimsoll.api.ways_out import MIB, Names
@@ -49,7 +49,7 @@ class MemoryPlan:
     """Bytes of each rank's weights."""
     rank_bytes: tuple[int, ...]
     """Bytes that each rank takes in all."""
-    cache_precision: CachePrecision = "auto"
+    cache_precision: HeldCache = "float"
     """How keys and values are held; auto is as weights that are no codes."""
     host_blocks: int = 0
     """Of the host tier."""

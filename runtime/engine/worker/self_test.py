@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from plimsoll.api.model import Activation, LayerSpec, ModelFacts, NormSpec, RopeFacts
-from plimsoll.api.precision import CachePrecision
+from plimsoll.api.precision import HeldCache
 from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.kernels.quantized import SUPER, QuantizedMatrix
 from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
@@ -98,7 +98,7 @@ def _cases(ops: Kernels, dtype: torch.dtype) -> Mapping[str, Case]:
         found[activation] = _activate(ops, activation, x)
     decoder = _decoder(ops, dtype, weights)
     found["rope"] = _rope(ops, *decoder.ropes[0])
-    for precision in get_args(CachePrecision):
+    for precision in get_args(HeldCache):
         cache = KVCache(decoder.facts, OWN_BLOCKS + OTHER_BLOCKS, BLOCK, dtype, torch.device("cpu"), precision)
         found[f"attention to a cache in {cache.held}"] = _attention(ops, cache, None)
         found[f"attention in a window to a cache in {cache.held}"] = _attention(ops, cache, 40)
