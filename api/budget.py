@@ -8,13 +8,16 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any, cast
 
 from plimsoll.api.blocks import block_bits
+from plimsoll.api.budget_sum import LEAST_CONTEXT as LEAST_CONTEXT
+from plimsoll.api.budget_sum import Sum
 from plimsoll.api.cache_loss import auto_caches
 from plimsoll.api.device import DeviceFacts
+from plimsoll.api.draft import DraftBudget, draft_budget, refuse_ranks
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.loaded_line import Budget as Budget
 from plimsoll.api.loaded_line import Load as Load
@@ -39,9 +42,6 @@ FOLLOWER_SAVES = 16 * MIB
 SERVER_BYTES = 384 * MIB
 #: Tokens of the largest step by default: what fills the arithmetic of a card, or of a few cores.
 BATCHED_TOKENS: Mapping[str, int] = {"cuda": 8192, "cpu": 2048}
-#: The fewest tokens of context that are served where no length is set: a chat's template, a question and an answer of a
-#: few sentences do not fit into less.
-LEAST_CONTEXT = 512
 #: The largest group that `auto` tries: what most machines have, and where most models stop to gain.
 MOST_AUTO_TENSOR = 8
 #: From the least degraded to the most, what `auto` goes through.
@@ -79,9 +79,9 @@ def budget(
             "is more than the devices of this machine", field="spec.parallelism.tensor", value=load.tensor,
             fix=f"At most {len(devices)}",
         )  # fmt: skip
-    sizer = _Sizer(facts, device, runs, tuple(devices))
+    sizer = _Sizer(facts, device, runs, tuple(devices), load.draft)
     rejected: list[Rejection] = []
-    tried: list[_Sum] = []
+    tried: list[Sum] = []
     found = sizer.closed(load, rejected, tried)
     if found is not None:
         if cache_limit is not None and load.cache_bytes is None and found.kv_cache > cache_limit:
@@ -101,17 +101,23 @@ class _Sizer:
     """Sizes wishes for one model on one kind of device. What a wish does not change is summed once."""
 
     def __init__(
-        self, facts: ModelFacts, device: DeviceFacts, runs: frozenset[str] | None, devices: tuple[int, ...]
+        self,
+        facts: ModelFacts,
+        device: DeviceFacts,
+        runs: frozenset[str] | None,
+        devices: tuple[int, ...],
+        draft: ModelFacts | None,
     ) -> None:
         self.facts, self.device, self.runs, self.devices = facts, device, runs, devices
+        self.draft = None if draft is None else cache(partial(draft_budget, draft, device))
         self.parts: Callable[[Precision, int], tuple[Part, ...]] = cache(
             lambda precision, tensor: parts(facts, precision, device, tensor)
         )
         self.ranks = cache(self._ranks)
 
     def closed(
-        self, load: Load, rejected: list[Rejection], tried: list["_Sum"], total: int | None = None
-    ) -> "_Sum | None":
+        self, load: Load, rejected: list[Rejection], tried: list["Sum"], total: int | None = None
+    ) -> "Sum | None":
         """The first option that fits; what was passed over on the way goes into `rejected` and `tried`.
 
         Raises SpecError where no option can hold this model at all.
@@ -166,7 +172,7 @@ class _Sizer:
         elif load.precision == "auto" and self.runs is not None:
             precisions = tuple(name for name in precisions if name in self.runs) or ("float32",)
         # On GPUs more than one is not run yet.
-        alone = self.runs is not None and self.device.kind == "cuda"
+        alone = (self.runs is not None and self.device.kind == "cuda") or load.draft is not None
         most = 1 if alone else min(MOST_AUTO_TENSOR, len(self.devices) or MOST_AUTO_TENSOR)
         each = range(load.nodes, max(most, load.nodes) + 1, load.nodes)
         tensors = each if load.tensor == "auto" else (load.tensor,)
@@ -174,7 +180,7 @@ class _Sizer:
             for precision in precisions:
                 yield precision, tensor
 
-    def unsplit(self, load: Load, nearest: "_Sum") -> str:
+    def unsplit(self, load: Load, nearest: "Sum") -> str:
         """Why `auto` did not take more devices, where the model does not split over as many; else nothing."""
         for precision, tensor in self.options(replace(load, precision=nearest.load.precision)):
             try:
@@ -183,7 +189,7 @@ class _Sizer:
                 return f". On {tensor} devices: {error.message}. {error.fix}"
         return ""
 
-    def sum(self, load: Load, total: int | None = None) -> "_Sum":
+    def sum(self, load: Load, total: int | None = None) -> "Sum":
         """One concrete option, added up, on devices of `total` bytes where that is given."""
         facts, device = self.facts, self.device
         precision, tensor = cast(Precision, load.precision), cast(int, load.tensor)
@@ -193,12 +199,15 @@ class _Sizer:
         step, longest = load.max_batched_tokens or BATCHED_TOKENS[device.kind], load.max_length or trained
         size, held = load.block_size, load.held_cache
         ranks = self.ranks(precision, tensor, step, load.max_running, longest, load.nodes, size, held)
+        draft = None if self.draft is None else self.draft(precision, held, size, longest)
+        if draft is not None:
+            ranks = tuple(_with_draft(rank, draft) for rank in ranks)
         slots = _host_blocks(load, ranks)
         if slots and device.kind == "cpu":
-            ranks = tuple(replace(rank, host=slots * rank.block_bytes) for rank in ranks)
+            ranks = tuple(replace(rank, host=slots * rank.host_block) for rank in ranks)
         shares = [_share(load, total - rank.fixed) for rank in ranks]
         blocks = min(share // rank.block_bytes for share, rank in zip(shares, ranks, strict=True))
-        return _Sum(load, step, ranks, total, blocks, min(shares), trained, slots)
+        return Sum(load, step, ranks, total, blocks, min(shares), trained, slots, draft)
 
     def _ranks(
         self, precision: Precision, tensor: int, step: int, running: int, longest: int, nodes: int, size: int,
@@ -215,6 +224,13 @@ class _Sizer:
         return tuple(found)
 
 
+def _with_draft(rank: RankBudget, draft: DraftBudget) -> RankBudget:
+    """`rank` with a draft beside its part of the model."""
+    terms = {**rank.workspace_terms, "draft": draft.workspace}
+    block = rank.block_bytes + draft.block
+    return replace(rank, workspace_terms=terms, block_bytes=block, draft=draft.weights, draft_block=draft.block)
+
+
 def _share(load: Load, free: int) -> int:
     """Bytes of a rank's device that may become cache, `free` being what nothing else takes."""
     return int(load.ratio * max(0, free)) if load.cache_bytes is None else load.cache_bytes
@@ -224,7 +240,7 @@ def _host_blocks(load: Load, ranks: Sequence[RankBudget]) -> int:
     """Blocks of the host tier, the same on each rank. Raises SpecError where there is a tier too small for one."""
     if not load.host_bytes:
         return 0
-    largest = max(rank.block_bytes for rank in ranks)
+    largest = max(rank.host_block for rank in ranks)
     if load.host_bytes < largest:
         raise SpecError(
             f"holds no block of the cache, which takes {format_bytes(largest)}", field="spec.kvCache.hostMemory",
@@ -233,86 +249,7 @@ def _host_blocks(load: Load, ranks: Sequence[RankBudget]) -> int:
     return load.host_bytes // largest
 
 
-@dataclass(frozen=True)
-class _Sum:
-    """One concrete option, added up."""
-
-    load: Load
-    step: int
-    """Tokens of the largest step."""
-    sizes: tuple[RankBudget, ...]
-    """What each rank takes beside its cache."""
-    total: int
-    """Bytes of each device."""
-    blocks: int
-    kv_cache: int
-    """Bytes of cache of the rank that has the least room for it."""
-    trained_length: int
-    host_blocks: int = 0
-
-    @cached_property
-    def ranks(self) -> tuple[RankBudget, ...]:
-        return tuple(replace(rank, total=self.total, blocks=self.blocks) for rank in self.sizes)
-
-    @property
-    def fullest(self) -> RankBudget:
-        return max(self.ranks, key=lambda rank: rank.in_use)
-
-    @property
-    def length(self) -> int:
-        """Tokens the cache must hold for one request: the wish, or when there is none the least that serves."""
-        return self.load.max_length or min(self.trained_length, LEAST_CONTEXT)
-
-    @property
-    def needed_blocks(self) -> int:
-        return -(-self.length // self.load.block_size)
-
-    @property
-    def least(self) -> int:
-        """Bytes of a device that it takes with a cache for one request."""
-        return max(rank.fixed + self.needed_blocks * rank.block_bytes for rank in self.sizes)
-
-    @property
-    def fits(self) -> bool:
-        """Whether each rank stays below its line, with the whole share that was given to the cache."""
-        return self.blocks >= self.needed_blocks and all(
-            rank.fixed + self.kv_cache <= self.total for rank in self.sizes
-        )
-
-    @property
-    def shortage(self) -> str:
-        """The sum, as a sentence."""
-        full = self.fullest
-        host = f" + {format_bytes(full.host)} host tier" if full.host else ""
-        text = (
-            f"needs {format_bytes(full.weights)} weights + {format_bytes(full.context + full.workspace)} workspace and "
-            f"context{host} = {format_bytes(full.fixed)} of {format_bytes(full.total)} per device"
-        )
-        if full.fixed >= full.total:
-            return text
-        need = self.needed_blocks * full.block_bytes
-        share = "asked for" if self.load.cache_bytes is not None else f"left at ratio {self.load.ratio:g}"
-        held = "" if self.load.held_cache == "float" else f" in {self.load.cache_precision}"
-        takes = f"a cache of {self.length} tokens{held} takes {format_bytes(need)}"
-        return f"{text}; {takes} and {format_bytes(self.kv_cache)} is {share}"
-
-    def budget(self, rejected: tuple[Rejection, ...], devices: tuple[int, ...]) -> Budget:
-        blocks, size = self.blocks, self.load.block_size
-        return Budget(
-            precision=cast(Precision, self.load.precision),
-            cache_precision=self.load.held_cache,
-            ranks=self.ranks,
-            block_size=size,
-            blocks=blocks,
-            max_length=self.load.max_length or min(self.trained_length, blocks * size),
-            nodes=self.load.nodes,
-            devices=devices,
-            rejected=rejected,
-            host_blocks=self.host_blocks,
-        )
-
-
-def _ways(sizer: _Sizer, load: Load, nearest: _Sum, names: Names) -> list[str]:
+def _ways(sizer: _Sizer, load: Load, nearest: Sum, names: Names) -> list[str]:
     """What would fit, in the user's words, the fewest changes first."""
     facts, runs, on_cpu = sizer.facts, sizer.runs, sizer.device.kind == "cpu"
 
@@ -389,6 +326,8 @@ def _check(load: Load) -> None:
         raise SpecError(
             "must be a power of two from 16 to 256", field="spec.kvCache.blockSize", value=size, fix="Try 64"
         )
+    if load.draft is not None:
+        refuse_ranks(load.tensor, load.nodes)
     if load.max_length is not None and load.max_length < 1:
         raise SpecError("must be 1 or more", field="spec.context.maxLength", value=load.max_length)
     for name, value in (("maxBatchedTokens", load.max_batched_tokens), ("maxRunningRequests", load.max_running)):

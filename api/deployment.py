@@ -7,12 +7,13 @@ of fields are what `kubectl explain` says: the CRD is generated from here.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from plimsoll.api import rules
 from plimsoll.api.accelerator import RESOURCE, RESOURCE_WORDS
 from plimsoll.api.affinity import AffinityField
-from plimsoll.api.errors import SpecError
+from plimsoll.api.checkpoint_source import CheckpointSource, SourceAddress
+from plimsoll.api.draft_model import DraftModel
 from plimsoll.api.fields import (
     LAPTOP_ONLY,
     Count,
@@ -35,7 +36,6 @@ from plimsoll.api.parsers import ReasoningParser, ToolParser
 from plimsoll.api.pod import CaBundle, Limits, Proxy, SecurityContext, Spread
 from plimsoll.api.precision import ActivationPrecision
 from plimsoll.api.rules import RULES
-from plimsoll.api.source import endpoint_host, parse_source
 
 API_VERSION = "plimsoll.dev/v1alpha1"
 KIND = "ModelDeployment"
@@ -66,58 +66,6 @@ class Metadata(Part):
     def _dns_label(cls, value: str) -> str:
         if not _DNS_LABEL.fullmatch(value):
             raise ValueError("must be up to 63 lower-case letters, digits and '-', not at an end")
-        return value
-
-
-SourceAddress = Annotated[str, Field(max_length=1024, json_schema_extra={RULES: rules.SOURCE})]
-
-
-class CheckpointSource(Part):
-    """Where a checkpoint is, and how it is reached."""
-
-    source: SourceAddress
-    """Where the checkpoint is, a Hugging Face folder or one GGUF file: `hf://ORG/NAME[@REVISION][/FILE.gguf]` on a hub,
-    `pvc://CLAIM/PATH` on a PersistentVolumeClaim, `s3://BUCKET/PREFIX` in object storage, or `oci://IMAGE@sha256:DIGEST`
-    in an image. A branch of a hub is resolved to its commit once, when it is applied."""
-    credentials_secret: ObjectName | None = None
-    """A Secret of this namespace that opens the source. For hf:// its key HF_TOKEN; for s3:// AWS_ACCESS_KEY_ID and
-    AWS_SECRET_ACCESS_KEY, with AWS_SESSION_TOKEN if there is one; for oci:// a kubernetes.io/dockerconfigjson pull
-    secret. Only the container that fetches sees it."""
-    endpoint: Annotated[str, Field(max_length=512, json_schema_extra={RULES: rules.ENDPOINT_ADDRESS})] | None = None
-    """The service that answers for the source: a mirror of the hub (what HF_ENDPOINT is elsewhere), or the address of
-    an S3 service, such as https://minio.storage.svc:9000. Goes with hf:// and s3://."""
-    cache_claim: ObjectName | None = None
-    """A PersistentVolumeClaim of this namespace that keeps what is fetched from hf:// or s3://: later pods start from
-    it, and pods that start together fetch once. Pods on several nodes need a claim that is ReadWriteMany."""
-
-    content_version: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    """Any text, such as 2026-01-31, for what lies at the source now. A new value has the source inspected again, and
-    what is found becomes a new revision; pods of the old one refuse other files than were inspected (SourceChanged)."""
-
-    @field_validator("source")
-    @classmethod
-    def _address(cls, value: str) -> str:
-        try:
-            parse_source(value)
-        except SpecError as error:
-            raise ValueError(f"{error.message}. {error.fix}") from None
-        if not value.startswith("file://") and re.search(rules.STRAY, value.partition("://")[2]):
-            raise ValueError(rules.STRAY_WORDS)
-        return value
-
-    @field_validator("credentials_secret", "cache_claim", "endpoint", "content_version")
-    @classmethod
-    def _goes_with(cls, value: str | None, info: ValidationInfo) -> str | None:
-        scheme = str(info.data.get("source", "file://")).partition("://")[0]
-        refused = {"credentials_secret": ("pvc", ""), "content_version": ("oci", "")}
-        alone = refused.get(info.field_name or "", ("pvc", "oci", ""))
-        if value is not None and scheme in alone:
-            raise ValueError(f"does not go with {scheme + '://' if scheme else 'quantizationJob'}. Remove it")
-        if value is not None and info.field_name == "endpoint":
-            try:
-                endpoint_host(value)
-            except SpecError as error:
-                raise ValueError(f"{error.message}. {error.fix}") from None
         return value
 
 
@@ -183,6 +131,8 @@ class Context(Part):
 class Serving(Part):
     """What the endpoint lets in."""
 
+    model_config = ConfigDict(json_schema_extra={RULES: rules.SERVING})
+
     max_running_requests: Count = 64
     """Requests that compute at once in one replica; the others wait."""
     max_batched_tokens: Annotated[int, Field(ge=16, le=1 << 20)] | None = None
@@ -213,8 +163,10 @@ class Serving(Part):
     self-test fails. CPU only; status.serving says in any case whether answers do. It makes nothing slower."""
     speculative_tokens: Annotated[int, Field(ge=0, le=16)] = 0
     """Tokens that a step guesses of each request: those that followed the last time that the same tokens stood in its
-    text. The step keeps what it would have chosen itself, so answers stay the same. Quicker where text repeats, as in
-    code that is edited. A request for which few come true is not guessed for a while. 0 guesses none."""
+    text, or the draft's. The step keeps what it would have chosen itself, so answers stay the same. Quicker where text
+    repeats, as in code that is edited. A request for which few come true is not guessed for a while. 0 guesses none."""
+    draft: DraftModel | None = None
+    """A smaller model that makes the guesses."""
     tool_parser: ToolParser = "auto"
     """How the model writes the functions that it calls. auto: the model's chat template decides; none: calls stay
     in the text."""
@@ -226,6 +178,12 @@ class Serving(Part):
     may ask. A change takes effect without a restart."""
     api_keys_file: Annotated[str, Field(min_length=1, json_schema_extra={LAPTOP_ONLY: True})] | None = None
     """A file on this machine with one key a line."""
+
+    @model_validator(mode="after")
+    def _guessed(self) -> "Serving":
+        if self.draft is not None and not self.speculative_tokens:
+            raise fault_at(("draft",), rules.DRAFT_WORDS, self.draft.source)
+        return self
 
 
 class Rollout(Part):

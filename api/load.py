@@ -10,8 +10,11 @@ from plimsoll.api.model import ModelFacts
 from plimsoll.api.rope import check_length, default_length, override_rope
 
 
-def load_of(spec: ModelDeploymentSpec, facts: ModelFacts) -> Load:
+def load_of(spec: ModelDeploymentSpec, facts: ModelFacts, draft: ModelFacts | None = None) -> Load:
     """What `spec` wants of each device.
+
+    Args:
+        draft: of its `serving.draft`, where it has one.
 
     Raises:
         SpecError: `context.maxLength` is beyond what the positions of the model reach.
@@ -28,6 +31,7 @@ def load_of(spec: ModelDeploymentSpec, facts: ModelFacts) -> Load:
         nodes=spec.parallelism.nodes,
         max_batched_tokens=spec.serving.max_batched_tokens,
         max_running=spec.serving.max_running_requests,
+        draft=draft,
     )
     return stretched(wish, facts, *((rope.type, rope.factor) if rope else (None, None)))
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from plimsoll.api.draft import DraftBudget
+from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import CachePrecision, HeldCache, Precision
 from plimsoll.api.rank_budget import RankBudget
 
@@ -30,6 +32,8 @@ class Load:
     max_running: int = 64
     trained_length: int | None = None
     """Overrides the model's own, where positions are stretched."""
+    draft: ModelFacts | None = None
+    """Of the draft model that guesses."""
 
     @property
     def held_cache(self) -> HeldCache:
@@ -63,6 +67,8 @@ class Budget:
     rejected: tuple[Rejection, ...] = ()
     host_blocks: int = 0
     """Of the host tier, the same on each rank."""
+    draft: DraftBudget | None = None
+    """Of the draft model that guesses."""
 
     @property
     def tensor(self) -> int:
@@ -118,12 +124,12 @@ class Budget:
     @property
     def host_bytes(self) -> int:
         """Bytes of the host tier of the fullest rank."""
-        return self.host_blocks * self.block_bytes
+        return self.host_blocks * self.fullest.host_block
 
     @property
     def pod_host_bytes(self) -> int:
         """Bytes of the host tiers of one pod's ranks together, of the largest pod."""
-        each, sizes = self.pod_ranks, [rank.block_bytes for rank in self.ranks]
+        each, sizes = self.pod_ranks, [rank.host_block for rank in self.ranks]
         return self.host_blocks * max(sum(sizes[at : at + each]) for at in range(0, self.tensor, each))
 
     @property
@@ -154,11 +160,12 @@ class Budget:
     def per_device(self) -> dict[str, int]:
         """The terms under the names that status, `plan -o json` and the engine share.
 
-        `hostCache` is there where a host tier lies on the line, which is on CPUs.
+        `draft` is there where a draft model is, `hostCache` where a host tier lies on the line, which is on CPUs.
         """
         return {
             "total": self.total, "context": self.context, "weights": self.weights,
             "workspace": self.workspace, "kvCache": self.kv_cache,
+            **({"draft": self.fullest.draft} if self.fullest.draft else {}),
             **({"hostCache": self.fullest.host} if self.fullest.host else {}), "headroom": self.headroom,
         }  # fmt: skip
 

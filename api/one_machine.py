@@ -22,6 +22,8 @@ def refuse_on_one_machine(spec: ModelDeploymentSpec) -> None:
             fix="Put the QuantizationJob before it, with output: file://FOLDER; or write spec.model.source: file://FOLDER",
         )  # fmt: skip
     _refuse_source(spec.model.source)
+    if spec.serving.draft is not None:
+        _refuse_source(spec.serving.draft.source, "spec.serving.draft.source")
     if spec.serving.api_keys_secret is not None:
         raise SpecError(
             "is a Secret of a cluster, and without it everybody who reaches the port might ask",
@@ -51,7 +53,7 @@ def refuse_job_on_one_machine(spec: QuantizationJobSpec) -> None:
             )  # fmt: skip
 
 
-def _refuse_source(source: str) -> None:
+def _refuse_source(source: str, field: str = "spec.model.source") -> None:
     scheme = parse_source(source).scheme
     if scheme not in ("file", "hf"):
         fix = {
@@ -59,7 +61,7 @@ def _refuse_source(source: str) -> None:
             "pvc": "Write file://PATH to a copy on this machine",
             "oci": "Copy the files out of the image, and write file://PATH",
         }[scheme]
-        raise SpecError("is opened in a cluster alone", field="spec.model.source", value=source, fix=fix)
+        raise SpecError("is opened in a cluster alone", field=field, value=source, fix=fix)
 
 
 def of_a_cluster(spec: ModelDeploymentSpec) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from plimsoll.api import rules
+from plimsoll.api.checkpoint_source import CheckpointSource, SourceAddress
 from plimsoll.api.dataset import parse_dataset
-from plimsoll.api.deployment import CheckpointSource, Metadata, PodPlacement, SourceAddress
+from plimsoll.api.deployment import Metadata, PodPlacement
 from plimsoll.api.errors import SpecError
 from plimsoll.api.fields import Memory, ObjectName, Part, Processors, fault_at
 from plimsoll.api.job_budget import MOST_WORKERS

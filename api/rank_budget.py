@@ -26,6 +26,10 @@ class RankBudget:
     blocks: int = 0
     host: int = 0
     """Bytes of the host tier on this line: 0 on a GPU, where the tier lies in the pod's memory and not the card's."""
+    draft: int = 0
+    """Bytes of a draft's weights."""
+    draft_block: int = 0
+    """Bytes of `block_bytes` that are a draft's."""
 
     @property
     def rank(self) -> int:
@@ -43,7 +47,12 @@ class RankBudget:
     @property
     def fixed(self) -> int:
         """All but the cache."""
-        return self.context + self.weights + self.workspace + self.host
+        return self.context + self.weights + self.draft + self.workspace + self.host
+
+    @property
+    def host_block(self) -> int:
+        """Bytes of a block in the host tier: the model's part alone. A draft computes its own again."""
+        return self.block_bytes - self.draft_block
 
     @property
     def in_use(self) -> int:
@@ -62,6 +71,7 @@ class RankBudget:
             "width": length(shard.inner), "vocabulary": length(shard.vocab), "total": self.total,
             "context": self.context, "weights": self.weights, "workspace": self.workspace,
             "collectives": self.workspace_terms["collectives"], "kvCache": self.cache,
+            **({"draft": self.draft} if self.draft else {}),
             **({"hostCache": self.host} if self.host else {}), "inUse": self.in_use, "headroom": self.headroom,
         }  # fmt: skip
 

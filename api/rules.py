@@ -150,6 +150,15 @@ KV_CACHE: list[Any] = [
     )
 ]
 
+DRAFT_WORDS = "guesses no tokens: write speculativeTokens, such as 4, or remove it"
+SERVING: list[Any] = [
+    rule(
+        "!has(self.draft) || (has(self.speculativeTokens) && self.speculativeTokens > 0)",
+        f"draft {DRAFT_WORDS}",
+        ".draft",
+    )
+]
+
 NOT_OURS: list[Any] = [
     rule(
         "self.all(k, !k.startsWith('plimsoll.dev/') && k != 'app.kubernetes.io/name' "

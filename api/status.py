@@ -45,6 +45,8 @@ class PerDevice(StatusPart):
     """What the process, the runtime's libraries and the device's context take."""
     weights: Whole | None = None
     """The model's weights as they lie in memory."""
+    draft: Whole | None = None
+    """The weights of serving.draft."""
     workspace: Whole | None = None
     """The most that one step computes with."""
     kv_cache: Whole | None = Field(default=None, alias="kvCache")
@@ -115,6 +117,8 @@ class Observed(StatusPart):
     """Weights as loaded."""
     kv_cache: Whole | None = Field(default=None, alias="kvCache")
     """The cache as allocated."""
+    draft: Whole | None = None
+    """The draft's weights as loaded."""
     host_cache: Whole | None = None
     """The host tier as allocated."""
     peak: Whole | None = None

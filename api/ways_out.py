@@ -30,6 +30,7 @@ class Names:
     rope: str = "context.rope type dynamic, factor"
     int8_cache: str = "kvCache.precision int8"
     host_bytes: str = "kvCache.hostMemory"
+    guesses: str = "serving.speculativeTokens"
 
 
 MANIFEST = Names()
@@ -37,10 +38,12 @@ MANIFEST_LINE = Names(memory="accelerator.memory")
 OPTIONS = Names(
     "--dtype", "--session-len", "--cache-max-entry-count", "--kv-cache-bytes", "--max-prefill-token-num", "--memory",
     "--rope-scaling-factor", "--quant-policy 8", "--host-memory",
+    "--speculative-tokens",
 )  # fmt: skip
 ARGUMENTS = Names(
     "precision", "max_model_len", "kv_ratio", "kv_cache_bytes", "max_batched_tokens", "memory",
     "rope_type dynamic, rope_factor", "cache_precision int8", "host_memory",
+    "speculative_tokens",
 )  # fmt: skip
 
 

@@ -1,12 +1,22 @@
 """Tokens a second with guesses and without, in turns, by what is asked; and that the answers are the same.
 
-python -m benchmarks.guesses MODEL [--precision bfloat16] [--guesses 4] [--streams 1 4 16] [--tokens 128]
+python -m benchmarks.guesses MODEL [--draft PATH] [--precision bfloat16] [--guesses 4] [--streams 1 4 16] [--tokens 128]
+
+With `--draft` a draft model guesses, else the text itself. `MODEL:LAYERS` is MODEL, a GGUF, cut to its first layers.
 """
 
 import argparse
+import json
+import re
+import shutil
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
+from plimsoll.checkpoint.convert import convert_gguf
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.llm import LLM
 
@@ -39,24 +49,55 @@ def spent(llm: LLM, question: str, streams: int, tokens: int) -> tuple[float, li
     return time.perf_counter() - started, [list(one.outputs[0].token_ids) for one in found]
 
 
+def draft_of(named: str, scratch: Path) -> str:
+    """The path of a draft, made in `scratch` where it is `MODEL:LAYERS`."""
+    model, _, layers = named.rpartition(":")
+    if not model or not layers.isdigit():
+        return named
+    whole = convert_gguf(Path(model), scratch / "whole")
+    names = re.compile(r"model\.layers\.(\d+)\.")
+    tensors = {
+        name: value
+        for file in sorted(whole.glob("*.safetensors"))
+        for name, value in load_file(file).items()
+        if (found := names.match(name)) is None or int(found[1]) < int(layers)
+    }
+    cut = scratch / "cut"
+    cut.mkdir()
+    for file in whole.iterdir():
+        if file.suffix == ".json" and "index" not in file.name:
+            shutil.copy(file, cut)
+    save_file(tensors, cut / "model.safetensors", {"format": "pt"})
+    config = json.loads((cut / "config.json").read_text())
+    (cut / "config.json").write_text(json.dumps(config | {"num_hidden_layers": int(layers)}))
+    return str(cut)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--draft", help="of the guesses, in place of prompt lookup")
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--guesses", type=int, default=4)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    engines = [
-        LLM(options.model, precision=options.precision, memory=MEMORY, speculative_tokens=guesses)
-        for guesses in (0, options.guesses)
-    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        draft = {} if options.draft is None else {"draft_model": draft_of(options.draft, Path(scratch))}
+        engines = [
+            LLM(options.model, precision=options.precision, memory=MEMORY, **guessing)
+            for guessing in ({}, {"speculative_tokens": options.guesses, **draft})
+        ]
     differ = 0
-    print("| asked | streams | tokens/s without | with | ratio | guesses kept |\n|---|---|---|---|---|---|")
+    print(
+        "| asked | streams | tokens/s without | with | ratio | guesses kept | tokens a step and stream |\n"
+        "|---|---|---|---|---|---|---|"
+    )
     for name, question in ASKED.items():
         for streams in options.streams:
-            before = engines[1].engine.stats.guesses, engines[1].engine.stats.guesses_kept
+            stats = engines[1].engine.stats
+            before = stats.guesses, stats.guesses_kept, stats.steps
             times: tuple[list[float], list[float]] = [], []
             for _ in range(options.rounds):
                 answers = []
@@ -70,7 +111,11 @@ def main() -> int:
             guessed, kept = stats.guesses - before[0], stats.guesses_kept - before[1]
             speeds = [streams * options.tokens / statistics.median(one) for one in times]
             share = f"{kept / guessed:.0%} of {guessed}" if guessed else "none"
-            print(f"| {name} | {streams} | {speeds[0]:.0f} | {speeds[1]:.0f} | {ratio:.2f} | {share} |", flush=True)
+            each = options.rounds * options.tokens / (stats.steps - before[2])
+            print(
+                f"| {name} | {streams} | {speeds[0]:.0f} | {speeds[1]:.0f} | {ratio:.2f} | {share} | {each:.2f} |",
+                flush=True,
+            )
     for llm in engines:
         llm.close()
     print(f"{differ} rounds had other answers")

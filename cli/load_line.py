@@ -14,6 +14,7 @@ from plimsoll.cli import screen
 TERMS = (
     ("context", "context", "bright_black", "▒"),
     ("weights", "weights", "blue", "█"),
+    ("draft", "draft model", "yellow", "█"),
     ("workspace", "workspace", "magenta", "▓"),
     ("kvCache", "KV cache", "green", "█"),
     ("hostCache", "host tier", "cyan", "▒"),
@@ -22,6 +23,7 @@ TERMS = (
 EXPLAINED = {
     "context": "driver, interpreter and libraries",
     "weights": "exact",
+    "draft": "exact",
     "workspace": "",
     "kvCache": "",
     "hostCache": "a second tier of cache",
@@ -73,7 +75,7 @@ def _host_tier(report: Mapping[str, Any]) -> str:
     if not blocks:
         return ""
     where = "" if "hostCache" in report["perDevice"] else ", beside the line: memory of the pod"
-    held = format_bytes(blocks * report["blockBytes"])
+    held = format_bytes(blocks * report["hostBlockBytes"])
     return f"host tier: {blocks * report['blockSize']} tokens in {blocks} blocks ({held} of each rank{where})\n"
 
 

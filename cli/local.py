@@ -199,9 +199,10 @@ def memory_table(predicted: dict[str, int], observed: dict[str, int]) -> Table:
     table.add_column("memory")
     table.add_column("predicted", justify="right")
     table.add_column("measured", justify="right")
-    used = sum(predicted.get(term, 0) for term in ("context", "weights", "workspace", "kvCache", "hostCache"))
+    used = sum(predicted.get(term, 0) for term in ("context", "weights", "draft", "workspace", "kvCache", "hostCache"))
     rows = (
         ("weights", predicted.get("weights"), observed.get("weights")),
+        ("draft model", predicted.get("draft"), observed.get("draft")),
         ("KV cache", predicted.get("kvCache"), observed.get("kvCache")),
         ("host tier", predicted.get("hostCache"), observed.get("hostCache")),
         ("workspace", predicted.get("workspace"), None),

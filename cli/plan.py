@@ -55,7 +55,8 @@ def plan(
     kind: Literal["cpu", "cuda"] = "cpu" if (device or spec.accelerator.resource) == "cpu" else "cuda"
     place = place_of(spec, kind, line)
     card = place.card
-    load = load_of(spec, facts)
+    draft = None if spec.serving.draft is None else _draft_facts(spec.serving.draft.source)
+    load = load_of(spec, facts, draft)
     report: dict[str, Any] = {
         "name": deployment.metadata.name,
         "model": deployment.served_name,
@@ -63,7 +64,7 @@ def plan(
         "device": {"kind": card.kind, "total": card.total, "kernels": _kernels(card.table)},
     }
     try:
-        found = sized(spec, facts, place)
+        found = sized(spec, facts, place, draft)
     except DoesNotFitError as error:
         if output == "json":
             typer.echo(json.dumps({**report, "fits": False, "reason": error.message, "fitsWith": error.ways}, indent=2))
@@ -95,6 +96,8 @@ def plan(
         "blockSize": found.block_size,
         "blockBytes": found.block_bytes,
         "hostBlocks": found.host_blocks,
+        "hostBlockBytes": found.fullest.host_block,
+        **({} if found.draft is None else {"draftPrecision": found.draft.precision}),
         "kvTokens": found.kv_tokens,
         "maxLength": found.max_length,
         "maxLengthFrom": _length_from(load.max_length, load.trained_length, found.max_length),
@@ -135,11 +138,6 @@ def _pods(found: "Budget", kind: str) -> dict[str, int]:
 
 def _facts(deployment: "ModelDeployment", config: Path | None) -> "tuple[ModelFacts, Sequence[str]]":
     """Facts of the model and notices on them, from headers where weights are at hand, else from a configuration."""
-    from plimsoll.api.facts import config_notes, facts_from_config
-    from plimsoll.checkpoint.json_file import read_object
-    from plimsoll.checkpoint.open import open_checkpoint
-    from plimsoll.checkpoint.sources import parse_hub, resolve
-
     source = deployment.spec.model.source
     if config is None and not source:
         raise SpecError(
@@ -147,6 +145,19 @@ def _facts(deployment: "ModelDeployment", config: Path | None) -> "tuple[ModelFa
             value=deployment.spec.model.quantization_job,
             fix="Give --config CONFIG.JSON of the checkpoint that it quantizes, and precision: w4a16",
         )  # fmt: skip
+    return _facts_at(source, config)
+
+
+def _draft_facts(source: str) -> "ModelFacts":
+    return _facts_at(source, None)[0]
+
+
+def _facts_at(source: str, config: Path | None) -> "tuple[ModelFacts, Sequence[str]]":
+    from plimsoll.api.facts import config_notes, facts_from_config
+    from plimsoll.checkpoint.json_file import read_object
+    from plimsoll.checkpoint.open import open_checkpoint
+    from plimsoll.checkpoint.sources import parse_hub, resolve
+
     if config is None and source.startswith("hf://"):
         # A few kilobytes; a GGUF file holds its own.
         config = None if parse_hub(source).file else resolve(source, files=("config.json",))

@@ -19,7 +19,7 @@ from plimsoll.api.quantity import byte_option
 from plimsoll.api.shard import MOST_RANKS
 from plimsoll.cli.host_memory import host_bytes
 from plimsoll.cli.machines import MASTER_PORT, follow, leader_of, membership_of, refuse_headless_leader
-from plimsoll.cli.speculative import guessed_tokens
+from plimsoll.cli.speculative import guessing
 
 if TYPE_CHECKING:
     from plimsoll.checkpoint.checkpoint import Checkpoint
@@ -179,13 +179,14 @@ def serve(
         bool, typer.Option("--deterministic", help="Refuse to start where answers might depend on load.")
     ] = False,
     speculative_tokens: Annotated[
-        int,
-        typer.Option(
-            min=0, max=16, help="Tokens that a step guesses from what was said before; answers stay the same. 0: none."
-        ),
+        int, typer.Option(min=0, max=16, help="Tokens that a step guesses; answers stay the same. 0: none.")
     ] = 0,
+    draft_model: Annotated[
+        str | None,
+        typer.Option(help="A smaller model that guesses them, as MODEL. Default: the text itself."),
+    ] = None,
     speculative_config: Annotated[
-        str | None, typer.Option(help='The same as vLLM has it: {"method": "ngram", "num_speculative_tokens": 4}.')
+        str | None, typer.Option(help='Both as vLLM has them: {"model": "PATH", "num_speculative_tokens": 4}.')
     ] = None,
     max_body_bytes: Annotated[
         str | None,
@@ -235,7 +236,7 @@ def serve(
     _check_options(dtype, device, tensor, model_format)
     if quant_policy is not None:
         check_choice(quant_policy, tuple(POLICIES), "--quant-policy")
-    guesses = guessed_tokens(speculative_tokens, speculative_config)
+    guesses, draft = guessing(speculative_tokens, draft_model, speculative_config)
     check_choice(scheduling_policy, ("fcfs", "priority"), "--scheduling-policy")
     check_choice(activation_precision, get_args(ActivationPrecision), "--activation-precision")
     if headless:
@@ -300,6 +301,7 @@ def serve(
         activation_precision=cast(ActivationPrecision, activation_precision),
         deterministic=deterministic,
         speculative_tokens=guesses,
+        draft_model=None if draft is None else str(local.fetch(draft, screen)),
         hang_timeout=hang_timeout,
     )
     server = ServerConfig(

@@ -49,8 +49,13 @@ def place_of(spec: "ModelDeploymentSpec", kind: "DeviceKind", line: int | None) 
     return Place(foreseen_device(kind, max(cards), spec.serving.torch_rows), devices=cards)
 
 
-def sized(spec: "ModelDeploymentSpec", facts: "ModelFacts", place: Place) -> "Budget":
+def sized(
+    spec: "ModelDeploymentSpec", facts: "ModelFacts", place: Place, draft: "ModelFacts | None" = None
+) -> "Budget":
     """What the engine will hold: `auto` chooses among what this version runs.
+
+    Args:
+        draft: of its `serving.draft`, where it has one.
 
     Raises DoesNotFitError with the sum and what would fit, and SpecError for a wish that is incoherent.
     """
@@ -59,7 +64,8 @@ def sized(spec: "ModelDeploymentSpec", facts: "ModelFacts", place: Place) -> "Bu
     from plimsoll.api.load import load_of, sharing
     from plimsoll.api.ways_out import MANIFEST_LINE
 
-    load = sharing(load_of(spec, facts)) if place.shared else load_of(spec, facts)
+    load = load_of(spec, facts, draft)
+    load = sharing(load) if place.shared else load
     found = budget(facts, place.card, load, RUNS, place.cache_limit, MANIFEST_LINE, place.devices)
     serving = spec.serving
     refuse_activations(serving.activation_precision, found.precision, place.card.kind, serving.torch_rows)

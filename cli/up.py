@@ -66,8 +66,11 @@ def up(
     for number, deployment in enumerate(deployments):
         path = local.fetch(deployment.spec.model.source, screen)
         checkpoint = open_checkpoint(path)
-        configs = from_deployment(deployment, path, host=host, port=port and port + number)
-        budgets.append((deployment, _budget(deployment, checkpoint.facts)))
+        guesses = deployment.spec.serving.draft
+        draft = None if guesses is None else local.fetch(guesses.source, screen)
+        configs = from_deployment(deployment, path, draft=draft, host=host, port=port and port + number)
+        beside = None if draft is None else open_checkpoint(draft).facts
+        budgets.append((deployment, _budget(deployment, checkpoint.facts, beside)))
         prepared.append((*configs, checkpoint))
     _refuse_together(budgets)
     services = [Service(engine, server, checkpoint) for engine, server, checkpoint in prepared]
@@ -85,7 +88,7 @@ def up(
     local.run(services, screen, talk if chat or ask is not None else None)
 
 
-def _budget(deployment: "ModelDeployment", facts: "ModelFacts") -> "Budget | None":
+def _budget(deployment: "ModelDeployment", facts: "ModelFacts", draft: "ModelFacts | None" = None) -> "Budget | None":
     """Refuses with the sum before any process starts, as `plan` does.
 
     A GPU without `accelerator.memory` is left to the engine, which asks the driver: None.
@@ -97,7 +100,7 @@ def _budget(deployment: "ModelDeployment", facts: "ModelFacts") -> "Budget | Non
     kind: DeviceKind = "cpu" if accelerator.resource == "cpu" else "cuda"
     if accelerator.memory is None and kind == "cuda":
         return None
-    return sized(deployment.spec, facts, place_of(deployment.spec, kind, accelerator.memory))
+    return sized(deployment.spec, facts, place_of(deployment.spec, kind, accelerator.memory), draft)
 
 
 def _refuse_together(budgets: "list[tuple[ModelDeployment, Budget | None]]") -> None:

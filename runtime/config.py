@@ -78,7 +78,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     deterministic: bool = False
     """Refuse to start where the kernels cannot promise that answers do not depend on load. It changes no kernel."""
     speculative_tokens: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
-    """Tokens that a step guesses of a request from what its text has said before; no answer changes. 0 guesses none."""
+    """Tokens that a step guesses of a request, from what its text has said before or by `draft_model`; no answer
+    changes. 0 guesses none."""
+    draft_model: str | None = None
+    """Path of a smaller model with the same tokens, a Hugging Face folder or a GGUF file, which guesses
+    `speculative_tokens`."""
     seed: int = 0
     contents: str | None = None
     """Fingerprint that the checkpoint's files must have (`checkpoint.contents`); None takes what is there."""
@@ -135,6 +139,7 @@ _FIELDS = {
         "spec.kvCache.blockSize": "block_size",
         "spec.parallelism.tensor": "tensor",
         "spec.kvCache.hostMemory": "host_memory",
+        "spec.serving.draft": "draft_model",
         "spec.serving.deterministic": "deterministic",
         "spec.serving.activationPrecision": "activation_precision",
     },
@@ -144,6 +149,7 @@ _FIELDS = {
         "spec.serving.activationPrecision": "--activation-precision",
         "spec.parallelism.tensor": "--tp",
         "spec.kvCache.hostMemory": "--host-memory",
+        "spec.serving.draft": "--draft-model",
         "tensor": "--tp",
         "device": "--device",
     },
@@ -155,8 +161,11 @@ def field_of(config: EngineConfig, field: str | None) -> str | None:
     return _FIELDS.get(config.names, {}).get(field or "", field)
 
 
-def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind) -> Load:
+def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind, draft: ModelFacts | None = None) -> Load:
     """What `config` wants of a device of this kind: of a deployment's, the same as `load_of`.
+
+    Args:
+        draft: of `config.draft_model`.
 
     Raises SpecError where the model cannot take positions as far as `max_model_len`.
     """
@@ -173,6 +182,7 @@ def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind) -> Lo
         max_length=config.max_model_len,
         max_batched_tokens=config.max_batched_tokens or BATCHED_TOKENS[kind],
         max_running=config.max_running,
+        draft=draft,
     )
     wish = sharing(wish) if config.memory is None else wish
     return stretched(wish, facts, config.rope_type, config.rope_factor, names.max_length, names.rope)
@@ -217,13 +227,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def from_deployment(
-    deployment: ModelDeployment, path: Path, *, host: str = "127.0.0.1", port: int = 8000
+    deployment: ModelDeployment, path: Path, *, draft: Path | None = None, host: str = "127.0.0.1", port: int = 8000
 ) -> tuple[EngineConfig, ServerConfig]:
     """What a manifest means for one process on this machine.
 
     Args:
         deployment: a parsed manifest.
         path: its `model.source` on this machine.
+        draft: its `serving.draft.source` on this machine, where it has one.
         host: address to listen on.
         port: 0 takes a free one.
 
@@ -259,6 +270,7 @@ def from_deployment(
         activation_precision=spec.serving.activation_precision,
         deterministic=spec.serving.deterministic,
         speculative_tokens=spec.serving.speculative_tokens,
+        draft_model=None if draft is None else str(draft),
         hang_timeout=spec.serving.hang_timeout,
     )
     server = ServerConfig(

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from plimsoll.api.errors import PlimsollError, SpecError
 from plimsoll.checkpoint import open_checkpoint
+from plimsoll.checkpoint.draft_tokens import refuse_other_tokens
 from plimsoll.checkpoint.sources import resolve
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.runtime.config import engine_config, field_of, spelled
@@ -75,7 +76,7 @@ class LLM:
     Args:
         model: a path, `file://…` or `hf://org/name@revision`.
         options: fields of `EngineConfig`, such as `precision="bfloat16"` or `memory=8 * 2**30`.
-            `tensor_parallel_size` is another name of `tensor`.
+            `tensor_parallel_size` is another name of `tensor`. `draft_model` may be an address as `model` is.
 
     Raises PlimsollError where an option is wrong, the checkpoint cannot be read or the budget does not close.
     """
@@ -86,12 +87,16 @@ class LLM:
         checkpoint = open_checkpoint(path)
         self.tokenizer = load_tokenizer(checkpoint)
         self.generation_config = checkpoint.generation_config
+        if config.draft_model is not None:
+            config = msgspec.structs.replace(config, draft_model=str(resolve(config.draft_model)))
         self._defaults, notices = sampling_defaults(checkpoint.generation_config)
         for notice in notices:
             log.warning(notice)
         ends = {*config.end_token_ids, *self.tokenizer.eos_token_ids}
         config = msgspec.structs.replace(config, end_token_ids=tuple(sorted(ends)))
         try:
+            if config.draft_model is not None:
+                refuse_other_tokens(self.tokenizer, open_checkpoint(Path(config.draft_model)))
             self._engine: Engine | None = Engine(config)
         except PlimsollError as error:
             error.field = spelled(field_of(config, error.field), options)

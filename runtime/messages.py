@@ -196,10 +196,11 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     cache_dtype: str
     """Of keys and values in the cache, as torch names it: `bfloat16`."""
     predicted: dict[str, int]
-    """Bytes by budget term: total, context, weights, workspace, kvCache, headroom; hostCache where that lies on the
-    line."""
+    """Bytes by budget term: total, context, weights, workspace, kvCache, headroom; draft where there is a draft
+    model, hostCache where a host tier lies on the line."""
     observed: dict[str, int]
-    """Bytes: weights, kvCache, resident (of the engine process), hostCache where there is a host tier."""
+    """Bytes: weights, kvCache, resident (of the engine process), draft where there is a draft model, hostCache where
+    there is a host tier."""
     startup: dict[str, float]
     """Seconds by phase: load, cache, warmup."""
     kernels: str

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from plimsoll.api.budget import Budget
-from plimsoll.api.deployment import CheckpointSource, ModelDeploymentSpec
+from plimsoll.api.checkpoint_source import CheckpointSource
+from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.inspection import Inspection
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, metadata

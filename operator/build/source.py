@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
-from plimsoll.api.deployment import CheckpointSource
+from plimsoll.api.checkpoint_source import CheckpointSource
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.source import Source, parse_source
 from plimsoll.operator import names

@@ -254,6 +254,11 @@ def _check_serving(spec: ModelDeploymentSpec) -> None:
             field="spec.serving.apiKeysFile",
             fix="Name a Secret in spec.serving.apiKeysSecret",
         )
+    if spec.serving.draft is not None:
+        raise NotRunYetError(
+            "is run by `plimsoll up` and `plimsoll serve`, and not by pods yet", field="spec.serving.draft",
+            value=spec.serving.draft.source, fix="Leave it out: guesses then come from the request's own text",
+        )  # fmt: skip
 
 
 def _silent(pod: Pod | None) -> str | None:

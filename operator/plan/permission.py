@@ -4,7 +4,8 @@ import fnmatch
 import re
 from urllib.parse import urlsplit
 
-from plimsoll.api.deployment import CheckpointSource, PodPlacement
+from plimsoll.api.checkpoint_source import CheckpointSource
+from plimsoll.api.deployment import PodPlacement
 from plimsoll.api.errors import SpecError
 from plimsoll.api.forbidden import forbidden_host
 from plimsoll.api.source import parse_source

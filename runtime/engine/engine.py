@@ -12,15 +12,14 @@ import torch
 
 from plimsoll.api.errors import PlimsollError, message_of
 from plimsoll.runtime.config import EngineConfig
-from plimsoll.runtime.engine.core.block_manager import BlockManager
-from plimsoll.runtime.engine.core.host_blocks import HostBlocks
-from plimsoll.runtime.engine.core.requests import RequestReader
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
-from plimsoll.runtime.engine.core.scheduler import Scheduled, Scheduler, rejection
+from plimsoll.runtime.engine.core.scheduled import Scheduled
+from plimsoll.runtime.engine.core.scheduler import rejection
 from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.engine.core.thought import Spelling
 from plimsoll.runtime.engine.group.leader import NodeRanks, OnWaiting
 from plimsoll.runtime.engine.group.membership import Membership
+from plimsoll.runtime.engine.worker.books import new_reader, new_scheduler
 from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, Prepared, load, prepare
 from plimsoll.runtime.engine.worker.logprobs import NotANumberError, extend_prompt_logprobs
 from plimsoll.runtime.engine.worker.rank_progress import RankProgress
@@ -90,6 +89,7 @@ class Engine:
         loaded.check_others(others)
         self.facts = loaded.facts
         self.runner = loaded.runner
+        self.draft = loaded.draft
         self.sampler = Sampler(loaded.facts.vocab_size, loaded.runner.device)
         self._copy_times = loaded.copy_times()
         self._build(loaded)
@@ -102,37 +102,23 @@ class Engine:
 
     def _build(self, loaded: Loaded) -> None:
         """Fresh books: nothing queued, nothing cached, counters at zero."""
-        config, runner = self.config, self.runner
-        host = None if runner.host is None else HostBlocks(runner.host.num_blocks, self._copy_times)
-        self.scheduler = Scheduler(
-            BlockManager(runner.cache.num_blocks, runner.cache.block_size, config.prefix_caching, host),
-            max_batched_tokens=loaded.plan.max_batched_tokens,
-            max_running=config.max_running,
-            paced=config.paced,
-            max_queued_requests=config.max_queued_requests,
-            max_queued_tokens=config.max_queued_tokens,
-        )
-        self._reader = RequestReader(
-            vocab_size=self.facts.vocab_size,
-            model_len=loaded.plan.model_len,
-            eos_token_ids={*self.facts.eos_token_ids, *config.end_token_ids},
-            seed=config.seed,
-            guesses=config.speculative_tokens,
-        )
+        self.scheduler = new_scheduler(self.config, loaded, self._copy_times)
+        self._reader = new_reader(self.config, loaded)
         self._sequences: dict[str, Sequence] = {}
         self._ready_outputs: list[TokenOutput] = []
         self._times: list[RequestTimes] = []
-        self._stats = EngineStats(blocks_total=runner.cache.num_blocks)
+        self._stats = EngineStats(blocks_total=loaded.runner.cache.num_blocks)
 
     def _warm_up(self) -> None:
-        """Generates a token, so that being ready means that it works."""
-        params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+        """Generates a token, and one that a draft has guessed, so that being ready means that it works."""
+        params = SamplingParams(max_tokens=1 if self.draft is None else 3, temperature=0.0, ignore_eos=True)
         self.add(EngineRequest(request_id="", prompt_token_ids=[0], params=params, arrival=time.monotonic()))
-        for output in self.step():
-            if output.error is not None:
-                raise PlimsollError(
-                    f"the model cannot generate: {output.error}", field="model", value=self.config.model
-                )
+        while self.has_work:
+            for output in self.step():
+                if output.error is not None:
+                    raise PlimsollError(
+                        f"the model cannot generate: {output.error}", field="model", value=self.config.model
+                    )
 
     def check(self) -> None:
         """Raises GroupError where a rank of this engine is gone: it cannot go on."""
@@ -167,7 +153,8 @@ class Engine:
     @property
     def progress(self) -> int:
         """Layers, heads and turns of the loop done so far. Any thread may ask."""
-        return self.runner.decoder.done + self._stats.tick
+        drafted = 0 if self.draft is None else self.draft.runner.decoder.done
+        return self.runner.decoder.done + drafted + self._stats.tick
 
     @property
     def stats(self) -> EngineStats:
@@ -217,8 +204,7 @@ class Engine:
         if self._grammars is not None and self._grammars.compiling:
             self._queue_compiled(self._grammars, outputs)
         chosen = self.scheduler.schedule()
-        self._stats.last_step_tokens = sum(item.num_rows for item in chosen)
-        self._stats.last_step_counted = 0
+        self._stats.last_step_tokens = self._stats.last_step_counted = 0
         if not chosen:
             return outputs
         self._stats.steps += 1
@@ -230,6 +216,9 @@ class Engine:
             self._grammars.begin_masks([row.constraint for row in rows])
         copies = self.scheduler.take_copies()
         try:
+            if self.draft is not None:
+                chosen = self.draft.guess(chosen)
+            self._stats.last_step_tokens = sum(item.num_rows for item in chosen)
             result = self.runner.step(chosen, self.runner.spread and all_plain(rows), copies)
         except Exception as error:
             if self._ranks is not None:
@@ -343,9 +332,10 @@ class Engine:
         if right:
             self.scheduler.accept(seq)
             self._stats.guesses_kept += 1
-        elif seq.lookup is not None:
+        elif seq.payoff is not None:
             self._stats.guesses += len(guesses)
-            seq.lookup.judge(len(guesses), guess)
+            seq.payoff.judge(len(guesses), guess)
+            self.scheduler.guesser.settle(seq)
         return right
 
     def _append(self, seq: Sequence, sampled: SampledToken, now: float, outputs: list[TokenOutput]) -> bool:

@@ -5,16 +5,20 @@ import contextlib
 import gc
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import structlog
 from msgspec.structs import replace
 
+from plimsoll.api.draft import FIELD
 from plimsoll.api.errors import PlimsollError
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.contents import contents_of
+from plimsoll.checkpoint.draft_tokens import refuse_other_tokens
+from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
-from plimsoll.runtime.config import EngineConfig, ServerConfig
+from plimsoll.runtime.config import EngineConfig, ServerConfig, field_of
 from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.engine.transport.client import EngineClient
 from plimsoll.runtime.machine.heap import return_freed_memory, steady_heap
@@ -47,8 +51,8 @@ class Service:
         ready_at: time.monotonic() of when a token was first generated, None before.
 
     Raises:
-        SpecError: the address cannot be bound, or the API keys file cannot be used.
-        CheckpointError: the tokenizer cannot be read.
+        SpecError: the address cannot be bound, the API keys file cannot be used, or the draft model has other tokens.
+        CheckpointError: the tokenizer cannot be read, or the draft model.
     """
 
     def __init__(
@@ -65,6 +69,9 @@ class Service:
         # the processes that prepare requests are forked with it.
         steady_heap(LARGE_BYTES, SLACK_BYTES)
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint, server.chat_template)
+        if engine.draft_model is not None:
+            draft = open_checkpoint(Path(engine.draft_model))
+            refuse_other_tokens(self.tokenizer, draft, field_of(engine, FIELD) or FIELD)
         return_freed_memory()
         # What was planned, and tokenized by, is what the engine loads: now, and whenever it is started again.
         contents = engine.contents or contents_of(checkpoint.path)

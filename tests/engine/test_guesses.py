@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plimsoll.runtime.engine.core.scheduler import GUESSING_ROWS
+from plimsoll.api.guesses import GUESSING_ROWS
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.messages import EngineRequest
 from tests.engine.test_equal_bits import BLOCK, MODEL_LEN, bits, build, model  # noqa: F401

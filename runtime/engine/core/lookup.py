@@ -11,16 +11,10 @@ from collections.abc import Sequence
 NGRAMS = (3, 2)
 #: How many of the last tokens are searched.
 REACH = 8192
-#: Guesses pause when a smaller share of them comes true: each costs a part of what a step of its own costs.
-PAYS = 0.35
-#: Weight of a step in the running share.
-WEIGHT = 0.2
-#: How many tokens are then generated without guesses.
-PAUSE = 32
 
 
 class Lookup:
-    """The guesses of one request. It stops for a while where they do not come true.
+    """The text of one request, and guesses at what follows it.
 
     Args:
         most: guesses in a step.
@@ -30,19 +24,16 @@ class Lookup:
     def __init__(self, most: int, tokens: Sequence[int]) -> None:
         self._most = most
         self._text = array("i", tokens)
-        self._share = 1.0
-        self._pause = 0
 
     def append(self, token: int) -> None:
         """Goes on by a token."""
         self._text.append(token)
-        self._pause = max(0, self._pause - 1)
 
     def guess(self, most: int) -> tuple[int, ...]:
         """Tokens that may come next, at most `most`; none where nothing like the end of the text came before."""
         most = min(most, self._most)
         text = self._text
-        if most < 1 or self._pause or len(text) <= NGRAMS[-1]:
+        if most < 1 or len(text) <= NGRAMS[-1]:
             return ()
         recent = text[-REACH:]
         size, data = text.itemsize, recent.tobytes()
@@ -51,13 +42,6 @@ class Lookup:
             if place is not None:
                 return _from(recent, place + length, most)
         return ()
-
-    def judge(self, guessed: int, kept: int) -> None:
-        """Learns that of `guessed` tokens the first `kept` were right."""
-        self._share += WEIGHT * (kept / guessed - self._share)
-        if self._share < PAYS:
-            # After the pause, one bad step is enough to pause again.
-            self._pause, self._share = PAUSE, PAYS + WEIGHT / 2
 
 
 def _from(text: "array[int]", place: int, most: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterable
 
 from plimsoll.api.errors import PlimsollError
-from plimsoll.runtime.engine.core.lookup import Lookup
+from plimsoll.runtime.engine.core.guesser import NO_GUESSES, Guessing
 from plimsoll.runtime.engine.core.sampling_params import MOST_SCORED, SamplingParams
 from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.engine.core.thought import Spelling, ThoughtLimit
@@ -28,19 +28,25 @@ class RequestReader:
     model_len: longest prompt and answer together.
     eos_token_ids: the model's own ends of text.
     seed: of the numbers that requests without a seed are given.
-    guesses: tokens that a step may guess of a request (`lookup`).
+    guessing: how tokens of requests are guessed.
 
     Attributes:
         spelling: the text of tokens, which requests with a thought's budget need; None before it is known.
     """
 
     def __init__(
-        self, *, vocab_size: int, model_len: int, eos_token_ids: Iterable[int], seed: int, guesses: int = 0
+        self,
+        *,
+        vocab_size: int,
+        model_len: int,
+        eos_token_ids: Iterable[int],
+        seed: int,
+        guessing: Guessing = NO_GUESSES,
     ) -> None:
         self.vocab_size = vocab_size
         self.model_len = model_len
         self.eos_token_ids = tuple(token for token in eos_token_ids if 0 <= token < vocab_size)
-        self.guesses = guesses
+        self.guessing = guessing
         self._random = random.Random(seed)
         self.spelling: Spelling | None = None
 
@@ -58,6 +64,7 @@ class RequestReader:
             if self.spelling is None:
                 raise RequestError("this engine was given no vocabulary", field="thought")
             thought = ThoughtLimit(params.thought, self.spelling.of(params.thought))
+        guessed = self.guessing.tokens > 0 and _may_guess(params)
         return Sequence(
             request.request_id,
             prompt,
@@ -67,7 +74,8 @@ class RequestReader:
             max_tokens=max_tokens,
             arrival=request.arrival,
             thought=thought,
-            lookup=Lookup(self.guesses, prompt) if self.guesses and _may_guess(params) else None,
+            payoff=self.guessing.payoff() if guessed else None,
+            lookup=self.guessing.lookup(prompt) if guessed else None,
         )
 
     def check(self, request: EngineRequest) -> None:

@@ -22,17 +22,16 @@ there when others need their room, and copied back when the sequence, or a reque
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from plimsoll.api.errors import PlimsollError, message_of
+from plimsoll.api.guesses import GUESSING_ROWS
 from plimsoll.runtime.engine.core.block_manager import BlockManager
+from plimsoll.runtime.engine.core.guesser import NO_GUESSES, Guesser, Guessing
 from plimsoll.runtime.engine.core.host_blocks import Copy
 from plimsoll.runtime.engine.core.pace import Pace
+from plimsoll.runtime.engine.core.scheduled import Scheduled
 from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.messages import EngineStats, TokenOutput
-
-#: Rows of a step up to which guesses are added: a few rows more cost little while weights are what a step waits for.
-GUESSING_ROWS = 8
 
 
 def _order(seq: Sequence) -> tuple[float, int]:
@@ -49,25 +48,6 @@ def rejection(request_id: str, error: BaseException) -> TokenOutput:
     return TokenOutput(request_id=request_id, finish_reason="rejected", error=message_of(error), busy=busy)
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """One sequence of a step, how many tokens after `num_computed` to run, and guesses to run after those."""
-
-    seq: Sequence
-    num_new_tokens: int
-    guesses: tuple[int, ...] = ()
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that it has in the step."""
-        return self.num_new_tokens + len(self.guesses)
-
-    @property
-    def due(self) -> bool:
-        """Whether the sequence gets a token in this step."""
-        return self.seq.num_computed + self.num_new_tokens >= len(self.seq.token_ids)
-
-
 class Scheduler:
     """Args:
     blocks: the pool; the scheduler is the only one who allocates from it.
@@ -75,6 +55,7 @@ class Scheduler:
     max_running: sequences that hold blocks at once, and rows of a step that get a token, guesses included.
     max_queued_requests, max_queued_tokens: bounds of what waits beyond the free slots.
     paced: prompts get no more tokens beside running streams than `Pace` allows.
+    guessing: how tokens of requests are guessed.
     """
 
     def __init__(
@@ -86,6 +67,7 @@ class Scheduler:
         max_queued_requests: int,
         max_queued_tokens: int,
         paced: bool = False,
+        guessing: Guessing = NO_GUESSES,
     ) -> None:
         self.blocks = blocks
         self.max_batched_tokens = max_batched_tokens
@@ -97,8 +79,9 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.waiting_tokens = 0
         self.pace = Pace() if paced else None
-        # Sequences in decode and prompt tokens of the last step.
-        self._last = (0, 0)
+        self.guesser = Guesser(guessing, blocks.block_size, max_running)
+        # Sequences in decode and prompt tokens of the last step; None where a draft ran much beside them.
+        self._last: tuple[int, int] | None = (0, 0)
         self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
@@ -144,7 +127,9 @@ class Scheduler:
         joined = allowed - budget
         self._last = streams, joined
         if spare > joined:
-            self._guess(chosen, spare - joined)
+            self.guesser.add(chosen, spare - joined)
+            if any(item.drafted > GUESSING_ROWS for item in chosen):
+                self._last = None
         return chosen
 
     def take_copies(self) -> list[Copy]:
@@ -153,6 +138,8 @@ class Scheduler:
 
     def took(self, seconds: float) -> None:
         """Learns what the step took that `schedule` chose last, and in which nothing was copied."""
+        if self._last is None:
+            return
         if self.pace:
             self.pace.took(*self._last, seconds)
         if self.blocks.host and self.blocks.host.times:
@@ -207,6 +194,7 @@ class Scheduler:
             assert len(seq.block_table) >= self.blocks.blocks_for(seq.num_computed), "computed tokens without a block"
             assert len(seq.block_table) <= self.blocks.blocks_for(seq.num_tokens), "a block too many"
             assert seq.num_pending > 0, "a running sequence has nothing to run"
+            assert seq.num_drafted <= seq.num_computed, "the draft has run tokens that did not come"
         for queue in (self.running, self.waiting):
             assert list(queue) == sorted(queue, key=_order), "a sequence is out of its place"
         for seq in self.waiting:
@@ -232,8 +220,13 @@ class Scheduler:
             self._preempt(victim)
             if victim is seq:
                 return False
-        seq.block_table += self.blocks.allocate(1)
+        seq.block_table += self._allocate(1)
         return True
+
+    def _allocate(self, count: int) -> list[int]:
+        found = self.blocks.allocate(count)
+        self.guesser.forget(found)
+        return found
 
     def _queue(self, seq: Sequence) -> None:
         insort(self.waiting, seq, key=_order)
@@ -271,9 +264,10 @@ class Scheduler:
         blocks.hold(prefix)
         if blocks.host is not None:
             blocks.host.pin(loads.values())
-        fresh = iter(blocks.allocate(missing))
+        fresh = iter(self._allocate(missing))
         seq.block_table = [next(fresh) if block is None else block for block in found] + list(fresh)
         seq.num_computed = computed
+        self.guesser.take_prefix(seq)
         if blocks.host is not None:
             blocks.host.load({digest: seq.block_table[index] for index, digest in loads.items()})
             self._publish(seq, 0, len(found) * size)
@@ -319,25 +313,9 @@ class Scheduler:
             for index in range(before, after):
                 self.blocks.publish(seq.block_table[index], hashes[index])
 
-    def _guess(self, chosen: list[Scheduled], budget: int) -> None:
-        """Adds guesses to decodes: within the blocks that they have, the step's budget and few rows in all."""
-        rows = sum(item.due for item in chosen)
-        left = min(budget, self.max_running - rows, GUESSING_ROWS - rows)
-        for index, item in enumerate(chosen):
-            if left <= 0:
-                return
-            seq = item.seq
-            if seq.lookup is None or seq.num_pending != 1 or not seq.output_token_ids:
-                continue
-            room = len(seq.block_table) * self.blocks.block_size - seq.num_tokens
-            most = min(left, room, seq.max_tokens - len(seq.output_token_ids) - 1)
-            guesses = seq.lookup.guess(most)
-            if guesses:
-                chosen[index] = Scheduled(seq, 1, guesses)
-                left -= len(guesses)
-
     def _release(self, seq: Sequence) -> list[int]:
+        self.guesser.settle(seq)
         freed = self.blocks.release(seq.block_table)
         seq.block_table = []
-        seq.num_computed = 0
+        seq.num_computed = seq.num_drafted = 0
         return freed

@@ -4,6 +4,7 @@ from collections.abc import Sequence as Tokens
 
 from plimsoll.runtime.engine.core.block_manager import chain_hash, salted_root
 from plimsoll.runtime.engine.core.lookup import Lookup
+from plimsoll.runtime.engine.core.payoff import Payoff
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow
 from plimsoll.runtime.engine.core.thought import ThoughtLimit
@@ -22,7 +23,8 @@ class Sequence:
         max_tokens: as resolved against the model's length.
         arrival: time.monotonic() of the request.
         thought: closes the answer's thought; None lets it go on.
-        lookup: guesses at what comes next; None where each token is awaited.
+        payoff: whether guesses at what comes next pay; None where each token is awaited.
+        lookup: makes these guesses; None where a draft does.
     """
 
     __slots__ = (
@@ -37,10 +39,12 @@ class Sequence:
         "max_tokens",
         "num_cached",
         "num_computed",
+        "num_drafted",
         "num_swapped",
         "order",
         "output_token_ids",
         "params",
+        "payoff",
         "prompt_len",
         "prompt_logprobs",
         "request_id",
@@ -61,6 +65,7 @@ class Sequence:
         max_tokens: int,
         arrival: float,
         thought: ThoughtLimit | None = None,
+        payoff: Payoff | None = None,
         lookup: Lookup | None = None,
     ) -> None:
         self.request_id = request_id
@@ -72,6 +77,8 @@ class Sequence:
         self.eos_token_ids = frozenset(eos_token_ids)
         self.stop_token_ids = frozenset(params.stop_token_ids)
         self.num_computed = 0
+        # Tokens whose keys and values the draft has.
+        self.num_drafted = 0
         # -1 until it is first admitted.
         self.num_cached = -1
         # Tokens that were computed when it was preempted; the host tier may hold its last, part-filled block.
@@ -93,6 +100,7 @@ class Sequence:
             forced=None if thought is None else thought.forced,
         )
         self.thought = thought
+        self.payoff = payoff
         self.lookup = lookup
         self._forbid()
 
@@ -161,6 +169,8 @@ class Sequence:
         """Add a generated token."""
         self.token_ids.append(token_id)
         self.output_token_ids.append(token_id)
+        if self.payoff is not None:
+            self.payoff.append()
         if self.lookup is not None:
             self.lookup.append(token_id)
         if self.row.forbidden or self.params.bad_words:

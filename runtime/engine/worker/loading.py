@@ -14,6 +14,7 @@ import torch
 from plimsoll.api.activations import refuse_activations
 from plimsoll.api.cache_loss import cache_chosen, cache_loss
 from plimsoll.api.device import DeviceKind
+from plimsoll.api.draft import FIELD as DRAFT
 from plimsoll.api.errors import SpecError
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import slow_codes
@@ -22,8 +23,11 @@ from plimsoll.api.shard import shards
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.contents import refuse_changed
-from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.config import EngineConfig, names_of
 from plimsoll.runtime.engine.core.copy_times import CopyTimes
+from plimsoll.runtime.engine.core.guesser import Guessing
+from plimsoll.runtime.engine.core.payoff import pays_with_draft
+from plimsoll.runtime.engine.worker.draft import Draft
 from plimsoll.runtime.engine.worker.host_cache import HostCache
 from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.engine.worker.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
@@ -35,6 +39,7 @@ from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.machine.threads import apply_threads, cpu_limit
 from plimsoll.runtime.messages import Determinism, EngineReady, LoadProgress, RankReady
+from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.group import RankGroup
 from plimsoll.runtime.models.loader import load_decoder
 
@@ -85,6 +90,14 @@ class Loaded:
     clock: Clock
     determinism: Determinism
     rank: int = 0
+    draft: Draft | None = None
+
+    def guessing(self, tokens: int) -> Guessing:
+        """How the engine makes at most `tokens` guesses a step of a sequence."""
+        if self.draft is None:
+            return Guessing(tokens)
+        pays = pays_with_draft(self.draft.runner.decoder.weight_bytes, self.runner.decoder.weight_bytes)
+        return Guessing(tokens, self.draft.length, pays)
 
     def rank_ready(self) -> RankReady:
         """What this rank tells rank 0 once it has loaded."""
@@ -121,7 +134,8 @@ class Loaded:
             predicted=dict(plan.predicted),
             observed={
                 "weights": runner.decoder.weight_bytes,
-                "kvCache": runner.cache.nbytes,
+                "kvCache": runner.cache.nbytes + (0 if self.draft is None else self.draft.runner.cache.nbytes),
+                **({} if self.draft is None else {"draft": self.draft.runner.decoder.weight_bytes}),
                 **({} if runner.host is None else {"hostCache": runner.host.nbytes}),
                 "resident": resident_bytes(runner.device),
             },
@@ -154,6 +168,7 @@ class Prepared:
     plan: MemoryPlan
     threads: int
     determinism: Determinism
+    draft: Checkpoint | None = None
 
     def of_followers(self) -> EngineConfig:
         """What ranks that follow are given: all that this machine decided, so that none decides otherwise."""
@@ -177,12 +192,15 @@ def prepare(config: EngineConfig, *, follows: bool = False) -> Prepared:
     path = Path(config.model)
     refuse_changed(path, config.contents)
     checkpoint = open_checkpoint(path)
+    draft = _open_draft(config)
     device = find_device(config.device)
     dtype = find_dtype(config.precision, device)
     kernels = select(
         device, dtype, config.kernels, config.torch_rows, int8=config.activation_precision == "int8"
     )  # fmt: skip
-    plan = plan_memory(config, checkpoint.facts, kernels, dtype, follows=follows)
+    plan = plan_memory(
+        config, checkpoint.facts, kernels, dtype, None if draft is None else draft.facts, follows=follows
+    )
     kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
     refuse_activations(config.activation_precision, plan.precision, kind, config.torch_rows)
     threads = apply_threads(rank_threads(config, plan.tensor // config.nodes))
@@ -196,7 +214,18 @@ def prepare(config: EngineConfig, *, follows: bool = False) -> Prepared:
         _log_notes(config, checkpoint, kernels, plan)
         if not determinism.deterministic:
             log.warning("answers may depend on load: %s", determinism.reason)
-    return Prepared(config, checkpoint, kernels, dtype, plan, threads, determinism)
+    return Prepared(config, checkpoint, kernels, dtype, plan, threads, determinism, draft)
+
+
+def _open_draft(config: EngineConfig) -> Checkpoint | None:
+    """Raises PlimsollError for a draft that guesses nothing, and for a checkpoint that cannot be read."""
+    if config.draft_model is None:
+        return None
+    if not config.speculative_tokens:
+        raise SpecError(
+            "guesses no tokens", field=DRAFT, value=config.draft_model, fix=f"Set {names_of(config).guesses} 4"
+        )
+    return open_checkpoint(Path(config.draft_model))
 
 
 def _log_notes(config: EngineConfig, checkpoint: Checkpoint, kernels: Kernels, plan: MemoryPlan) -> None:
@@ -226,7 +255,8 @@ def load(prepared: Prepared, on_progress: OnProgress | None = None, group: RankG
     config, plan, facts = prepared.config, prepared.plan, prepared.checkpoint.facts
     shard = None if group is None else shards(facts, group.size, plan.precision)[group.rank]
     clock = Clock(on_progress)
-    with clock.phase("weights", plan.rank_weights[0 if group is None else group.rank]):
+    held = plan.predicted.get("draft", 0)
+    with clock.phase("weights", plan.rank_weights[0 if group is None else group.rank] + held):
         decoder = load_decoder(
             prepared.checkpoint,
             facts,
@@ -235,10 +265,11 @@ def load(prepared: Prepared, on_progress: OnProgress | None = None, group: RankG
             precision=plan.precision,
             max_model_len=plan.model_len,
             rope=plan.rope,
-            on_progress=clock.tell,
+            on_progress=lambda done, total: clock.tell(done, total + held),
             shard=shard,
             group=group,
         )
+        draft = None if prepared.draft is None else _draft_decoder(prepared, prepared.draft, clock)
     # Loading takes minutes, in which the files may be replaced one by one.
     refuse_changed(Path(config.model), config.contents)
     with clock.phase("cache", plan.predicted["kvCache"] + plan.predicted.get("hostCache", 0)):
@@ -247,5 +278,22 @@ def load(prepared: Prepared, on_progress: OnProgress | None = None, group: RankG
             plan.cache_precision,
         )  # fmt: skip
         host = HostCache(cache, plan.host_blocks) if plan.host_blocks else None
-    rank = 0 if group is None else group.rank
-    return Loaded(facts, plan, Runner(decoder, cache, group, host), prepared.threads, clock, prepared.determinism, rank)
+        guesser = None
+        if draft is not None and plan.draft is not None:
+            beside = KVCache(
+                draft.facts, plan.num_blocks, config.block_size, prepared.dtype, prepared.kernels.device,
+                plan.cache_precision,
+            )  # fmt: skip
+            guesser = Draft(Runner(draft, beside), plan.draft.length, facts.vocab_size)
+    rank, runner = 0 if group is None else group.rank, Runner(decoder, cache, group, host)
+    return Loaded(facts, plan, runner, prepared.threads, clock, prepared.determinism, rank, guesser)
+
+
+def _draft_decoder(prepared: Prepared, checkpoint: Checkpoint, clock: Clock) -> Decoder:
+    plan = prepared.plan
+    assert plan.draft is not None
+    before, held = plan.rank_weights[0], plan.draft.weights
+    return load_decoder(
+        checkpoint, checkpoint.facts, prepared.kernels, prepared.dtype, precision=plan.draft.precision,
+        max_model_len=plan.draft.length, on_progress=lambda done, _: clock.tell(before + done, before + held),
+    )  # fmt: skip

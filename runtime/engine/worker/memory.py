@@ -10,6 +10,7 @@ import torch
 
 from plimsoll.api.budget import CONTEXT_BYTES, RUNS, Load, Rejection, budget, short_context
 from plimsoll.api.device import DeviceFacts, DeviceKind
+from plimsoll.api.draft import DraftBudget
 from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.load import UNTESTED, Fields, refuse_unrun
 from plimsoll.api.model import ModelFacts, RopeFacts
@@ -57,6 +58,7 @@ class MemoryPlan:
     """What `auto` passed over, and why."""
     note: str | None = None
     """What a person should know of a context that memory has cut short."""
+    draft: DraftBudget | None = None
 
 
 def find_device(name: str) -> torch.device:
@@ -93,12 +95,14 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def plan_memory(
-    config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype: torch.dtype, *, follows: bool = False
-) -> MemoryPlan:
+    config: EngineConfig, facts: ModelFacts, kernels: Kernels, dtype: torch.dtype, draft: ModelFacts | None = None,
+    *, follows: bool = False,
+) -> MemoryPlan:  # fmt: skip
     """Closes the budget for this machine.
 
     Args:
         dtype: what `find_dtype` makes of the precision.
+        draft: facts of `config.draft_model`.
         follows: for a rank that follows: others are taking the memory that rank 0 has seen to be free.
 
     Raises:
@@ -115,7 +119,7 @@ def plan_memory(
         )  # fmt: skip
     untested = os.environ.get(UNTESTED) == "1"
     refuse_unrun(config.precision, config.tensor, kind, FIELDS, untested=untested)
-    rope, load = override_rope(facts, config.rope_type, config.rope_factor), engine_load(config, facts, kind)
+    rope, load = override_rope(facts, config.rope_type, config.rope_factor), engine_load(config, facts, kind, draft)
     step = load.max_batched_tokens
     assert step is not None
     total, cache_limit = memory_line(config, kernels.device)
@@ -144,7 +148,7 @@ def plan_memory(
     return MemoryPlan(
         precision, found.tensor, rope, found.max_length, found.blocks, step, found.per_device(),
         tuple(rank.weights for rank in found.ranks), tuple(rank.in_use for rank in found.ranks),
-        found.cache_precision, found.host_blocks, found.rejected, short_context(found, load),
+        found.cache_precision, found.host_blocks, found.rejected, short_context(found, load), found.draft,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plimsoll.runtime.engine.core.lookup import NGRAMS, PAUSE, REACH, Lookup
+from plimsoll.runtime.engine.core.lookup import NGRAMS, REACH, Lookup
 
 
 def test_what_followed_the_last_time_is_guessed() -> None:
@@ -37,24 +37,6 @@ def test_bytes_that_agree_across_tokens_are_no_run() -> None:
 def test_a_text_is_looked_through_only_so_far() -> None:
     far = [1, 2, 3, 4, *range(10, 10 + REACH), 1, 2, 3]
     assert Lookup(1, far).guess(1) == ()
-
-
-def test_guesses_that_do_not_come_true_stop_for_a_while_and_are_tried_again() -> None:
-    lookup, tried = Lookup(4, [1, 2] * 8), []
-    for _ in range(4 * PAUSE):
-        found = lookup.guess(4)
-        tried.append(bool(found))
-        if found:
-            lookup.judge(len(found), 0)
-        lookup.append(1 + (len(tried) + 1) % 2)
-    first = tried.index(False)
-    assert all(tried[:first])
-    assert not any(tried[first : first + PAUSE - 1])
-    assert 0 < sum(tried[first:]) < len(tried[first:]) / 4
-    good = Lookup(4, [1, 2] * 8)
-    for _ in range(100):
-        good.judge(4, 4)
-    assert good.guess(4)
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 8))

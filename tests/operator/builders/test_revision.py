@@ -64,7 +64,8 @@ FULL: Spec = {
 }
 
 #: With the fields of later versions.
-LATER = {"restartTimeout": "10s", "hangTimeout": "1m", "speculativeTokens": 4, "schedulingPolicy": "priority"}
+LATER = {"restartTimeout": "10s", "hangTimeout": "1m", "speculativeTokens": 4, "schedulingPolicy": "priority",
+         "draft": {"source": "hf://org/draft@v1"}}  # fmt: skip
 EVERY: Spec = {**FULL, "serving": {**FULL["serving"], **LATER}}
 
 

@@ -1,0 +1,77 @@
+"""What a draft model adds to a budget: weights, its part of every block of the cache, workspace. Pure arithmetic.
+
+A draft's weights are held as its checkpoint stores them, or as the model's are; its keys and values as the model's.
+"""
+
+from dataclasses import dataclass
+
+from plimsoll.api.blocks import block_bits
+from plimsoll.api.device import DeviceFacts
+from plimsoll.api.errors import SpecError
+from plimsoll.api.guesses import DRAFT_ROWS, GUESSING_ROWS
+from plimsoll.api.model import ModelFacts
+from plimsoll.api.precision import CODE_BITS, HeldCache, Precision
+from plimsoll.api.quantization import PRECISION_OF_BITS
+from plimsoll.api.rope import default_length
+from plimsoll.api.sizes import block_bytes, weight_bytes, workspace_terms
+
+FIELD = "spec.serving.draft"
+
+
+@dataclass(frozen=True)
+class DraftBudget:
+    """Bytes of a draft on the line of the rank that runs it."""
+
+    precision: Precision
+    weights: int
+    workspace: int
+    block: int
+    """Its part of a block of the cache."""
+    length: int
+    """Positions that it can take, those of the model at most."""
+
+
+def draft_budget(
+    facts: ModelFacts, device: DeviceFacts, precision: Precision, cache: HeldCache, block_size: int, longest: int
+) -> DraftBudget:
+    """What a draft with these `facts` takes beside a model that is held in `precision`.
+
+    Args:
+        cache: how keys and values of both are held.
+        longest: positions of the model.
+
+    Raises:
+        SpecError: a part of it has no precision that can hold it.
+    """
+    held, weights = _held(facts, precision, device)
+    length = min(longest, default_length(facts, facts.rope))
+    terms = workspace_terms(facts, held, device, DRAFT_ROWS, GUESSING_ROWS, length)
+    # Each pass makes logits of the kernels' own type, and the same in float32.
+    logits = 2 * GUESSING_ROWS * facts.vocab_size * 4
+    return DraftBudget(
+        held, weights, terms["activations"] + terms["positions"] + logits,
+        block_bytes(facts, block_size, held, cache), length,
+    )  # fmt: skip
+
+
+def refuse_ranks(tensor: int | str, nodes: int) -> None:
+    """Raises SpecError for a draft beside a model that several ranks hold."""
+    if tensor not in (1, "auto") or nodes > 1:
+        raise SpecError("goes with a model on one rank", field=FIELD, fix=f"Leave out one of draft and tensor {tensor}")
+
+
+def _held(facts: ModelFacts, precision: Precision, device: DeviceFacts) -> tuple[Precision, int]:
+    """(how the draft is held, bytes of its weights). One table of kernels runs both: where the model's weights are
+    whole numbers of another type than bfloat16, the draft's are of that type too."""
+    wished: list[Precision] = [precision]
+    if precision in (*CODE_BITS, "bfloat16"):
+        bits = block_bits(facts) if facts.quantization is None else facts.quantization.bits
+        wished = [*([] if bits is None else [PRECISION_OF_BITS[bits]]), precision, "bfloat16"]
+    refused: SpecError | None = None
+    for one in wished:
+        try:
+            return one, weight_bytes(facts, one, device)
+        except SpecError as error:
+            refused = refused or error
+    assert refused is not None
+    raise SpecError(f"cannot be held: {refused.message}", field=FIELD, fix=refused.fix) from refused

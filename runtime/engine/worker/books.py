@@ -1,0 +1,39 @@
+"""Fresh books of an engine that has loaded: nothing queued, nothing cached."""
+
+from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.core.block_manager import BlockManager
+from plimsoll.runtime.engine.core.copy_times import CopyTimes
+from plimsoll.runtime.engine.core.host_blocks import HostBlocks
+from plimsoll.runtime.engine.core.requests import RequestReader
+from plimsoll.runtime.engine.core.scheduler import Scheduler
+from plimsoll.runtime.engine.worker.loading import Loaded
+
+
+def new_scheduler(config: EngineConfig, loaded: Loaded, copy_times: CopyTimes) -> Scheduler:
+    """A scheduler of all blocks of both tiers.
+
+    Args:
+        copy_times: what copies between the tiers take; kept when the books are made again.
+    """
+    cache, host = loaded.runner.cache, loaded.runner.host
+    slots = None if host is None else HostBlocks(host.num_blocks, copy_times)
+    return Scheduler(
+        BlockManager(cache.num_blocks, cache.block_size, config.prefix_caching, slots),
+        max_batched_tokens=loaded.plan.max_batched_tokens,
+        max_running=config.max_running,
+        paced=config.paced,
+        max_queued_requests=config.max_queued_requests,
+        max_queued_tokens=config.max_queued_tokens,
+        guessing=loaded.guessing(config.speculative_tokens),
+    )
+
+
+def new_reader(config: EngineConfig, loaded: Loaded) -> RequestReader:
+    """What checks requests, and draws seeds from the first one on."""
+    return RequestReader(
+        vocab_size=loaded.facts.vocab_size,
+        model_len=loaded.plan.model_len,
+        eos_token_ids={*loaded.facts.eos_token_ids, *config.end_token_ids},
+        seed=config.seed,
+        guessing=loaded.guessing(config.speculative_tokens),
+    )
