@@ -3,17 +3,12 @@
  *
  * Invariant: a query row's sums run over its keys in ascending order, block by block, whatever tile, chunk or batch it
  * is computed in; keys it must not see enter as weight 0, which changes no bit. So chunked equals whole. */
+#include "attention_pairs.h"
 #include "bounds.h"
 #include "cache.h"
 #include "key_codes.h"
-#include "team.h"
 #include <omp.h>
 #include <stdlib.h>
-
-/* Query rows (positions x heads of a group) that share a pass over the keys. */
-#define TILE_ROWS 48
-/* Stands for no key seen yet: below any score, and not so far that differences overflow. */
-#define NOTHING -1e30f
 
 /* A register tile of a product is TALL rows and two vectors of WIDE lanes. Lanes are outputs, so that no bit depends on
  * their number. From WIDEN_ROWS rows on widening a block beforehand costs less than in every register tile; tiles of
@@ -27,9 +22,6 @@
 #define TALL 6
 #define WIDEN_ROWS 24
 #endif
-/* Rows that make so little of a block that the next one is asked of memory meanwhile. */
-#define FEW_ROWS 24
-
 /* How a factor of a product lies in memory: as the cache holds it, or the codes of 4 bits of one half. Keys beside
  * them are those of `key_codes.h`. */
 enum { OF_F32 = CACHE_F32, OF_BF16 = CACHE_BF16, OF_INT8 = CACHE_INT8, OF_LOW = CACHE_INT4, OF_HIGH };
@@ -131,12 +123,6 @@ DEFINE_PRODUCT(by_low, OF_LOW)
 DEFINE_PRODUCT(by_high, OF_HIGH)
 typedef void product(long, long, int, long, const float *, long, const void *, long, float *, long);
 static product *const PRODUCTS[] = {by_f32, by_bf16, by_int8, by_low, by_high};
-
-/* Few rows make little of a block: what comes next is asked of memory while they do. */
-static void ask_for(const void *from, long bytes)
-{
-    for (long i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)from + i);
-}
 
 /* The largest of eight. */
 INLINE float largest(v8f most)
@@ -270,10 +256,10 @@ static void scale_weights(float *weights, long width, const uint16_t *scales, co
     store8(base, sum);
 }
 
-/* Query rows [first, last) of the step, all of sequence b, for the heads of group g. Rows lie position-major. */
-static void attend(const attention_job *job, long b, long g, long first, long last, float *scratch)
+/* The rows of a tile, for the heads of group g. */
+static void attend(const attention_job *job, const tile *at, long g, float *scratch)
 {
-    long D = job->D, W = whole_vectors(D), S = job->S, group = job->H / job->G, rows = (last - first) * group;
+    long D = job->D, W = whole_vectors(D), S = job->S, rows = at->rows, low, high;
     long bytes = head_bytes(job->cache, S, D), codes = S * vector_bytes(job->cache, D);
     long k_codes = S * key_bytes(job->cache, D), k_bytes = has_codes(job->cache) ? k_codes + 4 * S : bytes;
     /* A row of sums ends with what the minimums of its values add, so that both are rescaled together. */
@@ -281,7 +267,7 @@ static void attend(const attention_job *job, long b, long g, long first, long la
     float *q = scratch, *mixed = q + rows * D, *scores = mixed + rows * stride, *mass = scores + rows * S;
     float *top = mass + rows * 8, *sums_of_q = top + rows, *spare = sums_of_q + rows;
     for (long r = 0; r < rows; r++) {
-        const float *from = job->q + (first + r / group) * job->q_row + (g * group + r % group) * job->q_head;
+        const float *from = query(job, at, g, r);
         for (long d = 0; d < D; d++) q[r * D + d] = from[d] * job->scale;
         if (job->cache == CACHE_INT4) spread(q + r * D, D);
         sums_of_q[r] = 0;
@@ -290,31 +276,28 @@ static void attend(const attention_job *job, long b, long g, long first, long la
     }
     memset(mixed, 0, rows * stride * sizeof(float));
     memset(mass, 0, rows * 8 * sizeof(float));
-    long position = job->contexts[b] - (job->starts[b + 1] - first), reach = position + (last - first);
-    long begin = job->window && position >= job->window ? (position - job->window + 1) / S : 0;
-    const int32_t *table = job->tables + b * job->table_width;
-    if (rows < FEW_ROWS) ask_for((const char *)job->k_cache + (table[begin] * job->G + g) * bytes, k_bytes);
-    for (long n = begin; n * S < reach; n++) {
-        long place = (table[n] * job->G + g) * bytes, here = reach - n * S < S ? reach - n * S : S;
-        long width = (here + 15) / 16 * 16;
+    if (rows < FEW_ROWS) ask_for_all((const char *)job->k_cache + (at->table[at->begin] * job->G + g) * bytes, k_bytes);
+    for (long n = at->begin; n * S < at->reach; n++) {
+        long place = (at->table[n] * job->G + g) * bytes, width = keys_of(job, at, n);
         const char *keys = (const char *)job->k_cache + place, *values = (const char *)job->v_cache + place;
         const uint16_t *k_scales = (const uint16_t *)(keys + k_codes), *v_scales = (const uint16_t *)(values + codes);
-        if (rows < FEW_ROWS) ask_for(values, has_codes(job->cache) ? bytes - k_bytes : vector_bytes(job->cache, width * D));
+        if (rows < FEW_ROWS)
+            ask_for_all(values, has_codes(job->cache) ? bytes - k_bytes : vector_bytes(job->cache, width * D));
         score(job, keys, rows, width, q, spare, scores);
         for (long r = 0; r < rows; r++) {
-            long own = position + r / group - n * S, low = job->window ? own - job->window + 1 : 0;
             float *row = scores + r * S;
+            seen_by(job, at, n, r, &low, &high);
             if (has_codes(job->cache)) scale_scores(row, width, k_scales, k_scales + S, sums_of_q[r]);
             if (job->cap) cap_scores(row, width, job->cap);
-            soften(row, width, low, own + 1, top + r, mass + r * 8, mixed + r * stride, stride);
+            soften(row, width, low, high, top + r, mass + r * 8, mixed + r * stride, stride);
             if (has_codes(job->cache)) scale_weights(row, width, v_scales, v_scales + S, mixed + r * stride + W);
         }
-        if (rows < FEW_ROWS && (n + 1) * S < reach)
-            ask_for((const char *)job->k_cache + (table[n + 1] * job->G + g) * bytes, k_bytes);
+        if (rows < FEW_ROWS && (n + 1) * S < at->reach)
+            ask_for_all((const char *)job->k_cache + (at->table[n + 1] * job->G + g) * bytes, k_bytes);
         mix(job, values, rows, width, scores, spare, mixed, stride);
     }
     for (long r = 0; r < rows; r++) {
-        float all = 0, base = 0, *to = job->out + ((first + r / group) * job->H + g * group + r % group) * D;
+        float all = 0, base = 0, *to = answer(job, at, g, r);
         for (int i = 0; i < 8; i++) all += mass[r * 8 + i];
         for (long i = W; i < stride; i++) base += mixed[r * stride + i];
         for (long d = 0; d < D; d++) to[d] = (mixed[r * stride + d] + base) / all;
@@ -340,8 +323,8 @@ void attention_tasks(const attention_job *job, long *first_task)
 
 long attention_scratch(const attention_job *job)
 {
-    long rows = span_of(job) * (job->H / job->G);
-    long W = whole_vectors(job->D);
+    long rows = span_of(job) * (job->H / job->G), W = whole_vectors(job->D);
+    if (attention_in_pairs(job->cache)) return attention_pairs_scratch(job, rows);
     long stride = has_codes(job->cache) ? W + 8 : W;
     return (rows * (job->D + stride + job->S + 10) + job->S * W + 15) / 16 * 16;
 }
@@ -349,6 +332,7 @@ long attention_scratch(const attention_job *job)
 void attention_team(const attention_job *job, const long *first_task, float *scratch)
 {
     long span = span_of(job);
+    const int in_pairs = attention_in_pairs(job->cache);
     /* Later tiles of a prompt see more keys: they go first, so that none is left alone at the end. */
 #pragma omp for schedule(dynamic, 1)
     for (long task = first_task[job->B] - 1; task >= 0; task--) {
@@ -358,9 +342,10 @@ void attention_team(const attention_job *job, const long *first_task, float *scr
             if (first_task[middle] <= task) b = middle;
             else end = middle;
         }
-        long tile = (task - first_task[b]) / job->G, first = job->starts[b] + tile * span;
-        long last = first + span < job->starts[b + 1] ? first + span : job->starts[b + 1];
-        attend(job, b, (task - first_task[b]) % job->G, first, last, scratch);
+        long first = job->starts[b] + (task - first_task[b]) / job->G * span, g = (task - first_task[b]) % job->G;
+        tile at = tile_of(job, b, first, first + span < job->starts[b + 1] ? first + span : job->starts[b + 1]);
+        if (in_pairs) attend_in_pairs(job, &at, g, scratch);
+        else attend(job, &at, g, scratch);
     }
 }
 

@@ -11,18 +11,20 @@ static void look(void)
 {
     unsigned a, b, c, d;
     /* Leaf 7, subleaf 1: AVX512_BF16. */
-    there = !tiles_work() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 5;
+    there = __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 5;
 }
 
-int pairs_work(void)
+int pairs_exist(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, look);
     return there;
 }
 #else
-int pairs_work(void) { return 0; }
+int pairs_exist(void) { return 0; }
 #endif
+
+int pairs_work(void) { return pairs_exist() && !tiles_work(); }
 
 void fill_pairs(const float *x, long rows, long high, long K, long group, uint32_t *out)
 {

@@ -1,6 +1,6 @@
 /* Products of bfloat16 pairs by AVX-512's VDPBF16PS: twice the arithmetic of fused multiply-adds, and no weight is
- * widened. In builds without vectors of 512 bits, and on other processors, `pairs_work` says 0 and nothing else is
- * called.
+ * widened. In builds without vectors of 512 bits or with PLIMSOLL_WITHOUT_PAIRS, and on other processors, `pairs_work`
+ * says 0 and nothing else is called.
  *
  * An output is one sum: for each pair of columns in ascending order the product of the odd column and then that of the
  * even one are added, each by one fused multiply-add with subnormal numbers as 0. The instruction does exactly this
@@ -10,6 +10,8 @@
 
 #include "dots.h"
 
+/* Whether this processor has AVX512_BF16, and so has this build's VDPBF16PS. */
+int pairs_exist(void);
 /* Whether this processor multiplies all rows in pairs: it has AVX512_BF16, and no tiles, whose order is another. */
 int pairs_work(void);
 
@@ -20,7 +22,7 @@ INLINE long pairs_of(long K, long group) { return K / group * ((group + 1) / 2);
  * together lie together. Places of rows from `rows` on are left alone. */
 void fill_pairs(const float *x, long rows, long high, long K, long group, uint32_t *out);
 
-#if defined(__AVX512BW__) && defined(__linux__)
+#if defined(__AVX512BW__) && defined(__linux__) && !defined(PLIMSOLL_WITHOUT_PAIRS)
 #define HAVE_PAIRS 1
 /* By its name, so that a build for all processors of a kind has it too. */
 INLINE vf add_pair(vf sum, vu x, vu w)

@@ -1,0 +1,15 @@
+/* Attention over a cache of bfloat16 by AVX-512's VDPBF16PS: queries and weights are rounded to bfloat16, scores,
+ * softmax and all sums are float32. `attention_in_pairs` says where; elsewhere nothing else of it is called. */
+#ifndef PLIMSOLL_ATTENTION_PAIRS_H
+#define PLIMSOLL_ATTENTION_PAIRS_H
+
+#include "attention.h"
+
+/* Whether this processor attends to a cache of this kind in pairs. */
+int attention_in_pairs(int cache);
+/* Floats that `rows` query rows of a tile need, a multiple of 64 bytes. */
+long attention_pairs_scratch(const attention_job *job, long rows);
+/* The rows of a tile, for the heads of group g. */
+void attend_in_pairs(const attention_job *job, const tile *at, long g, float *scratch);
+
+#endif

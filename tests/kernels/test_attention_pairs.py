@@ -1,0 +1,87 @@
+"""Attention over a cache of bfloat16 where the processor multiplies pairs: the order of sums and the rounding that
+`csrc/attention_pairs.c` states, to the bit."""
+
+import pytest
+import torch
+
+from plimsoll.runtime.kernels.native import native_kernels, native_library
+from tests.kernels.test_native import paged
+from tests.kernels.test_pairs import summed
+
+LOG2_E = torch.tensor(1.44269504088896341)
+#: Of 2^x on [-1/2, 1/2], the highest power first.
+POWERS = torch.tensor([9.582836385263582e-3, 5.590641339066969e-2, 0.24024098822058854, 0.6931241947999938, 1.0])
+
+
+@pytest.fixture(autouse=True)
+def _pairs() -> None:
+    if not native_library().attention_in_pairs(1):
+        pytest.skip("this processor does not multiply pairs of bfloat16")
+    torch.manual_seed(0)
+
+
+def fused(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    return (a.double() * b.double() + c.double()).float()
+
+
+def power_of_2(x: torch.Tensor) -> torch.Tensor:
+    x = x.clamp(min=-160)
+    part, p = x - x.round(), POWERS[0].expand(x.shape)
+    for factor in POWERS[1:]:
+        p = fused(p, part, factor)
+    return (p.double() * 2.0 ** x.round().double()).float()
+
+
+def attended(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, size: int) -> torch.Tensor:
+    """What one query [D] gets of keys and values [S, D] of bfloat16, `size` a block; it sees all of them."""
+    q, factor = q.bfloat16().float(), torch.tensor(scale) * LOG2_E
+    top, mass, mixed = torch.tensor(-1e30), torch.zeros(16), torch.zeros(values.shape[1])
+    for at in range(0, len(keys), size):
+        end = min(at + size, len(keys))
+        scores = summed(q[None], keys[at:end], torch.zeros(1, end - at))[0]
+        highest = (scores * factor).max()
+        if highest > top:
+            shrink = power_of_2(top - highest)
+            mass, mixed, top = mass * shrink, mixed * shrink, highest
+        weights = torch.zeros(-(-(end - at) // 32) * 32)
+        weights[: end - at] = power_of_2(fused(scores, factor, -top)).bfloat16().float()
+        for pair in weights.view(-1, 16, 2):
+            for column in (1, 0):
+                mass = mass + pair[:, column]
+        mixed = mixed + summed(weights[None, : end - at], values[at:end].T, torch.zeros(1, values.shape[1]))[0]
+    total = torch.tensor(0.0)
+    for lane in mass:
+        total = total + lane
+    return mixed / total
+
+
+@pytest.mark.parametrize(("dim", "size"), [(8, 16), (20, 16), (64, 64), (80, 32)])
+def test_queries_are_rounded_and_pairs_are_summed_in_one_order(dim: int, size: int) -> None:
+    ops, contexts, scale = native_kernels("cpu", torch.bfloat16), [1, 31, 150], dim**-0.5
+    keys, values = ([torch.randn(context, 2, dim) for context in contexts] for _ in range(2))
+    step = paged(ops, keys, values, [1, 2, 5], size, torch.bfloat16)
+    q = torch.randn(8, 6, dim)
+    found = ops.attention(q, step.cache, step.batch, scale, None).view(8, 6, dim)
+    for b, row, context in ((0, 0, 1), (1, 1, 30), (1, 2, 31), (2, 3, 146), (2, 7, 150)):
+        for head in (0, 2, 5):
+            own = [x[b][:context, head // 3].bfloat16().float() for x in (keys, values)]
+            assert torch.equal(found[row, head], attended(q[row, head], *own, scale, size))
+
+
+def test_weights_of_a_row_add_up_to_one() -> None:
+    """Of equal values the answer is that value, although each weight is rounded."""
+    ops, keys = native_kernels("cpu", torch.bfloat16), [torch.randn(300, 1, 64)]
+    step = paged(ops, keys, [torch.full((300, 1, 64), 0.75)], [40], 64, torch.bfloat16)
+    found = ops.attention(torch.randn(40, 3, 64), step.cache, step.batch, 0.125, None)
+    torch.testing.assert_close(found, torch.full_like(found, 0.75), rtol=1e-6, atol=0)
+
+
+def test_a_number_that_is_none_stays_in_its_row() -> None:
+    ops, keys = native_kernels("cpu", torch.bfloat16), [torch.randn(70, 1, 16)]
+    step, q = paged(ops, keys, keys, [30], 16, torch.bfloat16), torch.randn(30, 2, 16)
+    clean = ops.attention(q, step.cache, step.batch, 0.25, None)
+    q[7, 1, 3] = float("nan")
+    found = ops.attention(q, step.cache, step.batch, 0.25, None).view(30, 2, 16)
+    assert found[7, 1].isnan().all()
+    found[7, 1] = clean.view(30, 2, 16)[7, 1]
+    assert torch.equal(found.view(30, 32), clean)
