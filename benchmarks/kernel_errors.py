@@ -3,7 +3,8 @@
     python -m benchmarks.kernel_errors [--cases 200] [--seed 0]
 
 The reference computes in float64 from the same numbers that the kernel is defined on: rows as they are rounded, weights
-and cache as their codes stand. So the error is that of the kernel's sums alone. Of products it is relative to the sum
+and cache as their codes stand. So the error is that of the kernel's sums alone, and where attention rounds weights to
+bfloat16, of these. Of products it is relative to the sum
 of the absolute products; of codes, whose offsets are added apart, to that of |x| times |w| and the largest |w|; of the
 others to the largest number of the result. 2^-24 is 6.0e-08.
 """
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from plimsoll.runtime.kernels.native import ACTIVATIONS, native_kernels
+from plimsoll.runtime.kernels.native import ACTIVATIONS, native_kernels, native_library
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix, dequantize, quantized_rows
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 from tests.kernels.test_int8 import matrix
@@ -84,10 +85,12 @@ def attention(held: torch.dtype | Literal[4, 8], dtype: torch.dtype) -> Callable
         rows = [min(context, draw.choice((1, 5, 70))) for context in contexts]
         k, v = ([torch.randn(context, heads, dim) for context in contexts] for _ in range(2))
         ops, plain = native_kernels("cpu", dtype), torch_kernels("cpu", torch.float32)
+        in_pairs = held == torch.bfloat16 and native_library().attention_in_pairs(1)
         # The plain table's cache has the same codes, and can be read back.
         here, there = (paged(table, k, v, rows, size, held) for table in (ops, plain))
         q, scale = torch.randn(sum(rows), heads * group, dim), dim**-0.5
         found = ops.attention(q, here.cache, here.batch, scale, None, None)
+        q = q.bfloat16() if in_pairs else q
         keys, values = there.cache.gather(there.batch.block_tables.long(), torch.float32)
         at, wanted = 0, []
         for index, (new, context) in enumerate(zip(rows, contexts, strict=True)):

@@ -18,6 +18,7 @@ from plimsoll.runtime.kernels import build
 
 NATIVE, QUANTIZED, INT8 = "test_native.py", "test_quantized.py", "test_int8.py"
 SUPER, CACHE, PAIRS = "test_super_blocks.py", "test_quantized_cache.py", "test_pairs.py"
+ATTENTION = "test_attention_pairs.py"
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,22 @@ MUTANTS = (
            "second[i] = b * cos[i] - a * sin[i];", (NATIVE,)),
     Mutant("GELU: a constant in its third place", "rowwise.h", "-1.5957691216057308f", "-1.5917691216057308f",
            (NATIVE,)),
-    Mutant("attention: one key too many", "attention.c", "low, own + 1, top + r", "low, own + 2, top + r", (NATIVE,)),
-    Mutant("attention: a window one key short", "attention.c", "own - job->window + 1 : 0", "own - job->window + 2 : 0",
+    Mutant("attention: one key too many", "attention.h", "*high = own + 1;", "*high = own + 2;", (NATIVE,)),
+    Mutant("attention: a window one key short", "attention.h", "own - job->window + 1 : 0", "own - job->window + 2 : 0",
            (NATIVE,)),
-    Mutant("attention: the block before", "attention.c", "long place = (table[n] * job->G + g) * bytes",
-           "long place = (table[n ? n - 1 : 0] * job->G + g) * bytes", (NATIVE,)),
-    Mutant("attention: the heads of another group", "attention.c", "(g * group + r % group) * job->q_head",
-           "(g * group + r % group / 2 * 2) * job->q_head", (NATIVE,)),
+    Mutant("attention: the block before", "attention.c", "long place = (at->table[n] * job->G + g) * bytes",
+           "long place = (at->table[n ? n - 1 : 0] * job->G + g) * bytes", (NATIVE,)),
+    Mutant("attention: the heads of another group", "attention.h", "(g * at->group + r % at->group) * job->q_head",
+           "(g * at->group + r % at->group / 2 * 2) * job->q_head", (NATIVE,)),
+    Mutant("attention in pairs: the block before", "attention_pairs.c", "long place = (at->table[n] * job->G + g) * bytes",
+           "long place = (at->table[n ? n - 1 : 0] * job->G + g) * bytes", (NATIVE,)),
+    Mutant("attention in pairs: even and odd rows change places", "attention_pairs.c",
+           "*first = (vu)_mm512_permutex2var_epi16(a, _mm512_loadu_si512(order), b);",
+           "*first = (vu)_mm512_permutex2var_epi16(b, _mm512_loadu_si512(order), a);", (ATTENTION,)),
+    Mutant("attention in pairs: every second weight is missing in the sum", "attention_pairs.c", "0x3f803f80u",
+           "0x3f800000u", (ATTENTION,)),
+    Mutant("attention in pairs: the sum of weights does not shrink", "attention_pairs.c", "sum = sum * shrink;",
+           "sum = sum * 1.0f;", (ATTENTION,)),
     Mutant("cache of codes: scale and minimum change places", "attention.c", "width, k_scales, k_scales + S, sums_of_q",
            "width, k_scales + S, k_scales, sums_of_q", (CACHE, NATIVE)),
     Mutant("cache of 4 bits: values' wrong nibble", "attention.c",

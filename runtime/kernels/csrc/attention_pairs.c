@@ -65,7 +65,8 @@ INLINE void pair_tile(const int rows, const int vectors, uint32_t there, int add
         UNROLL for (int v = 0; v < vectors; v += 2) interleave(w + 16 * v, w + ldw + 16 * v, there, b + v, b + v + 1);
         UNROLL for (int r = 0; r < rows; r++) {
             vu both = x[r * ldx + k] - (vu){0};
-            UNROLL for (int v = 0; v < vectors; v++) sum[r * vectors + v] = add_pair(sum[r * vectors + v], both, b[v]);
+            UNROLL for (int v = 0; v < vectors; v++)
+                sum[r * vectors + v] = add_pair(sum[r * vectors + v], both, b[v]);
         }
     }
     UNROLL for (int r = 0; r < rows; r++)
@@ -107,10 +108,11 @@ static void multiply(long rows, long columns, int add, long pairs, const uint32_
     }
 }
 
-/* 2^x within 3e-6 of itself; 2^0 is 1, from -127 down it is 0, and of NaN NaN. */
+/* 2^x within 3e-6 of itself; 2^0 is 1, from -160 down it is 0, and of NaN NaN. */
 INLINE vf power_of_2(vf x)
 {
-    vf whole = (vf)_mm512_roundscale_ps((__m512)(x = larger(fill(-160.0f), x)), _MM_FROUND_TO_NEAREST_INT), part = x - whole;
+    x = larger(fill(-160.0f), x);
+    vf whole = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT), part = x - whole;
     vf p = madd(part, fill(9.582836385263582e-3f), fill(5.590641339066969e-2f));
     p = madd(p, part, fill(0.24024098822058854f));
     p = madd(p, part, fill(0.6931241947999938f));
