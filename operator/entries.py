@@ -39,6 +39,8 @@ class Brief:
     generation: int
     job: str | None = None
     """The quantization job that it waits for."""
+    draft: str | None = None
+    """The source of its draft."""
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from plimsoll.operator import kinds, names, parse, parse_jobs
-from plimsoll.operator.build.source import output_key
+from plimsoll.operator.build.source import draft_key, output_key
 from plimsoll.operator.entries import Brief, Ref
 from plimsoll.operator.kinds import Kind
 from plimsoll.operator.shape import mapping, text, whole
@@ -31,9 +31,10 @@ def relations(kind: Kind, raw: Mapping[str, Any], source_key: SourceKey) -> tupl
     if kind is kinds.DEPLOYMENT:
         source, job = source_key(namespace, spec), text(mapping(spec.get("model")).get("quantizationJob")) or None
         refs: list[Ref] = [("deployment", namespace, name)]
-        refs += [("source", namespace, source)] if source else []
+        draft = draft_key(namespace, spec)
+        refs += [("source", namespace, key) for key in dict.fromkeys((source, draft)) if key]
         refs += [("waits", namespace, job)] if job else []
-        return Brief(phase, source, whole(about.get("generation")), job), refs
+        return Brief(phase, source, whole(about.get("generation")), job, draft), refs
     if kind is kinds.QUANTIZATION:
         source, written = source_key(namespace, spec), parse_jobs.quantizing(raw).output
         refs = [("job", namespace, name), ("waits", namespace, name)]

@@ -341,3 +341,5 @@ class Snapshot:
     """Notes of the deployment's objects, and of its source's record, for events on these objects."""
     claims: Mapping[str, int] | None = None
     """Bytes of the claims that were asked for, as far as they are bound; None: not known."""
+    inspecting_draft: Inspecting | None = None
+    """As `inspecting`, of spec.serving.draft, where there is one."""

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from plimsoll.operator.outputs import output_of
 from plimsoll.operator.pages import Pages
 from plimsoll.operator.relations import PARSED, relations
 from plimsoll.operator.shape import text
-from plimsoll.operator.snapshot import Page, Pod, Snapshot
+from plimsoll.operator.snapshot import Inspecting, Page, Pod, Snapshot
 from plimsoll.operator.unreadable import unreadable
 
 log = structlog.get_logger("plimsoll.operator.watch_cache")
@@ -81,16 +81,15 @@ class Cache:
     ) -> bool:
         """Takes in one event of a watch, one object of a listing (`event` None) or the answer to a write of `ours`.
 
-        Older than what is known, it changes nothing. Returns whether it brought something new. "LOST" may no longer be
-        read, but may still be there and come back. With `quiet` the change starts no reconcile."""
+        Older than what is known, it changes nothing. Returns whether it brought something new. What is "LOST" may come
+        back. With `quiet` the change starts no reconcile."""
         about = parse.meta(raw)
         identity = (kind.name, text(about.get("namespace")), text(about.get("name")))
         uid, version = text(about.get("uid")), text(about.get("resourceVersion"))
         now = self._clock()
         away = event in ("DELETED", "LOST")
         if not away and self._no_news(identity, uid, version, now):
-            # Most of what a watch tells is the echo of our own writes: not worth taking apart.
-            return False
+            return False  # Most of what a watch tells is the echo of our own writes: not worth taking apart.
         try:
             entry = None if away else self._entry(kind, uid, version, now, raw)
         except Exception:
@@ -169,8 +168,7 @@ class Cache:
 
     def _unlink(self, identity: Id, refs: Iterable[Ref]) -> None:
         for ref in refs:
-            members = self._by_ref[ref]
-            members.discard(identity)
+            (members := self._by_ref[ref]).discard(identity)
             if not members:
                 del self._by_ref[ref]
                 if ref[0] == "source":
@@ -238,19 +236,14 @@ class Cache:
             sets = parse.replica_sets((unpacked(e) for e in named), top.uid)
             output = output_of(top.value.job, quantizing, sets) if top.value.job else None
             source = output_key(namespace, output) if output else top.value.source
-            # A thousand deployments may name the same source; only what was found there matters.
-            same = self._by_ref.get(("source", namespace, source or ""), ())
-            about_source = [(i, self._entries[i]) for i in same if i[0] not in _NAMES_IT]
+            looking, about_source = self._looking(namespace, source)
+            looking_at_draft, _ = self._looking(namespace, top.value.draft)
             nodes = tuple(e.value for e in self._of(kinds.NODE).values()) if self.sees_nodes else None
             pages = {e.uid: self._pages.of(e.uid) for i, e in members if i[0] == kinds.POD.name}
-            error = self._errors.get((namespace, source or ""))
             unread = {uid for uid in pages if self._pages.unread(uid)}
             since = {uid: self._pages.seen_since(uid) for uid in pages}
             rivals = self._rivals(top, (kind.name, namespace, name)) if kind is kinds.QUANTIZATION else ()
-        routable: set[str] = set()
-        for identity, entry in members:
-            if identity[0] == kinds.ENDPOINT_SLICE.name:
-                routable |= entry.value
+        routable: set[str] = set().union(*(e.value for i, e in members if i[0] == kinds.ENDPOINT_SLICE.name))
         both = (*members, *about_source)
         ours = (kinds.DEPLOYMENT.name, kinds.QUANTIZATION.name)
         children = {(i[0], i[2]): unpacked(e) for i, e in both if e.packed and i[0] not in ours}
@@ -268,7 +261,8 @@ class Cache:
         return Snapshot(
             deployment=parse.deployment({"kind": kind.name, **unpacked(top)}),
             now=now,
-            inspecting=inspecting_of(source, about_source, error) if source else None,
+            inspecting=looking,
+            inspecting_draft=looking_at_draft,
             replica_sets=parse.replica_sets((raw for i, raw in children.items() if i[0] == "ReplicaSet"), top.uid),
             stateful_sets=parse_groups.stateful_sets(children, top.uid),
             pods=tuple(sorted(pods, key=lambda one: (one.created, one.name))),
@@ -281,6 +275,12 @@ class Cache:
             rivals=rivals,
             unreadable=unreadable_of(both),
         )
+
+    def _looking(self, namespace: str, source: str | None) -> tuple[Inspecting | None, Sequence[tuple[Id, Entry]]]:
+        # A thousand deployments may name the same source; only what was found there matters.
+        same = self._by_ref.get(("source", namespace, source or ""), ())
+        about = [(i, self._entries[i]) for i in same if i[0] not in _NAMES_IT]
+        return inspecting_of(source, about, self._errors.get((namespace, source))) if source else None, about
 
     def _rivals(self, top: Entry, identity: Id) -> tuple[str, ...]:
         """Other quantization jobs of the same output that were there first."""

@@ -18,7 +18,7 @@ from plimsoll.operator.build.quantizing import job, job_name, memory_line
 from plimsoll.operator.build.replica_set import described, replica_set, served
 from plimsoll.operator.build.revision import restart_part, revision
 from plimsoll.operator.build.service import service
-from plimsoll.operator.build.source import output_key, source_key
+from plimsoll.operator.build.source import of_draft, output_key, source_key
 
 __all__ = [
     "LEAST_PATIENCE",
@@ -39,6 +39,7 @@ __all__ = [
     "memory_line",
     "monitors",
     "network_policy",
+    "of_draft",
     "output_key",
     "read_record",
     "record",

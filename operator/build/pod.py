@@ -1,7 +1,7 @@
 """The pod that serves one revision: its template, the same for every replica."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from plimsoll.operator.build.source import (
     fetched,
     image_reference,
     mounted_uri,
+    of_draft,
     resolved,
 )
 from plimsoll.operator.build.surroundings import (
@@ -66,6 +67,8 @@ class Models:
     volume: Object
     uri: str
     mount_path: str = MODELS
+    name: str = "models"
+    """Of the volume."""
     init: list[Object] = field(default_factory=list)
     pull_secret: str | None = None
 
@@ -73,19 +76,25 @@ class Models:
 def pod_template(
     deployment: Deployment, spec: ModelDeploymentSpec, inspection: Inspection, budget: Budget, settings: Settings,
     *, revision: str, image_volumes: bool, digest: str | None = None, placing: Placing | None = None,
+    draft: Inspection | None = None,
 ) -> Object:  # fmt: skip
     """Everything of it follows from the arguments; nothing names the operator's version.
 
-    `digest` is of the manifest that must lie beside the weights: pods load nothing else.
+    `digest` is of the manifest that must lie beside the weights: pods load nothing else. `draft` is what was found of
+    `spec.serving.draft`.
     """
     pod = spec.pod
-    models = models_of(spec, inspection, settings, image_volumes)
+    models = [models_of(spec, inspection, settings, image_volumes)]
+    if draft is not None:
+        models.append(models_of(of_draft(spec), draft, settings, image_volumes, "draft"))
     # A pod that serves alone leads: the Service chooses leaders where a deployment has groups.
     ours = {**names.labels(deployment.name, "server"), names.REVISION: revision, names.INDEX: names.LEADS}
     annotations = {
         "kubectl.kubernetes.io/default-container": "server",
         # Nothing in these outlives the pod, so they need not keep an autoscaler from emptying the node.
-        "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes": "tmp,shm,models",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes": ",".join(
+            ("tmp", "shm", *(one.name for one in models))
+        ),
     }
     template: Object = {
         "metadata": {"labels": {**plain(pod.labels), **ours}, "annotations": {**annotations, **plain(pod.annotations)}},
@@ -99,9 +108,9 @@ def pod_template(
     template["spec"]["containers"][0]["env"] += inspected_contents(spec, inspection)
     if digest is not None:
         template["spec"]["containers"][0]["env"].append({"name": CHECKPOINT_DIGEST, "value": digest})
-    if models.init:
-        template["spec"]["initContainers"] = models.init
-    template["spec"] |= placement(spec, settings, models.pull_secret)
+    if init := [container for one in models for container in one.init]:
+        template["spec"]["initContainers"] = init
+    template["spec"] |= placement(spec, settings, next((one.pull_secret for one in models if one.pull_secret), None))
     if placing is not None:
         template["spec"]["affinity"] = with_affinity(template["spec"].get("affinity") or {}, node_affinity(placing))
     return template
@@ -139,42 +148,53 @@ def inspected_contents(spec: Spec, inspection: Inspection) -> list[Object]:
     return [{"name": CHECKPOINT_CONTENTS, "value": inspection.contents}]
 
 
-def models_of(spec: Spec, inspection: Inspection, settings: Settings, image_volumes: bool) -> Models:
-    """Volume and address of the checkpoint, and what fetches it."""
-    model, source = spec.model, parse_source(spec.model.source)
+def models_of(
+    spec: Spec, inspection: Inspection, settings: Settings, image_volumes: bool, name: str = "models"
+) -> Models:
+    """Volume and address of the checkpoint, and what fetches it.
+
+    Args:
+        name: of the volume, which is mounted at a folder of that name.
+    """
+    model, source, root = spec.model, parse_source(spec.model.source), f"/{name}"
     if source.scheme == "pvc":
         claim = {"claimName": source.name, "readOnly": True}
-        volume = {"name": "models", "persistentVolumeClaim": claim}
-        return Models(volume, mounted_uri(MODELS, source, inspection))
+        volume = {"name": name, "persistentVolumeClaim": claim}
+        return Models(volume, mounted_uri(root, source, inspection), root, name)
     if source.scheme == "oci":
-        return _image(spec, source, inspection, image_volumes)
-    folder, volume = MODELS, {"name": "models", "emptyDir": {}}
+        return _image(spec, source, inspection, image_volumes, name)
+    folder, volume = root, {"name": name, "emptyDir": {}}
     if model.cache_claim:
-        folder = f"{MODELS}/{cache_folder(model, inspection)}"
-        volume = {"name": "models", "persistentVolumeClaim": {"claimName": model.cache_claim}}
-    fetch = reader("fetch", spec, settings)
+        folder = f"{root}/{cache_folder(model, inspection)}"
+        volume = {"name": name, "persistentVolumeClaim": {"claimName": model.cache_claim}}
+    fetch = reader(_fetcher(name), spec, settings)
     # A source may begin with anything but a dash: every form of it begins with its scheme.
     fetch["args"] = [
         "fetch", resolved(model, inspection), "--into", folder,
         # A bucket's folder may have changed since: other weights than the budget was made for are refused.
         "--revision", inspection.revision, "--status-port", str(names.STATUS_PORT), "--report", "/dev/termination-log",
     ]  # fmt: skip
-    fetch["volumeMounts"].append({"name": "models", "mountPath": MODELS})
+    fetch["volumeMounts"].append({"name": name, "mountPath": root})
     if not model.cache_claim:
         _reserve_disk(fetch, inspection)
-    return Models(volume, downloaded_uri(folder, source, inspection), init=[fetch])
+    return Models(volume, downloaded_uri(folder, source, inspection), root, name, [fetch])
 
 
-def _image(spec: Spec, source: Source, inspection: Inspection, image_volumes: bool) -> Models:
+def _fetcher(volume: str) -> str:
+    """The name of the container that fills a volume."""
+    return "fetch" if volume == "models" else f"fetch-{volume}"
+
+
+def _image(spec: Spec, source: Source, inspection: Inspection, image_volumes: bool, name: str) -> Models:
     """An image as a volume, or its files copied by itself, which needs `cp` in it. Both look the same to the server."""
-    image, uri, secret = image_reference(source), mounted_uri(MODELS, source, inspection), spec.model.credentials_secret
+    root, secret = f"/{name}", spec.model.credentials_secret
+    image, uri = image_reference(source), mounted_uri(root, source, inspection)
     if image_volumes:
-        return Models(image_volume("models", image), uri, pull_secret=secret)
-    copy = copier("fetch", source, "models", spec)
+        return Models(image_volume(name, image), uri, root, name, pull_secret=secret)
+    copy = copier(_fetcher(name), source, name, spec)
     _reserve_disk(copy, inspection)
-    volume = {"name": "models", "emptyDir": {}}
-    folder = copied_folder(source)
-    return Models(volume, uri, f"{MODELS}/{folder}", [copy], pull_secret=secret)
+    volume = {"name": name, "emptyDir": {}}
+    return Models(volume, uri, f"{root}/{copied_folder(source)}", name, [copy], pull_secret=secret)
 
 
 def image_volume(name: str, image: str) -> Object:
@@ -238,14 +258,14 @@ def _reserve_disk(container: Object, inspection: Inspection) -> None:
 
 
 def _server(
-    deployment: Deployment, spec: ModelDeploymentSpec, models: Models, budget: Budget, settings: Settings
+    deployment: Deployment, spec: ModelDeploymentSpec, models: Sequence[Models], budget: Budget, settings: Settings
 ) -> Object:
     gpu = spec.accelerator.resource != "cpu"
     image = (settings.cuda_runtime_image or settings.runtime_image) if gpu else settings.runtime_image
     mounts = [
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
-        {"name": "models", "mountPath": models.mount_path, "readOnly": True},
+        *({"name": one.name, "mountPath": one.mount_path, "readOnly": True} for one in models),
     ]
     if spec.serving.api_keys_secret:
         mounts.append({"name": "keys", "mountPath": KEYS, "readOnly": True})
@@ -275,17 +295,21 @@ def _server(
     }
 
 
-def _manifest(deployment: Deployment, spec: ModelDeploymentSpec, models: Models, budget: Budget) -> Mapping[str, Any]:
-    """What the server reads: the user's whole wish with what was decided, the checkpoint as a path, no secret's name.
+def _manifest(
+    deployment: Deployment, spec: ModelDeploymentSpec, models: Sequence[Models], budget: Budget
+) -> Mapping[str, Any]:
+    """What the server reads: the user's whole wish with what was decided, checkpoints as paths, no secret's name.
 
     Only how many pods there are and what pods are made of is left out: neither may change a server.
     """
     wish: Object = {name: part for name, part in essentials(spec).items() if name not in ("replicas", "pod")}
     # The rest of `model` says how the checkpoint is reached, and it is here.
-    model = {"source": models.uri}
+    model = {"source": models[0].uri}
     if spec.model.served_name:
         model["servedName"] = spec.model.served_name
     serving = {**wish.get("serving", {})}
+    if len(models) > 1:
+        serving["draft"] = {"source": models[1].uri}
     if serving.pop("apiKeysSecret", None):
         serving["apiKeysFile"] = f"{KEYS}/keys"
     kept = wish | {"model": model, "precision": budget.precision}
@@ -350,11 +374,11 @@ def _spread(name: str, revision: str, wish: list[Spread]) -> list[Object]:
     return [{**plain(one), **labels} for one in wish or [default]]
 
 
-def _volumes(spec: ModelDeploymentSpec, models: Models, budget: Budget) -> list[Object]:
+def _volumes(spec: ModelDeploymentSpec, models: Sequence[Models], budget: Budget) -> list[Object]:
     alone = budget.pod_ranks == 1 or spec.accelerator.resource == "cpu"
     shared = SHARED_BYTES if alone else SHARED_BYTES_PER_RANK * budget.pod_ranks
     found = [
-        models.volume,
+        *(one.volume for one in models),
         scratch(),
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": quantity(shared)}},
     ]
@@ -362,7 +386,8 @@ def _volumes(spec: ModelDeploymentSpec, models: Models, budget: Budget) -> list[
         # Not by subPath: a mounted folder follows the Secret, and keys change without a restart.
         secret = {"secretName": spec.serving.api_keys_secret, "items": [{"key": "keys", "path": "keys"}]}
         found.append({"name": "keys", "secret": {**secret, "defaultMode": 0o440, "optional": False}})
-    return [*found, *(authority_volumes(spec) if fetched(parse_source(spec.model.source)) else [])]
+    sources = [spec.model.source, *([spec.serving.draft.source] if spec.serving.draft else [])]
+    return [*found, *(authority_volumes(spec) if any(fetched(parse_source(one)) for one in sources) else [])]
 
 
 def scratch() -> Object:

@@ -9,7 +9,7 @@ from plimsoll.api.quantization_job import QuantizationJobSpec
 from plimsoll.api.source import parse_source
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, metadata
-from plimsoll.operator.build.source import fetched
+from plimsoll.operator.build.source import fetched, of_draft
 from plimsoll.operator.settings import Settings
 from plimsoll.operator.snapshot import Deployment
 
@@ -111,6 +111,14 @@ def policy(meta: Object, pods: Mapping[str, str], ingress: list[Object], egress:
 
 
 def _egress(spec: ModelDeploymentSpec | QuantizationJobSpec) -> list[Object]:
+    """To what the model is fetched from, and the draft."""
+    rules = _of_source(spec)
+    if isinstance(spec, ModelDeploymentSpec) and spec.serving.draft is not None:
+        rules += [rule for rule in _of_source(of_draft(spec)) if rule not in rules]
+    return rules
+
+
+def _of_source(spec: ModelDeploymentSpec | QuantizationJobSpec) -> list[Object]:
     """Nothing for what the kubelet mounts. Policies know no host names, so ports are what can be named."""
     if not fetched(parse_source(spec.model.source)):
         return []

@@ -21,7 +21,7 @@ from plimsoll.operator.snapshot import Deployment, Output
 def replica_set(
     deployment: Deployment, spec: ModelDeploymentSpec, inspection: Inspection, budget: Budget, settings: Settings,
     *, revision: str, number: int, replicas: int, image_volumes: bool, version: str, output: Output | None = None,
-    placing: Placing | None = None,
+    placing: Placing | None = None, draft: Inspection | None = None,
 ) -> Object:  # fmt: skip
     """The ReplicaSet NAME-REVISION.
 
@@ -32,6 +32,7 @@ def replica_set(
         version: of the operator; another version that finds this set leaves its template alone.
         output: of a quantization job: the pods refuse any other that should lie in its place.
         placing: of a GPU: which nodes' devices hold the budget.
+        draft: what was found of `spec.serving.draft`, where there is one.
     """
     annotations = {
         names.NUMBER: str(number),
@@ -45,7 +46,7 @@ def replica_set(
         annotations[names.OUTPUT] = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     name, template = f"{deployment.name}-{revision}", pod_template(
         deployment, spec, inspection, budget, settings, revision=revision, image_volumes=image_volumes,
-        digest=output.digest if output else None, placing=placing,
+        digest=output.digest if output else None, placing=placing, draft=draft,
     )  # fmt: skip
     if spec.parallelism.nodes > 1:
         # The pods are kept by StatefulSets, one a group; this is the record of the revision.

@@ -1,15 +1,19 @@
 """How a pod comes by the files of a source, and under which name they are found in it."""
 
 import posixpath
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 from plimsoll.api.checkpoint_source import CheckpointSource
+from plimsoll.api.deployment import Model, ModelDeploymentSpec
+from plimsoll.api.draft_model import DraftModel
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.source import Source, parse_source
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object
+from plimsoll.operator.shape import mapping
 from plimsoll.operator.snapshot import Output
 
 #: Where an image that is copied keeps its checkpoint, if the source names no path.
@@ -33,6 +37,32 @@ def source_key(namespace: str, model: CheckpointSource) -> str:
         "contentVersion": model.content_version,
     }  # fmt: skip
     return names.digest({"namespace": namespace, **{k: v for k, v in asked.items() if v is not None}}, 16)
+
+
+def draft_source(model: Model, draft: DraftModel) -> Model:
+    """Where a draft is, as a model of its own. What opens the model opens a draft whose address begins alike."""
+    if model.source.partition("://")[0] != draft.source.partition("://")[0]:
+        return Model(source=draft.source)
+    opened = {"credentials_secret": model.credentials_secret, "endpoint": model.endpoint}
+    return Model(source=draft.source).model_copy(update={**opened, "cache_claim": model.cache_claim})
+
+
+def of_draft(spec: ModelDeploymentSpec) -> ModelDeploymentSpec:
+    """`spec` with its draft in the model's place: what reads a model's source reads a draft's."""
+    assert spec.serving.draft is not None
+    return spec.model_copy(update={"model": draft_source(spec.model, spec.serving.draft)})
+
+
+def draft_key(namespace: str, spec: Mapping[str, Any]) -> str | None:
+    """The `source_key` of the draft that a spec names; None where it names none, or is refused anyway."""
+    draft = mapping(spec.get("serving")).get("draft")
+    if draft is None:
+        return None
+    try:
+        model = Model.model_validate(spec.get("model") or {})
+        return source_key(namespace, draft_source(model, DraftModel.model_validate(draft)))
+    except ValueError:
+        return None
 
 
 def output_key(namespace: str, output: Output) -> str:

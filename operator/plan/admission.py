@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plimsoll.api.activations import refuse_activations
-from plimsoll.api.budget import RUNS, Budget, budget
+from plimsoll.api.budget import RUNS, Budget, Load, budget
 from plimsoll.api.cache_loss import cache_chosen
 from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, native_table
@@ -21,7 +21,7 @@ from plimsoll.operator.build.placing import Placing
 from plimsoll.operator.plan.cards import Card
 from plimsoll.operator.plan.conditions import Condition, condition_of
 from plimsoll.operator.plan.devices import DeviceMemory, device_memory, selected
-from plimsoll.operator.plan.permission import NotAllowedError, check_account, check_source
+from plimsoll.operator.plan.permission import NotAllowedError, check_account, check_draft, check_source
 from plimsoll.operator.plan.quantized import FAILED, awaited, serving
 from plimsoll.operator.plan.trouble import words
 from plimsoll.operator.settings import Settings
@@ -52,6 +52,8 @@ class Admission(Asked):
     spec: ModelDeploymentSpec | None = None
     """With `precision`, `parallelism.tensor` and `accelerator.memory` resolved once there is a budget."""
     budget: Budget | None = None
+    draft: Inspection | None = None
+    """Of spec.serving.draft, where there is one."""
     output: Output | None = None
     """What is served in a source's place; `spec.model` has its address then."""
     kept: Mapping[str, Any] | None = None
@@ -97,6 +99,8 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
         if spec.model.source and output is None:
             # An output is the job's, whose own sources were held to the list.
             check_source(spec.model, spec.pod, settings)
+        if spec.serving.draft is not None:
+            check_draft(spec.serving.draft, spec.model, spec.pod, settings)
         check_account(spec.pod, snapshot.deployment.namespace, settings)
         refuse_not_run_yet(spec)
         check_image(spec, settings)
@@ -108,7 +112,14 @@ def admit(snapshot: Snapshot, settings: Settings) -> Admission:
     look = looked_at(snapshot, spec.model.source)
     if look.inspection is None:
         return Admission(look.accepted, look.source_ready, spec, needs_inspection=True, output=output)
-    found = replace(_sized(snapshot, spec, look.inspection, look.source_ready, output), output=output)
+    draft = None
+    if spec.serving.draft is not None:
+        beside = looked_at(replace(snapshot, inspecting=snapshot.inspecting_draft), spec.serving.draft.source)
+        draft = beside.inspection
+        if draft is None:
+            return Admission(beside.accepted, beside.source_ready, spec, look.inspection, output=output)
+    found = _sized(snapshot, spec, look.inspection, look.source_ready, output, draft)
+    found = replace(found, output=output, draft=draft)
     if waits is None:
         return found
     return replace(found, source_ready=waits, stuck=waits if waits.reason == FAILED else None)
@@ -162,8 +173,9 @@ def _device(snapshot: Snapshot, spec: ModelDeploymentSpec, output: Output | None
 
 
 def _sized(
-    snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, ready: Condition, output: Output | None
-) -> Admission:
+    snapshot: Snapshot, spec: ModelDeploymentSpec, found: Inspection, ready: Condition, output: Output | None,
+    draft: Inspection | None,
+) -> Admission:  # fmt: skip
     device = _device(snapshot, spec, output)
     if device is None:
         waiting = Condition("Accepted", "Unknown", "Sizing", "The memory that is free on the nodes is being looked at.")
@@ -176,9 +188,9 @@ def _sized(
     on_cpu = spec.accelerator.resource == "cpu"
     facts = DeviceFacts("cpu" if on_cpu else "cuda", device.total, CPU_TABLE if on_cpu else TORCH_TABLE)
     try:
+        load = load_of(spec, found.facts, None if draft is None else draft.facts)
         if device.largest is not None:
-            _refuse_line(spec, found, facts, device.largest)
-        load = load_of(spec, found.facts)
+            _refuse_line(load, found, facts, device.largest)
         fits = budget(found.facts, facts, sharing(load) if on_cpu and spec.accelerator.memory is None else load, RUNS)
         refuse_activations(
             spec.serving.activation_precision, fits.precision, facts.kind, spec.serving.torch_rows
@@ -199,7 +211,8 @@ def _sized(
         }
     )
     text = (
-        f"{format_bytes(fits.weights)} weights + {format_bytes(fits.context + fits.workspace)} workspace and context + "
+        f"{format_bytes(fits.weights)} weights + {_draft(fits)}"
+        f"{format_bytes(fits.context + fits.workspace)} workspace and context + "
         f"{format_bytes(fits.kv_cache)} cache = {format_bytes(fits.in_use)} of {format_bytes(fits.total)} per device; "
         f"{fits.kv_tokens} tokens, {fits.concurrent_requests} requests of {fits.max_length} at once"
     )
@@ -219,13 +232,17 @@ def _sized(
     return Admission(accepted, ready, resolved, found, budget=fits, placing=device.placing)
 
 
-def _refuse_line(spec: ModelDeploymentSpec, found: Inspection, facts: DeviceFacts, largest: Card) -> None:
+def _draft(fits: Budget) -> str:
+    return "" if fits.draft is None else f"{format_bytes(fits.draft.weights)} draft + "
+
+
+def _refuse_line(load: Load, found: Inspection, facts: DeviceFacts, largest: Card) -> None:
     """Raises DoesNotFitError for a line that no device reaches, with the line that the largest one allows."""
     there = largest.bytes or 0
     has = f"{largest} has {format_bytes(there)}" if there else f"{largest} is shared by an unknown number of pods"
     ways = []
     try:
-        budget(found.facts, replace(facts, total=there), load_of(spec, found.facts), RUNS)
+        budget(found.facts, replace(facts, total=there), load, RUNS)
         ways.append(f"accelerator.memory {there >> 20}Mi")
     except PlimsollError:
         pass
@@ -254,11 +271,6 @@ def _check_serving(spec: ModelDeploymentSpec) -> None:
             field="spec.serving.apiKeysFile",
             fix="Name a Secret in spec.serving.apiKeysSecret",
         )
-    if spec.serving.draft is not None:
-        raise NotRunYetError(
-            "is run by `plimsoll up` and `plimsoll serve`, and not by pods yet", field="spec.serving.draft",
-            value=spec.serving.draft.source, fix="Leave it out: guesses then come from the request's own text",
-        )  # fmt: skip
 
 
 def _silent(pod: Pod | None) -> str | None:

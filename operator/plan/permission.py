@@ -6,11 +6,12 @@ from urllib.parse import urlsplit
 
 from plimsoll.api.checkpoint_source import CheckpointSource
 from plimsoll.api.deployment import PodPlacement
+from plimsoll.api.draft_model import DraftModel
 from plimsoll.api.errors import SpecError
 from plimsoll.api.forbidden import forbidden_host
-from plimsoll.api.source import parse_source
 from plimsoll.operator.settings import Settings
 
+DRAFT = "spec.serving.draft.source"
 #: `PATTERN at ENDPOINT`: a source of that pattern, fetched from that endpoint.
 _PLACED = re.compile(r"(?P<pattern>.+) at (?P<endpoint>https?://\S+)", re.DOTALL)
 
@@ -49,6 +50,16 @@ def check_source(model: CheckpointSource, pod: PodPlacement, settings: Settings)
         )
 
 
+def check_draft(draft: DraftModel, model: CheckpointSource, pod: PodPlacement, settings: Settings) -> None:
+    """Raises as `check_source`, for the draft of a deployment of `model`."""
+    if draft.source.startswith("file://"):
+        raise SpecError(
+            "names a path of one machine; a cluster has many", field=DRAFT, value=draft.source,
+            fix="Use pvc://CLAIM/PATH, hf://, s3:// or oci://",
+        )  # fmt: skip
+    check_allowed(draft.source, DRAFT, model, pod, settings)
+
+
 def check_allowed(uri: str, field: str, model: CheckpointSource, pod: PodPlacement, settings: Settings) -> None:
     """Hold what is read to the operator's list, together with the server that answers for it.
 
@@ -64,7 +75,7 @@ def check_allowed(uri: str, field: str, model: CheckpointSource, pod: PodPlaceme
         NotAllowedError: no entry matches, or not at this endpoint, or not through this proxy.
     """
     scheme = uri.partition("://")[0]
-    same = model.endpoint is not None and parse_source(model.source).scheme == scheme
+    same = model.endpoint is not None and model.source.partition("://")[0] == scheme
     endpoint = model.endpoint if same else None
     plain = [entry for entry in settings.allowed_sources if not _PLACED.fullmatch(entry)]
     placed = [match for entry in settings.allowed_sources if (match := _PLACED.fullmatch(entry))]

@@ -49,8 +49,7 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
         return Plan()
     admission, revision, new, others = _desired(snapshot, settings)
     version = rendering(settings, version, admission)
-    actions, look_in = inspecting(snapshot, admission, settings)
-    again: list[float] = [] if look_in is None else [look_in + 0.5]
+    actions, again = _inspecting(snapshot, admission, settings)
     again += [_ask_in(pod, snapshot.now) for pod in _everybody(snapshot) if creating(pod)]
     if snapshot.taken is not None and not admission.ok:
         # No watch reports that a pod has left its node.
@@ -77,6 +76,19 @@ def plan(snapshot: Snapshot, settings: Settings, version: str) -> Plan:
     )
 
 
+def _inspecting(snapshot: Snapshot, admission: Admission, settings: Settings) -> tuple[list[Action], list[float]]:
+    """What brings the headers of the model and of its draft, and seconds after which to look again."""
+    looks = [inspecting(snapshot, admission, settings)]
+    spec, beside = admission.spec, snapshot.inspecting_draft
+    if spec is not None and spec.serving.draft is not None and beside != snapshot.inspecting:
+        asked = replace(admission, spec=build.of_draft(spec), needs_inspection=True)
+        looks.append(inspecting(replace(snapshot, inspecting=beside), asked, settings))
+    actions: list[Action] = []
+    for found, _ in looks:
+        actions += [one for one in found if one not in actions]
+    return actions, [look_in + 0.5 for _, look_in in looks if look_in is not None]
+
+
 def rendering(settings: Settings, version: str, admission: Admission) -> str:
     """Names what a template was rendered from beside the user's spec: this version, these settings, what was inspected
     and sized. From anything else what is there is left as it is: no setting, branch that moved or node that joined
@@ -86,6 +98,8 @@ def rendering(settings: Settings, version: str, admission: Admission) -> str:
         parts["inspected"] = [admission.inspection.revision, admission.inspection.digest, admission.inspection.path]
         if admission.inspection.contents:
             parts["inspected"].append(admission.inspection.contents)
+        if admission.draft:
+            parts["draft"] = [admission.draft.revision, admission.draft.digest, admission.draft.path]
         parts["sized"] = [admission.budget.precision, admission.budget.tensor, admission.budget.total]
     if admission.placing:
         parts["placed"] = dataclasses.astuple(admission.placing)
@@ -108,8 +122,8 @@ def _desired(
 
 
 def _everybody(snapshot: Snapshot) -> tuple[Pod, ...]:
-    looking = snapshot.inspecting.pod if snapshot.inspecting else None
-    return (*snapshot.pods, looking) if looking else snapshot.pods
+    looking = (one.pod for one in (snapshot.inspecting, snapshot.inspecting_draft) if one is not None)
+    return (*snapshot.pods, *(pod for pod in looking if pod is not None))
 
 
 def _ask_in(pod: Pod, now: float) -> float:
@@ -134,7 +148,7 @@ def _render(
     return build.replica_set(
         snapshot.deployment, admission.spec, admission.inspection, admission.budget, settings,
         revision=revision, number=number, replicas=replicas, image_volumes=volumes, version=version,
-        output=admission.output, placing=admission.placing,
+        output=admission.output, placing=admission.placing, draft=admission.draft,
     )  # fmt: skip
 
 

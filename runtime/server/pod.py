@@ -153,7 +153,12 @@ def make_work(host: str, port: int) -> Work:
     wanted = os.environ.get(DIGEST)
     if wanted:
         _refuse_another(path, wanted)
-    engine, server = from_deployment(deployment, path, host=host, port=port)
+    draft = deployment.spec.serving.draft
+    if draft is not None and not draft.source.startswith("file://"):
+        field = "spec.serving.draft.source"
+        raise SpecError("a pod opens what is mounted", field=field, value=draft.source, fix="Give file://PATH")
+    beside = None if draft is None else resolve(draft.source)
+    engine, server = from_deployment(deployment, path, draft=beside, host=host, port=port)
     engine = replace(engine, contents=contents)
     checkpoint = open_checkpoint(path)
     if engine.nodes == 1:

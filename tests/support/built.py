@@ -58,6 +58,12 @@ def inspection_of(spec: Mapping[str, Any]) -> Inspection:
     return replace(INSPECTION, path=name if name.endswith(".gguf") else "")
 
 
+def draft_inspection_of(spec: ModelDeploymentSpec) -> Inspection | None:
+    """What an inspect pod would say of the draft."""
+    draft = spec.serving.draft
+    return None if draft is None else inspection_of({"model": {"source": draft.source}})
+
+
 def budget_of(spec: ModelDeploymentSpec) -> Budget:
     kind = "cpu" if spec.accelerator.resource == "cpu" else "cuda"
     tensor = 1 if spec.parallelism.tensor == "auto" else min(spec.parallelism.tensor, 2)
@@ -73,6 +79,7 @@ def replica_set(spec: Mapping[str, Any], *, image_volumes: bool = True, contents
     return build.replica_set(
         deployment(spec, **deployed), parsed, found, budget_of(parsed), SETTINGS,
         revision=build.revision(spec), number=1, replicas=parsed.replicas, image_volumes=image_volumes, version="1.2.3",
+        draft=draft_inspection_of(parsed),
     )  # fmt: skip
 
 
@@ -86,6 +93,8 @@ def everything(spec: Mapping[str, Any], *, image_volumes: bool = True, **deploye
     yield build.network_policy(found, parsed, SETTINGS)
     yield build.inspect_policy(found.namespace)
     yield build.inspect_pod(found, parsed, SETTINGS, image_volumes)
+    if parsed.serving.draft is not None:
+        yield build.inspect_pod(found, build.of_draft(parsed), SETTINGS, image_volumes)
     yield build.record(found.namespace, build.source_key(found.namespace, parsed.model), INSPECTION)
 
 
@@ -142,11 +151,20 @@ def specs(draw: st.DrawFn) -> Spec:
         "kvCache": _some({}, {"ratio": st.sampled_from([0.5, 0.8, 1.0]), "prefixCaching": st.booleans()}),
         "context": st.sampled_from([{}, {"maxLength": 64}, {"rope": {"type": "linear", "factor": 2.0}}]),
         "serving": _some(
-            {}, {"maxRunningRequests": st.just(8), "apiKeysSecret": _names, "requestTimeout": st.just("5m")}
+            {},
+            {
+                "maxRunningRequests": st.just(8),
+                "apiKeysSecret": _names,
+                "requestTimeout": st.just("5m"),
+                "speculativeTokens": st.sampled_from([1, 4]),
+            },
         ),
         "replicas": st.integers(0, 3),
         "rollout": _some({}, {"strategy": st.sampled_from(["Auto", "Surge"]), "drainTimeout": st.just("1m30.5s")}),
         "pod": _some({}, pod),
     }
     model = draw(_some({"source": st.just(source)}, more))
-    return {"model": model, "accelerator": draw(device), **draw(_some({}, parts))}
+    found = {"model": model, "accelerator": draw(device), **draw(_some({}, parts))}
+    if "speculativeTokens" in found.get("serving", {}):
+        found["serving"] |= draw(_some({}, {"draft": _some({"source": st.sampled_from(SOURCES)}, {})}))
+    return found

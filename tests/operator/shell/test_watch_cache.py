@@ -7,9 +7,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plimsoll.operator import kinds, names
-from plimsoll.operator.snapshot import Page
+from plimsoll.operator import build, kinds, names
+from plimsoll.operator.build.source import draft_key
+from plimsoll.operator.snapshot import Inspecting, Page
 from plimsoll.operator.watch_cache import Cache
+from tests.support.built import INSPECTION
 
 Make = Callable[..., dict[str, Any]]
 KEY = ("ns", "a")
@@ -306,3 +308,23 @@ def test_why_a_source_could_not_be_read_is_known_while_somebody_names_it(cache: 
     cache.seen(kinds.DEPLOYMENT, "DELETED", make(kinds.DEPLOYMENT, "a", 3))
     cache.seen(kinds.DEPLOYMENT, None, {**make(kinds.DEPLOYMENT, "a", 4, spec={"model": {"source": "s1"}})})
     assert cache._errors == {}
+
+
+def test_what_is_known_of_a_draft_is_in_its_deployments_corner(cache: Cache, make: Make) -> None:
+    spec = {
+        "model": {"source": "pvc://models/a"},
+        "serving": {"speculativeTokens": 4, "draft": {"source": "pvc://models/small"}},
+    }
+    cache.seen(kinds.DEPLOYMENT, None, make(kinds.DEPLOYMENT, "a", spec=spec))
+    key = draft_key("ns", spec)
+    assert key is not None
+    found = cache.snapshot(KEY, 1.0)
+    assert found is not None
+    assert found.inspecting_draft == Inspecting(key)
+    cache.seen(kinds.CONFIG_MAP, None, {**build.record("ns", key, INSPECTION), "kind": "ConfigMap"})
+    found = cache.snapshot(KEY, 1.0)
+    assert found is not None
+    assert found.inspecting_draft is not None
+    assert found.inspecting_draft.found == INSPECTION
+    assert found.inspecting is None or found.inspecting.found is None
+    assert all(one.wanted for one in cache.inspected())
