@@ -60,8 +60,8 @@ SHAPES = {
               "num_key_value_heads": 12, "vocab_size": 151936},
 }  # fmt: skip
 
-#: shape; precision of weights and, where it is not theirs, of the cache, a host tier where there is one, and rows of 8
-#: bits; ratio, total bytes, context, tokens of the largest step, running requests
+#: shape; precision of weights and, where it is not theirs, of the cache, a host tier where there is one, rows of 8
+#: bits, and the shape of a draft; ratio, total bytes, context, tokens of the largest step, running requests
 CONFIGURATIONS = [
     ("smollm2", "bfloat16", 0.8, 2 * GIB, None, None, 64),
     ("smollm2", "bfloat16", 0.4, 2 * GIB, 4096, None, 64),
@@ -94,6 +94,8 @@ CONFIGURATIONS = [
     ("vocab", "w4a16 int4", 0.5, 2 * GIB, 4096, None, 64),
     ("wide", "bfloat16 int4 512Mi", 0.4, 2 * GIB, 2048, 512, 32),
     ("vocab", "w8a16 auto 256Mi int8", 0.6, 2 * GIB, 4096, None, 16),
+    ("smollm2", "bfloat16 auto 0 auto smollm2", 0.6, 2 * GIB, 4096, None, 64),
+    ("wide", "w8a16 int8 0 auto deep", 0.5, 2 * GIB, 2048, 512, 8),
 ]  # fmt: skip
 
 
@@ -155,7 +157,8 @@ def forecast(config: EngineConfig) -> list[int]:
     facts, total = open_checkpoint(Path(config.model)).facts, config.memory
     assert total is not None
     card = foreseen_device("cpu", total, None)
-    return [rank.in_use for rank in budget(facts, card, engine_load(config, facts, "cpu"), RUNS).ranks]
+    draft = None if config.draft_model is None else open_checkpoint(Path(config.draft_model)).facts
+    return [rank.in_use for rank in budget(facts, card, engine_load(config, facts, "cpu", draft), RUNS).ranks]
 
 
 @contextlib.contextmanager
@@ -210,6 +213,13 @@ async def measure(
                 for i in range(config.max_running)
             )
         )
+        if config.draft_model is not None:
+            # A text that the draft runs in parts of the largest size, and guesses for as many as there may be.
+            greedy = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
+            for count, length in ((1, longest), (2, 40)):
+                prompts = [[draw.randrange(3, vocab) for _ in range(length)] for _ in range(count)]
+                await asyncio.gather(*(_ask(client, f"{length}-{i}", one, greedy) for i, one in enumerate(prompts)))
+            assert client.stats.guesses > 0
         info = client.info
         return {
             "predicted": predicted,
@@ -229,6 +239,10 @@ async def _run(client: EngineClient, name: str, prompt: list[int], tokens: int) 
         presence_penalty=0.3, frequency_penalty=0.1, logprobs=20, logit_bias={5: 1.0}, seed=1,
         grammar=None if tokens < MANY_TOKENS else GRAMMAR,
     )  # fmt: skip
+    await _ask(client, name, prompt, params)
+
+
+async def _ask(client: EngineClient, name: str, prompt: list[int], params: SamplingParams) -> None:
     request = EngineRequest(request_id=name, prompt_token_ids=prompt, params=params, arrival=time.monotonic())
     async for output in client.generate(request):
         if output.error:
@@ -262,7 +276,7 @@ def main() -> int:
     worst = 0
     alone = [(shape, name, 1, *rest) for shape, name, *rest in CONFIGURATIONS]
     chosen = GROUPED if options.nodes else RANKED if options.ranks else alone
-    print(" # shape       precision             ranks ratio context   predicted    measured  measured/predicted")
+    print(" # shape       precision                    ranks ratio context   predicted    measured  measured/predicted")
     with tempfile.TemporaryDirectory() as scratch:
         folders = {name: str(make_checkpoint(Path(scratch) / name, shape)) for name, shape in SHAPES.items()}
         folders["smollm2"] = options.model
@@ -273,13 +287,14 @@ def main() -> int:
             if shape not in folders:
                 folders[shape] = str(quantized(folders[plain], Path(scratch) / shape))
             words = precision.split()
-            weights, held, tier, rows = words + ["auto", "0", "auto"][len(words) - 1 :]
+            weights, held, tier, rows, draft = words + ["auto", "0", "auto", ""][len(words) - 1 :]
+            guessing = {"draft_model": folders[draft], "speculative_tokens": 4} if draft else {}
             config = EngineConfig(
                 model=folders[shape], precision=weights, cache_precision=held, activation_precision=rows,
                 tensor=ranks, nodes=ranks if options.nodes else 1, device="cpu", memory=total,
                 kv_ratio=ratio, max_model_len=context, max_running=running,
                 host_memory=0 if tier == "0" else parse_bytes(tier),
-                **({} if batched is None else {"max_batched_tokens": batched}),
+                **({} if batched is None else {"max_batched_tokens": batched}), **guessing,
             )  # fmt: skip
             vocab = SHAPES.get(plain, {"vocab_size": 49152})["vocab_size"]
             with machines(config) as (place, agents):
@@ -289,9 +304,9 @@ def main() -> int:
             worst += any(bad)
             results.append({"shape": shape, "precision": precision, "ratio": ratio, "context": context, **found})
             for rank, (wanted, seen) in enumerate(pairs):
-                head = f"{index:>2} {shape:11} {precision:21} {ranks:5} {ratio:5.2f} {context or 'all':>7}"
+                head = f"{index:>2} {shape:11} {precision:28} {ranks:5} {ratio:5.2f} {context or 'all':>7}"
                 print(
-                    f"{head if rank == 0 else '':53} {format_bytes(wanted):>11} {format_bytes(seen):>11}  "
+                    f"{head if rank == 0 else '':60} {format_bytes(wanted):>11} {format_bytes(seen):>11}  "
                     f"{seen / wanted:.3f}{'  <-- outside' if bad[rank] else ''}", flush=True,
                 )  # fmt: skip
     if options.output:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -71,6 +72,22 @@ def test_what_is_observed_stands_beside_what_was_predicted(pod: PodProcess) -> N
     assert serving.get("digest", "").startswith("sha256:") == serving["deterministic"] != ("reason" in serving)
     assert page_of(page, 1.0, None).serving == serving
     assert page["restarts"] == 0
+
+
+def test_a_pod_runs_the_draft_that_lies_beside_its_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    draft = {"speculativeTokens": 4, "draft": {"source": f"file://{tiny_checkpoint}"}}
+    with pod_process(tmp_path, manifest(tiny_checkpoint, serving=draft)) as running:
+        pod = running.ready()
+        page = pod.status()
+        assert page["observed"]["draft"] == page["predicted"]["draft"] == page["observed"]["weights"]
+        asked = CHAT | {"max_tokens": 20, "extra_body": {"ignore_eos": True}, "temperature": 0}
+        openai.OpenAI(base_url=pod.url, api_key="unused").chat.completions.create(**asked)
+        metrics = httpx.get(f"{pod.status_url}/metrics").text
+        found = re.search(r"spec_decode_num_accepted_tokens_total{.*} (\S+)", metrics)
+        assert found is not None
+        assert float(found[1]) > 10
+        pod.process.terminate()
+        assert pod.wait() == 0
 
 
 def test_requests_in_flight_and_the_cache_they_take_are_seen(pod: PodProcess) -> None:
