@@ -90,7 +90,7 @@ class Engine:
         self.facts = loaded.facts
         self.runner = loaded.runner
         self.draft = loaded.draft
-        self.sampler = Sampler(loaded.facts.vocab_size, loaded.runner.device)
+        self.sampler = Sampler(loaded.facts.vocab_size, loaded.runner.decoder.kernels.draw)
         self._copy_times = loaded.copy_times()
         self._build(loaded)
         with loaded.clock.phase("warmup"):

@@ -25,6 +25,7 @@ from plimsoll.runtime.kernels.native_checks import (
     check_integers,
     check_vectors,
 )
+from plimsoll.runtime.kernels.native_draw import DRAW_SIGNATURE, native_draw
 from plimsoll.runtime.kernels.native_layers import FEW_ROWS, LAYERS_SIGNATURE, NativeLayers, covers, has_codes
 from plimsoll.runtime.kernels.native_quantized import (
     PACK_SIGNATURE,
@@ -59,10 +60,14 @@ SIGNATURES: dict[str, list[Any]] = {
     "rope": [_P, _L, _L, _L, _P, _L, _L, _L, _P, _P, _L, _L],
     "attention": [_P, _L, _L, _P, _P, _I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _L, _L, _F, _L, _F],
     "run_layers": LAYERS_SIGNATURE,
+    "draw_tokens": DRAW_SIGNATURE,
 }
 
 
-CHECKED = ("attention", "linear_", "linear_quant", "linear_int8", "run_layers", "embed_", "embed_quant", "write_kv")
+CHECKED = (
+    "attention", "linear_", "linear_quant", "linear_int8", "run_layers", "embed_", "embed_quant", "write_kv",
+    "draw_tokens",
+)  # fmt: skip
 """They return what `native_checks.answered` takes."""
 
 
@@ -167,6 +172,7 @@ def native_kernels(
         facts=native_table(library.panel_width(), wide_rows is not None),
         varies=None if wide_rows is None else f"torch multiplies steps of {wide_rows} rows and more",
         layers=_layers(library, weight_dtype, wide_rows, int8),
+        draw=native_draw(library.draw_tokens),
     )
 
 

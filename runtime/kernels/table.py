@@ -9,7 +9,10 @@ Shapes: T tokens of the whole batch laid end to end, H query heads, G key-value 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -51,6 +54,34 @@ KVCaches = Sequence[Cache]
 RunLayers = Callable[[Tensor, Tensor, KVCaches, AttentionBatch], Tensor | None]
 """(residual [T, hidden], positions int64 [T], caches, batch) -> hidden states [T, hidden] after every layer and the
 last norm; keys and values are written, residual is changed in place. None, and nothing done, for too many rows."""
+
+
+class DrawFilter(Protocol):
+    """What shapes a row's distribution before a token is drawn, in this order: temperature, min-p, top-k, top-p."""
+
+    @property
+    def temperature(self) -> float:
+        """Above 0."""
+
+    @property
+    def min_p(self) -> float:
+        """Least share of the largest probability; 0 is off."""
+
+    @property
+    def top_k(self) -> int:
+        """0 is off."""
+
+    @property
+    def top_p(self) -> float:
+        """Above 0; 1 is off."""
+
+
+Draw = Callable[
+    [Tensor, Sequence[int], npt.NDArray[np.float32], Sequence[DrawFilter], npt.NDArray[np.float64]],
+    npt.NDArray[np.int64],
+]
+"""(logits float32 [L, V], n of their rows, the largest value of each [n], filters, uniform numbers in [0, 1) [n]) ->
+ids [n]. Every largest value is finite, and no value of its row is NaN. An id depends on its row alone."""
 
 
 Adder = tuple[int, int]
@@ -109,3 +140,5 @@ class Kernels:
     """(facts, layers, final norm, ropes as (cos, sin), what sums over ranks) -> all of them in one call, to the bit
     what the operations give one by one; None where the table has no such thing, and for specs that it does not
     cover."""
+    draw: Draw | None = None
+    """None where the sampler's own draws are used, which are the specification."""

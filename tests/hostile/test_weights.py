@@ -10,10 +10,12 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.kernels.quantized import SCALE_DTYPES, QuantizedMatrix, dequantize
@@ -135,6 +137,24 @@ def paged(draw: random.Random, ops: Kernels, dtype: torch.dtype) -> None:
     assert out.shape == (total, q.shape[1] * dim)
 
 
+def drawn(draw: random.Random, ops: Kernels) -> None:
+    """Values that the caller has not looked at, and largest values that are not."""
+    rows, vocabulary, count = draw.choice((1, 3)), draw.choice((1, 7, 16, 63, 64, 1025, 5000)), draw.choice((0, 1, 4))
+    logits = numbers(draw, rows, vocabulary)
+    largest = np.array([draw.choice((0.0, -3.0, 5.0, 3e38)) for _ in range(count)], dtype=np.float32)
+    filters = [
+        SamplingParams(
+            temperature=draw.choice((1e-5, 0.7, 1.0, 1e30)), top_k=draw.choice((0, 1, 3, 300, 1 << 40)),
+            top_p=draw.choice((1e-9, 0.5, 0.99, 1 - 1e-12, 1.0)), min_p=draw.choice((0.0, 0.1, 1.0)),
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+    named = [draw.randrange(rows) if draw.random() < 0.95 else draw.choice((-1, rows, 1 << 60)) for _ in range(count)]
+    assert ops.draw is not None
+    found = ops.draw(logits, named, largest, filters, np.array([draw.random() for _ in range(count)]))
+    assert ((found >= 0) & (found < vocabulary)).all()
+
+
 def operations(seed: int, dtype: torch.dtype) -> Iterator[Callable[[], None]]:
     """One case of each kind."""
     draw, ops = random.Random(seed), native_kernels("cpu", dtype)
@@ -143,6 +163,7 @@ def operations(seed: int, dtype: torch.dtype) -> Iterator[Callable[[], None]]:
     yield lambda: whole(draw, ops, dtype)
     yield lambda: rowwise(draw, ops)
     yield lambda: paged(draw, ops, dtype)
+    yield lambda: drawn(draw, ops)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -18,7 +18,7 @@ from plimsoll.runtime.kernels import build
 
 NATIVE, QUANTIZED, INT8 = "test_native.py", "test_quantized.py", "test_int8.py"
 SUPER, CACHE, PAIRS = "test_super_blocks.py", "test_quantized_cache.py", "test_pairs.py"
-ATTENTION = "test_attention_pairs.py"
+ATTENTION, DRAW = "test_attention_pairs.py", "test_native_draw.py"
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,14 @@ MUTANTS = (
            "vu second = source == FOURS ? quad_of_fours(words[p][0], j) : words[p][0];", (INT8,)),
     Mutant("rows of 8 bits: codes one too large", "int8.c", "return (vi)(x + 12582912.0f) - 0x4b400000;",
            "return (vi)(x + 12582912.0f) - 0x4b3fffff;", (INT8,)),
+    Mutant("draws: a bound that leaves out too much", "sample.c", "double spare = (1 - by->top_p - SLACK) * mass",
+           "double spare = (1 - by->top_p / 2) * mass", (DRAW,)),
+    Mutant("draws: top-k finds one too few", "sample.c", "return largest_but(best, stretches, k);",
+           "return largest_but(best, stretches, k - 1);", (DRAW,)),
+    Mutant("draws: equals by falling id", "sample.c", "<< 32 | at->ids[i];", "<< 32 | (0x7fffffffu - at->ids[i]);",
+           (DRAW,)),
+    Mutant("draws: a digit that is left out", "sample.c", "if (start[keys[0] >> shift & 255] == n) continue;",
+           "if (start[keys[0] >> shift & 255] <= n / 2) continue;", (DRAW,)),
 )  # fmt: skip
 
 

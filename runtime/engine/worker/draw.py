@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from plimsoll.runtime.kernels.table import DrawFilter
+
 CHUNK = 64
 """The vocabulary is looked at in chunks of this many: only their sums need a float64 running sum, and their maxima
 bound the likeliest tokens."""
@@ -105,36 +107,50 @@ def _falling(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.asarray(keys & 0xFFFFFFFF)
 
 
-def draw(
-    logits: torch.Tensor, top_k: Sequence[int], top_p: Sequence[float], min_p: Sequence[float], uniform: np.ndarray
-) -> list[int]:
-    """One token id a row.
+def draw(logits: torch.Tensor, filters: Sequence[DrawFilter], uniform: np.ndarray) -> list[int]:
+    """One token id a row, by torch: what a faster `Kernels.draw` must agree with.
+
+    The weights of the two may differ by what float32 rounds: a uniform number that close to the border between two
+    tokens may draw the other one.
 
     Args:
-        logits: float32 [n, vocabulary], divided by the temperature; the largest of each row is finite.
-        top_k: 0 is off. top_p: 1 is off (Holtzman et al., 2020). min_p: 0 is off (Nguyen et al., 2024).
+        logits: float32 [n, vocabulary]; the largest of each row is finite.
+        filters: of each row. min_p (Nguyen et al., 2024) comes first, then top_k, then top_p (Holtzman et al., 2020) of
+            what these left, as in vLLM.
         uniform: float64 [n] in [0, 1).
-
-    min_p comes first, then top_k, then top_p of what these left, as in vLLM.
     """
-    vocabulary = logits.shape[-1]
+    logits, vocabulary = _divided(logits, filters), logits.shape[-1]
     whole: list[int] = []
     nucleus: list[int] = []
-    for row, (k, p) in enumerate(zip(top_k, top_p, strict=True)):
-        (whole if p >= 1.0 and not 0 < k < vocabulary else nucleus).append(row)
+    for row, by in enumerate(filters):
+        (whole if by.top_p >= 1.0 and not 0 < by.top_k < vocabulary else nucleus).append(row)
     tokens = [0] * logits.shape[0]
     if whole:
         part = pick(logits, whole)
-        chosen = _draw_whole(part, [min_p[row] for row in whole], uniform[whole])
+        chosen = _draw_whole(part, [filters[row].min_p for row in whole], uniform[whole])
         for row, token in zip(whole, chosen, strict=True):
             tokens[row] = token
     if nucleus:
         part = pick(logits, nucleus)
-        filters = [(top_k[row], top_p[row], min_p[row]) for row in nucleus]
-        chosen = _draw_nucleus(part, filters, uniform[nucleus])
+        limits = [(by.top_k, by.top_p, by.min_p) for by in map(filters.__getitem__, nucleus)]
+        chosen = _draw_nucleus(part, limits, uniform[nucleus])
         for row, token in zip(nucleus, chosen, strict=True):
             tokens[row] = token
     return tokens
+
+
+def _divided(logits: torch.Tensor, filters: Sequence[DrawFilter]) -> torch.Tensor:
+    """By the temperature of each row."""
+    if all(by.temperature == 1.0 for by in filters):
+        return logits
+    temperature = torch.tensor([by.temperature for by in filters], dtype=torch.float32, device=logits.device)
+    scaled = logits / temperature[:, None]
+    overflow = ~scaled.amax(dim=-1).isfinite()
+    if bool(overflow.any()):
+        # Only differences count: with the largest at zero none overflows.
+        shifted = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
+        scaled = torch.where(overflow[:, None], shifted, scaled)
+    return scaled
 
 
 def _chunked(logits: torch.Tensor, min_p: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:

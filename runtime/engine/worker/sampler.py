@@ -12,6 +12,7 @@ from plimsoll.runtime.engine.core.sampling_row import SamplingRow, TokenCounts
 from plimsoll.runtime.engine.worker.draw import draw, pick, uniforms
 from plimsoll.runtime.engine.worker.logprobs import NOT_A_NUMBER, token_logprobs
 from plimsoll.runtime.engine.worker.penalties import add_bias, allow, forbid, has_penalties, keep, penalise
+from plimsoll.runtime.kernels.table import Draw
 from plimsoll.runtime.messages import TokenLogprobs
 from plimsoll.runtime.models.best import Best, best_of
 
@@ -47,11 +48,14 @@ class Sampler:
     Order, as in vLLM: logit bias, allowed tokens, forbidden tokens, grammars, penalties (repetition, frequency,
     presence), temperature, min_p, top_k, top_p. Log-probabilities are of the raw logits. A row's token depends on that
     row alone. A row's `forced` token comes before all of these.
+
+    Args:
+        table_draw: of the table of kernels; None draws with torch.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, vocab_size: int, table_draw: Draw | None = None) -> None:
         self.vocab_size = vocab_size
-        self.device = torch.device(device)
+        self._table_draw = table_draw
 
     def sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         """One result a row of `logits`, float32 [len(rows), vocab_size], which is left as it was.
@@ -81,12 +85,12 @@ class Sampler:
 
     def _sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         greedy = best_of(logits)
-        tokens = greedy.ids
+        tokens, largest = greedy.ids, greedy.values
         errors: dict[int, str] = dict.fromkeys(np.flatnonzero(~np.isfinite(greedy.values)).tolist(), NOT_A_NUMBER)
         edited, touched = self._edit(logits, rows, errors)
         if touched:
             again = best_of(pick(edited, touched))
-            tokens[touched] = again.ids
+            tokens[touched], largest[touched] = again.ids, again.values
             for row, finite in zip(touched, np.isfinite(again.values).tolist(), strict=True):
                 if not finite:
                     errors.setdefault(row, _nothing_left(rows[row]))
@@ -99,7 +103,13 @@ class Sampler:
             if i not in errors and i not in forced and row.params.temperature >= GREEDY_BELOW
         ]
         if random:
-            tokens[random] = self._draw(pick(edited, random), [rows[i] for i in random])
+            drawn = [rows[i] for i in random]
+            filters = [row.params for row in drawn]
+            uniform = uniforms([row.seed for row in drawn], [row.index for row in drawn])
+            if self._table_draw is None:
+                tokens[random] = draw(pick(edited, random), filters, uniform)
+            else:
+                tokens[random] = self._table_draw(edited, random, largest[random], filters, uniform)
         wanted = [i for i, row in enumerate(rows) if i not in errors and row.params.logprobs is not None]
         found: dict[int, TokenLogprobs] = {}
         if wanted:
@@ -152,20 +162,6 @@ class Sampler:
         if penalised:
             penalise(logits, penalised, [rows[i].params for i in penalised], [_seen(rows[i]) for i in penalised])
         return logits, touched
-
-    def _draw(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
-        params = [row.params for row in rows]
-        uniform = uniforms([row.seed for row in rows], [row.index for row in rows])
-        if any(p.temperature != 1.0 for p in params):
-            temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=logits.device)
-            scaled = logits / temperature[:, None]
-            overflow = ~scaled.amax(dim=-1).isfinite()
-            if bool(overflow.any()):
-                # Only differences count: with the largest at zero none overflows.
-                shifted = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
-                scaled = torch.where(overflow[:, None], shifted, scaled)
-            logits = scaled
-        return draw(logits, [p.top_k for p in params], [p.top_p for p in params], [p.min_p for p in params], uniform)
 
 
 def is_plain(row: SamplingRow) -> bool:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from plimsoll.api.model import Activation, LayerSpec, ModelFacts, NormSpec, RopeFacts
 from plimsoll.api.precision import HeldCache
+from plimsoll.runtime.engine.core.sampling_params import SamplingParams
+from plimsoll.runtime.engine.worker.draw import uniforms
 from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.kernels.quantized import SUPER, QuantizedMatrix
-from plimsoll.runtime.kernels.table import AttentionBatch, Kernels
+from plimsoll.runtime.kernels.table import AttentionBatch, Draw, Kernels
 from plimsoll.runtime.messages import Determinism
 from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.rope import rope_table
@@ -103,7 +105,22 @@ def _cases(ops: Kernels, dtype: torch.dtype) -> Mapping[str, Case]:
         found[f"attention to a cache in {cache.held}"] = _attention(ops, cache, None)
         found[f"attention in a window to a cache in {cache.held}"] = _attention(ops, cache, 40)
         found[f"layers with a cache in {cache.held}"] = _layers(decoder, cache)
+    if ops.draw is not None:
+        found["draws"] = _draws(ops.draw)
     return found
+
+
+def _draws(draw: Draw) -> Case:
+    """Of rows with filters of each kind in turn."""
+    logits, kinds = 8 * _numbers(16, ROWS, 4 * HIDDEN), (SamplingParams(), SamplingParams(top_p=0.9, temperature=2.0))
+    filters = [kinds[row % 3] if row % 3 < 2 else SamplingParams(top_k=20, min_p=0.01) for row in range(ROWS)]
+    largest, numbers = logits.amax(1).numpy(), uniforms([17] * ROWS, range(ROWS))
+
+    def piece(start: int, stop: int) -> Tensor:
+        rows, here = range(stop - start), slice(start, stop)
+        return torch.from_numpy(draw(logits[here], rows, largest[here], filters[here], numbers[here]))
+
+    return lambda: piece
 
 
 def _hashes(seed: int, *shape: int) -> Tensor:

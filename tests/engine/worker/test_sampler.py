@@ -17,11 +17,24 @@ from transformers import (
 
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sampling_row import SamplingRow
-from plimsoll.runtime.engine.worker.draw import CANDIDATES, CHUNK, draw, likeliest, uniforms
+from plimsoll.runtime.engine.worker.draw import CANDIDATES, uniforms
 from plimsoll.runtime.engine.worker.logprobs import prompt_logprobs, token_logprobs
 from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, is_plain
+from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels
+from plimsoll.runtime.kernels.table import Draw
 
 VOCABULARY = 300
+
+
+@pytest.fixture(scope="module", params=["torch", "native"])
+def table_draw(request: pytest.FixtureRequest) -> Draw | None:
+    """What draws: torch, or the native kernel where it can run."""
+    if request.param == "torch":
+        return None
+    try:
+        return native_kernels("cpu", torch.bfloat16).draw
+    except NativeUnavailableError as error:
+        pytest.skip(str(error))
 
 
 def row(
@@ -61,9 +74,9 @@ def reference(logits: torch.Tensor, at: SamplingRow) -> dict[int, float]:
     return {token: weights[token] / total for token in kept}
 
 
-def distribution(logits: torch.Tensor, at: SamplingRow, draws: int) -> np.ndarray:
+def distribution(logits: torch.Tensor, at: SamplingRow, draws: int, table_draw: Draw | None) -> np.ndarray:
     """How often each token comes, over `draws` seeds."""
-    sampler = Sampler(logits.shape[-1])
+    sampler = Sampler(logits.shape[-1], table_draw)
     rows = [
         SamplingRow(
             params=at.params,
@@ -107,10 +120,12 @@ def sampling_rows(draw_: st.DrawFn) -> SamplingRow:
 
 @settings(max_examples=70, deadline=None)
 @given(st.lists(sampling_rows(), min_size=1, max_size=6), st.integers(0, 2**32 - 1), st.sampled_from([0.1, 2.0, 8.0]))
-def test_every_draw_is_possible_and_none_is_missing(rows: list[SamplingRow], seed: int, spread: float) -> None:
+def test_every_draw_is_possible_and_none_is_missing(
+    table_draw: Draw | None, rows: list[SamplingRow], seed: int, spread: float
+) -> None:
     """The token drawn is the one at which the reference's running sum passes the uniform number."""
     logits = torch.randn(len(rows), VOCABULARY, generator=torch.Generator().manual_seed(seed)) * spread
-    results = Sampler(VOCABULARY).sample(logits, rows)
+    results = Sampler(VOCABULARY, table_draw).sample(logits, rows)
     for values, at, result in zip(logits, rows, results, strict=True):
         expected = reference(values, at)
         assert result.error is None
@@ -128,10 +143,12 @@ def test_every_draw_is_possible_and_none_is_missing(rows: list[SamplingRow], see
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(sampling_rows(), min_size=2, max_size=8), st.integers(0, 2**32 - 1), st.booleans())
-def test_a_row_does_not_depend_on_its_batch(rows: list[SamplingRow], seed: int, ties: bool) -> None:
+def test_a_row_does_not_depend_on_its_batch(
+    table_draw: Draw | None, rows: list[SamplingRow], seed: int, ties: bool
+) -> None:
     logits = torch.randn(len(rows), VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
     logits = logits.round() if ties else logits
-    sampler = Sampler(VOCABULARY)
+    sampler = Sampler(VOCABULARY, table_draw)
     together = sampler.sample(logits, rows)
     alone = [sampler.sample(logits[i : i + 1], [rows[i]])[0] for i in range(len(rows))]
     backwards = sampler.sample(logits.flip(0).contiguous(), rows[::-1])[::-1]
@@ -139,7 +156,7 @@ def test_a_row_does_not_depend_on_its_batch(rows: list[SamplingRow], seed: int, 
 
 
 @pytest.mark.parametrize("vocabulary", [32000, 49152, 100003])
-def test_large_vocabularies_draw_the_same_alone_and_in_a_batch(vocabulary: int) -> None:
+def test_large_vocabularies_draw_the_same_alone_and_in_a_batch(table_draw: Draw | None, vocabulary: int) -> None:
     """Also where filters reach past every candidate list: flat logits, top_k above the lists, ties at their ends."""
     generator = torch.Generator().manual_seed(vocabulary)
     flat = torch.zeros(vocabulary)
@@ -157,7 +174,7 @@ def test_large_vocabularies_draw_the_same_alone_and_in_a_batch(vocabulary: int) 
     ]
     logits = torch.stack([values for values in (flat, peaked, coarse) for _ in filters])
     rows = [row(params, seed=seed) for seed, params in enumerate(filters * 3)]
-    sampler = Sampler(vocabulary)
+    sampler = Sampler(vocabulary, table_draw)
     together = sampler.sample(logits, rows)
     assert together == [sampler.sample(logits[i : i + 1], [rows[i]])[0] for i in range(len(rows))]
     for values, at, result in zip(logits, rows, together, strict=True):
@@ -178,13 +195,13 @@ def test_large_vocabularies_draw_the_same_alone_and_in_a_batch(vocabulary: int) 
     ],
     ids=str,
 )
-def test_frequencies_follow_the_distribution(params: SamplingParams) -> None:
+def test_frequencies_follow_the_distribution(table_draw: Draw | None, params: SamplingParams) -> None:
     """Pearson's chi-square with fixed seeds: a draw of 8,000 from a fair sampler fails this once in 10,000."""
     vocabulary, draws = 200, 8_000
     logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(11)) * 2
     at = row(params, prompt=(1, 2, 3, 3), output=(5, 5, 9))
     expected = reference(logits, at)
-    found = distribution(logits, at, draws)
+    found = distribution(logits, at, draws, table_draw)
     assert {int(token) for token in np.flatnonzero(found)} <= set(expected)
     counts = sorted(((share * draws, found[token]) for token, share in expected.items()), reverse=True)
     cells = [cell for cell in counts if cell[0] >= 5]
@@ -217,7 +234,7 @@ def test_successive_tokens_of_one_seed_are_uniform_and_independent() -> None:
     st.integers(0, 2**32 - 1),
 )
 def test_the_same_tokens_survive_as_in_transformers(
-    top_k: int, top_p: float, min_p: float, temperature: float, repetition: float, seed: int
+    table_draw: Draw | None, top_k: int, top_p: float, min_p: float, temperature: float, repetition: float, seed: int
 ) -> None:
     logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 2
     said = torch.randint(0, VOCABULARY, (1, 12), generator=torch.Generator().manual_seed(seed + 1))
@@ -231,7 +248,7 @@ def test_the_same_tokens_survive_as_in_transformers(
         top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature, repetition_penalty=repetition
     )
     draws = 400
-    found = distribution(logits[0], row(params, prompt=tuple(said[0].tolist())), draws)
+    found = distribution(logits[0], row(params, prompt=tuple(said[0].tolist())), draws, table_draw)
     # A token transformers would never draw is never drawn; one it draws nearly always is drawn.
     assert not found[theirs == 0].any()
     assert np.abs(found / draws - theirs).max() < 0.15
@@ -244,15 +261,16 @@ def test_greedy_takes_the_first_of_the_best() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_row_that_is_not_a_number_fails_alone(bad: float) -> None:
+def test_a_row_that_is_not_a_number_fails_alone(table_draw: Draw | None, bad: float) -> None:
     logits = torch.randn(4, VOCABULARY, generator=torch.Generator().manual_seed(0))
     rows = [
         row(SamplingParams(top_p=0.9, temperature=t, logprobs=2), seed=i) for i, t in enumerate((0.0, 1.0, 1.0, 0.0))
     ]
-    clean = Sampler(VOCABULARY).sample(logits, rows)
+    sampler = Sampler(VOCABULARY, table_draw)
+    clean = sampler.sample(logits, rows)
     logits[1, 7] = bad
     logits[3] = bad
-    results = Sampler(VOCABULARY).sample(logits, rows)
+    results = sampler.sample(logits, rows)
     assert results[0] == clean[0]
     assert results[2] == clean[2]
     assert results[1].error == results[3].error == "the model's output for this request is not a number"
@@ -260,11 +278,11 @@ def test_a_row_that_is_not_a_number_fails_alone(bad: float) -> None:
     assert results[1].token_id == -1
 
 
-def test_logits_that_a_temperature_would_make_infinite_are_drawn_from() -> None:
+def test_logits_that_a_temperature_would_make_infinite_are_drawn_from(table_draw: Draw | None) -> None:
     logits = torch.tensor([[0.0, 3e35, 2e35, -3e35], [1.0, 2.0, 3.0, 4.0]])
     for filters in ({}, {"top_p": 0.9}, {"top_k": 2}, {"min_p": 0.1}):
         rows = [row(SamplingParams(temperature=1e-4, logprobs=1, **filters), seed=3)] * 2
-        results = Sampler(4).sample(logits, rows)
+        results = Sampler(4, table_draw).sample(logits, rows)
         assert [(result.token_id, result.error) for result in results] == [(1, None), (3, None)]
 
 
@@ -359,29 +377,3 @@ def test_prompt_logprobs_of_many_rows_equal_those_of_each() -> None:
     ids = torch.randint(0, VOCABULARY, (150,), generator=torch.Generator().manual_seed(4)).tolist()
     together = prompt_logprobs(logits, ids, 2)
     assert together == [token_logprobs(logits[i : i + 1].float(), [ids[i]], [2])[0] for i in range(150)]
-
-
-@pytest.mark.parametrize("vocabulary", [400, 40_003])
-@pytest.mark.parametrize("count", [1, 50, 400])
-def test_the_likeliest_are_the_head_of_a_stable_sort(vocabulary: int, count: int) -> None:
-    logits = torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(count)) * 5
-    logits[1] = logits[1].round()
-    logits[2, ::3] = -math.inf
-    logits[3, : vocabulary // 2] = -0.0
-    logits[3, vocabulary // 2 :] = 0.0
-    expected, order = torch.sort(logits, dim=-1, descending=True, stable=True)
-    values, ids = likeliest(logits, count)
-    assert torch.equal(values, expected[:, :count])
-    assert torch.equal(logits.gather(-1, ids), values)
-    whole = vocabulary > count * CHUNK * 2 or vocabulary == count
-    for row in (0, 1, 2, 3) if whole else (0,):
-        assert torch.equal(ids[row], order[row, :count])
-
-
-def test_the_largest_uniform_number_draws_a_possible_token() -> None:
-    last = np.array([1 - 2.0**-53])
-    logits = torch.full((1, 1000), -200.0)
-    logits[0, 300:700] = torch.linspace(0, 1, 400)
-    for top_k, top_p, min_p in [(0, 1.0, 0.0), (0, 1.0, 0.5), (0, 0.9, 0.0), (500, 1.0, 0.0), (3, 1.0, 0.0)]:
-        [token] = draw(logits, [top_k], [top_p], [min_p], last)
-        assert 300 <= token < 700
