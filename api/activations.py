@@ -1,6 +1,6 @@
 """What rows of activations become where they meet weights of 4 or 8 bits, and wishes that do not apply."""
 
-from plimsoll.api.device import DeviceKind
+from plimsoll.api.device import DeviceKind, TableFacts
 from plimsoll.api.errors import SpecError
 from plimsoll.api.precision import CODE_BITS, ActivationPrecision, Precision
 
@@ -39,3 +39,26 @@ def refuse_activations(
             f"contradicts torchRows, by which steps of {torch_rows} rows meet weights in bfloat16", field=FIELD,
             value=wish, fix="Leave out one of them",
         )  # fmt: skip
+
+
+def rows_of(wish: ActivationPrecision, precision: Precision, table: TableFacts) -> ActivationPrecision:
+    """What rows become where they meet weights held in `precision`; auto: weights are no codes, or rows stay as they are.
+
+    `auto` takes what `table` says is faster. A wish stays as it is.
+    """
+    if wish != "auto" or precision not in CODE_BITS or table.activation_rows is None:
+        return wish
+    return table.activation_rows
+
+
+def rows_note(wish: ActivationPrecision, precision: Precision, table: TableFacts) -> str | None:
+    """What rows become beside weights in codes, and why, for people; None where they stay as they are."""
+    found = rows_of(wish, precision, table)
+    if found == "auto" or precision not in CODE_BITS:
+        return None
+    said = f"activations become {found} where they meet {precision} weights"
+    if wish != "auto":
+        return f"{said}, as activationPrecision says"
+    if found == "int8":
+        return f"{said}: this processor multiplies bytes faster (VNNI); activationPrecision bfloat16 keeps 16 bits"
+    return f"{said}: auto takes int8 on processors with AVX512-VNNI or AVX-VNNI, without AMX and torchRows"

@@ -35,6 +35,7 @@ def plan(
     if device is not None:
         check_choice(device, ("cpu", "cuda"), "--device")
 
+    from plimsoll.api.activations import rows_note, rows_of
     from plimsoll.api.budget import short_context
     from plimsoll.api.cache_loss import cache_chosen, cache_loss
     from plimsoll.api.load import load_of, refuse_not_run_yet
@@ -86,6 +87,7 @@ def plan(
         "precision": found.precision,
         "asStored": as_stored(facts, found.precision),
         "cachePrecision": found.cache_precision,
+        "activationPrecision": rows_of(spec.serving.activation_precision, found.precision, card.table),
         "tensor": found.tensor,
         "pods": _pods(found, card.kind),
         "perDevice": found.per_device(),
@@ -113,6 +115,7 @@ def plan(
                 chosen,
                 lossy,
                 slow,
+                rows_note(spec.serving.activation_precision, found.precision, card.table),
                 libraries_note(card.libraries),
             )
             if note

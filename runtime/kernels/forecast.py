@@ -11,7 +11,7 @@ from plimsoll.api.device import CUDA_BUILD_BYTES, TORCH_TABLE, DeviceFacts, Devi
 from plimsoll.api.errors import PlimsollError
 from plimsoll.api.quantity import format_bytes
 from plimsoll.runtime.kernels.build import NativeUnavailableError, library, variant_of
-from plimsoll.runtime.machine.processor import processor_flags
+from plimsoll.runtime.machine.processor import multiplies_bytes, processor_flags
 
 TABLES = ("auto", "native", "torch")
 
@@ -29,7 +29,8 @@ def foreseen_table(kind: DeviceKind, torch_rows: int | None = None) -> TableFact
         path = library()
     except NativeUnavailableError:
         return TORCH_TABLE
-    return native_table(panel_width(path), wanted_torch_rows(torch_rows) is not None)
+    panel = panel_width(path)
+    return native_table(panel, wanted_torch_rows(torch_rows) is not None, multiplies_bytes(panel))
 
 
 CPU_BUILD_COMMAND = "uv pip install --torch-backend cpu --reinstall-package torch torch"

@@ -169,7 +169,7 @@ def native_kernels(
         rope=_rope(library.rope),
         write_kv=native_write_kv(library.write_kv, weight_dtype),
         attention=native_attention(library.attention, weight_dtype, results.take),
-        facts=native_table(library.panel_width(), wide_rows is not None),
+        facts=native_table(library.panel_width(), wide_rows is not None, bool(library.int8_is_faster())),
         varies=None if wide_rows is None else f"torch multiplies steps of {wide_rows} rows and more",
         layers=_layers(library, weight_dtype, wide_rows, int8),
         draw=native_draw(library.draw_tokens),

@@ -60,6 +60,13 @@ def multiplies_bf16() -> bool:
     return not processor_flags().isdisjoint(("amx_bf16", "avx512_bf16"))
 
 
+def multiplies_bytes(panel: int) -> bool:
+    """Whether products of rows of 8 bits are faster than those of bfloat16: by VPDPBUSD, in the vectors of kernels with
+    `panel` rows a panel, and without AMX, whose tiles of bfloat16 are faster still (`csrc/path.c`)."""
+    flags = processor_flags()
+    return ("avx512_vnni" if panel == 32 else "avx_vnni") in flags and not {"amx_bf16", "amx_tile"} <= flags
+
+
 def processor_flags() -> set[str]:
     """Instruction sets as Linux names them; empty where it does not say."""
     try:

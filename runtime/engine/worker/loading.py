@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from plimsoll.api.activations import refuse_activations
+from plimsoll.api.activations import refuse_activations, rows_note, rows_of
 from plimsoll.api.cache_loss import cache_chosen, cache_loss
 from plimsoll.api.device import DeviceKind
 from plimsoll.api.draft import FIELD as DRAFT
@@ -175,6 +175,7 @@ class Prepared:
         terms = self.plan.predicted
         return msgspec.structs.replace(
             self.config, precision=self.plan.precision, cache_precision=self.plan.cache_precision,
+            activation_precision=rows_of(self.config.activation_precision, self.plan.precision, self.kernels.facts),
             tensor=self.plan.tensor, memory=terms["total"],
             kv_cache_bytes=terms["kvCache"], max_model_len=self.plan.model_len,
             max_batched_tokens=self.plan.max_batched_tokens,
@@ -203,6 +204,9 @@ def prepare(config: EngineConfig, *, follows: bool = False) -> Prepared:
     )
     kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
     refuse_activations(config.activation_precision, plan.precision, kind, config.torch_rows)
+    rows = rows_of(config.activation_precision, plan.precision, kernels.facts)
+    if rows != config.activation_precision:
+        kernels = select(device, dtype, config.kernels, config.torch_rows, int8=rows == "int8")
     threads = apply_threads(rank_threads(config, plan.tensor // config.nodes))
     determinism = self_test(kernels, dtype)
     if config.deterministic and not determinism.deterministic:
@@ -233,6 +237,8 @@ def _log_notes(config: EngineConfig, checkpoint: Checkpoint, kernels: Kernels, p
         log.warning(notice)
     for option in plan.rejected:
         log.info("passed over %s: %s", option.option, option.reason)
+    if rows := rows_note(config.activation_precision, plan.precision, kernels.facts):
+        log.info(rows)
     if stored := as_stored(checkpoint.facts, plan.precision):
         log.info("%s holds the checkpoint's %s as they are stored", plan.precision, stored)
     kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
