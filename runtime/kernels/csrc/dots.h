@@ -103,6 +103,30 @@ INLINE void ask_for(const char *p)
 #endif
 }
 
+/* For what will be written. */
+INLINE void ask_to_write(const float *p)
+{
+#if defined(__x86_64__)
+    __asm__ volatile("prefetchw (%0)" : : "r"(p));
+#elif defined(__aarch64__)
+    __asm__ volatile("prfm pstl1keep, [%0]" : : "r"(p));
+#else
+    (void)p;
+#endif
+}
+
+/* Into the second cache, for what is read after much else. */
+INLINE void ask_later(const char *p)
+{
+#if defined(__x86_64__)
+    __asm__ volatile("prefetcht1 (%0)" : : "r"(p));
+#elif defined(__aarch64__)
+    __asm__ volatile("prfm pldl2keep, [%0]" : : "r"(p));
+#else
+    (void)p;
+#endif
+}
+
 /* The last column where their number is odd: [PANEL] bfloat16 or codes. */
 INLINE vf lone(const int source, const char *w, int half)
 {

@@ -1,18 +1,11 @@
 /* y = x w^T + bias over weights of 4 or 8 bits (quant.h) with rows quantized to 8 bits, as int8.h says to the bit. */
 #include "bounds.h"
-#include "ends.h"
-#include "int8.h"
+#include "meet_int8.h"
 #include "room.h"
 #include <stdlib.h>
 
-#define TILES_A_BAND 24
-
-/* Columns and pieces of a panel whose codes lie widened at once, to meet many rows. */
-#define WIDE_COLUMNS 512
-#define WIDE_PIECES 16
-
-/* Codes as they lie, or a chunk of a panel as words of four columns. */
-enum { WORDS = 32 };
+/* Tiles of a band of rows: so many stay in the second cache while panels go by. */
+#define TILES_A_BAND 48
 
 static const float nothing[PANEL];
 
@@ -28,221 +21,113 @@ INLINE band from_row(band b, shape s, long row)
     return b;
 }
 
-/* What a piece of columns of one row or tile is, for the loops below: codes and ends of x at the piece. */
-typedef struct {
-    const uint32_t *codes, *ends;
-    long high;
-} piece;
-
-INLINE piece piece_at(band b, shape s, long quad, long index)
+/* The first tile of a band at a word of columns, a piece and a run. */
+INLINE tile tile_at(band b, shape s, long quad, long piece, long run)
 {
-    piece p = {b.x + quad * b.high, b.x + (quads_of(s.K, s.group) + 3 * index) * b.high, b.high};
-    return p;
+    const uint32_t *ends = b.x + quads_of(s.K, s.group) * b.high, *sums = ends + 2 * pieces_of(s.K, s.group) * b.high;
+    tile t = {b.x + quad * b.high, ends + 2 * piece * b.high, sums + run * b.high, b.high};
+    return t;
 }
-
-INLINE float float_of(uint32_t word)
-{
-    float x;
-    memcpy(&x, &word, 4);
-    return x;
-}
-
-/* sums[panels][rows][2] of `quads` words of four columns, less what codes are too large by. */
-INLINE void multiply_piece(const int how, const int bits, const int source, const int rows, const int panels, long quads,
-                           piece x, const char *w, long stride, long ahead, vi *sums)
-{
-    const int negative = bits == 8 && how == PLAIN, step = source == FOURS ? 2 : 1;
-    UNROLL for (int p = 0; p < panels; p++)
-        UNROLL for (int r = 0; r < rows; r++)
-            sums[(p * rows + r) * 2] = sums[(p * rows + r) * 2 + 1] =
-                EXCESS(how, bits) ? all_lanes(x.ends[3 * r]) : (vi){0};
-    for (; quads > 0; quads -= step, x.codes += step * x.high, w += 4 * PANEL) {
-        vu words[AT_ONCE][2];
-        UNROLL for (int p = 0; p < panels; p++) {
-            const char *at = w + p * stride;
-            if (source != WORDS) ask_for(at + ahead);
-            if (source != WORDS && LANES == 16) ask_for(at + ahead + 64);
-            UNROLL for (int h = 0; h < 2; h++)
-                words[p][h] = source == BYTES ? quad_of_bytes(how, at, h) : load_words(at + h * 4 * LANES);
-        }
-        UNROLL for (int j = 0; j < step; j++)
-            UNROLL for (int p = 0; p < panels; p++) {
-                vu first = source == FOURS ? quad_of_fours(words[p][0], j) : words[p][0];
-                vu second = source == FOURS ? quad_of_fours(words[p][1], j) : words[p][1];
-                UNROLL for (int r = 0; r < rows; r++) {
-                    vi *sum = sums + (p * rows + r) * 2;
-                    vu four = (vu)all_lanes(x.codes[j * x.high + r]);
-                    sum[0] = add_quad(how, negative, sum[0], first, four);
-                    sum[1] = add_quad(how, negative, sum[1], second, four);
-                }
-            }
-    }
-}
-
-/* y = from + what a piece adds. `ends`: of each panel, as load_ends leaves them. */
-INLINE void add_to_outputs(const int offset, const int rows, const int panels, const vi *sums, const piece *x,
-                           const float *ends, const float *from, long ldf, long step, float *y, long ldy)
-{
-    UNROLL for (int p = 0; p < panels; p++, ends += 2 * PANEL)
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int h = 0; h < 2; h++) {
-                vf all = load(from + r * ldf + p * step + h * LANES);
-                if (offset) all = fused(fill(float_of(x->ends[3 * r + 2])), load(ends + PANEL + h * LANES), all);
-                vf dots = __builtin_convertvector(sums[(p * rows + r) * 2 + h], vf) * float_of(x->ends[3 * r + 1]);
-                store(y + r * ldy + p * PANEL + h * LANES, fused(dots, load(ends + h * LANES), all));
-            }
-}
-
-/* A chunk of a panel: some pieces, widened. */
-typedef struct {
-    long count, quads[WIDE_PIECES], first_quad, first_piece;
-    int offset;
-    float ends[WIDE_PIECES][2 * PANEL];
-    uint32_t wide[WIDE_COLUMNS / 4 * PANEL] __attribute__((aligned(64)));
-} chunk;
 
 INLINE void widen(const int how, const int bits, long quads, const char *w, uint32_t *out)
 {
-    for (; quads > 0; quads -= bits == 4 ? 2 : 1, w += 4 * PANEL) {
+    for (; quads > 0; quads -= bits == 4 ? 2 : 1, w += 4 * PANEL, out += (bits == 4 ? 2 : 1) * PANEL) {
+        vu made[2][2];
         ask_for(w + AHEAD);
         if (LANES == 16) ask_for(w + AHEAD + 64);
-        if (bits == 4) {
+        if (bits == 8) quads_of_bytes(how, w, made[0]);
+        else
             UNROLL for (int h = 0; h < 2; h++) {
-                vu words = load_words(w + 4 * LANES * h), first = quad_of_fours(words, 0), second = quad_of_fours(words, 1);
-                memcpy(out + h * LANES, &first, sizeof first);
-                memcpy(out + PANEL + h * LANES, &second, sizeof second);
+                const vu words = load_words(w + 4 * LANES * h);
+                made[0][h] = quad_of_fours(words, 0), made[1][h] = quad_of_fours(words, 1);
             }
-            out += 2 * PANEL;
-        } else {
-            UNROLL for (int h = 0; h < 2; h++) {
-                vu quad = quad_of_bytes(how, w, h);
-                memcpy(out + h * LANES, &quad, sizeof quad);
-            }
-            out += PANEL;
-        }
-    }
-}
-
-/* A tile of rows against a chunk of a panel. */
-INLINE void meet_chunk(const int how, const int bits, const int rows, const chunk *c, band b, shape s, const float *from,
-                       long ldf, float *y, long ldy)
-{
-    vi sums[2 * INT8_ROWS];
-    float all[INT8_ROWS * PANEL] __attribute__((aligned(64)));
-    const uint32_t *w = c->wide;
-    piece x = piece_at(b, s, c->first_quad, c->first_piece);
-    for (int r = 0; r < rows; r++) memcpy(all + r * PANEL, from + r * ldf, PANEL * sizeof(float));
-    for (long i = 0; i < c->count; i++) {
-        multiply_piece(how, bits, WORDS, rows, 1, c->quads[i], x, (const char *)w, 0, 0, sums);
-        if (bits == 4 || c->offset) add_to_outputs(1, rows, 1, sums, &x, c->ends[i], all, PANEL, 0, all, PANEL);
-        else add_to_outputs(0, rows, 1, sums, &x, c->ends[i], all, PANEL, 0, all, PANEL);
-        w += c->quads[i] * PANEL, x.codes += c->quads[i] * x.high, x.ends += 3 * x.high;
-    }
-    for (int r = 0; r < rows; r++) memcpy(y + r * ldy, all + r * PANEL, PANEL * sizeof(float));
-}
-
-/* All pieces of `panels` panels at once, from codes as they lie. */
-INLINE void meet_panels(const int how, const int bits, const int rows, const int panels, shape s, band b, const char *w,
-                        const float *from, long ldf, long step, float *y, long ldy)
-{
-    const char *last = w + s.panel - AHEAD, *super = w;
-    const int offset = has_offset(bits, s.scale);
-    vi sums[2 * INT8_ROWS];
-    float ends[panels * 2 * PANEL] __attribute__((aligned(64)));
-    piece x = piece_at(b, s, 0, 0);
-    for (long k = 0; k < s.K; k += s.group, w += group_bytes(bits, s)) {
-        w = group_at(s, k, w, &super);
-        for (int p = 0; p < panels; p++)
-            load_ends(bits, s.scale, w + p * s.panel + code_bytes(bits, s.group), super + p * s.panel,
-                      ends + p * 2 * PANEL);
-        for (long done = 0; done < s.group; done += PIECE) {
-            long quads = ((s.group - done < PIECE ? s.group - done : PIECE) + 3) / 4;
-            const char *codes = w + code_bytes(bits, done);
-            /* After the end of a panel comes that of the panels which are met next. */
-            long ahead = AHEAD + (codes < last ? 0 : (panels - 1) * s.panel);
-            multiply_piece(how, bits, bits, rows, panels, quads, x, codes, s.panel, ahead, sums);
-            if (offset) add_to_outputs(1, rows, panels, sums, &x, ends, from, ldf, step, y, ldy);
-            else add_to_outputs(0, rows, panels, sums, &x, ends, from, ldf, step, y, ldy);
-            x.codes += quads * x.high, x.ends += 3 * x.high;
-            from = y, ldf = ldy, step = PANEL;
-        }
-    }
-}
-
-#define ROW_CASE(R)                                                                                                    \
-    case R:                                                                                                            \
-        if (R <= INT8_ROWS) {                                                                                          \
-            if (c) meet_chunk(how, bits, R <= INT8_ROWS ? R : 1, c, b, s, from, ldf, y, ldy);                          \
-            else meet_panels(how, bits, R <= INT8_ROWS ? R : 1, 1, s, b, w, from, ldf, 0, y, ldy);                     \
-        }                                                                                                              \
-        break;
-/* A tile of up to INT8_ROWS rows against a panel as it lies, or against a chunk of it. */
-INLINE void meet(const int how, const int bits, const chunk *c, band b, shape s, const char *w, const float *from,
-                 long ldf, float *y, long ldy)
-{
-    switch (b.rows) {
-        ROW_CASE(1) ROW_CASE(2) ROW_CASE(3) ROW_CASE(4) ROW_CASE(5) ROW_CASE(6)
-        ROW_CASE(7) ROW_CASE(8) ROW_CASE(9) ROW_CASE(10) ROW_CASE(11) ROW_CASE(12)
-    }
-}
-
-#define PANELS_CASE(P)                                                                                                 \
-    case P:                                                                                                            \
-        if (P <= most)                                                                                                 \
-            meet_panels(how, bits, rows, P, s, b, w + p * s.panel, bias ? bias + p * PANEL : nothing, 0,               \
-                        bias ? PANEL : 0, y + p * PANEL, N);                                                           \
-        break;
-/* Up to FEW rows against panels [first, last). */
-INLINE void meet_several(const int how, const int bits, const int rows, band b, shape s, const char *w, long first,
-                         long last, const float *bias, float *y, long N)
-{
-    const long most = rows == 1 ? AT_ONCE : AT_ONCE / 2;
-    long count;
-    for (long p = first; p < last; p += count) {
-        count = last - p < most ? last - p : most;
-        switch (count) { PANELS_CASE(1) PANELS_CASE(2) PANELS_CASE(3) PANELS_CASE(4) }
+        memcpy(out, made, (bits == 4 ? 2 : 1) * sizeof made[0]);
     }
 }
 
 /* Functions of their own: with several of them in one, pointers fight for registers. */
-typedef void meets(const chunk *, const band *, const shape *, const char *, const float *, long, float *, long);
-typedef void widens(long, const char *, uint32_t *);
-typedef void several(band, shape, const char *, long, long, const float *, float *, long);
+typedef void chunks(const chunk *, int, tile, const float *, long, float *, long);
+typedef void panels(shape, band, const char *, long, long, const float *, float *, long);
 typedef struct {
-    meets *tile;
-    widens *widen;
-    several *one, *two;
+    chunks *chunk;
+    panels *few;
 } kernels;
-#define DEFINE(NAME, HOW, BITS)                                                                                        \
-    static __attribute__((noinline)) void tile_##NAME(const chunk *c, const band *b, const shape *s, const char *w,    \
-                                                      const float *from, long ldf, float *y, long ldy)                 \
+#define ROW_CASE(R)                                                                                                    \
+    case R: meet_chunk(how, bits, offset, lone, R <= INT8_ROWS ? R : 1, c, x, from, ldf, y, ldy); break;
+/* A tile against a chunk of a panel. */
+INLINE void meet_wide(const int how, const int bits, const int offset, const int lone, const chunk *c, int rows, tile x,
+                      const float *from, long ldf, float *y, long ldy)
+{
+    switch (rows) { ROW_CASE(1) ROW_CASE(2) ROW_CASE(3) ROW_CASE(4) ROW_CASE(5) ROW_CASE(6) }
+}
+
+#define PANELS_CASE(R, P)                                                                                              \
+    case P:                                                                                                            \
+        if (R <= INT8_ROWS && P * R <= AT_ONCE)                                                                        \
+            meet_panels(how, bits, offset, lone, R, P, s, x, w + p * s.panel, from, bias ? PANEL : 0, y + p * PANEL, N);  \
+        break;
+#define ONE_CASE(R)                                                                                                    \
+    case R:                                                                                                            \
+        if (R <= INT8_ROWS) meet_panels(how, bits, offset, lone, R, 1, s, x, w + p * s.panel, from, 0, y + p * PANEL, N); \
+        break;
+/* Up to INT8_ROWS rows against panels [first, last) as they lie: several at once, whose sums do not wait for each other. */
+INLINE void meet_few(const int how, const int bits, const int offset, const int lone, shape s, band b, const char *w,
+                     long first, long last, const float *bias, float *y, long N)
+{
+    const long most = b.rows <= AT_ONCE ? AT_ONCE / b.rows : 1;
+    const tile x = tile_at(b, s, 0, 0, 0);
+    long count;
+    for (long p = first; p < last; p += count) {
+        const float *from = bias ? bias + p * PANEL : nothing;
+        count = last - p < most ? last - p : most;
+        if (b.rows == 1) switch (count) { PANELS_CASE(1, 2) PANELS_CASE(1, 3) PANELS_CASE(1, 4) }
+        if (b.rows == 2 && count == 2) switch (count) { PANELS_CASE(2, 2) }
+        if (count == 1) switch (b.rows) { ONE_CASE(1) ONE_CASE(2) ONE_CASE(3) ONE_CASE(4) ONE_CASE(5) ONE_CASE(6) }
+    }
+}
+
+#define DEFINE_KIND(NAME, HOW, BITS, OFFSET, LONE)                                                                     \
+    static __attribute__((noinline)) void wide_##NAME(const chunk *c, int rows, tile x, const float *from, long ldf,   \
+                                                      float *y, long ldy)                                              \
     {                                                                                                                  \
-        meet(HOW, BITS, c, *b, *s, w, from, ldf, y, ldy);                                                              \
+        meet_wide(HOW, BITS, OFFSET, LONE, c, rows, x, from, ldf, y, ldy);                                             \
     }                                                                                                                  \
-    static __attribute__((noinline)) void widen_##NAME(long quads, const char *w, uint32_t *out)                       \
-    {                                                                                                                  \
-        widen(HOW, BITS, quads, w, out);                                                                               \
-    }                                                                                                                  \
-    static __attribute__((noinline)) void one_##NAME(band b, shape s, const char *w, long first, long last,            \
+    static __attribute__((noinline)) void few_##NAME(shape s, band b, const char *w, long first, long last,            \
                                                      const float *bias, float *y, long N)                              \
     {                                                                                                                  \
-        meet_several(HOW, BITS, 1, b, s, w, first, last, bias, y, N);                                                  \
-    }                                                                                                                  \
-    static __attribute__((noinline)) void two_##NAME(band b, shape s, const char *w, long first, long last,            \
-                                                     const float *bias, float *y, long N)                              \
-    {                                                                                                                  \
-        meet_several(HOW, BITS, 2, b, s, w, first, last, bias, y, N);                                                  \
-    }                                                                                                                  \
-    static const kernels NAME = {tile_##NAME, widen_##NAME, one_##NAME, two_##NAME};
-DEFINE(plain_fours, PLAIN, 4)
-DEFINE(plain_bytes, PLAIN, 8)
+        meet_few(HOW, BITS, OFFSET, LONE, s, b, w, first, last, bias, y, N);                                           \
+    }
+/* Of codes of one kind: [whether they have offsets][whether a run is one piece]. */
+typedef struct {
+    kernels by[2][2];
+    void (*widen)(long, const char *, uint32_t *);
+} codes;
+#define PAIR(NAME) {wide_##NAME, few_##NAME}
+#define DEFINE(HOW, NAME)                                                                                              \
+    DEFINE_KIND(NAME##_fours_lone, HOW, 4, 1, 1)                                                                       \
+    DEFINE_KIND(NAME##_fours, HOW, 4, 1, 0)                                                                            \
+    DEFINE_KIND(NAME##_bytes_lone, HOW, 8, 0, 1)                                                                       \
+    DEFINE_KIND(NAME##_bytes, HOW, 8, 0, 0)                                                                            \
+    DEFINE_KIND(NAME##_offset_bytes_lone, HOW, 8, 1, 1)                                                                \
+    DEFINE_KIND(NAME##_offset_bytes, HOW, 8, 1, 0)                                                                     \
+    static void widen_##NAME##_fours(long quads, const char *w, uint32_t *out) { widen(HOW, 4, quads, w, out); }       \
+    static void widen_##NAME##_bytes(long quads, const char *w, uint32_t *out) { widen(HOW, 8, quads, w, out); }       \
+    static const codes NAME[] = {{{{PAIR(NAME##_bytes), PAIR(NAME##_bytes_lone)},                                      \
+                                   {PAIR(NAME##_offset_bytes), PAIR(NAME##_offset_bytes_lone)}},                       \
+                                  widen_##NAME##_bytes},                                                               \
+                                 {{{{0}}, {PAIR(NAME##_fours), PAIR(NAME##_fours_lone)}}, widen_##NAME##_fours}};
+DEFINE(PLAIN, plain)
 #if HAVE_VNNI
-DEFINE(vnni_fours, VNNI, 4)
-DEFINE(vnni_bytes, VNNI, 8)
-static const kernels *const BY[][2] = {{&plain_bytes, &plain_fours}, {&vnni_bytes, &vnni_fours}};
-#else
-static const kernels *const BY[][2] = {{&plain_bytes, &plain_fours}};
+DEFINE(VNNI, vnni)
 #endif
+
+INLINE const codes *codes_of(int bits)
+{
+#if HAVE_VNNI
+    if (vnni_works()) return &vnni[bits == 4];
+#endif
+    return &plain[bits == 4];
+}
 
 /* Where a panel is being read: a column, the codes of its group and the beginning of its super-block. */
 typedef struct {
@@ -250,51 +135,53 @@ typedef struct {
     const char *group, *super;
 } reader;
 
-/* The next chunk of a panel. */
-static void take_chunk(const kernels *by, int bits, shape s, reader *at, chunk *c)
+/* The next chunk of a panel: runs of whole pieces, at most `columns` columns. */
+static void take_chunk(const codes *of, int bits, shape s, long columns, reader *at, chunk *c)
 {
-    long words = 0, columns = 0;
-    c->offset = has_offset(bits, s.scale);
-    for (c->count = 0; at->k < s.K && c->count < WIDE_PIECES && columns + PIECE <= WIDE_COLUMNS; c->count++) {
-        long done = at->k % s.group, left = s.group - done, depth = left < PIECE ? left : PIECE, quads = (depth + 3) / 4;
+    c->first_quad += c->quads, c->first_piece += c->pieces, c->first_run += c->runs;
+    c->quads = c->pieces = 0;
+    for (c->runs = 0; at->k < s.K && c->runs < WIDE_RUNS; c->runs++) {
+        const long done = at->k % s.group, left = s.group - done, depth = left < RUN ? left : RUN, quads = (depth + 3) / 4;
+        if (c->runs && (c->quads + quads) * 4 > columns) break;
         if (!done) at->group = group_at(s, at->k, at->group, &at->super);
-        load_ends(bits, s.scale, at->group + code_bytes(bits, s.group), at->super, c->ends[c->count]);
-        by->widen(quads, at->group + code_bytes(bits, done), c->wide + words * PANEL);
-        c->quads[c->count] = quads, words += quads, columns += depth, at->k += depth;
+        load_ends(bits, s.scale, at->group + code_bytes(bits, s.group), at->super, c->ends[c->runs]);
+        of->widen(quads, at->group + code_bytes(bits, done), c->wide + c->quads * PANEL);
+        c->depth[c->runs] = depth, c->quads += quads, c->pieces += (depth + PIECE - 1) / PIECE, at->k += depth;
         if (depth == left) at->group += group_bytes(bits, s);
     }
 }
 
-/* One panel against the rows of a band. Codes that more than one tile meets are widened once. */
-static void meet_band(const kernels *by, int bits, band b, shape s, const char *w, const float *from, float *y, long ldy)
+/* One panel against the tiles of a band: codes are widened once. */
+static void meet_band(const codes *of, int bits, band b, shape s, const char *w, const float *from, float *y, long ldy)
 {
-    long ldf = 0;
-    if (b.rows <= b.high) {
-        by->tile(NULL, &b, &s, w, from, ldf, y, ldy);
-        return;
-    }
+    const kernels *by = &of->by[has_offset(bits, s.scale)][s.group <= PIECE];
+    const long all = 4 * quads_of(s.K, s.group), parts = (all + WIDE_COLUMNS - 1) / WIDE_COLUMNS;
     chunk c;
-    c.first_quad = c.first_piece = 0;
-    for (reader at = {0, w, w}; at.k < s.K;) {
-        take_chunk(by, bits, s, &at, &c);
-        for (long row = 0; row < b.rows; row += b.high) {
-            band tile = from_row(b, s, row);
-            if (tile.rows > b.high) tile.rows = b.high;
-            by->tile(&c, &tile, &s, NULL, from + row * ldf, ldf, y + row * ldy, ldy);
+    long ldf = 0;
+    c.runs = c.quads = c.pieces = c.first_quad = c.first_piece = c.first_run = 0;
+    for (reader at = {0, w, w}; at.k < s.K; from = y, ldf = ldy) {
+        const char *before = at.group;
+        take_chunk(of, bits, s, (all + parts - 1) / parts, &at, &c);
+        const long lines = (at.group - before) / 64, asking = b.rows <= 4 * b.high ? (b.rows + b.high - 1) / b.high : 4;
+        c.next = at.group;
+        for (long row = 0; row < b.rows; row += b.high, c.next += c.lines * c.runs * 64) {
+            c.lines = row < asking * b.high ? (lines + asking * c.runs - 1) / (asking * c.runs) : 0;
+            by->chunk(&c, (int)(b.rows - row < b.high ? b.rows - row : b.high),
+                      tile_at(from_row(b, s, row), s, c.first_quad, c.first_piece, c.first_run), from + row * ldf, ldf,
+                      y + row * ldy, ldy);
         }
-        for (long i = 0; i < c.count; i++) c.first_quad += c.quads[i];
-        c.first_piece += c.count, from = y, ldf = ldy;
     }
 }
 
 /* Rows of a band against panels [first, last); the last panel through a buffer where N does not fill it, so that
  * nothing beyond y is written. */
-static void meet_share(const kernels *by, int bits, band b, shape s, const char *w, long first, long last,
+static void meet_share(const codes *of, int bits, band b, shape s, const char *w, long first, long last,
                        const float *bias, float *y, long N)
 {
+    const kernels *by = &of->by[has_offset(bits, s.scale)][s.group <= PIECE];
     long p = first, full = last * PANEL <= N ? last : last - 1;
-    if (b.rows <= FEW) (b.rows == 1 ? by->one : by->two)(b, s, w, first, full, bias, y, N), p = full;
-    for (; p < full; p++) meet_band(by, bits, b, s, w + p * s.panel, bias ? bias + p * PANEL : nothing, y + p * PANEL, N);
+    if (b.rows <= b.high) by->few(s, b, w, first, full, bias, y, N), p = full;
+    for (; p < full; p++) meet_band(of, bits, b, s, w + p * s.panel, bias ? bias + p * PANEL : nothing, y + p * PANEL, N);
     if (full == last) return;
     long width = N - p * PANEL;
     float start[PANEL] = {0}, out[INT8_ROWS * PANEL];
@@ -302,7 +189,7 @@ static void meet_share(const kernels *by, int bits, band b, shape s, const char 
     for (long row = 0; row < b.rows; row += b.high) {
         band part = from_row(b, s, row);
         if (part.rows > b.high) part.rows = b.high;
-        meet_band(by, bits, part, s, w + p * s.panel, start, out, PANEL);
+        by->few(s, part, w + p * s.panel, 0, 1, start, out, PANEL);
         for (long r = 0; r < part.rows; r++)
             memcpy(y + (row + r) * N + p * PANEL, out + r * PANEL, width * sizeof(float));
     }
@@ -352,7 +239,7 @@ void linear_int8_team(int bits, int scale, const float *x, const char *w, const 
 {
     shape s = {K, group, 0, scale};
     s.panel = panel_bytes(bits, s);
-    const kernels *by = BY[vnni_works()][bits == 4];
+    const codes *of = codes_of(bits);
     const long panels = (N + PANEL - 1) / PANEL, threads = omp_get_num_threads(), most = most_rows(M, K, group);
     for (long done = 0; done < M; done += most, x += most * K, y += most * N) {
         long rows = M - done < most ? M - done : most;
@@ -364,7 +251,7 @@ void linear_int8_team(int bits, int scale, const float *x, const char *w, const 
             band mine = from_row(all, s, row);
             if (mine.rows > t.height) mine.rows = t.height;
             long first = panels * share / t.shares, last = panels * (share + 1) / t.shares;
-            meet_share(by, bits, mine, s, w, first, last, bias, y + row * N, N);
+            meet_share(of, bits, mine, s, w, first, last, bias, y + row * N, N);
         }
     }
 }

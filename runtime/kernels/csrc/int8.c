@@ -123,32 +123,37 @@ INLINE int32_t quantize_piece(const int bits, const float *x, const long count, 
     return sum_of_lanes(sums);
 }
 
-/* A piece of a row into its places. */
-INLINE void put_piece(const int bits, const long count, const float *x, int32_t excess, long high, uint32_t *quads, uint32_t *ends)
+/* A piece of a row into its places. Returns its part of the run's sum. */
+INLINE float put_piece(const int bits, const long count, const float *x, int32_t excess, long high, uint32_t *quads, uint32_t *ends)
 {
     int8_t codes[PIECE + 16] __attribute__((aligned(64)));
-    float scale, scaled;
+    float scale;
     int32_t sum = quantize_piece(bits, x, count, codes, &scale);
-    scaled = scale * (float)sum;
     ends[0] = (uint32_t)(-excess * sum);
-    memcpy(ends + 1, &scale, 4), memcpy(ends + 2, &scaled, 4);
+    memcpy(ends + 1, &scale, 4);
     UNROLL for (long k = 0; k < count; k += 4) memcpy(quads + k / 4 * high, codes + k, 4);
+    return scale * (float)sum;
 }
 
 INLINE void put_rows(const int bits, const float *x, long rows, long high, long K, long group, uint32_t *out)
 {
     const int32_t excess = EXCESS(vnni_works() ? VNNI : PLAIN, bits);
-    for (long r = 0; r < rows; r++, x += K) {
-        uint32_t *quads = out + r, *ends = out + quads_of(K, group) * high + 3 * r;
+    for (long r = 0; r < rows; r++) {
+        uint32_t *quads = out + r, *ends = out + quads_of(K, group) * high + 2 * r;
+        uint32_t *sums = out + (quads_of(K, group) + 2 * pieces_of(K, group)) * high + r;
         for (long begin = 0; begin < K; begin += group)
-            for (long done = 0; done < group; done += PIECE, ends += 3 * high, quads += PIECE / 4 * high) {
-                const float *from = x + begin + done;
-                if (group - done >= PIECE) {
-                    put_piece(bits, PIECE, from, excess, high, quads, ends);
-                    continue;
+            for (long run = 0; run < group; run += RUN, sums += high) {
+                const long end = group - run < RUN ? group - run : RUN;
+                float sum = 0;
+                for (long done = 0; done < end; done += PIECE, x += PIECE, ends += 2 * high, quads += PIECE / 4 * high) {
+                    if (end - done >= PIECE) {
+                        sum += put_piece(bits, PIECE, x, excess, high, quads, ends);
+                        continue;
+                    }
+                    sum += put_piece(bits, end - done, x, excess, high, quads, ends);
+                    x -= PIECE - (end - done), quads -= (PIECE / 4 - (end - done + 3) / 4) * high;
                 }
-                put_piece(bits, group - done, from, excess, high, quads, ends);
-                quads -= (PIECE / 4 - (group - done + 3) / 4) * high;
+                memcpy(sums, &sum, 4);
             }
     }
 }
