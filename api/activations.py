@@ -42,7 +42,7 @@ def refuse_activations(
 
 
 def rows_of(wish: ActivationPrecision, precision: Precision, table: TableFacts) -> ActivationPrecision:
-    """What rows become where they meet weights held in `precision`; auto: weights are no codes, or rows stay as they are.
+    """What rows become where they meet weights held in `precision`; auto: they stay as they are.
 
     `auto` takes what `table` says is faster. A wish stays as it is.
     """

@@ -21,7 +21,7 @@ class TableFacts:
     """Columns that share a scale of a head in codes of 8 bits, which it becomes where linear weights are codes; None:
     it stays whole."""
     activation_rows: ActivationRows | None = None
-    """What rows of activations become where they meet codes, unless a wish says otherwise; None: they stay as they are."""
+    """What rows of activations become by default where they meet codes; None: they stay as they are."""
 
 
 TORCH_TABLE = TableFacts(scratch_bytes=64 << 20)

@@ -171,8 +171,8 @@ def serve(
     activation_precision: Annotated[
         str,
         typer.Option(
-            help="What activations become where they meet weights of 4 or 8 bits, on a CPU: auto, int8 (quicker "
-            "prompts, answers change a little) or bfloat16, which auto is."
+            help="What activations become where they meet weights of 4 or 8 bits, on a CPU: int8 (quicker prompts, "
+            "answers change a little), bfloat16, or auto: int8 with VNNI and without AMX, else bfloat16."
         ),
     ] = "auto",
     deterministic: Annotated[

@@ -33,7 +33,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     or 32 bits, or int8 where the cache would otherwise hold fewer tokens than `max_model_len`."""
     activation_precision: ActivationPrecision = "auto"
     """int8 or bfloat16: what rows of activations become where they meet weights of 4 or 8 bits, on a CPU. auto is
-    bfloat16, or float32 where weights that are no codes are float32."""
+    int8 on processors with AVX512-VNNI or AVX-VNNI and without AMX, else bfloat16."""
     tensor: Count | Literal["auto"] = 1
     """Ranks that hold the model together, each a process of this machine; `LLM` also takes `tensor_parallel_size`.
     More than 1 runs on CPUs only. auto takes the fewest that hold the model, 1 to 8 on a CPU with `memory`, else 1."""

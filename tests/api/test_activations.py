@@ -2,8 +2,8 @@
 
 import pytest
 
-from plimsoll.api.activations import FIELD, refuse_activations
-from plimsoll.api.device import DeviceKind
+from plimsoll.api.activations import FIELD, refuse_activations, rows_note, rows_of
+from plimsoll.api.device import TORCH_TABLE, DeviceKind, native_table
 from plimsoll.api.errors import SpecError
 from plimsoll.api.precision import ActivationPrecision, Precision
 
@@ -34,3 +34,25 @@ def test_a_wish_that_applies_and_none_at_all_are_taken() -> None:
         refuse_activations("bfloat16", precision, "cpu", 128)
     refuse_activations("bfloat16", "bfloat16", "cpu", None)
     refuse_activations("auto", "float32", "cuda", 128)
+
+
+def test_auto_takes_what_the_table_multiplies_faster_beside_codes_alone() -> None:
+    quick, slow, wide = native_table(32, quick_bytes=True), native_table(32), native_table(32, True, True)
+    for precision in ("w4a16", "w8a16"):
+        assert [rows_of("auto", precision, table) for table in (quick, slow, wide)] == ["int8", "bfloat16", "bfloat16"]
+        assert rows_of("auto", precision, TORCH_TABLE) == "auto"
+    assert rows_of("auto", "bfloat16", quick) == "auto"
+    assert rows_of("bfloat16", "w4a16", quick) == "bfloat16"
+    assert rows_of("int8", "w4a16", slow) == "int8"
+
+
+def test_people_read_what_rows_become_and_why() -> None:
+    quick, slow = native_table(32, quick_bytes=True), native_table(32)
+    assert rows_note("auto", "w4a16", quick) == (
+        "activations become int8 where they meet w4a16 weights: this processor multiplies bytes faster (VNNI); "
+        "activationPrecision bfloat16 keeps 16 bits"
+    )
+    assert "bfloat16 where they meet w8a16 weights: auto takes int8 on" in str(rows_note("auto", "w8a16", slow))
+    assert "as activationPrecision says" in str(rows_note("int8", "w8a16", slow))
+    assert rows_note("auto", "bfloat16", quick) is None
+    assert rows_note("auto", "w4a16", TORCH_TABLE) is None

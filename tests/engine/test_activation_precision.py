@@ -1,11 +1,17 @@
 """An engine whose activations have 8 bits where they meet codes: equal answers under any load, and plain refusals."""
 
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 
 from plimsoll.api.errors import PlimsollError, SpecError
+from plimsoll.api.precision import ActivationPrecision
+from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.engine.worker.loading import Prepared, prepare
+from plimsoll.runtime.kernels.native import native_kernels, native_library
 from tests.support import quantized
 from tests.support.engines import make_engine, make_request, run
 
@@ -44,15 +50,42 @@ def test_answers_are_the_same_alone_together_and_in_other_chunks(folders: dict[s
             assert found[name].logprobs == one.logprobs
 
 
-def test_quantized_rows_change_an_answer_a_little_and_say_so_in_the_digest(folders: dict[str, Path]) -> None:
-    ready = []
-    for wish in ("auto", "bfloat16", "int8"):
-        engine = make_engine(folders["four"], precision="auto", kernels="native", activation_precision=wish)
-        ready.append(engine.ready)
-        engine.close()
-    assert ready[0].determinism == ready[1].determinism
-    assert ready[0].kernels == ready[1].kernels
-    assert ready[2].determinism.digest not in ("", ready[0].determinism.digest)
+def prepared(folder: Path, wish: ActivationPrecision, **options: Any) -> Prepared:
+    config = EngineConfig(model=str(folder), memory=2 << 30, max_model_len=64, activation_precision=wish, **options)
+    return prepare(config)
+
+
+def test_the_default_is_what_this_processor_multiplies_faster_and_says_so(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = native_kernels("cpu", torch.bfloat16).facts.activation_rows
+    assert wanted in ("int8", "bfloat16")
+    with caplog.at_level(logging.INFO):
+        found = {wish: prepared(folders["four"], wish, kernels="native") for wish in get_args(ActivationPrecision)}
+    assert found["auto"].determinism == found[wanted].determinism
+    assert found["auto"].kernels.name == found[wanted].kernels.name
+    assert found["int8"].determinism.digest not in ("", found["bfloat16"].determinism.digest)
+    assert found["auto"].of_followers().activation_precision == wanted
+    said = [record.message for record in caplog.records if record.message.startswith("activations become")]
+    assert said[0].startswith(f"activations become {wanted} where they meet w4a16 weights: ")
+    assert said[2] == "activations become bfloat16 where they meet w4a16 weights, as activationPrecision says"
+
+
+@pytest.mark.parametrize(("wanted", "ending"), [("int8", "-int8-vnni"), ("bfloat16", "")])
+def test_what_the_table_finds_faster_is_what_runs(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, wanted: str, ending: str
+) -> None:
+    """On any processor: as if it had VNNI and no AMX, and as if it had not."""
+    library = native_library()
+    monkeypatch.setattr(library, "int8_is_faster", lambda: wanted == "int8")
+    monkeypatch.setattr(library, "vnni_works", lambda: True)
+    plain = native_kernels("cpu", torch.bfloat16).name
+    for stored in ("four", "eight"):
+        assert prepared(folders[stored], "auto").kernels.name == plain + ending
+    assert prepared(folders["floats"], "auto").kernels.name == plain
+    assert prepared(folders["four"], "auto", kernels="torch").kernels.name == "torch"
+    assert prepared(folders["four"], "auto", torch_rows=64).kernels.name == plain
+    assert prepared(folders["four"], "bfloat16").kernels.name == plain
 
 
 def test_floats_and_rows_for_torch_are_refused_by_name(

@@ -16,6 +16,7 @@ from plimsoll.quantjob.recipe import Recipe
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.worker.loading import load, prepare
 from plimsoll.runtime.kernels import forecast
+from plimsoll.runtime.machine import processor
 from tests.support.checkpoints import make_checkpoint
 
 GIB = 1 << 30
@@ -72,3 +73,26 @@ def test_engine_and_job_count_it_and_say_so(
     assert any("built for CUDA" in note for note in ready.notes)
     with pytest.raises(DoesNotFitError, match="built for CUDA"):
         preflight(facts, recipe, 4, 64, 2, memory=PROCESS_BYTES + CUDA_BUILD_BYTES, batch=1, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "panel", "faster"),
+    [
+        ("avx512f avx512_vnni avx512_bf16", 32, True),
+        ("avx512f avx512_vnni", 32, True),
+        ("avx512f avx512_vnni avx512_bf16 amx_tile amx_bf16 amx_int8", 32, False),
+        ("avx512f avx512bw", 32, False),
+        ("avx512f avx_vnni", 32, False),  # its vectors of 512 bits have no such product
+        ("avx avx2 avx_vnni", 16, True),
+        ("avx avx2 fma", 16, False),
+        ("avx512f avx512_vnni", 16, False),  # a library that was built for AVX2
+        ("", 8, False),
+    ],
+)
+def test_rows_of_bytes_are_faster_with_vnni_and_without_amx(
+    flags: str, panel: int, faster: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(processor, "CPU_INFO", info)
+    assert processor.multiplies_bytes(panel) == faster

@@ -7,6 +7,9 @@
 /* Tiles of a band of rows: so many stay in the second cache while panels go by. */
 #define TILES_A_BAND 48
 
+/* Bytes of a panel that two tiles do not widen. */
+#define NEAR_BYTES (56L << 10)
+
 static const float nothing[PANEL];
 
 /* Rows as quantize_rows leaves them, in tiles of `high` rows, from one that begins a tile on. */
@@ -64,13 +67,15 @@ INLINE void meet_wide(const int how, const int bits, const int offset, const int
 #define PANELS_CASE(R, P)                                                                                              \
     case P:                                                                                                            \
         if (R <= INT8_ROWS && P * R <= AT_ONCE)                                                                        \
-            meet_panels(how, bits, offset, lone, R, P, s, x, w + p * s.panel, from, bias ? PANEL : 0, y + p * PANEL, N);  \
+            meet_panels(how, bits, offset, lone, R, P, s, x, w + p * s.panel, from, bias ? PANEL : 0, y + p * PANEL,   \
+                        N);                                                                                            \
         break;
 #define ONE_CASE(R)                                                                                                    \
     case R:                                                                                                            \
-        if (R <= INT8_ROWS) meet_panels(how, bits, offset, lone, R, 1, s, x, w + p * s.panel, from, 0, y + p * PANEL, N); \
+        if (R <= INT8_ROWS)                                                                                            \
+            meet_panels(how, bits, offset, lone, R, 1, s, x, w + p * s.panel, from, 0, y + p * PANEL, N);              \
         break;
-/* Up to INT8_ROWS rows against panels [first, last) as they lie: several at once, whose sums do not wait for each other. */
+/* Up to INT8_ROWS rows against panels [first, last) as they lie: several at once, whose sums wait for no other. */
 INLINE void meet_few(const int how, const int bits, const int offset, const int lone, shape s, band b, const char *w,
                      long first, long last, const float *bias, float *y, long N)
 {
@@ -181,6 +186,13 @@ static void meet_share(const codes *of, int bits, band b, shape s, const char *w
     const kernels *by = &of->by[has_offset(bits, s.scale)][s.group <= PIECE];
     long p = first, full = last * PANEL <= N ? last : last - 1;
     if (b.rows <= b.high) by->few(s, b, w, first, full, bias, y, N), p = full;
+    /* Two tiles take a panel as it lies, one after the other: the second finds it near. */
+    for (; p < full && b.rows <= 2 * b.high && s.panel <= NEAR_BYTES; p++)
+        for (long row = 0; row < b.rows; row += b.high) {
+            band part = from_row(b, s, row);
+            if (part.rows > b.high) part.rows = b.high;
+            by->few(s, part, w + p * s.panel, 0, 1, bias ? bias + p * PANEL : NULL, y + row * N + p * PANEL, N);
+        }
     for (; p < full; p++) meet_band(of, bits, b, s, w + p * s.panel, bias ? bias + p * PANEL : nothing, y + p * PANEL, N);
     if (full == last) return;
     long width = N - p * PANEL;
