@@ -61,6 +61,8 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
         f"(length: {report['maxLengthFrom']})",
         highlight=False,
     )
+    if report["activations"]:
+        console.print(report["activations"], highlight=False)
     for item in report["rejected"]:
         console.print(f"passed over {item['option']}: {item['reason']}", style="yellow", highlight=False)
     for note in report["notes"]:

@@ -88,6 +88,7 @@ def plan(
         "asStored": as_stored(facts, found.precision),
         "cachePrecision": found.cache_precision,
         "activationPrecision": rows_of(spec.serving.activation_precision, found.precision, card.table),
+        "activations": rows_note(spec.serving.activation_precision, found.precision, card.table),
         "tensor": found.tensor,
         "pods": _pods(found, card.kind),
         "perDevice": found.per_device(),
@@ -115,7 +116,6 @@ def plan(
                 chosen,
                 lossy,
                 slow,
-                rows_note(spec.serving.activation_precision, found.precision, card.table),
                 libraries_note(card.libraries),
             )
             if note

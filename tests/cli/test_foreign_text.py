@@ -225,6 +225,7 @@ def test_tables_and_headlines_show_brackets() -> None:
         {
             "name": "[/]", "architecture": "[red]Odd", "precision": "bfloat16", "tensor": 1, "perDevice": terms,
             "asStored": "[/]codes",
+            "activations": "[/]rows",
             "device": {"kind": "cpu", "total": 4, "kernels": "plain torch"}, "workspace": {"[/]part": 1}, "inUse": 4,
             "hostBlocks": 0, "kvTokens": 1, "blocks": 1, "blockSize": 16, "blockBytes": 1,
             "concurrentRequests": 1, "maxLength": 1,

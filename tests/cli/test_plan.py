@@ -17,6 +17,7 @@ from plimsoll.cli.main import main
 from plimsoll.cli.up import _budget
 from plimsoll.runtime.config import from_deployment
 from plimsoll.runtime.engine.worker.memory import find_device, find_dtype, plan_memory
+from plimsoll.runtime.kernels.forecast import foreseen_table
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.machine import cgroup
 from tests.api.test_budget import INTERNLM
@@ -73,6 +74,9 @@ def test_the_real_model_is_planned_from_its_headers(
     code, out, _ = run(capsys, "-f", file)
     assert code == 0
     assert "⊖" in out
+    assert report["activationPrecision"] == foreseen_table("cpu").activation_rows
+    assert report["activations"].startswith(f"activations become {report['activationPrecision']} where they meet w4a16")
+    assert report["activations"] in " ".join(out.split())
     assert all(word in out for word in ("weights", "workspace", "KV cache", "headroom", "8192 tokens"))
 
 

@@ -72,6 +72,7 @@ def build(folder: Path, precision: Precision, tensor: int, num_blocks: int, **op
     element = 4 if precision == "float32" else 2
     return make_engine(
         folder, num_blocks=num_blocks, block_size=BLOCK_SIZE, precision=precision, tensor=tensor,
+        activation_precision="auto" if precision == "float32" else "bfloat16",
         block_bytes=BLOCK_SIZE * facts.num_layers * 2 * keys * facts.head_dim * element, max_model_len=MODEL_LEN,
         memory=1 << 30, **options,
     )  # fmt: skip
