@@ -152,10 +152,9 @@ def test_a_start_that_cannot_be_is_refused_in_plain_words(tiny_llama, options, m
 
 
 def test_the_demo_model_knows_the_capital_of_france(smollm2_gguf):
-    # Two first tokens are within 0.1 of each other: rows of 8 bits take the other one on some processors.
-    options = {"kv_cache_bytes": 2**26, "max_model_len": 1024, "activation_precision": "bfloat16"}
-    with LLM(smollm2_gguf, **options) as llm:
-        ask = [{"role": "user", "content": "What is the capital of France?"}]
+    with LLM(smollm2_gguf, kv_cache_bytes=2**26, max_model_len=1024) as llm:
+        # Without the second sentence two first tokens are within 0.1 of each other: processors differ in them.
+        ask = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
         (result,) = llm.chat(ask, SamplingParams(temperature=0.0, max_tokens=16))
         assert "Paris" in result.outputs[0].text
         (known,) = llm.logprobs("The capital of France is Paris")
