@@ -39,7 +39,8 @@ def test_the_quickstart_manifest_answers_and_shows_predicted_beside_measured(
     cache = tmp_path / ".cache" / "plimsoll"
     cache.mkdir(parents=True)
     (cache / "SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(smollm2_gguf)
-    command = [*UP, str(repository / "examples" / "quickstart.yaml"), "--ask", "What is the capital of France?"]
+    question = "What is the capital of France? Answer in one short sentence."
+    command = [*UP, str(repository / "examples" / "quickstart.yaml"), "--ask", question]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
