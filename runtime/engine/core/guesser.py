@@ -65,6 +65,8 @@ class Guesser:
         """Adds guesses to the decodes of `chosen`: within the blocks that they have, `budget` rows and few in all."""
         streams = sum(item.due for item in chosen)
         left = min(budget, self._most_rows - streams)
+        if left <= 0:
+            return
         able = []
         for index, item in enumerate(chosen):
             seq = item.seq
@@ -94,7 +96,7 @@ class Guesser:
         # The last guess follows from the token before it, and is itself not run.
         reach = self._guessing.draft_length + 1
         found = [(index, min(most, reach - chosen[index].seq.num_tokens)) for index, most in able]
-        found = [(index, most) for index, most in found if most > 0][: max(left, 0)]
+        found = [(index, most) for index, most in found if most > 0][:left]
         shares = sum(payoff.share for index, _ in found if (payoff := chosen[index].seq.payoff))
         if not found or shares < self._guessing.pays * streams:
             return
