@@ -92,6 +92,13 @@ def _not_written(error: OSError, folder: Path) -> CheckpointError:
     )  # fmt: skip
 
 
+ROWS = (
+    "Checkpoints were computed with activations in float32; an engine may round them to bfloat16 or 8 bits as they enter "
+    "products (activationPrecision)."
+)
+"""What the figures leave out."""
+
+
 def as_json(report: Report) -> dict[str, Any]:
     """JSON's own types alone; a figure that is no finite number is null."""
     found = report.comparison
@@ -123,7 +130,7 @@ def as_json(report: Report) -> dict[str, Any]:
     measured = {"caches": caches, "recommendedCache": found.recommended_cache} if caches else {}
     return {
         "version": 1, "title": report.title, "verdict": report.verdict, "reasons": list(report.reasons),
-        "reference": {"name": report.reference, "perplexity": _finite(found.perplexity)},
+        "reference": {"name": report.reference, "perplexity": _finite(found.perplexity)}, "activations": "float32",
         "subject": report.subject, "others": others, "positions": found.positions,
         **measured,
         "tokens": {
@@ -161,6 +168,7 @@ def page(report: Report) -> str:
     if math.isfinite(closed):
         avoided = f"{_percent(closed)} is avoided" if closed > 0 else "nothing is avoided"
         summary += f" Of the divergence that rounding to nearest costs, {avoided}."
+    summary += f" {ROWS}"
     layers = {name: other.layer_error for name, other in found.others.items() if other.layer_error}
     plots = [
         ("Error by layer", "How far hidden states are from the reference's after each layer.", layer_errors(layers)),

@@ -131,6 +131,11 @@ def test_both_files_are_written_whole_and_say_the_same(tmp_path: Path) -> None:
     assert found["verdict"] == "none"
 
 
+def test_both_files_say_with_which_activations_was_measured() -> None:
+    assert as_json(report())["activations"] == "float32"
+    assert "with activations in float32; an engine may round them to bfloat16 or 8 bits" in page(report())
+
+
 def test_a_name_that_is_no_text_is_written_as_its_bytes(tmp_path: Path) -> None:
     html, _ = write_report(tmp_path, report(title=os.fsdecode(b"caf\xe9")))
     assert "caf\\udce9" in html.read_text(encoding="utf-8")
