@@ -13,7 +13,7 @@ CLIENT_PACKAGES := -r tests/clients/requirements.txt -c tests/clients/constraint
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); n=$$((n + (n + 1) / 2)); [ $$n -gt 8 ] && n=8; echo $$n)
 # Scenarios wait for kubelets and controllers: two at a time, but for those that act on the whole cluster.
 E2E_WORKERS ?= -n 2 --dist load --maxschedchunk 1
-QUESTION ?= What is the capital of France?
+QUESTION ?= What is the capital of France? Answer in one short sentence.
 
 # What builds an image: any command that takes -f FILE -t NAME FOLDER.
 IMAGE_BUILD ?= docker build

@@ -184,7 +184,7 @@ def leaders(deployment: ModelDeployment) -> dict[str, str]:
 
 
 def answer(client: openai.OpenAI, name: str) -> str:
-    question = [{"role": "user", "content": "What is the capital of France?"}]
+    question = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
     found = client.chat.completions.create(model=name, messages=question, max_tokens=24, temperature=0)  # type: ignore[call-overload]
     return str(found.choices[0].message.content)
 

@@ -42,7 +42,7 @@ def example(namespace: str) -> dict[str, Object]:
 
 def ask(url: str, model: str) -> str:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=SERVING)
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    messages = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
     answer = client.chat.completions.create(model=model, messages=messages, max_tokens=24, temperature=0)  # type: ignore[arg-type]
     client.close()
     return str(answer.choices[0].message.content)

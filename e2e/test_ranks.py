@@ -34,7 +34,7 @@ def test_ranks_of_a_pod_answer_as_one_and_start_again_together(scene: Scene) -> 
     eventually(lambda: deployment.routable() == 1, 30, "the pod is behind the Service")
 
     def answer() -> str:
-        question = [{"role": "user", "content": "What is the capital of France?"}]
+        question = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
         found = client.chat.completions.create(model=deployment.name, messages=question, max_tokens=24, temperature=0)  # type: ignore[call-overload]
         return str(found.choices[0].message.content)
 

@@ -39,7 +39,7 @@ def test_an_applied_manifest_is_accepted_becomes_ready_and_answers(scene: Scene,
     client = openai.OpenAI(base_url=f"{scene.url(deployment)}/v1", api_key="none", max_retries=0)
     eventually(lambda: deployment.routable() == 1, 30, "the pod is behind the Service")
     assert [m.id for m in client.models.list()] == [deployment.name]
-    question = [{"role": "user", "content": "What is the capital of France?"}]
+    question = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
     answer = client.chat.completions.create(model=deployment.name, messages=question, max_tokens=24, temperature=0)  # type: ignore[call-overload]
     assert "Paris" in answer.choices[0].message.content
     assert "Paris" in through_the_service(scene.cluster, scene.namespace, deployment, runtime_image)
