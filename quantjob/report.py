@@ -93,8 +93,8 @@ def _not_written(error: OSError, folder: Path) -> CheckpointError:
 
 
 ROWS = (
-    "Checkpoints were computed with activations in float32; an engine may round them to bfloat16 or 8 bits as they enter "
-    "products (activationPrecision)."
+    "Checkpoints were computed with activations in float32; an engine may round them to bfloat16 or 8 bits as they "
+    "enter products (activationPrecision)."
 )
 """What the figures leave out."""
 
