@@ -11,7 +11,7 @@ SLOWDOWN = 1.8
 SMOOTH = 0.02
 """Seconds between two tokens that no reader notices: fifty tokens a second."""
 
-LEAST = 8
+LEAST = 4
 """Prompt tokens that join a step regardless of their cost: a prompt always goes on."""
 
 REFRESH = 32
