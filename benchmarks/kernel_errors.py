@@ -21,7 +21,9 @@ from rich.table import Table
 from torch import Tensor
 
 from plimsoll.runtime.kernels.native import ACTIVATIONS, native_kernels, native_library
+from plimsoll.runtime.kernels.native_checks import CACHE_KINDS
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix, dequantize, quantized_rows
+from plimsoll.runtime.kernels.quantized_cache import spread
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 from tests.kernels.test_int8 import matrix
 from tests.kernels.test_native import paged
@@ -85,12 +87,13 @@ def attention(held: torch.dtype | Literal[4, 8], dtype: torch.dtype) -> Callable
         rows = [min(context, draw.choice((1, 5, 70))) for context in contexts]
         k, v = ([torch.randn(context, heads, dim) for context in contexts] for _ in range(2))
         ops, plain = native_kernels("cpu", dtype), torch_kernels("cpu", torch.float32)
-        in_pairs = held == torch.bfloat16 and native_library().attention_in_pairs(1)
+        in_pairs = native_library().attention_in_pairs(CACHE_KINDS.index(held))
         # The plain table's cache has the same codes, and can be read back.
         here, there = (paged(table, k, v, rows, size, held) for table in (ops, plain))
         q, scale = torch.randn(sum(rows), heads * group, dim), dim**-0.5
         found = ops.attention(q, here.cache, here.batch, scale, None, None)
-        q = q.bfloat16() if in_pairs else q
+        if in_pairs:
+            q = spread(spread(q).bfloat16().float()) if held == 4 else q.bfloat16()
         keys, values = there.cache.gather(there.batch.block_tables.long(), torch.float32)
         at, wanted = 0, []
         for index, (new, context) in enumerate(zip(rows, contexts, strict=True)):

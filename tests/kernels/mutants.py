@@ -30,6 +30,8 @@ class Mutant:
     before: str
     after: str
     tests: tuple[str, ...]
+    #: Attention in float32, also where this processor has pairs.
+    unpaired: bool = False
 
 
 MUTANTS = (
@@ -49,7 +51,7 @@ MUTANTS = (
     Mutant("attention: a window one key short", "attention.h", "own - job->window + 1 : 0", "own - job->window + 2 : 0",
            (NATIVE,)),
     Mutant("attention: the block before", "attention.c", "long place = (at->table[n] * job->G + g) * bytes",
-           "long place = (at->table[n ? n - 1 : 0] * job->G + g) * bytes", (NATIVE,)),
+           "long place = (at->table[n ? n - 1 : 0] * job->G + g) * bytes", (NATIVE,), unpaired=True),
     Mutant("attention: the heads of another group", "attention.h", "(g * at->group + r % at->group) * job->q_head",
            "(g * at->group + r % at->group / 2 * 2) * job->q_head", (NATIVE,)),
     Mutant("attention in pairs: the block before", "attention_pairs.c",
@@ -60,15 +62,23 @@ MUTANTS = (
            "*first = (vu)_mm512_permutex2var_epi16(b, _mm512_loadu_si512(order), a);", (ATTENTION,)),
     Mutant("attention in pairs: every second weight is missing in the sum", "attention_pairs.c", "0x3f803f80u",
            "0x3f800000u", (ATTENTION,)),
-    Mutant("attention in pairs: the sum of weights does not shrink", "attention_pairs.c", "sum = sum * shrink;",
-           "sum = sum * 1.0f;", (ATTENTION,)),
+    Mutant("attention in pairs: the sum of weights does not shrink", "attention_pairs.c",
+           "store(row->mass, load(row->mass) * shrink);", "store(row->mass, load(row->mass));", (ATTENTION,)),
+    Mutant("attention in pairs: keys' scale and minimum change places", "attention_pairs.c",
+           "width, k_scales, k_scales + S, sums_of_q", "width, k_scales + S, k_scales, sums_of_q", (NATIVE,)),
+    Mutant("attention in pairs: values' wrong nibble", "attention_pairs.c", "of == OF_HIGH ? 4 : 0",
+           "of == OF_LOW ? 4 : 0", (NATIVE,)),
+    Mutant("attention in pairs: a neighbour's upper bits", "attention_pairs.c", "upper << (18 - place)",
+           "upper << (16 - place)", (NATIVE,)),
+    Mutant("attention in pairs: the middle of codes is not taken back", "attention_pairs.c",
+           "offset = add_pair(offset, both, back);", "", (NATIVE,)),
     Mutant("cache of codes: scale and minimum change places", "attention.c", "width, k_scales, k_scales + S, sums_of_q",
-           "width, k_scales + S, k_scales, sums_of_q", (CACHE, NATIVE)),
+           "width, k_scales + S, k_scales, sums_of_q", (CACHE, NATIVE), unpaired=True),
     Mutant("cache of 4 bits: values' wrong nibble", "attention.c",
            "if (of == OF_HIGH) codes >>= 4;\n    return (vf)", "if (of == OF_LOW) codes >>= 4;\n    return (vf)",
-           (CACHE, NATIVE)),
+           (CACHE, NATIVE), unpaired=True),
     Mutant("cache of 4 bits: a neighbour's upper bits", "key_codes.h", "upper_bits(uppers, place + 2), keys_f)",
-           "upper_bits(uppers, place), keys_f)", (CACHE, NATIVE)),
+           "upper_bits(uppers, place), keys_f)", (CACHE, NATIVE), unpaired=True),
     Mutant("cache of 4 bits: keys that are not spread", "cache.h", "spread(turned, D), spread(turned + D, D);",
            "spread(turned + D, D);", (CACHE, NATIVE)),
     Mutant("codes: the zero point's sign", "ends.h", "offset = -load_bytes(zeros + v * LANES) * scale",
@@ -103,10 +113,10 @@ MUTANTS = (
 )  # fmt: skip
 
 
-def compiled(sources: Path, unit: str, into: Path) -> Path:
+def compiled(sources: Path, unit: str, into: Path, *flags: str) -> Path:
     made = into / f"{unit}.o"
-    command = [*build._compiler(), *build.FLAGS, "-march=native", "-w", "-c", str(sources / unit), "-o", str(made)]
-    subprocess.run(command, check=True)
+    options = [*build.FLAGS, *flags, "-march=native", "-w"]
+    subprocess.run([*build._compiler(), *options, "-c", str(sources / unit), "-o", str(made)], check=True)
     return made
 
 
@@ -130,6 +140,9 @@ def built(mutant: Mutant, plain: dict[str, Path], folder: Path) -> Path:
         raise ValueError(f"occurs {text.count(mutant.before)} times in {mutant.source}: {mutant.before}")
     (sources / mutant.source).write_text(text.replace(mutant.before, mutant.after))
     changed = {unit: compiled(sources, unit, folder) for unit in readers(mutant.source)}
+    if mutant.unpaired:
+        unit = "attention_pairs.c"
+        changed[unit] = compiled(sources, unit, folder, "-DPLIMSOLL_WITHOUT_PAIRS")
     objects = [str(path) for path in (plain | changed).values()]
     subprocess.run([*build._compiler(), "-shared", *objects, "-o", str(folder / "mutant.so")], check=True)
     return folder / "mutant.so"

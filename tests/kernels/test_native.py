@@ -18,7 +18,8 @@ from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.kernels import build, forecast, native
 from plimsoll.runtime.kernels.layer_cache import LayerCache
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels, packed_bytes
-from plimsoll.runtime.kernels.quantized_cache import QuantizedCache, block_bytes
+from plimsoll.runtime.kernels.native_checks import CACHE_KINDS
+from plimsoll.runtime.kernels.quantized_cache import QuantizedCache, block_bytes, spread
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import AttentionBatch, Cache, Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
@@ -140,6 +141,13 @@ def paged(
     return Paged(batch, cache)
 
 
+def size_of(value: torch.Tensor, held: torch.dtype | Literal[4, 8]) -> torch.Tensor:
+    """What the rounding of a value's weight is a part of, in each of its columns."""
+    if held == 4:
+        return value.norm(dim=-1, keepdim=True).expand_as(value)
+    return value.abs().amax(-1, keepdim=True).expand_as(value) if held == 8 else value.abs()
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(1, 70), st.integers(0, 150)), min_size=1, max_size=4),
@@ -172,9 +180,11 @@ def test_attention_agrees_and_chunks_are_the_whole(
     found = ops.attention(q, step.cache, step.batch, dim**-0.5, window, softcap)
     plain, seen = paged(PLAIN, keys, values, rows, block_size, held), q
     slack: torch.Tensor | float = 0.0
-    if held is torch.bfloat16 and native.native_library().attention_in_pairs(1):
-        # Queries are rounded to bfloat16; weights are too, above and below the line.
-        seen, sizes = q.bfloat16().float(), paged(PLAIN, keys, [v.abs() for v in values], rows, block_size, held)
+    if native.native_library().attention_in_pairs(CACHE_KINDS.index(held)):
+        # Queries are rounded to bfloat16; weights are too: of floats above and below the line, of codes by half their
+        # range, and of 4 bits before what was spread comes back.
+        seen = spread(spread(q).bfloat16().float()) if held == 4 else q.bfloat16().float()
+        sizes = paged(PLAIN, keys, [size_of(v, held) for v in values], rows, block_size, held)
         slack = 2**-8 * PLAIN.attention(seen, sizes.cache, sizes.batch, dim**-0.5, window, softcap)
     wanted = PLAIN.attention(seen, plain.cache, plain.batch, dim**-0.5, window, softcap)
     assert ((found - wanted).abs() <= 1e-5 + 1e-5 * wanted.abs() + slack).all()

@@ -1,5 +1,6 @@
-/* Attention over a cache of bfloat16 by AVX-512's VDPBF16PS: queries and weights are rounded to bfloat16, scores,
- * softmax and all sums are float32. `attention_in_pairs` says where; elsewhere nothing else of it is called. */
+/* Attention by AVX-512's VDPBF16PS over a cache of bfloat16 or of codes, which bfloat16 holds exactly: queries and
+ * weights are rounded to bfloat16; scores, softmax and all sums are float32. `attention_in_pairs` says where; elsewhere
+ * nothing else of it is called. */
 #ifndef PLIMSOLL_ATTENTION_PAIRS_H
 #define PLIMSOLL_ATTENTION_PAIRS_H
 
