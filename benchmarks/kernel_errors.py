@@ -4,9 +4,9 @@
 
 The reference computes in float64 from the same numbers that the kernel is defined on: rows as they are rounded, weights
 and cache as their codes stand. So the error is that of the kernel's sums alone, and where attention rounds weights to
-bfloat16, of these. Of products it is relative to the sum
-of the absolute products; of codes, whose offsets are added apart, to that of |x| times |w| and the largest |w|; of the
-others to the largest number of the result. 2^-24 is 6.0e-08.
+bfloat16, of these. Of products it is relative to the sum of the absolute products; of codes, whose offsets are added
+apart, to that of |x| times |w| and the largest |w|; of the others to the largest number of the result. 2^-24 is
+6.0e-08.
 """
 
 import argparse
