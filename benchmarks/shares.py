@@ -2,7 +2,7 @@
 
     python -m benchmarks.shares [--threads 2] [--parts decode products attention]
 
-Peaks come from loops of `peaks.c`, in the same run: a read of memory and STREAM's triad, and the multiplying
+Peaks come from loops of `peaks.c`, in the same run: a read of memory in turns with the steps, and the multiplying
 instruction on registers alone. A decode step is one stream of a random model of TinyLlama's shape (1.1 B) at a context
 of 200: all its weights but the embedding, and its cache, over the step's tenth percentile. Products have 2,048 rows,
 attention a prompt of 2,000 tokens; their time is the tenth percentile of many. Needs a C compiler.
@@ -44,6 +44,7 @@ ROWS, PROMPT, CONTEXT, STEPS = 2048, 2000, 200, 60
 LANES = {"float32": 16, "bfloat16": 32, "int8": 64}
 """Multiply-adds of one AVX-512 instruction; float32 has half with AVX2."""
 ROUNDS, CHAINS = 1_000_000, 20
+STEPS_OF_ONE_TURN = 3
 
 
 def loops() -> ctypes.CDLL:
@@ -68,15 +69,25 @@ def tenth(run: Callable[[], object], seconds: float = 2.0, least: int = 10) -> f
     return sorted(times)[len(times) // 10]
 
 
-def bandwidths(library: ctypes.CDLL) -> dict[str, float]:
-    """GB/s."""
-    size = GIB // 4
-    a, b, c = (torch.zeros(size) for _ in range(3))
+def readings(library: ctypes.CDLL) -> Callable[[], float]:
+    """What reads a buffer that no cache holds, and returns GB/s."""
     library.read_all.restype = ctypes.c_int64
-    read = tenth(lambda: library.read_all(ctypes.c_void_p(a.data_ptr()), ctypes.c_size_t(4 * size)))
+    buffer = torch.zeros(GIB // 16)
+
+    def read() -> float:
+        start = time.perf_counter()
+        library.read_all(ctypes.c_void_p(buffer.data_ptr()), ctypes.c_size_t(buffer.nbytes))
+        return buffer.nbytes / (time.perf_counter() - start) / 1e9
+
+    return read
+
+
+def triad(library: ctypes.CDLL) -> float:
+    """GB/s."""
+    size = GIB // 8
+    a, b, c = (torch.zeros(size) for _ in range(3))
     pointers = [ctypes.c_void_p(one.data_ptr()) for one in (a, b, c)]
-    triad = tenth(lambda: library.triad(*pointers, ctypes.c_size_t(size)))
-    return {"read": 4 * size / read / 1e9, "triad": 12 * size / triad / 1e9}
+    return 12 * size / tenth(lambda: library.triad(*pointers, ctypes.c_size_t(size))) / 1e9
 
 
 def arithmetic(library: ctypes.CDLL, threads: int) -> dict[str, float]:
@@ -92,21 +103,27 @@ def arithmetic(library: ctypes.CDLL, threads: int) -> dict[str, float]:
     return found
 
 
-def decode(folder: Path, threads: int, peak: dict[str, float], console: Console) -> None:
-    table = Table("weights", "step, ms", "bytes of a step", "GB/s", *(f"of {name}" for name in peak))
+def decode(folder: Path, threads: int, library: ctypes.CDLL, console: Console) -> None:
+    """Steps and reads of memory in turns: others on the host take some of its bandwidth, now more and now less."""
+    read, table = readings(library), Table("weights", "step, ms", "bytes of a step", "GB/s", "a read, GB/s", "share")
     for precision in ("bfloat16", "w8a16", "w4a16"):
         engine = Engine(EngineConfig(
             model=str(folder), precision=precision, threads=threads, kv_cache_bytes=GIB // 2, prefix_caching=False
         ))  # fmt: skip
         fill(engine, 1, CONTEXT, STEPS + 10)
-        step = sorted(timed_steps(engine, STEPS))[STEPS // 10]
+        steps, rates = [], []
+        for _ in range(STEPS // STEPS_OF_ONE_TURN):
+            rates.append(read())
+            steps += timed_steps(engine, STEPS_OF_ONE_TURN)
+        step, most = sorted(steps)[STEPS // 10], sorted(rates)[-max(1, len(rates) // 10)]
         decoder, cache = engine.runner.decoder, engine.runner.cache
         looked_up = 0 if decoder.embedding is decoder.head else decoder.embedding.nbytes
         held = cache.nbytes // (cache.num_blocks * cache.block_size) * CONTEXT
         size = decoder.weight_bytes - looked_up + held
         rate = size / step / 1e9
-        shares = (f"{rate / one:.0%}" for one in peak.values())
-        table.add_row(precision, f"{step * 1e3:.2f}", f"{size:,}", f"{rate:.1f}", *shares)
+        table.add_row(
+            precision, f"{step * 1e3:.2f}", f"{size:,}", f"{rate:.1f}", f"{most:.1f}", f"{rate / most:.0%}"
+        )  # fmt: skip
         drain(engine, 1)
         del engine, decoder, cache
         gc.collect()
@@ -150,14 +167,13 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["decode", "products", "attention"])
     asked = parser.parse_args()
     threads, console, library = apply_threads(asked.threads), Console(markup=False, emoji=False), loops()
-    memory, peak = bandwidths(library), arithmetic(library, threads)
-    said = [f"{name} {rate:.1f} GB/s" for name, rate in memory.items()]
-    said += [f"{name} {rate:.0f} GFLOP/s" for name, rate in peak.items()]
+    peak = arithmetic(library, threads)
+    said = [f"triad {triad(library):.1f} GB/s", *(f"{name} {rate:.0f} GFLOP/s" for name, rate in peak.items())]
     console.print(f"{native_kernels('cpu', torch.bfloat16).name}, {threads} threads. Peaks: {', '.join(said)}")
     with torch.inference_mode():
         if "decode" in asked.parts:
             with tempfile.TemporaryDirectory() as folder:
-                decode(make_checkpoint(Path(folder) / "model", SHAPE), threads, memory, console)
+                decode(make_checkpoint(Path(folder) / "model", SHAPE), threads, library, console)
         if "products" in asked.parts:
             products(peak, console)
         if "attention" in asked.parts:
