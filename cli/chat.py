@@ -47,7 +47,7 @@ def chat(
     from plimsoll.runtime.server.service import Service
 
     log.configure("warning")
-    path = local.fetch(model, screen)
+    path = local.fetch(model, screen, "MODEL")
     server = ServerConfig(served_name=model_name or local.own_name(model, path), port=0)
     service = Service(EngineConfig(model=str(path)), server, open_checkpoint(path))
     local.run([service], screen, lambda: talk(service.url, None))

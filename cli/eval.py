@@ -74,11 +74,11 @@ def eval(
     if report is not None:
         check_folder(report)
     screen = local.console()
-    path = local.fetch(reference, screen)
+    path = local.fetch(reference, screen, "REFERENCE")
     checkpoint = open_checkpoint(path, to_measure=True)
     rounding = None if round_to_nearest is None else _rounding(round_to_nearest, checkpoint.facts)
     tokenizer = load_tokenizer(checkpoint)
-    measured = None if served else open_checkpoint(local.fetch(other, screen), to_measure=True)
+    measured = None if served else open_checkpoint(local.fetch(other, screen, "OTHER"), to_measure=True)
     notes = [*checkpoint.notices, *(() if measured is None else measured.notices)]
     notes += _refused({reference: checkpoint, other: measured})
     for note in notes:

@@ -152,7 +152,11 @@ def _facts(deployment: "ModelDeployment", config: Path | None) -> "tuple[ModelFa
 
 
 def _draft_facts(source: str) -> "ModelFacts":
-    return _facts_at(source, None)[0]
+    from plimsoll.api.draft import FIELD as DRAFT
+    from plimsoll.cli import local
+
+    with local.named(f"{DRAFT}.source"):
+        return _facts_at(source, None)[0]
 
 
 def _facts_at(source: str, config: Path | None) -> "tuple[ModelFacts, Sequence[str]]":

@@ -85,6 +85,7 @@ def quantize(
     """
     from plimsoll.api.gate import parse_limits
     from plimsoll.api.quantity import byte_option
+    from plimsoll.api.source import FIELD
     from plimsoll.checkpoint import guard, trust
     from plimsoll.checkpoint.contents import ENVIRONMENT, refuse_changed
     from plimsoll.checkpoint.sources import resolve
@@ -111,7 +112,7 @@ def quantize(
             plan = _plan(recipe, calib_dataset, calib_samples, calib_seqlen, eval_samples, eval_dataset, seed)
             line = byte_option(memory, "--memory") if memory else host_line()[0]
             shards = byte_option(shard_size, "--shard-size")
-            path = local.fetch(source, screen) if source.startswith("hf://") else resolve(source)
+            path = local.fetch(source, screen, FIELD) if source.startswith("hf://") else resolve(source)
             refuse_changed(path, os.environ.get(ENVIRONMENT))
             given = {"group_size": w_group_size, "length": calib_seqlen}
             options = JobOptions(

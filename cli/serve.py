@@ -269,7 +269,7 @@ def serve(
 
     log.configure(log_level)
     screen = local.console()
-    path = local.fetch(model, screen)
+    path = local.fetch(model, screen, "MODEL")
     checkpoint = open_checkpoint(path)
     found = _format(checkpoint)
     if model_format not in (None, found):
@@ -301,7 +301,7 @@ def serve(
         activation_precision=cast(ActivationPrecision, activation_precision),
         deterministic=deterministic,
         speculative_tokens=guesses,
-        draft_model=None if draft is None else str(local.fetch(draft, screen)),
+        draft_model=None if draft is None else str(local.fetch(draft, screen, "--draft-model")),
         hang_timeout=hang_timeout,
     )
     server = ServerConfig(

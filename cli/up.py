@@ -32,9 +32,11 @@ def up(
         raise SpecError("cannot be combined with --chat", field="--ask")
 
     from plimsoll.api.deployment import ModelDeployment
+    from plimsoll.api.draft import FIELD as DRAFT
     from plimsoll.api.manifest import parse_objects
     from plimsoll.api.one_machine import of_a_cluster, on_one_machine, refuse_on_one_machine
     from plimsoll.api.quantization_job import QuantizationJob
+    from plimsoll.api.source import FIELD
     from plimsoll.checkpoint.open import open_checkpoint
     from plimsoll.cli import conversation, local
     from plimsoll.cli.local_jobs import run_jobs, serving
@@ -64,10 +66,10 @@ def up(
 
     prepared, budgets = [], []
     for number, deployment in enumerate(deployments):
-        path = local.fetch(deployment.spec.model.source, screen)
+        path = local.fetch(deployment.spec.model.source, screen, FIELD)
         checkpoint = open_checkpoint(path)
         guesses = deployment.spec.serving.draft
-        draft = None if guesses is None else local.fetch(guesses.source, screen)
+        draft = None if guesses is None else local.fetch(guesses.source, screen, f"{DRAFT}.source")
         configs = from_deployment(deployment, path, draft=draft, host=host, port=port and port + number)
         beside = None if draft is None else open_checkpoint(draft).facts
         budgets.append((deployment, _budget(deployment, checkpoint.facts, beside)))

@@ -16,6 +16,7 @@ from plimsoll.api.errors import PlimsollError
 from plimsoll.api.manifest import parse_manifest
 from plimsoll.api.one_machine import refuse_on_one_machine
 from plimsoll.checkpoint import open_checkpoint
+from plimsoll.cli.main import main
 from plimsoll.runtime.config import from_deployment
 from plimsoll.runtime.engine.worker.memory import find_device, find_dtype, plan_memory
 from plimsoll.runtime.kernels.selection import select
@@ -85,11 +86,23 @@ def test_a_draft_is_refused_where_it_cannot_work(tmp_path: Path, capsys: pytest.
         refuse_on_one_machine(ModelDeploymentSpec.model_validate(spec))
 
 
+def test_a_draft_that_is_not_there_is_named_as_the_user_wrote_it(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serving = {"speculativeTokens": 4, "draft": {"source": f"file://{tmp_path}/absent"}}
+    file = manifest(tmp_path, f"file://{models['model']}", serving=serving)
+    for command in ("plan", "up"):
+        with pytest.raises(SystemExit):
+            main([command, "-f", file])
+        assert "spec.serving.draft.source: there is no such file" in capsys.readouterr().err
+
+
 def test_a_draft_of_other_tokens_is_refused(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     options = [str(models["model"]), "--server-port", "0", *SMALL, *GUESSES]
     words = refusal(capsys, *options, "--draft-model", str(models["swapped"]))
     assert re.search(r"--draft-model: has other tokens than the model: 40 is '.*' of its 320, and '.*' of", words)
-    assert "no such file" in refusal(capsys, *options, "--draft-model", str(models["model"] / "absent"))
+    words = refusal(capsys, *options, "--draft-model", str(models["model"] / "absent"))
+    assert "--draft-model: there is no such file" in words
     with pytest.raises(PlimsollError, match=r"^draft_model: has other tokens"):
         LLM(models["model"], speculative_tokens=4, draft_model=str(models["swapped"]), memory=2**30)
     with pytest.raises(PlimsollError, match=r"^draft_model: goes with a model on one rank"):

@@ -122,7 +122,7 @@ def test_a_key_given_in_place_of_a_file_is_not_repeated(checkpoint: Path, capsys
 def test_a_missing_model_and_a_taken_port_are_said_plainly(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "no such file" in refusal(capsys, str(tmp_path / "absent"))
+    assert "MODEL: there is no such file" in refusal(capsys, str(tmp_path / "absent"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
