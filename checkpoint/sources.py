@@ -1,16 +1,17 @@
 """Where a checkpoint comes from: a path on this machine, or a repository on the Hugging Face hub."""
 
+import contextlib
 import errno
 import glob
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from plimsoll.api.errors import CheckpointError, SpecError
-from plimsoll.api.source import parse_source
+from plimsoll.api.errors import CheckpointError, PlimsollError, SpecError
+from plimsoll.api.source import FIELD, parse_source
 from plimsoll.checkpoint.gguf_split import part_names
 from plimsoll.checkpoint.remote import EXTRAS, NEEDED
 
@@ -28,6 +29,16 @@ class HubSource:
 
     def __str__(self) -> str:
         return f"hf://{self.repo}@{self.revision}" + (f"/{self.file}" if self.file else "")
+
+
+@contextlib.contextmanager
+def named(field: str) -> Iterator[None]:
+    """Errors on a source inside the block name the field or the option that it stands in."""
+    try:
+        yield
+    except PlimsollError as error:
+        error.field = field if error.field == FIELD else error.field
+        raise
 
 
 def parse_hub(source: str) -> HubSource:
@@ -64,21 +75,21 @@ def resolve(
     if separator and scheme != "file":
         raise SpecError(
             "is a kind of source that cannot be opened on this machine",
-            field="spec.model.source",
+            field=FIELD,
             value=source,
             fix="Use file://PATH or hf://org/name@revision",
         )
     path = Path(unquote(rest) if separator else source).expanduser()
     if not str(rest if separator else source).strip():
-        raise SpecError("is empty", field="spec.model.source", value=source, fix="Write file://PATH")
+        raise SpecError("is empty", field=FIELD, value=source, fix="Write file://PATH")
     try:
         there = path.exists()
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot be looked at: {error}", field="spec.model.source", value=source) from None
+        raise CheckpointError(f"cannot be looked at: {error}", field=FIELD, value=source) from None
     if not there:
         raise CheckpointError(
             "there is no such file or folder",
-            field="spec.model.source",
+            field=FIELD,
             value=str(path.absolute()),
             fix="Check the path; relative ones start where the command runs",
         )

@@ -12,9 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from plimsoll.api.errors import PlimsollError
 from plimsoll.api.quantity import format_bytes
-from plimsoll.api.source import FIELD
 from plimsoll.cli.screen import column
 from plimsoll.cli.screen import console as console
 
@@ -23,16 +21,6 @@ if TYPE_CHECKING:
     from plimsoll.runtime.server.service import Service
 
 PHASES = {"weights": "Loading weights", "cache": "Allocating the KV cache", "warmup": "Warming up"}
-
-
-@contextlib.contextmanager
-def named(field: str) -> Iterator[None]:
-    """Errors on a source inside the block name the field or the option that it stands in."""
-    try:
-        yield
-    except PlimsollError as error:
-        error.field = field if error.field == FIELD else error.field
-        raise
 
 
 def fetch(source: str, screen: Console, field: str) -> Path:
@@ -44,7 +32,7 @@ def fetch(source: str, screen: Console, field: str) -> Path:
     Raises:
         CheckpointError: in plain words, when it is not there or cannot be had.
     """
-    from plimsoll.checkpoint.sources import resolve
+    from plimsoll.checkpoint.sources import named, resolve
 
     with bars(screen) as progress, named(field):
         task: Any = None

@@ -153,9 +153,9 @@ def _facts(deployment: "ModelDeployment", config: Path | None) -> "tuple[ModelFa
 
 def _draft_facts(source: str) -> "ModelFacts":
     from plimsoll.api.draft import FIELD as DRAFT
-    from plimsoll.cli import local
+    from plimsoll.checkpoint.sources import named
 
-    with local.named(f"{DRAFT}.source"):
+    with named(f"{DRAFT}.source"):
         return _facts_at(source, None)[0]
 
 

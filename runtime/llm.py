@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from plimsoll.api.errors import PlimsollError, SpecError
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.draft_tokens import refuse_other_tokens
-from plimsoll.checkpoint.sources import resolve
+from plimsoll.checkpoint.sources import named, resolve
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.runtime.config import engine_config, field_of, spelled
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
@@ -82,13 +82,15 @@ class LLM:
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
-        path = resolve(str(model))
+        with named("model"):
+            path = resolve(str(model))
         config = engine_config(path, **options)
         checkpoint = open_checkpoint(path)
         self.tokenizer = load_tokenizer(checkpoint)
         self.generation_config = checkpoint.generation_config
         if config.draft_model is not None:
-            config = msgspec.structs.replace(config, draft_model=str(resolve(config.draft_model)))
+            with named("draft_model"):
+                config = msgspec.structs.replace(config, draft_model=str(resolve(config.draft_model)))
         self._defaults, notices = sampling_defaults(checkpoint.generation_config)
         for notice in notices:
             log.warning(notice)

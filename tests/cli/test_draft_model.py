@@ -103,6 +103,9 @@ def test_a_draft_of_other_tokens_is_refused(models: dict[str, Path], capsys: pyt
     assert re.search(r"--draft-model: has other tokens than the model: 40 is '.*' of its 320, and '.*' of", words)
     words = refusal(capsys, *options, "--draft-model", str(models["model"] / "absent"))
     assert "--draft-model: there is no such file" in words
+    for field, options in (("model", {}), ("draft_model", {"draft_model": "/absent", "speculative_tokens": 4})):
+        with pytest.raises(PlimsollError, match=rf"^{field}: there is no such file"):
+            LLM(models["model"] if options else "/absent", **options)
     with pytest.raises(PlimsollError, match=r"^draft_model: has other tokens"):
         LLM(models["model"], speculative_tokens=4, draft_model=str(models["swapped"]), memory=2**30)
     with pytest.raises(PlimsollError, match=r"^draft_model: goes with a model on one rank"):

@@ -94,38 +94,18 @@ INLINE vu load_words(const char *p)
 /* The processor itself looks less far ahead than arithmetic on so few bytes needs. Not the compiler's builtin: it
  * counts as one that may change memory, and sums would leave their registers for it. */
 #define AHEAD 2048
-INLINE void ask_for(const char *p)
-{
 #if defined(__x86_64__)
-    __asm__ volatile("prefetcht0 (%0)" : : "r"(p));
+#define DEFINE_ASK(NAME, X86, ARM) INLINE void NAME(const void *p) { __asm__ volatile(X86 " (%0)" : : "r"(p)); }
 #elif defined(__aarch64__)
-    __asm__ volatile("prfm pldl1keep, [%0]" : : "r"(p));
+#define DEFINE_ASK(NAME, X86, ARM) INLINE void NAME(const void *p) { __asm__ volatile("prfm " ARM ", [%0]" : : "r"(p)); }
+#else
+#define DEFINE_ASK(NAME, X86, ARM) INLINE void NAME(const void *p) { (void)p; }
 #endif
-}
-
+DEFINE_ASK(ask_for, "prefetcht0", "pldl1keep")
 /* For what will be written. */
-INLINE void ask_to_write(const float *p)
-{
-#if defined(__x86_64__)
-    __asm__ volatile("prefetchw (%0)" : : "r"(p));
-#elif defined(__aarch64__)
-    __asm__ volatile("prfm pstl1keep, [%0]" : : "r"(p));
-#else
-    (void)p;
-#endif
-}
-
+DEFINE_ASK(ask_to_write, "prefetchw", "pstl1keep")
 /* Into the second cache, for what is read after much else. */
-INLINE void ask_later(const char *p)
-{
-#if defined(__x86_64__)
-    __asm__ volatile("prefetcht1 (%0)" : : "r"(p));
-#elif defined(__aarch64__)
-    __asm__ volatile("prfm pldl2keep, [%0]" : : "r"(p));
-#else
-    (void)p;
-#endif
-}
+DEFINE_ASK(ask_later, "prefetcht1", "pldl2keep")
 
 /* The last column where their number is odd: [PANEL] bfloat16 or codes. */
 INLINE vf lone(const int source, const char *w, int half)

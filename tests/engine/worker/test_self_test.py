@@ -12,7 +12,7 @@ import torch
 
 from plimsoll.api.errors import PlimsollError, SpecError
 from plimsoll.runtime.engine.worker.self_test import of_group, self_test
-from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels, native_library
+from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
@@ -35,14 +35,6 @@ def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _native() -> None:
-    try:
-        native_library()
-    except NativeUnavailableError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
