@@ -1,6 +1,5 @@
 """A server as contestant: started, measured through its OpenAI endpoint by `plimsoll bench`'s own client, stopped."""
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -16,6 +15,7 @@ import httpx
 
 from benchmarks.workload import Workload
 from plimsoll.cli import load
+from plimsoll.runtime.server import loop
 
 START_SECONDS = 180
 
@@ -69,7 +69,7 @@ def measure(url: str, workload: Workload) -> dict[str, Any]:
 
     def ask(prompts: Sequence[str], tokens: int, concurrency: int) -> tuple[list[load.Outcome], float]:
         target = load.Target(f"{url}/v1", model, api="completions", output_tokens=tokens, extra={"ignore_eos": True})
-        outcomes, seconds = asyncio.run(load.run(target, prompts, concurrency=concurrency))
+        outcomes, seconds = loop.run(load.run(target, prompts, concurrency=concurrency))
         failed = [outcome.error for outcome in outcomes if outcome.error]
         short = [o.output_tokens for o in outcomes if o.error is None and o.output_tokens != tokens]
         if failed or short:

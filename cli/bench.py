@@ -1,6 +1,5 @@
 """`plimsoll bench`: how fast any OpenAI endpoint answers under a load of our choosing."""
 
-import asyncio
 import dataclasses
 import json
 import sys
@@ -48,6 +47,7 @@ def bench(
     """Measure an OpenAI endpoint: latency percentiles and throughput under load."""
     from plimsoll.cli import load
     from plimsoll.cli.conversation import Endpoint, first_key
+    from plimsoll.runtime.server import loop
 
     if rate is not None and (concurrency is not None or rate <= 0):
         raise SpecError("must be positive and cannot be combined with --concurrency", field="--rate", value=rate)
@@ -73,7 +73,7 @@ def bench(
     columns = (screen.column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"{target.model} at {target.url}", total=requests)
-        outcomes, seconds = asyncio.run(
+        outcomes, seconds = loop.run(
             load.run(
                 target, prompts, concurrency=in_flight, rate=rate, seed=seed,
                 on_done=lambda outcome: progress.advance(task),
@@ -101,11 +101,12 @@ def _warm_up(target: Any, count: int, input_tokens: int, seed: int) -> int:
     The chat template costs tokens too, so two lengths are compared where the endpoint counts for us.
     """
     from plimsoll.cli import load
+    from plimsoll.runtime.server import loop
 
     short, long = max(1, input_tokens // 2), input_tokens
     sizes = [short if index % 2 else long for index in range(count)]
     prompts = [load.random_prompts(1, size, seed + 1000 + index)[0] for index, size in enumerate(sizes)]
-    outcomes, _ = asyncio.run(load.run(target, prompts, concurrency=1))
+    outcomes, _ = loop.run(load.run(target, prompts, concurrency=1))
     failed = [outcome.error for outcome in outcomes if outcome.error]
     if failed:
         raise PlimsollError(f"warm-up request failed: {failed[0]}", field="--url", value=target.url)

@@ -1,16 +1,17 @@
-"""The event loop that servers run on."""
+"""The event loop that servers and load generators run on."""
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
-def run(work: Coroutine[Any, Any, None]) -> None:
+def run(work: Coroutine[Any, Any, Result]) -> Result:
     """On uvloop where it is installed."""
     try:
         import uvloop
     except ImportError:
-        asyncio.run(work)
-        return
+        return asyncio.run(work)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work)
+        return runner.run(work)
