@@ -26,7 +26,14 @@ from plimsoll.runtime.kernels.native_checks import (
     check_vectors,
 )
 from plimsoll.runtime.kernels.native_draw import DRAW_SIGNATURE, native_draw
-from plimsoll.runtime.kernels.native_layers import FEW_ROWS, LAYERS_SIGNATURE, NativeLayers, covers, has_codes
+from plimsoll.runtime.kernels.native_layers import (
+    FEW_ROWS,
+    LAYERS_SIGNATURE,
+    WIDE_LAYERS_SIGNATURE,
+    NativeLayers,
+    covers,
+    has_codes,
+)
 from plimsoll.runtime.kernels.native_quantized import (
     PACK_SIGNATURE,
     PackedQuantized,
@@ -60,13 +67,14 @@ SIGNATURES: dict[str, list[Any]] = {
     "rope": [_P, _L, _L, _L, _P, _L, _L, _L, _P, _P, _L, _L],
     "attention": [_P, _L, _L, _P, _P, _I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _L, _L, _F, _L, _F],
     "run_layers": LAYERS_SIGNATURE,
+    "run_wide_layers": WIDE_LAYERS_SIGNATURE,
     "draw_tokens": DRAW_SIGNATURE,
 }
 
 
 CHECKED = (
-    "attention", "linear_", "linear_quant", "linear_int8", "run_layers", "embed_", "embed_quant", "write_kv",
-    "draw_tokens",
+    "attention", "linear_", "linear_quant", "linear_int8", "run_layers", "run_wide_layers", "embed_", "embed_quant",
+    "write_kv", "draw_tokens",
 )  # fmt: skip
 """They return what `native_checks.answered` takes."""
 
@@ -125,6 +133,7 @@ def native_library() -> ctypes.CDLL:
             function = getattr(loaded, symbol)
             function.argtypes = arguments
             function.restype = _I if name in CHECKED else None
+    loaded.wide_floats.restype = _L
     loaded.panel_width.restype = loaded.threads_in_use.restype = _L
     loaded.instructions_in_use.restype = ctypes.c_char_p
     return loaded
@@ -187,7 +196,9 @@ def _layers(library: Any, dtype: torch.dtype, wide_rows: int | None, int8: bool)
         # In one call, products with codes round their rows.
         if not covers(facts) or (dtype == torch.float32 and not int8 and has_codes(model[0])):
             return None
-        return NativeLayers(library, partial(check_cache, dtype), few - 1, facts, *model, int8=int8)
+        return NativeLayers(
+            library, partial(check_cache, dtype), few - 1, facts, *model, int8=int8, wide=wide_rows is None
+        )
 
     return layers
 

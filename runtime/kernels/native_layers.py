@@ -1,4 +1,5 @@
-"""All layers of a step of few rows in one call of the native table, as `csrc/layers.c` does them."""
+"""All layers of a step in the native table: of few rows in one call (`csrc/layers.c`); of many in one call a layer,
+where weights are codes and rows are quantized to 8 bits (`csrc/wide_layers.c`)."""
 
 import ctypes
 from collections.abc import Callable, Sequence
@@ -21,8 +22,10 @@ from plimsoll.runtime.kernels.table import AttentionBatch, Cache, KVCaches
 from plimsoll.runtime.models.weights import DecoderLayer, Norm
 
 FEW_ROWS = 128
-"""Below it a step's layers are one call: what starting operations costs matters, and its working space does not."""
+"""Below it a step's layers are one call: what starting operations costs matters, and its working space does not. From
+it on, layers of codes whose rows are quantized to 8 bits are one call each, which take less working space."""
 _P, _L, _F = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+OUTSIDE = "a position, slot or block of the step lies outside the model's positions or the cache"
 
 
 class _Matrix(ctypes.Structure):
@@ -57,6 +60,7 @@ class _Step(ctypes.Structure):
 
 
 LAYERS_SIGNATURE: list[Any] = [ctypes.POINTER(_Model), ctypes.POINTER(_Step), _P, _P]
+WIDE_LAYERS_SIGNATURE: list[Any] = [ctypes.POINTER(_Model), ctypes.POINTER(_Step), _L, _L, _P, _P, _P]
 
 
 def covers(facts: ModelFacts) -> bool:
@@ -147,8 +151,9 @@ class NativeLayers:
         adder: tuple[int, int] | None = None,
         *,
         int8: bool = False,
+        wide: bool = False,
     ) -> None:
-        self._function, self._check, self._most_rows = library.run_layers, check, most_rows
+        self._library, self._check, self._most_rows, self._wide = library, check, most_rows, wide and int8
         self._weights, self._final_norm = tuple(layers), final_norm.weight
         self._cos, self._sin = (table.contiguous() for table in ropes[0])
         _check_shapes(facts, layers, final_norm.weight, self._cos, self._sin)
@@ -160,14 +165,19 @@ class NativeLayers:
             facts.final_norm.eps, facts.layers[0].scale, *(adder or (None, None)), int(int8),
         )  # fmt: skip
         self._caches: KVCaches = ()
+        self._memory = torch.empty(0)
 
-    def __call__(self, residual: Tensor, positions: Tensor, caches: KVCaches, batch: AttentionBatch) -> Tensor | None:
+    def __call__(
+        self, residual: Tensor, positions: Tensor, caches: KVCaches, batch: AttentionBatch, count: Callable[[int], None]
+    ) -> Tensor | None:
         """As `RunLayers` says. Raises ValueError for a cache the kernels do not take, IndexError, MemoryError."""
         rows, tables = len(residual), batch.block_tables
-        if not rows or rows > self._most_rows:
+        if not rows or (rows > self._most_rows and not self._wide):
             return None
         if caches is not self._caches:
             self._attach(caches)
+        if rows > self._most_rows and not self._make_room(rows):
+            return None
         positions = check_integers(positions, torch.int64, "positions")
         slots = check_integers(batch.slot_mapping, torch.int64, "slots")
         check_batch(batch)
@@ -179,9 +189,24 @@ class NativeLayers:
             positions.data_ptr(), slots.data_ptr(), batch.query_start.data_ptr(), batch.context_lens.data_ptr(),
             tables.data_ptr(), rows, tables.shape[0], tables.stride(0),
         )  # fmt: skip
-        failed = self._function(self._model, step, residual.data_ptr(), hidden.data_ptr())
-        answered(failed, "a position, slot or block of the step lies outside the model's positions or the cache")
+        given = residual.data_ptr(), hidden.data_ptr()
+        if rows <= self._most_rows:
+            answered(self._library.run_layers(self._model, step, *given), OUTSIDE)
+            count(len(self._layers))
+            return hidden
+        for index in range(len(self._layers)):
+            room = self._memory.data_ptr()
+            answered(self._library.run_wide_layers(self._model, step, index, index + 1, *given, room), OUTSIDE)
+            count(1)
         return hidden
+
+    def _make_room(self, rows: int) -> bool:
+        """Whether `csrc/wide_layers.c` covers the model: then there is memory for `rows` rows, which is kept."""
+        floats = self._library.wide_floats(ctypes.byref(self._model), _L(rows))
+        if len(self._memory) < floats:
+            self._memory = torch.empty(0)
+            self._memory = torch.empty(floats)
+        return floats > 0
 
     def _attach(self, caches: KVCaches) -> None:
         first = caches[0].shape

@@ -51,9 +51,10 @@ KVCaches = Sequence[Cache]
 """One a layer."""
 
 
-RunLayers = Callable[[Tensor, Tensor, KVCaches, AttentionBatch], Tensor | None]
-"""(residual [T, hidden], positions int64 [T], caches, batch) -> hidden states [T, hidden] after every layer and the
-last norm; keys and values are written, residual is changed in place. None, and nothing done, for too many rows."""
+RunLayers = Callable[[Tensor, Tensor, KVCaches, AttentionBatch, Callable[[int], None]], Tensor | None]
+"""(residual [T, hidden], positions int64 [T], caches, batch, count) -> hidden states [T, hidden] after every layer and
+the last norm; keys and values are written, residual is changed in place. `count` gets the number of layers that were
+computed, some at a time. None, and nothing done, for more rows than it covers."""
 
 
 class DrawFilter(Protocol):

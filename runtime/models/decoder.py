@@ -83,9 +83,8 @@ class Decoder:
         residual = self._embed(token_ids)
         if facts.embedding_multiplier != 1.0:
             residual = residual.mul_(facts.embedding_multiplier)
-        at_once = self.run_layers and self.run_layers(residual, positions, caches, batch)
+        at_once = self.run_layers and self.run_layers(residual, positions, caches, batch, self._count)
         if at_once is not None:
-            self.done += len(self.layers)
             return at_once
         angles = [(cos.index_select(0, positions), sin.index_select(0, positions)) for cos, sin in self.ropes]
         hidden = norm(ops, residual, self.layers[0].attention_norm)
@@ -95,6 +94,9 @@ class Decoder:
             hidden = run_layer(ops, facts, layer, hidden, residual, turned, cache, batch, next_norm, self.group)
             self.done += 1
         return hidden
+
+    def _count(self, layers: int) -> None:
+        self.done += layers
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         """(int64 [T]) -> [T, hidden]. Ids of other ranks' rows add nothing here."""

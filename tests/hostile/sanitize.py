@@ -20,7 +20,7 @@ FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
 #: What no image is built for, and `-march=native` of an older processor is: vectors of 8 and of 4 lanes, nothing fused.
 OLDER = {"x86-64": ("-march=x86-64", "-Wno-psabi"), "avx": ("-mavx",)}
 TESTS = ("tests/kernels/test_native.py", "tests/kernels/test_quantized.py", "tests/kernels/test_int8.py",
-         "tests/kernels/test_native_draw.py", "tests/models/test_layers_at_once.py",
+         "tests/kernels/test_native_draw.py", "tests/models/test_layers_at_once.py", "tests/models/test_wide_layers.py",
          "tests/hostile/test_weights.py")  # fmt: skip
 #: They build kernels of their own, or look at the processor.
 LEFT_OUT = "build or compiler or writ or openmp or torch_rows or foreseen or rows_are_named or panels"

@@ -18,7 +18,7 @@ from plimsoll.runtime.kernels import build
 
 NATIVE, QUANTIZED, INT8 = "test_native.py", "test_quantized.py", "test_int8.py"
 SUPER, CACHE, PAIRS = "test_super_blocks.py", "test_quantized_cache.py", "test_pairs.py"
-ATTENTION, DRAW = "test_attention_pairs.py", "test_native_draw.py"
+ATTENTION, DRAW, WIDE = "test_attention_pairs.py", "test_native_draw.py", "../models/test_wide_layers.py"
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,16 @@ MUTANTS = (
            "upper << (16 - place)", (NATIVE,)),
     Mutant("attention in pairs: the middle of codes is not taken back", "attention_pairs.c",
            "offset = add_pair(offset, both, back);", "", (NATIVE,)),
+    Mutant("wide layers: the gate for up", "wide_layers.c", "next->K + column + at - PIECE",
+           "column + at - PIECE", (WIDE,)),
+    Mutant("wide layers: the residual is left out", "wide_layers.c",
+           "load(to + r * w->N + h) + load(own + r * PANEL + h)", "load(own + r * PANEL + h)", (WIDE,)),
+    Mutant("wide layers: a band writes over the one before", "wide_layers.c",
+           "out + task / t.shares * t.height * words(next)", "out + task / t.shares * words(next)", (WIDE,)),
+    Mutant("wide layers: each piece of a run begins the sum", "int8.c",
+           "if (column % group % RUN) memcpy(&sum, place, 4);", "", (WIDE,)),
+    Mutant("wide layers: the first panel's bias for all", "wide_layers.c", "w->bias ? w->bias + n : NULL",
+           "w->bias ? w->bias : NULL", (WIDE,)),
     Mutant("cache of codes: scale and minimum change places", "attention.c", "width, k_scales, k_scales + S, sums_of_q",
            "width, k_scales + S, k_scales, sums_of_q", (CACHE, NATIVE), unpaired=True),
     Mutant("cache of 4 bits: values' wrong nibble", "attention.c",

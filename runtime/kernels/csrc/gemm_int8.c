@@ -1,28 +1,13 @@
 /* y = x w^T + bias over weights of 4 or 8 bits (quant.h) with rows quantized to 8 bits, as int8.h says to the bit. */
+#include "band.h"
 #include "bounds.h"
 #include "meet_int8.h"
-#include "room.h"
 #include <stdlib.h>
-
-/* Tiles of a band of rows: so many stay in the second cache while panels go by. */
-#define TILES_A_BAND 48
 
 /* Bytes of a panel that two tiles do not widen. */
 #define NEAR_BYTES (56L << 10)
 
 static const float nothing[PANEL];
-
-/* Rows as quantize_rows leaves them, in tiles of `high` rows, from one that begins a tile on. */
-typedef struct {
-    const uint32_t *x;
-    long rows, high;
-} band;
-
-INLINE band from_row(band b, shape s, long row)
-{
-    b.x += row * words_of(s.K, s.group), b.rows -= row;
-    return b;
-}
 
 /* The first tile of a band at a word of columns, a piece and a run. */
 INLINE tile tile_at(band b, shape s, long quad, long piece, long run)
@@ -178,11 +163,16 @@ static void meet_band(const codes *of, int bits, band b, shape s, const char *w,
     }
 }
 
+void meet_panel(int bits, band b, shape s, const char *w, const float *from, float *y, long ldy)
+{
+    meet_band(codes_of(bits), bits, b, s, w, from ? from : nothing, y, ldy);
+}
+
 /* Rows of a band against panels [first, last); the last panel through a buffer where N does not fill it, so that
  * nothing beyond y is written. */
-static void meet_share(const codes *of, int bits, band b, shape s, const char *w, long first, long last,
-                       const float *bias, float *y, long N)
+void meet_share(int bits, band b, shape s, const char *w, long first, long last, const float *bias, float *y, long N)
 {
+    const codes *of = codes_of(bits);
     const kernels *by = &of->by[has_offset(bits, s.scale)][s.group <= PIECE];
     long p = first, full = last * PANEL <= N ? last : last - 1;
     if (b.rows <= b.high) by->few(s, b, w, first, full, bias, y, N), p = full;
@@ -205,20 +195,6 @@ static void meet_share(const codes *of, int bits, band b, shape s, const char *w
         for (long r = 0; r < part.rows; r++)
             memcpy(y + (row + r) * N + p * PANEL, out + r * PANEL, width * sizeof(float));
     }
-}
-
-INLINE long tile_height(long rows)
-{
-    long tiles = (rows + INT8_ROWS - 1) / INT8_ROWS;
-    return (rows + tiles - 1) / tiles;
-}
-
-INLINE long most_rows(long M, long K, long group)
-{
-    const long unit = 2 * INT8_ROWS;
-    long most = ROUNDED_BYTES / (4 * words_of(K, group)) / unit * unit;
-    if (most < unit) most = unit;
-    return M < most ? M : most;
 }
 
 needs needs_of_int8(long M, long K, long group)
@@ -251,7 +227,6 @@ void linear_int8_team(int bits, int scale, const float *x, const char *w, const 
 {
     shape s = {K, group, 0, scale};
     s.panel = panel_bytes(bits, s);
-    const codes *of = codes_of(bits);
     const long panels = (N + PANEL - 1) / PANEL, threads = omp_get_num_threads(), most = most_rows(M, K, group);
     for (long done = 0; done < M; done += most, x += most * K, y += most * N) {
         long rows = M - done < most ? M - done : most;
@@ -263,7 +238,7 @@ void linear_int8_team(int bits, int scale, const float *x, const char *w, const 
             band mine = from_row(all, s, row);
             if (mine.rows > t.height) mine.rows = t.height;
             long first = panels * share / t.shares, last = panels * (share + 1) / t.shares;
-            meet_share(of, bits, mine, s, w, first, last, bias, y + row * N, N);
+            meet_share(bits, mine, s, w, first, last, bias, y + row * N, N);
         }
     }
 }

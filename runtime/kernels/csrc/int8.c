@@ -1,4 +1,5 @@
 #include "int8.h"
+#include "rowwise.h"
 
 #if HAVE_VNNI
 #include <cpuid.h>
@@ -162,4 +163,26 @@ void quantize_rows(int bits, const float *x, long rows, long high, long K, long 
 {
     if (bits == 4) put_rows(4, x, rows, high, K, group, out);
     else put_rows(8, x, rows, high, K, group, out);
+}
+
+INLINE void put_gated(const int bits, const float *both, long rows, long high, long K, long group, long column, uint32_t *out)
+{
+    const int32_t excess = EXCESS(vnni_works() ? VNNI : PLAIN, bits);
+    const long runs = (group + RUN - 1) / RUN, run = column / group * runs + column % group / RUN;
+    const long quads = quads_of(K, group), first = quads + 2 * (column / PIECE), sums = quads + 2 * pieces_of(K, group) + run;
+    for (long row = 0; row < rows; row += high, out += high * words_of(K, group))
+        for (long r = 0; r < high && row + r < rows; r++, both += 2 * PIECE) {
+            float made[PIECE], sum = 0;
+            activate_row_of(SILU, both, both + PIECE, made, 0, PIECE);
+            uint32_t *place = out + sums * high + r;
+            if (column % group % RUN) memcpy(&sum, place, 4);
+            sum += put_piece(bits, PIECE, made, excess, high, out + column / 4 * high + r, out + first * high + 2 * r);
+            memcpy(place, &sum, 4);
+        }
+}
+
+void quantize_gated(int bits, const float *both, long rows, long high, long K, long group, long column, uint32_t *out)
+{
+    if (bits == 4) put_gated(4, both, rows, high, K, group, column, out);
+    else put_gated(8, both, rows, high, K, group, column, out);
 }

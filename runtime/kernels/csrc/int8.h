@@ -52,6 +52,9 @@ INLINE long words_of(long K, long group) { return quads_of(K, group) + 2 * piece
  * from `rows` on are left alone. A piece with a number that is not finite has codes of 0 and a scale that is no number.
  * `bits`: of the weights. */
 void quantize_rows(int bits, const float *x, long rows, long high, long K, long group, uint32_t *out);
+/* SiLU of gate times up, both [rows][2][PIECE], becomes the piece of each row that begins at `column`: `out` as
+ * quantize_rows has it, tile after tile. Pieces of a run come in ascending order. Groups are whole pieces. */
+void quantize_gated(int bits, const float *both, long rows, long high, long K, long group, long column, uint32_t *out);
 
 /* A code of 8 bits with VPDPBUSD is unsigned: 128 more. One of 4 bits is 8 more always. */
 #define EXCESS(how, bits) ((bits) == 4 ? 8 : (how) == VNNI ? 128 : 0)

@@ -3,47 +3,12 @@
  *
  * Covers layers with RMS norms before attention and before the MLP, of each head of q and k or of none; one rotary
  * embedding of whole heads; scores without a cap; a gated SiLU. `native_layers.covers` says so: others run op by op. */
-#include "bounds.h"
-#include "cache.h"
-#include "rowwise.h"
-#include "team.h"
+#include "layers.h"
 #include <omp.h>
 #include <stdlib.h>
 
 /* Columns of a gate that are one thread's share. */
 #define GATES 512
-
-/* `bits`: 4 and 8 are codes, 16 bfloat16, 32 float32. */
-typedef struct {
-    const void *data;
-    const float *bias;
-    long bits, scale, N, K, group;
-} matrix;
-
-typedef struct {
-    matrix qkv, output, gate_up, down;
-    const float *attention_norm, *q_norm, *k_norm, *mlp_norm;
-    void *k_cache, *v_cache;
-    long window;
-} layer;
-
-typedef struct {
-    const layer *layers;
-    const float *final_norm, *cos, *sin;
-    long count, hidden, H, G, D, S, cache, positions, blocks;
-    float eps, scale;
-    /* Where other ranks hold the other heads and columns: makes `added` the sum over ranks. Null where there are none. */
-    int (*sum)(void *group, float *added, long floats);
-    void *group;
-    /* Whether rows are quantized to 8 bits where they meet codes. */
-    long int8;
-} model;
-
-typedef struct {
-    const int64_t *positions, *slots;
-    const int32_t *starts, *contexts, *tables;
-    long T, B, table_width;
-} step;
 
 typedef struct {
     float *qkv, *mixed, *gate_up, *gated, *added, *own;
@@ -53,8 +18,6 @@ typedef struct {
     char *rooms;
 } space;
 
-static long most(long a, long b) { return a > b ? a : b; }
-
 static void multiply(const model *m, const float *x, const matrix *w, float *y, long T, const space *at)
 {
     room own = room_in(at->rooms, at->needed);
@@ -62,21 +25,6 @@ static void multiply(const model *m, const float *x, const matrix *w, float *y, 
     else if (w->bits == 32) linear_f32_team(x, w->data, w->bias, y, T, w->N, w->K);
     else if (m->int8) linear_int8_team((int)w->bits, (int)w->scale, x, w->data, w->bias, y, T, w->N, w->K, w->group, own);
     else linear_quant_team((int)w->bits, (int)w->scale, x, w->data, w->bias, y, T, w->N, w->K, w->group, own);
-}
-
-/* Norms, rotations and the cache of the heads that share one key; norms first, as the model was trained. */
-static void place_heads(const model *m, const layer *l, const step *s, float *qkv, long t, long g)
-{
-    long D = m->D, group = m->H / m->G, row = (m->H + 2 * m->G) * D;
-    float *q = qkv + t * row + g * group * D, *k = qkv + t * row + (m->H + g) * D, *v = k + m->G * D;
-    if (l->q_norm) {
-        for (long h = 0; h < group; h++) normalise(q + h * D, l->q_norm, q + h * D, D, m->eps);
-        normalise(k, l->k_norm, k, D, m->eps);
-    }
-    const float *cos = m->cos + s->positions[t] * (D / 2), *sin = m->sin + s->positions[t] * (D / 2);
-    rotate(q, group, D, cos, sin, D / 2);
-    rotate(k, 1, D, cos, sin, D / 2);
-    write_row((int)m->cache, k, v, l->k_cache, l->v_cache, s->slots[t], g, m->G, m->S, D);
 }
 
 /* One thread talks to the other ranks. Once that has failed nothing is worth computing, and the call says so. */
@@ -118,8 +66,6 @@ static void run_layer(const model *m, const layer *l, const float *next_norm, co
         add_and_normalise(at->added + t * m->hidden, residual + t * m->hidden, next_norm, hidden + t * m->hidden,
                           m->hidden, m->eps);
 }
-
-static long padded(long floats) { return (floats + 15) / 16 * 16; }
 
 /* residual [T, hidden], changed in place, -> hidden [T, hidden], normed by the last norm. Returns DONE, or
  * NO_MEMORY or OUTSIDE: then nothing was changed; APART: the other ranks are gone. */

@@ -1,0 +1,225 @@
+/* Layers of a step of many rows whose weights are all codes and whose rows are quantized to 8 bits: what the operations
+ * do one by one, to the same bit, without most of what they leave in memory for each other.
+ *
+ * Norms go straight into quantized rows, and so does SiLU of gate times up, a piece of columns at a time; what attention
+ * and the MLP make is added to the residual as it is made. `wide_floats` says which models are covered. */
+#include "band.h"
+#include "layers.h"
+#include <omp.h>
+#include <stdlib.h>
+
+/* Rows of a band at most. */
+#define BAND_ROWS (TILES_A_BAND * INT8_ROWS)
+
+typedef struct {
+    float *qkv, *mixed, *own;
+    uint32_t *rows;
+} space;
+
+INLINE shape shape_of(const matrix *w)
+{
+    shape s = {w->K, w->group, 0, (int)w->scale};
+    s.panel = panel_bytes((int)w->bits, s);
+    return s;
+}
+
+INLINE long words(const matrix *w) { return words_of(w->K, w->group); }
+
+/* Rows that go through products at once, of which each takes `words` words as it is quantized. */
+static long rows_at_a_time(long T, long words)
+{
+    const long unit = 2 * INT8_ROWS, longest = most(ROUNDED_BYTES / (4 * words) / unit * unit, unit);
+    const long parts = (T + longest - 1) / longest;
+    return ((T + parts - 1) / parts + unit - 1) / unit * unit;
+}
+
+/* Words of `rows` rows in whole tiles. */
+static long room_of(long rows, long words) { return padded((rows + INT8_ROWS) * words); }
+
+/* x [rows][K], normed if there is a norm, in tiles. */
+static band quantize_all(const matrix *w, const float *x, const float *norm, float eps, long rows, uint32_t *out, float *own)
+{
+    const band all = {out, rows, tile_height(rows)};
+#pragma omp for
+    for (long row = 0; row < rows; row += all.high) {
+        const long count = rows - row < all.high ? rows - row : all.high;
+        const float *from = x + row * w->K;
+        for (long r = 0; norm && r < count; r++) normalise(from + r * w->K, norm, own + r * w->K, w->K, eps);
+        quantize_rows((int)w->bits, norm ? own : from, count, all.high, w->K, w->group, out + row * words(w));
+    }
+    return all;
+}
+
+INLINE band part_of(band all, shape s, tasks t, long task)
+{
+    const long row = task / t.shares * t.height;
+    band mine = from_row(all, s, row);
+    if (mine.rows > t.height) mine.rows = t.height;
+    return mine;
+}
+
+/* y [rows][N] = the rows against w + its bias. */
+static void put_products(const matrix *w, band all, float *y)
+{
+    const shape s = shape_of(w);
+    const long panels = (w->N + PANEL - 1) / PANEL;
+    const tasks t = tasks_of(all.rows, TILES_A_BAND * all.high, all.high, panels, omp_get_num_threads());
+#pragma omp for schedule(dynamic, 1)
+    for (long task = 0; task < t.bands * t.shares; task++) {
+        const long share = task % t.shares;
+        meet_share((int)w->bits, part_of(all, s, t, task), s, w->data, panels * share / t.shares,
+                   panels * (share + 1) / t.shares, w->bias, y + task / t.shares * t.height * w->N, w->N);
+    }
+}
+
+/* y [rows][N] += the rows against w + its bias; N is whole panels. */
+static void sum_products(const matrix *w, band all, float *y, float *own)
+{
+    const shape s = shape_of(w);
+    const long panels = w->N / PANEL;
+    const tasks t = tasks_of(all.rows, TILES_A_BAND * all.high, all.high, panels, omp_get_num_threads());
+#pragma omp for schedule(dynamic, 1)
+    for (long task = 0; task < t.bands * t.shares; task++) {
+        const long share = task % t.shares;
+        const band mine = part_of(all, s, t, task);
+        for (long p = panels * share / t.shares; p < panels * (share + 1) / t.shares; p++) {
+            float *to = y + task / t.shares * t.height * w->N + p * PANEL;
+            meet_panel((int)w->bits, mine, s, (const char *)w->data + p * s.panel, w->bias ? w->bias + p * PANEL : NULL, own,
+                       PANEL);
+            for (long r = 0; r < mine.rows; r++)
+                UNROLL for (int h = 0; h < PANEL; h += LANES)
+                    store(to + r * w->N + h, load(to + r * w->N + h) + load(own + r * PANEL + h));
+        }
+    }
+}
+
+/* The rows against gate and up, through SiLU and quantized for `next`, into `out`: a piece of columns of both at a time.
+ * One thread makes all pieces of a run that has a sum. */
+static void gate_products(const matrix *w, const matrix *next, band all, uint32_t *out, float *own)
+{
+    const shape s = shape_of(w);
+    const long group = next->group, run = group < RUN ? group : RUN;
+    const long unit = has_offset((int)next->bits, (int)next->scale) ? run : PIECE, units_of_group = (group + unit - 1) / unit;
+    const long units = next->K / group * units_of_group;
+    tasks t = tasks_of(all.rows, TILES_A_BAND * all.high, all.high, w->N / PANEL, omp_get_num_threads());
+    if (t.shares > units) t.shares = units;
+#pragma omp for schedule(dynamic, 1)
+    for (long task = 0; task < t.bands * t.shares; task++) {
+        const long share = task % t.shares;
+        const band mine = part_of(all, s, t, task);
+        uint32_t *to = out + task / t.shares * t.height * words(next);
+        for (long u = units * share / t.shares; u < units * (share + 1) / t.shares; u++) {
+            const long begin = u / units_of_group * group, first = begin + u % units_of_group * unit;
+            const long end = first + unit < begin + group ? first + unit : begin + group;
+            for (long column = first; column < end; column += PIECE) {
+                for (long at = 0; at < 2 * PIECE; at += PANEL) {
+                    const long n = at < PIECE ? column + at : next->K + column + at - PIECE;
+                    meet_panel((int)w->bits, mine, s, (const char *)w->data + n / PANEL * s.panel,
+                               w->bias ? w->bias + n : NULL, own + at, 2 * PIECE);
+                }
+                quantize_gated((int)next->bits, own, mine.rows, mine.high, next->K, group, column, to);
+            }
+        }
+    }
+}
+
+static void run_layer(const model *m, const layer *l, const step *s, const long *first_task, const space *at,
+                      float *residual, float *own)
+{
+    const long T = s->T, hidden = m->hidden;
+    attention_job job = {at->qkv, l->qkv.N, m->D, m->H, m->G, m->D, m->S, l->k_cache, l->v_cache, s->starts, s->contexts,
+                         s->tables, s->B, s->table_width, l->window, m->scale, 0, at->mixed, (int)m->cache};
+    long count = rows_at_a_time(T, words(&l->qkv));
+    for (long done = 0; done < T; done += count) {
+        const long rows = T - done < count ? T - done : count;
+        const band all = quantize_all(&l->qkv, residual + done * hidden, l->attention_norm, m->eps, rows, at->rows, own);
+        put_products(&l->qkv, all, at->qkv + done * l->qkv.N);
+    }
+#pragma omp for
+    for (long t = 0; t < T; t++)
+        for (long g = 0; g < m->G; g++) place_heads(m, l, s, at->qkv, t, g);
+    attention_team(&job, first_task, own);
+    count = rows_at_a_time(T, words(&l->output));
+    for (long done = 0; done < T; done += count) {
+        const long rows = T - done < count ? T - done : count;
+        const band all = quantize_all(&l->output, at->mixed + done * l->output.K, NULL, 0, rows, at->rows, own);
+        sum_products(&l->output, all, residual + done * hidden, own);
+    }
+    count = rows_at_a_time(T, words(&l->gate_up) + words(&l->down));
+    uint32_t *gated = at->rows + room_of(count, words(&l->gate_up));
+    for (long done = 0; done < T; done += count) {
+        const long rows = T - done < count ? T - done : count;
+        const band all = quantize_all(&l->gate_up, residual + done * hidden, l->mlp_norm, m->eps, rows, at->rows, own);
+        gate_products(&l->gate_up, &l->down, all, gated, own);
+        const band made = {gated, rows, all.high};
+        sum_products(&l->down, made, residual + done * hidden, own);
+    }
+}
+
+/* Floats of working space: of all threads together, of the rows that are quantized, and of each thread. */
+typedef struct {
+    long qkv, mixed, rows, own;
+} floats;
+
+static floats floats_of(const model *m, long T, const attention_job *any)
+{
+    floats all = {0, padded(T * m->H * m->D), 0, most(attention_scratch(any), 2 * PIECE * BAND_ROWS)};
+    for (long i = 0; i < m->count; i++) {
+        const layer *l = m->layers + i;
+        const long qkv = words(&l->qkv), output = words(&l->output), both = words(&l->gate_up) + words(&l->down);
+        const long count = rows_at_a_time(T, both);
+        all.qkv = most(all.qkv, padded(T * l->qkv.N));
+        all.own = most(all.own, INT8_ROWS * m->hidden);
+        all.rows = most(all.rows, room_of(count, words(&l->gate_up)) + room_of(count, words(&l->down)));
+        all.rows = most(all.rows, most(room_of(rows_at_a_time(T, qkv), qkv), room_of(rows_at_a_time(T, output), output)));
+    }
+    all.own = padded(all.own);
+    return all;
+}
+
+static attention_job any_job(const model *m, const step *s)
+{
+    return (attention_job){.H = m->H, .G = m->G, .D = m->D, .S = m->S, .starts = s->starts, .contexts = s->contexts,
+                           .tables = s->tables, .B = s->B, .table_width = s->table_width, .cache = (int)m->cache};
+}
+
+/* Floats that `run_wide_layers` works in, for a step of T rows; 0 where it does not cover the model. */
+long wide_floats(const model *m, long T)
+{
+    if (!m->int8 || m->sum || m->hidden % PANEL) return 0;
+    for (long i = 0; i < m->count; i++) {
+        const layer *l = m->layers + i;
+        if (l->qkv.bits > 8 || l->output.bits > 8 || l->gate_up.bits > 8 || l->down.bits > 8 || l->down.group % PIECE) return 0;
+    }
+    const attention_job any = any_job(m, &(step){0});
+    const floats all = floats_of(m, T, &any);
+    return all.qkv + all.mixed + all.rows + omp_get_max_threads() * all.own;
+}
+
+/* Layers [first, last): residual [T, hidden], changed in place. After the last layer of all, hidden [T, hidden] is the
+ * residual, normed by the last norm. `memory`: of wide_floats, 64-byte aligned. Returns as run_layers does. */
+int run_wide_layers(const model *m, const step *s, long first, long last, float *residual, float *hidden, float *memory)
+{
+    const attention_job any = any_job(m, s);
+    if (!all_within(s->positions, s->T, m->positions) || !all_within(s->slots, s->T, m->blocks * m->S) ||
+        !sequences_fit(&any, s->T, m->blocks))
+        return OUTSIDE;
+    const floats all = floats_of(m, s->T, &any);
+    float *rows = memory + all.qkv + all.mixed;
+    const space at = {memory, memory + all.qkv, rows + all.rows, (uint32_t *)rows};
+    long *first_task = malloc((s->B + 1) * sizeof(long));
+    if (!first_task) return NO_MEMORY;
+    attention_tasks(&any, first_task);
+#pragma omp parallel
+    {
+        float *own = at.own + omp_get_thread_num() * all.own;
+        for (long i = first; i < last; i++) run_layer(m, m->layers + i, s, first_task, &at, residual, own);
+        if (last == m->count) {
+#pragma omp for
+            for (long t = 0; t < s->T; t++)
+                normalise(residual + t * m->hidden, m->final_norm, hidden + t * m->hidden, m->hidden, m->eps);
+        }
+    }
+    free(first_task);
+    return DONE;
+}

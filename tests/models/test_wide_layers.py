@@ -1,0 +1,116 @@
+"""A step of many rows of 8 bits runs each layer in one call: to the bit what the operations give one by one."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plimsoll.api.precision import HeldCache, Precision
+from plimsoll.checkpoint import open_checkpoint
+from plimsoll.runtime.engine.worker.runner import Runner
+from plimsoll.runtime.kernels.native import native_kernels
+from plimsoll.runtime.kernels.native_layers import FEW_ROWS
+from plimsoll.runtime.kernels.table import Kernels
+from plimsoll.runtime.models.loader import load_decoder
+from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
+from tests.support.paging import Chunk, make_sequences, runner_of
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "biased": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+    # Runs of 512 columns and a shorter one, where a row has one scale; qkv that fills no panel.
+    "wide gates": ("LlamaForCausalLM", {"intermediate_size": 1120, "num_key_value_heads": 1, "head_dim": 8}),
+    "norms of heads": ("Qwen3ForCausalLM", {"intermediate_size": 256}),
+}
+PROMPTS = [[(11 * i + 7 * n) % VOCAB_SIZE for i in range(n)] for n in (300, 3, 131)]
+CHUNKS = ((300, 3, 131), (129, 1, 0))
+"""434 rows are two bands; 130 are one that is no whole number of tiles."""
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    architecture, overrides = MODELS[request.param]
+    return make_checkpoint(
+        tmp_path_factory.mktemp("model"), architecture, tokenizer=False, max_position_embeddings=512, **overrides
+    )
+
+
+def built(folder: Path, kernels: Kernels, precision: Precision, cache: HeldCache = "float") -> Runner:
+    checkpoint = open_checkpoint(folder)
+    decoder = load_decoder(checkpoint, checkpoint.facts, kernels, torch.bfloat16, precision=precision)
+    return runner_of(decoder, 40, 16, torch.bfloat16, cache)
+
+
+def without_operations(kernels: Kernels) -> Kernels:
+    """Layers have nothing but the one call."""
+    return dataclasses.replace(kernels, attention=None, activate=None, rope=None)  # type: ignore[arg-type]
+
+
+def step(runner: Runner, counts: tuple[int, ...]) -> torch.Tensor:
+    sequences = make_sequences(runner, PROMPTS)
+    return runner.step([Chunk(seq, n) for seq, n in zip(sequences, counts, strict=True) if n]).logits
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("precision", "cache"), [("w4a16", "float"), ("w8a16", "float"), ("w4a16", "int4")])
+def test_it_is_the_same_to_the_bit(folder: Path, precision: Precision, cache: HeldCache, threads: int) -> None:
+    torch.set_num_threads(threads)
+    table = native_kernels("cpu", torch.bfloat16, int8=True)
+    for counts in CHUNKS:
+        at_once = built(folder, without_operations(table), precision, cache)
+        one_by_one = built(folder, dataclasses.replace(table, layers=None), precision, cache)
+        assert torch.equal(step(at_once, counts), step(one_by_one, counts))
+        assert torch.equal(at_once.cache.pool, one_by_one.cache.pool)
+        assert at_once.cache.pool.count_nonzero() > 0
+        assert at_once.decoder.done == one_by_one.decoder.done
+
+
+def test_a_larger_step_after_a_smaller_one_keeps_the_bits(folder: Path) -> None:
+    """The working space grows."""
+    table = native_kernels("cpu", torch.bfloat16, int8=True)
+    again, fresh = built(folder, table, "w4a16"), built(folder, table, "w4a16")
+    for counts in reversed(CHUNKS):
+        found = step(again, counts)
+    assert torch.equal(found, step(fresh, CHUNKS[0]))
+
+
+@pytest.mark.parametrize(
+    ("kernels", "precision"),
+    [
+        (native_kernels("cpu", torch.bfloat16, int8=True), "bfloat16"),
+        (native_kernels("cpu", torch.bfloat16), "w4a16"),
+        (native_kernels("cpu", torch.bfloat16, FEW_ROWS, int8=True), "w4a16"),
+    ],
+    ids=["weights that are no codes", "rows of bfloat16", "products of torch"],
+)
+def test_what_is_not_covered_is_left_to_the_operations(folder: Path, kernels: Kernels, precision: Precision) -> None:
+    with pytest.raises(TypeError, match="not callable"):
+        step(built(folder, without_operations(kernels), precision), CHUNKS[0])
+    assert step(built(folder, kernels, precision), CHUNKS[0]).isfinite().all()
+
+
+@pytest.mark.parametrize("changed", ["positions", "slots"])
+def test_places_outside_are_refused_and_nothing_is_written(folder: Path, changed: str) -> None:
+    runner = built(folder, native_kernels("cpu", torch.bfloat16, int8=True), "w4a16")
+    forward = runner.decoder.forward
+
+    def broken(token_ids: Any, positions: Any, caches: Any, batch: Any) -> Any:
+        if changed == "positions":
+            positions[7] = 1 << 40
+        else:
+            batch.slot_mapping[7] = 40 * 16
+        return forward(token_ids, positions, caches, batch)
+
+    runner.decoder.forward = broken  # type: ignore[method-assign]
+    with pytest.raises(IndexError, match="lies outside"):
+        step(runner, CHUNKS[0])
+    assert not runner.cache.pool.any()
