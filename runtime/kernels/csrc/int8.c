@@ -1,5 +1,6 @@
 #include "int8.h"
 #include "rowwise.h"
+#include "six_rows.h"
 
 #if HAVE_VNNI
 #include <cpuid.h>
@@ -159,10 +160,40 @@ INLINE void put_rows(const int bits, const float *x, long rows, long high, long 
     }
 }
 
+#if defined(SIX)
+/* A tile of six rows, a piece of all at a time: groups are whole pieces. */
+INLINE void put_six_rows(const int bits, const float *x, long K, long group, uint32_t *out)
+{
+    const int32_t excess = EXCESS(vnni_works() ? VNNI : PLAIN, bits);
+    uint32_t *quads = out, *ends = out + quads_of(K, group) * SIX, *sums = ends + 2 * pieces_of(K, group) * SIX;
+    float parts[LANES], sum[SIX] = {0};
+    for (long k = 0; k < K; k += PIECE, quads += PIECE / 4 * SIX, ends += 2 * SIX) {
+        if (!quantize_six(bits, x + k, K, excess, quads, ends, parts))
+            for (int r = 0; r < SIX; r++) parts[r] = put_piece(bits, PIECE, x + r * K + k, excess, SIX, quads + r, ends + 2 * r);
+        for (int r = 0; r < SIX; r++) sum[r] += parts[r];
+        const long next = (k + PIECE) % group;
+        if (next && next % RUN) continue;
+        memcpy(sums, sum, sizeof sum), memset(sum, 0, sizeof sum);
+        sums += SIX;
+    }
+}
+#endif
+
+INLINE void put_tile(const int bits, const float *x, long rows, long high, long K, long group, uint32_t *out)
+{
+#if defined(SIX)
+    if (rows == SIX && high == SIX && group % PIECE == 0) {
+        put_six_rows(bits, x, K, group, out);
+        return;
+    }
+#endif
+    put_rows(bits, x, rows, high, K, group, out);
+}
+
 void quantize_rows(int bits, const float *x, long rows, long high, long K, long group, uint32_t *out)
 {
-    if (bits == 4) put_rows(4, x, rows, high, K, group, out);
-    else put_rows(8, x, rows, high, K, group, out);
+    if (bits == 4) put_tile(4, x, rows, high, K, group, out);
+    else put_tile(8, x, rows, high, K, group, out);
 }
 
 INLINE void put_gated(const int bits, const float *both, long rows, long high, long K, long group, long column, uint32_t *out)
@@ -170,15 +201,24 @@ INLINE void put_gated(const int bits, const float *both, long rows, long high, l
     const int32_t excess = EXCESS(vnni_works() ? VNNI : PLAIN, bits);
     const long runs = (group + RUN - 1) / RUN, run = column / group * runs + column % group / RUN;
     const long quads = quads_of(K, group), first = quads + 2 * (column / PIECE), sums = quads + 2 * pieces_of(K, group) + run;
-    for (long row = 0; row < rows; row += high, out += high * words_of(K, group))
-        for (long r = 0; r < high && row + r < rows; r++, both += 2 * PIECE) {
-            float made[PIECE], sum = 0;
-            activate_row_of(SILU, both, both + PIECE, made, 0, PIECE);
-            uint32_t *place = out + sums * high + r;
-            if (column % group % RUN) memcpy(&sum, place, 4);
-            sum += put_piece(bits, PIECE, made, excess, high, out + column / 4 * high + r, out + first * high + 2 * r);
-            memcpy(place, &sum, 4);
+    for (long row = 0; row < rows; row += high, out += high * words_of(K, group), both += 2 * PIECE * high) {
+        const long count = rows - row < high ? rows - row : high;
+        float made[INT8_ROWS * PIECE] __attribute__((aligned(64))), parts[LANES > INT8_ROWS ? LANES : INT8_ROWS];
+        for (long r = 0; r < count; r++)
+            activate_row_of(SILU, both + r * 2 * PIECE, both + r * 2 * PIECE + PIECE, made + r * PIECE, 0, PIECE);
+        uint32_t *codes = out + column / 4 * high, *ends = out + first * high, *place = out + sums * high;
+        int done = 0;
+#if defined(SIX)
+        if (count == SIX && high == SIX) done = quantize_six(bits, made, PIECE, excess, codes, ends, parts);
+#endif
+        for (long r = 0; r < count; r++) {
+            float sum = 0;
+            if (!done) parts[r] = put_piece(bits, PIECE, made + r * PIECE, excess, high, codes + r, ends + 2 * r);
+            if (column % group % RUN) memcpy(&sum, place + r, 4);
+            sum += parts[r];
+            memcpy(place + r, &sum, 4);
         }
+    }
 }
 
 void quantize_gated(int bits, const float *both, long rows, long high, long K, long group, long column, uint32_t *out)
