@@ -1,12 +1,14 @@
 """The demo model from a hub, a bucket and an image: the same steps, the same answer."""
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -42,9 +44,11 @@ def bucket(address: str, file: Path) -> Iterator[str]:
         thread.join(10)
 
 
-def _served(scene: Scene, deployment: ModelDeployment) -> None:
+def _served(scene: Scene, deployment: ModelDeployment) -> str:
+    """Waits until it is ready, and checks an answer and the status; returns the URL of its server."""
     steps = deployment.follow()
-    client = openai.OpenAI(base_url=f"{scene.url(deployment)}/v1", api_key="none", max_retries=0)
+    url = scene.url(deployment)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     eventually(lambda: deployment.routable() == 1, 30, "the pod is behind the Service")
     answer = client.completions.create(
         model=deployment.name, prompt="The capital of France is", max_tokens=8, temperature=0
@@ -56,18 +60,33 @@ def _served(scene: Scene, deployment: ModelDeployment) -> None:
     startup = eventually(lambda: deployment.status.get("startup"), 60, "status.startup")
     scene.result.note(steps=steps, source=source, startup=startup)
     scene.result.note(words=" ".join(f"{s['phase']}@{s['at']}" for s in steps))
+    return url
 
 
-def test_from_a_bucket(bare: Scene, model_file: Path) -> None:
+def test_from_a_bucket_with_a_draft_from_there(bare: Scene, model_file: Path) -> None:
     with bucket(host_address(bare.cluster), model_file) as endpoint:
         bare.cluster.kubectl(
             "create", "secret", "generic", "s3", "-n", bare.namespace,
             f"--from-literal=AWS_ACCESS_KEY_ID={KEY_ID}", f"--from-literal=AWS_SECRET_ACCESS_KEY={SECRET}",
         )  # fmt: skip
-        model = {"source": f"s3://{BUCKET}/smollm2", "endpoint": endpoint, "credentialsSecret": "s3"}
-        deployment = bare.deploy(model=model)
-        _served(bare, deployment)
+        source = f"s3://{BUCKET}/smollm2"
+        model = {"source": source, "endpoint": endpoint, "credentialsSecret": "s3"}
+        # The model is its own draft: each of its guesses comes true.
+        deployment = bare.deploy(model=model, serving={"draft": {"source": source}, "speculativeTokens": 4})
+        url = _served(bare, deployment)
         assert SECRET not in str(deployment.get()) + str(deployment.pods())
+    device = deployment.status["budget"]["perDevice"]
+    assert device["draft"] == device["weights"] > 90_000_000
+    guessed, kept = (_counted(url, f"spec_decode_num_{kind}_tokens") for kind in ("draft", "accepted"))
+    bare.result.note(budget=device, guessed=guessed, kept=kept)
+    assert 0 < kept == guessed
+
+
+def _counted(url: str, name: str) -> float:
+    """The counter of that name at the server's page of metrics."""
+    page = httpx.get(f"{url}/metrics", timeout=10).raise_for_status().text
+    [value] = re.findall(rf"^plimsoll:{name}_total{{.*}} (\S+)$", page, re.MULTILINE)
+    return float(value)
 
 
 def test_from_a_hub_with_a_cache_that_is_filled_once(bare: Scene, model_file: Path) -> None:
