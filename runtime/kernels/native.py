@@ -186,7 +186,7 @@ def native_kernels(
 
 
 def _int8_name(library: Any) -> str:
-    return "-int8-vnni" if library.vnni_works() else "-int8"
+    return "-int8-vnni" if library.vnni_works() else "-int8-dotprod" if library.sdot_works() else "-int8"
 
 
 def _layers(library: Any, dtype: torch.dtype, wide_rows: int | None, int8: bool) -> Callable[..., RunLayers | None]:

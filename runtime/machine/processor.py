@@ -6,6 +6,8 @@ from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")
 
+_DOTS = {32: "avx512_vnni", 16: "avx_vnni", 8: "asimddp"}
+"""What multiplies four bytes at once, by rows of a panel."""
 _V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"})
 
 
@@ -57,20 +59,20 @@ def fitting() -> list[Variant]:
 
 def multiplies_bf16() -> bool:
     """Whether the processor has instructions for products of bfloat16."""
-    return not processor_flags().isdisjoint(("amx_bf16", "avx512_bf16"))
+    return not processor_flags().isdisjoint(("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def multiplies_bytes(panel: int) -> bool:
-    """Whether products of rows of 8 bits are faster than those of bfloat16: by VPDPBUSD, in the vectors of kernels with
-    `panel` rows a panel, and without AMX, whose tiles of bfloat16 are faster still (`csrc/path.c`)."""
+    """Whether products of rows of 8 bits are faster than those of bfloat16: by VPDPBUSD or SDOT, in the vectors of kernels
+    with `panel` rows a panel, and without AMX, whose tiles of bfloat16 are faster still (`csrc/path.c`)."""
     flags = processor_flags()
-    return ("avx512_vnni" if panel == 32 else "avx_vnni") in flags and not {"amx_bf16", "amx_tile"} <= flags
+    return _DOTS.get(panel) in flags and not {"amx_bf16", "amx_tile"} <= flags
 
 
 def processor_flags() -> set[str]:
-    """Instruction sets as Linux names them; empty where it does not say."""
+    """Instruction sets as Linux names them, `Features` on AArch64; empty where it does not say."""
     try:
         lines = CPU_INFO.read_text().splitlines()
     except OSError:
         return set()
-    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    return next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())

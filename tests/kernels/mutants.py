@@ -19,6 +19,7 @@ from plimsoll.runtime.kernels import build
 NATIVE, QUANTIZED, INT8 = "test_native.py", "test_quantized.py", "test_int8.py"
 SUPER, CACHE, PAIRS = "test_super_blocks.py", "test_quantized_cache.py", "test_pairs.py"
 ATTENTION, DRAW, WIDE = "test_attention_pairs.py", "test_native_draw.py", "../models/test_wide_layers.py"
+NEON = "test_neon.py"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Mutant:
     tests: tuple[str, ...]
     #: Attention in float32, also where this processor has pairs.
     unpaired: bool = False
+    #: Of AArch64: the test builds the kernels and runs them by qemu.
+    emulated: bool = False
 
 
 MUTANTS = (
@@ -118,6 +121,16 @@ MUTANTS = (
            "vu second = source == FOURS ? quad_of_fours(words[p][0], j) : words[p][0];", (INT8,)),
     Mutant("rows of 8 bits: codes one too large", "int8.c", "return (vi)(x + 12582912.0f) - 0x4b400000;",
            "return (vi)(x + 12582912.0f) - 0x4b3fffff;", (INT8,)),
+    Mutant("NEON: columns of bytes in another order", "neon.h", "{0, 8,  16, 24, 1, 9,", "{0, 8,  24, 16, 1, 9,",
+           (NEON,), emulated=True),
+    Mutant("NEON: products of bytes of the low half twice", "neon.h", "high = vmull_high_s8(a, b)", "high = low",
+           (NEON,), emulated=True),
+    Mutant("NEON: SDOT's codes are taken for unsigned ones", "int8.h", "(how) == VNNI ? 128 : 0", "(how) ? 128 : 0",
+           (NEON,), emulated=True),
+    Mutant("NEON: BFDOT's numbers of a nibble change places", "neon.h", "0,    0x80, 0,    0x40, 0x80, 0xa0, 0xc0, 0xe0",
+           "0,    0x80, 0x40, 0,    0x80, 0xa0, 0xc0, 0xe0", (NEON,), emulated=True),
+    Mutant("NEON: SDOT and BFDOT from any processor on", "neon.c", "& BF16) != 0", "& BF16) == 0", (NEON,),
+           emulated=True),
     Mutant("draws: a bound that leaves out too much", "sample.c", "double spare = (1 - by->top_p - SLACK) * mass",
            "double spare = (1 - by->top_p / 2) * mass", (DRAW,)),
     Mutant("draws: top-k finds one too few", "sample.c", "return largest_but(best, stretches, k);",
@@ -147,14 +160,20 @@ def readers(source: str) -> set[str]:
     return {unit for unit, files in listed.items() if f"/{source}" in files}
 
 
-def built(mutant: Mutant, plain: dict[str, Path], folder: Path) -> Path:
-    """The library with the mutant in it; `plain` has the other units. Raises ValueError for a line that is not."""
+def changed_sources(mutant: Mutant, folder: Path) -> Path:
+    """A copy of the sources with the mutant in it. Raises ValueError for a line that is not."""
     sources = folder / "csrc"
     shutil.copytree(build.SOURCES, sources)
     text = (sources / mutant.source).read_text()
     if text.count(mutant.before) != 1:
         raise ValueError(f"occurs {text.count(mutant.before)} times in {mutant.source}: {mutant.before}")
     (sources / mutant.source).write_text(text.replace(mutant.before, mutant.after))
+    return sources
+
+
+def built(mutant: Mutant, plain: dict[str, Path], folder: Path) -> Path:
+    """The library with the mutant in it; `plain` has the other units. Raises ValueError for a line that is not."""
+    sources = changed_sources(mutant, folder)
     changed = {unit: compiled(sources, unit, folder) for unit in readers(mutant.source)}
     if mutant.unpaired:
         unit = "attention_pairs.c"
@@ -167,8 +186,11 @@ def built(mutant: Mutant, plain: dict[str, Path], folder: Path) -> Path:
 def caught(mutant: Mutant, plain: dict[str, Path]) -> bool:
     """Whether one of its tests fails."""
     with tempfile.TemporaryDirectory() as folder:
-        library = built(mutant, plain, Path(folder))
-        environment = {**os.environ, "PLIMSOLL_KERNELS_LIBRARY": str(library), "PLIMSOLL_KERNELS": "native"}
+        if mutant.emulated:
+            given = {"PLIMSOLL_TEST_SOURCES": str(changed_sources(mutant, Path(folder)))}
+        else:
+            given = {"PLIMSOLL_KERNELS_LIBRARY": str(built(mutant, plain, Path(folder))), "PLIMSOLL_KERNELS": "native"}
+        environment = {**os.environ, **given}
         tests = [f"tests/kernels/{name}" for name in mutant.tests]
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

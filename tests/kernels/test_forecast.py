@@ -86,13 +86,16 @@ def test_engine_and_job_count_it_and_say_so(
         ("avx avx2 avx_vnni", 16, True),
         ("avx avx2 fma", 16, False),
         ("avx512f avx512_vnni", 16, False),  # a library that was built for AVX2
+        ("fp asimd asimddp", 8, True),
+        ("fp asimd bf16", 8, False),
         ("", 8, False),
     ],
 )
-def test_rows_of_bytes_are_faster_with_vnni_and_without_amx(
+def test_rows_of_bytes_are_faster_with_vnni_or_sdot_and_without_amx(
     flags: str, panel: int, faster: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     info = tmp_path / "cpuinfo"
-    info.write_text(f"flags : {flags}\n")
+    info.write_text(f"{'Features' if 'asimd' in flags else 'flags'}\t: {flags}\n")
     monkeypatch.setattr(processor, "CPU_INFO", info)
     assert processor.multiplies_bytes(panel) == faster
+    assert processor.multiplies_bf16() == ("bf16" in flags)

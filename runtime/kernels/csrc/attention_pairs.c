@@ -6,7 +6,7 @@
 #include "cache.h"
 #include "pairs.h"
 
-#if HAVE_PAIRS
+#if HAVE_PAIRS && defined(__AVX512BW__)
 
 /* A register tile: TALL rows and two vectors of columns, or FLAT rows and four. */
 #define TALL 12

@@ -9,7 +9,7 @@
 #ifndef PLIMSOLL_DOTS_H
 #define PLIMSOLL_DOTS_H
 
-#include "vec.h"
+#include "neon.h"
 
 #define BLOCK 32
 #define BLOCKS(columns) (((columns) + BLOCK - 1) / BLOCK)
@@ -71,7 +71,7 @@ INLINE vu nibble_pairs(vu words, int j)
  * word. */
 INLINE void nibbles(vu words, int j, vf *even, vf *odd)
 {
-#if defined(__AVX512BW__)
+#if defined(__AVX512BW__) || defined(__aarch64__)
     vu pairs = nibble_pairs(words, j);
     *even = (vf)(pairs << 16);
     *odd = (vf)(pairs & 0xffff0000u);

@@ -110,11 +110,17 @@ DEFINE(PLAIN, plain)
 #if HAVE_VNNI
 DEFINE(VNNI, vnni)
 #endif
+#if HAVE_NEON_DOTS
+DEFINE(SDOT, in_sdots)
+#endif
 
 INLINE const codes *codes_of(int bits)
 {
 #if HAVE_VNNI
     if (vnni_works()) return &vnni[bits == 4];
+#endif
+#if HAVE_NEON_DOTS
+    if (sdot_works()) return &in_sdots[bits == 4];
 #endif
     return &plain[bits == 4];
 }

@@ -30,8 +30,8 @@
 /* Below it the largest number of a piece counts as 0: what divides by it would overflow. */
 #define LEAST 0x1p-100f
 
-/* How four bytes are multiplied: by what every processor of this build has, or by VPDPBUSD. */
-enum how { PLAIN, VNNI };
+/* How four bytes are multiplied: by what every processor of this build has, by VPDPBUSD, or by SDOT (neon.h). */
+enum how { PLAIN, VNNI, SDOT };
 
 /* Whether this processor has VPDPBUSD for vectors of this build. */
 int vnni_works(void);
@@ -85,6 +85,8 @@ INLINE vi add_quad(const int how, const int negative, vi sum, vu w, vu x)
 #endif
         return sum;
     }
+#elif HAVE_NEON_DOTS
+    if (how == SDOT) return sdot(sum, w, x);
 #else
     (void)how;
 #endif
@@ -96,6 +98,10 @@ INLINE vi add_quad(const int how, const int negative, vi sum, vu w, vu x)
     __m256i a = (__m256i)w, b = (__m256i)x;
     if (negative) b = _mm256_sign_epi8(b, a), a = _mm256_abs_epi8(a);
     return sum + (vi)_mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1));
+#elif defined(__aarch64__)
+    /* Codes that are not negative are below 16. */
+    (void)negative;
+    return add_four_products(sum, w, x);
 #else
     UNROLL for (int j = 0; j < 32; j += 8) {
         vi code = negative ? (vi)(w << (24 - j)) >> 24 : (vi)(w >> j & 255);
@@ -127,6 +133,8 @@ INLINE void quads_of_bytes(const int how, const char *at, vu *quads)
         const __m256i first = _mm256_permutevar8x32_epi32(a, part), second = _mm256_permutevar8x32_epi32(b, part);
         quads[h] = (vu)_mm256_shuffle_epi8(_mm256_blend_epi32(first, second, 0xcc), order);
     }
+#elif defined(__aarch64__)
+    columns_to_words(at, quads);
 #else
     quads[0] = quads[1] = (vu){0};
     UNROLL for (int h = 0; h < 2; h++)

@@ -1,7 +1,9 @@
 #include "pairs.h"
 #include "tiles.h"
 
-#if HAVE_PAIRS
+#if HAVE_PAIRS && HAVE_NEON_DOTS
+int pairs_exist(void) { return bfdot_works(); }
+#elif HAVE_PAIRS
 #include <cpuid.h>
 #include <pthread.h>
 

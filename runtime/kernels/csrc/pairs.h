@@ -1,18 +1,19 @@
-/* Products of bfloat16 pairs by AVX-512's VDPBF16PS: twice the arithmetic of fused multiply-adds, and no weight is
- * widened. In builds without vectors of 512 bits or with PLIMSOLL_WITHOUT_PAIRS, and on other processors, `pairs_work`
- * says 0 and nothing else is called.
+/* Products of bfloat16 pairs by AVX-512's VDPBF16PS or by AArch64's BFDOT (neon.h): twice the arithmetic of fused
+ * multiply-adds, and no weight is widened. In builds without vectors of 512 bits or NEON or with PLIMSOLL_WITHOUT_PAIRS,
+ * and on other processors, `pairs_work` says 0 and nothing else is called.
  *
  * An output is one sum: for each pair of columns in ascending order the product of the odd column and then that of the
- * even one are added, each by one fused multiply-add with subnormal numbers as 0. The instruction does exactly this
- * (tests/kernels/test_pairs.py). A last column without a neighbour is a pair with 0. */
+ * even one are added, each by one fused multiply-add with subnormal numbers as 0. VDPBF16PS does exactly this
+ * (tests/kernels/test_pairs.py). BFDOT adds both products at once: their sum is rounded to odd, and so is the sum with
+ * what came before (tests/kernels/test_neon.py). A last column without a neighbour is a pair with 0. */
 #ifndef PLIMSOLL_PAIRS_H
 #define PLIMSOLL_PAIRS_H
 
 #include "dots.h"
 
-/* Whether this processor has AVX512_BF16, and so has this build's VDPBF16PS. */
+/* Whether this processor has AVX512_BF16 or FEAT_BF16, and this build uses it. */
 int pairs_exist(void);
-/* Whether this processor multiplies all rows in pairs: it has AVX512_BF16, and no tiles, whose order is another. */
+/* Whether this processor multiplies all rows in pairs: it has them, and no tiles, whose order is another. */
 int pairs_work(void);
 
 /* Pairs of a row of K columns; each `group` columns begin a pair. */
@@ -22,13 +23,17 @@ INLINE long pairs_of(long K, long group) { return K / group * ((group + 1) / 2);
  * together lie together. Places of rows from `rows` on are left alone. */
 void fill_pairs(const float *x, long rows, long high, long K, long group, uint32_t *out);
 
-#if defined(__AVX512BW__) && defined(__linux__) && !defined(PLIMSOLL_WITHOUT_PAIRS)
+#if ((defined(__AVX512BW__) && defined(__linux__)) || HAVE_NEON_DOTS) && !defined(PLIMSOLL_WITHOUT_PAIRS)
 #define HAVE_PAIRS 1
 /* By its name, so that a build for all processors of a kind has it too. */
 INLINE vf add_pair(vf sum, vu x, vu w)
 {
+#if HAVE_NEON_DOTS
+    return bfdot(sum, w, x);
+#else
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
     return sum;
+#endif
 }
 
 /* A pair of columns of a panel. `words`: of both vectors of outputs, if codes have 4 bits. */
@@ -53,7 +58,7 @@ INLINE void add_pairs(const int source, const int rows, const int panels, long d
         vu words[AT_ONCE][2];
         UNROLL for (int p = 0; p < panels; p++) {
             if (source != PAIRS) ask_for(w + p * stride + ahead);
-            if (source == FOURS) ask_for(w + p * stride + ahead + 64);
+            if (source == FOURS && LANES == 16) ask_for(w + p * stride + ahead + 64);
             UNROLL for (int h = 0; h < 2; h++)
                 words[p][h] = source == FOURS ? load_words(w + p * stride + h * 4 * LANES) : (vu){0};
         }

@@ -1,5 +1,6 @@
 /* Which instructions of this processor the kernels use. */
 #include "int8.h"
+#include "neon.h"
 #include "pairs.h"
 #include "tiles.h"
 
@@ -13,12 +14,12 @@ const char *instructions_in_use(void)
 #elif defined(__AVX__)
     return "avx";
 #elif defined(__aarch64__)
-    return "neon";
+    return pairs_work() ? "neon-bf16" : "neon";
 #else
     return "generic";
 #endif
 }
 
 /* Whether rows of 8 bits are faster here than rows of bfloat16: VPDPBUSD adds twice the products of VDPBF16PS, and tiles of
- * bfloat16 more than that. */
-int int8_is_faster(void) { return vnni_works() && !tiles_work(); }
+ * bfloat16 more than that. SDOT adds twice the products of BFDOT. */
+int int8_is_faster(void) { return (vnni_works() && !tiles_work()) || sdot_works(); }

@@ -89,6 +89,9 @@ INLINE vf load_scale(int kind, const char *p, int v)
     __m128i narrow = _mm_loadu_si128((const __m128i *)(p + 2 * v * LANES));
     if (kind != SCALE_BF16) return (vf)_mm256_cvtph_ps(narrow);
     return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16);
+#elif defined(__aarch64__)
+    const uint16x4_t narrow = vld1_u16((const uint16_t *)(p + 2 * v * LANES));
+    return kind == SCALE_BF16 ? (vf)vshll_n_u16(narrow, 16) : (vf)vcvt_f32_f16((float16x4_t)narrow);
 #else
     vf wide;
     for (int i = 0; i < LANES; i++) wide[i] = one_scale(kind, p, v * LANES + i);

@@ -14,7 +14,7 @@ INLINE void widen(const int bits, long depth, const char *w, uint16_t *out)
                 vu words = load_words(w + 4 * LANES * h);
                 ask_for(w + AHEAD + 4 * LANES * h);
                 UNROLL for (int j = 0; j < 4; j++) {
-#if defined(__AVX512BW__)
+#if defined(__AVX512BW__) || defined(__aarch64__)
                     vu pairs = nibble_pairs(words, j);
 #else
                     vf even, odd;
