@@ -63,8 +63,8 @@ def multiplies_bf16() -> bool:
 
 
 def multiplies_bytes(panel: int) -> bool:
-    """Whether products of rows of 8 bits are faster than those of bfloat16: by VPDPBUSD or SDOT, in the vectors of kernels
-    with `panel` rows a panel, and without AMX, whose tiles of bfloat16 are faster still (`csrc/path.c`)."""
+    """Whether products of rows of 8 bits are faster than those of bfloat16: by VPDPBUSD or SDOT, in the vectors of
+    kernels with `panel` rows a panel, and without AMX, whose tiles of bfloat16 are faster still (`csrc/path.c`)."""
     flags = processor_flags()
     return _DOTS.get(panel) in flags and not {"amx_bf16", "amx_tile"} <= flags
 

@@ -128,7 +128,7 @@ def in_blocks(x: torch.Tensor, w: torch.Tensor, start: torch.Tensor) -> torch.Te
 
 
 def by_codes(add: Sum, job: Job) -> torch.Tensor:
-    """A product with codes in the order `add` of each chunk's sum, where scales are powers of 2 and zeros stand for 0."""
+    """A product with codes, each chunk summed by `add`; scales are powers of 2, and zeros stand for 0."""
     held = job.weight
     assert isinstance(held, QuantizedMatrix)
     total = torch.zeros(len(job.x), job.outputs)
