@@ -209,7 +209,8 @@ class Engine:
             return outputs
         self._stats.steps += 1
         started = time.monotonic()
-        for item in chosen:
+        part = self.scheduler.part
+        for item in chosen if part is None else (*chosen, part.item):
             item.seq.first_scheduled = item.seq.first_scheduled or started
         rows = [item.seq.row for item in chosen if item.due]
         if self._grammars is not None:
@@ -219,18 +220,18 @@ class Engine:
             if self.draft is not None:
                 chosen = self.draft.guess(chosen)
             self._stats.last_step_tokens = sum(item.num_rows for item in chosen)
-            result = self.runner.step(chosen, self.runner.spread and all_plain(rows), copies)
+            result = self.runner.step(chosen, self.runner.spread and all_plain(rows), copies, part)
         except Exception as error:
             if self._ranks is not None:
                 # The others may have done more of this step, or less: the group starts again.
                 self.check()
                 raise GroupError(f"a step failed: {message_of(error)}") from error
             self.scheduler.distrust_copies(copies)
-            self._fail_step(chosen, error, outputs)
+            self._fail_step(chosen if part is None or part.whole else [*chosen, part.item], error, outputs)
         else:
             self._advance(chosen, result, outputs)
             if not copies:
-                self.scheduler.took(time.monotonic() - started)
+                self.scheduler.took(time.monotonic() - started, result.apart)
         return outputs
 
     def take_times(self) -> list[RequestTimes]:

@@ -59,7 +59,7 @@ class _Step(ctypes.Structure):
     ]
 
 
-LAYERS_SIGNATURE: list[Any] = [ctypes.POINTER(_Model), ctypes.POINTER(_Step), _P, _P]
+LAYERS_SIGNATURE: list[Any] = [ctypes.POINTER(_Model), ctypes.POINTER(_Step), _L, _L, _P, _P]
 WIDE_LAYERS_SIGNATURE: list[Any] = [ctypes.POINTER(_Model), ctypes.POINTER(_Step), _L, _L, _P, _P, _P]
 
 
@@ -168,10 +168,13 @@ class NativeLayers:
         self._memory = torch.empty(0)
 
     def __call__(
-        self, residual: Tensor, positions: Tensor, caches: KVCaches, batch: AttentionBatch, count: Callable[[int], None]
-    ) -> Tensor | None:
+        self, residual: Tensor, positions: Tensor, caches: KVCaches, batch: AttentionBatch,
+        count: Callable[[int], None], first: int, stop: int,
+    ) -> Tensor | None:  # fmt: skip
         """As `RunLayers` says. Raises ValueError for a cache the kernels do not take, IndexError, MemoryError."""
         rows, tables = len(residual), batch.block_tables
+        if not 0 <= first < stop <= len(self._layers):
+            raise IndexError(f"layers {first} to {stop} of {len(self._layers)}")
         if not rows or (rows > self._most_rows and not self._wide):
             return None
         if caches is not self._caches:
@@ -191,10 +194,10 @@ class NativeLayers:
         )  # fmt: skip
         given = residual.data_ptr(), hidden.data_ptr()
         if rows <= self._most_rows:
-            answered(self._library.run_layers(self._model, step, *given), OUTSIDE)
-            count(len(self._layers))
+            answered(self._library.run_layers(self._model, step, first, stop, *given), OUTSIDE)
+            count(stop - first)
             return hidden
-        for index in range(len(self._layers)):
+        for index in range(first, stop):
             room = self._memory.data_ptr()
             answered(self._library.run_wide_layers(self._model, step, index, index + 1, *given, room), OUTSIDE)
             count(1)

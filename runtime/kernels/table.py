@@ -51,10 +51,11 @@ KVCaches = Sequence[Cache]
 """One a layer."""
 
 
-RunLayers = Callable[[Tensor, Tensor, KVCaches, AttentionBatch, Callable[[int], None]], Tensor | None]
-"""(residual [T, hidden], positions int64 [T], caches, batch, count) -> hidden states [T, hidden] after every layer and
-the last norm; keys and values are written, residual is changed in place. `count` gets the number of layers that were
-computed, some at a time. None, and nothing done, for more rows than it covers."""
+RunLayers = Callable[[Tensor, Tensor, KVCaches, AttentionBatch, Callable[[int], None], int, int], Tensor | None]
+"""(residual [T, hidden], positions int64 [T], caches, batch, count, first, stop) -> after the last layer, hidden states
+[T, hidden] normed by the last norm; after others, what is of no use. Layers `first` to `stop` - 1 write keys and values
+and change residual in place. `count` gets the number of layers that were computed, some at a time. None, and nothing
+done, for more rows than it covers."""
 
 
 class DrawFilter(Protocol):

@@ -11,6 +11,7 @@ from plimsoll.runtime.kernels.table import AttentionBatch, Kernels, KVCaches
 from plimsoll.runtime.models.best import Best, best_of, best_of_packed, packed
 from plimsoll.runtime.models.group import Group
 from plimsoll.runtime.models.layer import norm, run_layer
+from plimsoll.runtime.models.rows import Rows
 from plimsoll.runtime.models.weights import DecoderLayer, Norm, Weight
 
 
@@ -79,20 +80,40 @@ class Decoder:
 
     def forward(self, token_ids: Tensor, positions: Tensor, caches: KVCaches, batch: AttentionBatch) -> Tensor:
         """(token_ids, positions int64 [T]) -> normed hidden states [T, hidden]. Writes keys and values of the rows."""
-        ops, facts = self.kernels, self.facts
+        return self.advance(self.enter(token_ids, positions, batch), caches, len(self.layers))
+
+    def enter(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch) -> Rows:
+        """(token_ids, positions int64 [T]) -> rows that are before the first layer."""
         residual = self._embed(token_ids)
-        if facts.embedding_multiplier != 1.0:
-            residual = residual.mul_(facts.embedding_multiplier)
-        at_once = self.run_layers and self.run_layers(residual, positions, caches, batch, self._count)
+        if self.facts.embedding_multiplier != 1.0:
+            residual = residual.mul_(self.facts.embedding_multiplier)
+        return Rows(residual, positions, batch)
+
+    def advance(self, rows: Rows, caches: KVCaches, stop: int) -> Tensor:
+        """Takes rows through the layers before `stop` that are not behind them, in place; writes keys and values.
+
+        After the last layer it returns normed hidden states [T, hidden]; after others, what is of no use. How a pass is
+        cut into ranges of layers changes no bit.
+        """
+        first, rows.done = rows.done, stop
+        at_once = self.run_layers and self.run_layers(
+            rows.residual, rows.positions, caches, rows.batch, self._count, first, stop
+        )
         if at_once is not None:
+            rows.hidden = None
             return at_once
-        angles = [(cos.index_select(0, positions), sin.index_select(0, positions)) for cos, sin in self.ropes]
-        hidden = norm(ops, residual, self.layers[0].attention_norm)
-        for index, (layer, cache, next_norm) in enumerate(zip(self.layers, caches, self._next_norms, strict=True)):
+        ops, hidden = self.kernels, rows.hidden
+        angles = [(cos.index_select(0, rows.positions), sin.index_select(0, rows.positions)) for cos, sin in self.ropes]
+        if hidden is None:
+            hidden = norm(ops, rows.residual, self.layers[first].attention_norm)
+        for index in range(first, stop):
             rope = self._rope_of[index]
-            turned = None if rope is None else angles[rope]
-            hidden = run_layer(ops, facts, layer, hidden, residual, turned, cache, batch, next_norm, self.group)
-            self.done += 1
+            hidden = run_layer(
+                ops, self.facts, self.layers[index], hidden, rows.residual, None if rope is None else angles[rope],
+                caches[index], rows.batch, self._next_norms[index], self.group,
+            )  # fmt: skip
+            self._count(1)
+        rows.hidden = hidden
         return hidden
 
     def _count(self, layers: int) -> None:

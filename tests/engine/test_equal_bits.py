@@ -11,6 +11,7 @@ from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.messages import EngineRequest
 from tests.support.checkpoints import make_checkpoint
 from tests.support.engines import Result, make_engine, make_request, run, run_alone
+from tests.support.prompt_passes import DrawnPace
 
 MODEL_LEN, BLOCK = 192, 16
 HEAD_BYTES = {"float": 16 * 2, "int8": 16 + 4, "int4": (16 * 10 // 8 + 8) // 2}
@@ -76,3 +77,10 @@ def test_load_order_chunks_prefixes_and_preemption_change_no_bit(
     small = built(MODEL_LEN // BLOCK + 4, prefix_caching=False, max_batched_tokens=128)
     holds(small, shuffled)
     assert small.stats.preemptions > 0
+    for blocks, caching in ((400, True), (MODEL_LEN // BLOCK + 4, False)):
+        cut = built(blocks, prefix_caching=caching, max_batched_tokens=256, paced=True)
+        pace = cut.scheduler.pace = DrawnPace(2, random.Random(blocks).randint)
+        arrivals = random.Random(2)
+        found = run(cut, shuffled, arrivals=lambda: arrivals.randint(0, 2))  # noqa: B023
+        assert {name: bits(result) for name, result in found.items()} == wanted
+        assert pace.parts > 32

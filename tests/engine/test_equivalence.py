@@ -11,6 +11,7 @@ from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.messages import EngineRequest
 from tests.support.checkpoints import VOCAB_SIZE
 from tests.support.engines import Result, assert_same, make_engine, make_request, run, run_alone
+from tests.support.prompt_passes import DrawnPace
 
 MODEL_LEN = 112
 BLOCK_BYTES_A_TOKEN = 2 * 2 * 2 * 16 * 4
@@ -139,6 +140,33 @@ def test_a_cache_of_codes_changes_no_answer_by_how_the_work_is_cut(
     engine = build(tiny_llama, "native", num_blocks=num_blocks, max_batched_tokens=chunk, cache_precision=held)
     for _ in range(2):
         compare(alone_in_codes[held], engine, requests, run(engine, requests))
+
+
+@settings(EXAMPLES, max_examples=12)
+@given(
+    data=st.data(),
+    requests=request_lists(least=2),
+    num_blocks=st.sampled_from([8, 12, 64]),
+    chunk=st.integers(20, 100),
+    caching=st.booleans(),
+)
+def test_a_pass_in_parts_of_layers_equals_the_whole(
+    tiny_llama, kernels, alone, data, requests, num_blocks, chunk, caching
+):
+    """Prompts come while others run, parts are of any layers, passes give up rows, and requests hang up within one."""
+    engine = build(
+        tiny_llama, kernels, num_blocks=num_blocks, prefix_caching=caching, max_batched_tokens=chunk, paced=True
+    )
+    engine.scheduler.pace = DrawnPace(2, lambda low, high: data.draw(st.integers(low, high)))
+
+    def hang_up(results: dict[str, Result]) -> None:
+        if data.draw(st.integers(0, 15)) == 0:
+            engine.abort([data.draw(st.sampled_from(sorted(results)))])
+            engine.check_integrity()
+
+    results = run(engine, requests, arrivals=lambda: data.draw(st.integers(0, 1)), before_step=hang_up)
+    kept = [request for request in requests if results[request.request_id].finish_reason != "abort"]
+    compare(alone, engine, kept, results)
 
 
 def make_longer(request: EngineRequest) -> EngineRequest:

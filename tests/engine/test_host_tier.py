@@ -18,6 +18,7 @@ from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.engine.worker.loading import prepare
 from plimsoll.runtime.messages import EngineRequest
 from tests.support.engines import Result, make_engine, make_request, run, run_alone
+from tests.support.prompt_passes import DrawnPace
 from tests.support.rank_threads import RankThreads
 
 MODEL_LEN, BLOCK = 112, 16
@@ -74,16 +75,19 @@ def turns(seed: int, count: int, length: int, answer: int) -> list[EngineRequest
     chunk=st.integers(5, 80),
     guesses=st.sampled_from([0, 3]),
     rounds=st.lists(st.integers(0, 2), min_size=2, max_size=4),
+    paced=st.booleans(),
 )
 def test_swapped_equals_uninterrupted_and_a_prefix_from_the_host_equals_a_cold_one(
     tiny_llama: Path, alone: dict[str, Engine], data: st.DataObject, held: str, spare: int, slots: int, chunk: int,
-    guesses: int, rounds: list[int],
+    guesses: int, rounds: list[int], paced: bool,
 ) -> None:  # fmt: skip
     """Rounds of requests that come back, in a first tier for little more than one of them; some hang up."""
     engine = build(
         tiny_llama, held, num_blocks=MODEL_LEN // BLOCK + spare, slots=slots, max_batched_tokens=chunk,
-        speculative_tokens=guesses,
+        speculative_tokens=guesses, paced=paced,
     )  # fmt: skip
+    if paced:
+        engine.scheduler.pace = DrawnPace(2, lambda low, high: data.draw(st.integers(low, high)))
 
     def hang_up(results: dict[str, Result]) -> None:
         if data.draw(st.integers(0, 15)) == 0:

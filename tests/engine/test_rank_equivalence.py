@@ -4,6 +4,7 @@ Each family is tried once. `PLIMSOLL_FUZZ=2` tries it in every form and on 2, 3 
 """
 
 import os
+import random
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from plimsoll.runtime.messages import EngineRequest
 from tests.support import quantized
 from tests.support.checkpoints import make_checkpoint
 from tests.support.engines import assert_same, make_engine, make_request, run, run_alone
+from tests.support.prompt_passes import DrawnPace
 from tests.support.rank_threads import RankThreads
 
 MODEL_LEN, BLOCK_SIZE = 112, 16
@@ -93,6 +95,25 @@ def test_ranks_answer_as_one_while_prompts_are_cut_prefixes_shared_and_requests_
         found = run(engine, requests())
         assert engine.stats.preemptions
         assert engine.stats.prefix_hits
+    finally:
+        engine.close()
+    for request in requests():
+        assert_same(request, run_alone(alone, request), found[request.request_id])
+
+
+@pytest.mark.parametrize(("family", "form", "tensor"), [CASES[0], CASES[5]])
+def test_ranks_run_passes_in_parts_of_layers_as_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, form: str, tensor: int
+) -> None:
+    monkeypatch.setattr(loading, "find_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(engine_module, "Ranks", RankThreads)
+    folder, precision = made(tmp_path, family, form)
+    alone = build(folder, precision, 1, MODEL_LEN // BLOCK_SIZE, prefix_caching=False)
+    engine, drawn = build(folder, precision, tensor, 20, paced=True), random.Random(1)
+    pace = engine.scheduler.pace = DrawnPace(engine.facts.num_layers, drawn.randint)
+    try:
+        found = run(engine, requests(), arrivals=lambda: drawn.randint(0, 1))
+        assert pace.parts > 4
     finally:
         engine.close()
     for request in requests():

@@ -118,6 +118,10 @@ class BlockManager:
             blocks.append(block)
         return blocks
 
+    def is_shared(self, block: int) -> bool:
+        """Whether a block has several owners, or its content is known by a hash."""
+        return self._refs[block] > 1 or self._hash_of[block] is not None
+
     def publish(self, block: int, digest: bytes) -> None:
         """Makes known that a held block's content is, or by the end of this step will be, `digest`.
 

@@ -1,57 +1,137 @@
-"""How many prompt tokens join the streams that run, so that a long prompt does not make them stutter.
+"""How much of a prompt is computed beside the streams that run, so that a long prompt does not make them stutter.
 
-A step with a chunk of a prompt in it may take `SLOWDOWN` times what it takes without, or `SMOOTH` seconds if that is
-more: a prompt and the streams then get about half of the machine each. What steps take is measured while they run (in
-Sarathi-Serve, arXiv 2403.02310, a profile made before sets the chunk). No clock here: seconds are given.
+A step with a part of a prompt in it may take `SLOWDOWN` times what the streams take alone: a prompt and the streams
+then get about half of the machine each. What steps take is measured while they run (in Sarathi-Serve, arXiv 2403.02310,
+a profile made before sets the chunk). No clock here: seconds are given.
+
+A prompt's few last tokens join the streams' rows. More than that run apart, some layers in each step (`PromptPass`), as
+one token through all layers may take too long where it attends to many. With L layers, a layer reads 1 / L of the
+weights that a step of the streams reads: the time for a prompt is many times that, so reading them again for each chunk
+costs a prompt few percent, however few rows fit.
 """
+
+import math
+from dataclasses import replace
+
+from plimsoll.runtime.engine.core.layer_work import LayerWork
+from plimsoll.runtime.engine.core.prompt_pass import Part, PromptPass
+from plimsoll.runtime.engine.core.scheduled import Scheduled
+from plimsoll.runtime.engine.core.sequence import Sequence
 
 SLOWDOWN = 1.8
 """Under twice, with a margin for what a measurement is off by."""
 
-SMOOTH = 0.02
-"""Seconds between two tokens that no reader notices: fifty tokens a second."""
-
-LEAST = 4
-"""Prompt tokens that join a step regardless of their cost: a prompt always goes on."""
-
 REFRESH = 32
-"""After so many steps with prompts one has none, to see what the streams alone take by now."""
+"""After so many steps that prompt tokens have joined one has none, to see what the streams alone take by now."""
+
+TRIAL = 16
+"""Most rows of a pass while nothing was measured."""
+
+TOO_LONG = 1.5
+"""A pass gives up rows where a layer takes so many times what it may."""
+
+_FILLED = 0.75
+"""Of the time for a prompt: what layers of all rows must fill at least."""
+
+_NEAR = 1.08
+"""Layers may take so many times what they may, before one more is left to the next step."""
 
 _SHARE = 0.25
 """Of a new measurement in what is remembered: one disturbed step changes little."""
 
 
 class Pace:
-    """What steps of so many streams take, and what a prompt token adds to one."""
+    """What steps of so many streams take, and what the rows of prompts add to them.
 
-    def __init__(self) -> None:
+    Args:
+        work: what a row costs each layer.
+    """
+
+    def __init__(self, work: LayerWork) -> None:
+        self.work = work
         self._alone: dict[int, float] = {}
-        self._token = 0.0
+        # Seconds of a unit of work: of rows that run apart, and of rows that join the streams'.
+        self._apart = 0.0
+        self._joined = 0.0
         self._since = 0
-        self._most = LEAST
 
-    def allowed(self, streams: int) -> int:
-        """Prompt tokens that may join a step of `streams` sequences in decode; 0 where it should have none."""
+    def allowed(self, streams: int) -> float:
+        """Seconds that a step of `streams` sequences in decode has for prompts; 0 where it should have none."""
         alone = self._alone.get(streams)
-        if alone is None or self._since >= REFRESH:
-            return 0
-        if not self._token:
-            return LEAST
-        target = max(SLOWDOWN * alone, SMOOTH) - alone
-        # Twice the last one at most: what a token costs in few rows says little about many.
-        return max(LEAST, min(int(target / self._token), 2 * self._most))
+        return 0.0 if alone is None or self._since >= REFRESH else (SLOWDOWN - 1) * alone
 
-    def took(self, streams: int, prompt_tokens: int, seconds: float) -> None:
-        """Learns what a step took. One without streams says nothing about what a prompt costs them."""
+    def joining(self, rows: int, context: int) -> float:
+        """Seconds that rows of a prompt add to the streams', the first after `context` tokens; infinite where nothing
+        was measured."""
+        if not self._apart:
+            return math.inf
+        # What is left of a step without its streams is small and uncertain; rows apart are measured by themselves.
+        second = min(max(self._joined or self._apart, self._apart / 2), 2 * self._apart)
+        return second * rows * self.work.total(context + rows / 2)
+
+    def begin(self, seq: Sequence, seconds: float, most: int) -> PromptPass:
+        """A pass of a sequence's next tokens, `most` at most: of so many that a layer of them takes up to `seconds`."""
+        most = min(most, seq.num_pending)
+        if not self._apart:
+            rows = min(TRIAL, most)
+        else:
+            row = self._apart * self.work.most(seq.num_computed + most / 2)
+            layers = max(1, int(seconds / (row * most)))
+            if layers * row * most < _FILLED * seconds:
+                # One layer more, of fewer rows, fills the time better.
+                layers += 1
+            rows = max(1, min(most, int(seconds / (row * layers))))
+        return PromptPass(Scheduled(seq, _none_left_alone(rows, seq.num_pending, most)))
+
+    def part(self, going: PromptPass, streams: int) -> Part:
+        """The next part of a pass, at least one layer: what a step of so many streams has time for, and all that is
+        left where there are none. A pass whose layers take far too long gives up rows first."""
+        first, stop, seconds = going.done, len(self.work.windows), self.allowed(streams)
+        if streams:
+            if seconds and going.work:
+                row = going.seconds / going.work * self.work.most(going.context)
+                if row * going.rows > TOO_LONG * seconds:
+                    rows, pending = max(1, int(seconds / row)), going.item.seq.num_pending
+                    going.item = replace(going.item, num_new_tokens=_none_left_alone(rows, pending, going.rows))
+            stop = self._stop(going, seconds)
+        going.done = stop
+        return Part(going, going.item, first, stop, stop == len(self.work.windows))
+
+    def _stop(self, going: PromptPass, seconds: float) -> int:
+        spent, layers = 0.0, len(self.work.windows)
+        for layer in range(going.done, layers):
+            spent += self._apart * self.work.of(layer, going.context) * going.rows
+            if layer > going.done and (not self._apart or spent > _NEAR * seconds):
+                return layer
+        return layers
+
+    def took_joined(self, streams: int, work: float, seconds: float) -> None:
+        """Learns what a step took: of the streams alone, or with `work` of rows that joined them. One without streams
+        says nothing about what a prompt costs them."""
         if not streams:
             return
         alone = self._alone.get(streams)
-        if not prompt_tokens:
+        if not work:
             self._since = 0
             self._alone[streams] = seconds if alone is None else alone + _SHARE * (seconds - alone)
         elif alone is not None:
             self._since += 1
-            # The end of a prompt is short and says nothing about what may come next.
-            self._most = max(prompt_tokens, self._most // 2)
-            token = max(seconds - alone, 0.0) / prompt_tokens
-            self._token = self._token + _SHARE * (token - self._token) if self._token else token
+            self._joined = _mean(self._joined, max(seconds - alone, 0.0) / work)
+
+    def took_apart(self, going: PromptPass, first: int, seconds: float) -> None:
+        """Learns what layers `first` to `going.done` - 1 of a pass took by themselves."""
+        work = going.rows * sum(self.work.of(layer, going.context) for layer in range(first, going.done))
+        going.work += work
+        going.seconds += seconds
+        self._apart = _mean(self._apart, seconds / work)
+
+
+def _mean(known: float, found: float) -> float:
+    return known + _SHARE * (found - known) if known else found
+
+
+def _none_left_alone(rows: int, pending: int, most: int) -> int:
+    """About `rows` of the tokens that are pending. One alone would be left to the decodes, which are not paced."""
+    if pending - rows != 1:
+        return rows
+    return rows - 1 if rows > 1 else min(pending, most)

@@ -9,7 +9,10 @@ Pure bookkeeping: no tensors, no clock. Order of a step:
     2. prompts already begun, the next chunk of each
     3. prompts from the queue, as long as budget, slots and blocks last
 
-Beside decodes, prompts get as many tokens as `Pace` allows, where they are paced.
+Where prompts are paced, a step with decodes has no more of them than `Pace` allows: in the order of 2. and 3., prompts
+whose pending tokens fit into the time join the step; the first that does not begins a pass (`PromptPass`), of which
+each step runs some layers. No other prompt runs until the pass has ended. So the rows of a pass and of a step together
+are never more than the budget: no sequence comes to the decodes meanwhile.
 
 A sequence takes the blocks of all its tokens when it is admitted, so only decodes can find the cache full. The oldest
 sequence is never preempted for another, and alone it fits (`max_model_len` is at most what the cache holds): every
@@ -29,6 +32,7 @@ from plimsoll.runtime.engine.core.block_manager import BlockManager
 from plimsoll.runtime.engine.core.guesser import NO_GUESSES, Guesser, Guessing
 from plimsoll.runtime.engine.core.host_blocks import Copy
 from plimsoll.runtime.engine.core.pace import Pace
+from plimsoll.runtime.engine.core.prompt_pass import Part, PromptPass
 from plimsoll.runtime.engine.core.scheduled import Scheduled
 from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.messages import EngineStats, TokenOutput
@@ -54,7 +58,7 @@ class Scheduler:
     max_batched_tokens: the budget of a step.
     max_running: sequences that hold blocks at once, and rows of a step that get a token, guesses included.
     max_queued_requests, max_queued_tokens: bounds of what waits beyond the free slots.
-    paced: prompts get no more tokens beside running streams than `Pace` allows.
+    pace: how much of prompts runs beside running streams; None: all that fits into the budget.
     guessing: how tokens of requests are guessed.
     """
 
@@ -66,7 +70,7 @@ class Scheduler:
         max_running: int,
         max_queued_requests: int,
         max_queued_tokens: int,
-        paced: bool = False,
+        pace: Pace | None = None,
         guessing: Guessing = NO_GUESSES,
     ) -> None:
         self.blocks = blocks
@@ -78,10 +82,13 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.waiting_tokens = 0
-        self.pace = Pace() if paced else None
+        self.pace = pace
+        self._pass: PromptPass | None = None
         self.guesser = Guesser(guessing, blocks.block_size, max_running)
-        # Sequences in decode and prompt tokens of the last step; None where a draft ran much beside them.
-        self._last: tuple[int, int] | None = (0, 0)
+        # Of the last step: its part of a pass, and sequences in decode, tokens and work of prompts that joined them;
+        # None where a draft ran much beside them.
+        self.part: Part | None = None
+        self._last: tuple[int, int, float] | None = (0, 0, 0.0)
         self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
@@ -108,26 +115,27 @@ class Scheduler:
         self._queue(seq)
 
     def schedule(self) -> list[Scheduled]:
-        """Chooses the step's tokens and makes sure of their blocks. What it returns must be run, all in one step.
+        """Chooses the step's tokens and makes sure of their blocks. What it returns must be run, all in one step, and
+        `part` before it, where there is one.
 
         Blocks that the step will fill are published at once: the runner writes every sequence's keys and values of a
-        layer before any attention of that layer, so a later sequence of this same step may share them.
+        layer before any attention of that layer, so a later sequence of this same step may share them. Those of a pass
+        are published when its last part is chosen.
         """
         chosen: list[Scheduled] = []
+        self.part = None
         spare = self._schedule_decodes(chosen)
         streams = len(chosen)
-        budget = allowed = min(spare, self.pace.allowed(streams)) if self.pace and streams else spare
-        for seq in self.running:
-            if budget and seq.num_pending > 1:
-                budget = self._choose(seq, budget, chosen)
-        while budget and self.waiting and len(self.running) < self.max_running:
-            if not self._admit(head := self.waiting[0]):
-                break
-            budget = self._choose(head, budget, chosen)
-        joined = allowed - budget
-        self._last = streams, joined
-        if spare > joined:
-            self.guesser.add(chosen, spare - joined)
+        if self.pace is None or not streams:
+            joined, work = self._fill(spare, chosen), 0.0
+        else:
+            joined, work = self._join(self.pace, streams, spare, chosen)
+        self._last = streams, joined, work
+        if self.pace and self._pass:
+            self._advance_pass(self.pace, self._pass, streams, chosen)
+        rows = sum(item.num_new_tokens for item in chosen) + (self._pass.rows if self._pass else 0)
+        if rows < self.max_batched_tokens:
+            self.guesser.add(chosen, self.max_batched_tokens - rows)
             if any(item.drafted > GUESSING_ROWS for item in chosen):
                 self._last = None
         return chosen
@@ -136,14 +144,24 @@ class Scheduler:
         """What must be copied between the tiers before the step that `schedule` chose runs, in this order."""
         return [] if self.blocks.host is None else self.blocks.host.take_copies()
 
-    def took(self, seconds: float) -> None:
-        """Learns what the step took that `schedule` chose last, and in which nothing was copied."""
+    def took(self, seconds: float, apart: float = 0.0) -> None:
+        """Learns what the step took that `schedule` chose last, and in which nothing was copied.
+
+        Args:
+            apart: seconds of these that its part of a pass took.
+        """
+        part, times = self.part, self.blocks.host.times if self.blocks.host else None
+        if self.pace and part:
+            self.pace.took_apart(part.going, part.first, apart)
+            if part.whole and times:
+                times.observe(part.going.rows, part.going.seconds)
         if self._last is None:
             return
+        streams, joined, work = self._last
         if self.pace:
-            self.pace.took(*self._last, seconds)
-        if self.blocks.host and self.blocks.host.times:
-            self.blocks.host.times.observe(sum(self._last), seconds)
+            self.pace.took_joined(streams, work, seconds - apart)
+        if times and not part:
+            times.observe(streams + joined, seconds)
 
     def accept(self, seq: Sequence) -> None:
         """Counts a guess as computed that the engine would have chosen: its keys and values are in the cache."""
@@ -195,6 +213,12 @@ class Scheduler:
             assert len(seq.block_table) <= self.blocks.blocks_for(seq.num_tokens), "a block too many"
             assert seq.num_pending > 0, "a running sequence has nothing to run"
             assert seq.num_drafted <= seq.num_computed, "the draft has run tokens that did not come"
+        if (going := self._pass) is not None:
+            seq, size = going.item.seq, self.blocks.block_size
+            assert seq in self.running, "a pass is of a sequence that does not run"
+            assert 0 < going.rows <= seq.num_pending, "a pass has rows that its sequence has not"
+            written = seq.block_table[seq.num_computed // size : self.blocks.blocks_for(seq.num_computed + going.rows)]
+            assert not any(map(self.blocks.is_shared, written)), "others may use a block that a pass writes"
         for queue in (self.running, self.waiting):
             assert list(queue) == sorted(queue, key=_order), "a sequence is out of its place"
         for seq in self.waiting:
@@ -202,7 +226,7 @@ class Scheduler:
             assert not seq.num_computed, "a waiting sequence has computed tokens"
 
     def _schedule_decodes(self, chosen: list[Scheduled]) -> int:
-        budget, index = self.max_batched_tokens, 0
+        budget, index = self.max_batched_tokens - (self._pass.rows if self._pass else 0), 0
         while index < len(self.running) and budget:
             seq = self.running[index]
             # Victims come from the end, so no sequence that was chosen in this step can become one.
@@ -210,6 +234,50 @@ class Scheduler:
                 budget = self._choose(seq, budget, chosen)
             index += 1
         return budget
+
+    def _prompts(self) -> Iterator[Sequence]:
+        """Sequences with more than a token to compute, save that of a pass: those that run, then what can be admitted
+        of the queue. The caller takes the next one only while it has room for it."""
+        for seq in self.running:
+            if seq.num_pending > 1 and not (self._pass and seq is self._pass.item.seq):
+                yield seq
+        while self.waiting and len(self.running) < self.max_running and self._admit(head := self.waiting[0]):
+            yield head
+
+    def _fill(self, spare: int, chosen: list[Scheduled]) -> int:
+        """Chooses tokens of prompts until the budget is spent; returns how many."""
+        budget = spare
+        prompts = self._prompts()
+        while budget and (seq := next(prompts, None)) is not None:
+            budget = self._choose(seq, budget, chosen)
+        return spare - budget
+
+    def _join(self, pace: Pace, streams: int, spare: int, chosen: list[Scheduled]) -> tuple[int, float]:
+        """Chooses prompts that join the streams in the time that there is, or begins a pass; returns the tokens and the
+        work that join."""
+        seconds, joined, work = pace.allowed(streams), 0, 0.0
+        if self._pass or not seconds:
+            return 0, 0.0
+        prompts = self._prompts()
+        while spare > joined and (seq := next(prompts, None)) is not None:
+            count, first = seq.num_pending, seq.num_computed
+            takes = pace.joining(count, first)
+            if takes > seconds or count > spare - joined:
+                if not joined:
+                    self._pass = pace.begin(seq, seconds, spare)
+                break
+            self._choose(seq, count, chosen)
+            joined, seconds = joined + count, seconds - takes
+            work += count * pace.work.total(first + count / 2)
+        return joined, work
+
+    def _advance_pass(self, pace: Pace, going: PromptPass, streams: int, chosen: list[Scheduled]) -> None:
+        """Chooses the step's part of a pass, and publishes what the pass has filled where it ends."""
+        self.part = part = pace.part(going, streams)
+        if part.whole:
+            self._pass = None
+            chosen.append(part.item)
+            self._publish(part.item.seq, part.item.seq.num_computed, going.rows)
 
     def _grow(self, seq: Sequence) -> bool:
         """A block for the sequence's next token, if need be by preempting; False if it was itself the newest."""
@@ -314,6 +382,8 @@ class Scheduler:
                 self.blocks.publish(seq.block_table[index], hashes[index])
 
     def _release(self, seq: Sequence) -> list[int]:
+        if self._pass and self._pass.item.seq is seq:
+            self._pass = None
         self.guesser.settle(seq)
         freed = self.blocks.release(seq.block_table)
         seq.block_table = []

@@ -1,6 +1,7 @@
 """One step of the model: from what the scheduler chose to the logits of the rows that need them."""
 
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,7 @@ from plimsoll.runtime.kernels.table import AttentionBatch
 from plimsoll.runtime.models.best import Best
 from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.group import RankGroup
+from plimsoll.runtime.models.rows import Rows
 
 
 class SequenceState(Protocol):
@@ -51,6 +53,23 @@ class ScheduledSequence(Protocol):
     def guesses(self) -> tuple[int, ...]: ...
 
 
+class PassPart(Protocol):
+    """Layers of a pass to run before a step: `first` to `stop` - 1, of the first `item.num_new_tokens` rows that the
+    pass began with. It begins with layer 0, and where it is `whole`, its item is the step's last."""
+
+    @property
+    def item(self) -> ScheduledSequence: ...
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def stop(self) -> int: ...
+
+    @property
+    def whole(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a step computed. Valid until the next step starts."""
@@ -64,6 +83,8 @@ class StepResult:
     """The largest of each row alone, where the step was asked for no more."""
     query_start: list[int]
     runner: "Runner"
+    apart: float = 0.0
+    """Seconds of the step that its part of a pass took."""
 
     def has_number(self, row: int) -> bool:
         """Whether the largest logit of `sampled`'s entry `row` is a finite number."""
@@ -85,6 +106,16 @@ class StepResult:
             yield row - start, self.runner.logits(list(range(row, min(row + PROMPT_LOGIT_ROWS, end))))
 
 
+class Layers(msgspec.Struct, frozen=True):
+    """A part of a pass as rank 0 announces it."""
+
+    rows: int
+    stop: int
+    whole: bool
+    begins: tuple[bytes, bytes] | None
+    """The arrays of `_Inputs` where it is the first part."""
+
+
 class Forward(msgspec.Struct, frozen=True, tag=True):
     """One step as rank 0 announces it: the arrays of `_Inputs`, and the rows whose logits are due."""
 
@@ -97,6 +128,7 @@ class Forward(msgspec.Struct, frozen=True, tag=True):
     """Whether the largest logit of each row is all that is wanted."""
     copies: list[Copy] = []
     """Between the tiers, before anything is computed."""
+    part: Layers | None = None
 
 
 class Logits(msgspec.Struct, frozen=True, tag=True):
@@ -134,6 +166,12 @@ class _Inputs:
     count: int
     """B."""
 
+    @classmethod
+    def of(cls, wide: bytes, narrow: bytes, count: int) -> "_Inputs":
+        """From the bytes of the arrays."""
+        found = np.frombuffer(bytearray(wide), dtype=np.int64).reshape(3, -1)
+        return cls(found, np.frombuffer(bytearray(narrow), dtype=np.int32), count)
+
 
 class Runner:
     """The decoder and its paged cache, of one rank. Rank 0 is given each step and announces it; the others `follow`.
@@ -151,6 +189,7 @@ class Runner:
         self._group = group
         self._number = 0
         self._hidden: Tensor | None = None
+        self._pass: Rows | None = None
 
     @property
     def spread(self) -> bool:
@@ -159,16 +198,28 @@ class Runner:
 
     @torch.inference_mode()
     def step(
-        self, scheduled: Sequence[ScheduledSequence], best: bool = False, copies: Sequence[Copy] = ()
+        self,
+        scheduled: Sequence[ScheduledSequence],
+        best: bool = False,
+        copies: Sequence[Copy] = (),
+        part: PassPart | None = None,
     ) -> StepResult:
         """Computes the chosen tokens of each sequence, at least one each, and writes their keys and values.
 
         Args:
             best: the result has the largest logit of each row alone.
             copies: between the tiers of the cache, made first and in order.
+            part: of a pass, run next. A pass that has no part in a step is dropped.
         """
-        inputs = self._inputs(scheduled)
+        inputs = self._inputs(scheduled[:-1] if part is not None and part.whole else scheduled)
         starts = inputs.narrow[: inputs.count + 1].tolist()
+        layers = None
+        if part is not None:
+            begun = None if part.first else self._inputs([part.item])
+            arrays = None if begun is None else (begun.wide.tobytes(), begun.narrow.tobytes())
+            layers = Layers(part.item.num_new_tokens, part.stop, part.whole, arrays)
+            if part.whole:
+                starts.append(starts[-1] + layers.rows)
         sampled: list[tuple[int, int]] = []
         rows = []
         for index, item in enumerate(scheduled):
@@ -179,12 +230,12 @@ class Runner:
                     rows.append(last + guess)
         if self._group is not None:
             wide, narrow = inputs.wide.tobytes(), inputs.narrow.tobytes()
-            self._announce(Forward(self._number, wide, narrow, inputs.count, rows, best, list(copies)))
-        self._forward(inputs, copies)
+            self._announce(Forward(self._number, wide, narrow, inputs.count, rows, best, list(copies), layers))
+        apart = self._forward(inputs, copies, layers)
         hidden = self._rows(rows)
         if best:
-            return StepResult(sampled, hidden.new_empty(0), self.decoder.best(hidden), starts, self)
-        return StepResult(sampled, self.decoder.logits(hidden), None, starts, self)
+            return StepResult(sampled, hidden.new_empty(0), self.decoder.best(hidden), starts, self, apart)
+        return StepResult(sampled, self.decoder.logits(hidden), None, starts, self, apart)
 
     @torch.inference_mode()
     def logits(self, rows: list[int]) -> Tensor:
@@ -217,9 +268,7 @@ class Runner:
             raise GroupError(f"rank {self._group.rank} expected step {self._number} and met {message.number}")
         self._number += 1
         if isinstance(message, Forward):
-            wide = np.frombuffer(bytearray(message.wide), dtype=np.int64).reshape(3, -1)
-            narrow = np.frombuffer(bytearray(message.narrow), dtype=np.int32)
-            self._forward(_Inputs(wide, narrow, message.count), message.copies)
+            self._forward(_Inputs.of(message.wide, message.narrow, message.count), message.copies, message.part)
             hidden = self._rows(message.rows)
             if message.best:
                 self.decoder.best(hidden)
@@ -236,12 +285,41 @@ class Runner:
         self._group.send(_encode(message))
         self._number += 1
 
-    def _forward(self, inputs: _Inputs, copies: Sequence[Copy]) -> None:
+    def _forward(self, inputs: _Inputs, copies: Sequence[Copy], part: Layers | None) -> float:
+        """Returns the seconds of the part."""
         if copies:
             assert self.host is not None
             self.host.copy(copies)
-        token_ids, positions, batch = self._batch(inputs)
-        self._hidden = self.decoder.forward(token_ids, positions, self.cache.layers, batch)
+        # Before the rows of the step: a sequence that joined it may share blocks that the last part fills.
+        begun = time.perf_counter()
+        computed = self._run_part(part)
+        apart = time.perf_counter() - begun
+        if inputs.count:
+            token_ids, positions, batch = self._batch(inputs)
+            hidden = self.decoder.forward(token_ids, positions, self.cache.layers, batch)
+            computed = hidden if computed is None else torch.cat([hidden, computed])
+        self._hidden = computed
+        return apart
+
+    def _run_part(self, part: Layers | None) -> Tensor | None:
+        """Takes the pass further; returns hidden states of its rows where it ends."""
+        if part is None:
+            self._pass = None
+            return None
+        if part.begins is not None:
+            token_ids, positions, batch = self._batch(_Inputs.of(*part.begins, 1))
+            self._pass = self.decoder.enter(token_ids, positions, batch)
+        rows = self._pass
+        assert rows is not None
+        if part.rows < len(rows.residual):
+            rows = self._pass = rows.first(part.rows)
+        hidden = self.decoder.advance(rows, self.cache.layers, part.stop)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if not part.whole:
+            return None
+        self._pass = None
+        return hidden
 
     def _rows(self, rows: list[int]) -> Tensor:
         """Hidden states of these rows of the last step."""
@@ -256,7 +334,7 @@ class Runner:
         counts = [item.num_new_tokens + len(item.guesses) for item in scheduled]
         contexts = [item.seq.num_computed + length for item, length in zip(scheduled, counts, strict=True)]
         query_start = [0, *itertools.accumulate(counts)]
-        widest = -(-max(contexts) // size)
+        widest = -(-max(contexts, default=0) // size)
         wide = np.empty((3, query_start[-1]), dtype=np.int64)
         narrow = np.empty(count + 1 + count + count * widest, dtype=np.int32)
         narrow[: count + 1] = query_start

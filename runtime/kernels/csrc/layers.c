@@ -67,9 +67,10 @@ static void run_layer(const model *m, const layer *l, const float *next_norm, co
                           m->hidden, m->eps);
 }
 
-/* residual [T, hidden], changed in place, -> hidden [T, hidden], normed by the last norm. Returns DONE, or
- * NO_MEMORY or OUTSIDE: then nothing was changed; APART: the other ranks are gone. */
-int run_layers(const model *m, const step *s, float *residual, float *hidden)
+/* Layers [first, last): residual [T, hidden], changed in place. After the last layer of all, hidden [T, hidden] is the
+ * residual, normed by the last norm. Returns DONE, or NO_MEMORY or OUTSIDE: then nothing was changed; APART: the other
+ * ranks are gone. */
+int run_layers(const model *m, const step *s, long first, long last, float *residual, float *hidden)
 {
     long T = s->T, qkv = 0, gate_up = 0, down = 0;
     needs needed = {0, 0};
@@ -78,7 +79,7 @@ int run_layers(const model *m, const step *s, float *residual, float *hidden)
     if (!all_within(s->positions, T, m->positions) || !all_within(s->slots, T, m->blocks * m->S) ||
         !sequences_fit(&any, T, m->blocks))
         return OUTSIDE;
-    for (long i = 0; i < m->count; i++) {
+    for (long i = first; i < last; i++) {
         const layer *l = m->layers + i;
         const matrix *all[] = {&l->qkv, &l->output, &l->gate_up, &l->down};
         qkv = most(qkv, l->qkv.N), gate_up = most(gate_up, l->gate_up.N), down = most(down, l->down.K);
@@ -106,8 +107,8 @@ int run_layers(const model *m, const step *s, float *residual, float *hidden)
         {
 #pragma omp for
             for (long t = 0; t < T; t++)
-                normalise(residual + t * m->hidden, m->layers[0].attention_norm, hidden + t * m->hidden, m->hidden, m->eps);
-            for (long i = 0; i < m->count; i++)
+                normalise(residual + t * m->hidden, m->layers[first].attention_norm, hidden + t * m->hidden, m->hidden, m->eps);
+            for (long i = first; i < last; i++)
                 run_layer(m, m->layers + i, i + 1 < m->count ? m->layers[i + 1].attention_norm : m->final_norm, s,
                           first_task, &at, residual, hidden);
         }

@@ -5,10 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.runtime.engine.core.block_manager import BlockManager
-from plimsoll.runtime.engine.core.pace import LEAST
+from plimsoll.runtime.engine.core.layer_work import LayerWork
+from plimsoll.runtime.engine.core.pace import Pace
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.scheduler import QueueFullError, Scheduler
 from plimsoll.runtime.engine.core.sequence import Sequence
+from tests.support.prompt_passes import DrawnPace, LayeredMemory
 
 
 def make_scheduler(num_blocks=8, block_size=4, caching=True, **bounds) -> Scheduler:
@@ -51,22 +53,149 @@ def test_prompts_are_cut_to_the_budget_and_decodes_go_first():
     assert run(scheduler) == [("0", 1), ("1", 1), ("2", 1)]
 
 
-def test_paced_prompts_get_all_of_a_step_alone_and_a_part_of_it_beside_decodes():
-    scheduler = make_scheduler(num_blocks=300, max_batched_tokens=64, paced=True)
+def paced(layers: int = 4) -> Pace:
+    return Pace(LayerWork((None,) * layers, 1e9))
 
-    def step(alone: float) -> list[tuple[str, int]]:
-        """One that takes `alone` seconds and 1 ms for each prompt token."""
-        chosen = run(scheduler)
-        scheduler.took(alone + 0.001 * sum(count for _, count in chosen if count > 1))
-        return chosen
 
+def step(scheduler: Scheduler, alone: float, token: float = 0.001, layers: int = 4) -> list[tuple[str, int]]:
+    """One that takes `alone` seconds, and `token` for each prompt token in all layers."""
+    chosen = run(scheduler)
+    part = scheduler.part
+    apart = token * part.item.num_new_tokens * (part.stop - part.first) / layers if part else 0.0
+    joined = token * sum(count for _, count in (chosen[:-1] if part and part.whole else chosen) if count > 1)
+    scheduler.took(alone + joined + apart, apart)
+    return chosen
+
+
+def test_paced_prompts_get_all_of_a_step_alone_and_some_layers_beside_decodes():
+    scheduler = make_scheduler(num_blocks=600, max_batched_tokens=400, pace=paced())
     scheduler.add(make_sequence(0, 64, max_tokens=500))
-    assert step(0.0) == [("0", 64)]
-    scheduler.add(make_sequence(1, 900))
-    assert step(0.05) == [("0", 1)], "what a step takes without a prompt is seen first"
-    found = [step(0.05) for _ in range(12)]
-    assert found[0] == [("0", 1), ("1", LEAST)]
-    assert found[-1] in ([("0", 1), ("1", 40)], [("0", 1), ("1", 39)]), "0.8 times 50 ms at 1 ms a token"
+    assert step(scheduler, 0.0) == [("0", 64)]
+    scheduler.add(make_sequence(1, 1600))
+    assert step(scheduler, 0.0501) == [("0", 1)], "what a step takes without a prompt is seen first"
+    assert scheduler.part is None
+    assert step(scheduler, 0.05) == [("0", 1)]
+    part = scheduler.part
+    assert (part.item.num_new_tokens, part.first, part.stop, part.whole) == (16, 0, 1, False)
+    assert step(scheduler, 0.05) == [("0", 1), ("1", 16)], "the rest fits into 40 ms"
+    assert (scheduler.part.first, scheduler.part.stop, scheduler.part.whole) == (1, 4, True)
+    cut = []
+    for _ in range(4):
+        found = step(scheduler, 0.0501)
+        cut.append((scheduler.part.item.num_new_tokens, scheduler.part.first, scheduler.part.stop))
+    assert cut == [(160, 0, 1), (160, 1, 2), (160, 2, 3), (160, 3, 4)], "0.8 times 50 ms at 0.25 ms a row and layer"
+    assert found == [("0", 1), ("1", 160)]
+
+
+def test_a_prompt_that_fits_into_the_time_joins_the_decodes():
+    scheduler = make_scheduler(num_blocks=300, max_batched_tokens=400, pace=paced())
+    scheduler.add(make_sequence(0, 64, max_tokens=500))
+    step(scheduler, 0.0)
+    scheduler.add(make_sequence(1, 100, max_tokens=1))
+    for _ in range(12):
+        step(scheduler, 0.05)
+    scheduler.add(make_sequence(2, 30))
+    scheduler.add(make_sequence(3, 20))
+    assert step(scheduler, 0.05) == [("0", 1), ("2", 30)], "20 more would take 50 ms"
+    assert scheduler.part is None
+    scheduler.pace._alone[2] = 0.05
+    assert step(scheduler, 0.05) == [("0", 1), ("2", 1), ("3", 20)]
+
+
+def test_a_pass_ends_at_once_where_no_stream_is_left():
+    scheduler = make_scheduler(num_blocks=600, max_batched_tokens=400, pace=paced())
+    scheduler.add(make_sequence(0, 64, max_tokens=500))
+    step(scheduler, 0.0)
+    scheduler.add(make_sequence(1, 300))
+    step(scheduler, 0.05)
+    step(scheduler, 0.05)
+    assert not scheduler.part.whole
+    scheduler.finish(scheduler.running[0])
+    scheduler.add(make_sequence(2, 30))
+    assert step(scheduler, 0.0) == [("2", 30), ("1", 16)]
+    assert (scheduler.part.first, scheduler.part.stop) == (1, 4)
+    assert step(scheduler, 0.0) == [("2", 1)]
+
+
+def test_blocks_of_a_pass_are_shared_once_it_is_whole():
+    prompt = list(range(100, 140))
+    scheduler = make_scheduler(num_blocks=60, max_batched_tokens=64, pace=paced())
+    scheduler.add(make_sequence(0, 8, max_tokens=500))
+    step(scheduler, 0.0)
+    scheduler.add(make_sequence(1, prompt))
+    step(scheduler, 0.05)
+    step(scheduler, 0.05)
+    going = scheduler.running[1]
+    hashes = going.hashes(4, 4)
+    assert scheduler.blocks.find_prefix(hashes) == []
+    assert step(scheduler, 0.05)[-1] == ("1", 16)
+    assert scheduler.blocks.find_prefix(hashes) == going.block_table[:4]
+
+
+@pytest.mark.parametrize("ends", ["abort", "preemption"])
+def test_a_pass_of_a_sequence_that_is_taken_out_is_dropped_and_leaves_nothing(ends):
+    scheduler = make_scheduler(num_blocks=9, max_batched_tokens=64, pace=paced())
+    scheduler.add(make_sequence(0, 4, max_tokens=20))
+    step(scheduler, 0.0)
+    scheduler.add(make_sequence(1, 24))
+    for _ in range(2):
+        step(scheduler, 0.05)
+    assert not scheduler.part.whole
+    dropped = scheduler.running[1]
+    if ends == "abort":
+        scheduler.finish(dropped)
+    else:
+        scheduler._preempt(dropped)
+    scheduler.check_integrity()
+    assert scheduler.blocks.find_prefix(dropped.hashes(1, 4)) == []
+    assert dropped.num_computed == 0
+    assert step(scheduler, 0.05)[0] == ("0", 1)
+    assert scheduler.part is None or scheduler.part.first == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    data=st.data(),
+    requests=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12)), min_size=2, max_size=10),
+    block_size=st.sampled_from([1, 2, 4, 16]),
+    spare=st.integers(0, 8),
+    budget=st.integers(1, 60),
+    max_running=st.integers(1, 6),
+    caching=st.booleans(),
+    layers=st.integers(1, 5),
+    drawn=st.booleans(),
+)
+def test_with_passes_of_any_cut_each_row_finds_what_comes_before_it_and_every_request_is_done(
+    data, requests, block_size, spare, budget, max_running, caching, layers, drawn
+):
+    """Prompts share prefixes, hang up at any moment, and are preempted in the middle of a pass."""
+    num_blocks = max(-(-(prompt + answer) // block_size) for prompt, answer in requests) + spare
+    pace = DrawnPace(layers, lambda low, high: data.draw(st.integers(low, high))) if drawn else paced(layers)
+    scheduler = make_scheduler(
+        num_blocks, block_size, caching, max_batched_tokens=budget, max_running=max_running, pace=pace
+    )
+    shared = [data.draw(st.integers(0, 1)) for _ in range(40)]
+    sequences = []
+    for name, (prompt, answer) in enumerate(requests):
+        kept = data.draw(st.integers(0, prompt))
+        sequences.append(make_sequence(name, shared[:kept] + [100 + name] * (prompt - kept), answer))
+    arrivals, memory, aborted = list(sequences), LayeredMemory(layers), set()
+    while arrivals or scheduler.running or scheduler.waiting:
+        for _ in range(min(len(arrivals), data.draw(st.integers(0 if list(scheduler) else 1, 3)))):
+            scheduler.add(arrivals.pop(0))
+        if data.draw(st.integers(0, 9)) == 0:
+            victim = data.draw(st.sampled_from(list(scheduler)))
+            scheduler.finish(victim)
+            aborted.add(victim.request_id)
+            scheduler.check_integrity()
+        if not list(scheduler):
+            continue
+        chosen = memory.step(scheduler, data.draw(st.integers(0, 1)))
+        assert chosen or scheduler.part, "a step of nothing"
+        apart = data.draw(st.floats(0, 1)) if scheduler.part else 0.0
+        scheduler.took(apart + data.draw(st.floats(0, 1)), apart)
+    assert all(seq.request_id in aborted or len(seq.output_token_ids) == seq.max_tokens for seq in sequences)
+    assert scheduler.blocks.num_available == scheduler.blocks.num_blocks
 
 
 def test_the_head_of_the_queue_is_never_overtaken():

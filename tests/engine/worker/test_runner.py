@@ -1,5 +1,8 @@
 """The runner: the same numbers however a step is put together, and no more logits than asked for."""
 
+import random
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -97,3 +100,59 @@ def test_cleared_blocks_are_zero() -> None:
     runner.clear_blocks([3, 1])
     finite = runner.cache.pool.isfinite().all(dim=(0, 1, 3, 4, 5))
     assert finite.tolist() == [False, True, False, True]
+
+
+@tables
+@pytest.mark.parametrize("rows", [9, 150])
+def test_layers_in_ranges_are_the_layers_in_one_go_for_few_rows_and_many(kernels: Kernels, rows: int) -> None:
+    """Also once the last rows have left."""
+    decoder = make_decoder(kernels, windows=(None, 9, None, None), max_position=256)
+    prompt = [(7 * at + 3) % 50 for at in range(rows)]
+    whole, cut = (runner_of(decoder, 20, 16, torch.float32) for _ in range(2))
+    table, beside = random.Random(3).sample(range(19), 10), PagedSequence([5] * 9, [19])
+    wanted = whole.step([Chunk(PagedSequence(prompt, table), rows)])
+    left = rows - 3
+    stops = ((rows, 0, 1), (rows, 1, 3), (left, 3, 4))
+    for count, first, stop in stops:
+        item = Chunk(PagedSequence(prompt[:count], table), count)
+        rows_of_step = [Chunk(beside, 1), item] if stop == 4 else [Chunk(beside, 1)]
+        found = cut.step(rows_of_step, part=Piece(item, first, stop, stop == 4))
+        beside.num_computed += 1
+    same(kernels, cut.logits(list(range(1, left + 1))), whole.logits(list(range(left))))
+    same(kernels, found.logits[0], whole.logits([left - 1])[0])
+    further = PagedSequence([*prompt[:left], 11], table, num_computed=left)
+    same(kernels, cut.step([Chunk(further, 1)]).logits, whole.step([Chunk(further, 1)]).logits)
+    assert len(wanted.logits) == 1
+
+
+@tables
+def test_a_pass_runs_beside_steps_and_a_pass_without_a_part_is_dropped(kernels: Kernels) -> None:
+    decoder = make_decoder(kernels)
+    alone = runner_of(decoder, 16, 16, torch.float32)
+    prompt, stream = PagedSequence(PROMPTS[0], [1, 2, 3]), PagedSequence(PROMPTS[2], [7, 5])
+    wanted = alone.step([Chunk(stream, 23), Chunk(prompt, 40)]).logits
+    runner = runner_of(decoder, 16, 16, torch.float32)
+    item = Chunk(prompt, 40)
+    for first in (0, 1):
+        result = runner.step([Chunk(stream, 10 + first)], part=Piece(item, first, first + 1, False))
+        assert result.sampled == []
+        stream.num_computed += 10 + first
+    result = runner.step([Chunk(stream, 2), item], part=Piece(item, 2, 3, True))
+    assert result.sampled == [(0, 0), (1, 0)]
+    same(kernels, result.logits, wanted)
+    same(kernels, torch.cat([logits for _, logits in result.prompt_logits(1)])[-1], wanted[1])
+    stream.num_computed = 22
+    runner.step([Chunk(stream, 1)], part=Piece(item, 0, 1, False))
+    assert runner._pass is not None
+    runner.step([Chunk(stream, 1)])
+    assert runner._pass is None
+
+
+@dataclass
+class Piece:
+    """A part of a pass."""
+
+    item: Chunk
+    first: int
+    stop: int
+    whole: bool
