@@ -60,7 +60,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_batched_tokens: Count | None = None
     """Tokens of the largest step; None takes the device's default, 8192 on a GPU and 2048 on a CPU."""
     paced: bool = False
-    """Prompts join running streams so slowly that these do not stutter (`core/pace.py`). An endpoint's do."""
+    """Prompts run beside streams in such parts that these do not stutter (`core/pace.py`). An endpoint's do."""
     max_running: Count = 64
     max_queued_requests: Count = 256
     max_queued_tokens: Count = 1_000_000

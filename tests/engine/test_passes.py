@@ -1,0 +1,76 @@
+"""A pass in parts of layers as the engine runs it: what counts before its last layer, and how it ends."""
+
+from pathlib import Path
+
+import pytest
+
+from plimsoll.runtime.engine.core.block_manager import ROOT, chain_hash
+from plimsoll.runtime.engine.engine import Engine
+from plimsoll.runtime.engine.worker import books
+from tests.support.checkpoints import make_checkpoint
+from tests.support.engines import make_engine, make_request, run_alone
+from tests.support.prompt_passes import DrawnPace
+
+PROMPT = [200 + at % 50 for at in range(60)]
+
+
+@pytest.fixture
+def engine(tiny_llama: Path) -> Engine:
+    """One stream runs; each prompt beside it gets a layer a step, all its tokens but one at once."""
+    engine = make_engine(tiny_llama, paced=True)
+    engine.scheduler.pace = DrawnPace(2, lambda low, high: max(low, high - 1))
+    engine.add(make_request("stream", [5, 9, 33], 30))
+    engine.step()
+    return engine
+
+
+def test_a_pass_takes_a_layer_a_step_and_counts_once_it_is_whole(tiny_llama: Path, engine: Engine) -> None:
+    expected = run_alone(make_engine(tiny_llama), make_request("alone", PROMPT))
+    engine.add(make_request("prompt", PROMPT))
+    layers = engine.runner.decoder.done
+    seen = []
+    for _ in range(2):
+        assert [output.request_id for output in engine.step()] == ["stream"]
+        engine.check_integrity()
+        seq = engine.scheduler.running[1]
+        seen.append((seq.num_computed, engine.runner.decoder.done - layers, engine.stats.last_step_tokens))
+    # Of the stream's step two layers and the head.
+    assert seen == [(0, 4, 1), (59, 8, 60)]
+    assert seq.first_scheduled is not None
+    tokens = [token for _ in range(8) for out in engine.step() if out.request_id == "prompt" for token in out.token_ids]
+    assert tokens == expected.token_ids
+
+
+def test_the_clock_of_a_request_starts_with_the_first_part_of_its_pass(engine: Engine) -> None:
+    engine.add(make_request("prompt", PROMPT))
+    engine.step()
+    assert engine.scheduler.running[1].first_scheduled is not None
+
+
+def test_a_step_that_fails_ends_the_request_of_its_pass_too(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.add(make_request("prompt", PROMPT))
+    engine.step()
+    assert engine.scheduler.part is not None
+
+    def out_of_memory(*_arguments: object, **_options: object) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.runner.decoder, "advance", out_of_memory)
+        engine.add(make_request("next", PROMPT[:20], cache_salt="other"))
+        outputs = engine.step()
+    assert {output.request_id: output.finish_reason for output in outputs} == {"stream": "error", "prompt": "error"}
+    engine.check_integrity()
+    assert engine.scheduler.blocks.find_prefix([chain_hash(ROOT, PROMPT[:16])]) == []
+    while engine.has_work:
+        engine.step()
+        engine.check_integrity()
+
+
+def test_what_a_row_costs_a_layer_follows_the_models_sizes(tmp_path: Path) -> None:
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
+    engine = make_engine(make_checkpoint(tmp_path / "model", head_dim=16, **shape), paced=True)
+    work = books.layer_work(engine.facts)
+    assert work.windows == (None, None)
+    # q, k, v, output, gate, up and down, over the keys and values of a token.
+    assert work.even == (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96) / (2 * 64)
