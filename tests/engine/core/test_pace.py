@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.runtime.engine.core.layer_work import LayerWork
-from plimsoll.runtime.engine.core.pace import REFRESH, SLOWDOWN, TRIAL, Pace
+from plimsoll.runtime.engine.core.pace import REFRESH, TRIAL, Pace
 from plimsoll.runtime.engine.core.prompt_pass import PromptPass
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.sequence import Sequence
