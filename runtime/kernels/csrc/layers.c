@@ -107,7 +107,8 @@ int run_layers(const model *m, const step *s, long first, long last, float *resi
         {
 #pragma omp for
             for (long t = 0; t < T; t++)
-                normalise(residual + t * m->hidden, m->layers[first].attention_norm, hidden + t * m->hidden, m->hidden, m->eps);
+                normalise(residual + t * m->hidden, m->layers[first].attention_norm, hidden + t * m->hidden, m->hidden,
+                          m->eps);
             for (long i = first; i < last; i++)
                 run_layer(m, m->layers + i, i + 1 < m->count ? m->layers[i + 1].attention_norm : m->final_norm, s,
                           first_task, &at, residual, hidden);
