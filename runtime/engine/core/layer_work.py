@@ -2,11 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 
-@dataclass(frozen=True)
 class LayerWork:
     """Work of a row in a layer; 1 where it attends to nothing.
 
@@ -15,8 +12,10 @@ class LayerWork:
         even: tokens of context to which attention costs as much as the layer's products cost.
     """
 
-    windows: Sequence[int | None]
-    even: float
+    def __init__(self, windows: Sequence[int | None], even: float) -> None:
+        self.windows = tuple(windows)
+        self.even = even
+        self._kinds = Counter(self.windows)
 
     def of(self, layer: int, context: float) -> float:
         """Work of a row with `context` tokens before it in one layer."""
@@ -29,10 +28,6 @@ class LayerWork:
     def most(self, context: float) -> float:
         """Work of a row in the layer that has most of it."""
         return max(self._with(window, context) for window in self._kinds)
-
-    @cached_property
-    def _kinds(self) -> Counter[int | None]:
-        return Counter(self.windows)
 
     def _with(self, window: int | None, context: float) -> float:
         return 1 + (context if window is None else min(context, window)) / self.even

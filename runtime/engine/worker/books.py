@@ -47,4 +47,4 @@ def layer_work(facts: ModelFacts) -> LayerWork:
     heads, kv_heads, dim, hidden = facts.num_heads, facts.num_kv_heads, facts.head_dim, facts.hidden_size
     matrices = 2 if facts.layers[0].gated else 1
     products = hidden * dim * (2 * heads + 2 * kv_heads) + (matrices + 1) * hidden * facts.intermediate_size
-    return LayerWork(tuple(spec.window for spec in facts.layers), products / (2 * heads * dim))
+    return LayerWork([spec.window for spec in facts.layers], products / (2 * heads * dim))
