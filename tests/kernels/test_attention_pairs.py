@@ -1,6 +1,8 @@
 """Attention over a cache of bfloat16 where the processor multiplies pairs: the order of sums and the rounding that
 `csrc/attention_pairs.c` states, to the bit."""
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -85,3 +87,19 @@ def test_a_number_that_is_none_stays_in_its_row() -> None:
     assert found[7, 1].isnan().all()
     found[7, 1] = clean.view(30, 2, 16)[7, 1]
     assert torch.equal(found.view(30, 32), clean)
+
+
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("held", [torch.bfloat16, 8, 4])
+@pytest.mark.parametrize("dim", [64, 96, 48])
+def test_a_row_among_many_of_whole_blocks_is_what_it_is_alone(
+    dim: int, held: torch.dtype | Literal[4, 8], window: int | None
+) -> None:
+    """Many rows share pairs that are made once, and see all 64 keys of a block or hide some; a row alone does neither."""
+    ops, keys, values = native_kernels("cpu", torch.bfloat16), torch.randn(200, 2, dim), torch.randn(200, 2, dim) + 2
+    q = torch.randn(200, 6, dim)
+    whole = paged(ops, [keys], [values], [200], 64, held)
+    found = ops.attention(q, whole.cache, whole.batch, 0.125, window).clone()
+    for row in (0, 40, 62, 63, 64, 127, 150, 199):
+        alone = paged(ops, [keys[: row + 1]], [values[: row + 1]], [1], 64, held)
+        assert torch.equal(ops.attention(q[row : row + 1], alone.cache, alone.batch, 0.125, window)[0], found[row])

@@ -33,12 +33,28 @@ INLINE long head_bytes(const int kind, long S, long D)
     return S * (has_codes(kind) ? key_bytes(kind, D) + vector_bytes(kind, D) + 8 : vector_bytes(kind, D));
 }
 
+#if LANES == 16
+/* The first four steps of `spread`, of 16 numbers. */
+INLINE vf spread_sixteen(vf x)
+{
+    __m512 v = (__m512)x, other = _mm512_permute_ps(v, 0xb1);
+    v = _mm512_mask_sub_ps(_mm512_add_ps(v, other), 0xaaaa, other, v), other = _mm512_permute_ps(v, 0x4e);
+    v = _mm512_mask_sub_ps(_mm512_add_ps(v, other), 0xcccc, other, v), other = _mm512_shuffle_f32x4(v, v, 0xb1);
+    v = _mm512_mask_sub_ps(_mm512_add_ps(v, other), 0xf0f0, other, v), other = _mm512_shuffle_f32x4(v, v, 0x4e);
+    return (vf)_mm512_mask_sub_ps(_mm512_add_ps(v, other), 0xff00, other, v);
+}
+#endif
+
 /* x [D] turned by the normed Hadamard matrix, in runs of the largest power of 2 that divides D: an outlier's weight is
  * spread over its run, so that 4 bits lose less. The matrix is its own inverse. */
 static inline void spread(float *x, long D)
 {
-    long run = D & -D;
-    for (long h = 1; h < run; h *= 2)
+    long run = D & -D, h = 1;
+#if LANES == 16
+    for (long d = 0; run >= 16 && d < D; d += 16) store(x + d, spread_sixteen(load(x + d)));
+    if (run >= 16) h = 16;
+#endif
+    for (; h < run; h *= 2)
         for (long at = 0; at < D; at += 2 * h)
             for (long i = at; i < at + h; i++) {
                 float a = x[i], b = x[i + h];
