@@ -95,7 +95,7 @@ def test_a_number_that_is_none_stays_in_its_row() -> None:
 def test_a_row_among_many_of_whole_blocks_is_what_it_is_alone(
     dim: int, held: torch.dtype | Literal[4, 8], window: int | None
 ) -> None:
-    """Many rows share pairs that are made once, and see all 64 keys of a block or hide some; a row alone does neither."""
+    """Many rows share pairs that are made once, and see whole blocks of keys or hide some; one row does neither."""
     ops, keys, values = native_kernels("cpu", torch.bfloat16), torch.randn(200, 2, dim), torch.randn(200, 2, dim) + 2
     q = torch.randn(200, 6, dim)
     whole = paged(ops, [keys], [values], [200], 64, held)
