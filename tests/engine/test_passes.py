@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from plimsoll.runtime.engine.core.block_manager import ROOT, chain_hash
+from plimsoll.runtime.engine.core.prompt_pass import MOST_ROWS
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.engine.worker import books
+from plimsoll.runtime.kernels.native import KEPT_ROWS
 from tests.support.checkpoints import make_checkpoint
-from tests.support.engines import make_engine, make_request, run_alone
+from tests.support.engines import make_engine, make_request, run, run_alone
 from tests.support.prompt_passes import DrawnPace
 
 PROMPT = [200 + at % 50 for at in range(60)]
@@ -74,3 +76,24 @@ def test_what_a_row_costs_a_layer_follows_the_models_sizes(tmp_path: Path) -> No
     assert work.windows == (None, None)
     # q, k, v, output, gate, up and down, over the keys and values of a token.
     assert work.even == (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96) / (2 * 64)
+
+
+FIRST, SECOND = ([200 + at * step % 90 for at in range(600)] for step in (7, 11))
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Phi3ForCausalLM"])
+def test_large_steps_leave_the_rows_of_a_pass_alone(tmp_path: Path, architecture: str) -> None:
+    """Their results lie in memory that is kept for the next large step, which may not be one of another prompt."""
+    model = make_checkpoint(tmp_path / "model", architecture, max_position_embeddings=2048)
+    room = {"num_blocks": 200, "max_batched_tokens": 2048}
+    expected = [run_alone(make_engine(model, **room), make_request("alone", ids)) for ids in (FIRST, SECOND)]
+    engine = make_engine(model, paced=True, **room)
+    engine.scheduler.pace = DrawnPace(2, lambda low, high: high if high > 9 else max(low, high - 1))
+    # The stream ends in the middle of a pass; the second prompt is a step, beside the end of the pass.
+    stream = make_request("stream", [5, 9, 33], 2)
+    found = run(engine, [stream, make_request("first", FIRST), make_request("second", SECOND)], arrivals=lambda: 1)
+    assert [found[name].token_ids for name in ("first", "second")] == [result.token_ids for result in expected]
+
+
+def test_results_of_a_pass_are_never_in_memory_that_is_kept() -> None:
+    assert MOST_ROWS < KEPT_ROWS

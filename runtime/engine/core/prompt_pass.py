@@ -17,6 +17,13 @@ from dataclasses import dataclass
 
 from plimsoll.runtime.engine.core.scheduled import Scheduled
 
+MOST_ROWS = 255
+"""Rows of a pass and of the streams beside it. Results of more rows lie in memory that the next step takes
+(`KEPT_ROWS` of the native kernels), and a pass keeps its rows from step to step."""
+
+LEAST_ROWS = 16
+"""Rows that a pass may have beside any number of streams."""
+
 
 @dataclass(slots=True)
 class PromptPass:

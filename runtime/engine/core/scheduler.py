@@ -32,7 +32,7 @@ from plimsoll.runtime.engine.core.block_manager import BlockManager
 from plimsoll.runtime.engine.core.guesser import NO_GUESSES, Guesser, Guessing
 from plimsoll.runtime.engine.core.host_blocks import Copy
 from plimsoll.runtime.engine.core.pace import Pace
-from plimsoll.runtime.engine.core.prompt_pass import Part, PromptPass
+from plimsoll.runtime.engine.core.prompt_pass import LEAST_ROWS, MOST_ROWS, Part, PromptPass
 from plimsoll.runtime.engine.core.scheduled import Scheduled
 from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.messages import EngineStats, TokenOutput
@@ -264,7 +264,8 @@ class Scheduler:
             takes = pace.joining(count, first)
             if takes > seconds or count > spare - joined:
                 if not joined:
-                    self._pass = pace.begin(seq, seconds, spare)
+                    most = max(MOST_ROWS - streams, LEAST_ROWS)
+                    self._pass = pace.begin(seq, seconds, min(spare, most))
                 break
             self._choose(seq, count, chosen)
             joined, seconds = joined + count, seconds - takes
