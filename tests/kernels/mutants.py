@@ -19,7 +19,7 @@ from plimsoll.runtime.kernels import build
 NATIVE, QUANTIZED, INT8 = "test_native.py", "test_quantized.py", "test_int8.py"
 SUPER, CACHE, PAIRS = "test_super_blocks.py", "test_quantized_cache.py", "test_pairs.py"
 ATTENTION, DRAW, WIDE = "test_attention_pairs.py", "test_native_draw.py", "../models/test_wide_layers.py"
-NEON = "test_neon.py"
+NEON, AMX = "test_neon.py", "test_amx.py"
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,20 @@ MUTANTS = (
     Mutant("attention of many rows: the wrong upper bits of keys", "block_pairs.h", "(int)(k % 2 * 4)",
            "(int)(k % 2 * 2)", (ATTENTION, CACHE, NATIVE)),
     Mutant("spread: a step the other way", "cache.h", "0xf0f0, other, v)", "0x0f0f, other, v)", (CACHE, NATIVE)),
+    Mutant("attention in tiles: keys of the panel before", "attention_tiles.c", "const char *at = keys + n * size,",
+           "const char *at = keys + (n ? n - 16 : 0) * size,", (AMX,)),
+    Mutant("attention in tiles: a block of dimensions is left out", "attention_tiles.c", "panel, BLOCKS(depth), 0,",
+           "panel, depth / BLOCK, 0,", (AMX,)),
+    Mutant("attention in tiles: later rows get the sums of the first", "attention_tiles.c",
+           "                       y + row * ldy, ldy);", "                       y + row / 32 * ldy, ldy);", (AMX,)),
+    Mutant("attention in tiles: values' wrong nibble", "attention_tiles.c", "of == OF_HIGH ? 4 : 0",
+           "of == OF_LOW ? 4 : 0", (AMX,)),
+    Mutant("attention in tiles: a neighbour's upper bits", "attention_tiles.c", "uppers + k / 2 * S;",
+           "uppers + (k + 1) / 2 * S;", (AMX,)),
+    Mutant("tiles: a row of weights twice", "tiles.c", "next = 2 * PANEL * sizeof(uint16_t);",
+           "next = PANEL * sizeof(uint16_t);", (AMX,)),
+    Mutant("tiles: columns of the first group for all", "tiles.c", "x + row * K + b / blocks * group + begin",
+           "x + row * K + begin", (AMX,)),
     Mutant("cache of codes: scale and minimum change places", "attention.c", "width, k_scales, k_scales + S, sums_of_q",
            "width, k_scales + S, k_scales, sums_of_q", (CACHE, NATIVE), unpaired=True),
     Mutant("cache of 4 bits: values' wrong nibble", "attention.c",

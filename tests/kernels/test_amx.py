@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from plimsoll.runtime.machine.processor import processor_flags
 from tests.kernels.amx.emulated import compiled, environment, has_tiles, run, skip_where_no_tiles_can_be
 
 #: Kinds of instructions that the emulator counts.
@@ -132,4 +133,13 @@ def test_the_table_names_the_tiles(tiles: dict[str, str]) -> None:
 def test_products_of_bfloat16_rows_hold_in_tiles(tiles: dict[str, str]) -> None:
     """Their worst errors, and that a row has the bits that it has alone, in vectors."""
     counts = pass_in_tiles(tiles, "tests/kernels/test_tiles.py")
+    assert has_tiles() or counts[OF_BF16] > 1000
+
+
+def test_attention_holds_in_tiles(tiles: dict[str, str]) -> None:
+    """Its errors beside plain torch, decoding with the bits of a prompt, and its order of sums to the bit."""
+    if "avx512_bf16" not in processor_flags():
+        pytest.skip("attention in tiles rounds by AVX512_BF16, which this processor does not have")
+    order, agrees = "tests/kernels/test_attention_pairs.py", "tests/kernels/test_native.py::test_attention_agrees_and"
+    counts = pass_in_tiles(tiles, order, f"{agrees}_chunks_are_the_whole")
     assert has_tiles() or counts[OF_BF16] > 1000

@@ -1,5 +1,5 @@
-"""Attention over a cache of bfloat16 where the processor multiplies pairs: the order of sums and the rounding that
-`csrc/attention_pairs.c` states, to the bit."""
+"""Attention over a cache of bfloat16 where the processor multiplies pairs, or tiles: the order of sums and the rounding
+that `csrc/attention_pairs.c` states, to the bit. `test_amx.py` runs this in tiles."""
 
 from typing import Literal
 
@@ -26,6 +26,17 @@ def fused(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     return (a.double() * b.double() + c.double()).float()
 
 
+def in_tiles(x: torch.Tensor, w: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """start [T, N] + x [T, K] w [N, K]^T as `csrc/dots.h` sums: of 32 columns even and odd ones, then both."""
+    total = start
+    for begin in range(0, x.shape[1], 32):
+        halves = [torch.zeros_like(start), torch.zeros_like(start)]
+        for k in range(begin, min(begin + 32, x.shape[1])):
+            halves[k % 2] = fused(x[:, k, None], w[None, :, k], halves[k % 2])
+        total = total + (halves[0] + halves[1])
+    return total
+
+
 def power_of_2(x: torch.Tensor) -> torch.Tensor:
     x = x.clamp(min=-160)
     part, p = x - x.round(), POWERS[0].expand(x.shape)
@@ -37,10 +48,11 @@ def power_of_2(x: torch.Tensor) -> torch.Tensor:
 def attended(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, size: int) -> torch.Tensor:
     """What one query [D] gets of keys and values [S, D] of bfloat16, `size` a block; it sees all of them."""
     q, factor = q.bfloat16().float(), torch.tensor(scale) * LOG2_E
+    product = in_tiles if native_library().attention_in_tiles(1) else summed
     top, mass, mixed = torch.tensor(-1e30), torch.zeros(16), torch.zeros(values.shape[1])
     for at in range(0, len(keys), size):
         end = min(at + size, len(keys))
-        scores = summed(q[None], keys[at:end], torch.zeros(1, end - at))[0]
+        scores = product(q[None], keys[at:end], torch.zeros(1, end - at))[0]
         highest = (scores * factor).max()
         if highest > top:
             shrink = power_of_2(top - highest)
@@ -50,7 +62,11 @@ def attended(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: f
         for pair in weights.view(-1, 16, 2):
             for column in (1, 0):
                 mass = mass + pair[:, column]
-        mixed = mixed + summed(weights[None, : end - at], values[at:end].T, torch.zeros(1, values.shape[1]))[0]
+        width = values.shape[1]
+        if product is in_tiles:
+            mixed = in_tiles(weights[None, : end - at], values[at:end].T, mixed[None])[0]
+        else:
+            mixed = mixed + summed(weights[None, : end - at], values[at:end].T, torch.zeros(1, width))[0]
     total = torch.tensor(0.0)
     for lane in mass:
         total = total + lane

@@ -4,9 +4,11 @@
  * Invariant: a query row's sums run over its keys in ascending order, block by block, whatever tile, chunk or batch it
  * is computed in; keys it must not see enter as weight 0, which changes no bit. So chunked equals whole. */
 #include "attention_pairs.h"
+#include "attention_tiles.h"
 #include "bounds.h"
 #include "cache.h"
 #include "key_codes.h"
+#include "tiles.h"
 #include <omp.h>
 #include <stdlib.h>
 
@@ -307,8 +309,8 @@ static void attend(const attention_job *job, const tile *at, long g, float *scra
 
 static long span_of(const attention_job *job)
 {
-    long group = job->H / job->G;
-    return group < TILE_ROWS ? TILE_ROWS / group : 1;
+    long group = job->H / job->G, rows = attention_in_tiles(job->cache) ? ROWS_IN_TILES : TILE_ROWS;
+    return group < rows ? rows / group : 1;
 }
 
 void attention_tasks(const attention_job *job, long *first_task)
@@ -324,6 +326,7 @@ void attention_tasks(const attention_job *job, long *first_task)
 long attention_scratch(const attention_job *job)
 {
     long rows = span_of(job) * (job->H / job->G), W = whole_vectors(job->D);
+    if (attention_in_tiles(job->cache)) return attention_tiles_scratch(job, rows);
     if (attention_in_pairs(job->cache)) return attention_pairs_scratch(job, rows);
     long stride = has_codes(job->cache) ? W + 8 : W;
     return (rows * (job->D + stride + job->S + 10) + job->S * W + 15) / 16 * 16;
@@ -332,7 +335,8 @@ long attention_scratch(const attention_job *job)
 void attention_team(const attention_job *job, const long *first_task, float *scratch)
 {
     long span = span_of(job);
-    const int in_pairs = attention_in_pairs(job->cache);
+    const int in_pairs = attention_in_pairs(job->cache), in_tiles = attention_in_tiles(job->cache);
+    if (in_tiles) take_tiles();
     /* Later tiles of a prompt see more keys: they go first, so that none is left alone at the end. */
 #pragma omp for schedule(dynamic, 1)
     for (long task = first_task[job->B] - 1; task >= 0; task--) {
@@ -344,9 +348,11 @@ void attention_team(const attention_job *job, const long *first_task, float *scr
         }
         long first = job->starts[b] + (task - first_task[b]) / job->G * span, g = (task - first_task[b]) % job->G;
         tile at = tile_of(job, b, first, first + span < job->starts[b + 1] ? first + span : job->starts[b + 1]);
-        if (in_pairs) attend_in_pairs(job, &at, g, scratch);
+        if (in_tiles) attend_in_tiles(job, &at, g, scratch);
+        else if (in_pairs) attend_in_pairs(job, &at, g, scratch);
         else attend(job, &at, g, scratch);
     }
+    if (in_tiles) drop_tiles();
 }
 
 /* Returns DONE, NO_MEMORY or OUTSIDE. q [T, H, D] with strides; out dense [T, H*D]; window 0 and cap 0 are none. */
