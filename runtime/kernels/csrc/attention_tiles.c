@@ -83,16 +83,17 @@ static void fill_up(uint16_t *panel, long pairs)
 }
 
 /* Keys [n, n + 32) of a block, as far as it has `width`, and pairs of dimensions. */
-static void panel_of_keys(const attention_job *job, const char *keys, long n, long width, uint16_t *panel)
+INLINE void panel_of_keys(const int cache, const attention_job *job, const char *keys, long n, long width,
+                          uint16_t *panel)
 {
-    const long S = job->S, pairs = job->D / 2, size = job->cache == CACHE_BF16 ? 2 : 1;
+    const long S = job->S, pairs = job->D / 2, size = cache == CACHE_BF16 ? 2 : 1;
     const uint32_t there = width - n >= PANEL ? ~0u : 0xffff;
     const char *at = keys + n * size, *uppers = keys + pairs * S + n;
     for (long k = 0; k < pairs; k++) {
         uint16_t *to = panel + k * PAIR;
         const char *even = at + 2 * k * S * size;
-        if (job->cache == CACHE_BF16) put_rows(OF_BF16, even, even + S * size, there, to);
-        else if (job->cache == CACHE_INT8) put_rows(OF_BYTES, even, even + S * size, there, to);
+        if (cache == CACHE_BF16) put_rows(OF_BF16, even, even + S * size, there, to);
+        else if (cache == CACHE_INT8) put_rows(OF_BYTES, even, even + S * size, there, to);
         else {
             const uint8_t *codes = (const uint8_t *)at + k * S, *upper = (const uint8_t *)uppers + k / 2 * S;
             const int place = (int)(k % 2 * 4);
@@ -130,7 +131,9 @@ static void score(const attention_job *job, const char *keys, long rows, long wi
 {
     static const float nothing[PANEL];
     for (long n = 0; n < width; n += PANEL) {
-        panel_of_keys(job, keys, n, width, panel);
+        if (job->cache == CACHE_BF16) panel_of_keys(CACHE_BF16, job, keys, n, width, panel);
+        else if (job->cache == CACHE_INT8) panel_of_keys(CACHE_INT8, job, keys, n, width, panel);
+        else panel_of_keys(CACHE_INT4, job, keys, n, width, panel);
         multiply_panel(rows, q, job->D, panel, job->D, nothing, 0, scores + n, lds);
     }
 }
