@@ -1,8 +1,9 @@
-/* One row's numbers do not depend on the rows beside it. A block's keys, or values, become panels of PANEL keys, or dimensions, in
- * pairs of dimensions, or keys: what tiles.h multiplies. A score is one sum over blocks of BLOCK dimensions, an output one
- * over the blocks of BLOCK keys of each cache block, both as dots.h says. Keys and dimensions that are not there are 0, and
- * keys that a row does not see weigh 0. Weights and their sum are those of soften.h. */
+/* One row's numbers do not depend on the rows beside it. A block's keys, or values, become panels of PANEL keys, or
+ * dimensions, in pairs of dimensions, or keys: what tiles.h multiplies. A score is one sum over blocks of BLOCK dimensions,
+ * an output one over the blocks of BLOCK keys of each cache block, both as dots.h says. Keys and dimensions that are not
+ * there are 0, and keys that a row does not see weigh 0. Weights and their sum are those of soften.h. */
 #include "attention_tiles.h"
+#include "pairs.h"
 #include "tiles.h"
 
 #if HAVE_PAIRS && defined(__AVX512BW__)
