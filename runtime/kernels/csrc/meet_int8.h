@@ -59,6 +59,21 @@ INLINE void multiply_piece(const int how, const int bits, const int source, cons
             UNROLL for (int p = 0; p < panels; p++) {
                 vu first = source == FOURS ? quad_of_fours(words[p][0], j) : words[p][0];
                 vu second = source == FOURS ? quad_of_fours(words[p][1], j) : words[p][1];
+#if HAVE_NEON_DOTS
+                /* Four rows a vector: what lies behind the last row is its ends or another word. */
+                if (how == SDOT && rows > 1) {
+                    UNROLL for (int r = 0; r < rows; r += 4) {
+                        const vu four = load_words((const char *)(x.codes + j * x.high + r));
+                        UNROLL for (int lane = 0; lane < 4; lane++) {
+                            if (r + lane >= rows) break;
+                            vi *sum = sums + (p * rows + r + lane) * 2;
+                            sum[0] = sdot_lane(sum[0], first, four, lane);
+                            sum[1] = sdot_lane(sum[1], second, four, lane);
+                        }
+                    }
+                    continue;
+                }
+#endif
                 UNROLL for (int r = 0; r < rows; r++) {
                     vi *sum = sums + (p * rows + r) * 2;
                     vu four = (vu)all_lanes(x.codes[j * x.high + r]);

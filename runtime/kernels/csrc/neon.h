@@ -34,11 +34,30 @@ INLINE vi sdot(vi sum, vu w, vu x)
     return sum;
 }
 
+/* The same by the four bytes of one lane of x for all. */
+INLINE vi sdot_lane(vi sum, vu w, vu x, const int lane)
+{
+    if (lane == 0) __asm__(THREE_VECTORS("0x4f80e000") : "+w"(sum) : "w"(w), "w"(x));
+    else if (lane == 1) __asm__(THREE_VECTORS("0x4fa0e000") : "+w"(sum) : "w"(w), "w"(x));
+    else if (lane == 2) __asm__(THREE_VECTORS("0x4f80e800") : "+w"(sum) : "w"(w), "w"(x));
+    else __asm__(THREE_VECTORS("0x4fa0e800") : "+w"(sum) : "w"(w), "w"(x));
+    return sum;
+}
+
 /* sum + two products of bfloat16 in each lane: the products' sum is rounded to odd and so is what it is added to;
  * subnormal numbers are 0. That is so with FEAT_EBF16 too: Linux starts programs with FPCR.EBF 0. */
 INLINE vf bfdot(vf sum, vu w, vu x)
 {
     __asm__(THREE_VECTORS("0x6e40fc00") : "+w"(sum) : "w"(w), "w"(x));
+    return sum;
+}
+
+INLINE vf bfdot_lane(vf sum, vu w, vu x, const int lane)
+{
+    if (lane == 0) __asm__(THREE_VECTORS("0x4f40f000") : "+w"(sum) : "w"(w), "w"(x));
+    else if (lane == 1) __asm__(THREE_VECTORS("0x4f60f000") : "+w"(sum) : "w"(w), "w"(x));
+    else if (lane == 2) __asm__(THREE_VECTORS("0x4f40f800") : "+w"(sum) : "w"(w), "w"(x));
+    else __asm__(THREE_VECTORS("0x4f60f800") : "+w"(sum) : "w"(w), "w"(x));
     return sum;
 }
 #endif
@@ -52,13 +71,15 @@ INLINE vi add_four_products(vi sum, vu w, vu x)
     return (vi)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
 }
 
-/* Four columns of eight outputs' bytes as words of both vectors. */
+/* Four columns of eight outputs' bytes as words of both vectors. Not by TBL: compilers move its registers about. */
 INLINE void columns_to_words(const char *at, vu *words)
 {
-    static const uint8_t order[32] = {0, 8,  16, 24, 1, 9,  17, 25, 2, 10, 18, 26, 3, 11, 19, 27,
-                                      4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31};
-    const uint8x16x2_t bytes = {{vld1q_u8((const uint8_t *)at), vld1q_u8((const uint8_t *)at + 16)}};
-    words[0] = (vu)vqtbl2q_u8(bytes, vld1q_u8(order)), words[1] = (vu)vqtbl2q_u8(bytes, vld1q_u8(order + 16));
+    uint8x16_t column[4];
+    for (int k = 0; k < 4; k++)
+        column[k] = vcombine_u8(vld1_u8((const uint8_t *)at + 8 * k), vdup_n_u8(0));
+    const uint16x8_t first = (uint16x8_t)vzip1q_u8(column[0], column[1]);
+    const uint16x8_t second = (uint16x8_t)vzip1q_u8(column[2], column[3]);
+    words[0] = (vu)vzip1q_u16(first, second), words[1] = (vu)vzip2q_u16(first, second);
 }
 
 /* Nibbles j of both halves of each word as a pair of bfloat16 from -8 to 7: a byte of the first 16 is the low one of a

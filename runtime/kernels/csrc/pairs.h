@@ -66,7 +66,17 @@ INLINE void add_pairs(const int source, const int rows, const int panels, long d
             UNROLL for (int p = 0; p < panels; p++) {
                 vu first = weight_pair(source, w + p * stride, 0, words[p][0], j);
                 vu second = weight_pair(source, w + p * stride, 1, words[p][1], j);
-                UNROLL for (int r = 0; r < rows; r++) {
+                int r = 0;
+#if HAVE_NEON_DOTS
+                UNROLL for (; r + 4 <= rows; r += 4) {
+                    const vu four = load_words((const char *)(x + r));
+                    UNROLL for (int lane = 0; lane < 4; lane++) {
+                        vf *two = sum[p * rows + r + lane];
+                        two[0] = bfdot_lane(two[0], first, four, lane), two[1] = bfdot_lane(two[1], second, four, lane);
+                    }
+                }
+#endif
+                UNROLL for (; r < rows; r++) {
                     vu both = x[r] - (vu){0};
                     sum[p * rows + r][0] = add_pair(sum[p * rows + r][0], both, first);
                     sum[p * rows + r][1] = add_pair(sum[p * rows + r][1], both, second);
