@@ -19,6 +19,7 @@ from plimsoll.runtime.kernels import build
 from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.kernels.native_quantized import scale_kind
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
+from plimsoll.runtime.machine import processor
 from tests.kernels.test_pairs import CHUNK, moderate, summed_at_once
 from tests.kernels.test_super_blocks import in_super_blocks, with_minimums
 
@@ -95,17 +96,27 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "driver"
 
 
-def answers(driver: Path, processor: str, jobs: Sequence[Job]) -> list[torch.Tensor]:
+@pytest.mark.parametrize("unit", build.UNITS)
+def test_every_unit_is_understood_by_a_compiler_for_aarch64(unit: str) -> None:
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"{COMPILER} is not installed")
+    [variant] = processor.variants("aarch64")
+    command = [COMPILER, *build.FLAGS, *variant.flags, "-fsyntax-only", str(build.SOURCES / unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def answers(driver: Path, name: str, jobs: Sequence[Job]) -> list[torch.Tensor]:
     """Each job's outputs [M, N] on a processor. The driver has seen that each row is what it is alone."""
     done = subprocess.run(
-        [EMULATOR, "-cpu", processor, str(driver)],
+        [EMULATOR, "-cpu", name, str(driver)],
         input=b"".join(job.packed() for job in jobs),
         capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
         check=False,
     )
     assert done.returncode == 0, (done.returncode, done.stderr)
-    assert done.stderr.decode().strip() == PROCESSORS[processor]
+    assert done.stderr.decode().strip() == PROCESSORS[name]
     found, values = [], torch.frombuffer(bytearray(done.stdout), dtype=torch.float32)
     for job in jobs:
         count = len(job.x) * job.outputs
@@ -155,8 +166,8 @@ def matrices() -> list[QuantizedMatrix]:
     return held
 
 
-@pytest.mark.parametrize("processor", PROCESSORS)
-def test_rows_of_bytes_have_the_same_bits_on_every_processor(driver: Path, processor: str) -> None:
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_rows_of_bytes_have_the_same_bits_on_every_processor(driver: Path, name: str) -> None:
     """As the library that was built for this machine gives them; the largest codes of both signs among them."""
     torch.manual_seed(0)
     ops, jobs = native_kernels("cpu", torch.bfloat16, int8=True), []
@@ -165,13 +176,13 @@ def test_rows_of_bytes_have_the_same_bits_on_every_processor(driver: Path, proce
             x = torch.randn(rows, held.codes.shape[1]) * 2.0 ** torch.randint(-9, 9, (rows, 1))
             x[0] = torch.where(held.codes[0] > 0, 1, -1)
             jobs.append(Job(ROWS_OF_BYTES, x, held, torch.randn(len(held.codes)) if rows % 2 else None))
-    for job, found in zip(jobs, answers(driver, processor, jobs), strict=True):
+    for job, found in zip(jobs, answers(driver, name, jobs), strict=True):
         assert isinstance(job.weight, QuantizedMatrix)
         assert torch.equal(found, ops.linear(job.x, ops.pack_quantized(job.weight), job.bias))
 
 
-@pytest.mark.parametrize("processor", PROCESSORS)
-def test_rows_of_bfloat16_are_summed_in_the_order_of_the_processor(driver: Path, processor: str) -> None:
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_rows_of_bfloat16_are_summed_in_the_order_of_the_processor(driver: Path, name: str) -> None:
     """By BFDOT, which rounds to odd, or by fused multiply-adds in blocks; of every number of rows of a tile."""
     torch.manual_seed(0)
     jobs = []
@@ -185,8 +196,8 @@ def test_rows_of_bfloat16_are_summed_in_the_order_of_the_processor(driver: Path,
         zeros = torch.full((21, groups), 8, dtype=torch.uint8) if bits == 4 else None
         held = QuantizedMatrix(bits, codes, (2.0 ** torch.randint(-2, 3, (21, groups))).half(), zeros)  # type: ignore[arg-type]
         jobs += [Job(CODES, moderate(rows, columns), held) for rows in (1, 2, 3, 5, 12, 13, 30)]
-    add = summed_at_once if processor == "max" else in_blocks
-    for job, found in zip(jobs, answers(driver, processor, jobs), strict=True):
+    add = summed_at_once if name == "max" else in_blocks
+    for job, found in zip(jobs, answers(driver, name, jobs), strict=True):
         if isinstance(job.weight, QuantizedMatrix):
             assert torch.equal(found, by_codes(add, job))
         else:
@@ -194,8 +205,8 @@ def test_rows_of_bfloat16_are_summed_in_the_order_of_the_processor(driver: Path,
             assert torch.equal(found, add(job.x, job.weight, start))
 
 
-@pytest.mark.parametrize("processor", PROCESSORS)
-def test_what_is_not_finite_stays_in_its_row(driver: Path, processor: str) -> None:
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_what_is_not_finite_stays_in_its_row(driver: Path, name: str) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(9, 70), torch.randn(21, 70).bfloat16()
     held = QuantizedMatrix(8, torch.randint(-128, 128, (21, 70)).char(), (torch.rand(21, 1) / 7).half())
@@ -203,7 +214,7 @@ def test_what_is_not_finite_stays_in_its_row(driver: Path, processor: str) -> No
     x[2, 5], x[4, 69], x[7] = torch.nan, torch.inf, 1e-39
     jobs = [Job(BFLOAT16, rows, weight) for rows in (x, clean)]
     jobs += [Job(kind, rows, held) for kind in (CODES, ROWS_OF_BYTES) for rows in (x, clean)]
-    found = answers(driver, processor, jobs)
+    found = answers(driver, name, jobs)
     for spoiled, whole in zip(found[::2], found[1::2], strict=True):
         kept = [0, 1, 3, 5, 6, 8]
         assert torch.equal(spoiled[kept], whole[kept])
