@@ -23,7 +23,7 @@ from plimsoll.api.loaded_line import Budget as Budget
 from plimsoll.api.loaded_line import Load as Load
 from plimsoll.api.loaded_line import Rejection as Rejection
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import HeldCache, Precision
+from plimsoll.api.precision import ActivationPrecision, HeldCache, Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization import PRECISION_OF_BITS
 from plimsoll.api.rank_budget import Part, RankBudget, parts
@@ -198,7 +198,8 @@ class _Sizer:
         trained = load.trained_length or facts.max_position
         step, longest = load.max_batched_tokens or BATCHED_TOKENS[device.kind], load.max_length or trained
         size, held = load.block_size, load.held_cache
-        ranks = self.ranks(precision, tensor, step, load.max_running, longest, load.nodes, size, held)
+        rows = load.activation_precision
+        ranks = self.ranks(precision, tensor, step, load.max_running, longest, load.nodes, size, held, rows)
         draft = None if self.draft is None else self.draft(precision, held, size, longest)
         if draft is not None:
             ranks = tuple(_with_draft(rank, draft) for rank in ranks)
@@ -211,13 +212,13 @@ class _Sizer:
 
     def _ranks(
         self, precision: Precision, tensor: int, step: int, running: int, longest: int, nodes: int, size: int,
-        held: HeldCache,
+        held: HeldCache, rows: ActivationPrecision,
     ) -> tuple[RankBudget, ...]:  # fmt: skip
         """What does not depend on the device's size, of each rank: a refusal looks at dozens of sizes."""
         facts, device, found = self.facts, self.device, []
         for part in self.parts(precision, tensor):
             shard = None if tensor == 1 else part.shard
-            terms = workspace_terms(facts, precision, device, step, running, longest, shard, nodes)
+            terms = workspace_terms(facts, precision, device, step, running, longest, shard, nodes, rows)
             block = block_bytes(facts, size, precision, held, shard)
             context = context_bytes(device, part.shard.rank)
             found.append(RankBudget(part.shard, 0, context, part.weights, terms, block))

@@ -31,6 +31,7 @@ def load_of(spec: ModelDeploymentSpec, facts: ModelFacts, draft: ModelFacts | No
         nodes=spec.parallelism.nodes,
         max_batched_tokens=spec.serving.max_batched_tokens,
         max_running=spec.serving.max_running_requests,
+        activation_precision=spec.serving.activation_precision,
         draft=draft,
     )
     return stretched(wish, facts, *((rope.type, rope.factor) if rope else (None, None)))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from plimsoll.api.draft import DraftBudget
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import CachePrecision, HeldCache, Precision
+from plimsoll.api.precision import ActivationPrecision, CachePrecision, HeldCache, Precision
 from plimsoll.api.rank_budget import RankBudget
 
 
@@ -30,6 +30,8 @@ class Load:
     max_batched_tokens: int | None = None
     """Tokens of the largest step; None takes `BATCHED_TOKENS`."""
     max_running: int = 64
+    activation_precision: ActivationPrecision = "auto"
+    """Of rows that meet weights in codes."""
     trained_length: int | None = None
     """Overrides the model's own, where positions are stretched."""
     draft: ModelFacts | None = None

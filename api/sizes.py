@@ -9,11 +9,13 @@ from plimsoll.api.collectives import collective_bytes
 from plimsoll.api.device import TORCH_TABLE, DeviceFacts, TableFacts
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import FUSED, SUMMED, fused_roles, has_bias, norm_sizes, role_shape, stored_linears
+from plimsoll.api.layers_at_once import FEW_ROWS, runs_wide
 from plimsoll.api.model import ModelFacts
 from plimsoll.api.precision import (
     CACHE_BITS,
     CODE_BITS,
     KEY_BITS,
+    ActivationPrecision,
     Codes,
     HeldCache,
     Precision,
@@ -155,12 +157,13 @@ def block_bytes(
 
 def workspace_terms(
     facts: ModelFacts, precision: Precision, device: DeviceFacts, max_batched_tokens: int, max_running: int,
-    max_length: int, shard: Shard | None = None, nodes: int = 1,
+    max_length: int, shard: Shard | None = None, nodes: int = 1, rows_wish: ActivationPrecision = "bfloat16",
 ) -> Mapping[str, int]:  # fmt: skip
     """Bytes that come and go while a step of one rank runs, by name.
 
     - `activations`: a layer at the largest chunk: the residual, the normed input and what a block adds to it; qkv and
-      its mixed values; gate, up and their product; normed queries and keys where the model has such norms.
+      its mixed values; gate, up and their product; normed queries and keys where the model has such norms. Where
+      `runs_wide` takes the largest step, what the MLP makes is in the kernels' working space.
     - `logits`: float32 logits of every running sequence, or of a slice of prompt positions where those are more, and
       `SAMPLER_ROWS` more for the sampler, which works on slices of them. A rank makes those of its part of the
       vocabulary; rank 0 gathers the whole beside its part, and samples.
@@ -174,7 +177,13 @@ def workspace_terms(
     whole = facts.num_heads, facts.num_kv_heads, facts.intermediate_size
     heads, kv_heads, inner = whole if shard is None else shard.counts
     rows = []
+    linear = (one.codes for one in matrices(facts, precision, device.table) if one.linear)
+    wide = shard is None and max_batched_tokens >= FEW_ROWS
+    wide = wide and runs_wide(facts, precision, device.table, rows_wish, linear)
     for spec, _ in facts.kinds:
+        if wide:
+            rows.append(3 * facts.hidden_size + (2 * heads + 2 * kv_heads) * facts.head_dim)
+            continue
         row = 3 * facts.hidden_size + (2 * heads + 2 * kv_heads) * facts.head_dim + (3 if spec.gated else 2) * inner
         if spec.qk_norm is not None:
             row += (heads + kv_heads) * facts.head_dim

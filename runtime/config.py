@@ -182,6 +182,7 @@ def engine_load(config: EngineConfig, facts: ModelFacts, kind: DeviceKind, draft
         max_length=config.max_model_len,
         max_batched_tokens=config.max_batched_tokens or BATCHED_TOKENS[kind],
         max_running=config.max_running,
+        activation_precision=config.activation_precision,
         draft=draft,
     )
     wish = sharing(wish) if config.memory is None else wish

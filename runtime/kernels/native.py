@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plimsoll.api.device import native_table
+from plimsoll.api.layers_at_once import FEW_ROWS, covers
 from plimsoll.api.model import Activation, ModelFacts
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
 from plimsoll.runtime.kernels.native_attention import native_attention, native_write_kv
@@ -27,11 +28,9 @@ from plimsoll.runtime.kernels.native_checks import (
 )
 from plimsoll.runtime.kernels.native_draw import DRAW_SIGNATURE, native_draw
 from plimsoll.runtime.kernels.native_layers import (
-    FEW_ROWS,
     LAYERS_SIGNATURE,
     WIDE_LAYERS_SIGNATURE,
     NativeLayers,
-    covers,
     has_codes,
 )
 from plimsoll.runtime.kernels.native_quantized import (

@@ -21,9 +21,6 @@ from plimsoll.runtime.kernels.native_quantized import PackedQuantized
 from plimsoll.runtime.kernels.table import AttentionBatch, Cache, KVCaches
 from plimsoll.runtime.models.weights import DecoderLayer, Norm
 
-FEW_ROWS = 128
-"""Below it a step's layers are one call: what starting operations costs matters, and its working space does not. From
-it on, layers of codes whose rows are quantized to 8 bits are one call each, which take less working space."""
 _P, _L, _F = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 OUTSIDE = "a position, slot or block of the step lies outside the model's positions or the cache"
 
@@ -61,24 +58,6 @@ class _Step(ctypes.Structure):
 
 LAYERS_SIGNATURE: list[Any] = [ctypes.POINTER(_Model), ctypes.POINTER(_Step), _L, _L, _P, _P]
 WIDE_LAYERS_SIGNATURE: list[Any] = [ctypes.POINTER(_Model), ctypes.POINTER(_Step), _L, _L, _P, _P, _P]
-
-
-def covers(facts: ModelFacts) -> bool:
-    """Whether `csrc/layers.c` computes the layers of this model; others run op by op."""
-    first = facts.layers[0]
-    return first.rope is not None and all(
-        spec.norm.kind == facts.final_norm.kind == "rms"
-        and spec.norm.eps == facts.final_norm.eps
-        and spec.placement == "before"
-        and spec.qk_norm in (None, "head")
-        and spec.attention_softcap is None
-        and spec.rope == first.rope
-        and first.rope.share == 1.0
-        and spec.scale == first.scale
-        and (spec.block, spec.activation, spec.gated) == ("mlp", "silu", True)
-        and spec.residual_multiplier == 1.0
-        for spec, _ in facts.kinds
-    )
 
 
 def has_codes(layers: Sequence[DecoderLayer]) -> bool:
@@ -137,7 +116,10 @@ def _check_shapes(
 
 
 class NativeLayers:
-    """A model's layers by their addresses, of facts that `covers` takes. Holds on to every tensor that C reads."""
+    """A model's layers by their addresses, of facts that `api.layers_at_once.covers` takes.
+
+    Holds on to every tensor that C reads.
+    """
 
     def __init__(
         self,

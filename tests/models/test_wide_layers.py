@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from plimsoll.api.layers_at_once import FEW_ROWS
 from plimsoll.api.precision import HeldCache, Precision
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.kernels.native import native_kernels
-from plimsoll.runtime.kernels.native_layers import FEW_ROWS
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.models.loader import load_decoder
 from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
