@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from plimsoll.runtime.kernels import build
 from plimsoll.runtime.machine.processor import processor_flags
 from tests.kernels.amx.emulated import compiled, environment, has_tiles, run, skip_where_no_tiles_can_be
+from tests.kernels.test_int8 import BITS, bits_of
 
 #: Kinds of instructions that the emulator counts.
 LOADED, STORED, OF_BF16, OF_BYTES = range(4)
@@ -123,23 +125,23 @@ def pass_in_tiles(tiles: dict[str, str], *arguments: str) -> list[int]:
     return [int(word) for word in done.stdout.split("emulated")[-1].split()]
 
 
-def test_the_table_names_the_tiles(tiles: dict[str, str]) -> None:
-    code = (
-        "from plimsoll.runtime.kernels.native import *; import torch; print(native_kernels('cpu', torch.bfloat16).name)"
-    )
-    assert run(code, tiles).stdout == "native-avx512-amx\n"
+def test_products_of_bfloat16_rows_and_attention_hold_in_tiles(tiles: dict[str, str]) -> None:
+    """A row has the bits that it has alone: in vectors for products, in a decode for attention. Attention is near plain
+    torch's, and has its order of sums to the bit."""
+    tests = ["tests/kernels/test_tiles.py"]
+    if "avx512_bf16" in processor_flags():
+        agrees = "test_attention_agrees_and_chunks_are_the_whole"
+        tests += ["tests/kernels/test_attention_pairs.py", f"tests/kernels/test_native.py::{agrees}"]
+    counts = pass_in_tiles(tiles, *tests)
+    assert has_tiles() or counts[OF_BF16] > 2000
 
 
-def test_products_of_bfloat16_rows_hold_in_tiles(tiles: dict[str, str]) -> None:
-    """Their worst errors, and that a row has the bits that it has alone, in vectors."""
-    counts = pass_in_tiles(tiles, "tests/kernels/test_tiles.py")
-    assert has_tiles() or counts[OF_BF16] > 1000
-
-
-def test_attention_holds_in_tiles(tiles: dict[str, str]) -> None:
-    """Its errors beside plain torch, decoding with the bits of a prompt, and its order of sums to the bit."""
-    if "avx512_bf16" not in processor_flags():
-        pytest.skip("attention in tiles rounds by AVX512_BF16, which this processor does not have")
-    order, agrees = "tests/kernels/test_attention_pairs.py", "tests/kernels/test_native.py::test_attention_agrees_and"
-    counts = pass_in_tiles(tiles, order, f"{agrees}_chunks_are_the_whole")
-    assert has_tiles() or counts[OF_BF16] > 1000
+def test_rows_of_8_bits_have_the_bits_of_vectors_in_tiles(tiles: dict[str, str]) -> None:
+    """Against codes of every kind, in groups that end within a piece, and with numbers that are not finite."""
+    count = "import ctypes; every = ctypes.CDLL(None)\nprint(every.emulated(3) if hasattr(every, 'emulated') else 0)"
+    done = run(BITS + count, tiles)
+    assert done.returncode == 0, done.stderr
+    name, digest, products = done.stdout.split()
+    assert name == "native-avx512-amx-int8-vnni"
+    assert digest == bits_of(build.library()).split()[-1]
+    assert has_tiles() or int(products) > 1000

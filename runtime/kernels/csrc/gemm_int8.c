@@ -1,6 +1,7 @@
 /* y = x w^T + bias over weights of 4 or 8 bits (quant.h) with rows quantized to 8 bits, as int8.h says to the bit. */
 #include "band.h"
 #include "bounds.h"
+#include "int8_tiles.h"
 #include "meet_int8.h"
 #include <stdlib.h>
 
@@ -150,23 +151,30 @@ static void take_chunk(const codes *of, int bits, shape s, long columns, reader 
 /* One panel against the tiles of a band: codes are widened once. */
 static void meet_band(const codes *of, int bits, band b, shape s, const char *w, const float *from, float *y, long ldy)
 {
-    const kernels *by = &of->by[has_offset(bits, s.scale)][s.group <= PIECE];
+    const int offset = has_offset(bits, s.scale), lone = s.group <= PIECE, tiles = in_byte_tiles(b);
+    const kernels *by = &of->by[offset][lone];
     const long all = 4 * quads_of(s.K, s.group), parts = (all + WIDE_COLUMNS - 1) / WIDE_COLUMNS;
+    const long high = tiles ? BYTE_TILE : b.high;
     chunk c;
     long ldf = 0;
+    if (tiles) take_byte_tiles(s.group);
     c.runs = c.quads = c.pieces = c.first_quad = c.first_piece = c.first_run = 0;
     for (reader at = {0, w, w}; at.k < s.K; from = y, ldf = ldy) {
         const char *before = at.group;
         take_chunk(of, bits, s, (all + parts - 1) / parts, &at, &c);
-        const long lines = (at.group - before) / 64, asking = b.rows <= 4 * b.high ? (b.rows + b.high - 1) / b.high : 4;
+        const long lines = (at.group - before) / 64, asking = b.rows <= 4 * high ? (b.rows + high - 1) / high : 4;
         c.next = at.group;
-        for (long row = 0; row < b.rows; row += b.high, c.next += c.lines * c.runs * 64) {
-            c.lines = row < asking * b.high ? (lines + asking * c.runs - 1) / (asking * c.runs) : 0;
-            by->chunk(&c, (int)(b.rows - row < b.high ? b.rows - row : b.high),
-                      tile_at(from_row(b, s, row), s, c.first_quad, c.first_piece, c.first_run), from + row * ldf, ldf,
-                      y + row * ldy, ldy);
+        for (long row = 0; row < b.rows; row += high, c.next += c.lines * c.runs * 64) {
+            const long rows = b.rows - row < high ? b.rows - row : high;
+            const tile x = tile_at(from_row(b, s, row), s, c.first_quad, c.first_piece, c.first_run);
+            c.lines = row < asking * high ? (lines + asking * c.runs - 1) / (asking * c.runs) : 0;
+            if (tiles)
+                chunk_in_byte_tiles(&c, offset, lone, rows, x, words_of(s.K, s.group), from + row * ldf, ldf,
+                                    y + row * ldy, ldy);
+            else by->chunk(&c, (int)rows, x, from + row * ldf, ldf, y + row * ldy, ldy);
         }
     }
+    if (tiles) drop_tiles();
 }
 
 void meet_panel(int bits, band b, shape s, const char *w, const float *from, float *y, long ldy)
@@ -237,8 +245,7 @@ void linear_int8_team(int bits, int scale, const float *x, const char *w, const 
     for (long done = 0; done < M; done += most, x += most * K, y += most * N) {
         long rows = M - done < most ? M - done : most;
         const band all = quantize_band(bits, x, rows, s, M, at);
-        const long longest = TILES_A_BAND * all.high;
-        const tasks t = tasks_of(rows, longest, all.high, panels, threads);
+        const tasks t = tasks_of_band(all, panels, threads);
         _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < t.bands * t.shares; task++) {
             long row = task / t.shares * t.height, share = task % t.shares;
             band mine = from_row(all, s, row);

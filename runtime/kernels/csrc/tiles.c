@@ -13,21 +13,29 @@
 #define ARCH_REQ_XCOMP_PERM 0x1023
 #define XFEATURE_XTILEDATA 18
 
-static int allowed;
+static int allowed, of_bytes;
 
 static void ask(void)
 {
     unsigned a, b, c, d;
-    /* Leaf 7: AMX-BF16 and AMX-TILE. */
+    /* Leaf 7: AMX-BF16, AMX-TILE and AMX-INT8. */
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & 1u << 22) || !(d & 1u << 24)) return;
     allowed = syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+    of_bytes = allowed && d & 1u << 25;
 }
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 int tiles_work(void)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, ask);
     return allowed;
+}
+
+int byte_tiles_work(void)
+{
+    pthread_once(&once, ask);
+    return of_bytes;
 }
 
 void take_tiles(void)
@@ -88,6 +96,7 @@ void multiply_tiles(int count, const uint16_t *x, long tile, const uint16_t *w, 
 }
 #else
 int tiles_work(void) { return 0; }
+int byte_tiles_work(void) { return 0; }
 void take_tiles(void) {}
 void drop_tiles(void) {}
 void multiply_tiles(int count, const uint16_t *x, long tile, const uint16_t *w, long blocks, long ahead,

@@ -9,6 +9,8 @@
 
 /* Whether this processor multiplies in tiles, and the kernel lets this process do so. */
 int tiles_work(void);
+/* The same of tiles of bytes. */
+int byte_tiles_work(void);
 /* A thread's tiles: taken before it multiplies, given back after. */
 void take_tiles(void);
 void drop_tiles(void);

@@ -63,7 +63,7 @@ static void put_products(const matrix *w, band all, float *y)
 {
     const shape s = shape_of(w);
     const long panels = (w->N + PANEL - 1) / PANEL;
-    const tasks t = tasks_of(all.rows, TILES_A_BAND * all.high, all.high, panels, omp_get_num_threads());
+    const tasks t = tasks_of_band(all, panels, omp_get_num_threads());
 #pragma omp for schedule(dynamic, 1)
     for (long task = 0; task < t.bands * t.shares; task++) {
         const long share = task % t.shares;
@@ -77,7 +77,7 @@ static void sum_products(const matrix *w, band all, float *y, float *own)
 {
     const shape s = shape_of(w);
     const long panels = w->N / PANEL;
-    const tasks t = tasks_of(all.rows, TILES_A_BAND * all.high, all.high, panels, omp_get_num_threads());
+    const tasks t = tasks_of_band(all, panels, omp_get_num_threads());
 #pragma omp for schedule(dynamic, 1)
     for (long task = 0; task < t.bands * t.shares; task++) {
         const long share = task % t.shares;
@@ -101,7 +101,7 @@ static void gate_products(const matrix *w, const matrix *next, band all, uint32_
     const long group = next->group, run = group < RUN ? group : RUN;
     const long unit = has_offset((int)next->bits, (int)next->scale) ? run : PIECE, units_of_group = (group + unit - 1) / unit;
     const long units = next->K / group * units_of_group;
-    tasks t = tasks_of(all.rows, TILES_A_BAND * all.high, all.high, w->N / PANEL, omp_get_num_threads());
+    tasks t = tasks_of_band(all, w->N / PANEL, omp_get_num_threads());
     if (t.shares > units) t.shares = units;
 #pragma omp for schedule(dynamic, 1)
     for (long task = 0; task < t.bands * t.shares; task++) {
