@@ -16,7 +16,7 @@ from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.models.loader import load_decoder
 from tests.support.checkpoints import VOCAB_SIZE, make_checkpoint
-from tests.support.paging import Chunk, make_sequences, runner_of
+from tests.support.paging import Chunk, PagedSequence, Piece, make_sequences, runner_of
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "biased": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
@@ -114,3 +114,17 @@ def test_places_outside_are_refused_and_nothing_is_written(folder: Path, changed
     with pytest.raises(IndexError, match="lies outside"):
         step(runner, CHUNKS[0])
     assert not runner.cache.pool.any()
+
+
+@pytest.mark.parametrize("at_first", [300, 131])
+def test_rows_that_become_few_between_two_layers_keep_their_bits(folder: Path, at_first: int) -> None:
+    """A pass that gives up its last rows: the first layer is of many rows, those after it are all in one call."""
+    table, few = native_kernels("cpu", torch.bfloat16, int8=True), FEW_ROWS - 20
+    cut, whole = built(folder, table, "w4a16"), built(folder, table, "w4a16")
+    prompt, last = PROMPTS[0][:at_first], len(cut.decoder.layers)
+    beside, blocks = PagedSequence([5, 6, 7], [39]), list(range(19, 0, -1))
+    item, kept = (Chunk(PagedSequence(prompt[:count], blocks), count) for count in (at_first, few))
+    cut.step([Chunk(beside, 1)], part=Piece(item, 0, 1, False))
+    beside.num_computed = 1
+    found = cut.step([Chunk(beside, 1), kept], part=Piece(kept, 1, last, True))
+    assert torch.equal(found.logits, whole.step([kept]).logits)

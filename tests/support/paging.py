@@ -34,6 +34,16 @@ class Chunk:
     guesses: tuple[int, ...] = ()
 
 
+@dataclass
+class Piece:
+    """A part of a pass."""
+
+    item: Chunk
+    first: int
+    stop: int
+    whole: bool
+
+
 def make_runner(
     decoder: Decoder, prompts: list[list[int]], block_size: int, dtype: torch.dtype, room: int = 0,
     precision: HeldCache = "float",

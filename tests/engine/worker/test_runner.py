@@ -1,7 +1,6 @@
 """The runner: the same numbers however a step is put together, and no more logits than asked for."""
 
 import random
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from plimsoll.runtime.engine.worker import runner as runner_module
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
 from tests.support.memory_model import make_decoder
-from tests.support.paging import Chunk, PagedSequence, make_sequences, prompt_logprobs, runner_of
+from tests.support.paging import Chunk, PagedSequence, Piece, make_sequences, prompt_logprobs, runner_of
 from tests.support.tables import float32_tables, table_name
 
 PROMPTS = [[(7 * i + n) % 50 for i in range(n)] for n in (40, 1, 23, 16, 65)]
@@ -146,13 +145,3 @@ def test_a_pass_runs_beside_steps_and_a_pass_without_a_part_is_dropped(kernels: 
     assert runner._pass is not None
     runner.step([Chunk(stream, 1)])
     assert runner._pass is None
-
-
-@dataclass
-class Piece:
-    """A part of a pass."""
-
-    item: Chunk
-    first: int
-    stop: int
-    whole: bool
