@@ -136,8 +136,11 @@ static void run_layer(const model *m, const layer *l, const step *s, const long 
         put_products(&l->qkv, all, at->qkv + done * l->qkv.N);
     }
 #pragma omp for
-    for (long t = 0; t < T; t++)
+    for (long t = 0; t < T; t++) {
+        /* The next row comes from far away while heads of this one are turned. */
+        for (long n = 0; t + 1 < T && n < l->qkv.N; n += 16) ask_to_write(at->qkv + (t + 1) * l->qkv.N + n);
         for (long g = 0; g < m->G; g++) place_heads(m, l, s, at->qkv, t, g);
+    }
     attention_team(&job, first_task, own);
     count = rows_at_a_time(T, words(&l->output));
     for (long done = 0; done < T; done += count) {
