@@ -22,7 +22,7 @@ class DrawnPace(Pace):
         self._layers, self._draw = layers, draw
         self.parts = 0
 
-    def allowed(self, streams: int) -> float:
+    def allowed(self, streams: int, prompts: int = 1) -> float:
         return float(self._draw(0, 3))
 
     def joining(self, rows: int, context: int) -> float:
@@ -31,7 +31,7 @@ class DrawnPace(Pace):
     def begin(self, seq: Sequence, seconds: float, most: int) -> PromptPass:
         return PromptPass(Scheduled(seq, self._draw(1, min(most, seq.num_pending))))
 
-    def part(self, going: PromptPass, streams: int) -> Part:
+    def part(self, going: PromptPass, streams: int, prompts: int = 1) -> Part:
         self.parts += 1
         first = going.done
         if streams and not self._draw(0, 4):

@@ -1,7 +1,8 @@
 """How much of a prompt is computed beside the streams that run, so that a long prompt does not make them stutter.
 
 A step with a part of a prompt in it may take `SLOWDOWN` times what the streams take alone: a prompt and the streams
-then get about half of the machine each. What steps take is measured while they run (in Sarathi-Serve, arXiv 2403.02310,
+then get about half of the machine each. Where more prompts wait than streams run, it may take `SMOOTH` seconds if that
+is more: few streams would otherwise hold up many. What steps take is measured while they run (in Sarathi-Serve, arXiv 2403.02310,
 a profile made before sets the chunk). No clock here: seconds are given.
 
 A prompt's few last tokens join the streams' rows. More than that run apart, some layers in each step (`PromptPass`), as
@@ -20,6 +21,9 @@ from plimsoll.runtime.engine.core.sequence import Sequence
 
 SLOWDOWN = 1.8
 """Under twice, with a margin for what a measurement is off by."""
+
+SMOOTH = 0.02
+"""Seconds between two tokens that no reader notices: fifty tokens a second."""
 
 REFRESH = 32
 """After so many steps that prompt tokens have joined one has none, to see what the streams alone take by now."""
@@ -55,10 +59,13 @@ class Pace:
         self._joined = 0.0
         self._since = 0
 
-    def allowed(self, streams: int) -> float:
-        """Seconds that a step of `streams` sequences in decode has for prompts; 0 where it should have none."""
+    def allowed(self, streams: int, prompts: int = 1) -> float:
+        """Seconds that a step of `streams` sequences in decode has for `prompts` that wait; 0 where it should have
+        none."""
         alone = self._alone.get(streams)
-        return 0.0 if alone is None or self._since >= REFRESH else (SLOWDOWN - 1) * alone
+        if alone is None or self._since >= REFRESH:
+            return 0.0
+        return max(SLOWDOWN * alone, SMOOTH if prompts > streams else 0.0) - alone
 
     def joining(self, rows: int, context: int) -> float:
         """Seconds that rows of a prompt add to the streams', the first after `context` tokens; infinite where nothing
@@ -83,10 +90,10 @@ class Pace:
             rows = max(1, min(most, int(seconds / (row * layers))))
         return PromptPass(Scheduled(seq, _none_left_alone(rows, seq.num_pending, most)))
 
-    def part(self, going: PromptPass, streams: int) -> Part:
+    def part(self, going: PromptPass, streams: int, prompts: int = 1) -> Part:
         """The next part of a pass, at least one layer: what a step of so many streams has time for, and all that is
         left where there are none. A pass whose layers take far too long gives up rows first."""
-        first, stop, seconds = going.done, len(self.work.windows), self.allowed(streams)
+        first, stop, seconds = going.done, len(self.work.windows), self.allowed(streams, prompts)
         if streams:
             if seconds and going.work:
                 row = going.seconds / going.work * self.work.most(going.context)

@@ -244,6 +244,10 @@ class Scheduler:
         while self.waiting and len(self.running) < self.max_running and self._admit(head := self.waiting[0]):
             yield head
 
+    def _num_prompts(self, streams: int) -> int:
+        """Sequences that wait for their next token beside so many in decode, and that a slot is for."""
+        return min(len(self.running) + len(self.waiting), self.max_running) - streams
+
     def _fill(self, spare: int, chosen: list[Scheduled]) -> int:
         """Chooses tokens of prompts until the budget is spent; returns how many."""
         budget = spare
@@ -255,7 +259,7 @@ class Scheduler:
     def _join(self, pace: Pace, streams: int, spare: int, chosen: list[Scheduled]) -> tuple[int, float]:
         """Chooses prompts that join the streams in the time that there is, or begins a pass; returns the tokens and the
         work that join."""
-        seconds, joined, work = pace.allowed(streams), 0, 0.0
+        seconds, joined, work = pace.allowed(streams, self._num_prompts(streams)), 0, 0.0
         if self._pass or not seconds:
             return 0, 0.0
         prompts = self._prompts()
@@ -274,7 +278,7 @@ class Scheduler:
 
     def _advance_pass(self, pace: Pace, going: PromptPass, streams: int, chosen: list[Scheduled]) -> None:
         """Chooses the step's part of a pass, and publishes what the pass has filled where it ends."""
-        self.part = part = pace.part(going, streams)
+        self.part = part = pace.part(going, streams, self._num_prompts(streams))
         if part.whole:
             self._pass = None
             chosen.append(part.item)

@@ -159,3 +159,13 @@ def test_a_layer_with_a_window_counts_no_more_than_its_window() -> None:
     while going.done < 3:
         stops.append(pace.part(going, 1).stop)
     assert stops == [1, 3], "a layer that attends to all takes as long as several that do not"
+
+
+def test_where_more_prompts_wait_than_streams_run_a_step_may_take_what_no_reader_notices() -> None:
+    pace = make_pace()
+    for streams, alone in ((2, 0.005), (3, 0.03)):
+        pace.took_joined(streams, 0.0, alone)
+    for prompts in (1, 2):
+        assert abs(pace.allowed(2, prompts) - 0.004) < 1e-9
+    assert abs(pace.allowed(2, 3) - 0.015) < 1e-9, "20 ms"
+    assert abs(pace.allowed(3, 9) - 0.024) < 1e-9, "1.8 times 30 ms is more"

@@ -102,6 +102,13 @@ def test_a_prompt_that_fits_into_the_time_joins_the_decodes():
     assert step(scheduler, 0.05) == [("0", 1), ("2", 1), ("3", 20)]
 
 
+def test_prompts_that_have_a_slot_count_as_waiting():
+    scheduler = make_scheduler(max_running=3)
+    for name in range(6):
+        scheduler.add(make_sequence(name, 8))
+    assert scheduler._num_prompts(1) == 2
+
+
 def test_a_pass_ends_at_once_where_no_stream_is_left():
     scheduler = make_scheduler(num_blocks=600, max_batched_tokens=400, pace=paced())
     scheduler.add(make_sequence(0, 64, max_tokens=500))
