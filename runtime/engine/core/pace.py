@@ -2,8 +2,8 @@
 
 A step with a part of a prompt in it may take `SLOWDOWN` times what the streams take alone: a prompt and the streams
 then get about half of the machine each. Where more prompts wait than streams run, it may take `SMOOTH` seconds if that
-is more: few streams would otherwise hold up many. What steps take is measured while they run (in Sarathi-Serve, arXiv 2403.02310,
-a profile made before sets the chunk). No clock here: seconds are given.
+is more: few streams would otherwise hold up many. What steps take is measured while they run (in Sarathi-Serve, arXiv
+2403.02310, a profile made before sets the chunk). No clock here: seconds are given.
 
 A prompt's few last tokens join the streams' rows. More than that run apart, some layers in each step (`PromptPass`), as
 one token through all layers may take too long where it attends to many. With L layers, a layer reads 1 / L of the
