@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from plimsoll.runtime.kernels.native import native_kernels, native_library
+from plimsoll.runtime.kernels.torch_ops import torch_kernels
 from tests.kernels.test_native import paged
 from tests.kernels.test_pairs import summed
 
@@ -119,3 +120,16 @@ def test_a_row_among_many_of_whole_blocks_is_what_it_is_alone(
     for row in (0, 40, 62, 63, 64, 127, 150, 199):
         alone = paged(ops, [keys[: row + 1]], [values[: row + 1]], [1], 64, held)
         assert torch.equal(ops.attention(q[row : row + 1], alone.cache, alone.batch, 0.125, window)[0], found[row])
+
+
+@pytest.mark.parametrize("held", [8, 4])
+def test_scores_are_those_of_every_bit_of_a_key(held: Literal[8, 4]) -> None:
+    """Beside plain torch over the same codes. Keys are large enough that a wrong bit shows in the weights."""
+    ops, plain = native_kernels("cpu", torch.bfloat16), torch_kernels("cpu", torch.float32)
+    keys, values, q = [torch.randn(150, 2, 64)], [torch.randn(150, 2, 64)], torch.randn(40, 6, 64)
+    found, wanted = (
+        table.attention(q, step.cache, step.batch, 0.125, None).view(40, 6, 64)
+        for table in (ops, plain)
+        for step in [paged(table, keys, values, [40], 64, held)]
+    )
+    assert float((found - wanted).abs().max()) < 0.03
