@@ -22,6 +22,9 @@ class TableFacts:
     it stays whole."""
     activation_rows: ActivationRows | None = None
     """What rows of activations become by default where they meet codes; None: they stay as they are."""
+    sampler_rows: int = 128
+    """Rows of logits that the sampler's copies of a slice of 16 rows amount to. By torch: edited, divided, filtered,
+    summed, and four of them sorted whole."""
 
 
 TORCH_TABLE = TableFacts(scratch_bytes=64 << 20)
@@ -43,6 +46,10 @@ WIDE_SCRATCH_BYTES = 16 << 20
 """Unpacked weights, narrowed activations and products, where wide products go through torch's bfloat16."""
 
 
+DRAWING_ROWS = 96
+"""`sampler_rows` where a kernel draws: a slice edited, and what each thread takes for a row (16 bytes a token,
+`csrc/sample.c`) or what log-probabilities of a slice take after that."""
+
 ROUNDED_BYTES = 4 << 20
 """Rows of a product as the native table rounds them, at once (`csrc/room.h`)."""
 
@@ -57,7 +64,7 @@ def native_table(panel: int, wide: bool = False, quick_bytes: bool = False) -> T
     scratch = ROUNDED_BYTES + (WIDE_SCRATCH_BYTES if wide else 0)
     return TableFacts(
         activation_bytes=4, row_tile=panel, scratch_bytes=scratch, head_group=HEAD_GROUP,
-        activation_rows="int8" if quick_bytes and not wide else "bfloat16",
+        activation_rows="int8" if quick_bytes and not wide else "bfloat16", sampler_rows=DRAWING_ROWS,
     )  # fmt: skip
 
 

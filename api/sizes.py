@@ -38,9 +38,6 @@ TRIE_BYTES = 576
 GRAMMAR_BYTES = 8 << 20
 #: What a running request's grammar keeps of where its answer is, and of what it has met, beside two masks of bits.
 MATCHER_BYTES = 64 << 10
-#: Rows of logits that the sampler's copies of a slice amount to: edited, divided, filtered, summed, and four of them
-#: sorted whole.
-SAMPLER_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -165,8 +162,8 @@ def workspace_terms(
       its mixed values; gate, up and their product; normed queries and keys where the model has such norms. Where
       `runs_wide` takes the largest step, what the MLP makes is in the kernels' working space.
     - `logits`: float32 logits of every running sequence, or of a slice of prompt positions where those are more, and
-      `SAMPLER_ROWS` more for the sampler, which works on slices of them. A rank makes those of its part of the
-      vocabulary; rank 0 gathers the whole beside its part, and samples.
+      `sampler_rows` of the table more for the sampler, which works on slices of them. A rank makes those of its part
+      of the vocabulary; rank 0 gathers the whole beside its part, and samples.
     - `positions`: float32 cosines and sines up to the longest sequence, of each rotary embedding.
     - `kernels`: what the table of kernels keeps for itself.
     - `grammars`: the trie of the vocabulary, and where each running request is in its own. They lie in the host's
@@ -190,16 +187,16 @@ def workspace_terms(
         # What a norm after attention makes is alive beside what the norm before the MLP makes of it.
         rows.append(row + (facts.hidden_size if spec.placement == "around" else 0))
     row, leads, sampled = max(rows), shard is None or shard.leads, max(max_running, PROMPT_LOGIT_ROWS)
-    whole_logits = (sampled + SAMPLER_ROWS) * facts.vocab_size * 4
+    copied = sampled + device.table.sampler_rows
     return {
         "activations": max_batched_tokens * row * activation,
-        "logits": _logits(facts.vocab_size, sampled, shard) * 4,
+        "logits": _logits(facts.vocab_size, sampled, copied, shard) * 4,
         "positions": max_length * sum(rope.rotated(facts.head_dim) for rope in facts.ropes) * 4,
         "kernels": device.table.scratch_bytes,
         "grammars": grammar_bytes(facts.vocab_size, max_running) if device.kind == "cpu" and leads else 0,
         "collectives": 0
         if shard is None
-        else collective_bytes(device.kind, shard.tensor, shard.rank, nodes, whole_logits),
+        else collective_bytes(device.kind, shard.tensor, shard.rank, nodes, copied * facts.vocab_size * 4),
     }
 
 
@@ -208,9 +205,9 @@ def grammar_bytes(vocab: int, running: int) -> int:
     return GRAMMAR_BYTES + vocab * TRIE_BYTES + running * (MATCHER_BYTES + 2 * 4 * -(-vocab // 32))
 
 
-def _logits(vocab: int, rows: int, shard: Shard | None) -> int:
-    """Elements of the logits that lie on a rank at once."""
+def _logits(vocab: int, rows: int, copied: int, shard: Shard | None) -> int:
+    """Elements of the logits that lie on a rank at once: of `rows`, and on the one that samples `copied` whole rows."""
     if shard is None:
-        return (rows + SAMPLER_ROWS) * vocab
+        return copied * vocab
     part = rows * (shard.vocab[1] - shard.vocab[0])
-    return part + (rows + SAMPLER_ROWS) * vocab if shard.leads else part
+    return part + copied * vocab if shard.leads else part

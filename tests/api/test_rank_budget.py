@@ -17,7 +17,15 @@ from plimsoll.api.collectives import (
     collective_bytes,
     segment_bytes,
 )
-from plimsoll.api.device import CUDA_BUILD_BYTES, ROUNDED_BYTES, DeviceFacts, DeviceKind, TableFacts, native_table
+from plimsoll.api.device import (
+    CUDA_BUILD_BYTES,
+    DRAWING_ROWS,
+    ROUNDED_BYTES,
+    DeviceFacts,
+    DeviceKind,
+    TableFacts,
+    native_table,
+)
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.model import ModelFacts
@@ -87,7 +95,7 @@ def test_a_rank_holds_its_own_shard_and_nothing_else(tensor: int, precision: Any
         assert rank.workspace_terms == {
             "activations": 512 * row * 4,
             # Rank 0 gathers and samples; the others keep their part of the vocabulary alone.
-            "logits": 4 * (32 * words + (160 * 49152 if shard.rank == 0 else 0)),
+            "logits": 4 * (32 * words + ((32 + DRAWING_ROWS) * 49152 if shard.rank == 0 else 0)),
             "positions": 1024 * 64 * 4,
             "kernels": ROUNDED_BYTES,
             "grammars": grammar_bytes(49152, 32) if shard.rank == 0 else 0,
