@@ -23,6 +23,7 @@ from rich.table import Table
 
 from plimsoll.runtime.engine.core.block_manager import chain_hash, salted_root
 from plimsoll.runtime.engine.engine import Engine
+from plimsoll.runtime.machine.heap import keep_what_is_loaded
 from tests.support.engines import make_engine, make_request
 
 QUIET_STEPS = 100
@@ -86,6 +87,8 @@ def main() -> int:
         )
         for paced in (False, True)
     }  # fmt: skip
+    # As an engine's process does.
+    keep_what_is_loaded()
     console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
     table = Table(
         "streams", "prompts", "alone before p50, p99", "alone after", "beside", "ratio of p99", "first token, s"

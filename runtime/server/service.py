@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import threading
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from plimsoll.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from plimsoll.runtime.config import EngineConfig, ServerConfig, field_of
 from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.engine.transport.client import EngineClient
-from plimsoll.runtime.machine.heap import return_freed_memory, steady_heap
+from plimsoll.runtime.machine.heap import keep_what_is_loaded, return_freed_memory, steady_heap
 from plimsoll.runtime.messages import EngineReady, LoadProgress
 from plimsoll.runtime.sampling_defaults import sampling_defaults
 from plimsoll.runtime.server.app import build_app
@@ -254,9 +253,7 @@ class Service:
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
-            # All that is here stays. Each full collection would scan it again and stop all answers for that time.
-            gc.collect()
-            gc.freeze()
+            keep_what_is_loaded()
             self.ready_at = time.monotonic()
             self._log.info("ready", url=self.url, model=self.config.served_name, **_facts(self.info))
             self.settled.set()

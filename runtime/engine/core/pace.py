@@ -19,7 +19,7 @@ from plimsoll.runtime.engine.core.prompt_pass import Part, PromptPass
 from plimsoll.runtime.engine.core.scheduled import Scheduled
 from plimsoll.runtime.engine.core.sequence import Sequence
 
-SLOWDOWN = 1.8
+SLOWDOWN = 1.6
 """Under twice, with a margin for what a measurement is off by."""
 
 SMOOTH = 0.02

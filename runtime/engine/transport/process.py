@@ -171,7 +171,7 @@ def _load(handover: Handover, link: Link) -> "Engine":
     # Torch takes seconds to import; a user who starts this by hand gets an answer before that.
     # `threads` before anything that imports torch: it says how OpenMP waits.
     import plimsoll.runtime.machine.threads  # noqa: F401
-    from plimsoll.runtime.machine.heap import steady_heap
+    from plimsoll.runtime.machine.heap import keep_what_is_loaded, steady_heap
 
     steady_heap()
     from plimsoll.runtime.engine.engine import Engine
@@ -182,7 +182,9 @@ def _load(handover: Handover, link: Link) -> "Engine":
     def waiting(pods: list[str]) -> None:
         link.send(GroupWaiting(pods=pods))
 
-    return Engine(handover.config, report, handover.membership, waiting)
+    engine = Engine(handover.config, report, handover.membership, waiting)
+    keep_what_is_loaded()
+    return engine
 
 
 def _follow_parent(folder: str | None) -> None:

@@ -28,7 +28,7 @@ def main() -> int:
     # Torch takes seconds to import; `threads` before anything that does: it says how OpenMP waits.
     import plimsoll.runtime.machine.threads  # noqa: F401
     from plimsoll.runtime.engine.group.crew import RankHandover, frame, read_framed
-    from plimsoll.runtime.machine.heap import steady_heap
+    from plimsoll.runtime.machine.heap import keep_what_is_loaded, steady_heap
 
     given = read_framed(sys.stdin.buffer, RankHandover)
     if given is None:
@@ -65,6 +65,7 @@ def main() -> int:
             _beat(lambda: say(RankBeat()))
             group = take_seat(given.seat, given.rank, given.size)
         loaded = load(prepare(given.config, follows=True), say, group)
+        keep_what_is_loaded()
         say(loaded.rank_ready())
     except GroupError as error:
         # Another rank has said why.

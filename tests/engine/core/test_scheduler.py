@@ -77,14 +77,14 @@ def test_paced_prompts_get_all_of_a_step_alone_and_some_layers_beside_decodes():
     assert step(scheduler, 0.05) == [("0", 1)]
     part = scheduler.part
     assert (part.item.num_new_tokens, part.first, part.stop, part.whole) == (16, 0, 1, False)
-    assert step(scheduler, 0.05) == [("0", 1), ("1", 16)], "the rest fits into 40 ms"
+    assert step(scheduler, 0.05) == [("0", 1), ("1", 16)], "the rest fits into 30 ms"
     assert (scheduler.part.first, scheduler.part.stop, scheduler.part.whole) == (1, 4, True)
     cut = []
     for _ in range(4):
         found = step(scheduler, 0.0501)
         cut.append((scheduler.part.item.num_new_tokens, scheduler.part.first, scheduler.part.stop))
-    assert cut == [(160, 0, 1), (160, 1, 2), (160, 2, 3), (160, 3, 4)], "0.8 times 50 ms at 0.25 ms a row and layer"
-    assert found == [("0", 1), ("1", 160)]
+    assert cut == [(120, 0, 1), (120, 1, 2), (120, 2, 3), (120, 3, 4)], "0.6 times 50 ms at 0.25 ms a row and layer"
+    assert found == [("0", 1), ("1", 120)]
 
 
 def test_a_prompt_that_fits_into_the_time_joins_the_decodes():
@@ -94,9 +94,9 @@ def test_a_prompt_that_fits_into_the_time_joins_the_decodes():
     scheduler.add(make_sequence(1, 100, max_tokens=1))
     for _ in range(12):
         step(scheduler, 0.05)
-    scheduler.add(make_sequence(2, 30))
+    scheduler.add(make_sequence(2, 25))
     scheduler.add(make_sequence(3, 20))
-    assert step(scheduler, 0.05) == [("0", 1), ("2", 30)], "20 more would take 50 ms"
+    assert step(scheduler, 0.05) == [("0", 1), ("2", 25)], "20 more would take 45 ms"
     assert scheduler.part is None
     scheduler.pace._alone[2] = 0.05
     assert step(scheduler, 0.05) == [("0", 1), ("2", 1), ("3", 20)]
@@ -118,8 +118,8 @@ def test_a_pass_ends_at_once_where_no_stream_is_left():
     step(scheduler, 0.05)
     assert not scheduler.part.whole
     scheduler.finish(scheduler.running[0])
-    scheduler.add(make_sequence(2, 30))
-    assert step(scheduler, 0.0) == [("2", 30), ("1", 16)]
+    scheduler.add(make_sequence(2, 25))
+    assert step(scheduler, 0.0) == [("2", 25), ("1", 16)]
     assert (scheduler.part.first, scheduler.part.stop) == (1, 4)
     assert step(scheduler, 0.0) == [("2", 1)]
 
