@@ -52,7 +52,7 @@ def chosen(
 @pytest.mark.parametrize(
     ("wish", "mib", "precision", "tensor"),
     [
-        ("auto", 780, "w4a16", 1), ("auto", 640, "w4a16", 1), ("auto", 540, "w4a16", 2), ("auto", 475, "w4a16", 3),
+        ("auto", 780, "w4a16", 1), ("auto", 640, "w4a16", 1), ("auto", 525, "w4a16", 2), ("auto", 475, "w4a16", 3),
         ("bfloat16", 650, "bfloat16", 2), ("bfloat16", 560, "bfloat16", 3),
     ],
 )  # fmt: skip
@@ -61,7 +61,9 @@ def test_auto_takes_the_fewest_ranks_that_hold_it_everywhere(
     wish: str, mib: int, precision: str, tensor: int,
 ) -> None:  # fmt: skip
     line = {"resource": "cpu", "memory": f"{mib}Mi"}
-    found = chosen(smollm2_gguf, tmp_path, capsys, accelerator=line, precision=wish)
+    # Rows of 8 bits take less, and the operator does not know which processor will run them.
+    rows = {"activationPrecision": "bfloat16"} if wish == "auto" else {}
+    found = chosen(smollm2_gguf, tmp_path, capsys, accelerator=line, precision=wish, serving=rows)
     # Eight bits would round this checkpoint's blocks of four bits a second time.
     wishes = ("w4a16", "bfloat16") if wish == "auto" else (wish,)
     order = [(size, one) for size in range(1, tensor + 1) for one in wishes]
