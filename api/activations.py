@@ -60,7 +60,5 @@ def rows_note(wish: ActivationPrecision, precision: Precision, table: TableFacts
     if wish != "auto":
         return f"{said}, as activationPrecision says"
     if found == "int8":
-        return (
-            f"{said}: this processor multiplies bytes faster (VNNI, SDOT); activationPrecision bfloat16 keeps 16 bits"
-        )
+        return f"{said}: this processor multiplies bytes faster; activationPrecision bfloat16 keeps 16 bits"
     return f"{said}: auto takes int8 on processors with AVX512-VNNI, AVX-VNNI or SDOT, without AMX and torchRows"

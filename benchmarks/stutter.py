@@ -53,7 +53,7 @@ def gaps(engine: Engine, streams: int, prompt: int, begun: int, label: str) -> d
 
 
 def begin(engine: Engine, ids: list[int], salt: str) -> None:
-    """Lets the prefix cache know the full blocks of `ids`, whatever they hold."""
+    """Lets the prefix cache know the full blocks of `ids`. No keys and values are computed for them."""
     blocks, parent = engine.scheduler.blocks, salted_root(salt)
     size = blocks.block_size
     table = blocks.allocate(len(ids) // size)

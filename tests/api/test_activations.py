@@ -49,7 +49,7 @@ def test_auto_takes_what_the_table_multiplies_faster_beside_codes_alone() -> Non
 def test_people_read_what_rows_become_and_why() -> None:
     quick, slow = native_table(32, quick_bytes=True), native_table(32)
     assert rows_note("auto", "w4a16", quick) == (
-        "activations become int8 where they meet w4a16 weights: this processor multiplies bytes faster (VNNI, SDOT); "
+        "activations become int8 where they meet w4a16 weights: this processor multiplies bytes faster; "
         "activationPrecision bfloat16 keeps 16 bits"
     )
     assert "bfloat16 where they meet w8a16 weights: auto takes int8 on" in str(rows_note("auto", "w8a16", slow))

@@ -1,5 +1,6 @@
 """However the work is cut, batched, shared or repeated, a request gets the answer it gets alone."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,15 +159,20 @@ def test_a_pass_in_parts_of_layers_equals_the_whole(
         tiny_llama, kernels, num_blocks=num_blocks, prefix_caching=caching, max_batched_tokens=chunk, paced=True
     )
     engine.scheduler.pace = DrawnPace(2, lambda low, high: data.draw(st.integers(low, high)))
+    results = run(engine, requests, arrivals=lambda: data.draw(st.integers(0, 1)), before_step=hang_ups(engine, data))
+    kept = [request for request in requests if results[request.request_id].finish_reason != "abort"]
+    compare(alone, engine, kept, results)
+
+
+def hang_ups(engine: Engine, data: st.DataObject) -> Callable[[dict[str, Result]], None]:
+    """Before some steps the client of a request, or of one that is over, hangs up."""
 
     def hang_up(results: dict[str, Result]) -> None:
         if data.draw(st.integers(0, 15)) == 0:
             engine.abort([data.draw(st.sampled_from(sorted(results)))])
             engine.check_integrity()
 
-    results = run(engine, requests, arrivals=lambda: data.draw(st.integers(0, 1)), before_step=hang_up)
-    kept = [request for request in requests if results[request.request_id].finish_reason != "abort"]
-    compare(alone, engine, kept, results)
+    return hang_up
 
 
 def make_longer(request: EngineRequest) -> EngineRequest:
@@ -197,12 +203,6 @@ def test_any_arrivals_and_hang_ups_leave_the_others_as_they_were(
         max_batched_tokens=chunk,
         max_running=max_running,
     )
-
-    def hang_up(results: dict[str, Result]) -> None:
-        if data.draw(st.integers(0, 15)) == 0:
-            engine.abort([data.draw(st.sampled_from(sorted(results)))])
-            engine.check_integrity()
-
-    results = run(engine, requests, arrivals=lambda: data.draw(st.integers(0, 2)), before_step=hang_up)
+    results = run(engine, requests, arrivals=lambda: data.draw(st.integers(0, 2)), before_step=hang_ups(engine, data))
     kept = [request for request in requests if results[request.request_id].finish_reason != "abort"]
     compare(alone, engine, kept, results)

@@ -80,13 +80,17 @@ def build(folder: Path, precision: Precision, tensor: int, num_blocks: int, **op
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "form", "tensor"), CASES)
-def test_ranks_answer_as_one_while_prompts_are_cut_prefixes_shared_and_requests_preempted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, form: str, tensor: int
-) -> None:
-    # Keys and values rounded to bfloat16 would differ by more than sums in another order do.
+@pytest.fixture(autouse=True)
+def _ranks_are_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values are float32: rounded to bfloat16 they would differ by more than sums in another order do."""
     monkeypatch.setattr(loading, "find_dtype", lambda *_: torch.float32)
     monkeypatch.setattr(engine_module, "Ranks", RankThreads)
+
+
+@pytest.mark.parametrize(("family", "form", "tensor"), CASES)
+def test_ranks_answer_as_one_while_prompts_are_cut_prefixes_shared_and_requests_preempted(
+    tmp_path: Path, family: str, form: str, tensor: int
+) -> None:
     folder, precision = made(tmp_path, family, form)
     alone = build(folder, precision, 1, MODEL_LEN // BLOCK_SIZE, prefix_caching=False)
     engine = build(folder, precision, tensor, 10, max_batched_tokens=24)
@@ -102,11 +106,7 @@ def test_ranks_answer_as_one_while_prompts_are_cut_prefixes_shared_and_requests_
 
 
 @pytest.mark.parametrize(("family", "form", "tensor"), [CASES[0], CASES[5]])
-def test_ranks_run_passes_in_parts_of_layers_as_one_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, form: str, tensor: int
-) -> None:
-    monkeypatch.setattr(loading, "find_dtype", lambda *_: torch.float32)
-    monkeypatch.setattr(engine_module, "Ranks", RankThreads)
+def test_ranks_run_passes_in_parts_of_layers_as_one_does(tmp_path: Path, family: str, form: str, tensor: int) -> None:
     folder, precision = made(tmp_path, family, form)
     alone = build(folder, precision, 1, MODEL_LEN // BLOCK_SIZE, prefix_caching=False)
     engine, drawn = build(folder, precision, tensor, 20, paced=True), random.Random(1)

@@ -1,7 +1,6 @@
 """Draws by the native kernel: the tokens that torch draws, on any number of threads."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -28,13 +27,6 @@ def native() -> Draw:
     found = native_kernels("cpu", torch.float32).draw
     assert found is not None
     return found
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def rows_of(vocabulary: int) -> torch.Tensor:

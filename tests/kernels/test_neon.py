@@ -24,7 +24,7 @@ from tests.kernels.test_pairs import CHUNK, moderate, summed_at_once
 from tests.kernels.test_super_blocks import in_super_blocks, with_minimums
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
-#: Of no product with bfloat16 weights or codes: the driver goes without.
+#: Files that the driver leaves out: it multiplies by bfloat16 weights and by codes, and calls nothing of these.
 OTHERS = (
     "gemm_f32.c", "rowwise.c", "attention.c", "attention_pairs.c", "layers.c", "wide_layers.c", "sample.c", "group.c",
 )  # fmt: skip

@@ -43,13 +43,6 @@ PROMPTS = [[(11 * i + 7 * n) % VOCAB_SIZE for i in range(n)] for n in (40, 3, 27
 CHUNKS = ((40, 3, 27), (1, 1, 1), (17, 2, 5))
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=MODELS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     architecture, overrides = MODELS[request.param]

@@ -1,7 +1,6 @@
 """A step of many rows of 8 bits runs each layer in one call: to the bit what the operations give one by one."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 PROMPTS = [[(11 * i + 7 * n) % VOCAB_SIZE for i in range(n)] for n in (300, 3, 131)]
 CHUNKS = ((300, 3, 131), (129, 1, 0))
 """434 rows are two bands; 130 are one that is no whole number of tiles."""
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=MODELS)

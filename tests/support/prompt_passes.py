@@ -1,6 +1,6 @@
 """Paces that cut prompts as a test says, and a memory that knows of each layer what was written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from plimsoll.runtime.engine.core.layer_work import LayerWork
 from plimsoll.runtime.engine.core.pace import Pace
@@ -40,6 +40,18 @@ class DrawnPace(Pace):
         return Part(going, going.item, first, stop, stop == self._layers)
 
 
+def book(scheduler: Scheduler, chosen: Iterable[Scheduled], token: int) -> None:
+    """Counts a step as computed: each sequence that is due a token gets `token`, and ends when it has all it may."""
+    for item in chosen:
+        seq = item.seq
+        seq.num_computed += item.num_new_tokens
+        if not seq.num_pending:
+            seq.append(token)
+            if len(seq.output_token_ids) >= seq.max_tokens:
+                scheduler.finish(seq)
+    scheduler.check_integrity()
+
+
 class LayeredMemory:
     """Cells of a cache by layer. A cell holds all tokens up to its own."""
 
@@ -64,14 +76,7 @@ class LayeredMemory:
         for item in chosen if part is None or not part.whole else chosen[:-1]:
             for layer in range(self._layers):
                 self._run(item, layer, scheduler.blocks.block_size)
-        for item in chosen:
-            seq = item.seq
-            seq.num_computed += item.num_new_tokens
-            if not seq.num_pending:
-                seq.append(token)
-                if len(seq.output_token_ids) >= seq.max_tokens:
-                    scheduler.finish(seq)
-        scheduler.check_integrity()
+        book(scheduler, chosen, token)
         return chosen
 
     def _run(self, item: Scheduled, layer: int, size: int) -> None:

@@ -10,7 +10,7 @@ from plimsoll.runtime.engine.core.pace import Pace
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.engine.core.scheduler import QueueFullError, Scheduler
 from plimsoll.runtime.engine.core.sequence import Sequence
-from tests.support.prompt_passes import DrawnPace, LayeredMemory
+from tests.support.prompt_passes import DrawnPace, LayeredMemory, book
 
 
 def make_scheduler(num_blocks=8, block_size=4, caching=True, **bounds) -> Scheduler:
@@ -31,14 +31,7 @@ def run(scheduler: Scheduler, *, token: int = 7) -> list[tuple[str, int]]:
     for item in chosen:
         assert item.num_new_tokens > 0
         assert item.seq.num_computed + item.num_new_tokens <= len(item.seq.block_table) * scheduler.blocks.block_size
-    for item in chosen:
-        seq = item.seq
-        seq.num_computed += item.num_new_tokens
-        if not seq.num_pending:
-            seq.append(token)
-            if len(seq.output_token_ids) >= seq.max_tokens:
-                scheduler.finish(seq)
-    scheduler.check_integrity()
+    book(scheduler, chosen, token)
     return [(item.seq.request_id, item.num_new_tokens) for item in chosen]
 
 
