@@ -19,13 +19,14 @@ from plimsoll.runtime.engine.core.sequence import Sequence
 from plimsoll.runtime.engine.core.thought import Spelling
 from plimsoll.runtime.engine.group.leader import NodeRanks, OnWaiting
 from plimsoll.runtime.engine.group.membership import Membership
-from plimsoll.runtime.engine.worker.books import new_reader, new_scheduler
+from plimsoll.runtime.engine.worker.books import new_pace, new_reader, new_scheduler
 from plimsoll.runtime.engine.worker.loading import Loaded, OnProgress, Prepared, load, prepare
 from plimsoll.runtime.engine.worker.logprobs import NotANumberError, extend_prompt_logprobs
 from plimsoll.runtime.engine.worker.rank_progress import RankProgress
 from plimsoll.runtime.engine.worker.ranks import Ranks
 from plimsoll.runtime.engine.worker.runner import StepResult
 from plimsoll.runtime.engine.worker.sampler import SampledToken, Sampler, all_plain
+from plimsoll.runtime.engine.worker.warm_up import measure_layers
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.messages import EngineReady, EngineRequest, EngineStats, FinishReason, RequestTimes, TokenOutput
 
@@ -91,10 +92,12 @@ class Engine:
         self.runner = loaded.runner
         self.draft = loaded.draft
         self.sampler = Sampler(loaded.facts.vocab_size, loaded.runner.decoder.kernels.draw)
-        self._copy_times = loaded.copy_times()
+        self._copy_times, self._pace = loaded.copy_times(), new_pace(self.config, loaded)
         self._build(loaded)
         with loaded.clock.phase("warmup"):
             self._warm_up()
+            if self._pace is not None:
+                measure_layers(self.runner, self._pace, min(loaded.plan.max_batched_tokens, loaded.plan.model_len))
         self.ready: EngineReady = loaded.ready(others)
         if isinstance(ranks, NodeRanks):
             ranks.serves()
@@ -102,7 +105,7 @@ class Engine:
 
     def _build(self, loaded: Loaded) -> None:
         """Fresh books: nothing queued, nothing cached, counters at zero."""
-        self.scheduler = new_scheduler(self.config, loaded, self._copy_times)
+        self.scheduler = new_scheduler(self.config, loaded, self._copy_times, self._pace)
         self._reader = new_reader(self.config, loaded)
         self._sequences: dict[str, Sequence] = {}
         self._ready_outputs: list[TokenOutput] = []
@@ -110,8 +113,9 @@ class Engine:
         self._stats = EngineStats(blocks_total=loaded.runner.cache.num_blocks)
 
     def _warm_up(self) -> None:
-        """Generates a token, and one that a draft has guessed, so that being ready means that it works."""
-        params = SamplingParams(max_tokens=1 if self.draft is None else 3, temperature=0.0, ignore_eos=True)
+        """Generates tokens, of which a draft guesses some, so that being ready means that it works, and that the pace
+        knows what a step of a stream takes."""
+        params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
         self.add(EngineRequest(request_id="", prompt_token_ids=[0], params=params, arrival=time.monotonic()))
         while self.has_work:
             for output in self.step():

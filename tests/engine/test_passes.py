@@ -1,5 +1,6 @@
 """A pass in parts of layers as the engine runs it: what counts before its last layer, and how it ends."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,30 @@ def test_what_a_row_costs_a_layer_follows_the_models_sizes(tmp_path: Path) -> No
     engine = make_engine(make_checkpoint(tmp_path / "model", head_dim=16, **shape), paced=True)
     work = books.layer_work(engine.facts)
     assert work.windows == (None, None)
-    # q, k, v, output, gate, up and down, over the keys and values of a token.
-    assert work.even == (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96) / (2 * 64)
+    # q, k, v, output, gate, up and down, over the keys and values of a token, which take twice as long.
+    assert work.even == (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96) / (2 * 64 * 2)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 12])
+def test_an_engine_that_is_ready_knows_what_a_prompt_and_a_stream_take(tmp_path: Path, layers: int) -> None:
+    """So the first prompt has the rows that fit, and no step that is longer than others."""
+    model = make_checkpoint(tmp_path / "model", num_hidden_layers=layers)
+    engine = make_engine(model, paced=True)
+    pace = engine.scheduler.pace
+    assert pace is not None
+    assert 0 < pace.joining(1, 0) < pace.joining(100, 0) < math.inf
+    assert pace.allowed(1) > 0
+    # Of what was measured nothing is left.
+    assert not engine.runner.cache.pool[:, :, 1:].any()
+    engine.check_integrity()
+    assert run_alone(engine, make_request("one", PROMPT)).token_ids == (
+        run_alone(make_engine(model), make_request("one", PROMPT)).token_ids
+    )
+
+
+def test_an_engine_whose_steps_have_no_room_for_a_measurement_starts(tiny_llama: Path) -> None:
+    engine = make_engine(tiny_llama, paced=True, max_batched_tokens=2)
+    assert engine.scheduler.pace is not None
 
 
 FIRST, SECOND = ([200 + at * step % 90 for at in range(600)] for step in (7, 11))

@@ -15,7 +15,7 @@ import math
 from dataclasses import replace
 
 from plimsoll.runtime.engine.core.layer_work import LayerWork
-from plimsoll.runtime.engine.core.prompt_pass import Part, PromptPass
+from plimsoll.runtime.engine.core.prompt_pass import MOST_ROWS, Part, PromptPass
 from plimsoll.runtime.engine.core.scheduled import Scheduled
 from plimsoll.runtime.engine.core.sequence import Sequence
 
@@ -43,6 +43,12 @@ _NEAR = 1.08
 _SHARE = 0.25
 """Of a new measurement in what is remembered: one disturbed step changes little."""
 
+_LESS = 0.5
+"""The same of a step of the streams that took less than is remembered."""
+
+_MORE = 1.25
+"""Most that such a step is taken to take, times what is remembered."""
+
 
 class Pace:
     """What steps of so many streams take, and what the rows of prompts add to them.
@@ -59,6 +65,13 @@ class Pace:
         self._joined = 0.0
         self._since = 0
 
+    def start(self, few: tuple[int, float], many: tuple[int, float]) -> None:
+        """Begins with what a layer took of few rows and of many, in seconds, with nothing before the first of them."""
+        (less, fast), (more, slow) = ((rows, took / self.work.row(0, rows / 2)) for rows, took in (few, many))
+        row = (slow - fast) / (more - less)
+        self.work.reading = min(max(fast / row - less, 0.0), MOST_ROWS) if row > 0 else MOST_ROWS
+        self._apart = slow / (more + self.work.reading)
+
     def allowed(self, streams: int, prompts: int = 1) -> float:
         """Seconds that a step of `streams` sequences in decode has for `prompts` that wait; 0 where it should have
         none."""
@@ -74,7 +87,7 @@ class Pace:
             return math.inf
         # What is left of a step without its streams is small and uncertain; rows apart are measured by themselves.
         second = min(max(self._joined or self._apart, self._apart / 2), 2 * self._apart)
-        return second * rows * self.work.total(context + rows / 2)
+        return second * self.work.joined(rows, context + rows / 2)
 
     def begin(self, seq: Sequence, seconds: float, most: int) -> PromptPass:
         """A pass of a sequence's next tokens, `most` at most: of so many that a layer of them takes up to `seconds`."""
@@ -83,11 +96,12 @@ class Pace:
             rows = min(TRIAL, most)
         else:
             row = self._apart * self.work.most(seq.num_computed + most / 2)
-            layers = max(1, int(seconds / (row * most)))
-            if layers * row * most < _FILLED * seconds:
+            layer = row * (most + self.work.reading)
+            layers = max(1, int(seconds / layer))
+            if layers * layer < _FILLED * seconds:
                 # One layer more, of fewer rows, fills the time better.
                 layers += 1
-            rows = max(1, min(most, int(seconds / (row * layers))))
+            rows = max(1, min(most, self._rows(seconds / layers, row)))
         return PromptPass(Scheduled(seq, _none_left_alone(rows, seq.num_pending, most)))
 
     def part(self, going: PromptPass, streams: int, prompts: int = 1) -> Part:
@@ -97,17 +111,21 @@ class Pace:
         if streams:
             if seconds and going.work:
                 row = going.seconds / going.work * self.work.most(going.context)
-                if row * going.rows > TOO_LONG * seconds:
-                    rows, pending = max(1, int(seconds / row)), going.item.seq.num_pending
+                if row * (going.rows + self.work.reading) > TOO_LONG * seconds:
+                    rows, pending = max(1, self._rows(seconds, row)), going.item.seq.num_pending
                     going.item = replace(going.item, num_new_tokens=_none_left_alone(rows, pending, going.rows))
             stop = self._stop(going, seconds)
         going.done = stop
         return Part(going, going.item, first, stop, stop == len(self.work.windows))
 
+    def _rows(self, seconds: float, row: float) -> int:
+        """Rows of a layer that takes so many seconds where one row more takes `row`; may be less than 1."""
+        return int(seconds / row - self.work.reading)
+
     def _stop(self, going: PromptPass, seconds: float) -> int:
         spent, layers = 0.0, len(self.work.windows)
         for layer in range(going.done, layers):
-            spent += self._apart * self.work.of(layer, going.context) * going.rows
+            spent += self._apart * self.work.of(layer, going.rows, going.context)
             if layer > going.done and (not self._apart or spent > _NEAR * seconds):
                 return layer
         return layers
@@ -120,14 +138,14 @@ class Pace:
         alone = self._alone.get(streams)
         if not work:
             self._since = 0
-            self._alone[streams] = seconds if alone is None else alone + _SHARE * (seconds - alone)
+            self._alone[streams] = seconds if alone is None else _steady(alone, seconds)
         elif alone is not None:
             self._since += 1
             self._joined = _mean(self._joined, max(seconds - alone, 0.0) / work)
 
     def took_apart(self, going: PromptPass, first: int, seconds: float) -> None:
         """Learns what layers `first` to `going.done` - 1 of a pass took by themselves."""
-        work = going.rows * sum(self.work.of(layer, going.context) for layer in range(first, going.done))
+        work = sum(self.work.of(layer, going.rows, going.context) for layer in range(first, going.done))
         going.work += work
         going.seconds += seconds
         self._apart = _mean(self._apart, seconds / work)
@@ -135,6 +153,13 @@ class Pace:
 
 def _mean(known: float, found: float) -> float:
     return known + _SHARE * (found - known) if known else found
+
+
+def _steady(known: float, found: float) -> float:
+    """What steps take that nothing disturbs: a first one in cold caches is soon forgotten, a hold-up hardly counts."""
+    if found < known:
+        return known + _LESS * (found - known)
+    return known + _SHARE * (min(found, _MORE * known) - known)
 
 
 def _none_left_alone(rows: int, pending: int, most: int) -> int:

@@ -273,7 +273,7 @@ class Scheduler:
                 break
             self._choose(seq, count, chosen)
             joined, seconds = joined + count, seconds - takes
-            work += count * pace.work.total(first + count / 2)
+            work += pace.work.joined(count, first + count / 2)
         return joined, work
 
     def _advance_pass(self, pace: Pace, going: PromptPass, streams: int, chosen: list[Scheduled]) -> None:

@@ -11,12 +11,21 @@ from plimsoll.runtime.engine.core.requests import RequestReader
 from plimsoll.runtime.engine.core.scheduler import Scheduler
 from plimsoll.runtime.engine.worker.loading import Loaded
 
+ATTENTION = 2.0
+"""What a multiplication of attention costs, over one with a matrix (8-bit codes, an AMD EPYC of Zen 5)."""
 
-def new_scheduler(config: EngineConfig, loaded: Loaded, copy_times: CopyTimes) -> Scheduler:
+
+def new_pace(config: EngineConfig, loaded: Loaded) -> Pace | None:
+    """A pace that has measured nothing; None where prompts are not paced."""
+    return Pace(layer_work(loaded.facts)) if config.paced else None
+
+
+def new_scheduler(config: EngineConfig, loaded: Loaded, copy_times: CopyTimes, pace: Pace | None) -> Scheduler:
     """A scheduler of all blocks of both tiers.
 
     Args:
         copy_times: what copies between the tiers take; kept when the books are made again.
+        pace: what steps take; kept as well.
     """
     cache, host = loaded.runner.cache, loaded.runner.host
     slots = None if host is None else HostBlocks(host.num_blocks, copy_times)
@@ -24,7 +33,7 @@ def new_scheduler(config: EngineConfig, loaded: Loaded, copy_times: CopyTimes) -
         BlockManager(cache.num_blocks, cache.block_size, config.prefix_caching, slots),
         max_batched_tokens=loaded.plan.max_batched_tokens,
         max_running=config.max_running,
-        pace=Pace(layer_work(loaded.facts)) if config.paced else None,
+        pace=pace,
         max_queued_requests=config.max_queued_requests,
         max_queued_tokens=config.max_queued_tokens,
         guessing=loaded.guessing(config.speculative_tokens),
@@ -47,4 +56,4 @@ def layer_work(facts: ModelFacts) -> LayerWork:
     heads, kv_heads, dim, hidden = facts.num_heads, facts.num_kv_heads, facts.head_dim, facts.hidden_size
     matrices = 2 if facts.layers[0].gated else 1
     products = hidden * dim * (2 * heads + 2 * kv_heads) + (matrices + 1) * hidden * facts.intermediate_size
-    return LayerWork([spec.window for spec in facts.layers], products / (2 * heads * dim))
+    return LayerWork([spec.window for spec in facts.layers], products / (2 * heads * dim * ATTENTION))

@@ -47,7 +47,7 @@ def test_prompts_are_cut_to_the_budget_and_decodes_go_first():
 
 
 def paced(layers: int = 4) -> Pace:
-    return Pace(LayerWork((None,) * layers, 1e9))
+    return Pace(LayerWork((None,) * layers, 1e9, reading=0.0))
 
 
 def step(scheduler: Scheduler, alone: float, token: float = 0.001, layers: int = 4) -> list[tuple[str, int]]:
