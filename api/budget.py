@@ -17,7 +17,7 @@ from plimsoll.api.budget_sum import LEAST_CONTEXT as LEAST_CONTEXT
 from plimsoll.api.budget_sum import Sum
 from plimsoll.api.cache_loss import auto_caches
 from plimsoll.api.device import DeviceFacts
-from plimsoll.api.draft import DraftBudget, draft_budget, refuse_ranks
+from plimsoll.api.draft import DraftBudget, draft_budget
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.loaded_line import Budget as Budget
 from plimsoll.api.loaded_line import Load as Load
@@ -172,7 +172,7 @@ class _Sizer:
         elif load.precision == "auto" and self.runs is not None:
             precisions = tuple(name for name in precisions if name in self.runs) or ("float32",)
         # On GPUs more than one is not run yet.
-        alone = (self.runs is not None and self.device.kind == "cuda") or load.draft is not None
+        alone = self.runs is not None and self.device.kind == "cuda"
         most = 1 if alone else min(MOST_AUTO_TENSOR, len(self.devices) or MOST_AUTO_TENSOR)
         each = range(load.nodes, max(most, load.nodes) + 1, load.nodes)
         tensors = each if load.tensor == "auto" else (load.tensor,)
@@ -202,7 +202,7 @@ class _Sizer:
         ranks = self.ranks(precision, tensor, step, load.max_running, longest, load.nodes, size, held, rows)
         draft = None if self.draft is None else self.draft(precision, held, size, longest)
         if draft is not None:
-            ranks = tuple(_with_draft(rank, draft) for rank in ranks)
+            ranks = (_with_draft(ranks[0], draft), *ranks[1:])
         slots = _host_blocks(load, ranks)
         if slots and device.kind == "cpu":
             ranks = tuple(replace(rank, host=slots * rank.host_block) for rank in ranks)
@@ -327,8 +327,6 @@ def _check(load: Load) -> None:
         raise SpecError(
             "must be a power of two from 16 to 256", field="spec.kvCache.blockSize", value=size, fix="Try 64"
         )
-    if load.draft is not None:
-        refuse_ranks(load.tensor, load.nodes)
     if load.max_length is not None and load.max_length < 1:
         raise SpecError("must be 1 or more", field="spec.context.maxLength", value=load.max_length)
     for name, value in (("maxBatchedTokens", load.max_batched_tokens), ("maxRunningRequests", load.max_running)):

@@ -20,7 +20,7 @@ FIELD = "spec.serving.draft"
 
 @dataclass(frozen=True)
 class DraftBudget:
-    """Bytes of a draft on the line of the rank that runs it."""
+    """Bytes of a draft on the line of rank 0, which runs all of it."""
 
     precision: Precision
     weights: int
@@ -52,12 +52,6 @@ def draft_budget(
         held, weights, terms["activations"] + terms["positions"] + logits,
         block_bytes(facts, block_size, held, cache), length,
     )  # fmt: skip
-
-
-def refuse_ranks(tensor: int | str, nodes: int) -> None:
-    """Raises SpecError for a draft beside a model that several ranks hold."""
-    if tensor not in (1, "auto") or nodes > 1:
-        raise SpecError("goes with a model on one rank", field=FIELD, fix=f"Leave out one of draft and tensor {tensor}")
 
 
 def _held(facts: ModelFacts, precision: Precision, device: DeviceFacts) -> tuple[Precision, int]:

@@ -110,7 +110,7 @@ def length(run: Run) -> int:
 
 
 def uneven(ranks: Sequence[RankBudget], facts: ModelFacts, devices: Sequence[int] = ()) -> tuple[str, ...]:
-    """Sentences on what makes one rank of a group fuller than another.
+    """Sentences on what makes one rank of a group fuller than another, a draft on rank 0 included.
 
     Args:
         devices: bytes of each rank's device, where a machine has devices of several sizes.
@@ -136,6 +136,9 @@ def uneven(ranks: Sequence[RankBudget], facts: ModelFacts, devices: Sequence[int
             words = f"ranks {_runs(full)} hold {most} of {count} {name} each, and the others fewer"
             found.append(f"{words}: rank {full[0]} decides the budget")
         break
+    if len(ranks) > 1 and ranks[0].draft:
+        takes = f"{format_bytes(ranks[0].draft)} and {format_bytes(ranks[0].draft_block)} of each block of the cache"
+        found.append(f"rank 0 alone runs the draft, which takes {takes}: it decides the budget")
     return tuple(found)
 
 

@@ -99,7 +99,8 @@ CONFIGURATIONS = [
 ]  # fmt: skip
 
 
-#: shape, precision, ranks, ratio, bytes of each rank's line, context, tokens of the largest step, running requests
+#: shape, precision as above, ranks, ratio, bytes of each rank's line, context, tokens of the largest step, running
+#: requests
 RANKED = [
     ("smollm2", "bfloat16", 2, 0.8, 1 * GIB, 4096, None, 64),
     ("smollm2", "bfloat16", 3, 0.5, 1 * GIB, 8192, None, 32),
@@ -111,6 +112,8 @@ RANKED = [
     ("deep", "bfloat16", 4, 0.5, 1 * GIB, 4096, None, 64),
     ("wide", "w8a16", 3, 0.3, 2 * GIB, 2048, 512, 8),
     ("wide", "bfloat16", 2, 0.8, 1 * GIB, 1024, 512, 16),
+    ("smollm2", "bfloat16 auto 0 auto smollm2", 2, 0.6, 1 * GIB, 4096, None, 64),
+    ("wide", "w8a16 int8 0 auto deep", 3, 0.5, 1 * GIB, 2048, 512, 8),
 ]  # fmt: skip
 #: The same where each rank has a machine of its own.
 GROUPED = [
@@ -118,6 +121,7 @@ GROUPED = [
     ("smollm2", "w4a16", 4, 0.5, 1 * GIB, 4096, 1024, 32),
     ("deep", "bfloat16", 4, 0.5, 1 * GIB, 4096, None, 64),
     ("wide", "w8a16", 3, 0.3, 2 * GIB, 2048, 512, 8),
+    ("smollm2", "bfloat16 auto 0 auto smollm2", 2, 0.6, 1 * GIB, 4096, None, 64),
 ]  # fmt: skip
 RTN = ["--method", "rtn", "--w-group-size", "64", "--eval-samples", "0"]
 MANY_TOKENS = 16

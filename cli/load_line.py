@@ -31,7 +31,9 @@ EXPLAINED = {
 }
 #: Columns of the ranks of a group, and where the report has them.
 RANK_COUNTS = {"heads": "heads", "KV": "kvHeads", "width": "width"}
-RANK_BYTES = {"weights": "weights", "workspace": "workspace", "KV cache": "kvCache", "in use": "inUse"}
+RANK_BYTES = {
+    "weights": "weights", "draft": "draft", "workspace": "workspace", "KV cache": "kvCache", "in use": "inUse",
+}  # fmt: skip
 
 
 def show(report: Mapping[str, Any], console: Console | None = None) -> None:
@@ -136,9 +138,10 @@ def _table(report: Mapping[str, Any]) -> Table:
 def _ranks(ranks: Sequence[Mapping[str, int]]) -> Table:
     """One row a rank: its share of the model, and its bytes."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("rank", *RANK_COUNTS, *RANK_BYTES):
+    terms = {title: name for title, name in RANK_BYTES.items() if name != "draft" or "draft" in ranks[0]}
+    for name in ("rank", *RANK_COUNTS, *terms):
         table.add_column(name, justify="right")
     for rank in ranks:
         counts = [str(rank[name]) for name in ("rank", *RANK_COUNTS.values())]
-        table.add_row(*counts, *(format_bytes(rank[name]) for name in RANK_BYTES.values()))
+        table.add_row(*counts, *(format_bytes(rank.get(name, 0)) for name in terms.values()))
     return table

@@ -50,7 +50,10 @@ def guessing(tokens: int, draft: str | None, config: str | None) -> tuple[int, s
         raise SpecError(f"must be a whole number, 1 to {MOST}", field=f"{CONFIG} num_speculative_tokens", value=count)
     ranks = found.get("draft_tensor_parallel_size", 1)
     if ranks != 1 or isinstance(ranks, bool):
-        raise SpecError("must be 1", field=f"{CONFIG} draft_tensor_parallel_size", value=ranks, fix="Leave it out")
+        raise SpecError(
+            "must be 1: one rank runs all of the draft", field=f"{CONFIG} draft_tensor_parallel_size", value=ranks,
+            fix="Leave it out",
+        )  # fmt: skip
     return count, draft
 
 

@@ -83,7 +83,7 @@ def described(budget: Budget) -> dict[str, Any]:
 
 
 def _rank(terms: Mapping[str, int]) -> dict[str, int]:
-    names = ("rank", "total", "context", "weights", "workspace", "kvCache", "hostCache", "headroom")
+    names = ("rank", "total", "context", "weights", "draft", "workspace", "kvCache", "hostCache", "headroom")
     return {key: terms[key] for key in names if key in terms}
 
 

@@ -26,9 +26,11 @@ from plimsoll.api.device import (
     TableFacts,
     native_table,
 )
+from plimsoll.api.draft import draft_budget
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.quantity import format_bytes
 from plimsoll.api.rank_budget import uneven
 from plimsoll.api.shard import replication, shards, tensor_sizes
 from plimsoll.api.sizes import block_bytes, grammar_bytes, weight_bytes
@@ -203,6 +205,38 @@ def test_more_devices_never_hold_fewer_blocks_each(model: tuple[ModelFacts, int]
 def test_what_is_uneven_is_said_in_plain_words(tensor: int, said: tuple[str, ...]) -> None:
     found = budget(UNEVEN, CPU, Load("bfloat16", tensor=tensor))
     assert uneven(found.ranks, UNEVEN) == said
+
+
+@pytest.mark.parametrize("tensor", [2, 3, 5])
+def test_a_draft_is_on_the_line_of_rank_0_alone(tensor: int) -> None:
+    """Each rank has as many blocks; those of rank 0 hold the draft's part too."""
+    load = Load("bfloat16", tensor=tensor, host_bytes=64 * MIB)
+    small = replace(UNEVEN, layers=UNEVEN.layers[:10])
+    plain, found = budget(UNEVEN, CPU, load), budget(UNEVEN, CPU, replace(load, draft=small))
+    beside = draft_budget(small, CPU, "bfloat16", "float", load.block_size, UNEVEN.max_position)
+    first, *others = found.ranks
+    assert found.draft == beside
+    assert (first.draft, first.draft_block) == (beside.weights, beside.block)
+    assert first.block_bytes == plain.ranks[0].block_bytes + beside.block
+    assert first.workspace == plain.ranks[0].workspace + beside.workspace
+    assert first.host_block == plain.ranks[0].host_block
+    assert found.blocks == int(0.8 * (first.total - first.fixed)) // first.block_bytes < plain.blocks
+    for rank, before in zip(others, plain.ranks[1:], strict=True):
+        assert rank == replace(before, blocks=found.blocks)
+        assert rank.in_use < first.in_use
+    assert found.fullest is first
+    assert ["draft" in terms for terms in found.per_rank()] == [True, *([False] * (tensor - 1))]
+    *said, last = uneven(found.ranks, UNEVEN)
+    assert tuple(said) == uneven(plain.ranks, UNEVEN)
+    assert last.startswith(f"rank 0 alone runs the draft, which takes {format_bytes(beside.weights)} and ")
+    assert last.endswith(" of each block of the cache: it decides the budget")
+    assert uneven(budget(UNEVEN, CPU, replace(load, tensor=1, draft=small)).ranks, UNEVEN) == ()
+
+
+def test_auto_takes_more_ranks_where_a_draft_leaves_one_too_little() -> None:
+    line, load = replace(CPU, total=1050 * MIB), Load("bfloat16", tensor="auto", max_length=2048)
+    assert budget(UNEVEN, line, load).tensor == 1
+    assert budget(UNEVEN, line, replace(load, draft=replace(UNEVEN, layers=UNEVEN.layers[:6]))).tensor == 2
 
 
 def test_a_feed_forward_that_does_not_divide_is_said() -> None:

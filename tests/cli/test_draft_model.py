@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -68,6 +69,31 @@ def test_plan_counts_the_draft_to_the_byte(
     assert "draft model" in run(capsys, "-f", file)[1]
 
 
+def test_plan_shows_the_draft_on_rank_0_alone(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = f"file://{models['model']}"
+    wish: dict[str, Any] = {"parallelism": {"tensor": 2}, "precision": "bfloat16"}
+    serving = {"speculativeTokens": 4, "draft": {"source": f"file://{models['draft']}"}}
+    file = manifest(tmp_path, source, serving=serving, **wish)
+    code, out, _ = run(capsys, "-f", file, "-o", "json")
+    planned = json.loads(out)
+    assert code == 0
+    first, second = planned["ranks"]
+    assert first["draft"] == planned["perDevice"]["draft"] > 0
+    assert "draft" not in second
+    assert any(note.startswith("rank 0 alone runs the draft") for note in planned["notes"])
+    engine, _ = from_deployment(parse_manifest(Path(file).read_text(), file), models["model"], draft=models["draft"])
+    dtype, facts = find_dtype(engine.precision, find_device("cpu")), open_checkpoint(models["model"]).facts
+    table = select(find_device("cpu"), dtype)
+    closed = plan_memory(engine, facts, table, dtype, open_checkpoint(models["draft"]).facts)
+    assert closed.rank_bytes == (first["inUse"], second["inUse"])
+    columns = next(line for line in run(capsys, "-f", file)[1].splitlines() if line.startswith("rank "))
+    assert columns.split() == "rank heads KV width weights draft workspace KV cache in use".split()
+    plain = run(capsys, "-f", manifest(tmp_path, source, **wish))[1]
+    assert "draft" not in plain
+
+
 def test_a_draft_is_refused_where_it_cannot_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = "hf://org/model@main"
     for serving, words in (
@@ -108,8 +134,6 @@ def test_a_draft_of_other_tokens_is_refused(models: dict[str, Path], capsys: pyt
             LLM(models["model"] if options else "/absent", **options)
     with pytest.raises(PlimsollError, match=r"^draft_model: has other tokens"):
         LLM(models["model"], speculative_tokens=4, draft_model=str(models["swapped"]), memory=2**30)
-    with pytest.raises(PlimsollError, match=r"^draft_model: goes with a model on one rank"):
-        LLM(models["model"], speculative_tokens=4, draft_model=str(models["draft"]), tensor=2, memory=2**30)
 
 
 def test_the_library_answers_alike_with_a_draft(models: dict[str, Path]) -> None:

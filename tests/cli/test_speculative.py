@@ -54,7 +54,7 @@ def test_both_spellings_are_a_number_of_tokens_and_a_draft(
             0,
             None,
             '{"model": "d", "num_speculative_tokens": 4, "draft_tensor_parallel_size": 2}',
-            "draft_tensor_parallel_size: must be 1",
+            "draft_tensor_parallel_size: must be 1: one rank runs all of the draft .found 2.. Leave it out",
         ),
     ],
 )

@@ -229,7 +229,6 @@ def test_the_draft_takes_the_bytes_that_were_foretold(models: dict[str, Path]) -
     ("options", "words"),
     [
         ({"speculative_tokens": 0}, "spec.serving.draft: guesses no tokens.*Set speculative_tokens 4"),
-        ({"tensor": 2}, "spec.serving.draft: goes with a model on one rank.*Leave out"),
         ({"draft_model": "/nowhere"}, "/nowhere"),
         ({"memory": 300 << 20, "max_model_len": MODEL_LEN, "kv_cache_bytes": None}, "weights .* draft .* workspace"),
     ],

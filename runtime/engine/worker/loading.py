@@ -91,6 +91,12 @@ class Loaded:
     determinism: Determinism
     rank: int = 0
     draft: Draft | None = None
+    """On rank 0 alone."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of this rank's cache, the draft's part included."""
+        return self.runner.cache.nbytes + (0 if self.draft is None else self.draft.runner.cache.nbytes)
 
     def guessing(self, tokens: int) -> Guessing:
         """How the engine makes at most `tokens` guesses a step of a sequence."""
@@ -104,7 +110,7 @@ class Loaded:
         runner = self.runner
         return RankReady(
             rank=self.rank, pid=os.getpid(), num_blocks=runner.cache.num_blocks, weights=runner.decoder.weight_bytes,
-            kv_cache=runner.cache.nbytes, resident=resident_bytes(runner.device), load=self.clock.seconds["weights"],
+            kv_cache=self.cache_bytes, resident=resident_bytes(runner.device), load=self.clock.seconds["weights"],
             determinism=self.determinism, host_blocks=self.plan.host_blocks,
         )  # fmt: skip
 
@@ -134,7 +140,7 @@ class Loaded:
             predicted=dict(plan.predicted),
             observed={
                 "weights": runner.decoder.weight_bytes,
-                "kvCache": runner.cache.nbytes + (0 if self.draft is None else self.draft.runner.cache.nbytes),
+                "kvCache": self.cache_bytes,
                 **({} if self.draft is None else {"draft": self.draft.runner.decoder.weight_bytes}),
                 **({} if runner.host is None else {"hostCache": runner.host.nbytes}),
                 "resident": resident_bytes(runner.device),
@@ -171,14 +177,17 @@ class Prepared:
     draft: Checkpoint | None = None
 
     def of_followers(self) -> EngineConfig:
-        """What ranks that follow are given: all that this machine decided, so that none decides otherwise."""
-        terms = self.plan.predicted
+        """What ranks that follow are given: all that this machine decided, so that none decides otherwise.
+
+        Rank 0 alone runs a draft: the cache of the others is as many blocks of the model's part."""
+        terms, draft = self.plan.predicted, self.plan.draft
+        beside = 0 if draft is None else self.plan.num_blocks * draft.block
         return msgspec.structs.replace(
             self.config, precision=self.plan.precision, cache_precision=self.plan.cache_precision,
             activation_precision=rows_of(self.config.activation_precision, self.plan.precision, self.kernels.facts),
             tensor=self.plan.tensor, memory=terms["total"],
-            kv_cache_bytes=terms["kvCache"], max_model_len=self.plan.model_len,
-            max_batched_tokens=self.plan.max_batched_tokens,
+            kv_cache_bytes=terms["kvCache"] - beside, max_model_len=self.plan.model_len,
+            max_batched_tokens=self.plan.max_batched_tokens, draft_model=None,
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -99,3 +100,28 @@ def test_a_rank_that_dies_or_hangs_on_another_machine_takes_the_group_with_it_an
         assert await answer(client, request("after")) == before
 
     loop.run(test())
+
+
+def test_the_leader_alone_runs_a_draft_and_no_answer_changes(
+    group: tuple[EngineClient, list[Agent]], config: EngineConfig, loop: asyncio.Runner, tmp_path: Path
+) -> None:
+    """The other machine has no draft at all."""
+    wanted, seats = loop.run(answer(group[0], request("plain", 24))), places(NODES, write_key(tmp_path))
+    drafted = msgspec.structs.replace(config, draft_model=config.model, speculative_tokens=4)
+
+    async def test() -> None:
+        client = EngineClient(drafted, membership=seats[0])
+        await client.start()
+        try:
+            await client.wait_ready(SECONDS)
+            assert await answer(client, request("drafted", 24)) == wanted
+            assert client.stats.guesses_kept > 0
+            assert client.info is not None
+            first, second = client.info.ranks
+            assert first.num_blocks == second.num_blocks
+            assert first.kv_cache > 2 * second.kv_cache > 0
+        finally:
+            await client.close()
+
+    with followers(config, seats):
+        loop.run(test())

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from plimsoll.api.status import checked
 from plimsoll.operator.actions import Apply
 from plimsoll.operator.plan.planner import Plan, plan
 from plimsoll.operator.settings import Settings
@@ -67,11 +68,31 @@ def test_the_budget_counts_the_draft_and_the_pod_mounts_it() -> None:
     assert applied(plain, "ReplicaSet")
 
 
+def test_rank_0_of_several_has_the_draft_on_its_line() -> None:
+    small = inspection(num_hidden_layers=4)
+    found = look(Inspecting("small", small), accelerator={"resource": "cpu"}, parallelism={"tensor": 2})
+    assert condition(found, "Accepted")["reason"] == "Fits"
+    assert " draft + " in condition(found, "Accepted")["message"]
+    first, second = found.status["budget"]["ranks"]
+    terms = found.status["budget"]["perDevice"]
+    assert {name: first[name] for name in terms} == terms
+    assert terms["draft"] > 0
+    assert "draft" not in second
+    assert second["kvCache"] < first["kvCache"]
+    assert checked(found.status)["budget"]["ranks"] == [first, second]
+
+
+def test_each_pod_of_a_group_mounts_the_draft() -> None:
+    """They have one template; the leader's is the one that opens it."""
+    small = inspection(num_hidden_layers=4)
+    found = look(Inspecting("small", small), accelerator={"resource": "cpu"}, parallelism={"tensor": 2, "nodes": 2})
+    assert condition(found, "Accepted")["reason"] == "Fits"
+    (revision,) = applied(found, "ReplicaSet")
+    assert "draft" in {volume["name"] for volume in revision["spec"]["template"]["spec"]["volumes"]}
+
+
 def test_a_draft_is_refused_where_it_cannot_run_or_may_not_be_read() -> None:
     small = Inspecting("small", inspection(num_hidden_layers=4))
-    ranks = look(small, parallelism={"tensor": 2})
-    assert condition(ranks, "Accepted")["reason"] == "InvalidSpec"
-    assert "spec.serving.draft: goes with a model on one rank" in condition(ranks, "Accepted")["message"]
     listed = look(small, Settings(allowed_sources=("pvc://models/smollm2",)))
     assert condition(listed, "Accepted")["reason"] == "SourceNotAllowed"
     assert "spec.serving.draft.source" in condition(listed, "Accepted")["message"]
