@@ -243,6 +243,9 @@ def serve(
         refuse_headless_leader(node_rank)
     leader = leader_of(dist_init_addr, master_addr, master_port)
     membership = membership_of(tensor, nnodes, node_rank, leader, group_key_file)
+    if membership is not None and membership.ordinal > 0:
+        # Machine 0 runs all of it.
+        draft = None
     if not 0 < cache_max_entry_count < 1:
         raise SpecError(
             "must be between 0 and 1, both excluded", field="--cache-max-entry-count", value=cache_max_entry_count,

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from plimsoll.cli import serve
 from plimsoll.cli.machines import leader_of, membership_of
 from plimsoll.cli.main import main
+from plimsoll.runtime.config import EngineConfig
+from tests.support.checkpoints import make_checkpoint
 
 GIVEN = ("--nnodes", "2", "--tp", "4", "--dist-init-addr", "127.0.0.1:8002", "--group-key-file", "{key}")
 #: As vLLM's users write it.
@@ -82,3 +85,21 @@ def test_the_leader_is_named_as_in_lmdeploy_or_as_in_vllm(
     found = leader_of(*given)
     assert found is not None
     assert (found.host, found.port) == (host, port)
+
+
+def test_a_machine_that_follows_opens_no_draft(
+    key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All machines get one command, and machine 0 runs the draft."""
+    configs: list[EngineConfig] = []
+    monkeypatch.setattr(serve, "follow", lambda engine, *_: configs.append(engine))
+    command = ["serve", str(make_checkpoint(tmp_path / "tiny")), *(one.format(key=key) for one in GIVEN)]
+    command += ["--draft-model", "/nowhere", "--speculative-tokens", "4", "--node-rank"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "1"])
+    assert ended.value.code == 0
+    (config,) = configs
+    assert config.draft_model is None
+    with pytest.raises(SystemExit):
+        main([*command, "0"])
+    assert "--draft-model: there is no such file" in capsys.readouterr().err

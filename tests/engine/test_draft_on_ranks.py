@@ -73,8 +73,8 @@ def test_rank_0_alone_takes_the_bytes_of_the_draft(models: dict[str, Path]) -> N
     finally:
         engine.close()
     assert greedy == seen, "ranks send their largest logits alone, or all"
-    # A draft that is always right gives each step four tokens more.
-    assert stats.steps == 2 * 15
+    assert stats.guesses_kept > 0
+    assert stats.steps <= 2 * 60 - stats.guesses_kept, "a step that keeps a guess saves one"
     assert draft is not None
     assert draft.runner.cache.num_blocks == ready.num_blocks == 40
     first, second = ready.ranks
