@@ -224,7 +224,8 @@ class Engine:
             if self.draft is not None:
                 chosen = self.draft.guess(chosen)
             self._stats.last_step_tokens = sum(item.num_rows for item in chosen)
-            result = self.runner.step(chosen, self.runner.spread and all_plain(rows), copies, part)
+            due_alone = all(item.seq.prompt_logprobs is None for item in chosen)
+            result = self.runner.step(chosen, self.runner.spread and all_plain(rows), copies, part, due_alone)
         except Exception as error:
             if self._ranks is not None:
                 # The others may have done more of this step, or less: the group starts again.

@@ -22,7 +22,9 @@ from plimsoll.runtime.kernels.table import AttentionBatch, Cache, KVCaches
 from plimsoll.runtime.models.weights import DecoderLayer, Norm
 
 _P, _L, _F = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
-OUTSIDE = "a position, slot or block of the step lies outside the model's positions or the cache"
+OUTSIDE = "a position, slot, block or due row of the step lies outside the model's positions, the cache or the step"
+FEW_OF = 2
+"""Due rows are few where this many times as many are in the step: the last layer then runs for them alone."""
 
 
 class _Matrix(ctypes.Structure):
@@ -53,6 +55,8 @@ class _Step(ctypes.Structure):
     _fields_ = [
         *((name, _P) for name in ("positions", "slots", "starts", "contexts", "tables")),
         *((name, _L) for name in ("T", "B", "table_width")),
+        ("due", _P),
+        ("rows_due", _L),
     ]
 
 
@@ -151,7 +155,7 @@ class NativeLayers:
 
     def __call__(
         self, residual: Tensor, positions: Tensor, caches: KVCaches, batch: AttentionBatch,
-        count: Callable[[int], None], first: int, stop: int,
+        count: Callable[[int], None], first: int, stop: int, due: Tensor | None = None,
     ) -> Tensor | None:  # fmt: skip
         """As `RunLayers` says. Raises ValueError for a cache the kernels do not take, IndexError, MemoryError."""
         rows, tables = len(residual), batch.block_tables
@@ -169,21 +173,23 @@ class NativeLayers:
         check_floats(residual=residual)
         if not rows == len(positions) == len(slots) or not residual.is_contiguous():
             raise ValueError(f"{rows} rows have {len(positions)} positions and {len(slots)} slots")
-        hidden = torch.empty_like(residual)
+        due = None if due is None else check_integers(due, torch.int64, "due rows")
+        few = due if due is not None and rows > self._most_rows and FEW_OF * len(due) <= rows else None
+        hidden = residual.new_empty(rows if few is None else len(few), residual.shape[1])
         step = _Step(
             positions.data_ptr(), slots.data_ptr(), batch.query_start.data_ptr(), batch.context_lens.data_ptr(),
-            tables.data_ptr(), rows, tables.shape[0], tables.stride(0),
+            tables.data_ptr(), rows, tables.shape[0], tables.stride(0), _address(few), -1 if few is None else len(few),
         )  # fmt: skip
         given = residual.data_ptr(), hidden.data_ptr()
         if rows <= self._most_rows:
             answered(self._library.run_layers(self._model, step, first, stop, *given), OUTSIDE)
             count(stop - first)
-            return hidden
+            return hidden if due is None else hidden.index_select(0, due)
         for index in range(first, stop):
             room = self._memory.data_ptr()
             answered(self._library.run_wide_layers(self._model, step, index, index + 1, *given, room), OUTSIDE)
             count(1)
-        return hidden
+        return hidden if due is None or few is not None else hidden.index_select(0, due)
 
     def _make_room(self, rows: int) -> bool:
         """Whether `csrc/wide_layers.c` covers the model: then there is memory for `rows` rows, which is kept."""

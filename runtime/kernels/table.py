@@ -51,11 +51,14 @@ KVCaches = Sequence[Cache]
 """One a layer."""
 
 
-RunLayers = Callable[[Tensor, Tensor, KVCaches, AttentionBatch, Callable[[int], None], int, int], Tensor | None]
-"""(residual [T, hidden], positions int64 [T], caches, batch, count, first, stop) -> after the last layer, hidden states
-[T, hidden] normed by the last norm; after others, what is of no use. Layers `first` to `stop` - 1 write keys and values
-and change residual in place. `count` gets the number of layers that were computed, some at a time. None, and nothing
-done, for more rows than it covers."""
+RunLayers = Callable[
+    [Tensor, Tensor, KVCaches, AttentionBatch, Callable[[int], None], int, int, Tensor | None], Tensor | None
+]
+"""(residual [T, hidden], positions int64 [T], caches, batch, count, first, stop, due int64 [L] or None) -> after the
+last layer, hidden states of the due rows [L, hidden], or of all [T, hidden], normed by the last norm; after others, of
+no use. Layers `first` to `stop` - 1 write keys and values and change residual in place; of rows that are not due
+the last layer may leave it as it is. `count` gets the number of layers that were computed, some at a time. None, and
+nothing done, for more rows than it covers."""
 
 
 class DrawFilter(Protocol):

@@ -78,9 +78,12 @@ class Decoder:
         for layer in self.layers:
             yield from layer.parts()
 
-    def forward(self, token_ids: Tensor, positions: Tensor, caches: KVCaches, batch: AttentionBatch) -> Tensor:
-        """(token_ids, positions int64 [T]) -> normed hidden states [T, hidden]. Writes keys and values of the rows."""
-        return self.advance(self.enter(token_ids, positions, batch), caches, len(self.layers))
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, caches: KVCaches, batch: AttentionBatch, due: Tensor | None = None
+    ) -> Tensor:
+        """(token_ids, positions int64 [T]; rows due int64 [L], or None for all) -> normed hidden states of the due rows
+        [L, hidden]. Writes keys and values of all rows."""
+        return self.advance(self.enter(token_ids, positions, batch), caches, len(self.layers), due)
 
     def enter(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch) -> Rows:
         """(token_ids, positions int64 [T]) -> rows that are before the first layer."""
@@ -89,15 +92,16 @@ class Decoder:
             residual = residual.mul_(self.facts.embedding_multiplier)
         return Rows(residual, positions, batch)
 
-    def advance(self, rows: Rows, caches: KVCaches, stop: int) -> Tensor:
+    def advance(self, rows: Rows, caches: KVCaches, stop: int, due: Tensor | None = None) -> Tensor:
         """Takes rows through the layers before `stop` that are not behind them, in place; writes keys and values.
 
-        After the last layer it returns normed hidden states [T, hidden]; after others, what is of no use. How a pass is
-        cut into ranges of layers changes no bit.
+        After the last layer it returns normed hidden states [T, hidden], or of the rows `due` (int64 [L]) alone: no
+        others need more of that layer than keys and values. After other layers what it returns is of no use. Neither
+        how a pass is cut into ranges of layers nor which rows are due changes any bit.
         """
         first, rows.done = rows.done, stop
         at_once = self.run_layers and self.run_layers(
-            rows.residual, rows.positions, caches, rows.batch, self._count, first, stop
+            rows.residual, rows.positions, caches, rows.batch, self._count, first, stop, due
         )
         if at_once is not None:
             rows.hidden = None
@@ -114,7 +118,7 @@ class Decoder:
             )  # fmt: skip
             self._count(1)
         rows.hidden = hidden
-        return hidden
+        return hidden if due is None else hidden.index_select(0, due)
 
     def _count(self, layers: int) -> None:
         self.done += layers

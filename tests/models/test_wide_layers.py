@@ -22,6 +22,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     # Runs of 512 columns and a shorter one, where a row has one scale; qkv that fills no panel.
     "wide gates": ("LlamaForCausalLM", {"intermediate_size": 1120, "num_key_value_heads": 1, "head_dim": 8}),
     "norms of heads": ("Qwen3ForCausalLM", {"intermediate_size": 256}),
+    "window": ("MistralForCausalLM", {"sliding_window": 40, "num_key_value_heads": 2}),
 }
 PROMPTS = [[(11 * i + 7 * n) % VOCAB_SIZE for i in range(n)] for n in (300, 3, 131)]
 CHUNKS = ((300, 3, 131), (129, 1, 0))
@@ -47,9 +48,10 @@ def without_operations(kernels: Kernels) -> Kernels:
     return dataclasses.replace(kernels, attention=None, activate=None, rope=None)  # type: ignore[arg-type]
 
 
-def step(runner: Runner, counts: tuple[int, ...]) -> torch.Tensor:
+def step(runner: Runner, counts: tuple[int, ...], due_alone: bool = False) -> torch.Tensor:
     sequences = make_sequences(runner, PROMPTS)
-    return runner.step([Chunk(seq, n) for seq, n in zip(sequences, counts, strict=True) if n]).logits
+    chunks = [Chunk(seq, n) for seq, n in zip(sequences, counts, strict=True) if n]
+    return runner.step(chunks, due_alone=due_alone).logits
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -95,17 +97,70 @@ def test_places_outside_are_refused_and_nothing_is_written(folder: Path, changed
     runner = built(folder, native_kernels("cpu", torch.bfloat16, int8=True), "w4a16")
     forward = runner.decoder.forward
 
-    def broken(token_ids: Any, positions: Any, caches: Any, batch: Any) -> Any:
+    def broken(token_ids: Any, positions: Any, caches: Any, batch: Any, due: Any) -> Any:
         if changed == "positions":
             positions[7] = 1 << 40
         else:
             batch.slot_mapping[7] = 40 * 16
-        return forward(token_ids, positions, caches, batch)
+        return forward(token_ids, positions, caches, batch, due)
 
     runner.decoder.forward = broken  # type: ignore[method-assign]
     with pytest.raises(IndexError, match="lies outside"):
         step(runner, CHUNKS[0])
     assert not runner.cache.pool.any()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("cache", ["float", "int4"])
+@pytest.mark.parametrize("counts", [*CHUNKS, (140, 3, 1)], ids=["a row of each", "no row", "one row"])
+def test_the_last_layer_of_due_rows_alone_has_the_bits_of_all(
+    folder: Path, counts: tuple[int, ...], cache: HeldCache, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    table = native_kernels("cpu", torch.bfloat16, int8=True)
+    due, every = built(folder, table, "w4a16", cache), built(folder, table, "w4a16", cache)
+    assert torch.equal(step(due, counts, due_alone=True), step(every, counts))
+    assert torch.equal(due.cache.pool, every.cache.pool)
+    assert due.decoder.done == every.decoder.done
+
+
+@pytest.mark.parametrize("due", [[433, 0, 302, 150, 300], list(range(0, 434, 2)), list(range(1, 434)), []], ids=len)
+def test_any_rows_may_be_due(folder: Path, due: list[int]) -> None:
+    """Those of guesses lie side by side; more than half of all are run as all are."""
+    found, wanted = (forwarded(folder, rows) for rows in (torch.tensor(due, dtype=torch.int64), None))
+    assert torch.equal(found, wanted.index_select(0, torch.tensor(due, dtype=torch.int64)))
+
+
+def test_due_rows_where_the_last_panel_of_queries_holds_keys_too(tmp_path: Path) -> None:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
+    folder = make_checkpoint(tmp_path, "LlamaForCausalLM", tokenizer=False, max_position_embeddings=512, **heads)
+    table = native_kernels("cpu", torch.bfloat16, int8=True)
+    due, every = built(folder, without_operations(table), "w8a16"), built(folder, table, "w8a16")
+    assert torch.equal(step(due, CHUNKS[0], due_alone=True), step(every, CHUNKS[0]))
+    assert torch.equal(due.cache.pool, every.cache.pool)
+
+
+@pytest.mark.parametrize("row", [-1, 434])
+def test_a_due_row_outside_is_refused(folder: Path, row: int) -> None:
+    with pytest.raises(IndexError, match="lies outside"):
+        forwarded(folder, torch.tensor([3, row]))
+
+
+def forwarded(folder: Path, due: torch.Tensor | None) -> torch.Tensor:
+    """Hidden states of the rows of all prompts that are due."""
+    runner = built(folder, native_kernels("cpu", torch.bfloat16, int8=True), "w8a16")
+    sequences = make_sequences(runner, PROMPTS)
+    inputs = runner._inputs([Chunk(seq, len(seq.token_ids)) for seq in sequences])
+    token_ids, positions, batch = runner._batch(inputs)
+    return runner.decoder.forward(token_ids, positions, runner.cache.layers, batch, due)
+
+
+def test_logits_of_rows_that_are_not_due_cannot_be_asked_for(folder: Path) -> None:
+    runner = built(folder, native_kernels("cpu", torch.bfloat16, int8=True), "w4a16")
+    sequences = make_sequences(runner, PROMPTS[:1])
+    result = runner.step([Chunk(sequences[0], 300)], due_alone=True)
+    with pytest.raises(AssertionError, match="rows that got a token"):
+        next(result.prompt_logits(0))
 
 
 @pytest.mark.parametrize("at_first", [300, 131])

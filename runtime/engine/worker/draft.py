@@ -65,7 +65,7 @@ class Draft:
 
     def _pass(self, rows: list[_Rows]) -> list[_Rows]:
         """Runs `rows` and makes a guess for each text that is complete; returns the rows of the next pass."""
-        result, following = self.runner.step(rows, best=True), []
+        result, following = self.runner.step(rows, best=True, due_alone=True), []
         assert result.best is not None
         for (index, _), token in zip(result.sampled, result.best.ids.tolist(), strict=True):
             text = rows[index].seq

@@ -189,6 +189,7 @@ class Runner:
         self._group = group
         self._number = 0
         self._hidden: Tensor | None = None
+        self._due: list[int] | None = None
         self._pass: Rows | None = None
 
     @property
@@ -203,6 +204,7 @@ class Runner:
         best: bool = False,
         copies: Sequence[Copy] = (),
         part: PassPart | None = None,
+        due_alone: bool = False,
     ) -> StepResult:
         """Computes the chosen tokens of each sequence, at least one each, and writes their keys and values.
 
@@ -210,6 +212,7 @@ class Runner:
             best: the result has the largest logit of each row alone.
             copies: between the tiers of the cache, made first and in order.
             part: of a pass, run next. A pass that has no part in a step is dropped.
+            due_alone: nothing is asked of rows that get no token: no `prompt_logits`.
         """
         inputs = self._inputs(scheduled[:-1] if part is not None and part.whole else scheduled)
         starts = inputs.narrow[: inputs.count + 1].tolist()
@@ -231,7 +234,8 @@ class Runner:
         if self._group is not None:
             wide, narrow = inputs.wide.tobytes(), inputs.narrow.tobytes()
             self._announce(Forward(self._number, wide, narrow, inputs.count, rows, best, list(copies), layers))
-        apart = self._forward(inputs, copies, layers)
+        few = due_alone and self._group is None and not (layers and layers.whole) and len(rows) < starts[-1]
+        apart = self._forward(inputs, copies, layers, rows if few else None)
         hidden = self._rows(rows)
         if best:
             return StepResult(sampled, hidden.new_empty(0), self.decoder.best(hidden), starts, self, apart)
@@ -285,8 +289,10 @@ class Runner:
         self._group.send(_encode(message))
         self._number += 1
 
-    def _forward(self, inputs: _Inputs, copies: Sequence[Copy], part: Layers | None) -> float:
-        """Returns the seconds of the part."""
+    def _forward(
+        self, inputs: _Inputs, copies: Sequence[Copy], part: Layers | None, due: list[int] | None = None
+    ) -> float:
+        """Computes hidden states of the rows `due`, or of all. Returns the seconds of the part."""
         if copies:
             assert self.host is not None
             self.host.copy(copies)
@@ -296,9 +302,10 @@ class Runner:
         apart = time.perf_counter() - begun
         if inputs.count:
             token_ids, positions, batch = self._batch(inputs)
-            hidden = self.decoder.forward(token_ids, positions, self.cache.layers, batch)
+            wanted = None if due is None else torch.tensor(due, dtype=torch.int64, device=self.device)
+            hidden = self.decoder.forward(token_ids, positions, self.cache.layers, batch, wanted)
             computed = hidden if computed is None else torch.cat([hidden, computed])
-        self._hidden = computed
+        self._hidden, self._due = computed, due
         return apart
 
     def _run_part(self, part: Layers | None) -> Tensor | None:
@@ -325,6 +332,9 @@ class Runner:
         """Hidden states of these rows of the last step."""
         hidden = self._hidden
         assert hidden is not None
+        if self._due is not None:
+            assert rows == self._due, "only hidden states of the rows that got a token are kept"
+            return hidden
         if rows != list(range(len(hidden))):
             hidden = hidden.index_select(0, torch.tensor(rows, dtype=torch.int64, device=self.device))
         return hidden

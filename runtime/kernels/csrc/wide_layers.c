@@ -11,7 +11,9 @@
 /* Rows of a band at most. */
 #define BAND_ROWS (TILES_A_BAND * INT8_ROWS)
 
+/* `T`: the rows that there is room for. */
 typedef struct {
+    long T;
     float *qkv, *mixed, *own;
     uint32_t *rows;
 } space;
@@ -58,17 +60,17 @@ INLINE band part_of(band all, shape s, tasks t, long task)
     return mine;
 }
 
-/* y [rows][N] = the rows against w + its bias. */
-static void put_products(const matrix *w, band all, float *y)
+/* y [rows][N] = the rows against panels [first, last) of w + their bias. Columns of others are left alone. */
+static void put_products(const matrix *w, band all, long first, long last, float *y)
 {
     const shape s = shape_of(w);
-    const long panels = (w->N + PANEL - 1) / PANEL;
+    const long panels = last - first;
     const tasks t = tasks_of_band(all, panels, omp_get_num_threads());
 #pragma omp for schedule(dynamic, 1)
     for (long task = 0; task < t.bands * t.shares; task++) {
         const long share = task % t.shares;
-        meet_share((int)w->bits, part_of(all, s, t, task), s, w->data, panels * share / t.shares,
-                   panels * (share + 1) / t.shares, w->bias, y + task / t.shares * t.height * w->N, w->N);
+        meet_share((int)w->bits, part_of(all, s, t, task), s, w->data, first + panels * share / t.shares,
+                   first + panels * (share + 1) / t.shares, w->bias, y + task / t.shares * t.height * w->N, w->N);
     }
 }
 
@@ -123,32 +125,32 @@ static void gate_products(const matrix *w, const matrix *next, band all, uint32_
     }
 }
 
-static void run_layer(const model *m, const layer *l, const step *s, const long *first_task, const space *at,
-                      float *residual, float *own)
+/* Outputs of qkv from the panels [first, last) of all rows. `at_a_time`: as rows_at_a_time says. */
+static void put_heads(const model *m, const layer *l, const step *s, const space *at, long at_a_time, long first, long last,
+                      const float *residual, float *own)
+{
+    for (long done = 0; done < s->T; done += at_a_time) {
+        const long rows = s->T - done < at_a_time ? s->T - done : at_a_time;
+        const band all = quantize_all(&l->qkv, residual + done * m->hidden, l->attention_norm, m->eps, rows, at->rows, own);
+        put_products(&l->qkv, all, first, last, at->qkv + done * l->qkv.N);
+    }
+}
+
+/* What comes after the queries, and the keys and values of the cache. */
+static void finish_layer(const model *m, const layer *l, const step *s, const long *first_task, const space *at,
+                         float *residual, float *own)
 {
     const long T = s->T, hidden = m->hidden;
     attention_job job = {at->qkv, l->qkv.N, m->D, m->H, m->G, m->D, m->S, l->k_cache, l->v_cache, s->starts, s->contexts,
                          s->tables, s->B, s->table_width, l->window, m->scale, 0, at->mixed, (int)m->cache};
-    long count = rows_at_a_time(T, words(&l->qkv));
-    for (long done = 0; done < T; done += count) {
-        const long rows = T - done < count ? T - done : count;
-        const band all = quantize_all(&l->qkv, residual + done * hidden, l->attention_norm, m->eps, rows, at->rows, own);
-        put_products(&l->qkv, all, at->qkv + done * l->qkv.N);
-    }
-#pragma omp for
-    for (long t = 0; t < T; t++) {
-        /* The next row comes from far away while heads of this one are turned. */
-        for (long n = 0; t + 1 < T && n < l->qkv.N; n += 16) ask_to_write(at->qkv + (t + 1) * l->qkv.N + n);
-        for (long g = 0; g < m->G; g++) place_heads(m, l, s, at->qkv, t, g);
-    }
     attention_team(&job, first_task, own);
-    count = rows_at_a_time(T, words(&l->output));
+    long count = rows_at_a_time(at->T, words(&l->output));
     for (long done = 0; done < T; done += count) {
         const long rows = T - done < count ? T - done : count;
         const band all = quantize_all(&l->output, at->mixed + done * l->output.K, NULL, 0, rows, at->rows, own);
         sum_products(&l->output, all, residual + done * hidden, own);
     }
-    count = rows_at_a_time(T, words(&l->gate_up) + words(&l->down));
+    count = rows_at_a_time(at->T, words(&l->gate_up) + words(&l->down));
     uint32_t *gated = at->rows + room_of(count, words(&l->gate_up));
     for (long done = 0; done < T; done += count) {
         const long rows = T - done < count ? T - done : count;
@@ -157,6 +159,63 @@ static void run_layer(const model *m, const layer *l, const step *s, const long 
         const band made = {gated, rows, all.high};
         sum_products(&l->down, made, residual + done * hidden, own);
     }
+}
+
+INLINE long panels_of(long columns) { return (columns + PANEL - 1) / PANEL; }
+
+static void run_layer(const model *m, const layer *l, const step *s, const long *first_task, const space *at,
+                      float *residual, float *own)
+{
+    put_heads(m, l, s, at, rows_at_a_time(at->T, words(&l->qkv)), 0, panels_of(l->qkv.N), residual, own);
+#pragma omp for
+    for (long t = 0; t < s->T; t++) {
+        /* The next row comes from far away while heads of this one are turned. */
+        for (long n = 0; t + 1 < s->T && n < l->qkv.N; n += 16) ask_to_write(at->qkv + (t + 1) * l->qkv.N + n);
+        for (long g = 0; g < m->G; g++) place_heads(m, l, s, at->qkv, t, g);
+    }
+    finish_layer(m, l, s, first_task, at, residual, own);
+}
+
+/* The last layer where few rows are due: keys and values of all, and the rest of `few`, which are the due rows, each a
+ * sequence of its own. Their residuals are `hidden` then. */
+static void run_last_layer(const model *m, const layer *l, const step *s, const step *few, const long *first_task,
+                           const space *at, const float *residual, float *hidden, float *own)
+{
+    const long at_a_time = rows_at_a_time(at->T, words(&l->qkv)), queries = m->H * m->D;
+    put_heads(m, l, s, at, at_a_time, queries / PANEL, panels_of(l->qkv.N), residual, own);
+#pragma omp for
+    for (long t = 0; t < s->T; t++)
+        for (long g = 0; g < m->G; g++) place_key(m, l, s, at->qkv, t, g);
+#pragma omp for
+    for (long i = 0; i < few->T; i++)
+        memcpy(hidden + i * m->hidden, residual + s->due[i] * m->hidden, m->hidden * sizeof(float));
+    put_heads(m, l, few, at, at_a_time, 0, panels_of(queries), hidden, own);
+#pragma omp for
+    for (long i = 0; i < few->T; i++)
+        for (long g = 0; g < m->G; g++) turn_queries(m, l, few, at->qkv, i, g);
+    finish_layer(m, l, few, first_task, at, hidden, own);
+}
+
+/* The due rows of s as a step: row i is the last of sequence i. `places`: of few_places(s) numbers of 8 bytes. */
+static long few_places(const step *s) { return s->rows_due * (s->table_width + 4) + 1; }
+static step few_of(const step *s, int64_t *places)
+{
+    const long count = s->rows_due, width = s->table_width;
+    int32_t *starts = (int32_t *)(places + count), *contexts = starts + count + 1, *tables = contexts + count;
+    for (long i = 0; i < count; i++) {
+        const long row = s->due[i];
+        long b = 0, end = s->B;
+        while (end - b > 1) {
+            const long middle = (b + end) / 2;
+            if (s->starts[middle] <= row) b = middle;
+            else end = middle;
+        }
+        places[i] = s->positions[row], starts[i] = (int32_t)i;
+        contexts[i] = (int32_t)(s->contexts[b] - (s->starts[b + 1] - 1 - row));
+        memcpy(tables + i * width, s->tables + b * width, width * sizeof *tables);
+    }
+    starts[count] = (int32_t)count;
+    return (step){places, NULL, starts, contexts, tables, count, count, width, NULL, -1};
 }
 
 /* Floats of working space: of all threads together, of the rows that are quantized, and of each thread. */
@@ -199,30 +258,46 @@ long wide_floats(const model *m, long T)
     return all.qkv + all.mixed + all.rows + omp_get_max_threads() * all.own;
 }
 
-/* Layers [first, last): residual [T, hidden], changed in place. After the last layer of all, hidden [T, hidden] is the
- * residual, normed by the last norm. `memory`: of wide_floats, 64-byte aligned. Returns as run_layers does. */
+/* Layers [first, last): residual [T, hidden], changed in place. After the last layer of all, hidden [rows, hidden] is the
+ * residual of the rows that are due, normed by the last norm; that of others is of no use then. `memory`: of wide_floats,
+ * 64-byte aligned. Returns as run_layers does. */
 int run_wide_layers(const model *m, const step *s, long first, long last, float *residual, float *hidden, float *memory)
 {
     const attention_job any = any_job(m, s);
     if (!all_within(s->positions, s->T, m->positions) || !all_within(s->slots, s->T, m->blocks * m->S) ||
-        !sequences_fit(&any, s->T, m->blocks))
+        !sequences_fit(&any, s->T, m->blocks) || !all_within(s->due, s->rows_due, s->T))
         return OUTSIDE;
     const floats all = floats_of(m, s->T, &any);
     float *rows = memory + all.qkv + all.mixed;
-    const space at = {memory, memory + all.qkv, rows + all.rows, (uint32_t *)rows};
-    long *first_task = malloc((s->B + 1) * sizeof(long));
-    if (!first_task) return NO_MEMORY;
-    attention_tasks(&any, first_task);
+    const space at = {s->T, memory, memory + all.qkv, rows + all.rows, (uint32_t *)rows};
+    const int few_due = s->rows_due >= 0 && last == m->count;
+    long *first_task = malloc((s->B + 1) * sizeof(long)), *few_task = NULL;
+    int64_t *places = NULL;
+    step few;
+    if (few_due) few_task = malloc((s->rows_due + 1) * sizeof(long)), places = malloc(few_places(s) * sizeof *places);
+    const int failed = !first_task || (few_due && (!few_task || !places));
+    if (!failed) {
+        attention_tasks(&any, first_task);
+        if (few_due) {
+            few = few_of(s, places);
+            const attention_job of_few = any_job(m, &few);
+            attention_tasks(&of_few, few_task);
+        }
 #pragma omp parallel
-    {
-        float *own = at.own + omp_get_thread_num() * all.own;
-        for (long i = first; i < last; i++) run_layer(m, m->layers + i, s, first_task, &at, residual, own);
-        if (last == m->count) {
+        {
+            float *own = at.own + omp_get_thread_num() * all.own;
+            for (long i = first; i < last; i++)
+                if (few_due && i + 1 == m->count)
+                    run_last_layer(m, m->layers + i, s, &few, few_task, &at, residual, hidden, own);
+                else run_layer(m, m->layers + i, s, first_task, &at, residual, own);
+            if (last == m->count) {
+                const float *from = few_due ? hidden : residual;
 #pragma omp for
-            for (long t = 0; t < s->T; t++)
-                normalise(residual + t * m->hidden, m->final_norm, hidden + t * m->hidden, m->hidden, m->eps);
+                for (long t = 0; t < (few_due ? few.T : s->T); t++)
+                    normalise(from + t * m->hidden, m->final_norm, hidden + t * m->hidden, m->hidden, m->eps);
+            }
         }
     }
-    free(first_task);
-    return DONE;
+    free(first_task), free(few_task), free(places);
+    return failed ? NO_MEMORY : DONE;
 }
