@@ -212,7 +212,7 @@ class Runner:
             best: the result has the largest logit of each row alone.
             copies: between the tiers of the cache, made first and in order.
             part: of a pass, run next. A pass that has no part in a step is dropped.
-            due_alone: nothing is asked of rows that get no token: no `prompt_logits`.
+            due_alone: `prompt_logits` will not follow: hidden states of rows that get no token are left out.
         """
         inputs = self._inputs(scheduled[:-1] if part is not None and part.whole else scheduled)
         starts = inputs.narrow[: inputs.count + 1].tolist()
