@@ -1,9 +1,12 @@
-"""What pods' status pages said last, and which of them this process has asked for."""
+"""What pods' status pages said last, which of them this process has asked for, and the last words of pods that are
+gone."""
 
 import time
+from dataclasses import replace
 
 from plimsoll.api.job_progress import JobProgress
-from plimsoll.operator.snapshot import Page
+from plimsoll.operator.entries import may_answer, said_by
+from plimsoll.operator.snapshot import Page, Pod
 
 
 class Pages:
@@ -15,6 +18,8 @@ class Pages:
         self._asked: dict[str, bool] = {}
         """Pods whose page was asked for since this process leads, and whether it is known what comes of it."""
         self._leading_since = 0.0
+        self._parted: dict[str, tuple[float, Pod]] = {}
+        """By uid of a Job: the last of its pods that ended and is gone, and when it went."""
 
     def came(self, uid: str) -> None:
         """Note when a pod was first seen."""
@@ -25,6 +30,26 @@ class Pages:
         self._said.pop(uid, None)
         self._first_seen.pop(uid, None)
         self._asked.pop(uid, None)
+
+    def part(self, pod: Pod | None, now: float) -> None:
+        """Keep the last words of a Job's pod that goes. A pod that was deleted as it ended may be gone before its Job
+        is seen to have ended, and only these words say what became of the work."""
+        if pod is not None and any(one.state == "terminated" for one in pod.containers if not one.init):
+            self._parted[pod.owner] = now, pod
+
+    def parted(self, owner: str) -> Pod | None:
+        """The last pod of that Job which ended and is gone."""
+        kept = self._parted.get(owner)
+        return kept[1] if kept else None
+
+    def tidy(self, oldest: float) -> None:
+        """Forget pods that went before `oldest`."""
+        self._parted = {owner: kept for owner, kept in self._parted.items() if kept[0] > oldest}
+
+    def shown(self, uid: str, pod: Pod) -> Pod:
+        """`pod` with its page, and with what this process knows of it."""
+        unread = self.unread(uid) and may_answer(pod)
+        return replace(pod, seen_since=self.seen_since(uid), unread=unread, **said_by(pod, self.of(uid)))
 
     def of(self, uid: str) -> Page | JobProgress | None:
         """The latest status page of a pod, if it has answered."""

@@ -333,6 +333,8 @@ class Snapshot:
     """Of a quantization job: the Jobs that carry its name, those of earlier ones included."""
     rivals: tuple[str, ...] = ()
     """Of a quantization job: others that write, or wrote, to the same place and were there first."""
+    parted: tuple[Pod, ...] = ()
+    """Of a quantization job: of each of its Jobs the last pod that ended and is gone, for its last words."""
     stateful_sets: tuple[StatefulSet, ...] = ()
     """Groups of pods, oldest first."""
     leaders: bool = False

@@ -26,7 +26,6 @@ from plimsoll.operator.entries import (
     object_of,
     older,
     packed,
-    said_by,
     unpacked,
     unreadable_of,
 )
@@ -92,6 +91,7 @@ class Cache:
             return False  # Most of what a watch tells is the echo of our own writes: not worth taking apart.
         try:
             entry = None if away else self._entry(kind, uid, version, now, raw)
+            last = parse.pod(raw) if away and kind is kinds.POD and "status" in raw else None
         except Exception:
             # One object must harm no other: what is known of it stays as it is.
             log.exception("this is a bug: an object cannot be read", kind=kind.name, namespace=identity[1],
@@ -102,7 +102,7 @@ class Cache:
                 self._gone |= {uid: (now, version)} if event == "DELETED" else {}
                 if (known := self._entries.get(identity)) is None or known.uid != uid:
                     return False
-                affected = self._remove(identity)
+                affected = self._remove(identity, last)
             elif self._no_news(identity, uid, version, now):
                 return False
             else:
@@ -147,13 +147,17 @@ class Cache:
             self._note_last_words(entry)
         return affected
 
-    def _remove(self, identity: Id) -> set[Key]:
+    def _remove(self, identity: Id, last: Pod | None = None) -> set[Key]:
+        """`last`: a pod as its deletion showed it."""
         entry = self._entries.pop(identity)
         del self._by_kind[identity[0]][identity]
         affected = self._concerned(identity, entry.refs)
         self._unlink(identity, entry.refs)
         if identity[0] == kinds.POD.name:
             self._pages.went(entry.uid)
+            if any(ref[0] == "job" for ref in entry.refs):
+                for pod in (entry.value, last):
+                    self._pages.part(pod, self._clock())
         return affected
 
     def _concerned(self, identity: Id, refs: Iterable[Ref]) -> set[Key]:
@@ -239,25 +243,15 @@ class Cache:
             looking, about_source = self._looking(namespace, source)
             looking_at_draft, _ = self._looking(namespace, top.value.draft)
             nodes = tuple(e.value for e in self._of(kinds.NODE).values()) if self.sees_nodes else None
-            pages = {e.uid: self._pages.of(e.uid) for i, e in members if i[0] == kinds.POD.name}
-            unread = {uid for uid in pages if self._pages.unread(uid)}
-            since = {uid: self._pages.seen_since(uid) for uid in pages}
+            seen = [self._pages.shown(e.uid, e.value) for i, e in members if i[0] == kinds.POD.name]
+            jobs = [e.uid for i, e in members if i[0] == kinds.JOB.name]
+            parted = tuple(pod for uid in jobs if (pod := self._pages.parted(uid)))
             rivals = self._rivals(top, (kind.name, namespace, name)) if kind is kinds.QUANTIZATION else ()
         routable: set[str] = set().union(*(e.value for i, e in members if i[0] == kinds.ENDPOINT_SLICE.name))
         both = (*members, *about_source)
         ours = (kinds.DEPLOYMENT.name, kinds.QUANTIZATION.name)
         children = {(i[0], i[2]): unpacked(e) for i, e in both if e.packed and i[0] not in ours}
-        pods = [
-            replace(
-                e.value,
-                routable=e.uid in routable,
-                seen_since=since[e.uid],
-                unread=e.uid in unread and may_answer(e.value),
-                **said_by(e.value, pages.get(e.uid)),
-            )
-            for i, e in members
-            if i[0] == kinds.POD.name
-        ]
+        pods = [replace(pod, routable=pod.uid in routable) for pod in seen]
         return Snapshot(
             deployment=parse.deployment({"kind": kind.name, **unpacked(top)}),
             now=now,
@@ -273,6 +267,7 @@ class Cache:
             quantizing=quantizing,
             batch_jobs=tuple(parse_jobs.batch_job(raw) for (child, _), raw in children.items() if child == "Job"),
             rivals=rivals,
+            parted=parted,
             unreadable=unreadable_of(both),
         )
 
@@ -398,3 +393,4 @@ class Cache:
         with self._lock:
             oldest = self._clock() - _REMEMBER_SECONDS
             self._gone = {uid: kept for uid, kept in self._gone.items() if kept[0] > oldest}
+            self._pages.tidy(oldest)

@@ -41,7 +41,8 @@ def running(snapshot: Snapshot, job: BatchJob) -> Run:
     pods = [pod for pod in snapshot.pods if pod.owner == job.uid]
     job = settled(job, pods, snapshot.now)
     alive = [pod for pod in pods if pod.phase not in ("Succeeded", "Failed")]
-    said = [one for one in (last_words(pod) for pod in reversed(pods)) if one is not None]
+    gone = [pod for pod in snapshot.parted if pod.owner == job.uid]
+    said = [one for one in (last_words(pod) for pod in reversed([*gone, *pods])) if one is not None]
     progress = next((pod.progress for pod in reversed(alive) if pod.progress), None) or next(iter(said), None)
     if job.ended:
         return _ended(snapshot, job, pods, said[0] if said else None)

@@ -51,6 +51,8 @@ class JobCluster:
     batch: BatchJob | None = None
     earlier: tuple[BatchJob, ...] = ()
     pods: list[Pod] = field(default_factory=list)
+    parted: tuple[Pod, ...] = ()
+    """Pods that ended and are gone."""
     rivals: tuple[str, ...] = ()
     inspector: Pod | None = None
     recorded: bool = False
@@ -69,7 +71,7 @@ class JobCluster:
         return Snapshot(
             job, self.now, Inspecting("key", found, None, self.inspector), pods=tuple(self.pods),
             children=dict(self.children), nodes=self.nodes, rivals=self.rivals, claims=claims,
-            batch_jobs=(*self.earlier, *((self.batch,) if self.batch else ())),
+            batch_jobs=(*self.earlier, *((self.batch,) if self.batch else ())), parted=self.parted,
         )  # fmt: skip
 
     def look(self) -> Plan:

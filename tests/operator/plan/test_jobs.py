@@ -348,29 +348,6 @@ def test_a_pod_that_cannot_start_is_quoted() -> None:
     assert "Unschedulable: pod" in cluster.status["message"]
 
 
-def test_last_words_that_come_late_are_waited_for_and_not_for_ever() -> None:
-    cluster = JobCluster()
-    while cluster.batch is None or not cluster.batch.ended:
-        cluster.act()
-        cluster.others_move()
-    said, cluster.pods = cluster.pods, []
-    assert cluster.act().again_in is not None
-    assert cluster.condition("Complete")["status"] == "False"
-    cluster.now += 5
-    cluster.pods = said
-    cluster.act()
-    assert cluster.status["phase"] == "Complete"
-    silent = JobCluster()
-    while silent.batch is None or not silent.batch.ended:
-        silent.act()
-        silent.others_move()
-    silent.pods = []
-    silent.act()
-    silent.now += 60
-    silent.act()
-    assert silent.condition("Failed")["reason"] == "NoReport"
-
-
 def test_what_is_on_its_way_out_is_left_alone() -> None:
     cluster = JobCluster()
     snapshot = cluster.snapshot()

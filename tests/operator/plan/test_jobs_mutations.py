@@ -3,7 +3,7 @@
 import pytest
 
 from plimsoll.operator.plan import job_admission, job_run, job_status, jobs
-from tests.operator.plan import test_jobs, test_lingering
+from tests.operator.plan import test_jobs, test_last_words, test_lingering
 from tests.support import job_miniature
 from tests.support.mutations import broken, notices
 
@@ -49,6 +49,8 @@ RULES = {
         "    if said is None or run is None:\n        return {}",
     ),
     "last words are waited for": (job_run, "PATIENCE = 15.0", "PATIENCE = 0.0"),
+    "last words outlive their pod": (job_run, "reversed([*gone, *pods])", "reversed(pods)"),
+    "last words are of one Job": (job_run, "snapshot.parted if pod.owner == job.uid", "snapshot.parted"),
     "and not for ever": (job_run, "PATIENCE = 15.0", "PATIENCE = 1e9"),
     "a pod that was stopped has not crashed": (
         job_run, '"Interrupted" if _was_stopped(pod) else "Crashed"', '"Crashed"',
@@ -94,8 +96,10 @@ NOTICED_BY = {
     "a failed gate has no output": test_jobs.test_a_failed_gate_is_failed_with_its_figures_and_has_no_output,
     "status is written when a reader would notice": test_jobs.test_the_status_is_written_when_a_reader_would_notice,
     "progress outlives its pod": test_jobs.test_an_eviction_is_told_and_its_progress_stays,
-    "last words are waited for": test_jobs.test_last_words_that_come_late_are_waited_for_and_not_for_ever,
-    "and not for ever": test_jobs.test_last_words_that_come_late_are_waited_for_and_not_for_ever,
+    "last words are waited for": test_last_words.test_last_words_that_come_late_are_waited_for_and_not_for_ever,
+    "last words outlive their pod": (test_last_words.test_a_pod_that_was_deleted_as_it_ended_counts_by_its_last_words),
+    "last words are of one Job": test_last_words.test_last_words_of_an_earlier_job_say_nothing_of_this_one,
+    "and not for ever": test_last_words.test_last_words_that_come_late_are_waited_for_and_not_for_ever,
     "a pod that was stopped has not crashed": test_jobs.test_an_eviction_is_told_and_its_progress_stays,
     "a pod that is ending is no pod at work": (
         test_lingering.test_a_jobs_pod_that_is_ending_is_named_and_keeps_what_was_reached

@@ -8,12 +8,14 @@ import pytest
 
 from plimsoll.api.job_progress import JobProgress
 from plimsoll.operator import build, kinds, names, parse, parse_jobs
+from plimsoll.operator.build.quantizing import CONTAINER
 from plimsoll.operator.build.source import output_key
 from plimsoll.operator.cluster import Cluster
 from plimsoll.operator.entries import job_key, object_of
 from plimsoll.operator.events import Events
 from plimsoll.operator.main import source_key
 from plimsoll.operator.plan import next_plan
+from plimsoll.operator.plan.job_run import last_words
 from plimsoll.operator.poll import Poller
 from plimsoll.operator.reconcile import Reconciler
 from plimsoll.operator.settings import Settings
@@ -224,6 +226,38 @@ def test_a_jobs_page_is_its_progress_and_the_fetching_containers_is_none(cache: 
 
     assert asyncio.run(three()) == [("downloading", None), (None, PROGRESS), (None, PROGRESS)]
     assert woken == [KEY, KEY]
+
+
+def of_the_job(make: Any, version: int, **more: Any) -> dict[str, Any]:
+    """A pod of the Job `awq-1`."""
+    meta = {**OF_THE_JOB, "ownerReferences": [{"controller": True, "uid": "uid-awq-1"}]}
+    found: dict[str, Any] = make(kinds.POD, "awq-1-x", version, metadata=meta, **more)
+    return found
+
+
+LAST_WORDS = {"name": CONTAINER, "state": {"terminated": {"exitCode": 0, "message": PROGRESS.encode().decode()}}}
+ENDED = {"phase": "Succeeded", "containerStatuses": [LAST_WORDS]}
+
+
+@pytest.mark.parametrize("shown", ["before its deletion", "by its deletion"])
+def test_last_words_of_a_pod_that_is_deleted_as_it_ends_are_kept_for_a_while(make: Any, shown: str) -> None:
+    now = [0.0]
+    cache = Cache(lambda key: None, source_key, lambda: now[0])
+    cache.seen(kinds.QUANTIZATION, None, make(kinds.QUANTIZATION, "awq", spec=SPEC))
+    cache.seen(kinds.JOB, None, make(kinds.JOB, "awq-1", metadata=OF_THE_JOB))
+    cache.seen(kinds.POD, None, of_the_job(make, 1, status={"phase": "Running"}))
+    if shown == "before its deletion":
+        cache.seen(kinds.POD, "MODIFIED", of_the_job(make, 2, status=ENDED))
+        cache.seen(kinds.POD, "DELETED", of_the_job(make, 3))
+    else:
+        cache.seen(kinds.POD, "DELETED", of_the_job(make, 3, status=ENDED))
+    for later, words in ((599.0, [PROGRESS]), (601.0, [])):
+        now[0] = later
+        cache.tidy()
+        found = cache.snapshot(KEY, 1.0)
+        assert found is not None
+        assert not found.pods
+        assert [last_words(pod) for pod in found.parted] == words
 
 
 def test_jobs_and_their_ends_are_read_from_what_the_cluster_has() -> None:
