@@ -248,7 +248,7 @@ def operator(
 def models(cluster: Cluster, namespace: str, runtime_image: str, model_file: Path) -> str:
     """Name of a claim that holds the demo model."""
     volumes.claim(cluster, namespace, CLAIM)
-    volumes.put(cluster, namespace, CLAIM, [(model_file, MODEL_FILE)], runtime_image)
+    volumes.put(cluster, namespace, CLAIM, [(model_file, MODEL_FILE)], runtime_image, alone=True)
     return CLAIM
 
 

@@ -41,7 +41,7 @@ def test_models_of_two_namespaces_outlive_the_charts_operator(
     scenes = [replace(bare, namespace=namespaces()) for _ in range(2)]
     for scene in scenes:
         volumes.claim(scene.cluster, scene.namespace, CLAIM)
-        volumes.put(scene.cluster, scene.namespace, CLAIM, [(model_file, MODEL_FILE)], runtime_image)
+        volumes.put(scene.cluster, scene.namespace, CLAIM, [(model_file, MODEL_FILE)], runtime_image, alone=True)
     # The second is a group of two pods: more kinds of objects, and the key that they share.
     deployments = [scenes[0].deploy(), scenes[1].deploy(**SMALL, parallelism=TWO, pod={"cpu": "50m"})]
     for deployment in deployments:

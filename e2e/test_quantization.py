@@ -9,6 +9,7 @@ import time
 import openai
 import yaml
 
+from e2e import volumes
 from e2e.cluster import SERVING, SOON, Object, eventually
 from e2e.deployments import CLAIM, MODEL_FILE, ModelDeployment, merged
 from e2e.jobs import QuantizationJob, Watched, job_manifest
@@ -87,7 +88,7 @@ def digests(deployment: ModelDeployment) -> list[str]:
     return [one["value"] for one in told]
 
 
-def test_from_a_checkpoint_through_an_eviction_and_a_gate_to_a_chat(scene: Scene) -> None:
+def test_from_a_checkpoint_through_an_eviction_and_a_gate_to_a_chat(scene: Scene, runtime_image: str) -> None:
     began, steps = time.monotonic(), {}
 
     def step(what: str) -> None:
@@ -96,6 +97,8 @@ def test_from_a_checkpoint_through_an_eviction_and_a_gate_to_a_chat(scene: Scene
         scene.result.note(steps=steps)
 
     objects = example(scene.namespace)
+    scene.cluster.apply(objects["PersistentVolumeClaim"])
+    volumes.put(scene.cluster, scene.namespace, "smollm2", [], runtime_image, alone=True)
     scene.cluster.apply(*objects.values())
     job = QuantizationJob(scene.cluster, scene.namespace, "smollm2-awq")
     deployment = ModelDeployment(scene.cluster, scene.namespace, "smollm2")

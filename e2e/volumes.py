@@ -14,6 +14,12 @@ import hashlib, os, sys
 path, digest = sys.argv[1:]
 print(os.path.exists(path) and hashlib.file_digest(open(path, "rb"), "sha256").hexdigest() == digest)
 """
+#: Leaves only these files and folders of a claim. argv: the names at its top.
+_EMPTY = """
+import os, shutil, sys
+for one in os.scandir("/claim"):
+    if one.name not in sys.argv[1:]: (shutil.rmtree if one.is_dir(follow_symlinks=False) else os.unlink)(one.path)
+"""
 #: Writes standard input to a file, in place of one that a server may have mapped. argv: path.
 _RECEIVE = """
 import os, shutil, sys
@@ -35,8 +41,15 @@ def claim(cluster: Cluster, namespace: str, name: str, size: str = "1Gi") -> Non
     )
 
 
-def put(cluster: Cluster, namespace: str, claim_name: str, files: Sequence[tuple[Path, str]], image: str) -> None:
-    """Copies each file to its path inside the claim. `image` has Python; the model runtime's does."""
+def put(
+    cluster: Cluster, namespace: str, claim_name: str, files: Sequence[tuple[Path, str]], image: str,
+    alone: bool = False,
+) -> None:  # fmt: skip
+    """Copies each file to its path inside the claim. `image` has Python; the model runtime's does.
+
+    With `alone` what else lies there goes first: a volume that is claimed again holds what scenarios before this one,
+    or runs before, left in it (`hand_back`), and a job would find its output finished.
+    """
     name = f"put-{claim_name}"
     waits = ["python3", "-c", "import signal; signal.sigwait([signal.SIGTERM, signal.SIGINT])"]
     cluster.apply(helper_pod(namespace, name, image, waits, claim_name))
@@ -48,6 +61,8 @@ def put(cluster: Cluster, namespace: str, claim_name: str, files: Sequence[tuple
     try:
         eventually(running, SERVING, f"pod {name} holds claim {claim_name}")
         within = ("-n", namespace, name, "--", "python3", "-c")
+        if alone:
+            cluster.kubectl("exec", *within, _EMPTY, *(Path(inside).parts[0] for _, inside in files))
         for path, inside in files:
             check = ("exec", *within, _CHECK, f"/claim/{inside}", hashlib.sha256(path.read_bytes()).hexdigest())
             # A process that ended without reading all of its input would keep kubectl waiting for a minute.
