@@ -54,6 +54,21 @@ class QuantizationJob:
         self.cluster.api("POST", path, eviction)
         return str(meta["uid"])
 
+    def end_without_pod(self, seconds: float) -> None:
+        """Deletes its pod as soon as that has succeeded, as the end of a node may, and waits until its Job is over."""
+        name = self.status["job"]
+
+        def over() -> bool:
+            pods = self.pods()
+            for pod in pods:
+                if pod["status"].get("phase") == "Succeeded" and "deletionTimestamp" not in pod["metadata"]:
+                    self.cluster.delete("pods", self.namespace, pod["metadata"]["name"])
+            job = self.cluster.get("jobs", self.namespace, name) or {}
+            ends = [one["type"] for one in job.get("status", {}).get("conditions", []) if one["status"] == "True"]
+            return not pods and "Complete" in ends
+
+        eventually(over, seconds, f"Job {name} is complete and its pod is gone", every=0.1)
+
     def delete(self) -> None:
         self.cluster.delete("quantizationjobs", self.namespace, self.name)
 
