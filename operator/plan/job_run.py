@@ -8,11 +8,15 @@ from plimsoll.operator import parse_jobs
 from plimsoll.operator.build.quantizing import CONTAINER, FINAL_EXIT_CODES, STOPPED_EXIT_CODE
 from plimsoll.operator.plan.quota import with_help
 from plimsoll.operator.plan.trouble import ASK_AFTER, troubles, words
+from plimsoll.operator.shape import timestamp
 from plimsoll.operator.snapshot import BatchJob, Container, Pod, Snapshot
 
 #: Seconds in which the last pod's words may still be on their way when its Job is seen to have ended.
 PATIENCE = 15.0
 _AWAITED = "the last words of the pod are awaited"
+_LOST = "the pod was gone before its last words were read; another pod reads the output"
+#: Seconds by which a Job's time and the status's may differ, as the API server gives one and the operator the other.
+_SAME = 2.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Run:
     failed: bool = False
     ended_at: float = 0.0
     again_in: float | None = None
+    unheard: bool = False
+    """The output is written, and what its pod said of it went with the pod: another pod is to read it."""
 
     @property
     def paused(self) -> bool:
@@ -185,6 +191,8 @@ def _ended(snapshot: Snapshot, job: BatchJob, pods: list[Pod], said: JobProgress
             return Run("Complete", "Complete", _loss(said), said, complete=True, ended_at=job.ended_at)
         if waited < PATIENCE:
             return Run("Evaluating", "Ending", _AWAITED, said, again_in=PATIENCE - waited)
+        if not pods and _first(snapshot, job):
+            return Run("Evaluating", "ReportLost", _LOST, said, unheard=True)
         text = "the Job is complete and its pod's last words are not: look into the claim, or make the job again"
         return Run("Failed", "NoReport", text, said, failed=True, ended_at=job.ended_at)
     if (said is None or said.phase != "Failed") and unread and waited < PATIENCE:
@@ -194,6 +202,11 @@ def _ended(snapshot: Snapshot, job: BatchJob, pods: list[Pod], said: JobProgress
     else:
         reason, text = _crash(job, pods)
     return Run("Failed", reason, text, said, failed=True, ended_at=job.ended_at)
+
+
+def _first(snapshot: Snapshot, job: BatchJob) -> bool:
+    """Whether this Job is the one that the status began with, and none made after it."""
+    return job.created <= timestamp(snapshot.deployment.status.get("startTime")) + _SAME
 
 
 def _crash(job: BatchJob, pods: list[Pod]) -> tuple[str, str]:

@@ -44,6 +44,10 @@ def plan_job(snapshot: Snapshot, settings: Settings) -> Plan:
         stuck, look_in = held_back([pod for pod in snapshot.pods if pod.owner == mine.uid], snapshot.now)
         if stuck is not None and not mine.ended:
             actions.append(Delete("Pod", stuck.name, "only an injected container runs on: the next pod goes on"))
+        if run.unheard and not mine.deleting:
+            actions.append(
+                Delete("Job", mine.name, "its pod's last words were not read: the next pod reads the output")
+            )
         asks = podless(mine, list(snapshot.pods), snapshot.now)
         waits = None if any(pod.owner == mine.uid for pod in snapshot.pods) or mine.ended else 10.0
         again += [run.again_in, look_in, waits]

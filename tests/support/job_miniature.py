@@ -100,7 +100,9 @@ class JobCluster:
             case Apply(object=one) if one["kind"] == "Job":
                 assert self.batch is None, "a Job is made once"
                 self.made += 1
-                self.batch = BatchJob(one["metadata"]["name"], f"uid-{one['metadata']['name']}", self.uid)
+                name = one["metadata"]["name"]
+                uid = f"uid-{name}" if self.made == 1 else f"uid-{name}-{self.made}"
+                self.batch = BatchJob(name, uid, self.uid, created=self.now)
                 self.children["Job", one["metadata"]["name"]] = one
             case Apply(object=one):
                 self.children[one["kind"], one["metadata"]["name"]] = one

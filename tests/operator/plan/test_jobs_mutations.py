@@ -50,6 +50,12 @@ RULES = {
     ),
     "last words are waited for": (job_run, "PATIENCE = 15.0", "PATIENCE = 0.0"),
     "last words outlive their pod": (job_run, "reversed([*gone, *pods])", "reversed(pods)"),
+    "a lost report is read once more": (job_run, "if not pods and _first(snapshot, job):", "if False:"),
+    "and once only": (job_run, "if not pods and _first(snapshot, job):", "if not pods:"),
+    "and where no pod is left to read": (
+        job_run, "if not pods and _first(snapshot, job):", "if _first(snapshot, job):",
+    ),
+    "the Job whose report was lost goes": (jobs, "if run.unheard and not mine.deleting:", "if False:"),
     "last words are of one Job": (job_run, "snapshot.parted if pod.owner == job.uid", "snapshot.parted"),
     "and not for ever": (job_run, "PATIENCE = 15.0", "PATIENCE = 1e9"),
     "a pod that was stopped has not crashed": (
@@ -96,10 +102,14 @@ NOTICED_BY = {
     "a failed gate has no output": test_jobs.test_a_failed_gate_is_failed_with_its_figures_and_has_no_output,
     "status is written when a reader would notice": test_jobs.test_the_status_is_written_when_a_reader_would_notice,
     "progress outlives its pod": test_jobs.test_an_eviction_is_told_and_its_progress_stays,
-    "last words are waited for": test_last_words.test_last_words_that_come_late_are_waited_for_and_not_for_ever,
+    "last words are waited for": test_last_words.test_last_words_that_come_late_are_waited_for,
     "last words outlive their pod": (test_last_words.test_a_pod_that_was_deleted_as_it_ended_counts_by_its_last_words),
+    "a lost report is read once more": test_last_words.test_a_report_that_was_lost_is_read_by_one_more_pod,
+    "and once only": test_last_words.test_a_report_that_is_lost_twice_is_a_failure,
+    "and where no pod is left to read": test_last_words.test_a_pod_that_is_there_and_says_nothing_is_no_lost_report,
+    "the Job whose report was lost goes": (test_last_words.test_a_report_that_was_lost_is_read_by_one_more_pod),
     "last words are of one Job": test_last_words.test_last_words_of_an_earlier_job_say_nothing_of_this_one,
-    "and not for ever": test_last_words.test_last_words_that_come_late_are_waited_for_and_not_for_ever,
+    "and not for ever": test_last_words.test_a_report_that_was_lost_is_read_by_one_more_pod,
     "a pod that was stopped has not crashed": test_jobs.test_an_eviction_is_told_and_its_progress_stays,
     "a pod that is ending is no pod at work": (
         test_lingering.test_a_jobs_pod_that_is_ending_is_named_and_keeps_what_was_reached

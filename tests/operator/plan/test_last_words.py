@@ -16,7 +16,7 @@ def ended(outcome: str = "Complete") -> JobCluster:
     return cluster
 
 
-def test_last_words_that_come_late_are_waited_for_and_not_for_ever() -> None:
+def test_last_words_that_come_late_are_waited_for() -> None:
     cluster = ended()
     said, cluster.pods = cluster.pods, []
     assert cluster.act().again_in is not None
@@ -25,12 +25,50 @@ def test_last_words_that_come_late_are_waited_for_and_not_for_ever() -> None:
     cluster.pods = said
     cluster.act()
     assert cluster.status["phase"] == "Complete"
-    silent = ended()
-    silent.pods = []
-    silent.act()
-    silent.now += 60
-    silent.act()
-    assert silent.condition("Failed")["reason"] == "NoReport"
+
+
+def lose(cluster: JobCluster) -> None:
+    """Its pod is gone and nothing it said was read, for longer than is waited."""
+    cluster.pods = []
+    cluster.now += 60
+    cluster.act()
+
+
+def end_again(cluster: JobCluster) -> None:
+    cluster.act()
+    while cluster.batch is None or not cluster.batch.ended:
+        cluster.others_move()
+        cluster.act()
+
+
+def test_a_report_that_was_lost_is_read_by_one_more_pod() -> None:
+    cluster = ended()
+    lose(cluster)
+    assert (cluster.condition("Complete")["reason"], cluster.batch) == ("ReportLost", None)
+    assert "another pod reads the output" in cluster.condition("Complete")["message"]
+    assert cluster.condition("Failed")["status"] == "False"
+    assert cluster.events[-1] == "Normal ReportLost"
+    end_again(cluster)
+    cluster.act()
+    assert (cluster.made, cluster.condition("Complete")["status"]) == (2, "True")
+
+
+def test_a_report_that_is_lost_twice_is_a_failure() -> None:
+    cluster = ended()
+    lose(cluster)
+    cluster.act()
+    while not cluster.batch.ended:  # type: ignore[union-attr]
+        cluster.others_move()
+    lose(cluster)
+    assert (cluster.made, cluster.condition("Failed")["reason"]) == (2, "NoReport")
+
+
+def test_a_pod_that_is_there_and_says_nothing_is_no_lost_report() -> None:
+    cluster = ended()
+    cluster.pods = [replace(cluster.pods[-1], containers=())]
+    cluster.now += 60
+    cluster.act()
+    assert (cluster.made, cluster.condition("Failed")["reason"]) == (1, "NoReport")
 
 
 @pytest.mark.parametrize(("outcome", "condition", "reason"), [
@@ -49,4 +87,4 @@ def test_last_words_of_an_earlier_job_say_nothing_of_this_one() -> None:
     cluster.parted, cluster.pods = (replace(cluster.pods[-1], owner="earlier"),), []
     cluster.now += 60
     cluster.act()
-    assert cluster.condition("Failed")["reason"] == "NoReport"
+    assert cluster.condition("Complete")["reason"] == "ReportLost"
