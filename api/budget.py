@@ -17,7 +17,7 @@ from plimsoll.api.budget_sum import LEAST_CONTEXT as LEAST_CONTEXT
 from plimsoll.api.budget_sum import Sum
 from plimsoll.api.cache_loss import auto_caches
 from plimsoll.api.device import DeviceFacts
-from plimsoll.api.draft import DraftBudget, draft_budget
+from plimsoll.api.draft import DraftBudget, draft_budget, draft_workspace
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.loaded_line import Budget as Budget
 from plimsoll.api.loaded_line import Load as Load
@@ -202,7 +202,7 @@ class _Sizer:
         ranks = self.ranks(precision, tensor, step, load.max_running, longest, load.nodes, size, held, rows)
         draft = None if self.draft is None else self.draft(precision, held, size, longest)
         if draft is not None:
-            ranks = (_with_draft(ranks[0], draft), *ranks[1:])
+            ranks = (_with_draft(ranks[0], draft, device), *ranks[1:])
         slots = _host_blocks(load, ranks)
         if slots and device.kind == "cpu":
             ranks = tuple(replace(rank, host=slots * rank.host_block) for rank in ranks)
@@ -225,9 +225,9 @@ class _Sizer:
         return tuple(found)
 
 
-def _with_draft(rank: RankBudget, draft: DraftBudget) -> RankBudget:
+def _with_draft(rank: RankBudget, draft: DraftBudget, device: DeviceFacts) -> RankBudget:
     """`rank` with a draft beside its part of the model."""
-    terms = {**rank.workspace_terms, "draft": draft.workspace}
+    terms = {**rank.workspace_terms, "draft": draft_workspace(draft, rank.workspace_terms["logits"], device)}
     block = rank.block_bytes + draft.block
     return replace(rank, workspace_terms=terms, block_bytes=block, draft=draft.weights, draft_block=draft.block)
 

@@ -24,7 +24,10 @@ class DraftBudget:
 
     precision: Precision
     weights: int
-    workspace: int
+    held: int
+    """Working memory that stays: cosines and sines."""
+    passing: int
+    """Working memory that comes and goes while it guesses."""
     block: int
     """Its part of a block of the cache."""
     length: int
@@ -49,9 +52,20 @@ def draft_budget(
     # Each pass makes logits of the kernels' own type, and the same in float32.
     logits = 2 * GUESSING_ROWS * facts.vocab_size * 4
     return DraftBudget(
-        held, weights, terms["activations"] + terms["positions"] + logits,
-        block_bytes(facts, block_size, held, cache), length,
+        held, weights, terms["positions"], terms["activations"] + logits, block_bytes(facts, block_size, held, cache),
+        length,
     )  # fmt: skip
+
+
+def draft_workspace(draft: DraftBudget, logits: int, device: DeviceFacts) -> int:
+    """Bytes that a draft's steps take beside the workspace of the model.
+
+    Args:
+        logits: of the model's workspace on that rank. A draft guesses before the model's step, when there are none: on
+            a CPU its own working memory lies where they come later. On a GPU, where that is not measured, it is beside.
+    """
+    shared = logits if device.kind == "cpu" else 0
+    return draft.held + max(0, draft.passing - shared)
 
 
 def _held(facts: ModelFacts, precision: Precision, device: DeviceFacts) -> tuple[Precision, int]:

@@ -26,7 +26,7 @@ from plimsoll.api.device import (
     TableFacts,
     native_table,
 )
-from plimsoll.api.draft import draft_budget
+from plimsoll.api.draft import draft_budget, draft_workspace
 from plimsoll.api.errors import DoesNotFitError, SpecError
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.model import ModelFacts
@@ -218,7 +218,8 @@ def test_a_draft_is_on_the_line_of_rank_0_alone(tensor: int) -> None:
     assert found.draft == beside
     assert (first.draft, first.draft_block) == (beside.weights, beside.block)
     assert first.block_bytes == plain.ranks[0].block_bytes + beside.block
-    assert first.workspace == plain.ranks[0].workspace + beside.workspace
+    taken = draft_workspace(beside, first.workspace_terms["logits"], CPU)
+    assert first.workspace == plain.ranks[0].workspace + taken
     assert first.host_block == plain.ranks[0].host_block
     assert found.blocks == int(0.8 * (first.total - first.fixed)) // first.block_bytes < plain.blocks
     for rank, before in zip(others, plain.ranks[1:], strict=True):
@@ -231,6 +232,16 @@ def test_a_draft_is_on_the_line_of_rank_0_alone(tensor: int) -> None:
     assert last.startswith(f"rank 0 alone runs the draft, which takes {format_bytes(beside.weights)} and ")
     assert last.endswith(" of each block of the cache: it decides the budget")
     assert uneven(budget(UNEVEN, CPU, replace(load, tensor=1, draft=small)).ranks, UNEVEN) == ()
+
+
+def test_a_draft_computes_where_the_models_logits_come_later() -> None:
+    """On a CPU: it guesses before the step that makes them."""
+    beside = draft_budget(UNEVEN, CPU, "bfloat16", "float", 64, 2048)
+    assert draft_workspace(beside, 0, CPU) == beside.held + beside.passing
+    assert draft_workspace(beside, beside.passing - 1, CPU) == beside.held + 1
+    assert draft_workspace(beside, beside.passing + 1, CPU) == beside.held
+    card = DeviceFacts("cuda", 24 * GIB)
+    assert draft_workspace(beside, beside.passing, card) == beside.held + beside.passing
 
 
 def test_auto_takes_more_ranks_where_a_draft_leaves_one_too_little() -> None:
