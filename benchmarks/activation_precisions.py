@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cache_precisions import Quality, count, windows
+from plimsoll.api.precision import CODE_BITS
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.tokenizer import load_tokenizer
@@ -85,7 +86,7 @@ def _after(runner: Runner, sequences: int, text: list[int], context: int) -> lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--precision", nargs="+", default=["w4a16", "w8a16"])
+    parser.add_argument("--precision", nargs="+", default=[*CODE_BITS], choices=CODE_BITS)
     parser.add_argument("--text", type=Path, default=Path("examples/prose.txt"))
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)

@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 from rich.console import Console
@@ -30,6 +30,7 @@ from rich.console import Console
 from benchmarks.contestants import Setting, contestants, decode_step, timed
 from benchmarks.report import between, merge, perplexity, ratios, show_figures, show_profile, show_ratios
 from benchmarks.workload import make_workload
+from plimsoll.api.precision import ActivationPrecision, Precision
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.tokenizer import load_tokenizer
 from plimsoll.cli import demo_model
@@ -39,7 +40,10 @@ WINDOW = 256
 
 def main() -> int:
     ours = argparse.ArgumentParser(add_help=False)
-    ours.add_argument("--precision", nargs="+", default=["auto"], metavar="P", help="of ours, such as w4a16 bfloat16")
+    ours.add_argument(
+        "--precision", nargs="+", default=["auto"], choices=["auto", *get_args(Precision)], metavar="P",
+        help="of ours, such as w4a16 bfloat16",
+    )  # fmt: skip
     everyone = contestants(ours.parse_known_args()[0].precision)
     names = [contestant.name for contestant in everyone]
     parser = argparse.ArgumentParser(
@@ -51,7 +55,10 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="repeats of each measure within a round")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--skip-profile", action="store_true", help="leave out where a decode step's time goes")
-    parser.add_argument("--activation-precision", default="auto", metavar="P", help="of ours, beside weights in codes")
+    parser.add_argument(
+        "--activation-precision", default="auto", choices=get_args(ActivationPrecision),
+        help="of ours, beside weights in codes",
+    )  # fmt: skip
     parser.add_argument("--text", type=Path, default=Path("examples/prose.txt"), help="what perplexity is measured on")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cpu.json"))

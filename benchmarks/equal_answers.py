@@ -1,6 +1,6 @@
 """Whether answers of a real model depend on what else runs: 64 requests alone, in crowds, in chunks, from prefixes.
 
-    python -m benchmarks.equal_answers MODEL [--precision bfloat16 w8a16 w4a16] [--cache auto int8 int4]
+    python -m benchmarks.equal_answers MODEL [--precision bfloat16 w8a16 w4a16] [--cache float int8 int4]
 
 Half of the requests are greedy and half seeded, a third share a long beginning. Token ids and log-probabilities are
 compared without rounding. Prints how many of the 64 differ from what they are alone; exits 1 if one does.
@@ -11,11 +11,12 @@ import hashlib
 import random
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
+from plimsoll.api.precision import HeldCache, Precision
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.messages import EngineRequest
 from tests.support.engines import make_engine, make_request, run, run_alone
@@ -54,8 +55,8 @@ def answers(engine: Engine, order: list[EngineRequest], alone: bool = False) -> 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--precision", nargs="+", default=["bfloat16", "w8a16", "w4a16"])
-    parser.add_argument("--cache", nargs="+", default=["float", "int8", "int4"])
+    parser.add_argument("--precision", nargs="+", default=["bfloat16", "w8a16", "w4a16"], choices=get_args(Precision))
+    parser.add_argument("--cache", nargs="+", default=[*get_args(HeldCache)], choices=get_args(HeldCache))
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=24)
     given = parser.parse_args()

@@ -13,9 +13,11 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 from safetensors.torch import load_file, save_file
 
+from plimsoll.api.precision import Precision
 from plimsoll.checkpoint.convert import convert_gguf
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
 from plimsoll.runtime.llm import LLM
@@ -77,7 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--draft", help="of the guesses, in place of prompt lookup")
-    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--precision", default="bfloat16", choices=get_args(Precision))
     parser.add_argument("--guesses", type=int, default=4)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--tokens", type=int, default=128)

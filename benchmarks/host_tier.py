@@ -8,7 +8,9 @@ Both engines have a first tier for little more than one conversation; answers mu
 import argparse
 import statistics
 import time
+from typing import get_args
 
+from plimsoll.api.precision import Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.core.sampling_params import SamplingParams
@@ -39,7 +41,7 @@ def answers(engine: Engine, requests: list[EngineRequest]) -> tuple[dict[str, li
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--precision", default="bfloat16", choices=get_args(Precision))
     parser.add_argument("--threads", type=int)
     parser.add_argument("--length", type=int, default=2000)
     parser.add_argument("--conversations", type=int, default=4)

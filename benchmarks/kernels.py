@@ -1,10 +1,12 @@
-"""Native kernels beside plain torch, op by op, in one process: `python -m benchmarks.kernels [threads] [part …]`.
+"""Native kernels beside plain torch, op by op, in one process.
 
-Parts are `whole` and `quantized`, by default both. Times of `whole` are the best of several runs, in milliseconds;
+    python -m benchmarks.kernels [THREADS] [whole] [quantized]
+
+Times of `whole` are the best of several runs, in milliseconds;
 ratios are torch's time over ours; bfloat16 weights and cache. `quantized` is benchmarks/quantized_kernels.py.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 
@@ -18,6 +20,7 @@ from plimsoll.runtime.kernels.torch_ops import torch_kernels
 from plimsoll.runtime.machine.threads import apply_threads
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, DIM, BLOCK = 576, 1536, 9, 3, 64, 64
+PARTS = ("whole", "quantized")
 SHAPES = {"qkv": (960, HIDDEN), "gate_up": (2 * INTERMEDIATE, HIDDEN), "down": (HIDDEN, INTERMEDIATE)}
 
 
@@ -52,11 +55,17 @@ def attend(ops: Kernels, dtype: torch.dtype, rows: int, contexts: list[int]) -> 
 
 
 def main() -> None:
-    threads = apply_threads(int(sys.argv[1]) if len(sys.argv) > 1 else None)
-    parts = sys.argv[2:] or ["whole", "quantized"]
-    if "whole" in parts:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("threads", type=int, nargs="?")
+    parser.add_argument("parts", nargs="*", default=PARTS, help=" or ".join(PARTS))
+    asked = parser.parse_args()
+    for part in asked.parts:
+        if part not in PARTS:
+            parser.error(f"parts: must be {' or '.join(PARTS)} (got {part!r})")
+    threads = apply_threads(asked.threads)
+    if "whole" in asked.parts:
         whole(threads)
-    if "quantized" in parts:
+    if "quantized" in asked.parts:
         quantized_kernels.main(threads)
 
 

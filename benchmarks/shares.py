@@ -45,6 +45,7 @@ LANES = {"float32": 16, "bfloat16": 32, "int8": 64}
 """Multiply-adds of one AVX-512 instruction; float32 has half with AVX2."""
 ROUNDS, CHAINS = 1_000_000, 20
 STEPS_OF_ONE_TURN = 3
+PARTS = ("decode", "products", "attention")
 
 
 def loops() -> ctypes.CDLL:
@@ -164,7 +165,7 @@ def attention(peak: dict[str, float], console: Console) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--parts", nargs="+", default=["decode", "products", "attention"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     asked = parser.parse_args()
     threads, console, library = apply_threads(asked.threads), Console(markup=False, emoji=False), loops()
     peak = arithmetic(library, threads)

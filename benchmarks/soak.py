@@ -1,6 +1,6 @@
 """An engine under load for long: does its memory stay flat, do its books add up, are sampled answers replayed equal?
 
-    python -m benchmarks.soak MODEL [--minutes 60] [--load 0.8] [--cache auto int8 int4]
+    python -m benchmarks.soak MODEL [--minutes 60] [--load 0.8] [--cache float int8 int4]
 
 Talks come back with prompts of several lengths, greedy and seeded, in two priorities; clients hang up; the cache is so
 small that requests are preempted and blocks go to a host tier and come back; prompts are paced and tokens guessed.
@@ -15,10 +15,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 
+from plimsoll.api.precision import HeldCache
 from plimsoll.api.sizes import block_bytes
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.runtime.engine.engine import Engine
@@ -32,7 +33,7 @@ GROWTH = 1.02
 class Soak:
     """One engine, what its requests said, and what went wrong."""
 
-    def __init__(self, model: Path, cache: Any, seed: int) -> None:
+    def __init__(self, model: Path, cache: HeldCache, seed: int) -> None:
         block = block_bytes(open_checkpoint(model).facts, BLOCK, "bfloat16", cache)
         self.engine: Engine = make_engine(
             model, num_blocks=60, block_bytes=block, block_size=BLOCK, precision="auto", cache_precision=cache,
@@ -97,7 +98,7 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--load", type=float, default=0.8)
-    parser.add_argument("--cache", nargs="+", default=["auto"])
+    parser.add_argument("--cache", nargs="+", default=["float"], choices=get_args(HeldCache))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     wrong = False

@@ -25,11 +25,13 @@ import time
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from plimsoll.api.precision import HeldCache, Precision
 from plimsoll.runtime.engine.core.block_manager import chain_hash, salted_root
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.machine.heap import keep_what_is_loaded, steady_heap
@@ -130,8 +132,8 @@ def main() -> int:
     parser.add_argument("--quarters", action="store_true")
     parser.add_argument("--paced-only", action="store_true")
     parser.add_argument("--processor-time", action="store_true")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--cache", default="auto")
+    parser.add_argument("--precision", default="auto", choices=["auto", *get_args(Precision)])
+    parser.add_argument("--cache", default="auto", choices=["auto", *get_args(HeldCache)])
     parser.add_argument("--threads", type=int, default=None)
     given = parser.parse_args()
     if given.processor_time:

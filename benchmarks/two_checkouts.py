@@ -6,6 +6,7 @@ Starts a server of each, asks both in turns, each first as often as second, and 
 pairs (above 1: NEW is faster). Leave the machine alone meanwhile.
 """
 
+import argparse
 import os
 import sys
 import time
@@ -54,10 +55,16 @@ def serve(checkout: str, port: int, model: str, options: list[str]) -> list[str]
 
 def main() -> None:
     """Measures and prints a line for each kind of work."""
-    model, old, new, *options = sys.argv[1:]
-    model, old, new = (str(Path(one).resolve()) for one in (model, old, new))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "old", "new"):
+        parser.add_argument(name, type=lambda given: str(Path(given).resolve()))
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="of `plimsoll serve`")
+    asked = parser.parse_args()
+    checkouts = (asked.old, asked.new)
     threads, ports = os.cpu_count() or 1, (free_port(), free_port())
-    commands = [serve(checkout, port, model, options) for checkout, port in zip((old, new), ports, strict=True)]
+    commands = [
+        serve(checkout, port, asked.model, asked.options) for checkout, port in zip(checkouts, ports, strict=True)
+    ]
     first, second = (f"http://127.0.0.1:{port}" for port in ports)
     with server(commands[0], first, "/ready", threads), server(commands[1], second, "/ready", threads):
         for url in (first, second):
