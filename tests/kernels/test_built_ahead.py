@@ -18,6 +18,7 @@ from tests.kernels import test_attention_pairs, test_native, test_pairs
 from tests.kernels.test_quantized import assert_agrees
 from tests.models.test_layers_at_once import assert_same_to_the_bit
 from tests.support.checkpoints import make_checkpoint
+from tests.support.libraries import V4_WITHOUT_PRODUCTS, Libraries
 
 FITTING = [variant.name for variant in processor.fitting()]
 #: How tables are called whose library uses no more than the variant's instructions.
@@ -31,9 +32,11 @@ CHECKS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, libraries: Libraries) -> Path:
     into = tmp_path_factory.mktemp("ahead") / "kernels"
-    build.main(["--into", str(into)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CC", str(libraries.compiler))
+        build.main(["--into", str(into)])
     return into
 
 
@@ -135,11 +138,10 @@ def attentions() -> list[torch.Tensor]:
 @pytest.mark.skipif("x86-64-v4" not in FITTING, reason="this processor has no vectors of 512 bits")
 @pytest.mark.usefixtures("_nothing_else")
 def test_lanes_of_vectors_change_no_bit_of_attention(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, folder: Path, libraries: Libraries
 ) -> None:
     """In float32: where VDPBF16PS is left out, AVX-512 and AVX2 sum in one order."""
-    monkeypatch.delenv("CC")
-    wide = build._build(tmp_path, "wide.so", ["-march=x86-64-v4", "-DPLIMSOLL_WITHOUT_PAIRS"])
+    wide = libraries.built(*V4_WITHOUT_PRODUCTS)
     [narrow] = folder.glob("kernels-x86-64-v3-*.so")
     found = []
     for path in (narrow, wide):

@@ -226,15 +226,32 @@ def build_in(folder: Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+#: Makes a file of one line in place of what it is to compile. Two of it meet where they link.
+COMPILER = """#!/bin/sh
+turn=$1
+for word; do [ "$word" = -shared ] && links=yes; done
+while [ $# -gt 1 ]; do [ "$1" = -o ] && made=$2; shift; done
+echo whole > "$made"
+[ -n "$links" ] || exit 0
+case $turn in
+  first) : > {folder}/one; : < {folder}/other ;;
+  second) : < {folder}/one; : > {folder}/other ;;
+esac
+"""
+
+
 def test_two_builds_at_once_leave_one_library(tmp_path: Path) -> None:
-    compiler = tmp_path / "cc"  # What is built is not run: without optimizations it is built in a third of the time.
-    compiler.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
+    compiler = tmp_path / "cc"
+    compiler.write_text(COMPILER.format(folder=tmp_path))
     compiler.chmod(0o755)
-    builds = [build_in(tmp_path, CC=str(compiler)) for _ in range(2)]
-    paths = {process.communicate(timeout=300)[0].strip() for process in builds}
+    for name in ("one", "other"):
+        os.mkfifo(tmp_path / name)
+    builds = [build_in(tmp_path, CC=f"{compiler} {turn}") for turn in ("first", "second")]
+    paths = {process.communicate(timeout=60)[0].strip() for process in builds}
     assert [process.returncode for process in builds] == [0, 0]
     assert [str(path) for path in (tmp_path / "kernels").iterdir()] == list(paths)
     (library,) = (tmp_path / "kernels").iterdir()
+    assert library.read_text() == "whole\n"
     written = library.stat().st_mtime_ns
     again = build_in(tmp_path, CC="/no/such/compiler")
     assert again.communicate(timeout=60)[0].strip() == str(library)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plimsoll.runtime.kernels import build, native
+from plimsoll.runtime.kernels import native
 from plimsoll.runtime.kernels.native import native_kernels
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix, dequantize
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
+from tests.support.libraries import Libraries
 
 SCALES = st.sampled_from([torch.float16, torch.bfloat16, torch.float32])
 GROUPS = st.sampled_from([8, 32, 64, 96, 128, 136, 256])
@@ -286,14 +288,14 @@ print("agrees")
 """
 
 
-def test_a_build_for_any_processor_agrees(tmp_path: os.PathLike[str]) -> None:
+def test_a_build_for_any_processor_agrees(libraries: Libraries) -> None:
     """Vectors of the compiler's alone, which other machines run, and half precision by hand."""
     if os.uname().machine != "x86_64":
         pytest.skip("the flags are those of x86-64")
-    assert_agrees(build._build(build.Path(tmp_path), "lesser.so", ("-march=x86-64", "-O1", "-Wno-psabi")))
+    assert_agrees(libraries.built("-march=x86-64", "-O1", "-Wno-psabi"))
 
 
-def assert_agrees(library: build.Path) -> None:
+def assert_agrees(library: Path) -> None:
     """Quantized products of this library are those of torch."""
     done = subprocess.run(
         [sys.executable, "-c", OTHER_BUILD],
