@@ -15,6 +15,8 @@ from plimsoll.runtime.engine.worker.draw import uniforms
 from plimsoll.runtime.engine.worker.loading import OnProgress
 from plimsoll.runtime.messages import EngineRequest, FinishReason, TokenLogprobs, TokenOutput
 
+POOL = 64 << 20
+"""Bytes of a cache that is large enough for tests. An engine fills its cache with zeros as it starts."""
 HAIR = 1e-4
 """Log-probabilities of float32 runs that differ only in how the work was cut agree this closely."""
 
@@ -57,8 +59,11 @@ def make_engine(
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> Engine:
-    """A float32 engine on one thread with a pool of `num_blocks`, or of the default size where `block_bytes` is 0."""
-    cache = num_blocks * block_bytes or None
+    """A float32 engine on one thread with a pool of `num_blocks`, or of `POOL` bytes where `block_bytes` is 0.
+
+    With `memory` among the options the pool is what an engine takes of it by itself.
+    """
+    cache = num_blocks * block_bytes or (None if "memory" in options else POOL)
     defaults: dict[str, Any] = {"precision": "float32", "memory": 2 * 2**30, "threads": 1, "kv_cache_bytes": cache}
     return Engine(EngineConfig(model=str(model), block_size=block_size, **(defaults | options)), on_progress)
 
