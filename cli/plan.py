@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
 from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import CheckpointError, DoesNotFitError, NotRunYetError, SpecError
+from plimsoll.api.precision import ActivationPrecision
 
 if TYPE_CHECKING:
     from plimsoll.api.budget import Budget
@@ -28,12 +29,21 @@ def plan(
     memory: Annotated[
         str | None, typer.Option(help="The line, as 24Gi. Default: the manifest's, else what this machine has.")
     ] = None,
+    activation_precision: Annotated[
+        str | None,
+        typer.Option(
+            help="What activations become where they meet weights of 4 or 8 bits, on a CPU: auto, int8 or bfloat16. "
+            "Default: the manifest's."
+        ),
+    ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="table or json.")] = "table",
 ) -> None:
     """Show what a deployment will hold in memory, whether it fits, and what would. Exits 1 when it does not."""
     check_choice(output, ("table", "json"), "--output")
     if device is not None:
         check_choice(device, ("cpu", "cuda"), "--device")
+    if activation_precision is not None:
+        check_choice(activation_precision, get_args(ActivationPrecision), "--activation-precision")
 
     from plimsoll.api.activations import rows_note, rows_of
     from plimsoll.api.budget import short_context
@@ -51,6 +61,9 @@ def plan(
 
     deployment = parse_manifest(*read_manifest(file), name)
     spec = deployment.spec
+    if activation_precision is not None:
+        serving = spec.serving.model_copy(update={"activation_precision": activation_precision})
+        spec = spec.model_copy(update={"serving": serving})
     facts, notices = _facts(deployment, config)
     line = spec.accelerator.memory if memory is None else byte_option(memory, "--memory")
     kind: Literal["cpu", "cuda"] = "cpu" if (device or spec.accelerator.resource) == "cpu" else "cuda"

@@ -21,6 +21,7 @@ LEVELS = "debug, info, warning, error"
         (["serve", "x", "--activation-precision", "odd"], "--activation-precision", "auto, int8, bfloat16"),
         (["serve", "x", "--scheduling-policy", "odd"], "--scheduling-policy", "fcfs, priority"),
         (["plan", "-f", "x", "--device", "odd"], "--device", "cpu, cuda"),
+        (["plan", "-f", "x", "--activation-precision", "odd"], "--activation-precision", "auto, int8, bfloat16"),
         (["plan", "-f", "x", "-o", "odd"], "--output", "table, json"),
         (["eval", "x", "y", "-o", "odd"], "--output", "table, json"),
         (["inspect", "x", "-o", "odd"], "--output", "text, json"),

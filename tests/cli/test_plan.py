@@ -80,6 +80,25 @@ def test_the_real_model_is_planned_from_its_headers(
     assert all(word in out for word in ("weights", "workspace", "KV cache", "headroom", "8192 tokens"))
 
 
+def test_rows_of_activations_are_those_asked_for_in_place_of_the_manifests(
+    smollm2_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = manifest(tmp_path, f"file://{smollm2_gguf}", serving={"activationPrecision": "bfloat16"})
+
+    def planned(*options: str) -> dict[str, Any]:
+        code, out, _ = run(capsys, "-f", file, "-o", "json", *options)
+        assert code == 0
+        return dict(json.loads(out))
+
+    kept, quantized_rows = planned(), planned("--activation-precision", "int8")
+    assert (kept["activationPrecision"], quantized_rows["activationPrecision"]) == ("bfloat16", "int8")
+    assert planned("--activation-precision", "auto")["activationPrecision"] == foreseen_table("cpu").activation_rows
+    # Layers of many rows of 8 bits are one call each, which holds less.
+    assert quantized_rows["workspace"]["activations"] < kept["workspace"]["activations"]
+    code, _, err = run(capsys, "-f", file, "--device", "cuda", "--memory", "2Gi", "--activation-precision", "int8")
+    assert (code, "spec.serving.activationPrecision: only products on a CPU know it" in err) == (1, True)
+
+
 def test_a_bare_config_is_enough(card: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, *card, "-o", "json")
     report = json.loads(out)
