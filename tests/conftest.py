@@ -58,6 +58,16 @@ def quiet_module() -> Iterator[None]:
     assert not failed, f"could not be logged: {failed}"
 
 
+@pytest.fixture
+def own_threads() -> Iterator[None]:
+    """The test may change the number of threads: the next one has what was there before."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

@@ -1,18 +1,13 @@
-"""Libraries of the kernels with other flags; and a test may change the number of threads for itself alone."""
-
-from collections.abc import Iterator
+"""Libraries of the kernels with other flags, and a number of threads that each test changes for itself alone."""
 
 import pytest
-import torch
 
 from tests.support.libraries import Libraries, shared_folder
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def _threads(own_threads: None) -> None:
+    pass
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,20 +30,12 @@ print(self_test(native_kernels("cpu", torch.bfloat16), torch.bfloat16).digest)
 """
 
 
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
+@pytest.mark.usefixtures("own_threads")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_native_kernels_keep_the_bits_of_a_row_on_any_number_of_threads(
-    threads: Callable[[int], None], dtype: torch.dtype
-) -> None:
+def test_native_kernels_keep_the_bits_of_a_row_on_any_number_of_threads(dtype: torch.dtype) -> None:
     found = set()
     for count in (1, 2, 3):
-        threads(count)
+        torch.set_num_threads(count)
         found.add(self_test(native_kernels("cpu", dtype), dtype))
     assert len(found) == 1
     test = found.pop()
