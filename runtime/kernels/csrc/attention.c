@@ -278,12 +278,13 @@ static void attend(const attention_job *job, const tile *at, long g, float *scra
     }
     memset(mixed, 0, rows * stride * sizeof(float));
     memset(mass, 0, rows * 8 * sizeof(float));
-    if (rows < FEW_ROWS) ask_for_all((const char *)job->k_cache + (at->table[at->begin] * job->G + g) * bytes, k_bytes);
+    if (rows < PREFETCH_ROWS)
+        ask_for_all((const char *)job->k_cache + (at->table[at->begin] * job->G + g) * bytes, k_bytes);
     for (long n = at->begin; n * S < at->reach; n++) {
         long place = (at->table[n] * job->G + g) * bytes, width = keys_of(job, at, n);
         const char *keys = (const char *)job->k_cache + place, *values = (const char *)job->v_cache + place;
         const uint16_t *k_scales = (const uint16_t *)(keys + k_codes), *v_scales = (const uint16_t *)(values + codes);
-        if (rows < FEW_ROWS)
+        if (rows < PREFETCH_ROWS)
             ask_for_all(values, has_codes(job->cache) ? bytes - k_bytes : vector_bytes(job->cache, width * D));
         score(job, keys, rows, width, q, spare, scores);
         for (long r = 0; r < rows; r++) {
@@ -294,7 +295,7 @@ static void attend(const attention_job *job, const tile *at, long g, float *scra
             soften(row, width, low, high, top + r, mass + r * 8, mixed + r * stride, stride);
             if (has_codes(job->cache)) scale_weights(row, width, v_scales, v_scales + S, mixed + r * stride + W);
         }
-        if (rows < FEW_ROWS && (n + 1) * S < at->reach)
+        if (rows < PREFETCH_ROWS && (n + 1) * S < at->reach)
             ask_for_all((const char *)job->k_cache + (at->table[n + 1] * job->G + g) * bytes, k_bytes);
         mix(job, values, rows, width, scores, spare, mixed, stride);
     }

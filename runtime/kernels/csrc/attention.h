@@ -9,7 +9,7 @@
 /* Stands for no key seen yet: below any score, and not so far that differences overflow. */
 #define NOTHING -1e30f
 /* Rows that make so little of a block that the next one is asked of memory meanwhile. */
-#define FEW_ROWS 24
+#define PREFETCH_ROWS 24
 
 /* Rows [first, last) of the step, all of sequence b. Rows of a tile lie position-major, `group` heads a position. */
 typedef struct {

@@ -150,13 +150,14 @@ void attend_in_pairs(const attention_job *job, const tile *at, long g, float *sc
     }
     memset(mixed, 0, rows * stride * sizeof(float));
     memset(mass, 0, rows * 16 * sizeof(float));
-    if (rows < FEW_ROWS) ask_for_all((const char *)job->k_cache + (at->table[at->begin] * job->G + g) * bytes, k_bytes);
+    if (rows < PREFETCH_ROWS)
+        ask_for_all((const char *)job->k_cache + (at->table[at->begin] * job->G + g) * bytes, k_bytes);
     for (long n = at->begin; n * S < at->reach; n++) {
         long place = (at->table[n] * job->G + g) * bytes, width = keys_of(job, at, n);
         const char *keys = (const char *)job->k_cache + place, *values = (const char *)job->v_cache + place;
         const uint16_t *k_scales = (const uint16_t *)(keys + k_codes), *v_scales = (const uint16_t *)values;
         if (codes) v_scales = (const uint16_t *)(values + S * vector_bytes(job->cache, D));
-        if (rows < FEW_ROWS) ask_for_all(values, codes ? bytes - k_bytes : vector_bytes(job->cache, width * D));
+        if (rows < PREFETCH_ROWS) ask_for_all(values, codes ? bytes - k_bytes : vector_bytes(job->cache, width * D));
         if (made) {
             pairs_of_keys(job, keys, width, pairs);
             by_pairs(rows, width, 0, D / 2, (const uint32_t *)q, D / 2, pairs, S, scores, S);
@@ -181,7 +182,7 @@ void attend_in_pairs(const attention_job *job, const tile *at, long g, float *sc
             if (codes) soften_codes(row, width, factor, v_scales, v_scales + S, middle, (uint32_t *)row, 16, &of);
             else soften(row, width, factor, (uint32_t *)row, 16, &of);
         }
-        if (rows < FEW_ROWS && (n + 1) * S < at->reach)
+        if (rows < PREFETCH_ROWS && (n + 1) * S < at->reach)
             ask_for_all((const char *)job->k_cache + (at->table[n + 1] * job->G + g) * bytes, k_bytes);
         if (made) {
             pairs_of_values(job, values, width, pairs);

@@ -191,14 +191,15 @@ void attend_in_tiles(const attention_job *job, const tile *at, long g, float *sc
     }
     memset(mixed, 0, in.high * in.stride * sizeof(float));
     memset(mass, 0, rows * 16 * sizeof(float));
-    if (rows < FEW_ROWS) ask_for_all((const char *)job->k_cache + (at->table[at->begin] * job->G + g) * bytes, k_bytes);
+    if (rows < PREFETCH_ROWS)
+        ask_for_all((const char *)job->k_cache + (at->table[at->begin] * job->G + g) * bytes, k_bytes);
     for (long n = at->begin; n * S < at->reach; n++) {
         const long place = (at->table[n] * job->G + g) * bytes, width = keys_of(job, at, n);
         const char *keys = (const char *)job->k_cache + place, *values = (const char *)job->v_cache + place;
         const uint16_t *k_scales = (const uint16_t *)(keys + k_codes), *v_scales = (const uint16_t *)values;
         const int at_once = width == WEIGHED && S == WEIGHED && !job->cap;
         if (codes) v_scales = (const uint16_t *)(values + S * vector_bytes(job->cache, D));
-        if (rows < FEW_ROWS) ask_for_all(values, codes ? bytes - k_bytes : vector_bytes(job->cache, width * D));
+        if (rows < PREFETCH_ROWS) ask_for_all(values, codes ? bytes - k_bytes : vector_bytes(job->cache, width * D));
         score(job, keys, rows, width, q, panel, scores, in.lds);
         if (codes && at_once) read_ends(k_scales, v_scales, middle, &ends);
         for (long r = 0; r < rows; r++) {
@@ -218,7 +219,7 @@ void attend_in_tiles(const attention_job *job, const tile *at, long g, float *sc
             if (codes) soften_codes(row, width, factor, v_scales, v_scales + S, middle, to, NEXT / 2, &of);
             else soften(row, width, factor, to, NEXT / 2, &of);
         }
-        if (rows < FEW_ROWS && (n + 1) * S < at->reach)
+        if (rows < PREFETCH_ROWS && (n + 1) * S < at->reach)
             ask_for_all((const char *)job->k_cache + (at->table[n + 1] * job->G + g) * bytes, k_bytes);
         mix(job, values, rows, width, weights, panel, mixed, in.stride);
     }

@@ -215,7 +215,7 @@ needs needs_of_int8(long M, long K, long group)
 {
     needs all = {0, 0};
     long rows = most_rows(M, K, group), high = tile_height(rows), bytes = 4 * words_of(K, group);
-    if (M <= FEW_ROWS) all.own = (tile_height(M) * ((M + tile_height(M) - 1) / tile_height(M)) * bytes + 63) / 64 * 64;
+    if (M <= OWN_ROWS) all.own = (tile_height(M) * ((M + tile_height(M) - 1) / tile_height(M)) * bytes + 63) / 64 * 64;
     else all.shared = ((rows + high - 1) / high * high * bytes + 63) / 64 * 64;
     return all;
 }
@@ -223,10 +223,10 @@ needs needs_of_int8(long M, long K, long group)
 /* Rows in tiles: of few rows by each thread for itself. */
 INLINE band quantize_band(int bits, const float *x, long rows, shape s, long M, room at)
 {
-    band b = {M <= FEW_ROWS ? at.own : at.shared, rows, tile_height(rows)};
+    band b = {M <= OWN_ROWS ? at.own : at.shared, rows, tile_height(rows)};
     uint32_t *out = (uint32_t *)b.x;
     const long words = words_of(s.K, s.group);
-    if (M <= FEW_ROWS) {
+    if (M <= OWN_ROWS) {
         for (long row = 0; row < rows; row += b.high)
             quantize_rows(bits, x + row * s.K, rows - row < b.high ? rows - row : b.high, b.high, s.K, s.group, out + row * words);
         return b;

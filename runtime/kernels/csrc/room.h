@@ -9,7 +9,7 @@
 #include <omp.h>
 
 /* Rows that each thread rounds for itself. */
-#define FEW_ROWS 4
+#define OWN_ROWS 4
 /* Bytes that the rounded rows of a large product take; the product goes over so many rows at a time. */
 #define ROUNDED_BYTES (4L << 20)
 
@@ -72,7 +72,7 @@ INLINE long whole_rows(int way, long M)
 static inline const void *round_rows(const float *x, long rows, long K, long group, int way, room at)
 {
     const long high = high_of(way, rows);
-    if (way != IN_TILES && rows <= FEW_ROWS) {
+    if (way != IN_TILES && rows <= OWN_ROWS) {
         if (way == IN_PAIRS) fill_pairs(x, rows, rows, K, group, at.own);
         else
             for (long r = 0; r < rows; r++) round_row(x + r * K, (float *)at.own + r * K, K);
