@@ -333,22 +333,40 @@ long attention_scratch(const attention_job *job)
     return (rows * (job->D + stride + job->S + 10) + job->S * W + 15) / 16 * 16;
 }
 
+/* The rows and the group of heads of a task. */
+static tile tile_of_task(const attention_job *job, const long *first_task, long span, long task, long *g)
+{
+    long b = 0, end = job->B;
+    while (end - b > 1) {
+        long middle = (b + end) / 2;
+        if (first_task[middle] <= task) b = middle;
+        else end = middle;
+    }
+    const long first = job->starts[b] + (task - first_task[b]) / job->G * span;
+    *g = (task - first_task[b]) % job->G;
+    return tile_of(job, b, first, first + span < job->starts[b + 1] ? first + span : job->starts[b + 1]);
+}
+
+/* Queries of the task that this thread takes next, most likely, into the second cache: they lie rows apart. */
+static void ask_for_queries(const attention_job *job, const long *first_task, long span, long task)
+{
+    long g;
+    const tile at = tile_of_task(job, first_task, span, task, &g);
+    for (long r = 0; r < at.rows; r++)
+        for (long d = 0; d < job->D; d += 16) __builtin_prefetch(query(job, &at, g, r) + d, 0, 2);
+}
+
 void attention_team(const attention_job *job, const long *first_task, float *scratch)
 {
-    long span = span_of(job);
+    const long span = span_of(job), threads = omp_get_num_threads();
     const int in_pairs = attention_in_pairs(job->cache), in_tiles = attention_in_tiles(job->cache);
     if (in_tiles) take_tiles();
     /* Later tiles of a prompt see more keys: they go first, so that none is left alone at the end. */
 #pragma omp for schedule(dynamic, 1)
     for (long task = first_task[job->B] - 1; task >= 0; task--) {
-        long b = 0, end = job->B;
-        while (end - b > 1) {
-            long middle = (b + end) / 2;
-            if (first_task[middle] <= task) b = middle;
-            else end = middle;
-        }
-        long first = job->starts[b] + (task - first_task[b]) / job->G * span, g = (task - first_task[b]) % job->G;
-        tile at = tile_of(job, b, first, first + span < job->starts[b + 1] ? first + span : job->starts[b + 1]);
+        long g;
+        const tile at = tile_of_task(job, first_task, span, task, &g);
+        if (at.rows >= FEW_ROWS && task >= threads) ask_for_queries(job, first_task, span, task - threads);
         if (in_tiles) attend_in_tiles(job, &at, g, scratch);
         else if (in_pairs) attend_in_pairs(job, &at, g, scratch);
         else attend(job, &at, g, scratch);

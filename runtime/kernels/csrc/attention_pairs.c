@@ -189,6 +189,9 @@ void attend_in_pairs(const attention_job *job, const tile *at, long g, float *sc
             by_pairs(rows, D, 1, width / 2, (const uint32_t *)scores, S, pairs, D, mixed, stride);
         } else mix(job, values, rows, width, (const uint32_t *)scores, mixed, stride);
     }
+    /* Stores that wait for their lines one after the other take longer than those whose lines were asked for at once. */
+    for (long r = 0; r < rows; r++)
+        for (long d = 0; d < D; d += 16) ask_to_write(answer(job, at, g, r) + d);
     for (long r = 0; r < rows; r++) {
         float *to = answer(job, at, g, r), all = 0, base = 0;
         for (int i = 0; i < 16; i++) all += mass[r * 16 + i];

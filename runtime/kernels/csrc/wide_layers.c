@@ -86,6 +86,8 @@ static void sum_products(const matrix *w, band all, float *y, float *own)
         const band mine = part_of(all, s, t, task);
         for (long p = panels * share / t.shares; p < panels * (share + 1) / t.shares; p++) {
             float *to = y + task / t.shares * t.height * w->N + p * PANEL;
+            /* No processor foresees lines that are rows apart. */
+            for (long r = 0; r < mine.rows; r++) ask_later(to + r * w->N), ask_later(to + r * w->N + LANES);
             meet_panel((int)w->bits, mine, s, (const char *)w->data + p * s.panel, w->bias ? w->bias + p * PANEL : NULL, own,
                        PANEL);
             for (long r = 0; r < mine.rows; r++)
