@@ -366,7 +366,7 @@ void attention_team(const attention_job *job, const long *first_task, float *scr
     for (long task = first_task[job->B] - 1; task >= 0; task--) {
         long g;
         const tile at = tile_of_task(job, first_task, span, task, &g);
-        if (at.rows >= FEW_ROWS && task >= threads) ask_for_queries(job, first_task, span, task - threads);
+        if (at.rows >= PREFETCH_ROWS && task >= threads) ask_for_queries(job, first_task, span, task - threads);
         if (in_tiles) attend_in_tiles(job, &at, g, scratch);
         else if (in_pairs) attend_in_pairs(job, &at, g, scratch);
         else attend(job, &at, g, scratch);
