@@ -40,8 +40,8 @@ LOOP(float32, EACH_OF_20, CLEAR, FLOAT32, USED)
 #elif defined(__FMA__)
 #define CLEAR(i) "vxorps %%ymm" #i ", %%ymm" #i ", %%ymm" #i "\n"
 #define FLOAT32(i) "vfmadd231ps %%ymm" #i ", %%ymm" #i ", %%ymm" #i "\n"
-LOOP(float32, EACH_OF_12, CLEAR, FLOAT32, "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
-     "xmm10", "xmm11")
+LOOP(float32, EACH_OF_12, CLEAR, FLOAT32, "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+     "xmm9", "xmm10", "xmm11")
 #endif
 #ifdef __AVX512BF16__
 #define BFLOAT16(i) WIDE("vdpbf16ps", i)

@@ -2,8 +2,8 @@
  *
  * A job is eight int64 (kind, bits, kind of scale, M, N, K, group, 0) and seven arrays, each an int64 of bytes and so
  * many bytes: x, weights or codes, scales, zeros, super_scales, super_minimums, bias. One of 0 bytes is NULL. An answer
- * is y [M][N] float32. First comes a line on standard error: the instructions in use and whether SDOT is. Exits 3 where a
- * row has other bits alone than among the others. */
+ * is y [M][N] float32. First comes a line on standard error: the instructions in use and whether SDOT is. Exits 3 where
+ * a row has other bits alone than among the others. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

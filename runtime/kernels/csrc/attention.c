@@ -379,8 +379,8 @@ int attention(const float *q, long q_row, long q_head, const void *k_cache, cons
               const int32_t *starts, const int32_t *contexts, const int32_t *tables, long T, long B, long table_width,
               long blocks, long H, long G, long S, long D, float scale, long window, float cap)
 {
-    attention_job job = {q, q_row, q_head, H, G, D, S, k_cache, v_cache, starts, contexts, tables, B, table_width, window,
-                         scale, cap, out, cache};
+    attention_job job = {q, q_row, q_head, H, G, D, S, k_cache, v_cache, starts, contexts, tables, B, table_width,
+                         window, scale, cap, out, cache};
     if (!sequences_fit(&job, T, blocks)) return OUTSIDE;
     long share = attention_scratch(&job), *first_task = malloc((B + 1) * sizeof(long));
     float *scratch = aligned_alloc(64, omp_get_max_threads() * share * sizeof(float));

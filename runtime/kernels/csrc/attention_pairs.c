@@ -96,11 +96,11 @@ INLINE void some_rows(const int of, long rows, long columns, int add, long pairs
     static void NAME(long rows, long columns, int add, long pairs, const uint32_t *x, long ldx, const void *w,         \
                      long ldw, float *y, long ldy)                                                                     \
     {                                                                                                                  \
-        const int flat = OF == OF_BF16 || OF == OF_PAIRS || rows <= FLAT;                                                                \
+        const int flat = OF == OF_BF16 || OF == OF_PAIRS || rows <= FLAT;                                              \
         for (long n = 0, step; n < columns; n += step) {                                                               \
             step = columns - n >= 64 && flat ? 64 : columns - n >= 32 ? 32 : 16;                                       \
             const long tall = step == 64 ? FLAT : TALL, tiles = (rows + tall - 1) / tall;                              \
-            const char *from = (const char *)w + (OF == OF_BF16 ? 2 * n : OF == OF_PAIRS ? 4 * n : n);                                          \
+            const char *from = (const char *)w + (OF == OF_BF16 ? 2 * n : OF == OF_PAIRS ? 4 * n : n);                 \
             for (long t = 0; t < tiles; t++) {                                                                         \
                 long row = rows * t / tiles, count = rows * (t + 1) / tiles - row;                                     \
                 long left = step == 32 ? 32 : columns - n;                                                             \
@@ -189,7 +189,8 @@ void attend_in_pairs(const attention_job *job, const tile *at, long g, float *sc
             by_pairs(rows, D, 1, width / 2, (const uint32_t *)scores, S, pairs, D, mixed, stride);
         } else mix(job, values, rows, width, (const uint32_t *)scores, mixed, stride);
     }
-    /* Stores that wait for their lines one after the other take longer than those whose lines were asked for at once. */
+    /* Stores that wait for their lines one after the other take longer than those whose lines were asked for at
+     * once. */
     for (long r = 0; r < rows; r++)
         for (long d = 0; d < D; d += 16) ask_to_write(answer(job, at, g, r) + d);
     for (long r = 0; r < rows; r++) {

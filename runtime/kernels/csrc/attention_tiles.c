@@ -1,7 +1,7 @@
 /* One row's numbers do not depend on the rows beside it. A block's keys, or values, become panels of PANEL keys, or
- * dimensions, in pairs of dimensions, or keys: what tiles.h multiplies. A score is one sum over blocks of BLOCK dimensions,
- * an output one over the blocks of BLOCK keys of each cache block, both as dots.h says. Keys and dimensions that are not
- * there are 0, and keys that a row does not see weigh 0. Weights and their sum are those of soften.h. */
+ * dimensions, in pairs of dimensions, or keys: what tiles.h multiplies. A score is one sum over blocks of BLOCK
+ * dimensions, an output one over the blocks of BLOCK keys of each cache block, both as dots.h says. Keys and dimensions
+ * that are not there are 0, and keys that a row does not see weigh 0. Weights and their sum are those of soften.h. */
 #include "attention_tiles.h"
 #include "pairs.h"
 #include "tiles.h"
@@ -19,8 +19,8 @@ static long run_of(const attention_job *job) { return job->cache == CACHE_INT4 ?
 
 static long in_sixteens(long count) { return (count + 15) / 16 * 16; }
 
-/* Rows of tiles lie [rows / TILE][blocks][TILE][BLOCK] as bfloat16: where row r of `columns` columns begins, whose blocks
- * are TILE * BLOCK numbers apart, and words that `rows` rows take, a multiple of TILE. */
+/* Rows of tiles lie [rows / TILE][blocks][TILE][BLOCK] as bfloat16: where row r of `columns` columns begins, whose
+ * blocks are TILE * BLOCK numbers apart, and words that `rows` rows take, a multiple of TILE. */
 #define NEXT (TILE * BLOCK)
 static uint16_t *tiled_row(uint16_t *x, long r, long columns)
 {
@@ -122,8 +122,8 @@ static void multiply_panel(long rows, const uint16_t *x, long columns, const uin
 {
     const long tile = BLOCKS(columns) * NEXT;
     for (long row = 0; row < rows; row += 2 * TILE)
-        multiply_tiles(rows - row > TILE ? 2 : 1, x + row / TILE * tile, tile, panel, BLOCKS(depth), 0, from + row * ldf, ldf,
-                       y + row * ldy, ldy);
+        multiply_tiles(rows - row > TILE ? 2 : 1, x + row / TILE * tile, tile, panel, BLOCKS(depth), 0,
+                       from + row * ldf, ldf, y + row * ldy, ldy);
 }
 
 /* scores [rows][width] of a block's keys; whole tiles of rows and whole panels of keys are written. */
@@ -171,7 +171,8 @@ void attend_in_tiles(const attention_job *job, const tile *at, long g, float *sc
     const places in = places_of(job, at->rows);
     const long D = job->D, S = job->S, rows = at->rows, bytes = head_bytes(job->cache, S, D);
     const long k_codes = S * key_bytes(job->cache, D), k_bytes = codes ? k_codes + 4 * S : bytes;
-    float *mixed = scratch + in.mixed, *scores = scratch + in.scores, *mass = scratch + in.mass, *top = scratch + in.top;
+    float *mixed = scratch + in.mixed, *scores = scratch + in.scores, *mass = scratch + in.mass,
+        *top = scratch + in.top;
     float *sums_of_q = scratch + in.sums_of_q;
     uint16_t *q = (uint16_t *)scratch, *weights = (uint16_t *)(scratch + in.weights);
     uint16_t *panel = (uint16_t *)(scratch + in.panel);

@@ -1,6 +1,6 @@
-/* Attention in AMX's tiles over a cache of bfloat16 or of codes. Queries and weights are rounded as in attention_pairs.h;
- * scores, softmax and all sums are float32. Rows of prompts and of decoding run in tiles alike, so that they have one order
- * of sums. Where `attention_in_tiles` says 0 nothing else of it is called. */
+/* Attention in AMX's tiles over a cache of bfloat16 or of codes. Queries and weights are rounded as in
+ * attention_pairs.h; scores, softmax and all sums are float32. Rows of prompts and of decoding run in tiles alike, so
+ * that they have one order of sums. Where `attention_in_tiles` says 0 nothing else of it is called. */
 #ifndef PLIMSOLL_ATTENTION_TILES_H
 #define PLIMSOLL_ATTENTION_TILES_H
 

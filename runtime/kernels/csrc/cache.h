@@ -67,7 +67,8 @@ static inline void spread(float *x, long D)
 
 /* Of x [D] in codes of 0 to `most`: the least number and what one code is worth, both as they will be read.
  * A number that is not finite makes a scale that is not: no code hides it. */
-INLINE void find_range(const float *x, long D, float most, uint16_t *scale, uint16_t *minimum, float *least, float *width)
+INLINE void find_range(const float *x, long D, float most, uint16_t *scale, uint16_t *minimum, float *least,
+                       float *width)
 {
     float lows[8], highs[8], wrong = 0;
     for (int i = 0; i < 8; i++) lows[i] = highs[i] = x[0];
@@ -112,7 +113,8 @@ INLINE void write_codes(const int kind, const float *x, long D, uint8_t *codes, 
         for (long d = 0; d < D; d++) codes[d * step] = (uint8_t)code_of(x[d], least, width, most);
     else
         for (long d = 0; d < D / 2; d++)
-            codes[d * step] = (uint8_t)(code_of(x[d], least, width, most) | code_of(x[d + D / 2], least, width, most) << 4);
+            codes[d * step] =
+                (uint8_t)(code_of(x[d], least, width, most) | code_of(x[d + D / 2], least, width, most) << 4);
 }
 
 /* A key [D] in 6 bits, its bytes S apart. */

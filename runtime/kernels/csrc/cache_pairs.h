@@ -1,5 +1,5 @@
-/* Numbers of a cache block as pairs of bfloat16, the first of each pair low: of two rows that are neighbours, 16 columns a
- * vector. Codes become the whole numbers that they are, which bfloat16 holds. */
+/* Numbers of a cache block as pairs of bfloat16, the first of each pair low: of two rows that are neighbours, 16
+ * columns a vector. Codes become the whole numbers that they are, which bfloat16 holds. */
 #ifndef PLIMSOLL_CACHE_PAIRS_H
 #define PLIMSOLL_CACHE_PAIRS_H
 
@@ -27,8 +27,8 @@ INLINE void interleave(const uint16_t *even, const uint16_t *odd, uint32_t there
     *second = (vu)_mm512_permutex2var_epi16(a, _mm512_loadu_si512(order + 32), b);
 }
 
-/* What a factor of a product is: numbers of bfloat16, bytes, the lower or upper halves of bytes, keys of 6 bits, or pairs
- * of bfloat16 already. */
+/* What a factor of a product is: numbers of bfloat16, bytes, the lower or upper halves of bytes, keys of 6 bits, or
+ * pairs of bfloat16 already. */
 enum factor { OF_BF16, OF_BYTES, OF_LOW, OF_HIGH, OF_SIX, OF_PAIRS };
 
 /* The numbers from 0 to 63 as bfloat16. */

@@ -4,8 +4,8 @@
  * On one processor every sum over bfloat16 rows has one order. Where pairs.h works it is that one. Elsewhere columns go
  * in blocks of BLOCK. In a block the products of even columns are one sum and those of odd columns another, each from 0
  * by one fused multiply-add a column in ascending order; the block adds (even + odd) to the sum so far. That is what
- * AMX's TDPBF16PS does in hardware, with subnormal numbers as 0: so rows in tiles and rows in vectors have the same bits
- * (tests/kernels/test_tiles.py). */
+ * AMX's TDPBF16PS does in hardware, with subnormal numbers as 0: so rows in tiles and rows in vectors have the same
+ * bits (tests/kernels/test_tiles.py). */
 #ifndef PLIMSOLL_DOTS_H
 #define PLIMSOLL_DOTS_H
 
@@ -97,7 +97,8 @@ INLINE vu load_words(const char *p)
 #if defined(__x86_64__)
 #define DEFINE_ASK(NAME, X86, ARM) INLINE void NAME(const void *p) { __asm__ volatile(X86 " (%0)" : : "r"(p)); }
 #elif defined(__aarch64__)
-#define DEFINE_ASK(NAME, X86, ARM) INLINE void NAME(const void *p) { __asm__ volatile("prfm " ARM ", [%0]" : : "r"(p)); }
+#define DEFINE_ASK(NAME, X86, ARM)                                                                                     \
+    INLINE void NAME(const void *p) { __asm__ volatile("prfm " ARM ", [%0]" : : "r"(p)); }
 #else
 #define DEFINE_ASK(NAME, X86, ARM) INLINE void NAME(const void *p) { (void)p; }
 #endif

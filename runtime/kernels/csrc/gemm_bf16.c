@@ -1,5 +1,5 @@
-/* y = x w^T + bias over bfloat16 weights in panels of PANEL outputs, [panels][K / 2] pairs of columns as dots.h has them.
- * Where K is odd the last column is [PANEL] of its own. x is rounded to bfloat16.
+/* y = x w^T + bias over bfloat16 weights in panels of PANEL outputs, [panels][K / 2] pairs of columns as dots.h has
+ * them. Where K is odd the last column is [PANEL] of its own. x is rounded to bfloat16.
  *
  * Invariant: output (m, n) is bias[n] or 0, plus for each block of columns in ascending order its sum, as dots.h says,
  * or for each pair of columns its products, as pairs.h says where pairs work; whatever M, tiles or vectors, the tile a
@@ -36,8 +36,8 @@ INLINE void outputs(const int way, const int rows, const int panels, long depth,
 }
 
 #define CASE(R) case R: outputs(way, R, 1, depth, x, ldx, w, 0, from, ldf, 0, y, ldy); break;
-INLINE void some_rows(const int way, int rows, long depth, const void *x, long ldx, const uint16_t *w, const float *from,
-                      long ldf, float *y, long ldy)
+INLINE void some_rows(const int way, int rows, long depth, const void *x, long ldx, const uint16_t *w,
+                      const float *from, long ldf, float *y, long ldy)
 {
     switch (rows) {
         CASE(1) CASE(2) CASE(3)
@@ -72,8 +72,8 @@ INLINE void band_of_rows(const int way, long rows, long high, long K, const void
             const float *start = bias ? bias + p * PANEL : zeros;
             for (long row = 0; row < rows; row += high) {
                 float *out = y + row * N + p * PANEL;
-                some_rows(way, (int)(rows - row < high ? rows - row : high), now, row_at(way, x, row, k, K, K, high), ldx,
-                          w + p * panel + k * PANEL, k ? out : start, k ? N : 0, out, N);
+                some_rows(way, (int)(rows - row < high ? rows - row : high), now, row_at(way, x, row, k, K, K, high),
+                          ldx, w + p * panel + k * PANEL, k ? out : start, k ? N : 0, out, N);
             }
         }
     }
@@ -109,8 +109,8 @@ DEFINE(band_in_pairs, IN_PAIRS)
 #endif
 
 /* Rows that do not fill their tiles, or outputs that do not fill their panel: through a buffer. */
-static void part_of_tiles(int count, long rows, long width, const uint16_t *x, long tile, const uint16_t *w, long blocks,
-                          const float *from, long ldf, float *y, long ldy)
+static void part_of_tiles(int count, long rows, long width, const uint16_t *x, long tile, const uint16_t *w,
+                          long blocks, const float *from, long ldf, float *y, long ldy)
 {
     float part[2 * TILE * PANEL] = {0};
     for (long r = 0; r < rows; r++) memcpy(part + r * PANEL, from + r * ldf, width * sizeof(float));
@@ -175,7 +175,8 @@ void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, floa
         long bands = (all + longest - 1) / longest, share = PANELS_A_TASK;
         long band = ((all + bands - 1) / bands + high - 1) / high * high;
         bands = (all + band - 1) / band;
-        if (bands * ((panels + share - 1) / share) < 4 * threads) share = (panels * bands + 4 * threads - 1) / (4 * threads);
+        if (bands * ((panels + share - 1) / share) < 4 * threads)
+            share = (panels * bands + 4 * threads - 1) / (4 * threads);
         if (all <= 2 && share % AT_ONCE) share += AT_ONCE - share % AT_ONCE;
         long shares = (panels + share - 1) / share;
         _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {
@@ -186,7 +187,8 @@ void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, floa
                               y + row * N, N);
 #if HAVE_PAIRS
             else if (way == IN_PAIRS)
-                band_in_pairs(rows, high, K, row_at(way, made, row, 0, K, K, high), w, first, last, bias, y + row * N, N);
+                band_in_pairs(rows, high, K, row_at(way, made, row, 0, K, K, high), w, first, last, bias, y + row * N,
+                              N);
 #endif
             else
                 band_in_vectors(rows, high, K, row_at(way, made, row, 0, K, K, high), w, first, last, bias, y + row * N,

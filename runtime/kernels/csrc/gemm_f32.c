@@ -108,7 +108,8 @@ void linear_f32_team(const float *x, const float *w, const float *bias, float *y
     long band = ((M + bands - 1) / bands + ROWS - 1) / ROWS * ROWS;
     bands = (M + band - 1) / band;
     long share = PANELS_A_TASK;
-    if (bands * ((panels + share - 1) / share) < 4 * threads) share = (panels * bands + 4 * threads - 1) / (4 * threads);
+    if (bands * ((panels + share - 1) / share) < 4 * threads)
+        share = (panels * bands + 4 * threads - 1) / (4 * threads);
     if (M <= 2 && share % 4) share += 4 - share % 4;
     long shares = (panels + share - 1) / share;
     _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {

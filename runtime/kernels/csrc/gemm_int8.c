@@ -138,7 +138,8 @@ static void take_chunk(const codes *of, int bits, shape s, long columns, reader 
     c->first_quad += c->quads, c->first_piece += c->pieces, c->first_run += c->runs;
     c->quads = c->pieces = 0;
     for (c->runs = 0; at->k < s.K && c->runs < WIDE_RUNS; c->runs++) {
-        const long done = at->k % s.group, left = s.group - done, depth = left < RUN ? left : RUN, quads = (depth + 3) / 4;
+        const long done = at->k % s.group, left = s.group - done, depth = left < RUN ? left : RUN,
+            quads = (depth + 3) / 4;
         if (c->runs && (c->quads + quads) * 4 > columns) break;
         if (!done) at->group = group_at(s, at->k, at->group, &at->super);
         load_ends(bits, s.scale, at->group + code_bytes(bits, s.group), at->super, c->ends[c->runs]);
@@ -197,7 +198,8 @@ void meet_share(int bits, band b, shape s, const char *w, long first, long last,
             if (part.rows > b.high) part.rows = b.high;
             by->few(s, part, w + p * s.panel, 0, 1, bias ? bias + p * PANEL : NULL, y + row * N + p * PANEL, N);
         }
-    for (; p < full; p++) meet_band(of, bits, b, s, w + p * s.panel, bias ? bias + p * PANEL : nothing, y + p * PANEL, N);
+    for (; p < full; p++)
+        meet_band(of, bits, b, s, w + p * s.panel, bias ? bias + p * PANEL : nothing, y + p * PANEL, N);
     if (full == last) return;
     long width = N - p * PANEL;
     float start[PANEL] = {0}, out[INT8_ROWS * PANEL];
@@ -228,11 +230,13 @@ INLINE band quantize_band(int bits, const float *x, long rows, shape s, long M, 
     const long words = words_of(s.K, s.group);
     if (M <= OWN_ROWS) {
         for (long row = 0; row < rows; row += b.high)
-            quantize_rows(bits, x + row * s.K, rows - row < b.high ? rows - row : b.high, b.high, s.K, s.group, out + row * words);
+            quantize_rows(bits, x + row * s.K, rows - row < b.high ? rows - row : b.high, b.high, s.K, s.group,
+                          out + row * words);
         return b;
     }
     _Pragma("omp for") for (long row = 0; row < rows; row += b.high)
-        quantize_rows(bits, x + row * s.K, rows - row < b.high ? rows - row : b.high, b.high, s.K, s.group, out + row * words);
+        quantize_rows(bits, x + row * s.K, rows - row < b.high ? rows - row : b.high, b.high, s.K, s.group,
+                      out + row * words);
     return b;
 }
 

@@ -20,7 +20,10 @@
 static const float nothing[PANEL];
 
 /* What a chunk adds to an output: y = from + offset * sum of x + scale * (codes times x). */
-INLINE vf scaled(vf dots, vf scale, float sum, vf offset, vf from) { return madd(scale, dots, madd(fill(sum), offset, from)); }
+INLINE vf scaled(vf dots, vf scale, float sum, vf offset, vf from)
+{
+    return madd(scale, dots, madd(fill(sum), offset, from));
+}
 
 /* `rows` x (`panels` * PANEL) outputs in registers, over the `depth` columns of one chunk. `ends`: of each panel, as
  * load_ends leaves them. */
@@ -108,8 +111,8 @@ static void chunk_in_tiles(band b, shape s, long block, long depth, const uint16
     const long tile = filled(s.K, s.group) * TILE;
     for (long row = 0; row < b.rows; row += 2 * TILE) {
         long rows = b.rows - row < 2 * TILE ? b.rows - row : 2 * TILE;
-        multiply_tiles(rows > TILE ? 2 : 1, (const uint16_t *)b.x + row / TILE * tile + block * TILE * BLOCK, tile, wide,
-                       BLOCKS(depth), 0, start, 0, dots, PANEL);
+        multiply_tiles(rows > TILE ? 2 : 1, (const uint16_t *)b.x + row / TILE * tile + block * TILE * BLOCK, tile,
+                       wide, BLOCKS(depth), 0, start, 0, dots, PANEL);
         for (int h = 0; h < 2; h++) {
             vf scale = load(ends + h * LANES), offset = load(ends + PANEL + h * LANES);
             for (long r = 0; r < rows; r++)
@@ -154,8 +157,8 @@ INLINE void panel(const int bits, band b, shape s, const char *w, const float *f
     }
 }
 
-/* One panel of small groups against several tiles of rows, in pairs or in vectors. Some groups are widened together, and
- * the sums of a tile stay near until it has met all of them: rows of y may be too far apart for the first cache. */
+/* One panel of small groups against several tiles of rows, in pairs or in vectors. Some groups are widened together,
+ * and the sums of a tile stay near until it has met all of them: rows of y may be too far apart for the first cache. */
 INLINE void panel_of_groups(const int bits, band b, shape s, const char *w, const float *from, float *y, long ldy)
 {
     uint16_t wide[SMALL_GROUPS * PANEL];
@@ -199,7 +202,8 @@ INLINE void several_panels(const int way, const int bits, const int rows, const 
             /* After the end of a panel comes that of the panels which are met next. */
             long ahead = AHEAD + (w + code_bytes(bits, done) < last ? 0 : (panels - 1) * s.panel);
             outputs(way, bits, rows, panels, depth, row_at(way, b.x, 0, k + done, s.K, s.group, b.high),
-                    way == IN_PAIRS ? b.high : s.K, b.sums, lds, w + code_bytes(bits, done), s.panel, ahead, ends, from, ldf,
+                    way == IN_PAIRS ? b.high : s.K, b.sums, lds, w + code_bytes(bits, done), s.panel, ahead, ends,
+                        from, ldf,
                     step, y, ldy);
             from = y, ldf = ldy, step = PANEL;
         }
@@ -239,7 +243,8 @@ DEFINE_FEW(few_bytes_in_vectors, IN_VECTORS, 8)
 #if HAVE_PAIRS
 DEFINE_FEW(few_fours_in_pairs, IN_PAIRS, 4)
 DEFINE_FEW(few_bytes_in_pairs, IN_PAIRS, 8)
-static few *const FEW_OF[][2] = {{few_bytes_in_vectors, few_fours_in_vectors}, {few_bytes_in_pairs, few_fours_in_pairs}};
+static few *const FEW_OF[][2] = {{few_bytes_in_vectors, few_fours_in_vectors},
+                                 {few_bytes_in_pairs, few_fours_in_pairs}};
 #else
 static few *const FEW_OF[][2] = {{few_bytes_in_vectors, few_fours_in_vectors}};
 #endif

@@ -126,7 +126,8 @@ INLINE int32_t quantize_piece(const int bits, const float *x, const long count, 
 }
 
 /* A piece of a row into its places. Returns its part of the run's sum. */
-INLINE float put_piece(const int bits, const long count, const float *x, int32_t excess, long high, uint32_t *quads, uint32_t *ends)
+INLINE float put_piece(const int bits, const long count, const float *x, int32_t excess, long high, uint32_t *quads,
+                       uint32_t *ends)
 {
     int8_t codes[PIECE + 16] __attribute__((aligned(64)));
     float scale;
@@ -147,7 +148,8 @@ INLINE void put_rows(const int bits, const float *x, long rows, long high, long 
             for (long run = 0; run < group; run += RUN, sums += high) {
                 const long end = group - run < RUN ? group - run : RUN;
                 float sum = 0;
-                for (long done = 0; done < end; done += PIECE, x += PIECE, ends += 2 * high, quads += PIECE / 4 * high) {
+                for (long done = 0; done < end; done += PIECE, x += PIECE, ends += 2 * high,
+                     quads += PIECE / 4 * high) {
                     if (end - done >= PIECE) {
                         sum += put_piece(bits, PIECE, x, excess, high, quads, ends);
                         continue;
@@ -169,7 +171,8 @@ INLINE void put_six_rows(const int bits, const float *x, long K, long group, uin
     float parts[LANES], sum[SIX] = {0};
     for (long k = 0; k < K; k += PIECE, quads += PIECE / 4 * SIX, ends += 2 * SIX) {
         if (!quantize_six(bits, x + k, K, excess, quads, ends, parts))
-            for (int r = 0; r < SIX; r++) parts[r] = put_piece(bits, PIECE, x + r * K + k, excess, SIX, quads + r, ends + 2 * r);
+            for (int r = 0; r < SIX; r++)
+                parts[r] = put_piece(bits, PIECE, x + r * K + k, excess, SIX, quads + r, ends + 2 * r);
         for (int r = 0; r < SIX; r++) sum[r] += parts[r];
         const long next = (k + PIECE) % group;
         if (next && next % RUN) continue;
@@ -196,11 +199,13 @@ void quantize_rows(int bits, const float *x, long rows, long high, long K, long 
     else put_tile(8, x, rows, high, K, group, out);
 }
 
-INLINE void put_gated(const int bits, const float *both, long rows, long high, long K, long group, long column, uint32_t *out)
+INLINE void put_gated(const int bits, const float *both, long rows, long high, long K, long group, long column,
+                      uint32_t *out)
 {
     const int32_t excess = EXCESS(vnni_works() ? VNNI : PLAIN, bits);
     const long runs = (group + RUN - 1) / RUN, run = column / group * runs + column % group / RUN;
-    const long quads = quads_of(K, group), first = quads + 2 * (column / PIECE), sums = quads + 2 * pieces_of(K, group) + run;
+    const long quads = quads_of(K, group), first = quads + 2 * (column / PIECE),
+        sums = quads + 2 * pieces_of(K, group) + run;
     for (long row = 0; row < rows; row += high, out += high * words_of(K, group), both += 2 * PIECE * high) {
         const long count = rows - row < high ? rows - row : high;
         float made[INT8_ROWS * PIECE] __attribute__((aligned(64))), parts[LANES > INT8_ROWS ? LANES : INT8_ROWS];

@@ -1,11 +1,12 @@
-/* Rows of 8 bits against codes: rows are quantized to -127..127 about zero, each piece of a group of a row by a scale of
- * its own, and four products of bytes are added to a sum of int32 at once.
+/* Rows of 8 bits against codes: rows are quantized to -127..127 about zero, each piece of a group of a row by a scale
+ * of its own, and four products of bytes are added to a sum of int32 at once.
  *
  * The sum of a piece is exact, so every instruction and every order gives the same one. What is left is float32: an
- * output starts at its bias or 0. Each run in ascending order adds, by one fused operation each, (sum of the row, of each
- * piece its scale * its codes) * offset and then (sum of the row's products) * scale; the latter sum starts at 0, and
- * each piece in ascending order adds scale of the row * products by one fused operation. So an output has the same bits
- * on every processor, for any number of rows. Weights are as quant.h has them and the offset as gemm_quant.c has it. */
+ * output starts at its bias or 0. Each run in ascending order adds, by one fused operation each, (sum of the row, of
+ * each piece its scale * its codes) * offset and then (sum of the row's products) * scale; the latter sum starts at 0,
+ * and each piece in ascending order adds scale of the row * products by one fused operation. So an output has the same
+ * bits on every processor, for any number of rows. Weights are as quant.h has them and the offset as gemm_quant.c has
+ * it. */
 #ifndef PLIMSOLL_INT8_H
 #define PLIMSOLL_INT8_H
 
@@ -15,8 +16,8 @@
 #define PIECE 32
 #define RUN 512
 
-/* Whether this build can hold VPDPBUSD: of 512 bits, or of 256, whose form without AVX-512 assemblers know since 2021. A
- * build may leave it out. */
+/* Whether this build can hold VPDPBUSD: of 512 bits, or of 256, whose form without AVX-512 assemblers know since 2021.
+ * A build may leave it out. */
 #ifndef HAVE_VNNI
 #if defined(__AVX512BW__)
 #define HAVE_VNNI 1
@@ -47,10 +48,10 @@ INLINE long quads_of(long K, long group) { return K / group * ((group + 3) / 4);
 /* Words that a quantized row takes: its codes, of each piece a start and a scale, and of each run a sum. */
 INLINE long words_of(long K, long group) { return quads_of(K, group) + 2 * pieces_of(K, group) + runs_of(K, group); }
 
-/* x [rows][K] -> codes [quads][high], ends [pieces][high][2] and sums [runs][high]. Ends are what sums start at, to take
- * out what codes of weights are too large by, and the scale; a sum is of scale times the sum of codes. Places of rows
- * from `rows` on are left alone. A piece with a number that is not finite has codes of 0 and a scale that is no number.
- * `bits`: of the weights. */
+/* x [rows][K] -> codes [quads][high], ends [pieces][high][2] and sums [runs][high]. Ends are what sums start at, to
+ * take out what codes of weights are too large by, and the scale; a sum is of scale times the sum of codes. Places of
+ * rows from `rows` on are left alone. A piece with a number that is not finite has codes of 0 and a scale that is no
+ * number. `bits`: of the weights. */
 void quantize_rows(int bits, const float *x, long rows, long high, long K, long group, uint32_t *out);
 /* SiLU of gate times up, both [rows][2][PIECE], becomes the piece of each row that begins at `column`: `out` as
  * quantize_rows has it, tile after tile. Pieces of a run come in ascending order. Groups are whole pieces. */
@@ -92,7 +93,8 @@ INLINE vi add_quad(const int how, const int negative, vi sum, vu w, vu x)
 #endif
 #if defined(__AVX512BW__)
     __m512i a = (__m512i)w, b = (__m512i)x;
-    if (negative) b = _mm512_mask_sub_epi8(b, _mm512_movepi8_mask(a), _mm512_setzero_si512(), b), a = _mm512_abs_epi8(a);
+    if (negative)
+        b = _mm512_mask_sub_epi8(b, _mm512_movepi8_mask(a), _mm512_setzero_si512(), b), a = _mm512_abs_epi8(a);
     return sum + (vi)_mm512_madd_epi16(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1));
 #elif defined(__AVX2__) && LANES == 8
     __m256i a = (__m256i)w, b = (__m256i)x;

@@ -16,7 +16,7 @@ void take_byte_tiles(long group)
 
 /* sums [BYTE_TILE][LANES] = the codes of rows, `step` words apart, times those of a piece for LANES outputs. */
 #define MULTIPLY(X, W)                                                                                                 \
-    __asm__ volatile("tilezero %%tmm0\n tileloadd (%0,%1,1), %%tmm" #X "\n tileloadd (%2,%3,1), %%tmm" #W "\n"          \
+    __asm__ volatile("tilezero %%tmm0\n tileloadd (%0,%1,1), %%tmm" #X "\n tileloadd (%2,%3,1), %%tmm" #W "\n"         \
                      "tdpbsud %%tmm" #W ", %%tmm" #X ", %%tmm0\n tilestored %%tmm0, (%4,%5,1)"                         \
                      : : "r"(codes), "r"(4 * step), "r"(w), "r"(4L * PANEL), "r"(sums), "r"(4L * LANES) : "memory")
 INLINE void multiply_piece_in_tiles(long quads, const uint32_t *codes, long step, const uint32_t *w, int32_t *sums)
@@ -27,7 +27,8 @@ INLINE void multiply_piece_in_tiles(long quads, const uint32_t *codes, long step
 
 /* LANES outputs of BYTE_TILE rows, or of the first `rows`. Codes of rows lie `step` words apart. */
 #define EACH_ROW UNROLL for (int r = 0; r < BYTE_TILE; r++) if (full || r < rows)
-INLINE void meet_half(const int full, const int offset, const int lone, const chunk *c, long rows, const uint32_t *codes,
+INLINE void meet_half(const int full, const int offset, const int lone, const chunk *c, long rows,
+                      const uint32_t *codes,
                       long step, tile x, long words, int half, const float *from, long ldf, float *y, long ldy)
 {
     int32_t sums[BYTE_TILE * LANES] __attribute__((aligned(64)));
@@ -60,8 +61,8 @@ INLINE void meet_half(const int full, const int offset, const int lone, const ch
 #define KIND(FULL, OFFSET, LONE)                                                                                       \
     for (int half = 0; half < 2; half++)                                                                               \
         meet_half(FULL, OFFSET, LONE, c, rows, codes, step, x, words, half, from, ldf, y, ldy)
-void chunk_in_byte_tiles(const chunk *c, int offset, int lone, long rows, tile x, long words, const float *from, long ldf,
-                         float *y, long ldy)
+void chunk_in_byte_tiles(const chunk *c, int offset, int lone, long rows, tile x, long words, const float *from,
+                         long ldf, float *y, long ldy)
 {
     const uint32_t *codes = x.codes;
     long step = words;
@@ -81,8 +82,8 @@ void chunk_in_byte_tiles(const chunk *c, int offset, int lone, long rows, tile x
 }
 #else
 void take_byte_tiles(long group) { (void)group; }
-void chunk_in_byte_tiles(const chunk *c, int offset, int lone, long rows, tile x, long words, const float *from, long ldf,
-                         float *y, long ldy)
+void chunk_in_byte_tiles(const chunk *c, int offset, int lone, long rows, tile x, long words, const float *from,
+                         long ldf, float *y, long ldy)
 {
     (void)c, (void)offset, (void)lone, (void)rows, (void)x, (void)words, (void)from, (void)ldf, (void)y, (void)ldy;
 }

@@ -23,7 +23,8 @@ static void multiply(const model *m, const float *x, const matrix *w, float *y, 
     room own = room_in(at->rooms, at->needed);
     if (w->bits == 16) linear_bf16_team(x, w->data, w->bias, y, T, w->N, w->K, own);
     else if (w->bits == 32) linear_f32_team(x, w->data, w->bias, y, T, w->N, w->K);
-    else if (m->int8) linear_int8_team((int)w->bits, (int)w->scale, x, w->data, w->bias, y, T, w->N, w->K, w->group, own);
+    else if (m->int8)
+        linear_int8_team((int)w->bits, (int)w->scale, x, w->data, w->bias, y, T, w->N, w->K, w->group, own);
     else linear_quant_team((int)w->bits, (int)w->scale, x, w->data, w->bias, y, T, w->N, w->K, w->group, own);
 }
 
@@ -41,7 +42,8 @@ static void run_layer(const model *m, const layer *l, const float *next_norm, co
 {
     long T = s->T, I = l->down.K, parts = (I + GATES - 1) / GATES;
     float *own = at->own + omp_get_thread_num() * at->own_floats;
-    attention_job job = {at->qkv, l->qkv.N, m->D, m->H, m->G, m->D, m->S, l->k_cache, l->v_cache, s->starts, s->contexts,
+    attention_job job = {at->qkv, l->qkv.N, m->D, m->H, m->G, m->D, m->S, l->k_cache, l->v_cache, s->starts,
+                         s->contexts,
                          s->tables, s->B, s->table_width, l->window, m->scale, 0, at->mixed, (int)m->cache};
     multiply(m, hidden, &l->qkv, at->qkv, T, at);
 #pragma omp for
@@ -96,7 +98,8 @@ int run_layers(const model *m, const step *s, long first, long last, float *resi
     long threads = omp_get_max_threads(), rooms = (needed.shared + threads * needed.own) / (long)sizeof(float);
     long all = threads * at.own_floats + rooms, *first_task = malloc((s->B + 1) * sizeof(long));
     for (int i = 0; i < 5; i++) all += padded(sizes[i]);
-    float *memory = aligned_alloc(64, all * sizeof(float)), **places[] = {&at.qkv, &at.mixed, &at.gate_up, &at.gated, &at.added};
+    float *memory = aligned_alloc(64, all * sizeof(float)),
+        **places[] = {&at.qkv, &at.mixed, &at.gate_up, &at.gated, &at.added};
     int failed = !memory || !first_task;
     if (!failed) {
         float *next = memory;

@@ -26,7 +26,8 @@ typedef struct {
     const float *final_norm, *cos, *sin;
     long count, hidden, H, G, D, S, cache, positions, blocks;
     float eps, scale;
-    /* Where other ranks hold the other heads and columns: makes `added` the sum over ranks. Null where there are none. */
+    /* Where other ranks hold the other heads and columns: makes `added` the sum over ranks. Null where there are
+     * none. */
     int (*sum)(void *group, float *added, long floats);
     void *group;
     /* Whether rows are quantized to 8 bits where they meet codes. */

@@ -21,8 +21,8 @@ typedef struct {
     long high;
 } tile;
 
-/* A chunk of a panel: some runs, widened. `depth`: columns of each. `first_`: how many the chunks before it have. `next`:
- * what follows in memory, of which `lines` lines are asked at each run. */
+/* A chunk of a panel: some runs, widened. `depth`: columns of each. `first_`: how many the chunks before it have.
+ * `next`: what follows in memory, of which `lines` lines are asked at each run. */
 typedef struct {
     const char *next;
     long lines, runs, depth[WIDE_RUNS], quads, pieces, first_quad, first_piece, first_run;
@@ -38,8 +38,8 @@ INLINE float float_of(uint32_t word)
 }
 
 /* sums[panels][rows][2] of `quads` words of four columns, less what codes are too large by. */
-INLINE void multiply_piece(const int how, const int bits, const int source, const int rows, const int panels, long quads,
-                           tile x, const char *w, long stride, long ahead, vi *sums)
+INLINE void multiply_piece(const int how, const int bits, const int source, const int rows, const int panels,
+                           long quads, tile x, const char *w, long stride, long ahead, vi *sums)
 {
     const int negative = bits == 8 && how == PLAIN, step = source == FOURS ? 2 : 1;
     UNROLL for (int p = 0; p < panels; p++)
@@ -87,7 +87,8 @@ INLINE void multiply_piece(const int how, const int bits, const int source, cons
 /* all[panels][rows][2] += what a run of `depth` columns adds. `ends`: of each panel, as load_ends leaves them. `lone`:
  * whether a run is one piece. x is left after the run. */
 INLINE void add_run(const int how, const int bits, const int source, const int offset, const int lone, const int rows,
-                    const int panels, long depth, tile *x, const char *w, long stride, long ahead, const float *ends, vf *all)
+                    const int panels, long depth, tile *x, const char *w, long stride, long ahead, const float *ends,
+                    vf *all)
 {
     vi sums[SUMS];
     vf dots[SUMS];
@@ -138,8 +139,10 @@ INLINE void meet_chunk(const int how, const int bits, const int offset, const in
         UNROLL for (int h = 0; h < 2; h++) store(y + r * ldy + h * LANES, all[2 * r + h]);
 }
 
-/* A tile of rows against all of `panels` panels as they lie. `from`: where outputs of each panel start, `step` apart. */
-INLINE void meet_panels(const int how, const int bits, const int offset, const int lone, const int rows, const int panels,
+/* A tile of rows against all of `panels` panels as they lie. `from`: where outputs of each panel start, `step`
+ * apart. */
+INLINE void meet_panels(const int how, const int bits, const int offset, const int lone, const int rows,
+                        const int panels,
                         shape s, tile x, const char *w, const float *from, long step, float *y, long ldy)
 {
     const char *last = w + s.panel - AHEAD, *super = w;

@@ -13,7 +13,8 @@ typedef struct {
 void pack_quant(int bits, int scale, const matrix_rows *from, char *packed, long N, long K, long group)
 {
     shape s = {K, group, 0, scale};
-    long panels = (N + PANEL - 1) / PANEL, groups = K / group, size = scale_bytes(scale), least = zero_bytes(bits, scale);
+    long panels = (N + PANEL - 1) / PANEL, groups = K / group, size = scale_bytes(scale),
+        least = zero_bytes(bits, scale);
     s.panel = panel_bytes(bits, s);
     memset(packed, 0, panels * s.panel);
     _Pragma("omp parallel for") for (long p = 0; p < panels; p++) {
@@ -29,7 +30,8 @@ void pack_quant(int bits, int scale, const matrix_rows *from, char *packed, long
                     if (bits == 8)
                         start[k * PANEL + i] = (char)codes[k];
                     else
-                        start[(k / 8 * PANEL + i) * 4 + k % 2 * 2 + k % 8 / 4] |= (char)((codes[k] ^ 8) << k / 2 % 2 * 4);
+                        start[(k / 8 * PANEL + i) * 4 + k % 2 * 2 + k % 8 / 4] |=
+                            (char)((codes[k] ^ 8) << k / 2 % 2 * 4);
                 memcpy(end + i * size, from->scales + one * size, size);
                 char *zero = end + PANEL * size + i * least;
                 if (has_minimum(scale)) memcpy(zero, from->zeros + one * least, least);
@@ -43,7 +45,8 @@ void pack_quant(int bits, int scale, const matrix_rows *from, char *packed, long
 }
 
 /* Columns [first, last) of a group of output i of a panel, its codes at `start`, as floats. */
-INLINE void read_group(const int bits, shape s, const char *start, const char *super, long i, long first, long last, float *y)
+INLINE void read_group(const int bits, shape s, const char *start, const char *super, long i, long first, long last,
+                       float *y)
 {
     const char *end = start + code_bytes(bits, s.group);
     float scale, least = 0;
@@ -77,7 +80,8 @@ INLINE void read_row(const int bits, shape s, const char *packed, long n, float 
 }
 
 /* Rows as they are: ids [T] of N -> y [T][K]. */
-int embed_quant(int bits, int scale, const int64_t *ids, const char *packed, float *y, long T, long N, long K, long group)
+int embed_quant(int bits, int scale, const int64_t *ids, const char *packed, float *y, long T, long N, long K,
+                long group)
 {
     if (!all_within(ids, T, N)) return OUTSIDE;
     shape s = {K, group, 0, scale};

@@ -1,6 +1,6 @@
 /* Products of bfloat16 pairs by AVX-512's VDPBF16PS or by AArch64's BFDOT (neon.h): twice the arithmetic of fused
- * multiply-adds, and no weight is widened. In builds without vectors of 512 bits or NEON or with PLIMSOLL_WITHOUT_PAIRS,
- * and on other processors, `pairs_work` says 0 and nothing else is called.
+ * multiply-adds, and no weight is widened. In builds without vectors of 512 bits or NEON or with
+ * PLIMSOLL_WITHOUT_PAIRS, and on other processors, `pairs_work` says 0 and nothing else is called.
  *
  * An output is one sum: for each pair of columns in ascending order the product of the odd column and then that of the
  * even one are added, each by one fused multiply-add with subnormal numbers as 0. VDPBF16PS does exactly this

@@ -20,6 +20,6 @@ const char *instructions_in_use(void)
 #endif
 }
 
-/* Whether rows of 8 bits are faster here than rows of bfloat16: VPDPBUSD adds twice the products of VDPBF16PS, and tiles of
- * bfloat16 more than that. SDOT adds twice the products of BFDOT. */
+/* Whether rows of 8 bits are faster here than rows of bfloat16: VPDPBUSD adds twice the products of VDPBF16PS, and
+ * tiles of bfloat16 more than that. SDOT adds twice the products of BFDOT. */
 int int8_is_faster(void) { return (vnni_works() && !tiles_work()) || sdot_works(); }

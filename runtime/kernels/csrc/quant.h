@@ -43,7 +43,10 @@ INLINE long group_bytes(int bits, shape s)
 }
 /* What begins SUPER columns of a panel. */
 INLINE long super_bytes(int scale) { return in_supers(scale) ? 2 * PANEL * (1 + has_minimum(scale)) : 0; }
-INLINE long panel_bytes(int bits, shape s) { return s.K / s.group * group_bytes(bits, s) + s.K / SUPER * super_bytes(s.scale); }
+INLINE long panel_bytes(int bits, shape s)
+{
+    return s.K / s.group * group_bytes(bits, s) + s.K / SUPER * super_bytes(s.scale);
+}
 
 /* The codes of the group at column k of a panel, which lie at `w` or after a super-block's beginning there: `super`. */
 INLINE const char *group_at(shape s, long k, const char *w, const char **super)

@@ -53,6 +53,7 @@ int write_kv(int kind, const float *k, long k_row, long k_head, const float *v, 
 #pragma omp parallel for collapse(2) if (T * G * D > WORTH_THREADS)
     for (long g = 0; g < G; g++)
         for (long t = 0; t < T; t++)
-            write_row(kind, k + t * k_row + g * k_head, v + t * v_row + g * v_head, k_cache, v_cache, slots[t], g, G, S, D);
+            write_row(kind, k + t * k_row + g * k_head, v + t * v_row + g * v_head, k_cache, v_cache, slots[t], g, G,
+                      S, D);
     return DONE;
 }

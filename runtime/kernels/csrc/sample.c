@@ -37,7 +37,8 @@ static bench bench_at(char *memory, long V)
 {
     long padded = (V + 15) / 16 * 16;
     uint64_t *first = (uint64_t *)memory, *second = first + padded;
-    return (bench){(double *)(second + padded), first, second, (float *)first, (float *)second, (uint32_t *)first + padded};
+    return (bench){(double *)(second + padded), first, second, (float *)first, (float *)second,
+                   (uint32_t *)first + padded};
 }
 
 INLINE vf weight_of(vf x, float top, float inverse, float least)
@@ -195,7 +196,8 @@ static long keep_heavy(const bench *at, long n, float bound, double *sum)
 }
 
 /* The candidates of a nucleus without top-k: what is left out weighs less than `spare` together. */
-static long gather_nucleus(const float *x, long V, float top, float inverse, double mass, const filter *by, const bench *at)
+static long gather_nucleus(const float *x, long V, float top, float inverse, double mass, const filter *by,
+                           const bench *at)
 {
     double spare = (1 - by->top_p - SLACK) * mass, bound = spare / (double)V;
     float lowest = -__builtin_inff();
@@ -306,10 +308,10 @@ static long draw_filtered(const float *x, long V, float top, float inverse, cons
 }
 
 /* A token of each of n rows of logits [count, V] into `out`. `largest` [n] of each row is finite and none of its values
- * NaN or greater. `floats` [n, 4] are temperature, top-p, min-p and a uniform number in [0, 1). Returns DONE, OUTSIDE or
- * NO_MEMORY. */
-int draw_tokens(const float *logits, long count, long V, const int64_t *rows, const float *largest, const double *floats,
-                const int64_t *top_k, int64_t *out, long n)
+ * NaN or greater. `floats` [n, 4] are temperature, top-p, min-p and a uniform number in [0, 1). Returns DONE, OUTSIDE
+ * or NO_MEMORY. */
+int draw_tokens(const float *logits, long count, long V, const int64_t *rows, const float *largest,
+                const double *floats, const int64_t *top_k, int64_t *out, long n)
 {
     if (V < 1 || V > INT32_MAX - LANES || !all_within(rows, n, count)) return OUTSIDE;
     /* Only the threads that draw touch their part. */

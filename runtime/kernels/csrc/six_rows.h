@@ -25,9 +25,10 @@
 FOLD_SIX(most_of_six, _mm512_max_epi32)
 FOLD_SIX(sum_of_six, _mm512_add_epi32)
 
-/* The piece of six rows `ldx` numbers apart, into a tile six rows high. parts [6]: what each adds to the sum of its run.
- * Returns 0, with nothing done, where a row has a number that is not finite or none that counts. */
-INLINE int quantize_six(const int bits, const float *x, long ldx, int32_t excess, uint32_t *quads, uint32_t *ends, float *parts)
+/* The piece of six rows `ldx` numbers apart, into a tile six rows high. parts [6]: what each adds to the sum of its
+ * run. Returns 0, with nothing done, where a row has a number that is not finite or none that counts. */
+INLINE int quantize_six(const int bits, const float *x, long ldx, int32_t excess, uint32_t *quads, uint32_t *ends,
+                        float *parts)
 {
     __m512i most[SIX], sums[SIX], halves[SIX], bytes[SIX / 2];
     UNROLL for (int r = 0; r < SIX; r++) {
@@ -57,7 +58,7 @@ INLINE int quantize_six(const int bits, const float *x, long ldx, int32_t excess
     /* Where word i of all 48, quad i / 6 of row i % 6, lies: 16 more in bytes[1]; rows 4 and 5 lie in bytes[2]. */
 #define AT(i) ((i) / 6 % 4 * 4 + (i) / 24 + (i) % 6 % 2 * 2 + ((i) % 6 / 2 == 1 ? 16 : 0))
 #define ALL_AT(i)                                                                                                      \
-    AT(i), AT(i + 1), AT(i + 2), AT(i + 3), AT(i + 4), AT(i + 5), AT(i + 6), AT(i + 7), AT(i + 8), AT(i + 9),           \
+    AT(i), AT(i + 1), AT(i + 2), AT(i + 3), AT(i + 4), AT(i + 5), AT(i + 6), AT(i + 7), AT(i + 8), AT(i + 9),          \
         AT(i + 10), AT(i + 11), AT(i + 12), AT(i + 13), AT(i + 14), AT(i + 15)
     static const int32_t at[48] __attribute__((aligned(64))) = {ALL_AT(0), ALL_AT(16), ALL_AT(32)};
     UNROLL for (int i = 0; i < 3; i++) {

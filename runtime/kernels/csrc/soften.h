@@ -1,5 +1,5 @@
-/* What becomes of a row's scores of a block where attention runs in pairs of bfloat16 or in tiles: weights of bfloat16, and
- * the row's sums, in float32. */
+/* What becomes of a row's scores of a block where attention runs in pairs of bfloat16 or in tiles: weights of bfloat16,
+ * and the row's sums, in float32. */
 #ifndef PLIMSOLL_SOFTEN_H
 #define PLIMSOLL_SOFTEN_H
 
@@ -84,8 +84,8 @@ INLINE void soften(const float *scores, long width, float factor, uint32_t *weig
 /* The same of values that are codes: the weights of their codes, times their scales; the sum is of the weights as they
  * are. What every column gets besides, for the minimums, goes into the last 16 columns of the row's sums. So does what
  * rounding took from a code of `middle`, so that only a code's distance from it meets the rounding. */
-INLINE void soften_codes(const float *scores, long width, float factor, const uint16_t *scales, const uint16_t *minimums,
-                         float middle, uint32_t *weights, long step, sums *row)
+INLINE void soften_codes(const float *scores, long width, float factor, const uint16_t *scales,
+                         const uint16_t *minimums, float middle, uint32_t *weights, long step, sums *row)
 {
     const vf base = fill(-*row->top);
     const vu back = narrowed(fill(-middle), fill(-middle));

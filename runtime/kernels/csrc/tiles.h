@@ -15,8 +15,8 @@ int byte_tiles_work(void);
 void take_tiles(void);
 void drop_tiles(void);
 
-/* x [rows][K] -> rounded, in tiles [ceil(rows / TILE)][blocks][TILE][BLOCK]; each `group` columns begin a block, and what
- * is not there is 0. `tile`: which of the tiles of rows. */
+/* x [rows][K] -> rounded, in tiles [ceil(rows / TILE)][blocks][TILE][BLOCK]; each `group` columns begin a block, and
+ * what is not there is 0. `tile`: which of the tiles of rows. */
 void fill_tile(const float *x, long rows, long K, long group, long tile, uint16_t *out);
 
 /* y [count * TILE][PANEL], rows `ldy` apart, = from + x w^T over `blocks` blocks of one panel. `x`: of `count` (1 or 2)

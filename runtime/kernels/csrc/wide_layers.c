@@ -1,8 +1,8 @@
 /* Layers of a step of many rows whose weights are all codes and whose rows are quantized to 8 bits: what the operations
  * do one by one, to the same bit, without most of what they leave in memory for each other.
  *
- * Norms go straight into quantized rows, and so does SiLU of gate times up, a piece of columns at a time; what attention
- * and the MLP make is added to the residual as it is made. `wide_floats` says which models are covered. */
+ * Norms go straight into quantized rows, and so does SiLU of gate times up, a piece of columns at a time; what
+ * attention and the MLP make is added to the residual as it is made. `wide_floats` says which models are covered. */
 #include "band.h"
 #include "layers.h"
 #include <omp.h>
@@ -39,7 +39,8 @@ static long rows_at_a_time(long T, long words)
 static long room_of(long rows, long words) { return padded((rows + INT8_ROWS) * words); }
 
 /* x [rows][K], normed if there is a norm, in tiles. */
-static band quantize_all(const matrix *w, const float *x, const float *norm, float eps, long rows, uint32_t *out, float *own)
+static band quantize_all(const matrix *w, const float *x, const float *norm, float eps, long rows, uint32_t *out,
+                         float *own)
 {
     const band all = {out, rows, tile_height(rows)};
 #pragma omp for
@@ -88,8 +89,8 @@ static void sum_products(const matrix *w, band all, float *y, float *own)
             float *to = y + task / t.shares * t.height * w->N + p * PANEL;
             /* No processor foresees lines that are rows apart. */
             for (long r = 0; r < mine.rows; r++) ask_later(to + r * w->N), ask_later(to + r * w->N + LANES);
-            meet_panel((int)w->bits, mine, s, (const char *)w->data + p * s.panel, w->bias ? w->bias + p * PANEL : NULL, own,
-                       PANEL);
+            meet_panel((int)w->bits, mine, s, (const char *)w->data + p * s.panel,
+                       w->bias ? w->bias + p * PANEL : NULL, own, PANEL);
             for (long r = 0; r < mine.rows; r++)
                 UNROLL for (int h = 0; h < PANEL; h += LANES)
                     store(to + r * w->N + h, load(to + r * w->N + h) + load(own + r * PANEL + h));
@@ -97,13 +98,14 @@ static void sum_products(const matrix *w, band all, float *y, float *own)
     }
 }
 
-/* The rows against gate and up, through SiLU and quantized for `next`, into `out`: a piece of columns of both at a time.
- * One thread makes all pieces of a run that has a sum. */
+/* The rows against gate and up, through SiLU and quantized for `next`, into `out`: a piece of columns of both at a
+ * time. One thread makes all pieces of a run that has a sum. */
 static void gate_products(const matrix *w, const matrix *next, band all, uint32_t *out, float *own)
 {
     const shape s = shape_of(w);
     const long group = next->group, run = group < RUN ? group : RUN;
-    const long unit = has_offset((int)next->bits, (int)next->scale) ? run : PIECE, units_of_group = (group + unit - 1) / unit;
+    const long unit = has_offset((int)next->bits, (int)next->scale) ? run : PIECE,
+        units_of_group = (group + unit - 1) / unit;
     const long units = next->K / group * units_of_group;
     tasks t = tasks_of_band(all, w->N / PANEL, omp_get_num_threads());
     if (t.shares > units) t.shares = units;
@@ -128,12 +130,13 @@ static void gate_products(const matrix *w, const matrix *next, band all, uint32_
 }
 
 /* Outputs of qkv from the panels [first, last) of all rows. `at_a_time`: as rows_at_a_time says. */
-static void put_heads(const model *m, const layer *l, const step *s, const space *at, long at_a_time, long first, long last,
-                      const float *residual, float *own)
+static void put_heads(const model *m, const layer *l, const step *s, const space *at, long at_a_time, long first,
+                      long last, const float *residual, float *own)
 {
     for (long done = 0; done < s->T; done += at_a_time) {
         const long rows = s->T - done < at_a_time ? s->T - done : at_a_time;
-        const band all = quantize_all(&l->qkv, residual + done * m->hidden, l->attention_norm, m->eps, rows, at->rows, own);
+        const band all = quantize_all(&l->qkv, residual + done * m->hidden, l->attention_norm, m->eps, rows, at->rows,
+                                      own);
         put_products(&l->qkv, all, first, last, at->qkv + done * l->qkv.N);
     }
 }
@@ -143,7 +146,8 @@ static void finish_layer(const model *m, const layer *l, const step *s, const lo
                          float *residual, float *own)
 {
     const long T = s->T, hidden = m->hidden;
-    attention_job job = {at->qkv, l->qkv.N, m->D, m->H, m->G, m->D, m->S, l->k_cache, l->v_cache, s->starts, s->contexts,
+    attention_job job = {at->qkv, l->qkv.N, m->D, m->H, m->G, m->D, m->S, l->k_cache, l->v_cache, s->starts,
+                         s->contexts,
                          s->tables, s->B, s->table_width, l->window, m->scale, 0, at->mixed, (int)m->cache};
     attention_team(&job, first_task, own);
     long count = rows_at_a_time(at->T, words(&l->output));
@@ -235,7 +239,8 @@ static floats floats_of(const model *m, long T, const attention_job *any)
         all.qkv = most(all.qkv, padded(T * l->qkv.N));
         all.own = most(all.own, INT8_ROWS * m->hidden);
         all.rows = most(all.rows, room_of(count, words(&l->gate_up)) + room_of(count, words(&l->down)));
-        all.rows = most(all.rows, most(room_of(rows_at_a_time(T, qkv), qkv), room_of(rows_at_a_time(T, output), output)));
+        all.rows = most(all.rows, most(room_of(rows_at_a_time(T, qkv), qkv),
+                                       room_of(rows_at_a_time(T, output), output)));
     }
     all.own = padded(all.own);
     return all;
@@ -253,16 +258,17 @@ long wide_floats(const model *m, long T)
     if (!m->int8 || m->sum || m->hidden % PANEL) return 0;
     for (long i = 0; i < m->count; i++) {
         const layer *l = m->layers + i;
-        if (l->qkv.bits > 8 || l->output.bits > 8 || l->gate_up.bits > 8 || l->down.bits > 8 || l->down.group % PIECE) return 0;
+        if (l->qkv.bits > 8 || l->output.bits > 8 || l->gate_up.bits > 8 || l->down.bits > 8 || l->down.group % PIECE)
+            return 0;
     }
     const attention_job any = any_job(m, &(step){0});
     const floats all = floats_of(m, T, &any);
     return all.qkv + all.mixed + all.rows + omp_get_max_threads() * all.own;
 }
 
-/* Layers [first, last): residual [T, hidden], changed in place. After the last layer of all, hidden [rows, hidden] is the
- * residual of the rows that are due, normed by the last norm; that of others is of no use then. `memory`: of wide_floats,
- * 64-byte aligned. Returns as run_layers does. */
+/* Layers [first, last): residual [T, hidden], changed in place. After the last layer of all, hidden [rows, hidden] is
+ * the residual of the rows that are due, normed by the last norm; that of others is of no use then. `memory`: of
+ * wide_floats, 64-byte aligned. Returns as run_layers does. */
 int run_wide_layers(const model *m, const step *s, long first, long last, float *residual, float *hidden, float *memory)
 {
     const attention_job any = any_job(m, s);

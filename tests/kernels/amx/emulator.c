@@ -2,9 +2,9 @@
  *
  * Loaded before the kernels (LD_PRELOAD). An AMX instruction raises SIGILL where it does not exist; the handler decodes
  * it, does what Intel's manual says (Software Developer's Manual, volume 2, and its chapter on AMX exceptions), and
- * steps over it. Tiles belong to a thread. Whatever else raises SIGILL, and an AMX instruction whose operands the manual
- * forbids, ends the process as it does without this file. The kernels ask `tiles_work` and `byte_tiles_work`, whose
- * answers here come before their own. Nothing here is part of an installation. */
+ * steps over it. Tiles belong to a thread. Whatever else raises SIGILL, and an AMX instruction whose operands the
+ * manual forbids, ends the process as it does without this file. The kernels ask `tiles_work` and `byte_tiles_work`,
+ * whose answers here come before their own. Nothing here is part of an installation. */
 #define _GNU_SOURCE
 #include <immintrin.h>
 #include <signal.h>
@@ -50,7 +50,8 @@ static long value_of(const ucontext_t *context, int number)
     return context->uc_mcontext.gregs[places[number]];
 }
 
-/* VEX of three bytes, map 0F38, W 0, 128 bits, then opcode, ModRM, SIB and displacement. Returns 0 for anything else. */
+/* VEX of three bytes, map 0F38, W 0, 128 bits, then opcode, ModRM, SIB and displacement. Returns 0 for anything
+ * else. */
 static int decode(const ucontext_t *context, instruction *found)
 {
     const uint8_t *start = (const uint8_t *)context->uc_mcontext.gregs[REG_RIP], *at = start;
@@ -166,7 +167,8 @@ static int multiply(const instruction *i)
 /* TILELOADD, TILELOADDT1 and TILESTORED: rows lie `step` bytes apart. */
 static int move(const instruction *i)
 {
-    if (i->is_register || !i->has_sib || i->vvvv || i->reg >= TILES || !mine.high[i->reg] || i->prefix == NONE) return 0;
+    if (i->is_register || !i->has_sib || i->vvvv || i->reg >= TILES || !mine.high[i->reg] || i->prefix == NONE)
+        return 0;
     for (int row = 0; row < mine.high[i->reg]; row++) {
         void *place = (void *)(i->memory + row * i->step), *tile = mine.of[i->reg][row];
         if (i->prefix == PF3) memcpy(place, tile, mine.wide[i->reg]);
