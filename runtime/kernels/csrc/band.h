@@ -44,12 +44,19 @@ INLINE long most_rows(long M, long K, long group)
     return M < most ? M : most;
 }
 
+/* Rows from which a task has few panels, so that no thread waits long for the last task of another. */
+#define MANY_ROWS 128
+#define PANELS_OF_MANY 3
+
 /* Tasks of a product of the rows `all`. */
 INLINE tasks tasks_of_band(band all, long panels, long threads)
 {
     const int tiles = in_byte_tiles(all);
-    return tasks_of(all.rows, tiles ? TILES_A_BAND * INT8_ROWS / BYTE_TILE * BYTE_TILE : TILES_A_BAND * all.high,
-                    tiles ? BYTE_TILE : all.high, panels, threads);
+    tasks t = tasks_of(all.rows, tiles ? TILES_A_BAND * INT8_ROWS / BYTE_TILE * BYTE_TILE : TILES_A_BAND * all.high,
+                       tiles ? BYTE_TILE : all.high, panels, threads);
+    const long shares = (panels + PANELS_OF_MANY - 1) / PANELS_OF_MANY;
+    if (all.rows >= MANY_ROWS && shares > t.shares) t.shares = shares;
+    return t;
 }
 
 /* y [rows of the band][PANEL], rows `ldy` apart, = the band against one panel + `from` [PANEL], if there is one. */
