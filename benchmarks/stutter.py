@@ -96,9 +96,10 @@ def measure(engine: Engine, streams: int, label: str, given: argparse.Namespace)
     return found
 
 
-def held_up(steps: Items[float]) -> float:
-    """Long steps a second."""
-    return sum(seconds > LONG * float(np.median(steps)) for seconds in steps) / sum(steps)
+def held_up(steps: Items[float], seconds: float) -> float:
+    """Long steps in each of so many seconds."""
+    middle = float(np.median(steps))
+    return sum(step > LONG * middle for step in steps) / seconds
 
 
 def begin(engine: Engine, ids: list[int], salt: str) -> None:
@@ -163,7 +164,10 @@ def main() -> int:
             table.add_row(
                 f"{streams}", "paced" if paced else "not paced", f"{alone}, {len(found.steps)}",
                 shown(found.before), shown(found.after), shown(found.steps), both(found.ratios()),
-                f"{held_up(found.before):.1f}, {held_up(found.after):.1f}, {held_up(found.steps):.1f}",
+                ", ".join(f"{held_up(*steps):.1f}" for steps in (
+                    (found.before, sum(found.before)), (found.after, sum(found.after)),
+                    (found.ratios(), sum(found.steps)),
+                )),
                 f"{np.mean([sum(prompt) for prompt in found.beside]):.2f}",
             )  # fmt: skip
             for part in range(PARTS if given.quarters else 0):
