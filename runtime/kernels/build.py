@@ -187,7 +187,8 @@ def _run(command: list[str], folder: str) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NativeUnavailableError(f"the compiler does not run: {error}") from None
     if done.returncode != 0:
-        words = (done.stderr.strip().splitlines() or ["it said nothing"])[0]
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        words = next((line for line in lines if "error:" in line), lines[0])
         raise NativeUnavailableError(f"{shlex.join(command[:1])} failed: {words}")
 
 

@@ -165,3 +165,15 @@ def test_without_a_compiler_building_ahead_says_so(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: there is no compiler")
+
+
+def test_why_a_compiler_failed_is_the_error_it_printed_and_not_what_came_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "cc"
+    said = ("a.c: In function f:", "a.c:3:4: error: x is undeclared")
+    compiler.write_text("\n".join(["#!/bin/sh", *(f"echo '{line}' >&2" for line in said), "exit 1"]))
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.raises(SystemExit, match=r"failed: a\.c:3:4: error: x is undeclared"):
+        build.main(["--into", str(tmp_path / "kernels")])
