@@ -61,11 +61,13 @@ INLINE void meet_wide(const int how, const int bits, const int offset, const int
         if (R <= INT8_ROWS)                                                                                            \
             meet_panels(how, bits, offset, lone, R, 1, s, x, w + p * s.panel, from, 0, y + p * PANEL, N);              \
         break;
+/* Panels of 4 bits that a row meets at once: with more, sums and what they are added to are not all in registers. */
+#define FOURS_AT_ONCE 2
 /* Up to INT8_ROWS rows against panels [first, last) as they lie: several at once, whose sums wait for no other. */
 INLINE void meet_few(const int how, const int bits, const int offset, const int lone, shape s, band b, const char *w,
                      long first, long last, const float *bias, float *y, long N)
 {
-    const long most = b.rows <= AT_ONCE ? AT_ONCE / b.rows : 1;
+    const long at_once = bits == 4 ? FOURS_AT_ONCE : AT_ONCE, most = b.rows <= at_once ? at_once / b.rows : 1;
     const tile x = tile_at(b, s, 0, 0, 0);
     long count;
     for (long p = first; p < last; p += count) {
