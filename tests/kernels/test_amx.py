@@ -88,7 +88,6 @@ assert not y.any()
 """
 
 
-@pytest.mark.xfail(has_tiles(), reason="no processor's own tiles have been compared with the manual yet", strict=False)
 def test_instructions_do_what_the_manual_says(tiles: dict[str, str], tmp_path: Path) -> None:
     """For any number of rows and columns, and of numbers that are subnormal or none."""
     done = run(INSTRUCTIONS, tiles, str(compiled("instructions.c", tmp_path)))
