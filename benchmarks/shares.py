@@ -30,6 +30,7 @@ from benchmarks.quantized_kernels import eight_bits, four_bits
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.engine import Engine
 from plimsoll.runtime.kernels.native import native_kernels
+from plimsoll.runtime.machine.large_pages import large_pages, room
 from plimsoll.runtime.machine.threads import apply_threads
 
 GIB = 1 << 30
@@ -71,9 +72,10 @@ def tenth(run: Callable[[], object], seconds: float = 2.0, least: int = 10) -> f
 
 
 def readings(library: ctypes.CDLL) -> Callable[[], float]:
-    """What reads a buffer that no cache holds, and returns GB/s."""
+    """What reads a buffer that no cache holds, in large pages as the weights are, and returns GB/s."""
     library.read_all.restype = ctypes.c_int64
-    buffer = torch.zeros(GIB // 16)
+    with large_pages(GIB // 4):
+        buffer = room(GIB // 4).zero_()
 
     def read() -> float:
         start = time.perf_counter()

@@ -41,6 +41,7 @@ from plimsoll.runtime.kernels.native_quantized import (
     pack_quantized,
 )
 from plimsoll.runtime.kernels.table import Kernels, RunLayers
+from plimsoll.runtime.machine.large_pages import room
 
 __all__ = ["NativeUnavailableError", "PackedWeight", "native_kernels", "packed_bytes"]
 
@@ -208,7 +209,7 @@ def _pack(function: Any, dtype: torch.dtype) -> Callable[[Tensor], PackedWeight]
         if not rows or not columns:
             raise ValueError(f"a weight of {rows} x {columns} holds nothing")
         weight = weight.to(dtype).contiguous()
-        data = torch.empty(packed_bytes(rows, columns, dtype) // dtype.itemsize, dtype=dtype)
+        data = room(packed_bytes(rows, columns, dtype)).view(dtype)
         function(weight.data_ptr(), data.data_ptr(), rows, columns)
         return PackedWeight(data, rows, columns, data.data_ptr())
 

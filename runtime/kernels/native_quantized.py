@@ -10,6 +10,7 @@ from torch import Tensor
 
 from plimsoll.runtime.kernels.native_checks import answered
 from plimsoll.runtime.kernels.quantized import SUPER, QuantizedMatrix, check_codes
+from plimsoll.runtime.machine.large_pages import room
 
 SCALE_KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 WITH_MINIMUM, IN_SUPERS, IN_SUPERS_WITH_MINIMUM = 3, 4, 5
@@ -89,7 +90,7 @@ def pack_quantized(library: Any) -> Callable[[QuantizedMatrix], PackedQuantized]
             )
         ]  # fmt: skip
         padded = -(-rows // panel) * panel
-        data = torch.empty(padded * row_bytes(matrix.bits, kind, columns, group), dtype=torch.uint8)
+        data = room(padded * row_bytes(matrix.bits, kind, columns, group))
         given = _Rows(*(None if part is None else part.data_ptr() for part in parts))
         library.pack_quant(matrix.bits, kind, given, data.data_ptr(), rows, columns, group)
         return PackedQuantized(data, matrix.bits, kind, rows, columns, group, data.data_ptr())

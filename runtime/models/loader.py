@@ -18,6 +18,7 @@ from plimsoll.checkpoint.quantized.linear import QuantizedLinear
 from plimsoll.runtime.kernels.quantized import QuantizedMatrix
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.machine.heap import return_freed_memory
+from plimsoll.runtime.machine.large_pages import large_pages
 from plimsoll.runtime.models.decoder import Decoder
 from plimsoll.runtime.models.group import Group
 from plimsoll.runtime.models.held_together import as_held
@@ -41,6 +42,8 @@ READ_ELEMENTS = 4 * 1024 * 1024
 """Elements read and converted at once."""
 CODE_ELEMENTS = READ_ELEMENTS // 4
 """The same where they are rounded to codes or unpacked, which passes through several arrays of that size."""
+ROUNDING = 1 << 20
+"""Bytes beside an eighth of the weights that a table may fill up rows and groups with."""
 
 
 class RawTensor(Protocol):
@@ -102,10 +105,11 @@ def load_decoder(
         raise ValueError(f"{shard} is not the part of a rank of {group}")
     loader = _Loader(checkpoint.part(shard), facts, kernels, weight_dtype, precision, on_progress, shard, group)
     names, tied = loader.names, facts.tie_embeddings
-    embedding = loader.matrix(names.embedding)
-    layers = [_load_layer(loader, spec, index) for index, spec in enumerate(facts.layers)]
-    final_norm = loader.norm(names.final_norm, facts.final_norm)
-    head = embedding if tied else loader.matrix(names.head)
+    with large_pages(loader.total // 8 * 9 + ROUNDING):
+        embedding = loader.matrix(names.embedding)
+        layers = [_load_layer(loader, spec, index) for index, spec in enumerate(facts.layers)]
+        final_norm = loader.norm(names.final_norm, facts.final_norm)
+        head = embedding if tied else loader.matrix(names.head)
     if rope is not None and rope != facts.rope:
         facts = with_rope(facts, rope)
     positions = max_model_len or facts.max_position

@@ -38,8 +38,9 @@ class Mutant:
 
 
 MUTANTS = (
-    Mutant("bfloat16: the first panel's bias for both", "gemm_bf16.c", "load(from + r * ldf + p * step + h * LANES)",
-           "load(from + r * ldf + h * LANES)", (NATIVE,)),
+    Mutant("bfloat16: the first panel's bias for all", "gemm_bf16.c",
+           "start = bias ? bias + p * PANEL : zeros;\n            for",
+           "start = bias ? bias + first * PANEL : zeros;\n            for", (NATIVE,)),
     Mutant("float32: a stride too short", "gemm_f32.c", "vf one = fill(x[r * ldx + k]);",
            "vf one = fill(x[r * (ldx - 1) + k]);", (NATIVE,)),
     Mutant("pairs: even and odd columns change places", "pairs.c", "both[i][lane] >> 16 | both[i][lane + 1]",
@@ -119,7 +120,7 @@ MUTANTS = (
     Mutant("attention in tiles: a block of dimensions is left out", "attention_tiles.c", "panel, BLOCKS(depth), 0,",
            "panel, depth / BLOCK, 0,", (AMX,)),
     Mutant("attention in tiles: later rows get the sums of the first", "attention_tiles.c",
-           "                       y + row * ldy, ldy);", "                       y + row / 32 * ldy, ldy);", (AMX,)),
+           "from + row * ldf, ldf, y + row * ldy, ldy);", "from + row * ldf, ldf, y + row / 32 * ldy, ldy);", (AMX,)),
     Mutant("attention in tiles: values' wrong nibble", "attention_tiles.c", "of == OF_HIGH ? 4 : 0",
            "of == OF_LOW ? 4 : 0", (AMX,)),
     Mutant("attention in tiles: a neighbour's upper bits", "attention_tiles.c", "uppers + k / 2 * S;",
@@ -162,8 +163,8 @@ MUTANTS = (
     Mutant("rows of 8 bits: columns of bytes in another order", "int8.h",
            "setr_epi32(0, 8, 16, 24, 1, 9,", "setr_epi32(0, 8, 24, 16, 1, 9,", (INT8,)),
     Mutant("rows of 8 bits: the second half of a word twice", "meet_int8.h",
-           "vu second = source == FOURS ? quad_of_fours(words[p][1], j) : words[p][1];",
-           "vu second = source == FOURS ? quad_of_fours(words[p][0], j) : words[p][0];", (INT8,)),
+           "vu second = source == FOURS ? quad_of_fours(words[1], j) : words[1];",
+           "vu second = source == FOURS ? quad_of_fours(words[0], j) : words[0];", (INT8,)),
     Mutant("rows of 8 bits: codes one too large", "int8.c", "return (vi)(x + 12582912.0f) - 0x4b400000;",
            "return (vi)(x + 12582912.0f) - 0x4b3fffff;", (INT8,)),
     Mutant("NEON: columns of bytes in another order", "neon.h", "vzip1q_u8(column[2], column[3])",

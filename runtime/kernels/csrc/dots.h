@@ -16,9 +16,6 @@
 /* Rows of a register tile that is one panel wide: two sums a vector. */
 #define PAIR_ROWS (ROWS / 2)
 
-/* Panels that one row meets at once: the sums of fewer would wait for each other. */
-#define AT_ONCE (ROWS == 12 ? 4 : 2)
-
 /* What is multiplied: 4-bit codes, 8-bit codes, or bfloat16. */
 enum source { FOURS = 4, BYTES = 8, PAIRS = 16 };
 
@@ -91,9 +88,12 @@ INLINE vu load_words(const char *p)
     return words;
 }
 
-/* The processor itself looks less far ahead than arithmetic on so few bytes needs. Not the compiler's builtin: it
- * counts as one that may change memory, and sums would leave their registers for it. */
-#define AHEAD 2048
+/* Bytes ahead of those that few rows meet: the processor itself looks less far ahead than arithmetic on so few bytes
+ * needs. Panels lie one after the other, so this reaches into the next one. Not the compiler's builtin: it counts as one
+ * that may change memory, and sums would leave their registers for it. */
+#define AHEAD 6144
+/* The same where codes are widened for many rows. */
+#define WIDEN_AHEAD 2048
 #if defined(__x86_64__)
 #define DEFINE_ASK(NAME, X86, ARM) INLINE void NAME(const void *p) { __asm__ volatile(X86 " (%0)" : : "r"(p)); }
 #elif defined(__aarch64__)
@@ -121,54 +121,46 @@ INLINE vf lone(const int source, const char *w, int half)
     return wide;
 }
 
-/* all[panels][rows][2] += x w^T over `depth` columns that begin a block. x is rounded to bfloat16 already. */
-INLINE void add_dots(const int source, const int rows, const int panels, long depth, const float *x, long ldx,
-                     const char *w, long stride, long ahead, vf *all)
+/* all[rows][2] += x w^T over `depth` columns that begin a block. x is rounded to bfloat16 already. */
+INLINE void add_dots(const int source, const int rows, long depth, const float *x, long ldx, const char *w, vf *all)
 {
     const int step = STEP(source), bytes = PANEL * source / 8;
     for (long done = 0; done < depth; done += BLOCK, x += BLOCK) {
         long end = depth - done < BLOCK ? depth - done : BLOCK, k = 0;
         /* Of a size that is known before anything is inlined: other arrays do not become registers. */
         vf even[PAIR_ROWS][2], odd[PAIR_ROWS][2];
-        UNROLL for (int p = 0; p < panels; p++)
-            UNROLL for (int r = 0; r < rows; r++)
-                UNROLL for (int h = 0; h < 2; h++) even[p * rows + r][h] = odd[p * rows + r][h] = (vf){0};
-        for (; k + step <= end; k += step, w += step * bytes)
-            UNROLL for (int p = 0; p < panels; p++) {
-                const char *at = w + p * stride;
-                if (source != PAIRS) ask_for(at + ahead);
-                if (source == FOURS && LANES == 16) ask_for(at + ahead + 64);
-                UNROLL for (int h = 0; h < 2; h++) {
-                    vu words = {0};
-                    if (source == FOURS) words = load_words(at + h * 4 * LANES);
-                    UNROLL for (int j = 0; j < step / 2; j++) {
-                        vf a, b;
-                        if (source == FOURS)
-                            nibbles(words, j, &a, &b);
-                        else if (source == BYTES)
-                            a = load_bytes(at + h * LANES), b = load_bytes(at + PANEL + h * LANES);
-                        else
-                            load_pairs((const uint16_t *)at + h * PANEL, &a, &b);
-                        UNROLL for (int r = 0; r < rows; r++) {
-                            even[p * rows + r][h] = madd(fill(x[r * ldx + k + 2 * j]), a, even[p * rows + r][h]);
-                            odd[p * rows + r][h] = madd(fill(x[r * ldx + k + 2 * j + 1]), b, odd[p * rows + r][h]);
-                        }
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int h = 0; h < 2; h++) even[r][h] = odd[r][h] = (vf){0};
+        for (; k + step <= end; k += step, w += step * bytes) {
+            if (source != PAIRS) ask_for(w + AHEAD);
+            if (source == FOURS && LANES == 16) ask_for(w + AHEAD + 64);
+            UNROLL for (int h = 0; h < 2; h++) {
+                vu words = {0};
+                if (source == FOURS) words = load_words(w + h * 4 * LANES);
+                UNROLL for (int j = 0; j < step / 2; j++) {
+                    vf a, b;
+                    if (source == FOURS)
+                        nibbles(words, j, &a, &b);
+                    else if (source == BYTES)
+                        a = load_bytes(w + h * LANES), b = load_bytes(w + PANEL + h * LANES);
+                    else
+                        load_pairs((const uint16_t *)w + h * PANEL, &a, &b);
+                    UNROLL for (int r = 0; r < rows; r++) {
+                        even[r][h] = madd(fill(x[r * ldx + k + 2 * j]), a, even[r][h]);
+                        odd[r][h] = madd(fill(x[r * ldx + k + 2 * j + 1]), b, odd[r][h]);
                     }
                 }
             }
+        }
         if (source != FOURS && k < end) {
-            UNROLL for (int p = 0; p < panels; p++)
-                UNROLL for (int h = 0; h < 2; h++) {
-                    vf a = lone(source, w + p * stride, h);
-                    UNROLL for (int r = 0; r < rows; r++)
-                        even[p * rows + r][h] = madd(fill(x[r * ldx + k]), a, even[p * rows + r][h]);
-                }
+            UNROLL for (int h = 0; h < 2; h++) {
+                vf a = lone(source, w, h);
+                UNROLL for (int r = 0; r < rows; r++) even[r][h] = madd(fill(x[r * ldx + k]), a, even[r][h]);
+            }
             w += bytes;
         }
-        UNROLL for (int p = 0; p < panels; p++)
-            UNROLL for (int r = 0; r < rows; r++)
-                UNROLL for (int h = 0; h < 2; h++)
-                    all[(p * rows + r) * 2 + h] += even[p * rows + r][h] + odd[p * rows + r][h];
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int h = 0; h < 2; h++) all[r * 2 + h] += even[r][h] + odd[r][h];
     }
 }
 

@@ -13,29 +13,27 @@
 /* Columns of x that stay in the first cache beside a panel, and register tiles of rows that stay in the second. */
 #define DEPTH (12 * BLOCK)
 #define TILES_A_BAND 12
-/* The same where tiles multiply: blocks of a panel, and rows. */
+/* The same where tiles multiply: blocks of a panel, and rows; and bytes ahead that are asked for. */
 #define TILE_BLOCKS 20
 #define TILE_BAND 256
+#define TILES_AHEAD 4096
 #define PANELS_A_TASK 16
 
 static const float zeros[PANEL];
 
-/* `rows` x (`panels` * PANEL) outputs in registers: y = from + x w^T. */
-INLINE void outputs(const int way, const int rows, const int panels, long depth, const void *x, long ldx,
-                    const uint16_t *w, long stride, const float *from, long ldf, long step, float *y, long ldy)
+/* `rows` x PANEL outputs in registers: y = from + x w^T. */
+INLINE void outputs(const int way, const int rows, long depth, const void *x, long ldx, const uint16_t *w,
+                    const float *from, long ldf, float *y, long ldy)
 {
     vf all[2 * ROWS];
-    UNROLL for (int p = 0; p < panels; p++)
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int h = 0; h < 2; h++)
-                all[(p * rows + r) * 2 + h] = load(from + r * ldf + p * step + h * LANES);
-    add_products(way, PAIRS, rows, panels, depth, x, ldx, (const char *)w, stride * (long)sizeof *w, 0, all);
-    UNROLL for (int p = 0; p < panels; p++)
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int h = 0; h < 2; h++) store(y + r * ldy + p * PANEL + h * LANES, all[(p * rows + r) * 2 + h]);
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int h = 0; h < 2; h++) all[r * 2 + h] = load(from + r * ldf + h * LANES);
+    add_products(way, PAIRS, rows, depth, x, ldx, (const char *)w, all);
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int h = 0; h < 2; h++) store(y + r * ldy + h * LANES, all[r * 2 + h]);
 }
 
-#define CASE(R) case R: outputs(way, R, 1, depth, x, ldx, w, 0, from, ldf, 0, y, ldy); break;
+#define CASE(R) case R: outputs(way, R, depth, x, ldx, w, from, ldf, y, ldy); break;
 INLINE void some_rows(const int way, int rows, long depth, const void *x, long ldx, const uint16_t *w,
                       const float *from, long ldf, float *y, long ldy)
 {
@@ -55,20 +53,10 @@ INLINE void some_rows(const int way, int rows, long depth, const void *x, long l
 INLINE void band_of_rows(const int way, long rows, long high, long K, const void *x, const uint16_t *w, long first,
                          long last, const float *bias, float *y, long N)
 {
-    const long panel = K * PANEL, step = bias ? PANEL : 0, ldx = way == IN_PAIRS ? high : K;
-    long p = first;
-    if (rows == 1)
-        for (; p + AT_ONCE <= last; p += AT_ONCE)
-            outputs(way, 1, AT_ONCE, K, x, ldx, w + p * panel, panel, bias ? bias + p * PANEL : zeros, 0, step,
-                    y + p * PANEL, N);
-    if (rows == 2 && AT_ONCE == 4)
-        for (; p + 2 <= last; p += 2)
-            outputs(way, 2, 2, K, x, ldx, w + p * panel, panel, bias ? bias + p * PANEL : zeros, 0, step, y + p * PANEL,
-                    N);
-    long left = p, depth = rows <= high ? K : DEPTH;
+    const long panel = K * PANEL, ldx = way == IN_PAIRS ? high : K, depth = rows <= high ? K : DEPTH;
     for (long k = 0; k < K; k += depth) {
         long now = K - k < depth ? K - k : depth;
-        for (p = left; p < last; p++) {
+        for (long p = first; p < last; p++) {
             const float *start = bias ? bias + p * PANEL : zeros;
             for (long row = 0; row < rows; row += high) {
                 float *out = y + row * N + p * PANEL;
@@ -114,7 +102,7 @@ static void part_of_tiles(int count, long rows, long width, const uint16_t *x, l
 {
     float part[2 * TILE * PANEL] = {0};
     for (long r = 0; r < rows; r++) memcpy(part + r * PANEL, from + r * ldf, width * sizeof(float));
-    multiply_tiles(count, x, tile, w, blocks, 2 * AHEAD, part, PANEL, part, PANEL);
+    multiply_tiles(count, x, tile, w, blocks, TILES_AHEAD, part, PANEL, part, PANEL);
     for (long r = 0; r < rows; r++) memcpy(y + r * ldy, part + r * PANEL, width * sizeof(float));
 }
 
@@ -148,7 +136,7 @@ static void band_in_tiles(long rows, long K, const uint16_t *x, const uint16_t *
                 float *out = y + row * N + p * PANEL;
                 const float *from = part ? out : start;
                 if (now == count * TILE && width == PANEL) {
-                    multiply_tiles(count, mine, tile, weights, whole - begin, 2 * AHEAD, from, ldf, out, N);
+                    multiply_tiles(count, mine, tile, weights, whole - begin, TILES_AHEAD, from, ldf, out, N);
                     if (whole < end)
                         multiply_tiles(count, mine + (whole - begin) * TILE * BLOCK, tile, rest, 1, 0, out, N, out, N);
                 } else {
@@ -177,7 +165,6 @@ void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, floa
         bands = (all + band - 1) / band;
         if (bands * ((panels + share - 1) / share) < 4 * threads)
             share = (panels * bands + 4 * threads - 1) / (4 * threads);
-        if (all <= 2 && share % AT_ONCE) share += AT_ONCE - share % AT_ONCE;
         long shares = (panels + share - 1) / share;
         _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {
             long row = task / shares * band, rows = all - row < band ? all - row : band;

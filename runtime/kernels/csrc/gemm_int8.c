@@ -22,8 +22,8 @@ INLINE void widen(const int how, const int bits, long quads, const char *w, uint
 {
     for (; quads > 0; quads -= bits == 4 ? 2 : 1, w += 4 * PANEL, out += (bits == 4 ? 2 : 1) * PANEL) {
         vu made[2][2];
-        ask_for(w + AHEAD);
-        if (LANES == 16) ask_for(w + AHEAD + 64);
+        ask_for(w + WIDEN_AHEAD);
+        if (LANES == 16) ask_for(w + WIDEN_AHEAD + 64);
         if (bits == 8) quads_of_bytes(how, w, made[0]);
         else
             UNROLL for (int h = 0; h < 2; h++) {
@@ -50,32 +50,23 @@ INLINE void meet_wide(const int how, const int bits, const int offset, const int
     switch (rows) { ROW_CASE(1) ROW_CASE(2) ROW_CASE(3) ROW_CASE(4) ROW_CASE(5) ROW_CASE(6) }
 }
 
-#define PANELS_CASE(R, P)                                                                                              \
-    case P:                                                                                                            \
-        if (R <= INT8_ROWS && P * R <= AT_ONCE)                                                                        \
-            meet_panels(how, bits, offset, lone, R, P, s, x, w + p * s.panel, from, bias ? PANEL : 0, y + p * PANEL,   \
-                        N);                                                                                            \
-        break;
-#define ONE_CASE(R)                                                                                                    \
+#define AS_IT_LIES_CASE(R)                                                                                             \
     case R:                                                                                                            \
-        if (R <= INT8_ROWS)                                                                                            \
-            meet_panels(how, bits, offset, lone, R, 1, s, x, w + p * s.panel, from, 0, y + p * PANEL, N);              \
+        meet_panel_as_it_lies(how, bits, offset, lone, R <= INT8_ROWS ? R : 1, s, x, w + p * s.panel, from,            \
+                              y + p * PANEL, N);                                                                       \
         break;
-/* Panels of 4 bits that a row meets at once: with more, sums and what they are added to are not all in registers. */
-#define FOURS_AT_ONCE 2
-/* Up to INT8_ROWS rows against panels [first, last) as they lie: several at once, whose sums wait for no other. */
+/* Up to INT8_ROWS rows against panels [first, last) as they lie, one after the other: memory is quickest for a thread
+ * that reads it in one stream. */
 INLINE void meet_few(const int how, const int bits, const int offset, const int lone, shape s, band b, const char *w,
                      long first, long last, const float *bias, float *y, long N)
 {
-    const long at_once = bits == 4 ? FOURS_AT_ONCE : AT_ONCE, most = b.rows <= at_once ? at_once / b.rows : 1;
     const tile x = tile_at(b, s, 0, 0, 0);
-    long count;
-    for (long p = first; p < last; p += count) {
+    for (long p = first; p < last; p++) {
         const float *from = bias ? bias + p * PANEL : nothing;
-        count = last - p < most ? last - p : most;
-        if (b.rows == 1) switch (count) { PANELS_CASE(1, 2) PANELS_CASE(1, 3) PANELS_CASE(1, 4) }
-        if (b.rows == 2 && count == 2) switch (count) { PANELS_CASE(2, 2) }
-        if (count == 1) switch (b.rows) { ONE_CASE(1) ONE_CASE(2) ONE_CASE(3) ONE_CASE(4) ONE_CASE(5) ONE_CASE(6) }
+        switch (b.rows) {
+            AS_IT_LIES_CASE(1) AS_IT_LIES_CASE(2) AS_IT_LIES_CASE(3)
+            AS_IT_LIES_CASE(4) AS_IT_LIES_CASE(5) AS_IT_LIES_CASE(6)
+        }
     }
 }
 

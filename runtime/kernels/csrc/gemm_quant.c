@@ -25,29 +25,23 @@ INLINE vf scaled(vf dots, vf scale, float sum, vf offset, vf from)
     return madd(scale, dots, madd(fill(sum), offset, from));
 }
 
-/* `rows` x (`panels` * PANEL) outputs in registers, over the `depth` columns of one chunk. `ends`: of each panel, as
- * load_ends leaves them. */
-INLINE void outputs(const int way, const int source, const int rows, const int panels, long depth, const void *x,
-                    long ldx, const float *sums, long lds, const char *w, long stride, long ahead, const float *ends,
-                    const float *from, long ldf, long step, float *y, long ldy)
+/* `rows` x PANEL outputs in registers, over the `depth` columns of one chunk. `ends`: as load_ends leaves them. */
+INLINE void outputs(const int way, const int source, const int rows, long depth, const void *x, long ldx,
+                    const float *sums, long lds, const char *w, const float *ends, const float *from, long ldf,
+                    float *y, long ldy)
 {
     vf all[2 * ROWS];
-    UNROLL for (int i = 0; i < panels * rows; i++) all[2 * i] = all[2 * i + 1] = (vf){0};
-    add_products(way, source, rows, panels, depth, x, ldx, w, stride, ahead, all);
-    UNROLL for (int p = 0; p < panels; p++)
-        UNROLL for (int h = 0; h < 2; h++) {
-            vf scale = load(ends + 2 * p * PANEL + h * LANES), offset = load(ends + (2 * p + 1) * PANEL + h * LANES);
-            UNROLL for (int r = 0; r < rows; r++)
-                store(y + r * ldy + p * PANEL + h * LANES,
-                      scaled(all[(p * rows + r) * 2 + h], scale, sums[r * lds], offset,
-                             load(from + r * ldf + p * step + h * LANES)));
-        }
+    UNROLL for (int r = 0; r < rows; r++) all[2 * r] = all[2 * r + 1] = (vf){0};
+    add_products(way, source, rows, depth, x, ldx, w, all);
+    UNROLL for (int h = 0; h < 2; h++) {
+        vf scale = load(ends + h * LANES), offset = load(ends + PANEL + h * LANES);
+        UNROLL for (int r = 0; r < rows; r++)
+            store(y + r * ldy + h * LANES,
+                  scaled(all[2 * r + h], scale, sums[r * lds], offset, load(from + r * ldf + h * LANES)));
+    }
 }
 
-#define CASE(R)                                                                                                        \
-    case R:                                                                                                            \
-        outputs(way, source, R, 1, depth, x, ldx, sums, lds, w, 0, AHEAD, ends, from, ldf, 0, y, ldy);                 \
-        break;
+#define CASE(R) case R: outputs(way, source, R, depth, x, ldx, sums, lds, w, ends, from, ldf, y, ldy); break;
 INLINE void some_rows(const int way, const int source, int rows, long depth, const void *x, long ldx, const float *sums,
                       long lds, const char *w, const float *ends, const float *from, long ldf, float *y, long ldy)
 {
@@ -185,46 +179,24 @@ INLINE void panel_of_groups(const int bits, band b, shape s, const char *w, cons
     }
 }
 
-/* All chunks of `panels` panels at once: so many sums hide how long a step of one takes. */
-INLINE void several_panels(const int way, const int bits, const int rows, const int panels, shape s, band b,
-                           const char *w, const float *from, long step, float *y, long ldy)
-{
-    const char *last = w + s.panel - AHEAD, *super = w;
-    long lds = has_offset(bits, s.scale) ? chunks_of(s.K, s.group) : 0, ldf = 0;
-    float ends[panels * 2 * PANEL];
-    for (long k = 0; k < s.K; k += s.group, w += group_bytes(bits, s)) {
-        w = group_at(s, k, w, &super);
-        for (int p = 0; p < panels; p++)
-            load_ends(bits, s.scale, w + p * s.panel + code_bytes(bits, s.group), super + p * s.panel,
-                      ends + p * 2 * PANEL);
-        for (long done = 0; done < s.group; done += CHUNK, b.sums += lds != 0) {
-            long depth = s.group - done < CHUNK ? s.group - done : CHUNK;
-            /* After the end of a panel comes that of the panels which are met next. */
-            long ahead = AHEAD + (w + code_bytes(bits, done) < last ? 0 : (panels - 1) * s.panel);
-            outputs(way, bits, rows, panels, depth, row_at(way, b.x, 0, k + done, s.K, s.group, b.high),
-                    way == IN_PAIRS ? b.high : s.K, b.sums, lds, w + code_bytes(bits, done), s.panel, ahead, ends,
-                        from, ldf,
-                    step, y, ldy);
-            from = y, ldf = ldy, step = PANEL;
-        }
-    }
-}
-
-#define CASE_PANELS(P)                                                                                                 \
-    case P:                                                                                                            \
-        if (P <= most) several_panels(way, bits, rows, P, s, b, w + p * s.panel, from, step, y + p * PANEL, N);        \
-        break;
-
-/* Up to FEW rows against panels [first, last). */
+/* Up to FEW rows against panels [first, last): without a call for each chunk. */
 INLINE void few_rows(const int way, const int bits, const int rows, shape s, band b, const char *w, long first,
                      long last, const float *bias, float *y, long N)
 {
-    const long most = rows == 1 ? AT_ONCE : AT_ONCE / 2;
-    long step = bias ? PANEL : 0, count;
-    for (long p = first; p < last; p += count) {
-        const float *from = bias ? bias + p * PANEL : nothing;
-        count = last - p < most ? last - p : most;
-        switch (count) { CASE_PANELS(1) CASE_PANELS(2) CASE_PANELS(3) CASE_PANELS(4) }
+    const long lds = has_offset(bits, s.scale) ? chunks_of(s.K, s.group) : 0, ldx = way == IN_PAIRS ? b.high : s.K;
+    float ends[2 * PANEL];
+    for (long p = first; p < last; p++) {
+        const char *at = w + p * s.panel, *super = at;
+        const float *from = bias ? bias + p * PANEL : nothing, *sums = b.sums;
+        float *out = y + p * PANEL;
+        for (long k = 0, ldf = 0; k < s.K; k += s.group, at += group_bytes(bits, s)) {
+            at = group_at(s, k, at, &super);
+            load_ends(bits, s.scale, at + code_bytes(bits, s.group), super, ends);
+            for (long done = 0; done < s.group; done += CHUNK, sums += lds != 0, from = out, ldf = N)
+                outputs(way, bits, rows, s.group - done < CHUNK ? s.group - done : CHUNK,
+                        row_at(way, b.x, 0, k + done, s.K, s.group, b.high), ldx, sums, lds,
+                        at + code_bytes(bits, done), ends, from, ldf, out, N);
+        }
     }
 }
 

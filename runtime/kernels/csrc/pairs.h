@@ -44,63 +44,52 @@ INLINE vu weight_pair(const int source, const char *at, int half, vu words, int 
     return load_words(at + 2 * half * PANEL);
 }
 
-/* all[panels][rows][2] += x w^T over `depth` columns. x: as fill_pairs leaves it, pairs `high` apart. */
-INLINE void add_pairs(const int source, const int rows, const int panels, long depth, const uint32_t *x, long high,
-                      const char *w, long stride, long ahead, vf *all)
+/* all[rows][2] += x w^T over `depth` columns. x: as fill_pairs leaves it, pairs `high` apart. */
+INLINE void add_pairs(const int source, const int rows, long depth, const uint32_t *x, long high, const char *w,
+                      vf *all)
 {
     const int step = STEP(source), bytes = PANEL * source / 8;
     /* Of a size that is known before anything is inlined, as in dots.h. */
     vf sum[ROWS][2];
-    UNROLL for (int p = 0; p < panels; p++)
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int h = 0; h < 2; h++) sum[p * rows + r][h] = all[(p * rows + r) * 2 + h];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int h = 0; h < 2; h++) sum[r][h] = all[r * 2 + h];
     for (; depth >= step; depth -= step, w += step * bytes) {
-        vu words[AT_ONCE][2];
-        UNROLL for (int p = 0; p < panels; p++) {
-            if (source != PAIRS) ask_for(w + p * stride + ahead);
-            if (source == FOURS && LANES == 16) ask_for(w + p * stride + ahead + 64);
-            UNROLL for (int h = 0; h < 2; h++)
-                words[p][h] = source == FOURS ? load_words(w + p * stride + h * 4 * LANES) : (vu){0};
-        }
-        UNROLL for (int j = 0; j < step / 2; j++, x += high)
-            UNROLL for (int p = 0; p < panels; p++) {
-                vu first = weight_pair(source, w + p * stride, 0, words[p][0], j);
-                vu second = weight_pair(source, w + p * stride, 1, words[p][1], j);
-                int r = 0;
+        vu words[2] = {{0}};
+        if (source != PAIRS) ask_for(w + AHEAD);
+        if (source == FOURS && LANES == 16) ask_for(w + AHEAD + 64);
+        if (source == FOURS) words[0] = load_words(w), words[1] = load_words(w + 4 * LANES);
+        UNROLL for (int j = 0; j < step / 2; j++, x += high) {
+            vu first = weight_pair(source, w, 0, words[0], j), second = weight_pair(source, w, 1, words[1], j);
+            int r = 0;
 #if HAVE_NEON_DOTS
-                UNROLL for (; r + 4 <= rows; r += 4) {
-                    const vu four = load_words((const char *)(x + r));
-                    UNROLL for (int lane = 0; lane < 4; lane++) {
-                        vf *two = sum[p * rows + r + lane];
-                        two[0] = bfdot_lane(two[0], first, four, lane), two[1] = bfdot_lane(two[1], second, four, lane);
-                    }
-                }
-#endif
-                UNROLL for (; r < rows; r++) {
-                    vu both = x[r] - (vu){0};
-                    sum[p * rows + r][0] = add_pair(sum[p * rows + r][0], both, first);
-                    sum[p * rows + r][1] = add_pair(sum[p * rows + r][1], both, second);
+            UNROLL for (; r + 4 <= rows; r += 4) {
+                const vu four = load_words((const char *)(x + r));
+                UNROLL for (int lane = 0; lane < 4; lane++) {
+                    vf *two = sum[r + lane];
+                    two[0] = bfdot_lane(two[0], first, four, lane), two[1] = bfdot_lane(two[1], second, four, lane);
                 }
             }
+#endif
+            UNROLL for (; r < rows; r++) {
+                vu both = x[r] - (vu){0};
+                sum[r][0] = add_pair(sum[r][0], both, first), sum[r][1] = add_pair(sum[r][1], both, second);
+            }
+        }
     }
     if (source != FOURS && depth)
-        UNROLL for (int p = 0; p < panels; p++)
-            UNROLL for (int h = 0; h < 2; h++) {
-                vu last = (vu)lone(source, w + p * stride, h) >> 16;
-                UNROLL for (int r = 0; r < rows; r++)
-                    sum[p * rows + r][h] = add_pair(sum[p * rows + r][h], x[r] - (vu){0}, last);
-            }
-    UNROLL for (int p = 0; p < panels; p++)
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int h = 0; h < 2; h++) all[(p * rows + r) * 2 + h] = sum[p * rows + r][h];
+        UNROLL for (int h = 0; h < 2; h++) {
+            vu last = (vu)lone(source, w, h) >> 16;
+            UNROLL for (int r = 0; r < rows; r++) sum[r][h] = add_pair(sum[r][h], x[r] - (vu){0}, last);
+        }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int h = 0; h < 2; h++) all[r * 2 + h] = sum[r][h];
 }
 #else
 #define HAVE_PAIRS 0
-INLINE void add_pairs(const int source, const int rows, const int panels, long depth, const uint32_t *x, long high,
-                      const char *w, long stride, long ahead, vf *all)
+INLINE void add_pairs(const int source, const int rows, long depth, const uint32_t *x, long high, const char *w,
+                      vf *all)
 {
-    (void)source, (void)rows, (void)panels, (void)depth, (void)x, (void)high, (void)w, (void)stride, (void)ahead;
-    (void)all;
+    (void)source, (void)rows, (void)depth, (void)x, (void)high, (void)w, (void)all;
 }
 #endif
 #endif

@@ -91,9 +91,9 @@ static inline const void *round_rows(const float *x, long rows, long K, long gro
     return at.shared;
 }
 
-/* Panels of codes of a task, and rows that meet several panels at once. */
+/* Panels of codes of a task, and rows whose products wait for memory alone. */
 #define PANELS_OF_CODES 8
-#define FEW (AT_ONCE / 2)
+#define FEW 2
 
 /* Tasks of a product with codes: bands of `height` rows, each with so many shares of the panels. */
 typedef struct {
@@ -123,12 +123,12 @@ INLINE const void *row_at(int way, const void *x, long row, long k, long K, long
     return (const float *)x + row * K + k;
 }
 
-/* all[panels][rows][2] += x w^T in pairs or in vectors. `ldx`: of pairs `high`, else K. */
-INLINE void add_products(const int way, const int source, const int rows, const int panels, long depth, const void *x,
-                         long ldx, const char *w, long stride, long ahead, vf *all)
+/* all[rows][2] += x w^T in pairs or in vectors. `ldx`: of pairs `high`, else K. */
+INLINE void add_products(const int way, const int source, const int rows, long depth, const void *x, long ldx,
+                         const char *w, vf *all)
 {
-    if (way == IN_PAIRS) add_pairs(source, rows, panels, depth, x, ldx, w, stride, ahead, all);
-    else add_dots(source, rows, panels, depth, x, ldx, w, stride, ahead, all);
+    if (way == IN_PAIRS) add_pairs(source, rows, depth, x, ldx, w, all);
+    else add_dots(source, rows, depth, x, ldx, w, all);
 }
 
 #endif

@@ -12,7 +12,7 @@ INLINE void widen(const int bits, long depth, const char *w, uint16_t *out)
         for (; k < depth; k += 8, w += 8 * LANES)
             UNROLL for (int h = 0; h < 2; h++) {
                 vu words = load_words(w + 4 * LANES * h);
-                ask_for(w + AHEAD + 4 * LANES * h);
+                ask_for(w + WIDEN_AHEAD + 4 * LANES * h);
                 UNROLL for (int j = 0; j < 4; j++) {
 #if defined(__AVX512BW__) || defined(__aarch64__)
                     vu pairs = nibble_pairs(words, j);
@@ -26,7 +26,7 @@ INLINE void widen(const int bits, long depth, const char *w, uint16_t *out)
             }
     else
         for (; k < depth; k += 2, w += 2 * PANEL) {
-            ask_for(w + AHEAD);
+            ask_for(w + WIDEN_AHEAD);
             UNROLL for (int h = 0; h < 2; h++) {
                 vf odd = k + 1 < depth ? load_bytes(w + PANEL + h * LANES) : (vf){0};
                 vu pairs = joined(load_bytes(w + h * LANES), odd);
