@@ -7,17 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import msgspec
 
 from plimsoll.runtime.config import EngineConfig
+from plimsoll.runtime.framed import frame, read_framed
 from plimsoll.runtime.messages import EngineFailed, LoadProgress, RankBeat, RankReady
 
 log = logging.getLogger(__name__)
-
-LENGTH_BYTES = 4
-"""Messages are preceded by their length, big-endian."""
 
 LOOK_SECONDS = 0.1
 """Between two looks at the ranks."""
@@ -239,18 +236,3 @@ def _judged(one: RankProcess, silent: float) -> str | None:
         phase = "starting" if one.progress is None else f"loading {one.progress.phase}"
         return f"rank {one.rank} is {phase} and has not moved for {LOADING_STILL_SECONDS:.0f} s"
     return None
-
-
-def frame(message: msgspec.Struct) -> bytes:
-    """A message as it goes through a pipe: its length, then its bytes."""
-    body = msgspec.msgpack.encode(message)
-    return len(body).to_bytes(LENGTH_BYTES, "big") + body
-
-
-def read_framed(stream: Any, kind: Any) -> Any:
-    """The next message of a binary stream, None at its end. Raises msgspec.DecodeError."""
-    size = stream.read(LENGTH_BYTES)
-    body = stream.read(int.from_bytes(size, "big")) if len(size) == LENGTH_BYTES else b""
-    if not body or len(body) < int.from_bytes(size, "big"):
-        return None
-    return msgspec.msgpack.decode(body, type=kind)

@@ -17,7 +17,8 @@ import zmq
 
 from plimsoll.api.errors import PlimsollError
 from plimsoll.runtime.config import field_of
-from plimsoll.runtime.engine.transport.wire import Handover, connect, decode_batch, encode_message, read_handover
+from plimsoll.runtime.engine.transport.wire import Handover, connect, decode_batch, encode_message
+from plimsoll.runtime.framed import read_framed
 from plimsoll.runtime.machine.json_lines import log_json_lines
 from plimsoll.runtime.machine.parent import die_with_parent
 from plimsoll.runtime.messages import (
@@ -128,7 +129,9 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     log_json_lines()
     try:
-        handover = read_handover(sys.stdin.buffer)
+        handover = read_framed(sys.stdin.buffer, Handover)
+        if handover is None:
+            raise EOFError("the hand-over is cut short")
     except (EOFError, msgspec.DecodeError) as error:
         logger.error("the engine process is started by the server, not by hand: %s", error)
         return EXIT_REFUSED

@@ -13,7 +13,8 @@ import zmq.asyncio
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.engine.transport.watch import Watch
-from plimsoll.runtime.engine.transport.wire import Binding, decode_message, encode_batch, frame
+from plimsoll.runtime.engine.transport.wire import Binding, decode_message, encode_batch
+from plimsoll.runtime.framed import frame
 from plimsoll.runtime.messages import EngineReady, FromEngine, Heartbeat, ToEngine
 
 LAST_WORDS_SECONDS = 0.05

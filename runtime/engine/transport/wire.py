@@ -13,9 +13,6 @@ from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.messages import FromEngine, ToEngine
 
-LENGTH_BYTES = 4
-"""The hand-over is preceded by its length, big-endian."""
-
 # A path longer than this does not fit into a Unix socket's address on every system.
 _LONGEST_PATH = 100
 
@@ -40,21 +37,6 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     dies before."""
     key: str | None = None
     """The client's CURVE public key. None on Unix sockets, which the folder's mode guards."""
-
-
-def frame(handover: Handover) -> bytes:
-    """The hand-over as it goes through standard input: its length, then its bytes."""
-    body = msgspec.msgpack.encode(handover)
-    return len(body).to_bytes(LENGTH_BYTES, "big") + body
-
-
-def read_handover(stream: Any) -> Handover:
-    """From a binary stream. Raises EOFError when it ends too early."""
-    size = stream.read(LENGTH_BYTES)
-    body = stream.read(int.from_bytes(size, "big")) if len(size) == LENGTH_BYTES else b""
-    if not body or len(body) < int.from_bytes(size, "big"):
-        raise EOFError("the hand-over is cut short")
-    return msgspec.msgpack.decode(body, type=Handover)
 
 
 encode_batch = msgspec.msgpack.Encoder().encode

@@ -27,7 +27,8 @@ def main() -> int:
     log_json_lines()
     # Torch takes seconds to import; `threads` before anything that does: it says how OpenMP waits.
     import plimsoll.runtime.machine.threads  # noqa: F401
-    from plimsoll.runtime.engine.group.crew import RankHandover, frame, read_framed
+    from plimsoll.runtime.engine.group.crew import RankHandover
+    from plimsoll.runtime.framed import frame, read_framed
     from plimsoll.runtime.machine.heap import keep_what_is_loaded, steady_heap
 
     given = read_framed(sys.stdin.buffer, RankHandover)
