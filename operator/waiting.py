@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from plimsoll.operator import kinds
 from plimsoll.operator.cluster import Cluster, ForbiddenError
@@ -28,6 +28,9 @@ _REMEMBERED = 256
 _MOST_PAGES = 4
 #: Says that others failed, and not why.
 _EMPTY_WORDS = "timed out waiting for the condition"
+
+#: What makes pods.
+Owner = TypeVar("Owner", BatchJob, StatefulSet)
 
 
 class Waiting:
@@ -50,20 +53,17 @@ class Waiting:
             looking = replace(looking, pod=self._explained(namespace, looking.pod))
         pods = tuple(self._explained(namespace, pod) if waits_unexplained(pod, now) else pod for pod in snapshot.pods)
         jobs = tuple(
-            self._job(namespace, one) if podless(one, list(snapshot.pods), now) else one for one in snapshot.batch_jobs
+            self._stuck(namespace, one) if podless(one, list(snapshot.pods), now) else one
+            for one in snapshot.batch_jobs
         )
         groups = tuple(
-            self._group(namespace, one) if lacks_pods(one, snapshot) else one for one in snapshot.stateful_sets
+            self._stuck(namespace, one) if lacks_pods(one, snapshot) else one for one in snapshot.stateful_sets
         )
         return replace(snapshot, pods=pods, inspecting=looking, batch_jobs=jobs, stateful_sets=groups)
 
-    def _job(self, namespace: str, job: BatchJob) -> BatchJob:
-        event, stuck = self._last(namespace, job.uid)
-        return replace(job, last_event=event if stuck else "")
-
-    def _group(self, namespace: str, group: StatefulSet) -> StatefulSet:
-        event, stuck = self._last(namespace, group.uid)
-        return replace(group, last_event=event if stuck else "")
+    def _stuck(self, namespace: str, owner: Owner) -> Owner:
+        event, stuck = self._last(namespace, owner.uid)
+        return replace(owner, last_event=event if stuck else "")
 
     def _explained(self, namespace: str, pod: Pod) -> Pod:
         event, stuck = self._last(namespace, pod.uid)
