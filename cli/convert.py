@@ -20,12 +20,6 @@ def convert(
     from plimsoll.cli import screen
 
     shard_bytes = byte_option(max_shard_size, "--max-shard-size")
-    with screen.transfer_bar() as bar:
-
-        def show(done: int, total: int) -> None:
-            # The bar appears with the first bytes, so that a refusal stands alone.
-            task = bar.task_ids[0] if bar.task_ids else bar.add_task("Writing")
-            bar.update(task, completed=done, total=total)
-
+    with screen.writing() as show:
         convert_gguf(gguf, out, dtype, max_shard_bytes=shard_bytes, progress=show)
     typer.echo(printable(f"Wrote {out}"))

@@ -5,7 +5,8 @@ Model names, paths, chat lines and error texts may hold what Rich takes for mark
 as arguments.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
@@ -43,3 +44,16 @@ def transfer_bar(*, transient: bool = False) -> Progress:
     """A bar on stderr for bytes: how many, how fast and how long yet."""
     columns = (column("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     return Progress(*columns, TimeRemainingColumn(), console=console(), transient=transient)
+
+
+@contextmanager
+def writing() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr for bytes that are written; what it yields takes (bytes written, bytes in all)."""
+    with transfer_bar() as bar:
+
+        def show(done: int, total: int) -> None:
+            # The bar appears with the first bytes, so that a refusal stands alone.
+            task = bar.task_ids[0] if bar.task_ids else bar.add_task("Writing")
+            bar.update(task, completed=done, total=total)
+
+        yield show

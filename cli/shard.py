@@ -19,8 +19,6 @@ def shard(
     """Cut a checkpoint for a tensor-parallel group: each rank reads a file of its own from front to back."""
     from typing import cast, get_args
 
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
     from plimsoll.api.choice import check_choice
     from plimsoll.api.precision import Precision
     from plimsoll.checkpoint.shard_writer import shard_checkpoint
@@ -28,13 +26,6 @@ def shard(
 
     check_choice(precision, ("auto", *get_args(Precision)), "--precision")
     chosen = None if precision == "auto" else cast(Precision, precision)
-    columns = (screen.column("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=screen.console()) as bar:
-
-        def show(done: int, total: int) -> None:
-            # The bar appears with the first bytes, so that a refusal stands alone.
-            task = bar.task_ids[0] if bar.task_ids else bar.add_task("Writing")
-            bar.update(task, completed=done, total=total)
-
+    with screen.writing() as show:
         shard_checkpoint(path, tensor, output, chosen, progress=show)
     typer.echo(printable(f"Wrote {output} for {tensor} ranks"))
