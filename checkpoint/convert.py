@@ -1,10 +1,8 @@
 """A GGUF file as a Hugging Face folder that transformers and everything built on it loads."""
 
-import json
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +12,7 @@ from plimsoll.api.errors import SpecError
 from plimsoll.api.model import DTYPE_BYTES
 from plimsoll.checkpoint.end_tokens import with_ends
 from plimsoll.checkpoint.gguf_checkpoint import GgufCheckpoint
+from plimsoll.checkpoint.json_file import write_object
 from plimsoll.checkpoint.new_folder import new_folder, refuse_existing
 from plimsoll.checkpoint.safetensors_writer import write_shards
 from plimsoll.checkpoint.tokenizer import load_tokenizer
@@ -67,11 +66,10 @@ def convert_gguf(
 
     with new_folder(out, total, f" in {dtype}") as folder:
         write_shards(folder, shapes, stored, max_shard_bytes, lambda name: _pieces(checkpoint, name), wrote)
-        _write_json(folder / "config.json", {**checkpoint.config, "torch_dtype": dtype})
+        write_object(folder / "config.json", {**checkpoint.config, "torch_dtype": dtype})
         ends = with_ends(checkpoint.generation_config, tokenizer.eos_token_ids)
-        _write_json(folder / "generation_config.json", ends)
+        write_object(folder / "generation_config.json", ends)
         tokenizer.save(folder)
-        _name_tokenizer_class(folder / "tokenizer_config.json")
     return out
 
 
@@ -80,13 +78,3 @@ def _pieces(checkpoint: GgufCheckpoint, name: str) -> Iterator[npt.NDArray[np.fl
     step = max(1, _PIECE // (prod(shape[1:]) or 1))
     for start in range(0, shape[0], step):
         yield checkpoint.read(name, (start, min(start + step, shape[0]))).data
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _name_tokenizer_class(path: Path) -> None:
-    # The name every release of transformers knows; the newest writes one that older ones refuse.
-    config = json.loads(path.read_text(encoding="utf-8"))
-    _write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})

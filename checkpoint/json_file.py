@@ -1,6 +1,7 @@
-"""Read small JSON files that strangers wrote: bounded in size, plain in error."""
+"""Small JSON files: those of strangers are read bounded in size and plain in error, ours are written for people too."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,3 +69,8 @@ def read_object(path: Path) -> dict[str, Any]:
             f"cannot be read: {error.strerror}", field=str(path), fix="Check the path and its permissions"
         ) from None
     return parse_object(text, str(path))
+
+
+def write_object(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` in UTF-8, one key a line. Raises OSError."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from plimsoll.api.errors import CheckpointError
 from plimsoll.api.model import DTYPE_BYTES
+from plimsoll.checkpoint.json_file import write_object
 
 INDEX_NAME = "model.safetensors.index.json"
 #: Yields a tensor's values, float32, in pieces of whole rows.
@@ -76,8 +77,7 @@ def write_shards(
                     wrote(data.nbytes)
     if len(shards) > 1:
         total = sum(prod(shape) for shape in shapes.values()) * DTYPE_BYTES[dtype]
-        index = index_of({shard.name: shard.tensors for shard in shards}, total)
-        (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+        write_object(folder / INDEX_NAME, index_of({shard.name: shard.tensors for shard in shards}, total))
 
 
 def index_of(files: Mapping[str, Iterable[str]], total: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Cut a checkpoint for the ranks of a tensor-parallel group."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,11 +13,13 @@ from plimsoll.api.quantization import PRECISION_OF_BITS
 from plimsoll.api.shard import Shard, shards
 from plimsoll.checkpoint.complete import write_durably
 from plimsoll.checkpoint.huggingface import INDEX_NAME, HuggingFaceCheckpoint
+from plimsoll.checkpoint.json_file import write_object
 from plimsoll.checkpoint.new_folder import new_folder, refuse_existing
 from plimsoll.checkpoint.open import open_checkpoint
 from plimsoll.checkpoint.plain_files import READ, TEMPLATES
 from plimsoll.checkpoint.quantized.manifest import MANIFEST_NAME
 from plimsoll.checkpoint.safetensors_file import STORAGE, read_segments
+from plimsoll.checkpoint.safetensors_writer import header_bytes
 from plimsoll.checkpoint.sharded import SHARDS_NAME, ShardedCheckpoint, description, rank_file
 
 #: Bytes of a tensor that are copied at once.
@@ -79,7 +80,7 @@ def shard_checkpoint(
             _write(checkpoint, part, folder / rank_file(part.rank, tensor), wrote)
         _copy(checkpoint.path, folder)
         # With the head called its own where it is.
-        (folder / "config.json").write_text(json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n")
+        write_object(folder / "config.json", checkpoint.config)
         content["bytes"] = [(folder / rank_file(part.rank, tensor)).stat().st_size for part in parts]
         write_durably(folder / SHARDS_NAME, content)
     return out
@@ -110,10 +111,8 @@ def _write(checkpoint: HuggingFaceCheckpoint, shard: Shard, target: Path, wrote:
         shape = (rows[1] - rows[0], columns[1] - columns[0])
         end = at + shape[0] * shape[1] * np.dtype(STORAGE[stored.dtype]).itemsize
         header[key], at = {"dtype": stored.dtype, "shape": shape, "data_offsets": [at, end]}, end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with open(target, "xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header_bytes(header))
         for stored, rows, columns in cuts.values():
             size = np.dtype(STORAGE[stored.dtype]).itemsize
             width = (columns[1] - columns[0]) * size

@@ -17,6 +17,7 @@ from plimsoll.checkpoint.chat_template import (
 )
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.end_tokens import end_token_ids
+from plimsoll.checkpoint.json_file import write_object
 from plimsoll.checkpoint.tokenizer_limits import check_files, check_processor, failures_named
 from plimsoll.checkpoint.tokenizer_parts import check_parts
 from plimsoll.checkpoint.turns import SystemTurns, merged
@@ -198,6 +199,10 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat template, as transformers reads them."""
         self._fast.save_pretrained(folder)
+        # The name every release of transformers knows; the newest writes one that older ones refuse.
+        path = folder / "tokenizer_config.json"
+        described = json.loads(path.read_text(encoding="utf-8"))
+        write_object(path, {**described, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def load_tokenizer(checkpoint: Checkpoint, chat_template_path: Path | str | None = None) -> Tokenizer:

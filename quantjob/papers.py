@@ -1,15 +1,14 @@
 """What lies beside the weights: configuration, tokenizer, chat template, generation config, the original's papers."""
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.quantization import Quantization
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.end_tokens import with_ends
+from plimsoll.checkpoint.json_file import write_object
 from plimsoll.checkpoint.quantized.formats import quantization_config
 from plimsoll.checkpoint.safetensors_writer import INDEX_NAME, index_of
 from plimsoll.checkpoint.tokenizer import load_tokenizer
@@ -41,11 +40,11 @@ def write_papers(folder: Path, checkpoint: Checkpoint, recipe: Recipe, shards: l
         **checkpoint.config, "quantization_config": quantization_config(quantization_of(checkpoint, recipe)),
     }  # fmt: skip
     written = ["config.json"]
-    _write_json(folder / "config.json", config)
+    write_object(folder / "config.json", config)
     if len(shards) > 1:
         written.append(INDEX_NAME)
         total = sum(sum(shard.tensors.values()) for shard in shards)
-        _write_json(folder / INDEX_NAME, index_of({shard.name: shard.tensors for shard in shards}, total))
+        write_object(folder / INDEX_NAME, index_of({shard.name: shard.tensors for shard in shards}, total))
     generation, _ = valid_generation_config(checkpoint.generation_config)
     if checkpoint.path.is_dir():
         for path in sorted(checkpoint.path.iterdir()):
@@ -55,24 +54,17 @@ def write_papers(folder: Path, checkpoint: Checkpoint, recipe: Recipe, shards: l
             small = path.is_file() and path.stat().st_size <= _MOST_BYTES
             if kept and small and not ours and not path.name.endswith(".index.json"):
                 if path.name == GENERATION_NAME and generation != checkpoint.generation_config:
-                    _write_json(folder / path.name, generation)
+                    write_object(folder / path.name, generation)
                 else:
                     shutil.copyfile(path, folder / path.name)
                 written.append(path.name)
     else:
         tokenizer = load_tokenizer(checkpoint)
-        _write_json(folder / GENERATION_NAME, with_ends(generation, tokenizer.eos_token_ids))
+        write_object(folder / GENERATION_NAME, with_ends(generation, tokenizer.eos_token_ids))
         tokenizer.save(folder)
-        # The name every release of transformers knows; the newest writes one that older ones refuse.
-        described = folder / "tokenizer_config.json"
-        _write_json(described, {**json.loads(described.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"})
         # The folder holds nothing but what was written for this checkpoint.
         written += [path.name for path in folder.iterdir() if not path.name.endswith(".safetensors")]
     for name in dict.fromkeys(written):
         with open(folder / name, "rb") as file:
             os.fsync(file.fileno())
     return sorted({*written, *(shard.name for shard in shards)})
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
