@@ -31,3 +31,9 @@ KEY_FILE = f"{KEY_FOLDER}/{KEY_NAME}"
 
 KEY_BYTES = 32
 """The secret has at least so many random bytes, written as hexadecimal digits."""
+
+
+def ordinal_of(pod: str) -> int | None:
+    """The ordinal of the pod of that name; None where it is no pod of a group."""
+    number = pod.rpartition("-")[2]
+    return int(number) if number.isascii() and number.isdigit() else None

@@ -15,6 +15,7 @@ import typer
 
 import plimsoll
 from plimsoll.api.errors import PlimsollError
+from plimsoll.api.group import POD, ordinal_of
 from plimsoll.api.printable import printable
 
 if TYPE_CHECKING:
@@ -34,8 +35,15 @@ def fetch(
         int, typer.Option(help="Serve /status and /live on this port meanwhile; 0 serves none.", min=0, max=65535)
     ] = 0,
     report: Annotated[Path | None, typer.Option(help="A file for the reason of a failure.")] = None,
+    leader_only: Annotated[
+        bool, typer.Option("--leader-only", help="Fetch nothing in a pod of a group that is not its leader.")
+    ] = False,
 ) -> None:
     """Download what serving needs of a checkpoint; resumes where the last attempt stopped, and never fetches twice."""
+    if leader_only and ordinal_of(os.environ.get(POD, "")):
+        typer.echo("This pod follows, and only the leader of its group needs these files")
+        return
+
     from plimsoll.checkpoint import guard, trust
     from plimsoll.checkpoint.fetching import Fetcher
 

@@ -22,6 +22,7 @@ from plimsoll.api.group import (
 from plimsoll.operator import names
 from plimsoll.operator.build.common import Object, metadata
 from plimsoll.operator.build.placing import with_affinity
+from plimsoll.operator.build.pod import fetcher
 from plimsoll.operator.build.policy import DNS, policy
 from plimsoll.operator.snapshot import Deployment, ReplicaSet, Shape
 
@@ -38,9 +39,14 @@ def grouped(template: Object, revision_name: str) -> Object:
     found = deepcopy(template)
     # The StatefulSet controller writes the pod's own number.
     found["metadata"]["labels"].pop(names.INDEX, None)
-    server = found["spec"]["containers"][0]
+    server, pod = found["spec"]["containers"][0], {"name": POD, "valueFrom": _field("metadata.name")}
+    for one in found["spec"].get("initContainers", ()):
+        # The leader runs all of a draft. An image copies itself by `cp`, which knows no leader.
+        if one["name"] == fetcher("draft") and "args" in one:
+            one["args"].append("--leader-only")
+            one["env"].append(pod)
     server["env"] += [
-        {"name": POD, "valueFrom": _field("metadata.name")},
+        pod,
         {"name": POD_IP, "valueFrom": _field("status.podIP")},
         {"name": GROUP_KEY, "value": KEY_FILE},
     ]

@@ -167,7 +167,7 @@ def models_of(
     if model.cache_claim:
         folder = f"{root}/{cache_folder(model, inspection)}"
         volume = {"name": name, "persistentVolumeClaim": {"claimName": model.cache_claim}}
-    fetch = reader(_fetcher(name), spec, settings)
+    fetch = reader(fetcher(name), spec, settings)
     # A source may begin with anything but a dash: every form of it begins with its scheme.
     fetch["args"] = [
         "fetch", resolved(model, inspection), "--into", folder,
@@ -180,7 +180,7 @@ def models_of(
     return Models(volume, downloaded_uri(folder, source, inspection), root, name, [fetch])
 
 
-def _fetcher(volume: str) -> str:
+def fetcher(volume: str) -> str:
     """The name of the container that fills a volume."""
     return "fetch" if volume == "models" else f"fetch-{volume}"
 
@@ -191,7 +191,7 @@ def _image(spec: Spec, source: Source, inspection: Inspection, image_volumes: bo
     image, uri = image_reference(source), mounted_uri(root, source, inspection)
     if image_volumes:
         return Models(image_volume(name, image), uri, root, name, pull_secret=secret)
-    copy = copier(_fetcher(name), source, name, spec)
+    copy = copier(fetcher(name), source, name, spec)
     _reserve_disk(copy, inspection)
     volume = {"name": name, "emptyDir": {}}
     return Models(volume, uri, f"{root}/{copied_folder(source)}", name, [copy], pull_secret=secret)

@@ -157,15 +157,16 @@ def make_work(host: str, port: int) -> Work:
     if draft is not None and not draft.source.startswith("file://"):
         field = "spec.serving.draft.source"
         raise SpecError("a pod opens what is mounted", field=field, value=draft.source, fix="Give file://PATH")
-    beside = None if draft is None else resolve(draft.source)
+    nodes = deployment.spec.parallelism.nodes
+    membership = None if nodes == 1 else from_environment(nodes)
+    follows = membership is not None and membership.ordinal > 0
+    # The leader runs all of a draft, and alone has its files.
+    beside = None if draft is None or follows else resolve(draft.source)
     engine, server = from_deployment(deployment, path, draft=beside, host=host, port=port)
     engine = replace(engine, contents=contents)
     checkpoint = open_checkpoint(path)
-    if engine.nodes == 1:
-        return Service(engine, server, checkpoint, patient=False), None
-    membership = from_environment(engine.nodes)
-    secret = read_secret(membership.key_file, GROUP_KEY)
-    if membership.ordinal == 0:
+    secret = b"" if membership is None else read_secret(membership.key_file, GROUP_KEY)
+    if membership is None or membership.ordinal == 0:
         return Service(engine, server, checkpoint, patient=False, membership=membership), None
     return None, Following(engine, membership, secret, checkpoint.digest(), server.drain_timeout)
 

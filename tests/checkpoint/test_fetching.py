@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from plimsoll.api.errors import CheckpointError
+from plimsoll.api.group import POD
 from plimsoll.checkpoint import fetching
 from plimsoll.checkpoint.complete import HIDDEN, read_marker
 from plimsoll.checkpoint.fetching import Fetcher
@@ -307,3 +308,13 @@ def unused_port() -> Iterator[int]:
         held_open.bind(("127.0.0.1", 0))
         number = held_open.getsockname()[1]
     return number
+
+
+def test_a_pod_that_follows_fetches_nothing_that_its_leader_alone_needs(tmp_path: Path, folder: Path) -> None:
+    into, source = tmp_path / "into", f"file://{folder}"
+    words = fetch(tmp_path, source, into, "--leader-only", **{POD: "tiny-g0-1"})
+    assert "only the leader" in words
+    assert not into.exists()
+    for options in ({POD: "tiny-g0-0"}, {}):
+        fetch(tmp_path, source, into / str(len(options)), "--leader-only", **options)
+        assert read_marker(into / str(len(options))) is not None

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from plimsoll.api.deployment import API_VERSION, KIND
+from plimsoll.api.errors import CheckpointError
+from plimsoll.api.group import GROUP_KEY, GROUP_LEADER, POD, POD_IP
 from plimsoll.runtime.config import EngineConfig
 from plimsoll.runtime.engine.group.curve import read_secret
 from plimsoll.runtime.engine.group.hub import Hub
 from plimsoll.runtime.engine.group.membership import Membership
 from plimsoll.runtime.server.following import Following
+from plimsoll.runtime.server.pod import MANIFEST, make_work
 from plimsoll.runtime.server.status_port import StatusPort
 from tests.support.endpoint import eventually
 from tests.support.pods import places, write_key
@@ -73,3 +77,25 @@ def test_draining_a_follower_waits_until_the_leader_lets_it_go(port: StatusPort,
     assert status == 200
     assert json.loads(body)["drained"] is True
     assert port.phase == "draining"
+
+
+def test_a_pod_that_follows_opens_no_draft(
+    tiny_checkpoint: Path, seats: list[Membership], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {
+        "model": {"source": f"file://{tiny_checkpoint}"}, "accelerator": {"resource": "cpu", "memory": "1Gi"},
+        "parallelism": {"tensor": 2, "nodes": 2},
+        "serving": {"speculativeTokens": 4, "draft": {"source": "file:///draft/that/is/not/here"}},
+    }  # fmt: skip
+    manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "tiny"}, "spec": spec}
+    seat = seats[1]
+    given = {POD_IP: seat.address, GROUP_LEADER: f"{seat.host}:{seat.port}", GROUP_KEY: seat.key_file}
+    for name, value in (given | {MANIFEST: json.dumps(manifest), POD: seat.name}).items():
+        monkeypatch.setenv(name, value)
+    service, following = make_work("127.0.0.1", 0)
+    assert service is None
+    assert following is not None
+    following.agent.close()
+    monkeypatch.setenv(POD, seats[0].name)
+    with pytest.raises(CheckpointError, match="/draft/that/is/not/here"):
+        make_work("127.0.0.1", 0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from plimsoll.api.errors import SpecError
-from plimsoll.api.group import GROUP_KEY, GROUP_LEADER, POD, POD_IP
+from plimsoll.api.group import GROUP_KEY, GROUP_LEADER, POD, POD_IP, ordinal_of
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,12 +42,12 @@ def from_environment(nodes: int, environment: Mapping[str, str] = os.environ) ->
             raise SpecError(
                 f"is not set, and spec.parallelism.nodes is {nodes}", field=name, fix="The operator sets it in a group"
             )
-    number = given[POD].rpartition("-")[2]
-    if not (number.isascii() and number.isdigit() and int(number) < nodes):
+    ordinal = ordinal_of(given[POD])
+    if ordinal is None or ordinal >= nodes:
         raise SpecError(f"must end in a dash and a number below {nodes}", field=POD, value=given[POD])
     host, port = leader_address(given[GROUP_LEADER], GROUP_LEADER)
     return Membership(
-        nodes=nodes, ordinal=int(number), name=given[POD], address=own_address(given[POD_IP], POD_IP), host=host,
+        nodes=nodes, ordinal=ordinal, name=given[POD], address=own_address(given[POD_IP], POD_IP), host=host,
         port=port, key_file=given[GROUP_KEY],
     )  # fmt: skip
 

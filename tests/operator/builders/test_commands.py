@@ -9,7 +9,10 @@ from plimsoll.api.deployment import ModelDeploymentSpec
 from plimsoll.operator import build
 from tests.support.built import MINIMAL, SETTINGS, deployment, replica_set
 
-SPEC = {**MINIMAL, "model": {"source": "hf://org/name"}}
+SPEC = {
+    **MINIMAL, "model": {"source": "hf://org/name"}, "parallelism": {"tensor": 2, "nodes": 2},
+    "serving": {"speculativeTokens": 4, "draft": {"source": "hf://org/small"}},
+}  # fmt: skip
 
 
 def arguments() -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from plimsoll.api.deployment import ModelDeploymentSpec
+from plimsoll.api.group import POD
 from plimsoll.operator import build
 from plimsoll.operator.build.source import cache_folder, draft_key, draft_source
 from tests.support.built import (
@@ -123,3 +124,17 @@ def test_a_policy_lets_a_pod_fetch_its_draft_where_its_model_is_mounted() -> Non
     assert egress(MINIMAL) == egress(drafted("pvc://models/small"))
     assert len(egress(drafted("hf://org/small@v1"))) > len(egress(MINIMAL))
     assert inspection_of(MINIMAL) == INSPECTION
+
+
+def test_in_a_group_only_the_leader_fetches_its_draft() -> None:
+    spec = {**drafted("hf://org/small@v2", **HUB), "parallelism": {"tensor": 2, "nodes": 2}}
+    first, second = pod_of(spec)["initContainers"]
+    assert "--leader-only" not in first["args"], "every pod has ranks of the model"
+    assert second["args"][-1] == "--leader-only"
+    assert named(second["env"])[POD]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+    alone = pod_of(drafted("hf://org/small@v2", **HUB))["initContainers"][1]
+    assert "--leader-only" not in alone["args"]
+    copied = {**spec, "model": MINIMAL["model"], "serving": drafted(f"oci://r.example/small@{DIGEST}")["serving"]}
+    copy = named(pod_of(copied, image_volumes=False)["initContainers"])["fetch-draft"]
+    assert copy["command"][0] == "cp"
+    assert "args" not in copy
