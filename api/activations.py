@@ -2,14 +2,15 @@
 
 from plimsoll.api.device import DeviceKind, TableFacts
 from plimsoll.api.errors import SpecError
+from plimsoll.api.names import MANIFEST, Names
 from plimsoll.api.precision import CODE_BITS, ActivationPrecision, Precision
 
 FIELD = "spec.serving.activationPrecision"
 
 
 def refuse_activations(
-    wish: ActivationPrecision, precision: Precision, kind: DeviceKind, torch_rows: int | None
-) -> None:  # fmt: skip
+    wish: ActivationPrecision, precision: Precision, kind: DeviceKind, torch_rows: int | None, names: Names = MANIFEST
+) -> None:
     """Raises SpecError where `wish` means nothing for weights held in `precision` on this kind of device.
 
     Args:
@@ -36,8 +37,8 @@ def refuse_activations(
         )  # fmt: skip
     if wish == "int8" and torch_rows is not None:
         raise SpecError(
-            f"contradicts torchRows, by which steps of {torch_rows} rows meet weights in bfloat16", field=FIELD,
-            value=wish, fix="Leave out one of them",
+            f"contradicts {names.torch_rows}, by which steps of {torch_rows} rows meet weights in bfloat16",
+            field=FIELD, value=wish, fix="Leave out one of them",
         )  # fmt: skip
 
 
@@ -51,14 +52,17 @@ def rows_of(wish: ActivationPrecision, precision: Precision, table: TableFacts) 
     return table.activation_rows
 
 
-def rows_note(wish: ActivationPrecision, precision: Precision, table: TableFacts) -> str | None:
+def rows_note(
+    wish: ActivationPrecision, precision: Precision, table: TableFacts, names: Names = MANIFEST
+) -> str | None:
     """What rows become beside weights in codes, and why, for people; None where they stay as they are."""
     found = rows_of(wish, precision, table)
     if found == "auto" or precision not in CODE_BITS:
         return None
     said = f"activations become {found} where they meet {precision} weights"
     if wish != "auto":
-        return f"{said}, as activationPrecision says"
+        return f"{said}, as {names.activations} says"
     if found == "int8":
-        return f"{said}: this processor multiplies bytes faster; activationPrecision bfloat16 keeps 16 bits"
-    return f"{said}: auto takes int8 on processors with AVX512-VNNI, AVX-VNNI or SDOT, without AMX and torchRows"
+        return f"{said}: this processor multiplies bytes faster; {names.activations} bfloat16 keeps 16 bits"
+    where = f"with AVX512-VNNI, AVX-VNNI or SDOT, without AMX and {names.torch_rows}"
+    return f"{said}: auto takes int8 on processors {where}"

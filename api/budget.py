@@ -23,13 +23,14 @@ from plimsoll.api.loaded_line import Budget as Budget
 from plimsoll.api.loaded_line import Load as Load
 from plimsoll.api.loaded_line import Rejection as Rejection
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.names import MANIFEST, Names
 from plimsoll.api.precision import ActivationPrecision, HeldCache, Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.quantization import PRECISION_OF_BITS
 from plimsoll.api.rank_budget import Part, RankBudget, parts
 from plimsoll.api.second_rounding import blocks_rounded, refused_under_auto
 from plimsoll.api.sizes import block_bytes, workspace_terms
-from plimsoll.api.ways_out import MANIFEST, MIB, Names, described, ways_out
+from plimsoll.api.ways_out import MIB, described, ways_out
 
 #: What each rank's process takes before the first tensor. CUDA: driver context and library handles, as measured by
 #: peers at 0.5 to 0.6 GiB. CPU: interpreter, torch and compiled kernels of the process, by `benchmarks/memory.py`.
@@ -302,14 +303,14 @@ def _lighter(sizer: _Sizer, load: Load, precision: Precision) -> bool:
         return False
 
 
-def short_context(found: Budget, load: Load) -> str | None:
+def short_context(found: Budget, load: Load, names: Names = MANIFEST) -> str | None:
     """What a person should know of a context that memory has cut short; None where it has not."""
     if load.max_length is not None or load.trained_length is None or found.max_length >= load.trained_length:
         return None
     return (
         f"the context is {found.max_length} tokens of the {load.trained_length} that the model was trained for: the "
-        "cache holds no more. Give more memory, or the cache a larger share, for a longer context. Set the context's "
-        "length to refuse a start with less"
+        "cache holds no more. Give more memory, or the cache a larger share, for a longer context. Set "
+        f"{names.max_length} to refuse a start with less"
     )
 
 

@@ -23,7 +23,8 @@ class PlimsollError(Exception):
 
     def __str__(self) -> str:
         where = f"{self.field}: " if self.field else ""
-        shown = repr(self.value)
+        # Flags as manifests, JSON and options have them.
+        shown = str(self.value).lower() if isinstance(self.value, bool) else repr(self.value)
         # What a stranger's file holds may be megabytes long.
         shown = shown if len(shown) <= 200 else shown[:197] + "..."
         found = f" (found {shown})" if self.value is not None else ""

@@ -175,7 +175,7 @@ def _validated(document: dict[str, Any], where: str, kind: type[_Whole]) -> _Who
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        problems = list(_problems(error, kind))
+        problems = list(_problems(error, kind, document))
     if len(problems) == 1:
         problem = problems[0]
         raise SpecError(problem.message, field=problem.field, value=problem.value, fix=problem.fix)
@@ -201,7 +201,7 @@ def _as_applied(document: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _problems(error: ValidationError, whole: type[BaseModel]) -> Iterator[SpecError]:
+def _problems(error: ValidationError, whole: type[BaseModel], document: Any) -> Iterator[SpecError]:
     for item in error.errors(include_url=False):
         place, kind, context = item["loc"], item["type"], item.get("ctx", {})
         field = _path(place)
@@ -222,15 +222,26 @@ def _problems(error: ValidationError, whole: type[BaseModel]) -> Iterator[SpecEr
             message = "must be " + " and ".join(f"{relation[k]} {v:g}" for k, v in context.items() if k in relation)
         else:
             message = item["msg"][:1].lower() + item["msg"][1:]
-        value = None if kind == "missing" else _Shown(item["input"])
+        written = item["input"] if kind == "invalid_key" else _written(document, place, item["input"])
+        value = None if kind == "missing" else _Shown(written)
         yield SpecError(message, field=field, value=value)
+
+
+def _written(document: Any, place: Sequence[int | str], otherwise: object) -> object:
+    """What the manifest has at `place`: `64Mi`, where a rule over several fields knows it as 67108864."""
+    for part in place:
+        try:
+            document = document[part]
+        except (KeyError, IndexError, TypeError):
+            return otherwise
+    return document
 
 
 class _Shown:
     """A value in an error: bounded, however large or nested the manifest made it."""
 
     def __init__(self, value: object) -> None:
-        self._text = _short.repr(value)
+        self._text = str(value).lower() if isinstance(value, bool) else _short.repr(value)
 
     def __repr__(self) -> str:
         return self._text

@@ -1,10 +1,10 @@
 """What would make a budget close: each way names all that it changes, and the budget itself has checked it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from plimsoll.api.loaded_line import Budget, Load
+from plimsoll.api.names import Names
 from plimsoll.api.quantity import format_bytes
 
 MIB = 1 << 20
@@ -15,36 +15,6 @@ RATIOS = (0.9, 0.95)
 STEPS = (1024, 512, 256)
 #: How finely a device is suggested.
 GRAIN = 16 * MIB
-
-
-@dataclass(frozen=True)
-class Names:
-    """What the user calls each wish, in front of its value: a manifest's fields, options or arguments."""
-
-    precision: str = "precision"
-    max_length: str = "context.maxLength"
-    ratio: str = "kvCache.ratio"
-    cache_bytes: str = "a cache of"
-    max_batched_tokens: str = "serving.maxBatchedTokens"
-    memory: str = "a device of"
-    rope: str = "context.rope type dynamic, factor"
-    int8_cache: str = "kvCache.precision int8"
-    host_bytes: str = "kvCache.hostMemory"
-    guesses: str = "serving.speculativeTokens"
-
-
-MANIFEST = Names()
-MANIFEST_LINE = Names(memory="accelerator.memory")
-OPTIONS = Names(
-    "--dtype", "--session-len", "--cache-max-entry-count", "--kv-cache-bytes", "--max-prefill-token-num", "--memory",
-    "--rope-scaling-factor", "--quant-policy 8", "--host-memory",
-    "--speculative-tokens",
-)  # fmt: skip
-ARGUMENTS = Names(
-    "precision", "max_model_len", "kv_ratio", "kv_cache_bytes", "max_batched_tokens", "memory",
-    "rope_type dynamic, rope_factor", "cache_precision int8", "host_memory",
-    "speculative_tokens",
-)  # fmt: skip
 
 
 Closes = Callable[[dict[str, Any]], Budget | None]

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from plimsoll.api.cache_loss import CACHES_BY_BYTES
 from plimsoll.api.quantity import format_bytes
 from plimsoll.cli.screen import column
 from plimsoll.cli.screen import console as console
@@ -174,10 +175,12 @@ def announce(service: "Service", screen: Console) -> None:
         parts = f"weights {format_bytes(rank.weights)} · KV cache {format_bytes(rank.kv_cache)}"
         screen.print(f"rank {rank.rank}: {parts} · in use {format_bytes(rank.resident)}", style="dim", highlight=False)
     tokens = info.num_blocks * info.block_size
+    held = f" at {info.cache_dtype}" if info.cache_dtype in CACHES_BY_BYTES else ""
     took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.startup.items())
     threads = f"{info.threads} thread{'' if info.threads == 1 else 's'}{' each' if info.ranks else ''}"
     screen.print(
-        f"context {info.model_len} tokens · cache {tokens} tokens · {info.precision} · {info.kernels} kernels"
+        f"context {info.model_len} tokens · cache {tokens} tokens{held} · {info.precision} · "
+        f"{info.kernels} kernels"
         f"{_on_ranks(len(info.ranks))} on {threads} · {took}",
         style="dim",
         highlight=False,

@@ -17,6 +17,7 @@ from plimsoll.api.parsers import AUTO, REASONING_PARSERS, TOOL_PARSERS, reasonin
 from plimsoll.api.precision import ActivationPrecision, CachePrecision
 from plimsoll.api.quantity import byte_option
 from plimsoll.api.shard import MOST_RANKS
+from plimsoll.cli.cache_size import DEFAULT_SHARE, cache_size
 from plimsoll.cli.host_memory import host_bytes
 from plimsoll.cli.machines import MASTER_PORT, follow, leader_of, membership_of, refuse_headless_leader
 from plimsoll.cli.speculative import guessing
@@ -59,8 +60,11 @@ def serve(
         ),
     ] = None,
     cache_max_entry_count: Annotated[
-        float, typer.Option(help="Share of the memory that is free after the weights to use as KV cache.")
-    ] = 0.8,
+        float | None,
+        typer.Option(
+            help=f"Share of the memory that is free after the weights to use as KV cache. Default: {DEFAULT_SHARE}."
+        ),
+    ] = None,
     kv_cache_bytes: Annotated[
         str | None, typer.Option(help="The KV cache's size itself, as 2Gi or 512Mi, instead of a share.")
     ] = None,
@@ -246,11 +250,7 @@ def serve(
     if membership is not None and membership.ordinal > 0:
         # Machine 0 runs all of it.
         draft = None
-    if not 0 < cache_max_entry_count < 1:
-        raise SpecError(
-            "must be between 0 and 1, both excluded", field="--cache-max-entry-count", value=cache_max_entry_count,
-            fix="For an absolute size there is --kv-cache-bytes",
-        )  # fmt: skip
+    kv_ratio, cache_bytes = cache_size(cache_max_entry_count, kv_cache_bytes)
     if 0 < rope_scaling_factor < 1:
         raise SpecError(
             "must be at least 1, or 0 for the checkpoint's own",
@@ -287,8 +287,8 @@ def serve(
         nodes=nnodes,
         device=device,
         memory=None if memory is None else byte_option(memory, "--memory"),
-        kv_ratio=cache_max_entry_count,
-        kv_cache_bytes=None if kv_cache_bytes is None else byte_option(kv_cache_bytes, "--kv-cache-bytes"),
+        kv_ratio=kv_ratio,
+        kv_cache_bytes=cache_bytes,
         host_memory=host,
         block_size=cache_block_seq_len,
         prefix_caching=enable_prefix_caching,

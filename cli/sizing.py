@@ -62,7 +62,7 @@ def sized(
     from plimsoll.api.activations import refuse_activations
     from plimsoll.api.budget import RUNS, budget
     from plimsoll.api.load import load_of, sharing
-    from plimsoll.api.ways_out import MANIFEST_LINE
+    from plimsoll.api.names import MANIFEST_LINE
 
     load = load_of(spec, facts, draft)
     load = sharing(load) if place.shared else load

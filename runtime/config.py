@@ -13,8 +13,8 @@ from plimsoll.api.device import DeviceKind
 from plimsoll.api.errors import SpecError
 from plimsoll.api.load import refuse_not_run_yet, sharing, stretched
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.names import ARGUMENTS, MANIFEST_LINE, OPTIONS, Names
 from plimsoll.api.precision import ActivationPrecision, CachePrecision, Precision
-from plimsoll.api.ways_out import ARGUMENTS, MANIFEST_LINE, OPTIONS, Names
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -113,6 +113,11 @@ def engine_config(model: Path, **options: Any) -> EngineConfig:
             raise SpecError(f"means the same as {ours}", field=theirs, value=options[theirs], fix="Give one of the two")
         if theirs in options:
             options[ours] = options.pop(theirs)
+    if "kv_ratio" in options and options.get("kv_cache_bytes") is not None:
+        raise SpecError(
+            "contradicts kv_cache_bytes, which is the whole size", field="kv_ratio", value=options["kv_ratio"],
+            fix="Leave one",
+        )  # fmt: skip
     for name in options:
         if name not in EngineConfig.__struct_fields__:
             close = difflib.get_close_matches(name, EngineConfig.__struct_fields__, 1)
@@ -142,11 +147,13 @@ _FIELDS = {
         "spec.serving.draft": "draft_model",
         "spec.serving.deterministic": "deterministic",
         "spec.serving.activationPrecision": "activation_precision",
+        "spec.serving.torchRows": "torch_rows",
     },
     "options": {
         "spec.kvCache.blockSize": "--cache-block-seq-len",
         "spec.serving.deterministic": "--deterministic",
         "spec.serving.activationPrecision": "--activation-precision",
+        "spec.serving.torchRows": "--torch-rows",
         "spec.parallelism.tensor": "--tp",
         "spec.kvCache.hostMemory": "--host-memory",
         "spec.serving.draft": "--draft-model",

@@ -194,7 +194,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     precision: str
     """Of weights."""
     cache_dtype: str
-    """Of keys and values in the cache, as torch names it: `bfloat16`."""
+    """Of keys and values in the cache: `int8`, `int4`, or floats as torch names them, such as `bfloat16`."""
     predicted: dict[str, int]
     """Bytes by budget term: total, context, weights, workspace, kvCache, headroom; draft where there is a draft
     model, hostCache where a host tier lies on the line."""

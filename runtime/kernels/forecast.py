@@ -9,6 +9,7 @@ from pathlib import Path
 
 from plimsoll.api.device import CUDA_BUILD_BYTES, TORCH_TABLE, DeviceFacts, DeviceKind, TableFacts, native_table
 from plimsoll.api.errors import PlimsollError
+from plimsoll.api.names import Names
 from plimsoll.api.quantity import format_bytes
 from plimsoll.runtime.kernels.build import NativeUnavailableError, library, variant_of
 from plimsoll.runtime.machine.processor import multiplies_bytes, processor_flags
@@ -70,8 +71,14 @@ def wanted_table(kernels: str = "auto") -> str:
     """The environment's PLIMSOLL_KERNELS decides where `auto` is asked. Raises PlimsollError for an unknown name."""
     wanted = kernels if kernels != "auto" else os.environ.get("PLIMSOLL_KERNELS") or "auto"
     if wanted not in TABLES:
-        raise PlimsollError("no such table", field="kernels", value=wanted, fix=f"Use one of {', '.join(TABLES)}")
+        field = "PLIMSOLL_KERNELS" if kernels == "auto" else "kernels"
+        raise PlimsollError("no such table", field=field, value=wanted, fix=f"Use one of {', '.join(TABLES)}")
     return wanted
+
+
+def torch_rows_name(torch_rows: int | None, names: Names) -> str:
+    """What says that torch multiplies: the option, or the environment where that is left out."""
+    return "PLIMSOLL_TORCH_ROWS" if torch_rows is None else names.torch_rows
 
 
 def wanted_torch_rows(torch_rows: int | None = None) -> int | None:

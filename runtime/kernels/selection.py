@@ -10,9 +10,10 @@ import torch
 
 from plimsoll.api.activations import FIELD
 from plimsoll.api.errors import PlimsollError
+from plimsoll.api.names import ARGUMENTS, Names
 from plimsoll.checkpoint.ownership import own_folder
 from plimsoll.runtime.kernels.build import own_cache
-from plimsoll.runtime.kernels.forecast import wanted_table, wanted_torch_rows
+from plimsoll.runtime.kernels.forecast import torch_rows_name, wanted_table, wanted_torch_rows
 from plimsoll.runtime.kernels.native import NativeUnavailableError, native_kernels
 from plimsoll.runtime.kernels.table import Kernels
 from plimsoll.runtime.kernels.torch_ops import torch_kernels
@@ -27,6 +28,7 @@ def select(
     torch_rows: int | None = None,
     *,
     int8: bool = False,
+    names: Names = ARGUMENTS,
 ) -> Kernels:
     """The table for weights and cache of `weight_dtype` on `device`; the same one for the same machine every time.
 
@@ -39,27 +41,28 @@ def select(
             a large step than in a small one, so answers depend on load. None asks the environment's
             PLIMSOLL_TORCH_ROWS, and without it no product leaves the table.
         int8: rows are quantized to 8 bits where they meet codes of 4 or 8 bits; on a CPU alone.
+        names: what the user calls the options, for refusals.
 
     Raises PlimsollError for a name that is no table, for `native` where it cannot run, and for `torch_rows` where
     another table runs.
     """
-    wanted = wanted_table(kernels)
+    wanted, through_torch = wanted_table(kernels), wanted_torch_rows(torch_rows)
     if torch_rows is not None and (device.type != "cpu" or wanted == "torch"):
         raise PlimsollError(
-            "only the native kernels of a CPU hand products to torch", field="torch_rows", value=torch_rows,
-            fix="Leave it out",
+            "only the native kernels of a CPU hand products to torch", field="spec.serving.torchRows",
+            value=torch_rows, fix="Leave it out",
         )  # fmt: skip
-    if int8 and device.type == "cpu" and wanted != "torch" and wanted_torch_rows(torch_rows) is not None:
+    if int8 and device.type == "cpu" and wanted != "torch" and through_torch is not None:
         raise PlimsollError(
-            "torch multiplies steps of many rows, in bfloat16", field=FIELD, value="int8",
-            fix="Leave out torch_rows and PLIMSOLL_TORCH_ROWS, or this",
+            f"torch multiplies steps of {through_torch} rows and more, in bfloat16", field=FIELD, value="int8",
+            fix=f"Leave out {torch_rows_name(torch_rows, names)} or this",
         )  # fmt: skip
     if wanted == "auto" and device.type == "cuda":
         return _on_cuda(device, weight_dtype)
     if wanted == "torch" or (wanted == "auto" and device.type != "cpu"):
         return torch_kernels(device, weight_dtype, int8=int8)
     try:
-        return native_kernels(device, weight_dtype, wanted_torch_rows(torch_rows), int8=int8)
+        return native_kernels(device, weight_dtype, through_torch, int8=int8)
     except NativeUnavailableError as error:
         if wanted == "native":
             raise PlimsollError(

@@ -92,5 +92,5 @@ def _unsupported(name: str, value: Any) -> str:
 def _quote(value: Any) -> str:
     """Numbers and flags are worth repeating; text might be somebody's prompt."""
     if isinstance(value, bool | int | float):
-        return f" (found {str(value)[:QUOTED]})"
+        return f" (found {(str(value).lower() if isinstance(value, bool) else str(value))[:QUOTED]})"
     return ""

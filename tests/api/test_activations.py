@@ -5,6 +5,7 @@ import pytest
 from plimsoll.api.activations import FIELD, refuse_activations, rows_note, rows_of
 from plimsoll.api.device import TORCH_TABLE, DeviceKind, native_table
 from plimsoll.api.errors import SpecError
+from plimsoll.api.names import OPTIONS
 from plimsoll.api.precision import ActivationPrecision, Precision
 
 
@@ -16,7 +17,7 @@ from plimsoll.api.precision import ActivationPrecision, Precision
         ("int8", "bfloat16", "cpu", None, "goes with weights of 4 or 8 bits, and they are held in bfloat16"),
         ("int8", "float32", "cpu", None, "held in float32"),
         ("bfloat16", "float32", "cpu", None, "which meet activations in float32"),
-        ("int8", "w8a16", "cpu", 128, "contradicts torchRows"),
+        ("int8", "w8a16", "cpu", 128, "contradicts serving.torchRows"),
     ],
 )
 def test_a_wish_that_does_not_apply_is_refused_with_a_way_out(
@@ -50,9 +51,11 @@ def test_people_read_what_rows_become_and_why() -> None:
     quick, slow = native_table(32, quick_bytes=True), native_table(32)
     assert rows_note("auto", "w4a16", quick) == (
         "activations become int8 where they meet w4a16 weights: this processor multiplies bytes faster; "
-        "activationPrecision bfloat16 keeps 16 bits"
+        "serving.activationPrecision bfloat16 keeps 16 bits"
     )
     assert "bfloat16 where they meet w8a16 weights: auto takes int8 on" in str(rows_note("auto", "w8a16", slow))
-    assert "as activationPrecision says" in str(rows_note("int8", "w8a16", slow))
+    assert "as serving.activationPrecision says" in str(rows_note("int8", "w8a16", slow))
+    assert "--activation-precision bfloat16 keeps" in str(rows_note("auto", "w4a16", quick, OPTIONS))
+    assert "without AMX and --torch-rows" in str(rows_note("auto", "w8a16", slow, OPTIONS))
     assert rows_note("auto", "bfloat16", quick) is None
     assert rows_note("auto", "w4a16", TORCH_TABLE) is None

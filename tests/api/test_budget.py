@@ -16,6 +16,7 @@ from plimsoll.api.facts import facts_from_config
 from plimsoll.api.families.registry import find_family
 from plimsoll.api.layer_tensors import FUSED, expected_tensors, role_shape, stored_linears
 from plimsoll.api.model import ModelFacts, TensorFact
+from plimsoll.api.names import OPTIONS
 from plimsoll.api.quantization import Quantization
 from plimsoll.api.shard import shards, tensor_sizes
 from plimsoll.api.sizes import block_bytes, weight_bytes
@@ -376,6 +377,7 @@ def test_a_context_that_memory_cuts_short_is_said_and_below_the_least_refused() 
         note = short_context(found, load)
         assert found.max_length == blocks * 64
         assert note is None if words is None else words in (note or "")
+        assert note is None or "Set --session-len to" in (short_context(found, load, OPTIONS) or "")
     coded = block_bytes(FACTS, 64, "bfloat16", "int8")
     short = Load(precision="bfloat16", cache_bytes=least * coded, trained_length=32768)
     assert budget(FACTS, CARD, short).cache_precision == "int8"

@@ -84,6 +84,11 @@ def test_the_example_of_every_setting_has_every_setting(repository: Path) -> Non
         ("  kvCache: {ratio: 0}", "spec.kvCache.ratio: must be above 0 (found 0)"),
         ("  kvCache: {ratio: .nan}", "spec.kvCache.ratio: must be a finite number (found nan)"),
         ("  kvCache: {blockSize: 65}", "must be 16, 32, 64, 128 or 256 (found 65)"),
+        (
+            "  kvCache: {hostMemory: 64Mi, prefixCaching: false}",
+            "spec.kvCache.hostMemory: goes with prefixCaching: true. Remove one of them (found '64Mi')",
+        ),
+        ("  serving: {torchRows: true}", "spec.serving.torchRows: must be a whole number (found true)"),
         ("  kvCache: {prefixCaching: 'yes'}", "must be true or false (found 'yes')"),
         ("  precision: fp8", "must be auto, bfloat16, float16, float32, w8a16 or w4a16 (found 'fp8')"),
         ("  parallelism: {tensor: 0}", "must be auto or a whole number from 1 to 64 (found 0)"),

@@ -17,8 +17,8 @@ from plimsoll.api.facts import facts_from_config
 from plimsoll.api.load import load_of
 from plimsoll.api.manifest import parse_manifest
 from plimsoll.api.model import ModelFacts
+from plimsoll.api.names import ARGUMENTS, MANIFEST, OPTIONS, Names
 from plimsoll.api.quantity import parse_quantity
-from plimsoll.api.ways_out import ARGUMENTS, MANIFEST, OPTIONS, Names
 from plimsoll.runtime.config import EngineConfig, engine_load, from_deployment
 from tests.api.test_budget import DEVICES, LOADS, configs
 from tests.support.miniature import CONFIG
@@ -38,6 +38,8 @@ def applied(way: str, device: DeviceFacts, load: Load, names: Names) -> tuple[De
     for part in re.sub(r" \(.*\)$", "", way).split(" and "):
         if part.startswith(names.memory):
             device = replace(device, total=int(parse_quantity(part.removeprefix(names.memory).strip())))
+        elif part == f"no {names.host_bytes}":
+            load = replace(load, host_bytes=0)
         elif part == names.int8_cache:
             load = replace(load, cache_precision="int8")
         elif part.endswith("instead of an absolute size"):

@@ -68,7 +68,7 @@ def test_the_default_is_what_this_processor_multiplies_faster_and_says_so(
     assert found["auto"].of_followers().activation_precision == wanted
     said = [record.message for record in caplog.records if record.message.startswith("activations become")]
     assert said[0].startswith(f"activations become {wanted} where they meet w4a16 weights: ")
-    assert said[2] == "activations become bfloat16 where they meet w4a16 weights, as activationPrecision says"
+    assert said[2] == "activations become bfloat16 where they meet w4a16 weights, as activation_precision says"
 
 
 @pytest.mark.parametrize(("wanted", "ending"), [("int8", "-int8-vnni"), ("bfloat16", "")])
@@ -98,7 +98,7 @@ def test_floats_and_rows_for_torch_are_refused_by_name(
         make_engine(folders["four"], precision="auto", activation_precision="int8", torch_rows=64, kernels="native")
     assert rows.value.field == "spec.serving.activationPrecision"
     monkeypatch.setenv("PLIMSOLL_TORCH_ROWS", "64")
-    with pytest.raises(PlimsollError, match="Leave out torch_rows and PLIMSOLL_TORCH_ROWS"):
+    with pytest.raises(PlimsollError, match="Leave out PLIMSOLL_TORCH_ROWS or this"):
         make_engine(folders["four"], precision="auto", activation_precision="int8", kernels="native")
 
 

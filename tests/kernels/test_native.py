@@ -353,7 +353,7 @@ def test_a_number_of_rows_that_is_none_is_refused_by_name(monkeypatch: pytest.Mo
 
 def test_rows_for_torch_go_with_the_native_table_alone() -> None:
     for device, kernels in ((torch.device("cpu"), "torch"), (torch.device("cuda"), "auto")):
-        with pytest.raises(PlimsollError, match="torch_rows: only the native kernels of a CPU"):
+        with pytest.raises(PlimsollError, match="torchRows: only the native kernels of a CPU"):
             select(device, torch.bfloat16, kernels, 128)
 
 

@@ -17,7 +17,7 @@ from plimsoll.api.device import DeviceKind
 from plimsoll.api.draft import FIELD as DRAFT
 from plimsoll.api.errors import SpecError
 from plimsoll.api.model import ModelFacts
-from plimsoll.api.precision import slow_codes
+from plimsoll.api.precision import ActivationPrecision, slow_codes
 from plimsoll.api.second_rounding import as_stored, rounded_again
 from plimsoll.api.shard import shards
 from plimsoll.checkpoint import open_checkpoint
@@ -33,7 +33,12 @@ from plimsoll.runtime.engine.worker.kv_cache import KVCache
 from plimsoll.runtime.engine.worker.memory import MemoryPlan, find_device, find_dtype, plan_memory, resident_bytes
 from plimsoll.runtime.engine.worker.runner import Runner
 from plimsoll.runtime.engine.worker.self_test import of_group, self_test
-from plimsoll.runtime.kernels.forecast import foreseen_libraries, libraries_note
+from plimsoll.runtime.kernels.forecast import (
+    foreseen_libraries,
+    libraries_note,
+    torch_rows_name,
+    wanted_torch_rows,
+)
 from plimsoll.runtime.kernels.group_error import GroupError
 from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.kernels.table import Kernels
@@ -205,29 +210,39 @@ def prepare(config: EngineConfig, *, follows: bool = False) -> Prepared:
     draft = _open_draft(config)
     device = find_device(config.device)
     dtype = find_dtype(config.precision, device)
-    kernels = select(
-        device, dtype, config.kernels, config.torch_rows, int8=config.activation_precision == "int8"
-    )  # fmt: skip
+    names = names_of(config)
+
+    def table(rows: ActivationPrecision) -> Kernels:
+        return select(device, dtype, config.kernels, config.torch_rows, int8=rows == "int8", names=names)
+
+    kernels = table(config.activation_precision)
     plan = plan_memory(
         config, checkpoint.facts, kernels, dtype, None if draft is None else draft.facts, follows=follows
     )
     kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
-    refuse_activations(config.activation_precision, plan.precision, kind, config.torch_rows)
+    refuse_activations(config.activation_precision, plan.precision, kind, config.torch_rows, names)
     rows = rows_of(config.activation_precision, plan.precision, kernels.facts)
     if rows != config.activation_precision:
-        kernels = select(device, dtype, config.kernels, config.torch_rows, int8=rows == "int8")
+        kernels = table(rows)
     threads = apply_threads(rank_threads(config, plan.tensor // config.nodes))
     determinism = self_test(kernels, dtype)
     if config.deterministic and not determinism.deterministic:
         raise SpecError(
-            f"this machine cannot keep answers equal: {determinism.reason}", field="spec.serving.deterministic",
-            value=True, fix="Leave it out to serve with answers that may depend on load",
+            f"answers cannot be kept equal here: {determinism.reason}", field="spec.serving.deterministic",
+            value=True, fix=_unequal(config),
         )  # fmt: skip
     if not follows:
         _log_notes(config, checkpoint, kernels, plan)
         if not determinism.deterministic:
             log.warning("answers may depend on load: %s", determinism.reason)
     return Prepared(config, checkpoint, kernels, dtype, plan, threads, determinism, draft)
+
+
+def _unequal(config: EngineConfig) -> str:
+    """What a user can leave out where answers cannot be kept equal."""
+    given = wanted_torch_rows(config.torch_rows) is not None
+    rows = f"{torch_rows_name(config.torch_rows, names_of(config))}, or leave out " if given else ""
+    return f"Leave out {rows}this to serve with answers that may depend on load"
 
 
 def _open_draft(config: EngineConfig) -> Checkpoint | None:
@@ -246,7 +261,7 @@ def _log_notes(config: EngineConfig, checkpoint: Checkpoint, kernels: Kernels, p
         log.warning(notice)
     for option in plan.rejected:
         log.info("passed over %s: %s", option.option, option.reason)
-    if rows := rows_note(config.activation_precision, plan.precision, kernels.facts):
+    if rows := rows_note(config.activation_precision, plan.precision, kernels.facts, names_of(config)):
         log.info(rows)
     if stored := as_stored(checkpoint.facts, plan.precision):
         log.info("%s holds the checkpoint's %s as they are stored", plan.precision, stored)

@@ -14,10 +14,11 @@ from plimsoll.api.draft import DraftBudget
 from plimsoll.api.errors import DoesNotFitError, PlimsollError, SpecError
 from plimsoll.api.load import UNTESTED, Fields, refuse_unrun
 from plimsoll.api.model import ModelFacts, RopeFacts
+from plimsoll.api.names import Names
 from plimsoll.api.precision import HeldCache, Precision
 from plimsoll.api.quantity import format_bytes
 from plimsoll.api.rope import override_rope
-from plimsoll.api.ways_out import MIB, Names
+from plimsoll.api.ways_out import MIB
 from plimsoll.runtime.config import EngineConfig, engine_load, names_of
 from plimsoll.runtime.kernels.forecast import foreseen_libraries
 from plimsoll.runtime.kernels.table import Kernels
@@ -148,7 +149,7 @@ def plan_memory(
     return MemoryPlan(
         precision, found.tensor, rope, found.max_length, found.blocks, step, found.per_device(),
         tuple(rank.weights for rank in found.ranks), tuple(rank.in_use for rank in found.ranks),
-        found.cache_precision, found.host_blocks, found.rejected, short_context(found, load), found.draft,
+        found.cache_precision, found.host_blocks, found.rejected, short_context(found, load, names), found.draft,
     )  # fmt: skip
 
 

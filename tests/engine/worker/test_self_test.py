@@ -152,9 +152,10 @@ def test_kernels_that_promise_nothing_say_why_and_have_no_digest() -> None:
 def test_an_engine_that_must_be_deterministic_refuses_to_start_where_it_cannot_be(
     tiny_llama: Path, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(SpecError, match="cannot keep answers equal") as caught:
+    with pytest.raises(SpecError, match="cannot be kept equal") as caught:
         make_engine(tiny_llama, deterministic=True, **options)
     assert caught.value.field == "spec.serving.deterministic"
+    assert ("Leave out torch_rows, or leave out this" in str(caught.value)) == ("torch_rows" in options)
     engine = make_engine(tiny_llama, **options)
     assert not engine.ready.determinism.deterministic
     engine.close()
