@@ -89,8 +89,8 @@ def shards(facts: ModelFacts, tensor: int, precision: Precision) -> tuple[Shard,
     heads, inner = _head_unit(facts, precision), _inner_unit(facts, precision)
     reason = _refused(facts, tensor, heads, inner)
     if reason:
-        fits = [size for size in range(1, MOST_RANKS + 1) if not _refused(facts, size, heads, inner)]
-        raise SpecError(reason, field="spec.parallelism.tensor", value=tensor, fix=f"Sizes that work: {_listed(fits)}")
+        sizes = _listed(tensor_sizes(facts, precision))
+        raise SpecError(reason, field="spec.parallelism.tensor", value=tensor, fix=f"Sizes that work: {sizes}")
     found = _heads(facts, tensor, heads)
     assert found is not None
     queries, keys = found

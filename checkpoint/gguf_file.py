@@ -28,7 +28,7 @@ MAX_TEXT_BYTES = 16 * 1024 * 1024
 MAX_TEXTS_BYTES = 64 * 1024 * 1024
 MAX_RANK = 4
 
-_STRING, _ARRAY, _BOOL = 8, 9, 7
+_STRING, _ARRAY = 8, 9
 #: struct codes of the scalar value types, by number.
 _SCALARS: Mapping[int, str] = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",

@@ -24,7 +24,6 @@ def page_of(data: Any, now: float, before: Page | None) -> Page | None:
     loads = steps.get("ranks")
     ranks = data.get("ranks")
     read = Page(
-        read_at=now,
         moved_at=now,
         phase=data["phase"],
         startup=startup,

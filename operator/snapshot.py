@@ -61,7 +61,6 @@ class Container:
 class Page:
     """A pod's status page, as last read."""
 
-    read_at: float
     moved_at: float
     """When its bytes or its phase last changed: what a deadline counts from."""
     phase: Literal["downloading", "loading", "warming", "ready", "draining"]

@@ -220,7 +220,7 @@ def test_a_follower_in_trouble_is_what_the_group_is_said_to_wait_for() -> None:
     cluster.settle()
     [name] = cluster.groups
     leader, follower = (next(pod for pod in cluster.pods if pod.name == f"{name}-{at}") for at in (0, 1))
-    loading = Page(cluster.now, cluster.now, "loading", waiting_for=(f"{name}-1",))
+    loading = Page(cluster.now, "loading", waiting_for=(f"{name}-1",))
     pull = Container("server", reason="ImagePullBackOff", message="not found")
     cases: list[tuple[Any, str, str]] = [
         ({"containers": (pull,)}, "ImagePull", "not found"),
@@ -242,11 +242,10 @@ def test_a_group_is_late_only_when_none_of_its_pods_moves() -> None:
     cluster.settle()
     [name] = cluster.groups
     cluster.pods = [
-        replace(pod, ready=False, routable=False, page=Page(cluster.now, cluster.now, "loading"))
-        for pod in cluster.pods
+        replace(pod, ready=False, routable=False, page=Page(cluster.now, "loading")) for pod in cluster.pods
     ]
     moved = cluster.now + 50
-    cluster.pods[1] = replace(cluster.pods[1], page=Page(moved, moved, "loading"))
+    cluster.pods[1] = replace(cluster.pods[1], page=Page(moved, "loading"))
     cluster.now += 100
     cluster.act()
     assert cluster.condition("Degraded")["status"] == "False"

@@ -14,7 +14,7 @@ from tests.support.job_miniature import LAYERS, JobCluster
 from tests.support.miniature import Cluster, spec
 
 #: What a pod said before it was evicted.
-PAGE = Page(1.0, 1.0, "ready", {"load": {"bytes": 5, "seconds": 9.0}}, {"weights": 7}, 5, 2, 0.9)
+PAGE = Page(1.0, "ready", {"load": {"bytes": 5, "seconds": 9.0}}, {"weights": 7}, 5, 2, 0.9)
 
 
 def serving(replicas: int, **changes: object) -> Cluster:

@@ -274,7 +274,7 @@ def test_a_loading_pod_that_moves_is_never_given_up_and_one_that_does_not_is() -
     for moved, failed in ((500.0, False), (700.0, True)):
         at = cluster.now
         owner = f"uid-demo-{new}"
-        page = Page(at, at - moved, "loading", {"load": {"bytes": 5, "total": 10, "seconds": 1.0}})
+        page = Page(at - moved, "loading", {"load": {"bytes": 5, "total": 10, "seconds": 1.0}})
         slow = Pod("slow", revision=new, owner=owner, node="n1", created=at - 5000, phase="Running", page=page)
         cluster.pods = [pod for pod in cluster.pods if pod.revision != new] + [slow]
         found = cluster.look()
@@ -350,7 +350,7 @@ def test_room_counts_what_free_nodes_would_take() -> None:
 def test_a_new_leader_that_has_read_no_page_yet_writes_nothing_anew() -> None:
     cluster = Cluster(spec=spec(replicas=2))
     cluster.settle()
-    page = Page(1.0, 1.0, "ready", {"load": {"seconds": 2.0}}, {"peak": 5}, running=3)
+    page = Page(1.0, "ready", {"load": {"seconds": 2.0}}, {"peak": 5}, running=3)
     cluster.pods = [replace(cluster.pods[0], page=page), replace(cluster.pods[1], page=replace(page, running=1))]
     cluster.act()
     before = cluster.status

@@ -15,7 +15,7 @@ PLAIN = {"deterministic": False, "kernels": "torch", "reason": "plain torch"}
 
 
 def pods(*pages: Mapping[str, Any]) -> list[Pod]:
-    return [Pod(f"pod-{at}", page=Page(1.0, 1.0, "ready", serving=page)) for at, page in enumerate(pages)]
+    return [Pod(f"pod-{at}", page=Page(1.0, "ready", serving=page)) for at, page in enumerate(pages)]
 
 
 def test_replicas_that_agree_have_one_value() -> None:
@@ -65,7 +65,7 @@ def test_a_status_holds_a_bounded_number_of_kinds() -> None:
 def test_the_status_of_a_deployment_has_it_and_it_stays_while_a_new_operator_reads_the_pages() -> None:
     cluster = Cluster(spec=spec(replicas=2))
     cluster.settle()
-    pages = [Page(1.0, 1.0, "ready", serving=one) for one in (ONE, OTHER)]
+    pages = [Page(1.0, "ready", serving=one) for one in (ONE, OTHER)]
     cluster.pods = [replace(pod, page=page) for pod, page in zip(cluster.pods, pages, strict=True)]
     cluster.act()
     assert cluster.status["serving"]["deterministic"] is False

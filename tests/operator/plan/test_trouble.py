@@ -13,7 +13,7 @@ from plimsoll.operator.snapshot import Container, Node, Page, Pod
 from tests.support.miniature import GIB, Cluster, spec
 
 NOW, DEADLINE = 2_000_000.0, 600.0
-SERVED = Page(NOW - 5, NOW - 665, "ready")
+SERVED = Page(NOW - 665, "ready")
 HERE = Node("n1", allocatable={"cpu": 8000, "memory": 16 * GIB, "pods": 110})
 LOST = replace(HERE, usable=False, not_ready="Kubelet stopped posting node status.", not_ready_at=1_785_585_600.0)
 

@@ -209,12 +209,12 @@ def test_a_page_belongs_to_its_pod_and_goes_with_it(cache: Cache, make: Make) ->
     cache.seen(kinds.POD, "ADDED", pod)
     (target,) = cache.targets()
     assert (target.key, target.ip, target.ready) == (KEY, "10.0.0.1", False)
-    cache.set_page(target.uid, Page(1.0, 1.0, "loading"))
+    cache.set_page(target.uid, Page(1.0, "loading"))
     assert cache.snapshot(KEY, 1.0).pods[0].page.phase == "loading"  # type: ignore[union-attr]
     cache.seen(
         kinds.POD, "MODIFIED", make(kinds.POD, "p", 2, metadata=labelled(), status={**running, "phase": "Failed"})
     )
-    cache.set_page(target.uid, Page(2.0, 2.0, "ready"))  # its last answer, read while it ended
+    cache.set_page(target.uid, Page(2.0, "ready"))  # its last answer, read while it ended
     assert cache.snapshot(KEY, 1.0).pods[0].page is None  # type: ignore[union-attr]
     cache.seen(kinds.POD, "DELETED", pod)
     assert cache.page(target.uid) is None
