@@ -97,7 +97,7 @@ class Applier:
             except NotFoundError:
                 raise ConflictError(f"{kind.name} {about['name']} came and went") from None
             check_ours(body, live)
-            self._cache.seen(kind, None, live, ours=True, quiet=True)
+            self._cache.seen(kind, None, live, quiet=True)
             found = parse.meta(live)
             return found["resourceVersion"], self._cluster.apply(
                 kind, {**body, "metadata": {**about, "uid": found["uid"]}}
@@ -132,7 +132,7 @@ class Applier:
         except ConflictError:
             # Should the watch be dead, the next look would fail in the same way.
             fresh = self._cluster.get(kind, key[0], live.name)
-            self._cache.seen(kind, None, fresh, ours=True, quiet=True)
+            self._cache.seen(kind, None, fresh, quiet=True)
             raise
         return self._note(kind, before, answer, key, f"scaled {has} to {action.replicas}", action.why)
 
@@ -175,7 +175,7 @@ class Applier:
             # Its pods are counted by it: another look must not take it for one that serves, and end a second one.
             gone = {"namespace": key[0], "name": name, "uid": uid}
             version = self._cache.version(kind, key[0], name)
-            self._cache.seen(kind, "DELETED", {"metadata": {**gone, "resourceVersion": version}}, ours=True)
+            self._cache.seen(kind, "DELETED", {"metadata": {**gone, "resourceVersion": version}})
         self._metrics.writes.labels(kind.name).inc()
         log.info("deleted", kind=kind.name, namespace=key[0], name=name, deployment=key[1], why=why)
         return True
@@ -199,7 +199,7 @@ class Applier:
         about = parse.meta(answer)
         if about.get("resourceVersion") == before:
             return False
-        self._cache.seen(kind, None, answer, ours=True)
+        self._cache.seen(kind, None, answer)
         self._metrics.writes.labels(kind.name).inc()
         name = about.get("name")
         log.info(what, kind=kind.name, namespace=key[0], name=name, deployment=key[1], why=why)

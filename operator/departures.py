@@ -141,7 +141,7 @@ class Departures:
             return None
         before, now = parse.labels(raw), parse.labels(live)
         if now.get(names.MANAGED_BY) == names.MANAGER:
-            self._cache.seen(kind, None, live, ours=True)
+            self._cache.seen(kind, None, live)
             return None
         kept = {mark: before[mark] for mark in _MARKS if mark in before and mark not in now}
         return self._put_back(kind, live, {**kept, names.MANAGED_BY: names.MANAGER})
@@ -155,7 +155,7 @@ class Departures:
             return rest - (now - at)
         # It is there and ours, with or without the label.
         shown = {**live, "metadata": {**about, "labels": {**parse.labels(live), **missing}}}
-        self._cache.seen(kind, None, shown, ours=True)
+        self._cache.seen(kind, None, shown)
         patch = {"metadata": {"uid": about["uid"], "labels": missing}}
         try:
             answer = self._cluster.merge(kind, about.get("namespace"), about["name"], patch)
@@ -165,7 +165,7 @@ class Departures:
             return FOLLOWER_SECONDS  # The leader puts it back.
         self._repaired = {uid: kept for uid, kept in self._repaired.items() if now - kept[0] < 10 * MOST_SECONDS}
         self._repaired[about["uid"]] = now, count + 1
-        self._cache.seen(kind, None, answer, ours=True)
+        self._cache.seen(kind, None, answer)
         log.warning("put labels back that were taken off", kind=kind.name, namespace=about.get("namespace"),
                     name=about["name"], labels=sorted(missing))  # fmt: skip
         return None

@@ -237,7 +237,7 @@ class Reconciler:
         try:
             kind, namespace, name = object_of(key)
             fresh = self._cluster.get(kind, namespace, name)
-            self._cache.seen(kind, None, fresh, ours=True, quiet=True)
+            self._cache.seen(kind, None, fresh, quiet=True)
         except ClusterError:
             pass  # The next look finds out.
 

@@ -48,7 +48,7 @@ class Reporter:
         self._written_at[deployment.key] = self._clock()
         self._metrics.writes.labels(kind.name).inc()
         # Who waits for a job looks when its status moves.
-        self._cache.seen(kind, None, answer, ours=True, quiet=kind is kinds.DEPLOYMENT)
+        self._cache.seen(kind, None, answer, quiet=kind is kinds.DEPLOYMENT)
         return None
 
     def forget(self, key: Key) -> None:

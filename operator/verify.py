@@ -74,7 +74,7 @@ class Verifier:
             for raw in page:
                 raw.setdefault("kind", kind.name)
                 raw.setdefault("apiVersion", kind.api_version)
-                self._cache.seen(kind, None, raw, ours=True)
+                self._cache.seen(kind, None, raw)
                 count += 1
         return count
 
@@ -243,7 +243,7 @@ class Verifier:
         if wanted and parse.labels(raw).get(wanted[0]) != wanted[1]:
             self._departures.doubt(kind, raw)
             return False
-        return self._cache.seen(kind, None, raw, ours=True)
+        return self._cache.seen(kind, None, raw)
 
 
 class Rounds:

@@ -75,10 +75,8 @@ class Cache:
         self._pages = Pages()
         self._errors: dict[Key, str] = {}
 
-    def seen(
-        self, kind: Kind, event: str | None, raw: Mapping[str, Any], *, ours: bool = False, quiet: bool = False
-    ) -> bool:
-        """Takes in one event of a watch, one object of a listing (`event` None) or the answer to a write of `ours`.
+    def seen(self, kind: Kind, event: str | None, raw: Mapping[str, Any], *, quiet: bool = False) -> bool:
+        """Takes in one event of a watch, one object of a listing (`event` None) or the answer to a write of ours.
 
         Older than what is known, it changes nothing. Returns whether it brought something new. What is "LOST" may come
         back. With `quiet` the change starts no reconcile."""

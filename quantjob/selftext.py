@@ -131,7 +131,7 @@ class _Window:
         prompt = self.ids[self._start :]
         return EngineRequest(request_id=name, prompt_token_ids=prompt, params=params, arrival=time.monotonic())
 
-    def ended(self, output: TokenOutput) -> None:
+    def ended(self) -> None:
         """The request is over; `ids` holds what it drew."""
         if self._opens:
             self._opens = False
@@ -196,7 +196,7 @@ class _Drawing:
         window.ids += output.token_ids
         if output.finish_reason is not None:
             del self._running[output.request_id]
-            window.ended(output)
+            window.ended()
             self._go_on(drawn, window)
 
     def _tell(self) -> None:

@@ -39,7 +39,7 @@ _GGUF_LAYER = {**GGUF_LAYER, "post_attention_norm": "attention_post_norm", "post
 def _gemma2(config: Config) -> ModelFacts:
     shape = _shape(config)
     layer = replace(
-        _layer(config, shape), rope=rope_from_config(config, shape.max_position),
+        _layer(config), rope=rope_from_config(config, shape.max_position),
         attention_softcap=_cap(config, "attn_logit_softcapping", 50.0),
     )  # fmt: skip
     return _alternating(config, shape, layer, layer, every=2, cap=_cap(config, "final_logit_softcapping", 30.0))
@@ -49,7 +49,7 @@ def _gemma3(config: Config) -> ModelFacts:
     shape = _shape(config)
     full, local = _ropes(config, shape.max_position)
     layer = replace(
-        _layer(config, shape), qk_norm="head", attention_softcap=_cap(config, "attn_logit_softcapping", None)
+        _layer(config), qk_norm="head", attention_softcap=_cap(config, "attn_logit_softcapping", None)
     )  # fmt: skip
     every = integer(config, "sliding_window_pattern", default=integer(config, "_sliding_window_pattern", default=6))
     cap = _cap(config, "final_logit_softcapping", None)
@@ -60,7 +60,7 @@ def _shape(config: Config) -> Shape:
     return read_shape(config, kv_heads=4, head_dim=256)
 
 
-def _layer(config: Config, shape: Shape) -> LayerSpec:
+def _layer(config: Config) -> LayerSpec:
     bias = flag(config, "attention_bias")
     key = "hidden_activation" if config.get("hidden_activation") is not None else "hidden_act"
     return LayerSpec(

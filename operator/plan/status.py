@@ -33,13 +33,13 @@ def status(snapshot: Snapshot, admission: Admission, rolling: Rolling, revision:
     """The whole status. Keys without a value are left out."""
     before = snapshot.deployment.status
     generation = snapshot.deployment.generation
-    conditions = _conditions(snapshot, admission, rolling)
+    conditions = _conditions(admission, rolling)
     ready = next(condition for condition in conditions if condition.type == "Ready")
     sets = (*rolling.others, *((rolling.new,) if rolling.new else ()))
     newest = [pod for pod in (rolling.new.pods if rolling.new else ()) if not pod.deleting and not pod.ended]
     found: dict[str, Any] = {
         "observedGeneration": generation,
-        "phase": _phase(snapshot, admission, rolling, conditions),
+        "phase": _phase(admission, rolling, conditions),
         "message": "" if ready.status == "True" else column(ready.message),
         "endpoint": _endpoint(snapshot) if sets else None,
         "ready": f"{rolling.new.available if rolling.new else 0}/{rolling.desired}",
@@ -65,9 +65,9 @@ def _chosen(snapshot: Snapshot) -> Mapping[str, str]:
     return {**chosen, names.INDEX: names.LEADS} if snapshot.leaders else chosen
 
 
-def _conditions(snapshot: Snapshot, admission: Admission, rolling: Rolling) -> list[Condition]:
+def _conditions(admission: Admission, rolling: Rolling) -> list[Condition]:
     ready = _ready(admission, rolling)
-    progressing = _progressing(admission, rolling, ready)
+    progressing = _progressing(admission, rolling)
     degraded = _degraded(rolling, ready)
     found = [admission.accepted, _source_ready(admission, rolling), progressing, ready, degraded]
     # kstatus: these two are there only while they are true.
@@ -149,7 +149,7 @@ def _doing(rolling: Rolling) -> str:
     return "pods are about to be created"
 
 
-def _progressing(admission: Admission, rolling: Rolling, ready: Condition) -> Condition:
+def _progressing(admission: Admission, rolling: Rolling) -> Condition:
     if admission.accepted.status == "False":
         return Condition(
             "Progressing", "False", admission.accepted.reason, "Nothing is under way: the spec is refused."
@@ -190,7 +190,7 @@ def _degraded(rolling: Rolling, ready: Condition) -> Condition:
     return Condition("Degraded", "False", "AsExpected", "Nothing that should serve fails to.")
 
 
-def _phase(snapshot: Snapshot, admission: Admission, rolling: Rolling, conditions: Sequence[Condition]) -> str:
+def _phase(admission: Admission, rolling: Rolling, conditions: Sequence[Condition]) -> str:
     """One word for a list; the conditions say the rest."""
     by_type = {condition.type: condition for condition in conditions}
     if admission.accepted.status == "False":

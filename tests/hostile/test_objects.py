@@ -84,7 +84,7 @@ class World:
         self.cache.sees_nodes = True
         self.departures = Departures(None, self.cache)  # type: ignore[arg-type]
         for kind, raw in stored:
-            self.cache.seen(kind, None, copy.deepcopy(raw), ours=True)
+            self.cache.seen(kind, None, copy.deepcopy(raw))
         self.healthy = [(HEALTHY, "a"), job_key(HEALTHY, "q")]
         self.before = self.plans()
         self._count = 10**9
@@ -103,7 +103,7 @@ class World:
         with bounded(5), structlog.testing.capture_logs() as logs:
             self.departures.stray(kind, raw)
             self.departures.heard(kind, "ADDED", raw)
-            self.cache.seen(kind, None, raw, ours=True)
+            self.cache.seen(kind, None, raw)
             assert self.cache.version(kind, about["namespace"], about["name"]) == about["resourceVersion"]
             own = self.look()
             assert self.plans() == self.before

@@ -100,7 +100,7 @@ def world(objects: list[tuple[Kind, Json]], hostile: Json | None = None) -> Cach
     cache.sees_nodes = True
     for kind, raw in objects:
         replaced = hostile is not None and hostile["kind"] == kind.name
-        cache.seen(kind, None, hostile if replaced and hostile else raw, ours=True)
+        cache.seen(kind, None, hostile if replaced and hostile else raw)
     bystander = copy.deepcopy(objects[0][1])
     bystander["metadata"] |= {"name": "bystander", "uid": "uid-bystander"}
     cache.seen(kinds.DEPLOYMENT, None, bystander)

@@ -103,7 +103,7 @@ def test_the_answer_to_our_own_write_counts_at_once(cache: Cache, make: Make, wo
     filled(cache, make)
     woken.clear()
     service = make(kinds.SERVICE, "a", 7, metadata=labelled())
-    cache.seen(kinds.SERVICE, None, service, ours=True)
+    cache.seen(kinds.SERVICE, None, service)
     assert woken == [KEY]
     assert ("Service", "a") in cache.snapshot(KEY, 1.0).children  # type: ignore[union-attr]
     cache.seen(kinds.SERVICE, "ADDED", service)
