@@ -127,7 +127,9 @@ class _Loader(yaml.SafeLoader):
 
 def _load(text: str, filename: str) -> list[Any]:
     if len(text) > MAX_BYTES:
-        raise SpecError(f"is larger than {MAX_BYTES} bytes", field=filename)
+        raise SpecError(
+            f"is larger than {MAX_BYTES} bytes", field=filename, value=len(text), fix="Split it into several files"
+        )
     try:
         return [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
     except yaml.MarkedYAMLError as error:
@@ -138,7 +140,7 @@ def _load(text: str, filename: str) -> list[Any]:
         first = str(error).splitlines()[0]
         raise SpecError(f"is not valid YAML: {first}", field=filename) from None
     except RecursionError:
-        raise SpecError("is nested too deeply", field=filename) from None
+        raise SpecError("is nested too deeply", field=filename, fix="Write it flatter: no field is as deep") from None
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         # Scalars with a tag or a shape that PyYAML promises to read and then cannot: !!int "", 2024-13-99.
         raise SpecError(f"holds a value that cannot be read: {str(error)[:120]}", field=filename) from None

@@ -29,7 +29,7 @@ def up(
     QuantizationJobs of the same file come before them; a file of jobs alone is done when they are.
     """
     if ask is not None and chat:
-        raise SpecError("cannot be combined with --chat", field="--ask")
+        raise SpecError("cannot be combined with --chat", field="--ask", value=ask, fix="Leave one of them out")
 
     from plimsoll.api.deployment import ModelDeployment
     from plimsoll.api.draft import FIELD as DRAFT

@@ -13,6 +13,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from plimsoll.runtime.grammar import GrammarError, check
 from plimsoll.runtime.server.errors import invalid_value
 from plimsoll.runtime.server.protocol import CONSTRAINTS, ResponseFormat, Sampling, StructuredOutputs
+from plimsoll.runtime.server.values import kind_of
 
 #: Between two parts of JSON: a space, or a new line and its indentation. A model that likes spaces must not fill the
 #: answer with them.
@@ -116,7 +117,7 @@ def _format_grammar(value: ResponseFormat) -> str | None:
         return schema_grammar({"type": "object"} if value.schema_ is None else _schema(value.schema_))
     schema = value.schema_ if value.json_schema is None else value.json_schema.schema_
     if schema is None:
-        raise ValueError("json_schema.schema is missing")
+        raise ValueError("json_schema.schema is missing. Send a JSON schema there, or type: json_object")
     return schema_grammar(_schema(schema))
 
 
@@ -146,7 +147,7 @@ def _schema(value: Any) -> Any:
     if isinstance(value, str):
         value = json.loads(value)
     if not isinstance(value, dict | bool):
-        raise ValueError("a schema is an object or a boolean")
+        raise ValueError(f"a schema must be an object or a boolean (found {kind_of(value)})")
     return value
 
 

@@ -73,7 +73,7 @@ def check_counts(body: bytes | bytearray, limits: Mapping[str, Most]) -> None:
             named = named and depth != 1
             if depth > DEPTH:
                 raise bad_request(
-                    f"{name or 'The body'} holds lists or objects nested deeper than {DEPTH}.",
+                    f"{name or 'The body'} holds lists or objects nested deeper than {DEPTH}. Send it flatter.",
                     name or None,
                     "invalid_value" if name else "invalid_json",
                 )

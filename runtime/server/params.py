@@ -115,14 +115,17 @@ def answer_length(
             "context_length_exceeded",
         )
     if limit is not None and request.min_tokens > limit:
-        raise _too_many(limit)
+        raise _too_many(request.min_tokens, limit)
     if strict and request.min_tokens > room:
-        raise _too_many(room)
+        raise _too_many(request.min_tokens, room)
     return room if limit is None else min(limit, room)
 
 
-def _too_many(limit: int) -> ApiError:
-    return invalid_value(f"Invalid value for min_tokens: more than the answer may have ({limit}).", "min_tokens")
+def _too_many(tokens: int, limit: int) -> ApiError:
+    return invalid_value(
+        f"Invalid value for min_tokens: must be at most {limit}, which the answer may have (found {tokens}).",
+        "min_tokens",
+    )
 
 
 def sampling_params(

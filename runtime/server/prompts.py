@@ -43,7 +43,9 @@ class Reader:
         """
         if taken := RESERVED & request.chat_template_kwargs.keys():
             name = sorted(taken)[0]
-            raise invalid_value(f"chat_template_kwargs may not set {name}.", f"chat_template_kwargs.{name}")
+            raise invalid_value(
+                f"chat_template_kwargs may not set {name}. Leave it out.", f"chat_template_kwargs.{name}"
+            )
         request.bad_tokens = self._bad_tokens(request)
         messages = _messages(request)
         whole = request.truncate_prompt_tokens is None
@@ -192,7 +194,9 @@ def _messages(request: ChatCompletionRequest) -> list[dict[str, Any]]:
         )
     if request.continue_final_message and (messages[-1]["role"] != "assistant" or not messages[-1]["content"]):
         raise invalid_value(
-            "continue_final_message needs an assistant's message with text at the end.", "continue_final_message"
+            "continue_final_message needs an assistant's message with text at the end of messages. Add one, or leave "
+            "the field out.",
+            "continue_final_message",
         )
     return messages
 

@@ -25,7 +25,7 @@ def thought_budget(request: ChatCompletionRequest, tokenizer: Tokenizer, *, opti
             request.unheard.add(field)
             return None
         if not request.separate_reasoning:
-            raise invalid_value(f"{field} needs separate_reasoning: true.", field)
+            raise invalid_value(f"{field} needs separate_reasoning: true. Set that, or leave the field out.", field)
         raise invalid_value(
             f"{field} needs a model whose thoughts this server reads, and it reads none. Leave the field out; or start "
             "the server with --reasoning-parser, if the model thinks.",

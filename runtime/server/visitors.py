@@ -46,7 +46,7 @@ class Visitors(NamedTuple):
                 given.setdefault(name, []).append(value.decode("latin-1"))
         hosts = given.get(b"host", [])
         if len(hosts) > 1 or (not hosts and scope["http_version"] not in ("1.0", "0.9")):
-            return bad_request("A request must have one Host header.", code="invalid_host")
+            return bad_request(f"A request must have one Host header (found {len(hosts)}).", code="invalid_host")
         if self.keys:
             return None
         if scope.get(TARGET):

@@ -128,9 +128,9 @@ def test_a_wrong_line_is_answered_with_field_value_and_fix(lines: str, said: str
         (SMALLEST.replace("resource: cpu", "resource: gpu"), "must be cpu, nvidia.com/gpu or a MIG profile"),
         (HEAD, "spec: is missing"),
         ("\0", "is not valid YAML"),
-        ("[" * 1200, "nested too deeply"),
+        ("[" * 1200, "nested too deeply. Write it flatter"),
         ("a: &a [*a]\nkind: *a", "kind: is not ModelDeployment (found [[[...]]])"),
-        ("x" * 2_000_000, "is larger than"),
+        ("x" * 2_000_000, "(found 2000000). Split it"),
     ],
 )
 def test_a_wrong_file_is_said_plainly(text: str, said: str) -> None:

@@ -102,7 +102,8 @@ def tiny_id(endpoint: Endpoint, text: str) -> int:
     ("field", "value", "words"),
     [
         ("guided_json", {"type": "strin"}, "Invalid type: strin"), ("guided_json", "{", "Expecting"),
-        ("response_format", {"type": "json_schema", "json_schema": {"name": "x"}}, "json_schema.schema is missing"),
+        ("guided_json", "[]", "must be an object or a boolean (found a list)"),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x"}}, "Send a JSON schema"),
         ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}, "not"),
         ("guided_regex", "(?=a)b", "look-ahead"), ("regex", "[", "unclosed"), ("ebnf", 'start: "a" b', "unknown name"),
         ("grammar", "root ::= x", "Rule 'x' not found"), ("guided_grammar", "!", "neither Lark nor GBNF"),

@@ -41,7 +41,8 @@ def tools(given: Any, choice: Any) -> Tools:
         name = asked.word("name")
         if name not in names:
             raise invalid_value(
-                f"tool_choice names {quoted(name)}, which is no tool with an input_schema in tools.", "tool_choice.name"
+                f"tool_choice names {quoted(name)}, which is no tool with an input_schema in tools. Name one of them.",
+                "tool_choice.name",
             )
         return Tools(found, {"type": "function", "function": {"name": name}}, parallel, skipped)
     if kind == "any" and not found:

@@ -87,7 +87,10 @@ class ResponsesRequest(Sampling):
                     "unsupported_parameter",
                 )
         if data.get("truncation") not in (None, "auto", "disabled"):
-            raise invalid_value("Invalid value for truncation: must be auto or disabled.", "truncation")
+            found = quoted(str(data["truncation"]))
+            raise invalid_value(
+                f"Invalid value for truncation: must be auto or disabled (found {found}).", "truncation"
+            )
         for name in WITHOUT_EFFECT & data.keys():
             if data[name] is not None:
                 note(info.context, name)
@@ -138,7 +141,8 @@ class ResponsesRequest(Sampling):
             if given in ELSEWHERE:
                 note(ignored, f"include[].{given}")
             elif given not in (LOGPROBS, ENCRYPTED):
-                raise invalid_value(f"include: {quoted(given)} is nothing that an answer could include.", "include")
+                known = ", ".join(sorted((LOGPROBS, ENCRYPTED, *ELSEWHERE)))
+                raise invalid_value(f"include: {quoted(given)} is not among {known}. Leave it out.", "include")
         return name in self.include
 
     def _format(self, ignored: set[str] | None) -> dict[str, Any]:

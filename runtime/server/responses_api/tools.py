@@ -101,7 +101,9 @@ def _chosen(found: list[dict[str, Any]], choice: Given) -> dict[str, Any]:
         if _name(tool) not in names:
             raise _unknown(tool)
     if not allowed:
-        raise bad_request("tool_choice allows no function.", choice.at("tools"), "invalid_value")
+        raise bad_request(
+            "tool_choice allows no function. Name functions of tools there.", choice.at("tools"), "invalid_value"
+        )
     return {"type": kind, kind: {"mode": mode, "tools": [_named(tool) for tool in allowed]}}
 
 
@@ -115,4 +117,6 @@ def _named(tool: Given) -> dict[str, Any]:
 
 
 def _unknown(tool: Given) -> ApiError:
-    return invalid_value(f"tool_choice names {quoted(_name(tool))}, which is no function in tools.", tool.at("name"))
+    return invalid_value(
+        f"tool_choice names {quoted(_name(tool))}, which is no function in tools. Name one of them.", tool.at("name")
+    )
