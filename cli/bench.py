@@ -23,6 +23,8 @@ LATENCIES = {
     "time_per_output_token": "per output token",
     "end_to_end": "whole request",
 }
+#: Tokens of a random prompt where no option says it.
+DEFAULT_INPUT = 256
 POINTS = ("mean", "p50", "p90", "p95", "p99", "max")
 
 
@@ -33,10 +35,16 @@ def bench(
     api: Annotated[str, typer.Option(help="chat or completions.")] = "chat",
     requests: Annotated[int, typer.Option("--requests", "-n", min=1)] = 100,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Requests in flight; default 8.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Requests a second, as a Poisson process, instead.")] = None,
-    input_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each random prompt, about.")] = 256,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second, as a Poisson process, in place of --concurrency.")
+    ] = None,
+    input_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of each random prompt, about. Default: 256.")
+    ] = None,
     output_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer at most.")] = 128,
-    prompt_file: Annotated[Path | None, typer.Option(help="A prompt a line, used in turn, instead.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="A prompt a line, used in turn, in place of random ones.")
+    ] = None,
     ignore_eos: Annotated[bool, typer.Option(help="Answers of full length; not every endpoint knows it.")] = False,
     warmup: Annotated[int, typer.Option(min=0, help="Requests sent first and not counted.")] = 2,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds without a byte before giving up.")] = 600.0,
@@ -51,6 +59,11 @@ def bench(
 
     if rate is not None and (concurrency is not None or rate <= 0):
         raise SpecError("must be positive and cannot be combined with --concurrency", field="--rate", value=rate)
+    if prompt_file is not None and input_tokens is not None:
+        raise SpecError(
+            "is of random prompts, and --prompt-file gives others", field="--input-tokens", value=input_tokens,
+            fix="Leave one",
+        )  # fmt: skip
     check_choice(api, ("chat", "completions"), "--api")
     in_flight = None if rate is not None else concurrency or 8
     key = first_key(api_key_file, "--api-key-file") if api_key_file else None
@@ -60,9 +73,9 @@ def bench(
             output_tokens=output_tokens, timeout=timeout, extra={"ignore_eos": True} if ignore_eos else {},
         )  # fmt: skip
     console = screen.console()
-    words = input_tokens
+    words = size = DEFAULT_INPUT if input_tokens is None else input_tokens
     if warmup:
-        words = _warm_up(target, warmup, input_tokens, seed)
+        words = _warm_up(target, warmup, size, seed)
     if prompt_file:
         lines = [line for line in _read(prompt_file, "--prompt-file").split("\n") if line.strip()]
         if not lines:
@@ -82,7 +95,7 @@ def bench(
     result = load.summary(outcomes, seconds)
     settings = {
         "url": target.url, "model": target.model, "api": api, "requests": requests, "concurrency": in_flight,
-        "rate": rate, "input_tokens": None if prompt_file else input_tokens, "output_tokens": output_tokens,
+        "rate": rate, "input_tokens": None if prompt_file else size, "output_tokens": output_tokens,
         "ignore_eos": ignore_eos, "warmup": warmup, "seed": seed,
     }  # fmt: skip
     show(result, screen.console(stderr=False))

@@ -61,9 +61,15 @@ class Endpoint:
         url: with or without the `/v1` at its end.
         model: None asks the endpoint and takes the first it names.
         key: sent as bearer token when given.
+
+    Raises EndpointError for a `url` that is no address of the web.
     """
 
     def __init__(self, url: str, model: str | None = None, key: str | None = None) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise EndpointError(
+                "must begin with http:// or https://", field="--url", value=url, fix=f"Write http://{url[:80]}"
+            )
         root = url.rstrip("/")
         self.url = root if root.endswith("/v1") else f"{root}/v1"
         headers = IDENTITY | ({"Authorization": f"Bearer {key}"} if key else {})
@@ -79,7 +85,7 @@ class Endpoint:
                 self._check(answer)
                 names = [str(item["id"])[:LONGEST_NAME] for item in json.loads(body(answer))["data"]]
             if not names:
-                raise EndpointError("the endpoint serves no model", field="url", value=self.url)
+                raise EndpointError("the endpoint serves no model", field="--url", value=self.url)
             self._model = names[0]
         return self._model
 
@@ -108,12 +114,12 @@ class Endpoint:
             yield
         except httpx.ConnectError:
             raise EndpointError(
-                "nothing answers there", field="url", value=self.url, fix="Start a server with `plimsoll serve`"
+                "nothing answers there", field="--url", value=self.url, fix="Start a server with `plimsoll serve`"
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise EndpointError(f"the connection failed: {error}", field="url", value=self.url) from None
+            raise EndpointError(f"the connection failed: {error}", field="--url", value=self.url) from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise EndpointError("does not answer as an OpenAI endpoint does", field="url", value=self.url) from None
+            raise EndpointError("does not answer as an OpenAI endpoint does", field="--url", value=self.url) from None
 
     def _check(self, answer: httpx.Response) -> None:
         if answer.status_code == 200:
@@ -123,7 +129,7 @@ class Endpoint:
             message = str(json.loads(said)["error"]["message"])[:LONGEST_ERROR]
         except (ValueError, KeyError, TypeError, RecursionError):
             message = said[:200].decode("utf-8", "replace")
-        raise EndpointError(f"HTTP {answer.status_code}: {message}", field="url", value=self.url)
+        raise EndpointError(f"HTTP {answer.status_code}: {message}", field="--url", value=self.url)
 
     def close(self) -> None:
         self.client.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 from plimsoll.api.deployment import ModelDeployment
 from plimsoll.api.one_machine import refuse_job_on_one_machine
 from plimsoll.api.quantization_job import QuantizationJob
+from plimsoll.cli.job_fields import job_fields
 
 
 def run_jobs(jobs: Sequence[QuantizationJob]) -> None:
@@ -26,7 +27,8 @@ def run_jobs(jobs: Sequence[QuantizationJob]) -> None:
             if dataset is not None:
                 check_dataset(dataset, field)
     for job in jobs:
-        _run(job)
+        with job_fields(job.spec):
+            _run(job)
 
 
 def serving(deployments: Iterable[ModelDeployment], outputs: Mapping[str, str]) -> list[ModelDeployment]:
@@ -58,9 +60,9 @@ def _run(job: QuantizationJob) -> None:
         calib_samples=spec.calibration.samples,
         calib_seqlen=spec.calibration.sequence_length,
         batch_size=spec.calibration.batch_size,
-        search_scale=weights.search_scale is not False,
-        clip=weights.clip is not False,
-        compensate=weights.compensate is not False,
+        search_scale=weights.search_scale,
+        clip=weights.clip,
+        compensate=weights.compensate,
         eval_dataset=spec.evaluation.dataset,
         eval_samples=spec.evaluation.samples,
         max_perplexity_increase=None if increase is None else f"{100 * increase:.6g}%",

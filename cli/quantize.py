@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from plimsoll.api.cache_loss import recommendation
-from plimsoll.api.errors import PlimsollError
+from plimsoll.api.errors import PlimsollError, SpecError
 from plimsoll.api.printable import printable
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from plimsoll.quantjob.recipe import Recipe
     from plimsoll.quantjob.tokens import TokenPlan
 
+#: What a user calls the checkpoint.
+SOURCE = "SOURCE"
 #: Exit status when the output is there and lost more than was allowed.
 GATE_FAILED = 3
 #: Exit status of what may work when it is tried again.
@@ -51,11 +53,20 @@ def quantize(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Windows computed at once. Default: what --memory holds.")
     ] = None,
-    search_scale: Annotated[bool, typer.Option(help="awq: look for scales of input channels.")] = True,
-    clip: Annotated[bool, typer.Option(help="awq: look for narrower ranges.")] = True,
+    search_scale: Annotated[
+        bool | None,
+        typer.Option("--search-scale/--no-search-scale", help="awq: look for scales of input channels. Default: yes."),
+    ] = None,
+    clip: Annotated[
+        bool | None, typer.Option("--clip/--no-clip", help="awq: look for narrower ranges. Default: yes.")
+    ] = None,
     compensate: Annotated[
-        bool, typer.Option(help="awq: let each column make up for the rounding of those before it.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--compensate/--no-compensate",
+            help="awq: let each column make up for the rounding of those before it. Default: yes.",
+        ),
+    ] = None,
     eval_dataset: Annotated[
         str | None, typer.Option(help="Held-out text. Default: other text of --calib-dataset.")
     ] = None,
@@ -85,10 +96,9 @@ def quantize(
     """
     from plimsoll.api.gate import parse_limits
     from plimsoll.api.quantity import byte_option
-    from plimsoll.api.source import FIELD
     from plimsoll.checkpoint import guard, trust
     from plimsoll.checkpoint.contents import ENVIRONMENT, refuse_changed
-    from plimsoll.checkpoint.sources import resolve
+    from plimsoll.checkpoint.sources import named, resolve
     from plimsoll.cli import local
     from plimsoll.cli.progress_lines import shown
     from plimsoll.cli.status_page import serve_status
@@ -112,7 +122,11 @@ def quantize(
             plan = _plan(recipe, calib_dataset, calib_samples, calib_seqlen, eval_samples, eval_dataset, seed)
             line = byte_option(memory, "--memory") if memory else host_line()[0]
             shards = byte_option(shard_size, "--shard-size")
-            path = local.fetch(source, screen, FIELD) if source.startswith("hf://") else resolve(source)
+            if source.startswith("hf://"):
+                path = local.fetch(source, screen, SOURCE)
+            else:
+                with named(SOURCE):
+                    path = resolve(source)
             refuse_changed(path, os.environ.get(ENVIRONMENT))
             given = {"group_size": w_group_size, "length": calib_seqlen}
             options = JobOptions(
@@ -139,8 +153,8 @@ def quantize(
 
 
 def _recipe(
-    method: str, bits: int | None, group_size: int | None, written: str | None, parts: tuple[bool, bool, bool],
-    seed: int,
+    method: str, bits: int | None, group_size: int | None, written: str | None,
+    parts: tuple[bool | None, bool | None, bool | None], seed: int,
 ) -> "Recipe":  # fmt: skip
     from plimsoll.quantjob.recipe import Recipe
 
@@ -151,9 +165,15 @@ def _recipe(
         "format": written or ("compressed-tensors" if eight else "awq"), "seed": seed,
     }  # fmt: skip
     names = ("search_scale", "clip", "compensate")
-    # What a method does not look at is no part of its recipe.
-    values |= dict(zip(names, parts if method == "awq" else (False, False, False), strict=True))
-    return Recipe(**values)
+    values |= {name: method == "awq" and part is not False for name, part in zip(names, parts, strict=True)}
+    found = Recipe(**values)
+    for name, part in zip(names, parts, strict=True):
+        if method != "awq" and part is not None:
+            option = f"--{'' if part else 'no-'}{name.replace('_', '-')}"
+            raise SpecError(
+                "goes with method awq, the only one that searches", field=option, value=method, fix="Leave it out"
+            )
+    return found
 
 
 def _plan(

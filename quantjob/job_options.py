@@ -7,6 +7,7 @@ from plimsoll.api.choice import check_choice
 from plimsoll.api.errors import SpecError
 from plimsoll.api.gate import Limits
 from plimsoll.api.job_budget import MOST_WORKERS
+from plimsoll.api.quantity import format_bytes
 from plimsoll.quantjob.recipe import Recipe
 from plimsoll.quantjob.tokens import TokenPlan
 from plimsoll.quantjob.walk import SHARD_BYTES
@@ -49,9 +50,8 @@ class JobOptions:
         """Raises SpecError naming the option."""
         check_choice(self.device, ("cpu", "cuda"), "--device")
         if self.device == "cpu" and self.device_memory is not None:
-            raise SpecError(
-                "goes with --device cuda", field="--device-memory", value=self.device_memory, fix="Leave it out"
-            )
+            found = format_bytes(self.device_memory)
+            raise SpecError("goes with --device cuda", field="--device-memory", value=found, fix="Leave it out")
         if self.workers is None:
             return
         if not 1 <= self.workers <= MOST_WORKERS:

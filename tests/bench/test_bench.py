@@ -228,9 +228,20 @@ def test_the_key_comes_from_a_file(stub: Stub, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--rate", "3", "--concurrency", "2"), ("--rate", "-1"), ("--api", "telepathy"), ("--prompt-file", "/nowhere")],
+    [
+        ("--rate", "3", "--concurrency", "2"),
+        ("--rate", "-1"),
+        ("--api", "telepathy"),
+        ("--prompt-file", "/nowhere"),
+        ("--input-tokens", "5", "--prompt-file", "/nowhere"),
+    ],
 )
 def test_options_that_make_no_sense_are_named(stub: Stub, arguments: tuple[str, ...]) -> None:
     done = command("--url", stub.url, "--warmup", "0", *arguments)
     assert isinstance(done.exception, SpecError)
     assert arguments[0] in str(done.exception)
+
+
+def test_an_address_without_a_scheme_is_named_as_it_was_written() -> None:
+    done = command("--url", "localhost:8000")
+    assert str(done.exception).startswith("--url: must begin with http:// or https:// (found 'localhost:8000')")

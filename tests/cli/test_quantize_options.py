@@ -45,6 +45,9 @@ def test_files_of_weights_have_the_wanted_size(commands: Forked, source: Path, t
     [
         (("--calib-samples", "1", "--calib-seqlen", "2"), "--calib-seqlen: must be 16 or more (found 2). Use 512"),
         (("--shard-size", "big"), "--shard-size"),
+        (("--method", "rtn", "--no-clip"), "--no-clip: goes with method awq, the only one that searches (found 'rtn')"),
+        (("--method", "int8", "--search-scale"), "--search-scale: goes with method awq"),
+        (("--device-memory", "4Gi"), "--device-memory: goes with --device cuda (found '4.0 GiB')"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_written(
@@ -54,3 +57,9 @@ def test_options_that_cannot_be_are_refused_before_anything_is_written(
     assert done.returncode == 1
     assert words in " ".join(done.stderr.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_is_not_there_is_named_as_the_argument_is(commands: Forked, tmp_path: Path) -> None:
+    done = commands.run("quantize", tmp_path / "none", "--work-dir", tmp_path / "out")
+    assert done.returncode == 1
+    assert "SOURCE: there is no such file or folder" in done.stderr

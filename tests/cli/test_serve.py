@@ -96,7 +96,7 @@ def test_what_cannot_be_served_is_refused_in_plain_words(
     [
         (["--model-format", "gptq"], "the checkpoint is awq"),
         (["--model-format", "hf"], "the checkpoint is awq"),
-        (["--model-format", "awq", "--dtype", "w8a16"], "Use auto or w4a16"),
+        (["--model-format", "awq", "--dtype", "w8a16"], "--dtype: the checkpoint's weights are awq of 4 bits"),
         (["--model-format", "awq", "--memory", "1Mi"], "MiB"),
     ],
 )

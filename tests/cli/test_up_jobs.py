@@ -88,3 +88,26 @@ def test_a_deployment_of_a_job_that_is_elsewhere_is_refused(
     assert "spec.model.quantizationJob: is not in this file" in said
     assert "output: file://FOLDER" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"source": "file:///none"}}, "spec.model.source: there is no such file or folder"),
+        ({"weights": {"groupSize": 128}}, "spec.weights.groupSize: "),
+        (
+            {"method": "awq", "calibration": {"samples": 60_000}},
+            "spec.calibration.dataset: holds",
+        ),
+    ],
+)
+def test_a_refusal_of_a_job_names_fields_of_the_manifest(
+    change: dict[str, Any], said: str, job: dict[str, Any], tmp_path: Path
+) -> None:
+    changed = job | {name: job[name] | value if isinstance(value, dict) else value for name, value in change.items()}
+    done = subprocess.run(
+        [*UP, write(tmp_path, job_manifest(changed, "tiny-rtn"))], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1, done.stderr
+    assert said in done.stderr
+    assert "--" not in done.stderr.splitlines()[-1]
