@@ -10,6 +10,9 @@ AUTO_CACHE: HeldCache = "int8"
 """What `kvCache.precision: auto` takes first where floats hold fewer tokens than are asked for."""
 MOST_INCREASE = 0.02
 """Of perplexity: a cache that was measured to cost more is not recommended, not taken by `auto`, and warned of."""
+MOST_BIAS: Mapping[HeldCache, float] = {"int8": 60, "int4": 10}
+"""Range of key biases over the spread of keys, as `key_bias_ranges` gives it, up to which a cache costs the demo model
+with such biases at most about `MOST_INCREASE`: docs/cache-precision.md has the measurement."""
 MOST_MEASURED = 1e18
 """What stands for an increase that is no finite number."""
 CACHES_BY_BYTES: tuple[HeldCache, ...] = ("int4", "int8")
@@ -83,11 +86,14 @@ def cache_chosen(facts: ModelFacts, asked: CachePrecision, found: HeldCache) -> 
     return f"kvCache.precision auto takes {found}: with floats the cache holds fewer tokens than are asked for. {loss}"
 
 
-def cache_loss(facts: ModelFacts, cache: HeldCache) -> str | None:
+def cache_loss(facts: ModelFacts, cache: HeldCache, biases: Mapping[HeldCache, float] | None = None) -> str | None:
     """What a person should know of the quality of `cache` for this model; None where nothing is known to be lost.
 
     Key biases may make a few channels much larger than the others (KIVI, arXiv 2402.02750, shows such channels). The
     codes of all channels are coarse then. Qwen2 has such biases. What the checkpoint's report measured counts more.
+
+    Args:
+        biases: `checkpoint.key_biases.key_bias_ranges`; None where it is not known.
     """
     measured = facts.measured_caches.get(cache)
     if measured is not None:
@@ -95,14 +101,22 @@ def cache_loss(facts: ModelFacts, cache: HeldCache) -> str | None:
             return None
         better = recommended_cache(facts.measured_caches)
         return f"a cache in {cache} loses quality: measured on this checkpoint, {_more(measured)}. Use {better}"
-    biased = any(spec.qkv_bias for spec in facts.layers)
-    if cache == "float" or (cache == "int8" and not biased):
+    if cache == "float":
         return None
-    if biased:
+    if biases is not None and biases[cache] > MOST_BIAS[cache]:
+        other = " or int8" if cache == "int4" and biases["int8"] <= MOST_BIAS["int8"] else ""
+        return (
+            f"a cache in {cache} may lose quality: the range of the key biases is {biases[cache]:.3g} times the spread "
+            f"of the keys, and beyond {MOST_BIAS[cache]:g} it may cost more than {MOST_INCREASE:.0%} of perplexity. "
+            f"Use float{other}, or measure the loss with plimsoll quantize"
+        )
+    if biases is None and any(spec.qkv_bias for spec in facts.layers):
         return (
             f"the keys of {facts.architecture} have biases, which may make a few channels large: a cache in {cache} "
             "may lose quality. Compare answers with those of kvCache.precision float"
         )
+    if cache == "int8":
+        return None
     return (
         "a cache in int4 loses quality: perplexity of the demo model grows by up to 1 %, with int8 by less than 0.1 %. "
         "Use int8 where it holds enough"

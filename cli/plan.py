@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from plimsoll.api.deployment import ModelDeployment
     from plimsoll.api.device import TableFacts
     from plimsoll.api.model import ModelFacts
+    from plimsoll.checkpoint.checkpoint import Checkpoint
+
+    Found = tuple[ModelFacts, Sequence[str], Checkpoint | None]
+    """What is known of a model; no checkpoint where only a configuration is at hand."""
 
 
 def plan(
@@ -55,6 +59,7 @@ def plan(
     from plimsoll.api.rank_budget import uneven
     from plimsoll.api.second_rounding import as_stored, rounded_again
     from plimsoll.api.shard import replication
+    from plimsoll.checkpoint.key_biases import key_bias_ranges
     from plimsoll.cli.manifest_file import read_manifest
     from plimsoll.cli.sizing import place_of, sized
     from plimsoll.runtime.kernels.forecast import libraries_note
@@ -64,7 +69,7 @@ def plan(
     if activation_precision is not None:
         serving = spec.serving.model_copy(update={"activation_precision": activation_precision})
         spec = spec.model_copy(update={"serving": serving})
-    facts, notices = _facts(deployment, config)
+    facts, notices, checkpoint = _facts(deployment, config)
     line = spec.accelerator.memory if memory is None else byte_option(memory, "--memory")
     kind: Literal["cpu", "cuda"] = "cpu" if (device or spec.accelerator.resource) == "cpu" else "cuda"
     place = place_of(spec, kind, line)
@@ -92,7 +97,9 @@ def plan(
         not_run = str(error)
     of_ranks = [*uneven(found.ranks, facts, found.devices), replication(facts, found.tensor)]
     slow = slow_codes(found.precision, card.kind, card.table)
-    again, lossy = rounded_again(facts, found.precision), cache_loss(facts, found.cache_precision)
+    again = rounded_again(facts, found.precision)
+    held = None if found.cache_precision == "float" else checkpoint
+    lossy = cache_loss(facts, found.cache_precision, None if held is None else key_bias_ranges(held))
     chosen = cache_chosen(facts, load.cache_precision, found.cache_precision)
     report |= {
         "fits": True,
@@ -152,7 +159,7 @@ def _pods(found: "Budget", kind: str) -> dict[str, int]:
     return {"count": found.nodes, "ranksEach": found.pod_ranks, **memory}
 
 
-def _facts(deployment: "ModelDeployment", config: Path | None) -> "tuple[ModelFacts, Sequence[str]]":
+def _facts(deployment: "ModelDeployment", config: Path | None) -> "Found":
     """Facts of the model and notices on them, from headers where weights are at hand, else from a configuration."""
     source = deployment.spec.model.source
     if config is None and not source:
@@ -172,7 +179,7 @@ def _draft_facts(source: str) -> "ModelFacts":
         return _facts_at(source, None)[0]
 
 
-def _facts_at(source: str, config: Path | None) -> "tuple[ModelFacts, Sequence[str]]":
+def _facts_at(source: str, config: Path | None) -> "Found":
     from plimsoll.api.facts import config_notes, facts_from_config
     from plimsoll.checkpoint.json_file import read_object
     from plimsoll.checkpoint.open import open_checkpoint
@@ -188,11 +195,11 @@ def _facts_at(source: str, config: Path | None) -> "tuple[ModelFacts, Sequence[s
             config = path
         else:
             checkpoint = open_checkpoint(path)
-            return checkpoint.facts, checkpoint.notices
+            return checkpoint.facts, checkpoint.notices, checkpoint
     where = config / "config.json" if config.is_dir() else config
     try:
         described = read_object(where)
-        return facts_from_config(described), config_notes(described, f"{where}: ")
+        return facts_from_config(described), config_notes(described, f"{where}: "), None
     except CheckpointError as error:
         field = error.field or ""
         raise CheckpointError(

@@ -34,14 +34,14 @@ def store_scales(scales: npt.NDArray[np.float32], dtype: ScaleDtype, bits: int, 
             fix="Round them before coding",
         )  # fmt: skip
     data = encode(scales, dtype, name)
-    if not np.array_equal(_floats(dtype, data), scales):
+    if not np.array_equal(floats(dtype, data), scales):
         raise CheckpointError(f"holds scales that are no values of {dtype}", field=name, fix="Round them before coding")
     return stored(dtype, data)
 
 
 def read_scales(raw: RawTensor, name: str) -> tuple[npt.NDArray[np.float32], ScaleDtype]:
     """Raises CheckpointError for a scale that is not finite."""
-    scales = _floats(raw.dtype, raw.data)
+    scales = floats(raw.dtype, raw.data)
     if not np.isfinite(scales).all():
         raise CheckpointError(
             f"{int((~np.isfinite(scales)).sum())} of {scales.size} scales are not finite", field=name,
@@ -50,7 +50,8 @@ def read_scales(raw: RawTensor, name: str) -> tuple[npt.NDArray[np.float32], Sca
     return scales, cast(ScaleDtype, raw.dtype)
 
 
-def _floats(dtype: str, data: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def floats(dtype: str, data: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Values of a `RawTensor` of BF16, F16 or F32 in float32."""
     if dtype == "BF16":
         return (data.astype("<u4") << 16).view(np.float32)
     return data.astype(np.float32)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from plimsoll.api.facts import facts_from_config
 from plimsoll.api.manifest import parse_manifest
@@ -22,6 +24,7 @@ from plimsoll.runtime.kernels.selection import select
 from plimsoll.runtime.machine import cgroup
 from tests.api.test_budget import INTERNLM
 from tests.support import quantized
+from tests.support.checkpoints import make_checkpoint
 
 
 def manifest(folder: Path, source: str, **parts: Any) -> str:
@@ -335,3 +338,17 @@ def test_where_a_host_tier_lies_beside_a_card_is_said(tmp_path: Path, capsys: py
     file = manifest(tmp_path, "hf://a/b@main", accelerator=gpu, kvCache={"hostMemory": "16Gi"})
     _, shown, _ = run(capsys, "-f", file, "--config", str(config))
     assert "host tier: 131072 tokens in 2048 blocks (16.0 GiB of each rank, beside the line" in shown
+
+
+def test_key_biases_are_read_where_weights_are_at_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_checkpoint(tmp_path / "qwen2", "Qwen2ForCausalLM", tokenizer=False)
+    file = manifest(tmp_path, f"file://{folder}", kvCache={"precision": "int8"})
+    code, out, _ = run(capsys, "-f", file, "-o", "json")
+    assert (code, json.loads(out)["cachePrecision"], "key" in str(json.loads(out)["notes"])) == (0, "int8", False)
+    code, out, _ = run(capsys, "-f", file, "-o", "json", "--config", str(folder / "config.json"))
+    assert (code, "the keys of Qwen2ForCausalLM have biases" in out) == (0, True)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.k_proj.bias"] += 500 * torch.randn(32, generator=torch.Generator().manual_seed(0))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    code, out, _ = run(capsys, "-f", file, "-o", "json")
+    assert (code, "the range of the key biases is" in out) == (0, True)

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from plimsoll.api.budget import CONTEXT_BYTES
 from plimsoll.api.errors import DoesNotFitError, SpecError
+from plimsoll.api.precision import HeldCache
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.quantized.manifest import Manifest, hash_files, write_manifest
 from plimsoll.runtime.config import EngineConfig
@@ -166,3 +168,20 @@ def test_a_cache_that_its_own_report_measured_as_bad_is_warned_of(
             loaded(folder, cache_precision=held)
         assert ("measured on this checkpoint, 5.2 % more perplexity" in caplog.text) == warned
         assert ("loses quality" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(("bias", "warned"), [(1.0, set()), (3000.0, {"int8", "int4"})])
+def test_key_biases_are_warned_of_by_their_size(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bias: float, warned: set[HeldCache]
+) -> None:
+    folder = make_checkpoint(tmp_path / "qwen2", "Qwen2ForCausalLM", tokenizer=False)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.self_attn.k_proj.bias"][3] = bias
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    caches: tuple[HeldCache, ...] = ("float", "int8", "int4")
+    for held in caches:
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="plimsoll"):
+            loaded(folder, cache_precision=held)
+        assert ("the range of the key biases is" in caplog.text) == (held in warned)
+        assert "have biases" not in caplog.text

@@ -23,6 +23,7 @@ from plimsoll.api.shard import shards
 from plimsoll.checkpoint import open_checkpoint
 from plimsoll.checkpoint.checkpoint import Checkpoint
 from plimsoll.checkpoint.contents import refuse_changed
+from plimsoll.checkpoint.key_biases import key_bias_ranges
 from plimsoll.runtime.config import EngineConfig, names_of
 from plimsoll.runtime.engine.core.copy_times import CopyTimes
 from plimsoll.runtime.engine.core.guesser import Guessing
@@ -267,7 +268,8 @@ def _log_notes(config: EngineConfig, checkpoint: Checkpoint, kernels: Kernels, p
         log.info("%s holds the checkpoint's %s as they are stored", plan.precision, stored)
     kind: DeviceKind = "cuda" if kernels.device.type == "cuda" else "cpu"
     again, slow = rounded_again(checkpoint.facts, plan.precision), slow_codes(plan.precision, kind, kernels.facts)
-    lossy = cache_loss(checkpoint.facts, plan.cache_precision)
+    biases = None if plan.cache_precision == "float" else key_bias_ranges(checkpoint)
+    lossy = cache_loss(checkpoint.facts, plan.cache_precision, biases)
     chosen = cache_chosen(checkpoint.facts, config.cache_precision, plan.cache_precision)
     for note in (plan.note, again, chosen, lossy, slow, libraries_note(foreseen_libraries(kind))):
         if note:
