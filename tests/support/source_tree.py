@@ -1,6 +1,7 @@
 """The product's sources as syntax trees: which modules there are, and what each of them imports."""
 
 import ast
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,12 @@ def sources(repository: Path, folder: str) -> Iterator[tuple[str, Path, ast.Modu
     for path in sorted((repository / folder).rglob("*.py")):
         parts = path.relative_to(repository).with_suffix("").parts
         name = ".".join(["plimsoll", *parts]).removesuffix(".__init__")
-        yield name, path, ast.parse(path.read_text(), filename=str(path))
+        yield name, path, _parsed(path)
+
+
+@functools.cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
 
 
 def imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
