@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from plimsoll.api import rules
 from plimsoll.api.errors import SpecError
@@ -11,11 +11,8 @@ from plimsoll.api.fields import ObjectName, Part
 from plimsoll.api.rules import RULES
 from plimsoll.api.source import endpoint_host, parse_source
 
-SourceAddress = Annotated[str, Field(max_length=1024, json_schema_extra={RULES: rules.SOURCE})]
 
-
-def checked_address(value: str) -> str:
-    """`value`, which a field holds as a checkpoint's address. Raises ValueError."""
+def _address(value: str) -> str:
     try:
         parse_source(value)
     except SpecError as error:
@@ -23,6 +20,12 @@ def checked_address(value: str) -> str:
     if not value.startswith("file://") and re.search(rules.STRAY, value.partition("://")[2]):
         raise ValueError(rules.STRAY_WORDS)
     return value
+
+
+Address = Annotated[str, Field(max_length=1024), AfterValidator(_address)]
+"""Where a checkpoint is: the deployment's, a draft's, or what a job quantizes."""
+SourceAddress = Annotated[Address, Field(json_schema_extra={RULES: rules.SOURCE})]
+"""The same with its rules in the CRD."""
 
 
 class CheckpointSource(Part):
@@ -46,11 +49,6 @@ class CheckpointSource(Part):
     content_version: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """Any text, such as 2026-01-31, for what lies at the source now. A new value has the source inspected again, and
     what is found becomes a new revision; pods of the old one refuse other files than were inspected (SourceChanged)."""
-
-    @field_validator("source")
-    @classmethod
-    def _address(cls, value: str) -> str:
-        return checked_address(value)
 
     @field_validator("credentials_secret", "cache_claim", "endpoint", "content_version")
     @classmethod

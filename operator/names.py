@@ -76,10 +76,14 @@ STATUS_PORT = 8001
 _MOST_NAME = 35
 
 
+def canonical(value: Any) -> str:
+    """Plain data as JSON, the same for equal data with any order of keys."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
 def digest(value: Any, length: int = 10) -> str:
-    """A short hash of plain data, the same for equal data with any order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    """A short hash of plain data, the same for equal data."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
 #: On every object of ours.

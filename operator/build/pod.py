@@ -1,6 +1,5 @@
 """The pod that serves one revision: its template, the same for every replica."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -269,7 +268,7 @@ def _server(
     ]
     if spec.serving.api_keys_secret:
         mounts.append({"name": "keys", "mountPath": KEYS, "readOnly": True})
-    manifest = json.dumps(_manifest(deployment, spec, models, budget), sort_keys=True, separators=(",", ":"))
+    manifest = names.canonical(_manifest(deployment, spec, models, budget))
     return {
         "name": "server",
         "image": spec.pod.image or image,

@@ -1,6 +1,5 @@
 """One revision of the pod template. A ReplicaSet brings dead pods back while the operator is away."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,13 +36,13 @@ def replica_set(
     annotations = {
         names.NUMBER: str(number),
         names.BUILT_BY: version,
-        names.SPEC: json.dumps(restart_part(deployment.spec), sort_keys=True, separators=(",", ":")),
-        names.BUDGET: json.dumps(described(budget), sort_keys=True, separators=(",", ":")),
-        names.INSPECTED: json.dumps(served(spec.model, inspection), sort_keys=True, separators=(",", ":")),
+        names.SPEC: names.canonical(restart_part(deployment.spec)),
+        names.BUDGET: names.canonical(described(budget)),
+        names.INSPECTED: names.canonical(served(spec.model, inspection)),
     }
     if output is not None:
         kept = {"job": output.job, "uri": output.uri, "digest": output.digest}
-        annotations[names.OUTPUT] = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+        annotations[names.OUTPUT] = names.canonical(kept)
     name, template = f"{deployment.name}-{revision}", pod_template(
         deployment, spec, inspection, budget, settings, revision=revision, image_volumes=image_volumes,
         digest=output.digest if output else None, placing=placing, draft=draft,
