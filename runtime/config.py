@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import msgspec
 
@@ -130,7 +130,15 @@ def engine_config(model: Path, **options: Any) -> EngineConfig:
         wanted = wanted.partition(", got")[0].replace("null", "None")
         for theirs, ours in (("Expected", "must be"), (" >=", ", at least"), (" >", ", above"), (" <=", ", at most")):
             wanted = wanted.replace(theirs, ours)
+        if "enum value" in wanted:
+            wanted = f"must be one of {', '.join(_choices(get_type_hints(EngineConfig)[field]))}"
         raise SpecError(wanted, field=spelled(field, written), value=options.get(field)) from None
+
+
+def _choices(literal: Any) -> list[str]:
+    """Values of a Literal or of a union of several, `auto` first."""
+    found = [one for part in get_args(literal) for one in (get_args(part) or (part,))]
+    return sorted(map(str, found), key=lambda one: one != "auto")
 
 
 def names_of(config: EngineConfig) -> Names:

@@ -52,6 +52,17 @@ def test_the_quickstart_manifest_answers_and_shows_predicted_beside_measured(
     assert float(measured) > 0
 
 
+@pytest.mark.parametrize(("level", "said"), [("warning", True), ("error", False)])
+def test_the_engine_logs_no_more_than_the_option_says(checkpoint: Path, tmp_path: Path, level: str, said: bool) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(manifest("one", checkpoint, kvCache="{precision: int4}"))
+    command = [*UP, str(file), "--ask", "hello", "--log-level", level]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert ("a cache in int4 loses quality" in done.stderr) == said
+    assert "at int4" in done.stderr
+
+
 def test_two_deployments_serve_side_by_side_and_drain_together(checkpoint: Path, tmp_path: Path) -> None:
     """One on a single rank, one on three."""
     file = tmp_path / "two.yaml"

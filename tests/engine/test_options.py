@@ -18,6 +18,8 @@ from plimsoll.runtime.config import EngineConfig, engine_config
         ({"memory": -1}, "memory: must be int, at least 1 (found -1)"),
         ({"kv_ratio": 1.5}, "kv_ratio: must be float, at most 1.0 (found 1.5)"),
         ({"kv_ratio": 0.5, "kv_cache_bytes": 1 << 20}, "kv_ratio: contradicts kv_cache_bytes, which is the whole size"),
+        ({"cache_precision": "int16"}, "cache_precision: must be one of auto, float, int8, int4 (found 'int16')"),
+        ({"activation_precision": "int4"}, "must be one of auto, int8, bfloat16 (found 'int4')"),
         ({"threads": 0}, "threads: must be int, at least 1 (found 0)"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size: must be int, at least 1 (found 0)"),
         ({"tensor_parallel_size": 2, "tensor": 2}, "tensor_parallel_size: means the same as tensor (found 2)"),

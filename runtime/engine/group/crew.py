@@ -54,6 +54,8 @@ class RankHandover(msgspec.Struct, frozen=True, kw_only=True):
     spins: int
     parent: int
     """Process id of the one that starts it."""
+    log_level: int = logging.INFO
+    """The least that the process logs: as much as the one that starts it."""
     segment: int | None
     """Descriptor of the group's memory; None where the group is on several machines."""
     seat: Seat | None
@@ -99,8 +101,8 @@ class RankProcess:
         finally:
             os.close(writing)
         handover = RankHandover(
-            config=config, rank=rank, size=size, spins=spins, parent=os.getpid(), segment=segment, seat=seat,
-            words=writing,
+            config=config, rank=rank, size=size, spins=spins, parent=os.getpid(),
+            log_level=logging.getLogger().level, segment=segment, seat=seat, words=writing,
         )  # fmt: skip
         assert self.process.stdin is not None
         try:

@@ -135,6 +135,7 @@ def main() -> int:
     except (EOFError, msgspec.DecodeError) as error:
         logger.error("the engine process is started by the server, not by hand: %s", error)
         return EXIT_REFUSED
+    logging.getLogger().setLevel(handover.log_level)
     die_with_parent(handover.parent)
     threading.Thread(target=_follow_parent, args=(handover.folder,), name="parent", daemon=True).start()
     link = Link(handover)

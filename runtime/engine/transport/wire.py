@@ -1,6 +1,7 @@
 """What client and engine process share: the settings at the start, and the two sockets between them."""
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -28,6 +29,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     """The machine's place in a group over several, which it leads."""
     parent: int
     """Process id of the client."""
+    log_level: int = logging.INFO
+    """The least that the process logs: as much as the client's."""
     requests: str
     """Address where the client gives out batches of requests and aborts (PUSH)."""
     outputs: str
@@ -83,8 +86,8 @@ class Binding:
             socket.bind(address)
             bound.append(socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())  # type: ignore[union-attr]
         self.handover = Handover(
-            config=config, membership=membership, parent=os.getpid(), requests=bound[0], outputs=bound[1],
-            folder=self._folder, key=key,
+            config=config, membership=membership, parent=os.getpid(), log_level=logging.getLogger().level,
+            requests=bound[0], outputs=bound[1], folder=self._folder, key=key,
         )  # fmt: skip
 
     def remove(self) -> None:

@@ -242,8 +242,8 @@ def prepare(config: EngineConfig, *, follows: bool = False) -> Prepared:
 def _unequal(config: EngineConfig) -> str:
     """What a user can leave out where answers cannot be kept equal."""
     given = wanted_torch_rows(config.torch_rows) is not None
-    rows = f"{torch_rows_name(config.torch_rows, names_of(config))}, or leave out " if given else ""
-    return f"Leave out {rows}this to serve with answers that may depend on load"
+    other = f", or leave out {torch_rows_name(config.torch_rows, names_of(config))}" if given else ""
+    return f"Leave it out to serve with answers that may depend on load{other}"
 
 
 def _open_draft(config: EngineConfig) -> Checkpoint | None:

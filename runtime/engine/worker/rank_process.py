@@ -35,6 +35,7 @@ def main() -> int:
     if given is None:
         logger.error("a rank is started by the engine, not by hand")
         return 2
+    logging.getLogger().setLevel(given.log_level)
     die_with_parent(given.parent)
     threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
     steady_heap()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import stat
@@ -188,6 +189,20 @@ def test_the_engine_process_loads_no_tokenizer(shared: EngineClient) -> None:
     maps = {Path(region.path).name for region in psutil.Process(shared.pid).memory_maps()}
     assert any(name.startswith("libtorch_cpu") for name in maps)
     assert not any(name.startswith("tokenizers") for name in maps)
+
+
+def test_an_engine_process_is_given_the_level_of_its_clients_log(config: EngineConfig) -> None:
+    root = logging.getLogger()
+    before = root.level
+    try:
+        for level in (logging.DEBUG, logging.ERROR):
+            root.setLevel(level)
+            with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.PULL) as pull:
+                binding = Binding(config, push, pull)
+                binding.remove()
+                assert binding.handover.log_level == level
+    finally:
+        root.setLevel(before)
 
 
 def test_the_sockets_are_out_of_reach_of_others_and_then_of_everybody(

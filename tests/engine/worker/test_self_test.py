@@ -155,7 +155,7 @@ def test_an_engine_that_must_be_deterministic_refuses_to_start_where_it_cannot_b
     with pytest.raises(SpecError, match="cannot be kept equal") as caught:
         make_engine(tiny_llama, deterministic=True, **options)
     assert caught.value.field == "spec.serving.deterministic"
-    assert ("Leave out torch_rows, or leave out this" in str(caught.value)) == ("torch_rows" in options)
+    assert ("depend on load, or leave out torch_rows" in str(caught.value)) == ("torch_rows" in options)
     engine = make_engine(tiny_llama, **options)
     assert not engine.ready.determinism.deterministic
     engine.close()
