@@ -4,13 +4,10 @@ from plimsoll.operator.build.compare import differs
 from plimsoll.operator.build.groups import group_key, group_policy, group_service, stateful_set
 from plimsoll.operator.build.inspecting import (
     LEAST_PATIENCE,
-    MOST_PATIENCE,
     inspect_name,
     inspect_pod,
     looks_as,
-    read_record,
     record,
-    record_name,
 )
 from plimsoll.operator.build.monitors import monitors
 from plimsoll.operator.build.policy import disruption_budget, inspect_policy, job_policy, network_policy
@@ -18,11 +15,10 @@ from plimsoll.operator.build.quantizing import job, job_name, memory_line
 from plimsoll.operator.build.replica_set import described, replica_set, served
 from plimsoll.operator.build.revision import restart_part, revision
 from plimsoll.operator.build.service import service
-from plimsoll.operator.build.source import of_draft, output_key, source_key
+from plimsoll.operator.build.source import of_draft, source_key
 
 __all__ = [
     "LEAST_PATIENCE",
-    "MOST_PATIENCE",
     "described",
     "differs",
     "disruption_budget",
@@ -40,10 +36,7 @@ __all__ = [
     "monitors",
     "network_policy",
     "of_draft",
-    "output_key",
-    "read_record",
     "record",
-    "record_name",
     "replica_set",
     "restart_part",
     "revision",

@@ -3,9 +3,6 @@
 Both belong to a source of a namespace and to none of its deployments: a thousand of them look at one model once.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from plimsoll.api.inspection import Inspection
 from plimsoll.api.source import parse_source
 from plimsoll.operator import names
@@ -105,12 +102,3 @@ def record(namespace: str, key: str, inspection: Inspection) -> Object:
         "metadata": source_metadata(namespace, record_name(key), key),
         "data": {names.REPORT: str(inspection.encode(), "ascii")},
     }
-
-
-def read_record(config_map: Mapping[str, Any]) -> Inspection:
-    """What `record` kept.
-
-    Raises:
-        CheckpointError: somebody damaged it.
-    """
-    return Inspection.decode((config_map.get("data") or {}).get(names.REPORT) or "")
