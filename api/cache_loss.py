@@ -83,7 +83,7 @@ def cache_chosen(facts: ModelFacts, asked: CachePrecision, found: HeldCache) -> 
         loss = "Perplexity of the demo model grows by less than 0.1 %"
     else:
         loss = f"Measured on this checkpoint: {_more(measured)}"
-    return f"kvCache.precision auto takes {found}: with floats the cache holds fewer tokens than are asked for. {loss}"
+    return f"auto takes {found} for the cache: with floats it holds fewer tokens than are asked for. {loss}"
 
 
 def cache_loss(facts: ModelFacts, cache: HeldCache, biases: Mapping[HeldCache, float] | None = None) -> str | None:
@@ -113,7 +113,7 @@ def cache_loss(facts: ModelFacts, cache: HeldCache, biases: Mapping[HeldCache, f
     if biases is None and any(spec.qkv_bias for spec in facts.layers):
         return (
             f"the keys of {facts.architecture} have biases, which may make a few channels large: a cache in {cache} "
-            "may lose quality. Compare answers with those of kvCache.precision float"
+            "may lose quality. Compare answers with those of a cache of floats"
         )
     if cache == "int8":
         return None

@@ -99,12 +99,12 @@ def test_auto_holds_the_cache_in_int8_where_floats_do_not_hold_what_is_asked_for
     assert (floats.plan.cache_precision, floats.runner.cache.held) == ("float", "bfloat16")
     # One block less than a request takes in floats.
     short = {**options, "kv_cache_bytes": floats.runner.cache.nbytes // floats.runner.cache.num_blocks * 15}
-    assert "kvCache.precision auto takes" not in caplog.text
+    assert "for the cache: with floats" not in caplog.text
     with caplog.at_level("INFO", logger="plimsoll"):
         found = loaded(folders["floats"], **short)
     assert (found.plan.precision, found.plan.cache_precision, found.runner.cache.held) == ("bfloat16", "int8", "int8")
     assert found.plan.num_blocks >= 16
-    assert "kvCache.precision auto takes int8" in caplog.text
+    assert "auto takes int8 for the cache" in caplog.text
     assert "passed over precision bfloat16: needs" in caplog.text
     followers = prepare(EngineConfig(model=str(folders["floats"]), **(SMALL | {"memory": 2048 * MIB} | short)))
     assert followers.of_followers().cache_precision == "int8"

@@ -58,3 +58,5 @@ def test_in_order_of_arrival_it_has_no_effect(tiny: Endpoint, monkeypatch: pytes
 def test_what_is_no_number_is_refused(ordered: Endpoint) -> None:
     status, answer = ordered.post("/v1/chat/completions", {"priority": "high"} | ROUTES["/v1/chat/completions"])
     assert (status, answer["error"]["param"]) == (400, "priority")
+    _, answer = ordered.post("/v1/chat/completions", {"priority": True} | ROUTES["/v1/chat/completions"])
+    assert answer["error"]["message"].endswith("(found true).")

@@ -131,7 +131,7 @@ def test_a_cache_that_auto_holds_in_int8_is_said_in_status_and_condition_and_giv
     assert short.status["budget"]["cachePrecision"] == "int8"
     assert short.status["budget"]["kvTokens"] >= 8192
     assert [one["option"] for one in short.status["budget"]["rejected"]] == ["precision bfloat16"]
-    assert "kvCache.precision auto takes int8" in short.condition("Accepted")["message"]
+    assert "auto takes int8 for the cache" in short.condition("Accepted")["message"]
     assert "kvCache.precision" not in roomy.condition("Accepted")["message"]
     for one, held in ((roomy, "auto"), (short, "int8")):
         (kept,) = (child for (kind, _), child in one.children.items() if kind == "ReplicaSet")
