@@ -34,9 +34,9 @@ from plimsoll.api.ways_out import MIB, described, ways_out
 
 #: What each rank's process takes before the first tensor. CUDA: driver context and library handles, as measured by
 #: peers at 0.5 to 0.6 GiB. CPU: interpreter, torch and compiled kernels of the process, by `benchmarks/memory.py`.
-CONTEXT_BYTES: Mapping[str, int] = {"cuda": 600 * MIB, "cpu": 280 * MIB}
+CONTEXT_BYTES: Mapping[str, int] = {"cuda": 600 * MIB, "cpu": 272 * MIB}
 #: What a rank of a CPU that follows takes less: it has no requests, no scheduler and no sampler. By the same benchmark.
-FOLLOWER_SAVES = 12 * MIB
+FOLLOWER_SAVES = 4 * MIB
 #: What the endpoint takes beside the engine, in a process of its own: interpreter, tokenizer, requests. Not part of the
 #: line; a pod's memory limit is both. With a vocabulary of 151,643 tokens, 159 MiB were measured when idle, and 347 MiB
 #: under the worst requests.

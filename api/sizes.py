@@ -30,7 +30,7 @@ from plimsoll.api.shard import Shard
 #: int8 and int4 caches keep one (scale, minimum) pair of fp16 a head and token, for keys and for values each.
 PAIR_BYTES = 4
 #: Prompt positions whose logits exist at once when prompt log-probabilities are asked for.
-PROMPT_LOGIT_ROWS = 16
+PROMPT_LOGIT_ROWS = 8
 #: Of each token of a vocabulary, for grammars: the vocabulary as it came, and its trie. Measured were 500 to 560 bytes
 #: a token beside `GRAMMAR_BYTES`, of 32,000 to 262,144 tokens with 7 bytes each.
 TRIE_BYTES = 576

@@ -17,6 +17,7 @@ from torch.nn import functional
 from plimsoll.api.device import native_table
 from plimsoll.api.layers_at_once import FEW_ROWS, covers
 from plimsoll.api.model import Activation, ModelFacts
+from plimsoll.api.sizes import PROMPT_LOGIT_ROWS
 from plimsoll.runtime.kernels.build import NativeUnavailableError, load
 from plimsoll.runtime.kernels.native_attention import native_attention, native_write_kv
 from plimsoll.runtime.kernels.native_checks import (
@@ -95,6 +96,9 @@ class PackedWeight:
 
 KEPT_ROWS = 256
 """Rows from which an operation's result lies in memory that is kept."""
+KEPT_PRODUCTS = PROMPT_LOGIT_ROWS + 1
+"""The same of a product: pages that come and go with the logits of each step cost more than a copy of them. Logits of a
+prompt, which are made while those of the step are in use, have fewer rows."""
 
 
 class Results:
@@ -107,9 +111,9 @@ class Results:
     def __init__(self) -> None:
         self._kept: dict[tuple[str, int], Tensor] = {}
 
-    def take(self, operation: str, rows: int, columns: int) -> Tensor:
-        """A tensor [rows, columns] for a result. A large one is valid until this operation's next result."""
-        if rows < KEPT_ROWS:
+    def take(self, operation: str, rows: int, columns: int, kept: int = KEPT_ROWS) -> Tensor:
+        """A tensor [rows, columns] for a result. One of `kept` rows is valid until this operation's next result."""
+        if rows < kept:
             return torch.empty(rows, columns)
         key, count = (operation, columns), rows * columns
         if key not in self._kept or len(self._kept[key]) < count:
@@ -251,7 +255,7 @@ def _linear(
             raise ValueError(f"x has {width} columns, the weight takes {columns}")
         check_floats(x=x)
         check_vectors(rows, bias=bias)
-        out = results.take("linear", count, rows)
+        out = results.take("linear", count, rows, KEPT_PRODUCTS)
         if wide_rows is not None and count >= wide_rows:
             _through_torch(unpacked, panel, x, weight, bias, out)
         elif count and isinstance(weight, PackedQuantized):

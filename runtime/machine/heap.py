@@ -7,7 +7,7 @@ import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MADV_HUGEPAGE = 14
-LARGE_BYTES = 4 << 20
+LARGE_BYTES = 2 << 20
 """In engines and quantization jobs, tensors from this size on get pages of their own, which go back when freed."""
 SLACK_BYTES = 32 << 20
 """What the heap may keep at its end. Less would be given back and taken again within every step."""

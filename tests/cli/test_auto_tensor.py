@@ -52,8 +52,8 @@ def chosen(
 @pytest.mark.parametrize(
     ("wish", "mib", "precision", "tensor"),
     [
-        ("auto", 780, "w4a16", 1), ("auto", 640, "w4a16", 1), ("auto", 525, "w4a16", 2), ("auto", 475, "w4a16", 3),
-        ("bfloat16", 650, "bfloat16", 2), ("bfloat16", 560, "bfloat16", 3),
+        ("auto", 780, "w4a16", 1), ("auto", 640, "w4a16", 1), ("auto", 525, "w4a16", 2), ("auto", 467, "w4a16", 3),
+        ("bfloat16", 650, "bfloat16", 2), ("bfloat16", 552, "bfloat16", 3),
     ],
 )  # fmt: skip
 def test_auto_takes_the_fewest_ranks_that_hold_it_everywhere(
