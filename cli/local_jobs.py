@@ -44,6 +44,17 @@ def serving(deployments: Iterable[ModelDeployment], outputs: Mapping[str, str]) 
     return found
 
 
+def written(objects: Iterable[ModelDeployment | QuantizationJob]) -> dict[str, str]:
+    """Outputs of those jobs among `objects` that have written theirs on this machine, by the job's name."""
+    from plimsoll.checkpoint.quantized.manifest import MANIFEST_NAME
+
+    outputs = {one.metadata.name: one.spec.output for one in objects if isinstance(one, QuantizationJob)}
+    return {
+        name: output for name, output in outputs.items()
+        if output.startswith("file://") and Path(output.removeprefix("file://"), MANIFEST_NAME).is_file()
+    }  # fmt: skip
+
+
 def _run(job: QuantizationJob) -> None:
     from plimsoll.cli.quantize import quantize
 

@@ -53,18 +53,22 @@ def plan(
     from plimsoll.api.budget import short_context
     from plimsoll.api.cache_loss import cache_chosen, cache_loss
     from plimsoll.api.load import load_of, refuse_not_run_yet
-    from plimsoll.api.manifest import parse_manifest
+    from plimsoll.api.manifest import parse_manifest, parse_objects
     from plimsoll.api.precision import slow_codes
     from plimsoll.api.quantity import byte_option
     from plimsoll.api.rank_budget import uneven
     from plimsoll.api.second_rounding import as_stored, rounded_again
     from plimsoll.api.shard import replication
     from plimsoll.checkpoint.key_biases import key_bias_ranges
+    from plimsoll.cli.local_jobs import serving as serving_outputs
+    from plimsoll.cli.local_jobs import written
     from plimsoll.cli.manifest_file import read_manifest
     from plimsoll.cli.sizing import place_of, sized
     from plimsoll.runtime.kernels.forecast import libraries_note
 
-    deployment = parse_manifest(*read_manifest(file), name)
+    text, filename = read_manifest(file)
+    asked = parse_manifest(text, filename, name)
+    [deployment] = serving_outputs([asked], written(parse_objects(text, filename)))
     spec = deployment.spec
     if activation_precision is not None:
         serving = spec.serving.model_copy(update={"activation_precision": activation_precision})

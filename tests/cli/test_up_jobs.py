@@ -50,6 +50,13 @@ def test_a_job_and_its_deployment_run_one_after_the_other(job: dict[str, Any], t
     assert (tmp_path / "out" / "plimsoll-manifest.json").exists()
     assert "w4a16" in done.stderr
     assert "Traceback" not in done.stderr
+    plan = [*UP[:3], "plan", "-f", file]
+    planned = subprocess.run(plan, capture_output=True, text=True, timeout=300)
+    assert planned.returncode == 0, planned.stderr
+    assert "w4a16" in planned.stdout
+    (tmp_path / "out" / "plimsoll-manifest.json").unlink()
+    planned = subprocess.run(plan, capture_output=True, text=True, timeout=300)
+    assert "spec.model.quantizationJob: what it will write is not there yet" in planned.stderr
 
 
 def test_a_failed_gate_serves_nothing(job: dict[str, Any], tmp_path: Path) -> None:
