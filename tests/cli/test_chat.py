@@ -104,3 +104,14 @@ def test_a_missing_key_file_is_said_plainly(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main(["chat", "--api-key-file", str(tmp_path / "absent")])
     assert "--api-key-file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--url", "--model-name", "--api-key-file"])
+def test_options_of_an_endpoint_are_refused_beside_a_model(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["chat", str(tmp_path), option, "http://x"])
+    assert f"{option}: is of an endpoint, and MODEL starts another one here (found 'http://x')" in (
+        " ".join(capsys.readouterr().err.split())
+    )
