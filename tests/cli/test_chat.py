@@ -111,7 +111,7 @@ def test_options_of_an_endpoint_are_refused_beside_a_model(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main(["chat", str(tmp_path), option, "http://x"])
-    assert f"{option}: is of an endpoint, and MODEL starts another one here (found 'http://x')" in (
+        main(["chat", str(tmp_path), option, "x"])
+    assert f"{option}: is of an endpoint, and MODEL starts another one here (found 'x')" in (
         " ".join(capsys.readouterr().err.split())
     )
