@@ -59,7 +59,7 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(
         f"cache: {report['kvTokens']} tokens{held} in {report['blocks']} blocks of {report['blockSize']} "
         f"({format_bytes(report['blockBytes'])} each)\n{_host_tier(report)}"
-        f"requests: {report['concurrentRequests']} at once of {report['maxLength']} tokens "
+        f"requests: room for {report['concurrentRequests']} at once of {report['maxLength']} tokens "
         f"(length: {report['maxLengthFrom']})",
         highlight=False,
     )
