@@ -75,13 +75,13 @@ def test_a_value_that_changes_nothing_is_accepted_and_changes_nothing(tiny: Endp
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("use_beam_search", True, ("True", "best_of")), ("logits_processors", ["no"], ("a list", "logit_bias")),
+        ("use_beam_search", True, ("true", "best_of")), ("logits_processors", ["no"], ("a list", "logit_bias")),
         ("best_of", 3, ("3", "n;")),
         ("functions", [{"name": "f"}], ("a list", "Use tools")), ("min_new_tokens", 5, ("5", "min_tokens")),
-        ("structural_tag", {}, ("an object", "response_format")), ("do_sample", False, ("False", "temperature: 0")),
+        ("structural_tag", {}, ("an object", "response_format")), ("do_sample", False, ("false", "temperature: 0")),
         ("moderation", {"model": "m", "policy": {"input": {"mode": "block"}}}, ("an object", "Leave it out")),
-        ("return_prompt_text", True, ("True", "false")), ("extra_key", "mine", ("'mine'", "Use cache_salt")),
-        ("num_beams", 4, ("4", "best_of")), ("detokenize", False, ("False", "true")),
+        ("return_prompt_text", True, ("true", "false")), ("extra_key", "mine", ("'mine'", "Use cache_salt")),
+        ("num_beams", 4, ("4", "best_of")), ("detokenize", False, ("false", "true")),
         ("service_tier", "fast", ("'fast'", '"auto"')),
     ],
 )  # fmt: skip
