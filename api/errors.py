@@ -4,6 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def flag(value: bool) -> str:
+    """A flag as manifests, JSON and options have it."""
+    return "true" if value else "false"
+
+
 class PlimsollError(Exception):
     """Base of every error shown to a user without a traceback.
 
@@ -23,8 +28,7 @@ class PlimsollError(Exception):
 
     def __str__(self) -> str:
         where = f"{self.field}: " if self.field else ""
-        # Flags as manifests, JSON and options have them.
-        shown = str(self.value).lower() if isinstance(self.value, bool) else repr(self.value)
+        shown = flag(self.value) if isinstance(self.value, bool) else repr(self.value)
         # What a stranger's file holds may be megabytes long.
         shown = shown if len(shown) <= 200 else shown[:197] + "..."
         found = f" (found {shown})" if self.value is not None else ""

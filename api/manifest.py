@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from plimsoll.api.deployment import API_VERSION, KIND, ModelDeployment, ModelDeploymentSpec
-from plimsoll.api.errors import SpecError
+from plimsoll.api.errors import SpecError, flag
 from plimsoll.api.quantization_job import QUANTIZATION_KIND, QuantizationJob, QuantizationJobSpec
 from plimsoll.api.status import models_in
 
@@ -243,7 +243,7 @@ class _Shown:
     """A value in an error: bounded, however large or nested the manifest made it."""
 
     def __init__(self, value: object) -> None:
-        self._text = str(value).lower() if isinstance(value, bool) else _short.repr(value)
+        self._text = flag(value) if isinstance(value, bool) else _short.repr(value)
 
     def __repr__(self) -> str:
         return self._text

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from plimsoll.api.errors import flag
 from plimsoll.api.rules import RULES
 
 
@@ -62,7 +63,7 @@ def _default(schema: Mapping[str, Any]) -> str:
     default = schema.get("default")
     if default is None or default == {}:
         return ""
-    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+    return f"`{flag(default) if isinstance(default, bool) else default}`"
 
 
 def _type(schema: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import pydantic_core
 from pydantic import ValidationError
 
+from plimsoll.api.errors import flag
 from plimsoll.runtime.server.errors import ApiError, bad_request, invalid_value
 from plimsoll.runtime.server.neutral import NEUTRAL
 from plimsoll.runtime.server.strict import Strict
@@ -92,5 +93,5 @@ def _unsupported(name: str, value: Any) -> str:
 def _quote(value: Any) -> str:
     """Numbers and flags are worth repeating; text might be somebody's prompt."""
     if isinstance(value, bool | int | float):
-        return f" (found {(str(value).lower() if isinstance(value, bool) else str(value))[:QUOTED]})"
+        return f" (found {(flag(value) if isinstance(value, bool) else str(value))[:QUOTED]})"
     return ""
