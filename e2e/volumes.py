@@ -1,6 +1,7 @@
 """Files in claims: written through a pod, so that it works wherever claims do."""
 
 import hashlib
+import secrets
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,8 @@ def put(
     With `alone` what else lies there goes first: a volume that is claimed again holds what scenarios before this one,
     or runs before, left in it (`hand_back`), and a job would find its output finished.
     """
-    name = f"put-{claim_name}"
+    # A name of its own: the pod of a call before this one may still be on its way out, and `apply` would take that one.
+    name = f"put-{claim_name}-{secrets.token_hex(3)}"
     waits = ["python3", "-c", "import signal; signal.sigwait([signal.SIGTERM, signal.SIGINT])"]
     cluster.apply(helper_pod(namespace, name, image, waits, claim_name))
 
@@ -72,7 +74,8 @@ def put(
                     subprocess.run(command, stdin=data, check=True, timeout=300)
                 assert cluster.kubectl(*check).strip() == "True", f"{inside} did not arrive whole"
     finally:
-        cluster.kubectl("delete", "pod", name, "-n", namespace, "--grace-period=1", "--wait=false")
+        gone = ("--ignore-not-found", "--grace-period=1", "--wait=false")
+        cluster.kubectl("delete", "pod", name, "-n", namespace, *gone)
 
 
 def hand_back(cluster: Cluster, volumes: Sequence[str]) -> None:
