@@ -101,7 +101,8 @@ class Calibration(Part):
     """A ConfigMap of this namespace whose values are texts, in place of a dataset; keys are file names such as
     news.txt or chats.jsonl."""
     samples: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Sequences of calibration. Default: 32 of self, which has to be drawn first; 128 of other text."""
+    """Sequences of calibration. Default: 32 of self, which has to be drawn first; 128 of other text. Goes with method
+    awq."""
     sequence_length: Annotated[int, Field(ge=16, le=32768)] | None = None
     """Tokens in each. Evaluation uses it too. Default: 512."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -213,6 +214,8 @@ class QuantizationJobSpec(Part):
         for name, value in searched.items():
             if self.method != "awq" and value is not None:
                 raise fault_at(("weights", name), rules.SEARCH_WORDS, value)
+        if self.method != "awq" and self.calibration.samples is not None:
+            raise fault_at(("calibration", "samples"), rules.SEARCH_WORDS, self.calibration.samples)
         workers, processors = self.parallelism.workers, self.pod.cpu
         if not self.searches and workers > 1:
             raise fault_at(("parallelism", "workers"), rules.SEARCH_WORDS, workers)

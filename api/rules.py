@@ -242,6 +242,11 @@ QUANTIZATION: list[Any] = [
         for field in ("searchScale", "clip", "compensate")
     ),
     rule(
+        "self.method == 'awq' || !has(self.calibration) || !has(self.calibration.samples)",
+        f"calibration.samples {SEARCH_WORDS}",
+        ".calibration.samples",
+    ),
+    rule(
         "self.method == 'awq' || !has(self.parallelism) || !has(self.parallelism.workers) "
         "|| self.parallelism.workers == 1",
         f"parallelism.workers {SEARCH_WORDS}",

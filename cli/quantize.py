@@ -45,7 +45,7 @@ def quantize(
         str, typer.Option(help="Text to look at: self, a file or folder, hf://datasets/ORG/NAME/CONFIG/SPLIT.")
     ] = "self",
     calib_samples: Annotated[
-        int | None, typer.Option(min=1, help="Windows that calibrate. Default: 32 of self, 128 of other text.")
+        int | None, typer.Option(min=1, help="awq: windows that calibrate. Default: 32 of self, 128 of other text.")
     ] = None,
     calib_seqlen: Annotated[
         int | None, typer.Option(help="Tokens of a window, of both texts; 16 or more. Default: 512.")
@@ -119,6 +119,8 @@ def quantize(
             # Before anything is fetched.
             recipe = _recipe(method, w_bits, w_group_size, format, (search_scale, clip, compensate), seed)
             limits = parse_limits(max_perplexity_increase, max_kl_divergence)
+            if calib_samples is not None and not recipe.calibrates:
+                raise _searches_not("--calib-samples", method)
             plan = _plan(recipe, calib_dataset, calib_samples, calib_seqlen, eval_samples, eval_dataset, seed)
             line = byte_option(memory, "--memory") if memory else host_line()[0]
             shards = byte_option(shard_size, "--shard-size")
@@ -170,10 +172,14 @@ def _recipe(
     for name, part in zip(names, parts, strict=True):
         if method != "awq" and part is not None:
             option = f"--{'' if part else 'no-'}{name.replace('_', '-')}"
-            raise SpecError(
-                "goes with method awq, the only one that searches", field=option, value=method, fix="Leave it out"
-            )
+            raise _searches_not(option, method)
     return found
+
+
+def _searches_not(option: str, method: str) -> SpecError:
+    return SpecError(
+        "goes with method awq, the only one that searches", field=option, value=method, fix="Leave it out"
+    )
 
 
 def _plan(

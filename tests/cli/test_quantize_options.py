@@ -46,6 +46,7 @@ def test_files_of_weights_have_the_wanted_size(commands: Forked, source: Path, t
         (("--calib-samples", "1", "--calib-seqlen", "2"), "--calib-seqlen: must be 16 or more (found 2). Use 512"),
         (("--shard-size", "big"), "--shard-size"),
         (("--method", "rtn", "--no-clip"), "--no-clip: goes with method awq, the only one that searches (found 'rtn')"),
+        (("--method", "rtn", "--calib-samples", "8"), "--calib-samples: goes with method awq"),
         (("--method", "int8", "--search-scale"), "--search-scale: goes with method awq"),
         (("--device-memory", "4Gi"), "--device-memory: goes with --device cuda (found '4.0 GiB')"),
     ],

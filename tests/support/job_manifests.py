@@ -73,6 +73,7 @@ _TOGETHER: tuple[tuple[str, Manifest, str], ...] = (
     ("eight bits of awq", {"weights": {"bits": 8}}, "spec.weights.bits"),
     ("four bits of int8", {"method": "int8", "weights": {"bits": 4}}, "spec.weights.bits"),
     ("groups of int8", {"method": "int8", "weights": {"groupSize": 64}}, "spec.weights.groupSize"),
+    ("samples of rtn", {"method": "rtn", "calibration": {"samples": 8}}, "spec.calibration.samples"),
     ("a search of rtn", {"method": "rtn", "weights": {"searchScale": True}}, "spec.weights.searchScale"),
     ("workers of int8", {"method": "int8", "parallelism": {"workers": 2}}, "spec.parallelism.workers"),
     ("no worker", {"parallelism": {"workers": 0}}, "spec.parallelism.workers"),
