@@ -18,7 +18,7 @@ from e2e.traffic import traffic
 
 JOB = {
     "model": {"source": f"pvc://{CLAIM}/{MODEL_FILE}"}, "method": "rtn", "weights": {"groupSize": 64},
-    "calibration": {"samples": 4, "sequenceLength": 128}, "evaluation": {"samples": 2},
+    "calibration": {"sequenceLength": 128}, "evaluation": {"samples": 2},
     "output": f"pvc://{CLAIM}/out", "pod": {"cpu": "50m"},
 }  # fmt: skip
 

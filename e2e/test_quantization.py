@@ -58,7 +58,7 @@ def replace(scene: Scene, job: QuantizationJob, like: Object, output: str, evalu
     spec = {key: value for key, value in like["spec"].items() if key != "weights"}
     spec |= {
         "method": "rtn", "weights": {"groupSize": 64}, "output": f"pvc://smollm2/{output}",
-        "calibration": {"configMap": "texts", **SMALL["calibration"]}, "evaluation": evaluation,
+        "calibration": {"configMap": "texts", "sequenceLength": 128}, "evaluation": evaluation,
     }  # fmt: skip
     scene.cluster.apply(job_manifest(scene.namespace, job.name, spec))
 

@@ -15,7 +15,7 @@ from e2e.scene import Scene
 SMALL = {
     "model": {"source": f"pvc://{CLAIM}/{MODEL_FILE}"}, "output": f"pvc://{CLAIM}/small",
     "method": "rtn", "evaluation": {"samples": 1}, "weights": {"groupSize": 64}, "pod": {"cpu": "100m"},
-    "calibration": {"configMap": "texts", "samples": 2, "sequenceLength": 128},
+    "calibration": {"configMap": "texts", "sequenceLength": 128},
 }  # fmt: skip
 TEXT = " ".join(f"Ship number {number} is loaded up to her line and never past it." for number in range(400))
 
