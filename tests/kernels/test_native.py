@@ -56,6 +56,21 @@ def test_linear_agrees_and_each_row_is_what_it_is_alone(
     assert packed.nbytes == packed_bytes(outputs, inputs, dtype) >= weight.nbytes
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_no_output_is_left_out_where_threads_wait_for_a_processor(dtype: torch.dtype, threads: int) -> None:
+    torch.set_num_threads(threads)
+    ops = native_kernels("cpu", dtype)
+    for rows, outputs in ((1, 33), (1, 2560), (2, 200), (40, 700)):
+        x, weight = torch.randn(rows, 96), ops.pack(torch.randn(outputs, 96).to(dtype))
+        wanted = ops.linear(x, weight, None).clone()
+        for _ in range(60):
+            made = ops.linear(x, weight, None)
+            assert torch.equal(made, wanted)
+            # The next product gets this memory.
+            made.fill_(torch.nan)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 70), st.integers(1, 3))
 def test_norms_gates_and_rotations_agree(rows: int, heads: int, half: int, threads: int) -> None:

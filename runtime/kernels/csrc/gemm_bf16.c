@@ -166,7 +166,8 @@ void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, floa
         if (bands * ((panels + share - 1) / share) < 4 * threads)
             share = (panels * bands + 4 * threads - 1) / (4 * threads);
         long shares = (panels + share - 1) / share;
-        _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {
+        next_turn(at.parts);
+        for (long task; (task = next_task(at.parts, bands * shares)) >= 0;) {
             long row = task / shares * band, rows = all - row < band ? all - row : band;
             long first = task % shares * share, last = first + share < panels ? first + share : panels;
             if (way == IN_TILES)
@@ -181,6 +182,7 @@ void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, floa
                 band_in_vectors(rows, high, K, row_at(way, made, row, 0, K, K, high), w, first, last, bias, y + row * N,
                                 N);
         }
+        _Pragma("omp barrier")
     }
     if (way == IN_TILES) drop_tiles();
     as_before(state);
@@ -190,7 +192,7 @@ void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, floa
 int linear_bf16(const float *x, const uint16_t *w, const float *bias, float *y, long M, long N, long K)
 {
     needs needed = needs_of(16, M, K, K);
-    char *memory = aligned_alloc(64, needed.shared + omp_get_max_threads() * needed.own + 64);
+    char *memory = make_rooms(needed);
     if (!memory) return NO_MEMORY;
     _Pragma("omp parallel") linear_bf16_team(x, w, bias, y, M, N, K, room_in(memory, needed));
     free(memory);

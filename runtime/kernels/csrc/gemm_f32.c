@@ -101,7 +101,7 @@ static void last_panel(long rows, long K, const float *x, const float *w, long N
     }
 }
 
-void linear_f32_team(const float *x, const float *w, const float *bias, float *y, long M, long N, long K)
+void linear_f32_team(const float *x, const float *w, const float *bias, float *y, long M, long N, long K, room at)
 {
     long panels = (N + PANEL - 1) / PANEL, full = N / PANEL;
     long bands = (M + BAND - 1) / BAND, threads = omp_get_num_threads();
@@ -112,18 +112,24 @@ void linear_f32_team(const float *x, const float *w, const float *bias, float *y
         share = (panels * bands + 4 * threads - 1) / (4 * threads);
     if (M <= 2 && share % 4) share += 4 - share % 4;
     long shares = (panels + share - 1) / share;
-    _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < bands * shares; task++) {
+    next_turn(at.parts);
+    for (long task; (task = next_task(at.parts, bands * shares)) >= 0;) {
         long row = task / shares * band, rows = M - row < band ? M - row : band;
         long first = task % shares * share, last = first + share < panels ? first + share : panels;
         band_of_rows(rows, K, x + row * K, w, first, last < full ? last : full, bias, y + row * N, N);
         if (last > full) last_panel(rows, K, x + row * K, w, N, bias, y + row * N);
     }
+    _Pragma("omp barrier")
 }
 
-/* Returns DONE. */
+/* Returns DONE or NO_MEMORY. */
 int linear_f32(const float *x, const float *w, const float *bias, float *y, long M, long N, long K)
 {
-    _Pragma("omp parallel") linear_f32_team(x, w, bias, y, M, N, K);
+    const needs none = {0, 0};
+    char *memory = make_rooms(none);
+    if (!memory) return NO_MEMORY;
+    _Pragma("omp parallel") linear_f32_team(x, w, bias, y, M, N, K, room_in(memory, none));
+    free(memory);
     return DONE;
 }
 

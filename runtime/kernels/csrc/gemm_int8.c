@@ -243,13 +243,15 @@ void linear_int8_team(int bits, int scale, const float *x, const char *w, const 
         long rows = M - done < most ? M - done : most;
         const band all = quantize_band(bits, x, rows, s, M, at);
         const tasks t = tasks_of_band(all, panels, threads);
-        _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < t.bands * t.shares; task++) {
+        next_turn(at.parts);
+        for (long task; (task = next_task(at.parts, t.bands * t.shares)) >= 0;) {
             long row = task / t.shares * t.height, share = task % t.shares;
             band mine = from_row(all, s, row);
             if (mine.rows > t.height) mine.rows = t.height;
             long first = panels * share / t.shares, last = panels * (share + 1) / t.shares;
             meet_share(bits, mine, s, w, first, last, bias, y + row * N, N);
         }
+        _Pragma("omp barrier")
     }
 }
 
@@ -258,7 +260,7 @@ int linear_int8(int bits, int scale, const float *x, const char *w, const float 
                 long group)
 {
     needs needed = needs_of_int8(M, K, group);
-    char *memory = aligned_alloc(64, needed.shared + omp_get_max_threads() * needed.own + 64);
+    char *memory = make_rooms(needed);
     if (!memory) return NO_MEMORY;
     _Pragma("omp parallel")
         linear_int8_team(bits, scale, x, w, bias, y, M, N, K, group, room_in(memory, needed));

@@ -310,7 +310,8 @@ void linear_quant_team(int bits, int scale, const float *x, const char *w, const
         const band all = round_band(bits, s, x, rows, way, at);
         const long longest = way == IN_TILES ? TILE_BAND : TILES_A_BAND * all.high;
         const tasks t = tasks_of(rows, longest, all.high, panels, threads);
-        _Pragma("omp for schedule(dynamic, 1)") for (long task = 0; task < t.bands * t.shares; task++) {
+        next_turn(at.parts);
+        for (long task; (task = next_task(at.parts, t.bands * t.shares)) >= 0;) {
             long row = task / t.shares * t.height, share = task % t.shares;
             long first = panels * share / t.shares, last = panels * (share + 1) / t.shares;
             band mine = from_row(bits, all, s, row);
@@ -318,6 +319,7 @@ void linear_quant_team(int bits, int scale, const float *x, const char *w, const
             if (bits == 4) band_of_rows(4, mine, s, w, first, last, bias, y + row * N, N);
             else band_of_rows(8, mine, s, w, first, last, bias, y + row * N, N);
         }
+        _Pragma("omp barrier")
     }
     if (way == IN_TILES) drop_tiles();
     as_before(state);
@@ -328,7 +330,7 @@ int linear_quant(int bits, int scale, const float *x, const char *w, const float
                  long K, long group)
 {
     needs needed = needs_of(bits, M, K, group);
-    char *memory = aligned_alloc(64, needed.shared + omp_get_max_threads() * needed.own + 64);
+    char *memory = make_rooms(needed);
     if (!memory) return NO_MEMORY;
     _Pragma("omp parallel")
         linear_quant_team(bits, scale, x, w, bias, y, M, N, K, group, room_in(memory, needed));

@@ -22,7 +22,7 @@ static void multiply(const model *m, const float *x, const matrix *w, float *y, 
 {
     room own = room_in(at->rooms, at->needed);
     if (w->bits == 16) linear_bf16_team(x, w->data, w->bias, y, T, w->N, w->K, own);
-    else if (w->bits == 32) linear_f32_team(x, w->data, w->bias, y, T, w->N, w->K);
+    else if (w->bits == 32) linear_f32_team(x, w->data, w->bias, y, T, w->N, w->K, own);
     else if (m->int8)
         linear_int8_team((int)w->bits, (int)w->scale, x, w->data, w->bias, y, T, w->N, w->K, w->group, own);
     else linear_quant_team((int)w->bits, (int)w->scale, x, w->data, w->bias, y, T, w->N, w->K, w->group, own);
@@ -95,7 +95,7 @@ int run_layers(const model *m, const step *s, long first, long last, float *resi
     int apart = 0;
     space at = {.own_floats = padded(attention_scratch(&any)), .apart = &apart, .needed = needed};
     long sizes[] = {T * qkv, T * m->H * m->D, T * gate_up, T * down, T * m->hidden};
-    long threads = omp_get_max_threads(), rooms = (needed.shared + threads * needed.own) / (long)sizeof(float);
+    long threads = omp_get_max_threads(), rooms = room_bytes(needed) / (long)sizeof(float);
     long all = threads * at.own_floats + rooms, *first_task = malloc((s->B + 1) * sizeof(long));
     for (int i = 0; i < 5; i++) all += padded(sizes[i]);
     float *memory = aligned_alloc(64, all * sizeof(float)),
@@ -105,6 +105,7 @@ int run_layers(const model *m, const step *s, long first, long last, float *resi
         float *next = memory;
         for (int i = 0; i < 5; next += padded(sizes[i]), i++) *places[i] = next;
         at.rooms = (char *)next, at.own = next + rooms;
+        clear_parts(at.rooms);
         attention_tasks(&any, first_task);
 #pragma omp parallel
         {
