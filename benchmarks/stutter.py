@@ -1,20 +1,20 @@
 """How much running streams stutter while a long prompt comes in: gaps between their tokens, quiet and beside it.
 
-    python -m benchmarks.stutter MODEL [--streams 1 4 16] [--prompt 8000] [--begun 31000] [--precision w4a16]
+    python -m benchmarks.stutter MODEL [--streams 1 4 16] [--prompt 32000] [--places 5] [--precision w4a16]
 
-One engine paces prompts, another does not; both run the same work in turns in one process. Prints the median and the
-99th percentile of a stream's gaps in milliseconds, and the seconds to the first token of a long prompt. The streams
-are alone before and after the prompts, as their steps take longer the longer their own texts are: each step beside a
-prompt is compared with what lies between the two, as far on as it is, and of these ratios the 99th percentile is shown.
+One engine paces prompts, another does not; both run the same work in one process. Prints the median and the 99th
+percentile of a stream's gaps in milliseconds, and the seconds to the first token of a long prompt.
 
-A percentile means something where there are steps enough: prompts come one after another until `--steps` have run
-beside them, and about as many quiet ones run in all. What holds the machine up once a second is in more than one of a
-hundred long steps and in fewer of the short ones. So the table also has how often, in a second, a step takes more than
-1.5 times the median: with a prompt and without, that should be the same.
+Quiet steps and steps beside a prompt come in turns, as others on the host take some of the memory's rate, now more and
+now less, and steps take longer as the streams' own texts grow. A step beside a prompt is compared with the 99th
+percentile of quiet ones: the median of the quiet steps just before and just after, times what that percentile is over
+the median in all quiet steps. Of these ratios the 99th percentile is shown. What holds the machine up once a second is
+in more than one of a hundred long steps and in fewer of the short ones. So the table also has how often, in a second, a
+step takes more than 1.5 times the median: with a prompt and without, that should be the same.
 
-With `--begun` so many tokens of the prompt are taken to be computed: their keys and values are zeros, which take as
-long to attend to. So the end of a prompt of 32,000 is measured before the streams' own texts have grown long. A whole
-one takes 16,000 steps beside one stream, so `--tokens 20000` of it; `--quarters` shows the four parts of a prompt.
+Prompts come until `--steps` have run beside them. With `--places` it is 256 tokens at so many places of the prompt,
+from its beginning to its end: keys and values before them are zeros, which take as long to attend to. A whole prompt of
+32,000 takes 16,000 steps beside one stream.
 
 With `--processor-time` on one thread, seconds are those in which the process ran: a hint where other work runs.
 """
@@ -40,55 +40,58 @@ from tests.support.engines import make_engine, make_request
 LONG = 1.5
 """Times the median: a step that took more was held up."""
 
-PARTS = 4
+PLACE = 256
+"""Tokens of a prompt that are measured at one place."""
+
+QUIET = 50
+"""Quiet steps at least between two prompts."""
 
 
 @dataclass
 class Gaps:
-    """Seconds of steps."""
+    """Seconds of steps in turns: quiet ones come before each prompt and after the last."""
 
-    before: list[float]
-    after: list[float] = field(default_factory=list)
+    quiet: list[list[float]] = field(default_factory=list)
     beside: list[list[float]] = field(default_factory=list)
-    """Of each prompt."""
 
-    @property
-    def steps(self) -> list[float]:
-        return [seconds for prompt in self.beside for seconds in prompt]
+    def spread(self) -> float:
+        """The 99th percentile of quiet steps over the median of those beside them."""
+        return float(np.percentile([step / float(np.median(turn)) for turn in self.quiet for step in turn], 99))
 
-    def ratios(self, part: int | None = None) -> list[float]:
-        """Steps beside prompts, all or those of each one's quarter `part`, over the 99th percentile of quiet steps."""
-        first, last = (float(np.percentile(quiet, 99)) for quiet in (self.before, self.after))
-        alone = iter(np.linspace(first, last, len(self.steps)).tolist())
-        prompts = [[seconds / next(alone) for seconds in prompt] for prompt in self.beside]
-        return [step for prompt in prompts for step in (prompt if part is None else quarter(prompt, part))]
-
-
-def quarter(steps: list[float], part: int) -> list[float]:
-    return steps[part * len(steps) // PARTS : (part + 1) * len(steps) // PARTS]
+    def ratios(self, places: int = 1, place: int = 0) -> list[float]:
+        """Steps beside each prompt at `place` of so many, over the 99th percentile of the quiet ones next to it."""
+        spread, medians = self.spread(), [float(np.median(turn)) for turn in self.quiet]
+        return [
+            step / (spread * (medians[at] + medians[at + 1]) / 2)
+            for at in range(place, len(self.beside), places)
+            for step in self.beside[at]
+        ]
 
 
 def measure(engine: Engine, streams: int, label: str, given: argparse.Namespace) -> Gaps:
-    """Runs streams alone, beside long prompts until there were steps enough, and alone again."""
+    """Runs streams alone and beside long prompts, in turns, until there were steps enough."""
     for stream in range(streams):
         ids = [(11 * at + 37 * stream) % 40000 + 3 for at in range(100)]
         engine.add(make_request(f"{label}-{stream}", ids, given.tokens, cache_salt=f"{label}-{stream}"))
     while engine.scheduler.waiting or any(seq.num_pending > 1 for seq in engine.scheduler.running):
         engine.step()
-    found = Gaps([_timed(engine)[0] for _ in range(given.steps // 2)])
+    found = Gaps()
     ids = [(7919 * at) % 40000 + 3 for at in range(given.prompt)]
-    while len(found.steps) < given.steps:
+    places = np.linspace(0, given.prompt - PLACE, given.places).astype(int).tolist() if given.places else [0]
+    while len(flat(found.beside)) < given.steps or len(found.beside) % len(places):
+        found.quiet.append(_quiet(engine, found, given))
         name = f"{label}-long-{len(found.beside)}"
-        begin(engine, ids[: given.begun], name)
-        engine.add(make_request(name, ids, 1, cache_salt=name))
+        begun = places[len(found.beside) % len(places)]
+        begin(engine, ids[:begun], name)
+        engine.add(make_request(name, ids[: begun + PLACE] if given.places else ids, 1, cache_salt=name))
         found.beside.append([])
         done = False
         while not done:
             seconds, done = _timed(engine, name)
             found.beside[-1].append(seconds)
-        if not engine.config.paced:
+        if not engine.config.paced and len(found.beside) % len(places) == 0:
             break
-    found.after = [_timed(engine)[0] for _ in range(given.steps // 2)]
+    found.quiet.append(_quiet(engine, found, given))
     if len(engine.scheduler.running) < streams:
         sys.exit("a stream ended before the prompts did: give it more --tokens")
     engine.abort([f"{label}-{stream}" for stream in range(streams)])
@@ -96,10 +99,19 @@ def measure(engine: Engine, streams: int, label: str, given: argparse.Namespace)
     return found
 
 
-def held_up(steps: Items[float], seconds: float) -> float:
-    """Long steps in each of so many seconds."""
-    middle = float(np.median(steps))
-    return sum(step > LONG * middle for step in steps) / seconds
+def _quiet(engine: Engine, found: Gaps, given: argparse.Namespace) -> list[float]:
+    """About as many steps as the last prompt took."""
+    count = len(found.beside[-1]) if found.beside else given.steps // 2
+    return [_timed(engine)[0] for _ in range(min(max(count, QUIET), given.steps // 2))]
+
+
+def flat(turns: Items[Items[float]]) -> list[float]:
+    return [step for turn in turns for step in turn]
+
+
+def held_up(turns: Items[Items[float]]) -> float:
+    """Long steps a second."""
+    return sum(step > LONG * float(np.median(turn)) for turn in turns for step in turn) / sum(flat(turns))
 
 
 def begin(engine: Engine, ids: list[int], salt: str) -> None:
@@ -127,10 +139,9 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--prompt", type=int, default=8000)
-    parser.add_argument("--begun", type=int, default=0)
+    parser.add_argument("--places", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--tokens", type=int, default=4000)
-    parser.add_argument("--quarters", action="store_true")
     parser.add_argument("--paced-only", action="store_true")
     parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--precision", default="auto", choices=["auto", *get_args(Precision)])
@@ -154,28 +165,22 @@ def main() -> int:
     keep_what_is_loaded()
     console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
     table = Table(
-        "streams", "prompts", "steps alone, beside", "alone before p50, p99", "alone after", "beside",
-        "over p99 alone: p50, p99", "long steps/s before, after, beside", "first token, s",
+        "streams", "prompts", "steps alone, beside", "alone p50, p99", "beside p50, p99", "over p99 alone: p50, p99",
+        "long steps/s alone, beside", "first token, s",
     )  # fmt: skip
     for streams in given.streams:
         for paced, engine in engines.items():
             found = measure(engine, streams, f"{streams}-{paced}", given)
-            alone = len(found.before) + len(found.after)
             table.add_row(
-                f"{streams}", "paced" if paced else "not paced", f"{alone}, {len(found.steps)}",
-                shown(found.before), shown(found.after), shown(found.steps), both(found.ratios()),
-                ", ".join(f"{held_up(*steps):.1f}" for steps in (
-                    (found.before, sum(found.before)), (found.after, sum(found.after)),
-                    (found.ratios(), sum(found.steps)),
-                )),
+                f"{streams}", "paced" if paced else "not paced", f"{len(flat(found.quiet))}, {len(flat(found.beside))}",
+                shown(flat(found.quiet)), shown(flat(found.beside)), both(found.ratios()),
+                f"{held_up(found.quiet):.1f}, {held_up(found.beside):.1f}",
                 f"{np.mean([sum(prompt) for prompt in found.beside]):.2f}",
             )  # fmt: skip
-            for part in range(PARTS if given.quarters else 0):
-                ratios, steps = found.ratios(part), [step for one in found.beside for step in quarter(one, part)]
-                table.add_row(
-                    "", f"quarter {part + 1}", f"{len(steps)}", "", "", shown(steps),
-                    both(ratios),
-                )  # fmt: skip
+            for place in range(given.places):
+                steps = flat(found.beside[place :: given.places])
+                ratios = both(found.ratios(given.places, place))
+                table.add_row("", f"place {place + 1}", f"{len(steps)}", "", shown(steps), ratios)
     console.print(table)
     return 0
 
