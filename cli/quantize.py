@@ -177,9 +177,7 @@ def _recipe(
 
 
 def _searches_not(option: str, method: str) -> SpecError:
-    return SpecError(
-        "goes with method awq, the only one that searches", field=option, value=method, fix="Leave it out"
-    )
+    return SpecError("goes with method awq, the only one that searches", field=option, value=method, fix="Leave it out")
 
 
 def _plan(

@@ -25,8 +25,8 @@ PACKAGED = Path(__file__).parent / "built"
 """Where a package may bring libraries along."""
 UNITS = (
     "gemm_bf16.c", "gemm_f32.c", "gemm_quant.c", "gemm_int8.c", "int8.c", "int8_tiles.c", "tiles.c", "pairs.c",
-    "room.c", "pack_quant.c", "rowwise.c", "attention.c", "attention_pairs.c", "attention_tiles.c", "layers.c",
-    "wide_layers.c", "sample.c", "group.c", "neon.c", "path.c",
+    "room.c", "pack_quant.c", "rowwise.c", "attention.c", "attention_pairs.c", "attention_team.c", "attention_tiles.c",
+    "layers.c", "wide_layers.c", "sample.c", "group.c", "neon.c", "path.c",
 )  # fmt: skip
 FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
 COMPILE_SECONDS = 300

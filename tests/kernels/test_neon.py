@@ -26,7 +26,8 @@ from tests.kernels.test_super_blocks import in_super_blocks, with_minimums
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 #: Files that the driver leaves out: it multiplies by bfloat16 weights and by codes, and calls nothing of these.
 OTHERS = (
-    "gemm_f32.c", "rowwise.c", "attention.c", "attention_pairs.c", "layers.c", "wide_layers.c", "sample.c", "group.c",
+    "gemm_f32.c", "rowwise.c", "attention.c", "attention_pairs.c", "attention_team.c", "layers.c", "wide_layers.c",
+    "sample.c", "group.c",
 )  # fmt: skip
 UNITS = [unit for unit in build.UNITS if unit not in OTHERS]
 #: A processor as qemu calls it, and what the library says there: its instructions, and whether SDOT is one.

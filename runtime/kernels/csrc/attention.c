@@ -3,14 +3,9 @@
  *
  * Invariant: a query row's sums run over its keys in ascending order, block by block, whatever tile, chunk or batch it
  * is computed in; keys it must not see enter as weight 0, which changes no bit. So chunked equals whole. */
-#include "attention_pairs.h"
-#include "attention_tiles.h"
-#include "bounds.h"
+#include "attention.h"
 #include "cache.h"
 #include "key_codes.h"
-#include "tiles.h"
-#include <omp.h>
-#include <stdlib.h>
 
 /* A register tile of a product is TALL rows and two vectors of WIDE lanes. Lanes are outputs, so that no bit depends on
  * their number. From WIDEN_ROWS rows on widening a block beforehand costs less than in every register tile; tiles of
@@ -258,8 +253,13 @@ static void scale_weights(float *weights, long width, const uint16_t *scales, co
     store8(base, sum);
 }
 
-/* The rows of a tile, for the heads of group g. */
-static void attend(const attention_job *job, const tile *at, long g, float *scratch)
+long attention_vectors_scratch(const attention_job *job, long rows)
+{
+    const long W = whole_vectors(job->D), stride = has_codes(job->cache) ? W + 8 : W;
+    return (rows * (job->D + stride + job->S + 10) + job->S * W + 15) / 16 * 16;
+}
+
+void attend_in_vectors(const attention_job *job, const tile *at, long g, float *scratch)
 {
     long D = job->D, W = whole_vectors(D), S = job->S, rows = at->rows, low, high;
     long bytes = head_bytes(job->cache, S, D), codes = S * vector_bytes(job->cache, D);
@@ -306,91 +306,4 @@ static void attend(const attention_job *job, const tile *at, long g, float *scra
         for (long d = 0; d < D; d++) to[d] = (mixed[r * stride + d] + base) / all;
         if (job->cache == CACHE_INT4) spread(to, D);
     }
-}
-
-static long span_of(const attention_job *job)
-{
-    long group = job->H / job->G, rows = attention_in_tiles(job->cache) ? ROWS_IN_TILES : TILE_ROWS;
-    return group < rows ? rows / group : 1;
-}
-
-void attention_tasks(const attention_job *job, long *first_task)
-{
-    long span = span_of(job), tasks = 0;
-    for (long b = 0; b < job->B; b++) {
-        first_task[b] = tasks;
-        tasks += (job->starts[b + 1] - job->starts[b] + span - 1) / span * job->G;
-    }
-    first_task[job->B] = tasks;
-}
-
-long attention_scratch(const attention_job *job)
-{
-    long rows = span_of(job) * (job->H / job->G), W = whole_vectors(job->D);
-    if (attention_in_tiles(job->cache)) return attention_tiles_scratch(job, rows);
-    if (attention_in_pairs(job->cache)) return attention_pairs_scratch(job, rows);
-    long stride = has_codes(job->cache) ? W + 8 : W;
-    return (rows * (job->D + stride + job->S + 10) + job->S * W + 15) / 16 * 16;
-}
-
-/* The rows and the group of heads of a task. */
-static tile tile_of_task(const attention_job *job, const long *first_task, long span, long task, long *g)
-{
-    long b = 0, end = job->B;
-    while (end - b > 1) {
-        long middle = (b + end) / 2;
-        if (first_task[middle] <= task) b = middle;
-        else end = middle;
-    }
-    const long first = job->starts[b] + (task - first_task[b]) / job->G * span;
-    *g = (task - first_task[b]) % job->G;
-    return tile_of(job, b, first, first + span < job->starts[b + 1] ? first + span : job->starts[b + 1]);
-}
-
-/* Queries of the task that this thread takes next, most likely, into the second cache: they lie rows apart. */
-static void ask_for_queries(const attention_job *job, const long *first_task, long span, long task)
-{
-    long g;
-    const tile at = tile_of_task(job, first_task, span, task, &g);
-    for (long r = 0; r < at.rows; r++)
-        for (long d = 0; d < job->D; d += 16) __builtin_prefetch(query(job, &at, g, r) + d, 0, 2);
-}
-
-void attention_team(const attention_job *job, const long *first_task, float *scratch)
-{
-    const long span = span_of(job), threads = omp_get_num_threads();
-    const int in_pairs = attention_in_pairs(job->cache), in_tiles = attention_in_tiles(job->cache);
-    if (in_tiles) take_tiles();
-    /* Later tiles of a prompt see more keys: they go first, so that none is left alone at the end. */
-#pragma omp for schedule(dynamic, 1)
-    for (long task = first_task[job->B] - 1; task >= 0; task--) {
-        long g;
-        const tile at = tile_of_task(job, first_task, span, task, &g);
-        if (at.rows >= PREFETCH_ROWS && task >= threads) ask_for_queries(job, first_task, span, task - threads);
-        if (in_tiles) attend_in_tiles(job, &at, g, scratch);
-        else if (in_pairs) attend_in_pairs(job, &at, g, scratch);
-        else attend(job, &at, g, scratch);
-    }
-    if (in_tiles) drop_tiles();
-}
-
-/* Returns DONE, NO_MEMORY or OUTSIDE. q [T, H, D] with strides; out dense [T, H*D]; window 0 and cap 0 are none. */
-int attention(const float *q, long q_row, long q_head, const void *k_cache, const void *v_cache, int cache, float *out,
-              const int32_t *starts, const int32_t *contexts, const int32_t *tables, long T, long B, long table_width,
-              long blocks, long H, long G, long S, long D, float scale, long window, float cap)
-{
-    attention_job job = {q, q_row, q_head, H, G, D, S, k_cache, v_cache, starts, contexts, tables, B, table_width,
-                         window, scale, cap, out, cache};
-    if (!sequences_fit(&job, T, blocks)) return OUTSIDE;
-    long share = attention_scratch(&job), *first_task = malloc((B + 1) * sizeof(long));
-    float *scratch = aligned_alloc(64, omp_get_max_threads() * share * sizeof(float));
-    int failed = !first_task || !scratch;
-    if (!failed) {
-        attention_tasks(&job, first_task);
-#pragma omp parallel
-        attention_team(&job, first_task, scratch + omp_get_thread_num() * share);
-    }
-    free(scratch);
-    free(first_task);
-    return failed ? NO_MEMORY : DONE;
 }

@@ -54,6 +54,11 @@ INLINE void seen_by(const attention_job *job, const tile *at, long n, long r, lo
     *high = own + 1;
 }
 
+/* Floats that `rows` query rows need where vectors multiply, a multiple of 64 bytes. */
+long attention_vectors_scratch(const attention_job *job, long rows);
+/* The rows of a tile, for the heads of group g. */
+void attend_in_vectors(const attention_job *job, const tile *at, long g, float *scratch);
+
 /* Few rows make little of a block: what comes next is asked of memory while they do. */
 INLINE void ask_for_all(const void *from, long bytes)
 {

@@ -35,10 +35,18 @@ static void narrow_row(const float *from, long count, uint16_t *to)
     }
 }
 
+/* What comes next in memory: lines that are asked for while a product runs, some with each pair of rows of w. */
+typedef struct {
+    const char *at;
+    long lines;
+} ahead;
+
+INLINE long lines_of(long bytes) { return (bytes + 63) / 64; }
+
 /* y [rows][vectors] =, or with `add` +=, x w over pairs of rows of w, ldw numbers or bytes apart. `there`: columns of
- * the last vectors. */
+ * the last vectors. `next`: asks for so many lines with each pair. */
 INLINE void pair_tile(const int of, const int rows, const int vectors, uint32_t there, int add, long pairs,
-                      const uint32_t *x, long ldx, const void *factor, long ldw, float *y, long ldy)
+                      const uint32_t *x, long ldx, const void *factor, long ldw, float *y, long ldy, ahead next)
 {
     const uint8_t *w = factor, *plane = w + pairs * ldw;
     const long odd = of == OF_BF16 ? 2 * ldw : ldw, step = of == OF_SIX ? ldw : of == OF_PAIRS ? 4 * ldw : 2 * odd;
@@ -48,6 +56,7 @@ INLINE void pair_tile(const int of, const int rows, const int vectors, uint32_t 
         UNROLL for (int v = 0; v < vectors; v++) sum[r * vectors + v] = (vf){0};
     for (long k = 0; k < pairs; k++, w += step) {
         vu b[4];
+        for (long line = 0; line < next.lines; line++, next.at += 64) ask_for(next.at);
         if (of == OF_BF16)
             UNROLL for (int v = 0; v < vectors; v += 2)
                 interleave((const uint16_t *)w + 16 * v, (const uint16_t *)(w + odd) + 16 * v, there, b + v, b + v + 1);
@@ -73,11 +82,11 @@ INLINE void pair_tile(const int of, const int rows, const int vectors, uint32_t 
 }
 
 INLINE void some_rows(const int of, long rows, long columns, int add, long pairs, const uint32_t *x, long ldx,
-                      const void *w, long ldw, float *y, long ldy)
+                      const void *w, long ldw, float *y, long ldy, ahead next)
 {
     const uint32_t there = columns >= 16 ? 0xffff : (1u << columns) - 1;
 #define TILE(R, VECTORS, THERE)                                                                                        \
-    case R: pair_tile(of, R, VECTORS, THERE, add, pairs, x, ldx, w, ldw, y, ldy); break;
+    case R: pair_tile(of, R, VECTORS, THERE, add, pairs, x, ldx, w, ldw, y, ldy, next); break;
 #define SIX(VECTORS, THERE)                                                                                            \
     TILE(1, VECTORS, THERE) TILE(2, VECTORS, THERE) TILE(3, VECTORS, THERE)                                            \
     TILE(4, VECTORS, THERE) TILE(5, VECTORS, THERE) TILE(6, VECTORS, THERE)
@@ -91,11 +100,15 @@ INLINE void some_rows(const int of, long rows, long columns, int add, long pairs
 }
 
 /* y [rows, columns] =, or with `add` +=, x [rows, 2 * pairs] w [2 * pairs, columns]. Columns of y from `columns` to the
- * next sixteen become, or get, 0. Making pairs of codes costs more, so more rows share it. */
+ * next sixteen become, or get, 0. Making pairs of codes costs more, so more rows share it. Asks for all lines of `next`
+ * meanwhile. */
 #define DEFINE_PRODUCT(NAME, OF)                                                                                       \
     static void NAME(long rows, long columns, int add, long pairs, const uint32_t *x, long ldx, const void *w,         \
-                     long ldw, float *y, long ldy)                                                                     \
+                     long ldw, float *y, long ldy, ahead next)                                                         \
     {                                                                                                                  \
+        const long steps = pairs * ((columns + 63) / 64);                                                              \
+        const ahead none = {NULL, 0};                                                                                  \
+        if (next.lines) next.lines = (next.lines + steps - 1) / steps;                                                 \
         const int flat = OF == OF_BF16 || OF == OF_PAIRS || rows <= FLAT;                                              \
         for (long n = 0, step; n < columns; n += step) {                                                               \
             step = columns - n >= 64 && flat ? 64 : columns - n >= 32 ? 32 : 16;                                       \
@@ -104,8 +117,10 @@ INLINE void some_rows(const int of, long rows, long columns, int add, long pairs
             for (long t = 0; t < tiles; t++) {                                                                         \
                 long row = rows * t / tiles, count = rows * (t + 1) / tiles - row;                                     \
                 long left = step == 32 ? 32 : columns - n;                                                             \
-                some_rows(OF, count, left, add, pairs, x + row * ldx, ldx, from, ldw, y + row * ldy + n, ldy);         \
+                some_rows(OF, count, left, add, pairs, x + row * ldx, ldx, from, ldw, y + row * ldy + n, ldy,          \
+                          t ? none : next);                                                                            \
             }                                                                                                          \
+            next.at += 64 * next.lines * pairs;                                                                        \
         }                                                                                                              \
     }
 DEFINE_PRODUCT(by_bf16, OF_BF16)
@@ -117,95 +132,141 @@ DEFINE_PRODUCT(by_pairs, OF_PAIRS)
 
 /* mixed [rows, D] += weights [rows, width] times a block's values. What a product adds behind its columns is 0. */
 static void mix(const attention_job *job, const char *values, long rows, long width, const uint32_t *weights,
-                float *mixed, long stride)
+                float *mixed, long stride, ahead next)
 {
     long D = job->D, S = job->S, half = D / 2, pairs = width / 2;
-    if (job->cache == CACHE_BF16) by_bf16(rows, D, 1, pairs, weights, S, values, D, mixed, stride);
-    else if (job->cache == CACHE_INT8) by_bytes(rows, D, 1, pairs, weights, S, values, D, mixed, stride);
+    const ahead none = {NULL, 0};
+    if (job->cache == CACHE_BF16) by_bf16(rows, D, 1, pairs, weights, S, values, D, mixed, stride, next);
+    else if (job->cache == CACHE_INT8) by_bytes(rows, D, 1, pairs, weights, S, values, D, mixed, stride, next);
     else {
-        by_low(rows, half, 1, pairs, weights, S, values, half, mixed, stride);
-        by_high(rows, half, 1, pairs, weights, S, values, half, mixed + half, stride);
+        by_low(rows, half, 1, pairs, weights, S, values, half, mixed, stride, next);
+        by_high(rows, half, 1, pairs, weights, S, values, half, mixed + half, stride, none);
     }
 }
 
-void attend_in_pairs(const attention_job *job, const tile *at, long g, float *scratch)
+/* What is kept of one group's rows between blocks, and room for the scores of a block. */
+typedef struct {
+    uint16_t *q;
+    float *mixed, *scores, *mass, *top, *sums_of_q;
+    uint32_t *pairs;
+} kept_rows;
+
+static kept_rows kept_in(const attention_job *job, long rows, long stride, float *scratch)
 {
+    float *mixed = scratch + in_sixteens(rows * job->D / 2), *scores = mixed + rows * stride;
+    float *mass = scores + rows * job->S, *top = mass + rows * 16, *sums_of_q = top + in_sixteens(rows);
+    return (kept_rows){(uint16_t *)scratch, mixed, scores, mass, top, sums_of_q,
+                  (uint32_t *)(sums_of_q + in_sixteens(rows))};
+}
+
+static void begin_rows(const attention_job *job, const tile *at, long g, long stride, const kept_rows *of)
+{
+    const long D = job->D, rows = at->rows;
     const int codes = has_codes(job->cache);
-    long D = job->D, W = in_sixteens(D), S = job->S, rows = at->rows, bytes = head_bytes(job->cache, S, D), low, high;
-    long k_codes = S * key_bytes(job->cache, D), k_bytes = codes ? k_codes + 4 * S : bytes, stride = codes ? W + 16 : W;
-    float *mixed = scratch + in_sixteens(rows * D / 2), *scores = mixed + rows * stride, *mass = scores + rows * S;
-    float *top = mass + rows * 16, *sums_of_q = top + in_sixteens(rows);
-    uint16_t *q = (uint16_t *)scratch;
-    const int made = made_once(job, rows);
-    block_ends ends;
-    uint32_t *pairs = (uint32_t *)(sums_of_q + in_sixteens(rows));
-    const float middle = job->cache == CACHE_INT8 ? 128 : 8;
-    const float log2_e = 1.44269504088896341f, factor = job->cap ? log2_e : job->scale * log2_e;
     for (long r = 0; r < rows; r++) {
         const float *from = query(job, at, g, r);
-        if (job->cache == CACHE_INT4) from = memcpy(mixed, from, D * sizeof(float)), spread(mixed, D);
-        narrow_row(from, D, q + r * D);
-        sums_of_q[r] = 0, top[r] = NOTHING;
-        for (long d = 0; codes && d < D; d++) sums_of_q[r] += from_bf16(q[r * D + d]);
+        if (job->cache == CACHE_INT4) from = memcpy(of->mixed, from, D * sizeof(float)), spread(of->mixed, D);
+        narrow_row(from, D, of->q + r * D);
+        of->sums_of_q[r] = 0, of->top[r] = NOTHING;
+        for (long d = 0; codes && d < D; d++) of->sums_of_q[r] += from_bf16(of->q[r * D + d]);
     }
-    memset(mixed, 0, rows * stride * sizeof(float));
-    memset(mass, 0, rows * 16 * sizeof(float));
-    if (rows < PREFETCH_ROWS)
-        ask_for_all((const char *)job->k_cache + (at->table[at->begin] * job->G + g) * bytes, k_bytes);
-    for (long n = at->begin; n * S < at->reach; n++) {
-        long place = (at->table[n] * job->G + g) * bytes, width = keys_of(job, at, n);
-        const char *keys = (const char *)job->k_cache + place, *values = (const char *)job->v_cache + place;
-        const uint16_t *k_scales = (const uint16_t *)(keys + k_codes), *v_scales = (const uint16_t *)values;
-        if (codes) v_scales = (const uint16_t *)(values + S * vector_bytes(job->cache, D));
-        if (rows < PREFETCH_ROWS) ask_for_all(values, codes ? bytes - k_bytes : vector_bytes(job->cache, width * D));
-        if (made) {
-            pairs_of_keys(job, keys, width, pairs);
-            by_pairs(rows, width, 0, D / 2, (const uint32_t *)q, D / 2, pairs, S, scores, S);
-        } else
-            (job->cache == CACHE_BF16 ? by_bf16 : job->cache == CACHE_INT8 ? by_bytes : by_six)(
-                rows, width, 0, D / 2, (const uint32_t *)q, D / 2, keys, S, scores, S);
-        const int at_once = width == WEIGHED && S == WEIGHED && !job->cap;
-        if (codes && at_once) read_ends(k_scales, v_scales, middle, &ends);
-        for (long r = 0; r < rows; r++) {
-            float *row = scores + r * S;
-            sums of = {top + r, mass + r * 16, mixed + r * stride, stride};
-            seen_by(job, at, n, r, &low, &high);
-            if (at_once) {
-                if (codes) weigh(1, row, &ends, sums_of_q[r], low, high, factor, middle, (uint32_t *)row, 16, &of);
-                else weigh(0, row, NULL, 0, low, high, factor, 0, (uint32_t *)row, 16, &of);
-                continue;
-            }
-            if (codes) scale_scores(row, width, k_scales, k_scales + S, sums_of_q[r]);
-            if (job->cap) cap_scores(row, width, job->scale, job->cap);
-            if (low > 0 || high < width) hide(row, width, low, high);
-            rise(row, width, factor, &of);
-            if (codes) soften_codes(row, width, factor, v_scales, v_scales + S, middle, (uint32_t *)row, 16, &of);
-            else soften(row, width, factor, (uint32_t *)row, 16, &of);
+    memset(of->mixed, 0, rows * stride * sizeof(float));
+    memset(of->mass, 0, rows * 16 * sizeof(float));
+}
+
+/* Rows of group g meet block n, whose values and whose `follows` are asked of memory meanwhile. */
+static void meet_block(const attention_job *job, const tile *at, long g, long n, long stride, const kept_rows *of,
+                       ahead follows)
+{
+    const int codes = has_codes(job->cache), made = made_once(job, at->rows), few = at->rows < PREFETCH_ROWS;
+    const long D = job->D, S = job->S, rows = at->rows, bytes = head_bytes(job->cache, S, D);
+    const long k_codes = S * key_bytes(job->cache, D), k_bytes = codes ? k_codes + 4 * S : bytes;
+    const float middle = job->cache == CACHE_INT8 ? 128 : 8;
+    const float log2_e = 1.44269504088896341f, factor = job->cap ? log2_e : job->scale * log2_e;
+    const long place = (at->table[n] * job->G + g) * bytes, width = keys_of(job, at, n);
+    const char *keys = (const char *)job->k_cache + place, *values = (const char *)job->v_cache + place;
+    const uint16_t *k_scales = (const uint16_t *)(keys + k_codes), *v_scales = (const uint16_t *)values;
+    if (codes) v_scales = (const uint16_t *)(values + S * vector_bytes(job->cache, D));
+    const ahead none = {NULL, 0};
+    const ahead next = {values, few ? lines_of(codes ? bytes - k_bytes : vector_bytes(job->cache, width * D)) : 0};
+    if (made) {
+        pairs_of_keys(job, keys, width, of->pairs);
+        by_pairs(rows, width, 0, D / 2, (const uint32_t *)of->q, D / 2, of->pairs, S, of->scores, S, none);
+    } else
+        (job->cache == CACHE_BF16 ? by_bf16 : job->cache == CACHE_INT8 ? by_bytes : by_six)(
+            rows, width, 0, D / 2, (const uint32_t *)of->q, D / 2, keys, S, of->scores, S, next);
+    const int at_once = width == WEIGHED && S == WEIGHED && !job->cap;
+    block_ends ends;
+    if (codes && at_once) read_ends(k_scales, v_scales, middle, &ends);
+    for (long r = 0; r < rows; r++) {
+        float *row = of->scores + r * S;
+        sums sum = {of->top + r, of->mass + r * 16, of->mixed + r * stride, stride};
+        long low, high;
+        seen_by(job, at, n, r, &low, &high);
+        if (at_once) {
+            if (codes) weigh(1, row, &ends, of->sums_of_q[r], low, high, factor, middle, (uint32_t *)row, 16, &sum);
+            else weigh(0, row, NULL, 0, low, high, factor, 0, (uint32_t *)row, 16, &sum);
+            continue;
         }
-        if (rows < PREFETCH_ROWS && (n + 1) * S < at->reach)
-            ask_for_all((const char *)job->k_cache + (at->table[n + 1] * job->G + g) * bytes, k_bytes);
-        if (made) {
-            pairs_of_values(job, values, width, pairs);
-            by_pairs(rows, D, 1, width / 2, (const uint32_t *)scores, S, pairs, D, mixed, stride);
-        } else mix(job, values, rows, width, (const uint32_t *)scores, mixed, stride);
+        if (codes) scale_scores(row, width, k_scales, k_scales + S, of->sums_of_q[r]);
+        if (job->cap) cap_scores(row, width, job->scale, job->cap);
+        if (low > 0 || high < width) hide(row, width, low, high);
+        rise(row, width, factor, &sum);
+        if (codes) soften_codes(row, width, factor, v_scales, v_scales + S, middle, (uint32_t *)row, 16, &sum);
+        else soften(row, width, factor, (uint32_t *)row, 16, &sum);
     }
+    if (made) {
+        pairs_of_values(job, values, width, of->pairs);
+        by_pairs(rows, D, 1, width / 2, (const uint32_t *)of->scores, S, of->pairs, D, of->mixed, stride, none);
+    } else mix(job, values, rows, width, (const uint32_t *)of->scores, of->mixed, stride, follows);
+}
+
+static void end_rows(const attention_job *job, const tile *at, long g, long stride, const kept_rows *of)
+{
+    const long D = job->D, rows = at->rows;
     /* Stores that wait for their lines one after the other take longer than those whose lines were asked for at
      * once. */
     for (long r = 0; r < rows; r++)
         for (long d = 0; d < D; d += 16) ask_to_write(answer(job, at, g, r) + d);
     for (long r = 0; r < rows; r++) {
         float *to = answer(job, at, g, r), all = 0, base = 0;
-        for (int i = 0; i < 16; i++) all += mass[r * 16 + i];
-        for (long i = W; i < stride; i++) base += mixed[r * stride + i];
-        for (long d = 0; d < D; d++) to[d] = (mixed[r * stride + d] + base) / all;
+        for (int i = 0; i < 16; i++) all += of->mass[r * 16 + i];
+        for (long i = in_sixteens(D); i < stride; i++) base += of->mixed[r * stride + i];
+        for (long d = 0; d < D; d++) to[d] = (of->mixed[r * stride + d] + base) / all;
         if (job->cache == CACHE_INT4) spread(to, D);
+    }
+}
+
+void attend_in_pairs(const attention_job *job, const tile *at, long g, long groups, float *scratch)
+{
+    const int few = at->rows < PREFETCH_ROWS;
+    const long S = job->S, size = attention_pairs_scratch(job, at->rows), bytes = head_bytes(job->cache, S, job->D);
+    const long stride = in_sixteens(job->D) + (has_codes(job->cache) ? 16 : 0), end = g + groups;
+    const long k_lines = lines_of(has_codes(job->cache) ? S * key_bytes(job->cache, job->D) + 4 * S : bytes);
+    if (few) ask_for_all((const char *)job->k_cache + (at->table[at->begin] * job->G + g) * bytes, 64 * k_lines);
+    for (long i = g; i < end; i++) {
+        const kept_rows of = kept_in(job, at->rows, stride, scratch + (i - g) * size);
+        begin_rows(job, at, i, stride, &of);
+    }
+    for (long n = at->begin; n * S < at->reach; n++)
+        for (long i = g; i < end; i++) {
+            const kept_rows of = kept_in(job, at->rows, stride, scratch + (i - g) * size);
+            const long after = i + 1 < end ? n : n + 1, other = i + 1 < end ? i + 1 : g;
+            ahead follows = {NULL, 0};
+            if (few && after * S < at->reach)
+                follows = (ahead){(const char *)job->k_cache + (at->table[after] * job->G + other) * bytes, k_lines};
+            meet_block(job, at, i, n, stride, &of, follows);
+        }
+    for (long i = g; i < end; i++) {
+        const kept_rows of = kept_in(job, at->rows, stride, scratch + (i - g) * size);
+        end_rows(job, at, i, stride, &of);
     }
 }
 #else
 int attention_in_pairs(int cache) { return (void)cache, 0; }
 long attention_pairs_scratch(const attention_job *job, long rows) { return (void)job, (void)rows, 0; }
-void attend_in_pairs(const attention_job *job, const tile *at, long g, float *scratch)
+void attend_in_pairs(const attention_job *job, const tile *at, long g, long groups, float *scratch)
 {
-    (void)job, (void)at, (void)g, (void)scratch;
+    (void)job, (void)at, (void)g, (void)groups, (void)scratch;
 }
 #endif

@@ -8,9 +8,10 @@
 
 /* Whether this processor attends to a cache of this kind in pairs. */
 int attention_in_pairs(int cache);
-/* Floats that `rows` query rows of a tile need, a multiple of 64 bytes. */
+/* Floats that `rows` query rows of a tile need for one group of heads, a multiple of 64 bytes. */
 long attention_pairs_scratch(const attention_job *job, long rows);
-/* The rows of a tile, for the heads of group g. */
-void attend_in_pairs(const attention_job *job, const tile *at, long g, float *scratch);
+/* The rows of a tile, for the heads of groups [g, g + groups): block by block, as memory has them one after the other.
+ * Scratch is of each. */
+void attend_in_pairs(const attention_job *job, const tile *at, long g, long groups, float *scratch);
 
 #endif
