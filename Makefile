@@ -54,10 +54,11 @@ quantize-demo: $(VENV)/.runtime
 	else $(BIN)/plimsoll up -f examples/quantized.yaml --ask "$(QUESTION)"; fi
 
 # Bytecode is kept even where the environment says otherwise: hundreds of processes would compile the same modules.
-# The workers' threads wait as the engine's do: by default they would spin where several tests run on each core.
+# The workers' threads wait as the engine's do: by default they would spin where several tests run on each core. A worker
+# that dies ends the run: xdist waits without end for files that a second one takes over. So does a test of 10 minutes.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 GOMP_SPINCOUNT=2000 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
-	--no-loadscope-reorder $(ARGS)
+	--no-loadscope-reorder --max-worker-restart 0 -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true $(ARGS)
 
 clients: $(VENV)/.runtime $(CLIENTS)/.installed
 	@model=$$($(BIN)/python -m plimsoll.cli.demo_model) && PLIMSOLL_CLIENTS_COMMAND="$(BIN)/plimsoll serve $$model" \

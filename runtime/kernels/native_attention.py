@@ -66,7 +66,7 @@ def native_attention(
         blocks, kv_heads, block_size, cache_dim = cache.shape
         if block_size % 16:
             raise ValueError(f"block size {block_size} must be a multiple of 16")
-        if cache_dim != dim or not kv_heads or heads % kv_heads:
+        if cache_dim != dim or not dim or not kv_heads or not heads or heads % kv_heads:
             raise ValueError(f"queries {tuple(q.shape)} do not fit the cache {tuple(cache.shape)}")
         check_floats(q=q)
         check_batch(batch)

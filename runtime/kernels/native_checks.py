@@ -93,7 +93,9 @@ def _check_codes(cache: QuantizedCache) -> CachePlace:
     wide = block_bytes(cache.bits, size, dim)
     if data.dtype != torch.uint8 or not data.is_contiguous():
         raise ValueError(f"the cache must be contiguous {torch.uint8}, found {data.dtype}")
-    if data.shape[2:] != (wide,) or dim % 2 or not data.is_cpu:
+    if dim % 2:
+        raise ValueError(f"a cache of codes has heads of an even number of dimensions, found {dim}")
+    if data.shape[2:] != (wide,) or not data.is_cpu:
         raise ValueError(f"a block of codes must be {wide} bytes on the CPU, found {tuple(data.shape)}")
     values = data.data_ptr() + head_bytes(KEY_BITS[cache.bits], size, dim)
     return CachePlace(data.data_ptr(), values, CACHE_KINDS.index(cache.bits))

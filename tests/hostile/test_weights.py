@@ -104,7 +104,7 @@ def rowwise(draw: random.Random, ops: Kernels) -> None:
 
 def paged(draw: random.Random, ops: Kernels, dtype: torch.dtype) -> None:
     """Caches, slots, tables, starts and contexts, honest but for at most one of them."""
-    dim, kv_heads, group, block = (draw.choice(c) for c in ((1, 3, 8, 20, 64, 129), (1, 2), (1, 3, 49), (16, 32)))
+    dim, kv_heads, group, block = (draw.choice(c) for c in ((0, 1, 2, 3, 8, 20, 64, 129), (1, 2), (0, 1, 3, 49), (16, 32)))
     rows = [draw.randint(0, 5) for _ in range(draw.randint(1, 3))]
     contexts = [count + draw.choice((0, 0, 1, 15, 40)) for count in rows]
     blocks, width = draw.randint(1, 6), max(1, -(-max(contexts) // block))
@@ -133,7 +133,7 @@ def paged(draw: random.Random, ops: Kernels, dtype: torch.dtype) -> None:
     finally:
         q = numbers(draw, total, kv_heads * group + (lie == "heads"), dim)
         window = draw.choice((None, 1, 5, 1 << 40))
-        out = ops.attention(q, cache, step, draw.choice((dim**-0.5, float("nan"), 3e38)), window)
+        out = ops.attention(q, cache, step, draw.choice((max(dim, 1) ** -0.5, float("nan"), 3e38)), window)
     assert out.shape == (total, q.shape[1] * dim)
 
 
@@ -156,13 +156,14 @@ def drawn(draw: random.Random, ops: Kernels) -> None:
 
 
 def operations(seed: int, dtype: torch.dtype) -> Iterator[Callable[[], None]]:
-    """One case of each kind."""
+    """One case of each kind, and more of attention, which has most to go by."""
     draw, ops = random.Random(seed), native_kernels("cpu", dtype)
     torch.manual_seed(seed)
     yield lambda: quantized(draw, ops, dtype)
     yield lambda: whole(draw, ops, dtype)
     yield lambda: rowwise(draw, ops)
-    yield lambda: paged(draw, ops, dtype)
+    for _ in range(5):
+        yield lambda: paged(draw, ops, dtype)
     yield lambda: drawn(draw, ops)
 
 

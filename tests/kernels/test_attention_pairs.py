@@ -18,7 +18,7 @@ POWERS = torch.tensor([9.582836385263582e-3, 5.590641339066969e-2, 0.24024098822
 
 @pytest.fixture(autouse=True)
 def _pairs() -> None:
-    if not native_library().attention_in_pairs(1):
+    if not native_library().attention_in_pairs(1, 64):
         pytest.skip("this processor does not multiply pairs of bfloat16")
     torch.manual_seed(0)
 
@@ -49,7 +49,7 @@ def power_of_2(x: torch.Tensor) -> torch.Tensor:
 def attended(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, size: int) -> torch.Tensor:
     """What one query [D] gets of keys and values [S, D] of bfloat16, `size` a block; it sees all of them."""
     q, factor = q.bfloat16().float(), torch.tensor(scale) * LOG2_E
-    product = in_tiles if native_library().attention_in_tiles(1) else summed
+    product = in_tiles if native_library().attention_in_tiles(1, 64) else summed
     top, mass, mixed = torch.tensor(-1e30), torch.zeros(16), torch.zeros(values.shape[1])
     for at in range(0, len(keys), size):
         end = min(at + size, len(keys))

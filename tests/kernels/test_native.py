@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plimsoll.api.errors import PlimsollError
@@ -167,6 +167,8 @@ def size_of(value: torch.Tensor, held: torch.dtype | Literal[4, 8]) -> torch.Ten
     st.sampled_from([None, 0.5, 30.0]),
     st.integers(1, 2),
 )
+@example([(3, 17), (1, 1)], 2, 3, 33, 16, None, torch.bfloat16, None, 1)
+@example([(1, 40)], 1, 3, 1, 16, None, torch.bfloat16, None, 1)
 def test_attention_agrees_and_chunks_are_the_whole(
     lengths: list[tuple[int, int]],
     kv_heads: int,
@@ -187,7 +189,7 @@ def test_attention_agrees_and_chunks_are_the_whole(
     found = ops.attention(q, step.cache, step.batch, dim**-0.5, window, softcap)
     plain, seen = paged(PLAIN, keys, values, rows, block_size, held), q
     slack: torch.Tensor | float = 0.0
-    if native.native_library().attention_in_pairs(CACHE_KINDS.index(held)):
+    if native.native_library().attention_in_pairs(CACHE_KINDS.index(held), dim):
         # Queries are rounded to bfloat16; weights are too: of floats above and below the line, of codes by half their
         # range, and of 4 bits before what was spread comes back.
         seen = spread(spread(q).bfloat16().float()) if held == 4 else q.bfloat16().float()

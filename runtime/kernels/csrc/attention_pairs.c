@@ -14,7 +14,7 @@
 #define TALL 12
 #define FLAT 6
 
-int attention_in_pairs(int cache) { return cache != CACHE_F32 && pairs_exist(); }
+int attention_in_pairs(int cache, long D) { return cache != CACHE_F32 && D % 2 == 0 && pairs_exist(); }
 
 static long in_sixteens(long count) { return (count + 15) / 16 * 16; }
 
@@ -263,7 +263,7 @@ void attend_in_pairs(const attention_job *job, const tile *at, long g, long grou
     }
 }
 #else
-int attention_in_pairs(int cache) { return (void)cache, 0; }
+int attention_in_pairs(int cache, long D) { return (void)cache, (void)D, 0; }
 long attention_pairs_scratch(const attention_job *job, long rows) { return (void)job, (void)rows, 0; }
 void attend_in_pairs(const attention_job *job, const tile *at, long g, long groups, float *scratch)
 {

@@ -6,8 +6,8 @@
 
 #include "attention.h"
 
-/* Whether this processor attends to a cache of this kind in pairs. */
-int attention_in_pairs(int cache);
+/* Whether this processor attends to a cache of this kind in pairs: of dimensions, so of heads of an even number D. */
+int attention_in_pairs(int cache, long D);
 /* Floats that `rows` query rows of a tile need for one group of heads, a multiple of 64 bytes. */
 long attention_pairs_scratch(const attention_job *job, long rows);
 /* The rows of a tile, for the heads of groups [g, g + groups): block by block, as memory has them one after the other.

@@ -9,7 +9,7 @@
 /* Positions of a task. */
 static long span_of(const attention_job *job)
 {
-    long group = job->H / job->G, rows = attention_in_tiles(job->cache) ? ROWS_IN_TILES : TILE_ROWS;
+    long group = job->H / job->G, rows = attention_in_tiles(job->cache, job->D) ? ROWS_IN_TILES : TILE_ROWS;
     return group < rows ? rows / group : 1;
 }
 
@@ -20,7 +20,7 @@ static long groups_of(const attention_job *job, long b)
 {
     const long heads = job->H / job->G, rows = (job->starts[b + 1] - job->starts[b]) * heads;
     long groups = job->G;
-    if (!attention_in_pairs(job->cache) || attention_in_tiles(job->cache)) return 1;
+    if (!attention_in_pairs(job->cache, job->D) || attention_in_tiles(job->cache, job->D)) return 1;
     if (rows >= PREFETCH_ROWS || b < omp_get_max_threads()) return 1;
     while (groups > 1 && (groups * rows > span_of(job) * heads || job->G % groups)) groups--;
     return groups;
@@ -39,9 +39,9 @@ void attention_tasks(const attention_job *job, long *first_task)
 long attention_scratch(const attention_job *job)
 {
     const long rows = span_of(job) * (job->H / job->G);
-    if (attention_in_tiles(job->cache)) return attention_tiles_scratch(job, rows);
+    if (attention_in_tiles(job->cache, job->D)) return attention_tiles_scratch(job, rows);
     /* Each group of a task begins on lines of its own. */
-    if (attention_in_pairs(job->cache)) return attention_pairs_scratch(job, rows) + 64 * job->G;
+    if (attention_in_pairs(job->cache, job->D)) return attention_pairs_scratch(job, rows) + 64 * job->G;
     return attention_vectors_scratch(job, rows);
 }
 
@@ -74,7 +74,7 @@ static void ask_for_queries(const attention_job *job, const long *first_task, lo
 void attention_team(const attention_job *job, const long *first_task, float *scratch)
 {
     const long span = span_of(job), threads = omp_get_num_threads();
-    const int in_pairs = attention_in_pairs(job->cache), in_tiles = attention_in_tiles(job->cache);
+    const int in_pairs = attention_in_pairs(job->cache, job->D), in_tiles = attention_in_tiles(job->cache, job->D);
     if (in_tiles) take_tiles();
     /* Later tiles of a prompt see more keys: they go first, so that none is left alone at the end. */
 #pragma omp for schedule(dynamic, 1)

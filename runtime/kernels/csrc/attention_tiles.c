@@ -12,7 +12,7 @@
 /* Numbers of a pair of rows of a panel. */
 #define PAIR (2 * PANEL)
 
-int attention_in_tiles(int cache) { return cache != CACHE_F32 && pairs_exist() && tiles_work(); }
+int attention_in_tiles(int cache, long D) { return cache != CACHE_F32 && D % 2 == 0 && pairs_exist() && tiles_work(); }
 
 /* The halves of int4's bytes are dimensions half a head apart: panels of each begin there. */
 static long run_of(const attention_job *job) { return job->cache == CACHE_INT4 ? job->D / 2 : job->D; }
@@ -234,7 +234,7 @@ void attend_in_tiles(const attention_job *job, const tile *at, long g, float *sc
     }
 }
 #else
-int attention_in_tiles(int cache) { return (void)cache, 0; }
+int attention_in_tiles(int cache, long D) { return (void)cache, (void)D, 0; }
 long attention_tiles_scratch(const attention_job *job, long rows) { return (void)job, (void)rows, 0; }
 void attend_in_tiles(const attention_job *job, const tile *at, long g, float *scratch)
 {

@@ -10,7 +10,7 @@
 #define ROWS_IN_TILES 64
 
 /* Whether this processor attends to a cache of this kind in tiles. Then `attention_in_pairs` says so of pairs too. */
-int attention_in_tiles(int cache);
+int attention_in_tiles(int cache, long D);
 /* Floats that `rows` query rows need, a multiple of 64 bytes. */
 long attention_tiles_scratch(const attention_job *job, long rows);
 /* The rows of `at`, for the heads of group g. Tiles are taken. */

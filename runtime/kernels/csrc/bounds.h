@@ -19,7 +19,8 @@ INLINE int all_within(const int64_t *indices, long count, long end)
 /* Whether the sequences own rows [0, T) in order, each no more than it has keys, and all their keys lie in `blocks`. */
 INLINE int sequences_fit(const attention_job *job, long T, long blocks)
 {
-    if (job->starts[0] != 0 || job->starts[job->B] != T || job->S < 1 || job->G < 1 || job->H % job->G) return 0;
+    if (job->starts[0] != 0 || job->starts[job->B] != T || job->S < 1 || job->D < 1) return 0;
+    if (job->G < 1 || job->H < job->G || job->H % job->G) return 0;
     for (long b = 0; b < job->B; b++) {
         long rows = (long)job->starts[b + 1] - job->starts[b], keys = job->contexts[b];
         if (rows < 0 || keys < rows || keys > job->table_width * job->S) return 0;
