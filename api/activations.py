@@ -64,5 +64,5 @@ def rows_note(
         return f"{said}, as {names.activations} says"
     if found == "int8":
         return f"{said}: this processor multiplies bytes faster; {names.activations} bfloat16 keeps 16 bits"
-    where = f"with AVX512-VNNI, AVX-VNNI or SDOT, without AMX and {names.torch_rows}"
+    where = f"with AVX2 or SDOT, without AMX and {names.torch_rows}"
     return f"{said}: auto takes int8 on processors {where}"

@@ -157,7 +157,7 @@ class Serving(Part):
     and seeded answers then depend on the other requests of that moment. CPU only. Default: never."""
     activation_precision: ActivationPrecision = "auto"
     """What activations become where they meet weights of 4 or 8 bits. int8: prompts are quicker, answers change a
-    little. auto: int8 on CPUs with VNNI or SDOT and without AMX, else bfloat16. CPU only."""
+    little. auto: int8 on CPUs with AVX2 or SDOT and without AMX, else bfloat16. CPU only."""
     deterministic: bool = False
     """Refuse to start pods whose answers might depend on load: where the native kernels cannot run, and where their
     self-test fails. CPU only; status.serving says in any case whether answers do. It makes nothing slower."""

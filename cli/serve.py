@@ -176,7 +176,7 @@ def serve(
         str,
         typer.Option(
             help="What activations become where they meet weights of 4 or 8 bits, on a CPU: int8 (quicker prompts, "
-            "answers change a little), bfloat16, or auto: int8 with VNNI or SDOT and without AMX, else bfloat16."
+            "answers change a little), bfloat16, or auto: int8 with AVX2 or SDOT and without AMX, else bfloat16."
         ),
     ] = "auto",
     deterministic: Annotated[

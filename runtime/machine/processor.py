@@ -6,8 +6,8 @@ from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")
 
-_DOTS = {32: "avx512_vnni", 16: "avx_vnni", 8: "asimddp"}
-"""What multiplies four bytes at once, by rows of a panel."""
+_BYTES = {32: "avx2", 16: "avx2", 8: "asimddp"}
+"""What multiplies bytes faster than floats, by rows of a panel."""
 _V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"})
 
 
@@ -63,10 +63,10 @@ def multiplies_bf16() -> bool:
 
 
 def multiplies_bytes(panel: int) -> bool:
-    """Whether products of rows of 8 bits are faster than those of bfloat16: by VPDPBUSD or SDOT, in the vectors of
+    """Whether products of rows of 8 bits are faster than those of bfloat16: by VPDPBUSD, VPMADDUBSW or SDOT, of
     kernels with `panel` rows a panel, and without AMX, whose tiles of bfloat16 are faster still (`csrc/path.c`)."""
     flags = processor_flags()
-    return _DOTS.get(panel) in flags and not {"amx_bf16", "amx_tile"} <= flags
+    return _BYTES.get(panel) in flags and not {"amx_bf16", "amx_tile"} <= flags
 
 
 def processor_flags() -> set[str]:

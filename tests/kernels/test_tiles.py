@@ -52,14 +52,22 @@ def test_a_row_has_the_bits_that_it_has_alone(name: str) -> None:
         torch.testing.assert_close(product(x[-rows:]), alone[-rows:], rtol=0, atol=0, equal_nan=True)
 
 
+def column_by_column() -> bool:
+    """Whether registers are so few that an output is one sum over its columns."""
+    return native_kernels("cpu", torch.bfloat16).name in ("native-avx2", "native-avx", "native-generic")
+
+
 def test_a_sum_is_that_of_even_and_of_odd_columns_of_each_block() -> None:
     """Whole numbers that float32 cannot all hold: another order would give another one of them."""
     if native_library().pairs_work():
         pytest.skip("this processor multiplies in pairs, whose order test_pairs.py holds")
     ops, big = native_kernels("cpu", torch.bfloat16), float(1 << 24)
     x = torch.zeros(8, 64)
-    # Column 2 is lost in 2**24; columns 3 and 5 are not, as odd columns have a sum of their own; nor are 32 and 34.
+    # Column 2 is lost in 2**24; columns 3 and 5 are not, as odd columns have a sum of their own; nor are 32 and 34. Where
+    # one column follows the other each of them is lost.
     x[:, [0, 2, 3, 5, 32, 34]] = torch.tensor([big, 1, 1, 1, 1, 1])
     packed = ops.pack(torch.ones(3, 64).bfloat16())
     for rows in (1, 8):
-        assert torch.equal(ops.linear(x[:rows], packed, None), torch.full((rows, 3), big + 4))
+        assert torch.equal(
+            ops.linear(x[:rows], packed, None), torch.full((rows, 3), big if column_by_column() else big + 4)
+        )

@@ -1,11 +1,12 @@
 /* Sums of products of rows of x with weights that lie in pairs: for each two columns of a panel, the first and then the
  * second LANES outputs, of each the weight of the even column low and that of the odd column high.
  *
- * On one processor every sum over bfloat16 rows has one order. Where pairs.h works it is that one. Elsewhere columns go
- * in blocks of BLOCK. In a block the products of even columns are one sum and those of odd columns another, each from 0
- * by one fused multiply-add a column in ascending order; the block adds (even + odd) to the sum so far. That is what
- * AMX's TDPBF16PS does in hardware, with subnormal numbers as 0: so rows in tiles and rows in vectors have the same
- * bits (tests/kernels/test_tiles.py). */
+ * On one processor every sum over bfloat16 rows has one order. Where pairs.h works it is that one. Processors of few
+ * registers add one column after the other by one fused multiply-add each. Elsewhere columns go in blocks of BLOCK. In a
+ * block the products of even columns are one sum and those of odd columns another, each from 0 by one fused multiply-add
+ * a column in ascending order; the block adds (even + odd) to the sum so far. That is what AMX's TDPBF16PS does in
+ * hardware, with subnormal numbers as 0: so rows in tiles and rows in vectors have the same bits
+ * (tests/kernels/test_tiles.py). */
 #ifndef PLIMSOLL_DOTS_H
 #define PLIMSOLL_DOTS_H
 
@@ -13,8 +14,8 @@
 
 #define BLOCK 32
 #define BLOCKS(columns) (((columns) + BLOCK - 1) / BLOCK)
-/* Rows of a register tile that is one panel wide: two sums a vector. */
-#define PAIR_ROWS (ROWS / 2)
+/* Rows of a register tile that is one panel wide: of many registers there are two sums a vector. */
+#define PAIR_ROWS 6
 
 /* What is multiplied: 4-bit codes, 8-bit codes, or bfloat16. */
 enum source { FOURS = 4, BYTES = 8, PAIRS = 16 };
@@ -121,6 +122,46 @@ INLINE vf lone(const int source, const char *w, int half)
     return wide;
 }
 
+#if ROWS == PAIR_ROWS
+/* Column i of a step: both vectors of outputs. */
+INLINE void load_column(const int source, const char *w, const int i, vf *column)
+{
+    UNROLL for (int h = 0; h < 2; h++) {
+        vf pair[2];
+        if (source == FOURS) nibbles(load_words(w + h * 4 * LANES), i / 2, pair, pair + 1);
+        else if (source == BYTES) pair[i % 2] = load_bytes(w + i * PANEL + h * LANES);
+        else load_pairs((const uint16_t *)w + h * PANEL, pair, pair + 1);
+        column[h] = pair[i % 2];
+    }
+}
+
+/* all[rows][2] += x w^T over `depth` columns. x is rounded to bfloat16 already. */
+INLINE void add_dots(const int source, const int rows, long depth, const float *x, long ldx, const char *w, vf *all)
+{
+    const int step = STEP(source);
+    vf sum[PAIR_ROWS][2], column[2];
+    long k = 0;
+    UNROLL for (int r = 0; r < rows; r++) sum[r][0] = all[2 * r], sum[r][1] = all[2 * r + 1];
+    for (; k + step <= depth; k += step, w += step * PANEL * source / 8) {
+        if (source != PAIRS) ask_for(w + AHEAD);
+        UNROLL for (int i = 0; i < step; i++) {
+            load_column(source, w, i, column);
+            /* What one column was made of is loaded again for the next: no register is left to keep it. */
+            if (rows > 3) __asm__("" : "+r"(w));
+            UNROLL for (int r = 0; r < rows; r++) {
+                const vf one = fill(x[r * ldx + k + i]);
+                sum[r][0] = madd(one, column[0], sum[r][0]), sum[r][1] = madd(one, column[1], sum[r][1]);
+            }
+        }
+    }
+    if (source != FOURS && k < depth)
+        UNROLL for (int h = 0; h < 2; h++) {
+            const vf last = lone(source, w, h);
+            UNROLL for (int r = 0; r < rows; r++) sum[r][h] = madd(fill(x[r * ldx + k]), last, sum[r][h]);
+        }
+    UNROLL for (int r = 0; r < rows; r++) all[2 * r] = sum[r][0], all[2 * r + 1] = sum[r][1];
+}
+#else
 /* all[rows][2] += x w^T over `depth` columns that begin a block. x is rounded to bfloat16 already. */
 INLINE void add_dots(const int source, const int rows, long depth, const float *x, long ldx, const char *w, vf *all)
 {
@@ -163,6 +204,7 @@ INLINE void add_dots(const int source, const int rows, long depth, const float *
             UNROLL for (int h = 0; h < 2; h++) all[r * 2 + h] += even[r][h] + odd[r][h];
     }
 }
+#endif
 
 /* Subnormal numbers are 0 in tiles; so they are in vectors, while products run. Returns what `as_before` takes. */
 INLINE unsigned without_subnormals(void)

@@ -33,25 +33,27 @@ INLINE void outputs(const int way, const int rows, long depth, const void *x, lo
         UNROLL for (int h = 0; h < 2; h++) store(y + r * ldy + h * LANES, all[r * 2 + h]);
 }
 
-#define CASE(R) case R: outputs(way, R, depth, x, ldx, w, from, ldf, y, ldy); break;
-INLINE void some_rows(const int way, int rows, long depth, const void *x, long ldx, const uint16_t *w,
-                      const float *from, long ldf, float *y, long ldy)
-{
-    switch (rows) {
-        CASE(1) CASE(2) CASE(3)
-#if PAIR_ROWS == 6
-        CASE(4) CASE(5) CASE(6)
-#endif
+/* Functions of their own: beside loops over them, sums would leave their registers. */
+typedef void some(int, long, const void *, long, const uint16_t *, const float *, long, float *, long);
+#define CASE(WAY, R) case R: outputs(WAY, R, depth, x, ldx, w, from, ldf, y, ldy); break;
+#define DEFINE_ROWS(NAME, WAY, MORE)                                                                                   \
+    static __attribute__((noinline)) void NAME(int rows, long depth, const void *x, long ldx, const uint16_t *w,       \
+                                               const float *from, long ldf, float *y, long ldy)                        \
+    {                                                                                                                  \
+        switch (rows) { CASE(WAY, 1) CASE(WAY, 2) CASE(WAY, 3) CASE(WAY, 4) CASE(WAY, 5) CASE(WAY, 6) MORE }           \
     }
+DEFINE_ROWS(rows_in_vectors, IN_VECTORS, )
 #if HAVE_PAIRS
-    if (way == IN_PAIRS)
-        switch (rows) { CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) }
+DEFINE_ROWS(rows_in_pairs, IN_PAIRS, CASE(IN_PAIRS, 7) CASE(IN_PAIRS, 8) CASE(IN_PAIRS, 9) CASE(IN_PAIRS, 10)
+            CASE(IN_PAIRS, 11) CASE(IN_PAIRS, 12))
+static some *const SOME[] = {rows_in_vectors, rows_in_pairs};
+#else
+static some *const SOME[] = {rows_in_vectors};
 #endif
-}
 
 /* Rows of a band against panels [first, last), all of them full ones. `x`: of its first row; tiles have `high` rows. */
-INLINE void band_of_rows(const int way, long rows, long high, long K, const void *x, const uint16_t *w, long first,
-                         long last, const float *bias, float *y, long N)
+static void full_panels(int way, long rows, long high, long K, const void *x, const uint16_t *w, long first, long last,
+                        const float *bias, float *y, long N)
 {
     const long panel = K * PANEL, ldx = way == IN_PAIRS ? high : K, depth = rows <= high ? K : DEPTH;
     for (long k = 0; k < K; k += depth) {
@@ -60,15 +62,15 @@ INLINE void band_of_rows(const int way, long rows, long high, long K, const void
             const float *start = bias ? bias + p * PANEL : zeros;
             for (long row = 0; row < rows; row += high) {
                 float *out = y + row * N + p * PANEL;
-                some_rows(way, (int)(rows - row < high ? rows - row : high), now, row_at(way, x, row, k, K, K, high),
-                          ldx, w + p * panel + k * PANEL, k ? out : start, k ? N : 0, out, N);
+                SOME[way]((int)(rows - row < high ? rows - row : high), now, row_at(way, x, row, k, K, K, high), ldx,
+                          w + p * panel + k * PANEL, k ? out : start, k ? N : 0, out, N);
             }
         }
     }
 }
 
 /* The last panel where N does not fill it: through a buffer, so that nothing beyond y is written. */
-INLINE void last_panel(const int way, long rows, long high, long K, const void *x, const uint16_t *w, long N,
+static void last_panel(int way, long rows, long high, long K, const void *x, const uint16_t *w, long N,
                        const float *bias, float *y)
 {
     long p = N / PANEL, width = N - p * PANEL;
@@ -76,25 +78,20 @@ INLINE void last_panel(const int way, long rows, long high, long K, const void *
     if (bias) memcpy(start, bias + p * PANEL, width * sizeof(float));
     for (long row = 0; row < rows; row += high) {
         long count = rows - row < high ? rows - row : high;
-        some_rows(way, (int)count, K, row_at(way, x, row, 0, K, K, high), way == IN_PAIRS ? high : K, w + p * K * PANEL,
+        SOME[way]((int)count, K, row_at(way, x, row, 0, K, K, high), way == IN_PAIRS ? high : K, w + p * K * PANEL,
                   start, 0, out, PANEL);
         for (long r = 0; r < count; r++)
             memcpy(y + (row + r) * N + p * PANEL, out + r * PANEL, width * sizeof(float));
     }
 }
 
-#define DEFINE(NAME, WAY)                                                                                              \
-    static __attribute__((noinline)) void NAME(long rows, long high, long K, const void *x, const uint16_t *w,         \
-                                               long first, long last, const float *bias, float *y, long N)             \
-    {                                                                                                                  \
-        long full = N / PANEL;                                                                                         \
-        band_of_rows(WAY, rows, high, K, x, w, first, last < full ? last : full, bias, y, N);                          \
-        if (last > full) last_panel(WAY, rows, high, K, x, w, N, bias, y);                                             \
-    }
-DEFINE(band_in_vectors, IN_VECTORS)
-#if HAVE_PAIRS
-DEFINE(band_in_pairs, IN_PAIRS)
-#endif
+static void band_of_rows(int way, long rows, long high, long K, const void *x, const uint16_t *w, long first, long last,
+                         const float *bias, float *y, long N)
+{
+    const long full = N / PANEL;
+    full_panels(way, rows, high, K, x, w, first, last < full ? last : full, bias, y, N);
+    if (last > full) last_panel(way, rows, high, K, x, w, N, bias, y);
+}
 
 /* Rows that do not fill their tiles, or outputs that do not fill their panel: through a buffer. */
 static void part_of_tiles(int count, long rows, long width, const uint16_t *x, long tile, const uint16_t *w,
@@ -173,14 +170,9 @@ void linear_bf16_team(const float *x, const uint16_t *w, const float *bias, floa
             if (way == IN_TILES)
                 band_in_tiles(rows, K, (const uint16_t *)made + row * BLOCKS(K) * BLOCK, w, first, last, bias,
                               y + row * N, N);
-#if HAVE_PAIRS
-            else if (way == IN_PAIRS)
-                band_in_pairs(rows, high, K, row_at(way, made, row, 0, K, K, high), w, first, last, bias, y + row * N,
-                              N);
-#endif
             else
-                band_in_vectors(rows, high, K, row_at(way, made, row, 0, K, K, high), w, first, last, bias, y + row * N,
-                                N);
+                band_of_rows(way, rows, high, K, row_at(way, made, row, 0, K, K, high), w, first, last, bias,
+                             y + row * N, N);
         }
         _Pragma("omp barrier")
     }

@@ -46,10 +46,7 @@ INLINE void some_rows(const int way, const int source, int rows, long depth, con
                       long lds, const char *w, const float *ends, const float *from, long ldf, float *y, long ldy)
 {
     switch (rows) {
-        CASE(1) CASE(2) CASE(3)
-#if PAIR_ROWS == 6
-        CASE(4) CASE(5) CASE(6)
-#endif
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
     }
 #if HAVE_PAIRS
     if (way == IN_PAIRS)

@@ -113,6 +113,26 @@ INLINE vi add_quad(const int how, const int negative, vi sum, vu w, vu x)
 #endif
 }
 
+/* Where no instruction adds four products: codes of 4 bits are so small that 16 products, those of a piece, are added in
+ * 16 bits, two sums a lane. */
+#if defined(__AVX512BW__)
+#define HAVE_NARROW 1
+INLINE vi add_narrow(vi sum, vu w, vu x)
+{
+    return (vi)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)w, (__m512i)x));
+}
+INLINE vi widened_sums(vi sums) { return (vi)_mm512_madd_epi16((__m512i)sums, _mm512_set1_epi16(1)); }
+#elif defined(__AVX2__) && LANES == 8
+#define HAVE_NARROW 1
+INLINE vi add_narrow(vi sum, vu w, vu x)
+{
+    return (vi)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)x));
+}
+INLINE vi widened_sums(vi sums) { return (vi)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1)); }
+#else
+#define HAVE_NARROW 0
+#endif
+
 /* Four columns of a panel's 8-bit codes as words of both vectors. Those after the last are anything: rows have 0
  * there. */
 INLINE void quads_of_bytes(const int how, const char *at, vu *quads)

@@ -21,5 +21,12 @@ const char *instructions_in_use(void)
 }
 
 /* Whether rows of 8 bits are faster here than rows of bfloat16: VPDPBUSD adds twice the products of VDPBF16PS, and
- * tiles of bfloat16 more than that. SDOT adds twice the products of BFDOT. */
-int int8_is_faster(void) { return (vnni_works() && !tiles_work()) || sdot_works(); }
+ * VPMADDUBSW of a fused multiply-add; tiles of bfloat16 add more than both. SDOT adds twice the products of BFDOT. */
+int int8_is_faster(void)
+{
+#if defined(__AVX2__)
+    return !tiles_work();
+#else
+    return sdot_works();
+#endif
+}
