@@ -86,8 +86,6 @@ def test_an_output_that_failed_its_gate_is_measured_and_said_to_be_refused(
         "rtn",
         "--calib-dataset",
         "text.txt",
-        "--calib-samples",
-        "4",
         "--calib-seqlen",
         "24",
     ]

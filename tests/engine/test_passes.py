@@ -44,6 +44,24 @@ def test_a_pass_takes_a_layer_a_step_and_counts_once_it_is_whole(tiny_llama: Pat
     assert tokens == expected.token_ids
 
 
+def test_one_token_that_is_left_of_a_prompt_is_a_row_of_the_streams_and_no_pass(
+    tiny_llama: Path, engine: Engine
+) -> None:
+    """All but the last token are in the prefix cache. As a pass it would run there and among the decodes."""
+    whole = PROMPT[:49]
+    expected = run_alone(make_engine(tiny_llama), make_request("alone", whole))
+    answers: dict[str, list[int]] = {"first": [], "again": []}
+    for name, answer in answers.items():
+        engine.add(make_request(name, whole))
+        while len(answer) < 8:
+            for output in engine.step():
+                answers.get(output.request_id, []).extend(output.token_ids)
+            engine.check_integrity()
+    assert engine.scheduler.running
+    assert engine.stats.prefix_hits == 48
+    assert answers["first"] == answers["again"] == expected.token_ids
+
+
 def test_the_clock_of_a_request_starts_with_the_first_part_of_its_pass(engine: Engine) -> None:
     engine.add(make_request("prompt", PROMPT))
     engine.step()

@@ -104,7 +104,8 @@ def rowwise(draw: random.Random, ops: Kernels) -> None:
 
 def paged(draw: random.Random, ops: Kernels, dtype: torch.dtype) -> None:
     """Caches, slots, tables, starts and contexts, honest but for at most one of them."""
-    dim, kv_heads, group, block = (draw.choice(c) for c in ((0, 1, 2, 3, 8, 20, 64, 129), (1, 2), (0, 1, 3, 49), (16, 32)))
+    dim, kv_heads = draw.choice((0, 1, 2, 3, 8, 20, 64, 129)), draw.choice((1, 2))
+    group, block = draw.choice((0, 1, 3, 49)), draw.choice((16, 32))
     rows = [draw.randint(0, 5) for _ in range(draw.randint(1, 3))]
     contexts = [count + draw.choice((0, 0, 1, 15, 40)) for count in rows]
     blocks, width = draw.randint(1, 6), max(1, -(-max(contexts) // block))

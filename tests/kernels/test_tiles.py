@@ -63,8 +63,8 @@ def test_a_sum_is_that_of_even_and_of_odd_columns_of_each_block() -> None:
         pytest.skip("this processor multiplies in pairs, whose order test_pairs.py holds")
     ops, big = native_kernels("cpu", torch.bfloat16), float(1 << 24)
     x = torch.zeros(8, 64)
-    # Column 2 is lost in 2**24; columns 3 and 5 are not, as odd columns have a sum of their own; nor are 32 and 34. Where
-    # one column follows the other each of them is lost.
+    # Column 2 is lost in 2**24; columns 3 and 5 are not, as odd columns have a sum of their own; nor are 32 and 34.
+    # Where one column follows the other each of them is lost.
     x[:, [0, 2, 3, 5, 32, 34]] = torch.tensor([big, 1, 1, 1, 1, 1])
     packed = ops.pack(torch.ones(3, 64).bfloat16())
     for rows in (1, 8):

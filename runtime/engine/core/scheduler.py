@@ -217,6 +217,7 @@ class Scheduler:
             seq, size = going.item.seq, self.blocks.block_size
             assert seq in self.running, "a pass is of a sequence that does not run"
             assert 0 < going.rows <= seq.num_pending, "a pass has rows that its sequence has not"
+            assert seq.num_pending > 1, "a pass is of a sequence that a decode may be chosen of"
             written = seq.block_table[seq.num_computed // size : self.blocks.blocks_for(seq.num_computed + going.rows)]
             assert not any(map(self.blocks.is_shared, written)), "others may use a block that a pass writes"
         for queue in (self.running, self.waiting):
@@ -266,13 +267,14 @@ class Scheduler:
         while spare > joined and (seq := next(prompts, None)) is not None:
             count, first = seq.num_pending, seq.num_computed
             takes = pace.joining(count, first)
-            if takes > seconds or count > spare - joined:
+            # One token that is left, as the rest is cached, is a row like those of the streams.
+            if count > 1 and (takes > seconds or count > spare - joined):
                 if not joined:
                     most = max(MOST_ROWS - streams, LEAST_ROWS)
                     self._pass = pace.begin(seq, seconds, min(spare, most))
                 break
             self._choose(seq, count, chosen)
-            joined, seconds = joined + count, seconds - takes
+            joined, seconds = joined + count, seconds - min(takes, seconds)
             work += pace.work.joined(count, first + count / 2)
         return joined, work
 

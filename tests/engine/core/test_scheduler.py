@@ -168,8 +168,8 @@ def test_a_pass_of_a_sequence_that_is_taken_out_is_dropped_and_leaves_nothing(en
 def test_with_passes_of_any_cut_each_row_finds_what_comes_before_it_and_every_request_is_done(
     data, requests, block_size, spare, budget, max_running, caching, layers, drawn
 ):
-    """Prompts share prefixes, hang up at any moment, and are preempted in the middle of a pass."""
-    num_blocks = max(-(-(prompt + answer) // block_size) for prompt, answer in requests) + spare
+    """Prompts share prefixes, come again, hang up at any moment, and are preempted in the middle of a pass."""
+    num_blocks = -(-sum(map(max, zip(*requests, strict=True))) // block_size) + spare
     pace = DrawnPace(layers, lambda low, high: data.draw(st.integers(low, high))) if drawn else paced(layers)
     scheduler = make_scheduler(
         num_blocks, block_size, caching, max_batched_tokens=budget, max_running=max_running, pace=pace
@@ -178,7 +178,10 @@ def test_with_passes_of_any_cut_each_row_finds_what_comes_before_it_and_every_re
     sequences = []
     for name, (prompt, answer) in enumerate(requests):
         kept = data.draw(st.integers(0, prompt))
-        sequences.append(make_sequence(name, shared[:kept] + [100 + name] * (prompt - kept), answer))
+        tokens = shared[:kept] + [100 + name] * (prompt - kept)
+        if sequences and data.draw(st.booleans()):
+            tokens = data.draw(st.sampled_from(sequences)).token_ids
+        sequences.append(make_sequence(name, list(tokens), answer))
     arrivals, memory, aborted = list(sequences), LayeredMemory(layers), set()
     while arrivals or scheduler.running or scheduler.waiting:
         for _ in range(min(len(arrivals), data.draw(st.integers(0 if list(scheduler) else 1, 3)))):
