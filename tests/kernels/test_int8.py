@@ -222,3 +222,16 @@ def test_the_name_says_that_rows_have_8_bits() -> None:
     assert "-int8" in native().name
     assert "int8" not in native_kernels("cpu", torch.bfloat16).name
     assert torch_kernels("cpu", torch.float32, int8=True).name == "torch-int8"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_codes_of_a_piece_add_up_beside_the_largest_of_a_row(bits: Literal[4, 8], sign: int) -> None:
+    """Where products are added in 16 bits a sum comes nearest to overflowing."""
+    codes = torch.full((33, 64), 15, dtype=torch.uint8) if bits == 4 else torch.full((33, 64), -128, dtype=torch.int8)
+    held = QuantizedMatrix(bits, codes, torch.ones(33, 1))
+    ops = native()
+    for rows in (1, 5, 13):
+        found = ops.linear(torch.full((rows, 64), float(sign)), ops.pack_quantized(held), None)
+        wanted = sign * dequantize(held, torch.float32).sum(1)
+        torch.testing.assert_close(found, wanted.expand(rows, 33), rtol=1e-6, atol=0)

@@ -73,6 +73,14 @@ INLINE vf fused(vf a, vf b, vf c)
 
 INLINE vi all_lanes(uint32_t word) { return (vi)(word - (vu){0}); }
 
+/* Whether a sum of a piece is two sums of 16 bits a lane until it is whole: where no instruction adds four products,
+ * and codes of 4 bits are so small that 16 products stay below 2^15. */
+#if defined(__AVX512BW__) || (defined(__AVX2__) && LANES == 8)
+#define SUMS_OF_16(how, negative) ((how) == PLAIN && !(negative))
+#else
+#define SUMS_OF_16(how, negative) 0
+#endif
+
 /* sum + four products of bytes of w, unsigned unless `negative`, and of x, which is -127 to 127. */
 INLINE vi add_quad(const int how, const int negative, vi sum, vu w, vu x)
 {
@@ -93,12 +101,13 @@ INLINE vi add_quad(const int how, const int negative, vi sum, vu w, vu x)
 #endif
 #if defined(__AVX512BW__)
     __m512i a = (__m512i)w, b = (__m512i)x;
-    if (negative)
-        b = _mm512_mask_sub_epi8(b, _mm512_movepi8_mask(a), _mm512_setzero_si512(), b), a = _mm512_abs_epi8(a);
+    if (!negative) return (vi)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16(a, b));
+    b = _mm512_mask_sub_epi8(b, _mm512_movepi8_mask(a), _mm512_setzero_si512(), b), a = _mm512_abs_epi8(a);
     return sum + (vi)_mm512_madd_epi16(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1));
 #elif defined(__AVX2__) && LANES == 8
     __m256i a = (__m256i)w, b = (__m256i)x;
-    if (negative) b = _mm256_sign_epi8(b, a), a = _mm256_abs_epi8(a);
+    if (!negative) return (vi)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16(a, b));
+    b = _mm256_sign_epi8(b, a), a = _mm256_abs_epi8(a);
     return sum + (vi)_mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1));
 #elif defined(__aarch64__)
     /* Codes that are not negative are below 16. */
@@ -113,25 +122,18 @@ INLINE vi add_quad(const int how, const int negative, vi sum, vu w, vu x)
 #endif
 }
 
-/* Where no instruction adds four products: codes of 4 bits are so small that 16 products, those of a piece, are added in
- * 16 bits, two sums a lane. */
+/* What the sum of a piece is once `add_quad` has seen all of it. */
+INLINE vi whole_sum(const int how, const int negative, vi sum)
+{
+    if (!SUMS_OF_16(how, negative)) return sum;
 #if defined(__AVX512BW__)
-#define HAVE_NARROW 1
-INLINE vi add_narrow(vi sum, vu w, vu x)
-{
-    return (vi)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)w, (__m512i)x));
-}
-INLINE vi widened_sums(vi sums) { return (vi)_mm512_madd_epi16((__m512i)sums, _mm512_set1_epi16(1)); }
-#elif defined(__AVX2__) && LANES == 8
-#define HAVE_NARROW 1
-INLINE vi add_narrow(vi sum, vu w, vu x)
-{
-    return (vi)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)x));
-}
-INLINE vi widened_sums(vi sums) { return (vi)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1)); }
+    return (vi)_mm512_madd_epi16((__m512i)sum, _mm512_set1_epi16(1));
+#elif defined(__AVX2__)
+    return (vi)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
 #else
-#define HAVE_NARROW 0
+    return sum;
 #endif
+}
 
 /* Four columns of a panel's 8-bit codes as words of both vectors. Those after the last are anything: rows have 0
  * there. */

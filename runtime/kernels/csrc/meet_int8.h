@@ -41,21 +41,18 @@ INLINE float float_of(uint32_t word)
 INLINE void multiply_piece(const int how, const int bits, const int source, const int rows, long quads, tile x,
                            const char *w, vi *sums)
 {
-    const int negative = bits == 8 && how == PLAIN, step = source == FOURS ? 2 : 1, narrow = bits == 4 && how == PLAIN;
-    vi sums_of_16[SUMS];
-    UNROLL for (int i = 0; i < 2 * rows; i++) {
-        sums[i] = EXCESS(how, bits) ? all_lanes(x.ends[i / 2 * 2]) : (vi){0};
-        if (HAVE_NARROW && narrow) sums_of_16[i] = (vi){0};
-    }
+    const int negative = bits == 8 && how == PLAIN, step = source == FOURS ? 2 : 1;
+    UNROLL for (int i = 0; i < 2 * rows; i++)
+        sums[i] = EXCESS(how, bits) && !SUMS_OF_16(how, negative) ? all_lanes(x.ends[i / 2 * 2]) : (vi){0};
     for (; quads > 0; quads -= step, x.codes += step * x.high, w += 4 * PANEL) {
         vu words[2];
         if (source != WORDS) ask_for(w + AHEAD);
         if (source != WORDS && LANES == 16) ask_for(w + AHEAD + 64);
         if (source == BYTES) quads_of_bytes(how, w, words);
         else words[0] = load_words(w), words[1] = load_words(w + 4 * LANES);
-#if HAVE_NARROW && LANES == 8
+#if defined(__AVX2__) && LANES == 8
         /* They stay in registers: the compiler would load them again for each row. */
-        if (narrow) __asm__("" : "+x"(words[0]), "+x"(words[1]));
+        if (SUMS_OF_16(how, negative)) __asm__("" : "+x"(words[0]), "+x"(words[1]));
 #endif
         UNROLL for (int j = 0; j < step; j++) {
             vu first = source == FOURS ? quad_of_fours(words[0], j) : words[0];
@@ -76,22 +73,16 @@ INLINE void multiply_piece(const int how, const int bits, const int source, cons
             }
 #endif
             UNROLL for (int r = 0; r < rows; r++) {
-                vi *sum = HAVE_NARROW && narrow ? sums_of_16 + 2 * r : sums + 2 * r;
+                vi *sum = sums + 2 * r;
                 vu four = (vu)all_lanes(x.codes[j * x.high + r]);
-#if HAVE_NARROW
-                if (narrow) {
-                    sum[0] = add_narrow(sum[0], first, four), sum[1] = add_narrow(sum[1], second, four);
-                    continue;
-                }
-#endif
                 sum[0] = add_quad(how, negative, sum[0], first, four);
                 sum[1] = add_quad(how, negative, sum[1], second, four);
             }
         }
     }
-#if HAVE_NARROW
-    if (narrow) UNROLL for (int i = 0; i < 2 * rows; i++) sums[i] += widened_sums(sums_of_16[i]);
-#endif
+    if (SUMS_OF_16(how, negative))
+        UNROLL for (int i = 0; i < 2 * rows; i++)
+            sums[i] = all_lanes(x.ends[i / 2 * 2]) + whole_sum(how, negative, sums[i]);
 }
 
 /* all[rows][2] += what a run of `depth` columns adds. `ends`: as load_ends leaves them. `lone`: whether a run is one
